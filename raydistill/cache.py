@@ -1,0 +1,264 @@
+"""What storage holds and what frees it (``raydistill cache ls | rm | gc``), and a node's copies of remote artefacts."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from raydistill.artifacts import KEY, MANIFEST, Artifact, Manifest
+from raydistill.errors import ArtifactError
+from raydistill.storage import PARTIAL, STAGING, Damaged, Missing, Storage, explain
+
+KINDS = ("data", "tokens", "teacher", "signals", "student", "baseline", "evaluation")
+DAY_SECONDS = 86_400.0
+CACHE_BYTES = 50 * 10**9
+"""Default bound of the node's cache; RAYDISTILL_CACHE_BYTES overrides it."""
+_IN_USE: dict[Path, int] = {}
+"""Copies this process has been given -> descriptor whose shared lock keeps others from evicting them while it lives."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``cache ls``: an artefact, an unsealed leftover (``sealed`` false) or a staging folder."""
+
+    kind: str
+    key: str
+    bytes: int
+    created: str
+    """UTC, ISO 8601; of an unsealed one the time of its last change."""
+    used_by: tuple[str, ...] = ()
+    """Keys of the runs that refer to it, directly or through a child's parents."""
+    sealed: bool = True
+
+    @property
+    def age_seconds(self) -> float:
+        return time.time() - datetime.fromisoformat(self.created).timestamp()
+
+
+def list_artifacts(storage: Storage) -> list[Row]:
+    """Every artefact and unsealed leftover of a storage with the runs that refer to it, sorted by kind and key.
+
+    ArtifactError where a run.json is damaged: what that run refers to is then unknown.
+    """
+    rows: dict[str, Row] = {}
+    manifests: dict[str, Manifest] = {}
+    for kind in KINDS:
+        for key in filter(KEY.fullmatch, storage.list(kind)):
+            row, manifest = _describe(storage, kind, key)
+            if row is not None:
+                rows[f"{kind}/{key}"] = row
+            if manifest is not None:
+                manifests[f"{kind}/{key}"] = manifest
+    used_by = _references(storage, manifests)
+    return [replace(row, used_by=tuple(sorted(used_by.get(name, ())))) for name, row in rows.items()]
+
+
+def remove_artifact(storage: Storage, name: str, force: bool = False) -> Row:
+    """Remove the artefact ``KIND/KEY``; ArtifactError if it is not there or if a run refers to it and not ``force``."""
+    row = next((row for row in list_artifacts(storage) if f"{row.kind}/{row.key}" == name), None)
+    if row is None:
+        raise ArtifactError(f"There is no artefact {name!r} in {storage.show()}. `raydistill cache ls` lists them.")
+    if row.used_by and not force:
+        raise ArtifactError(
+            f"{name} stays: {len(row.used_by)} run(s) refer to it ({', '.join(row.used_by[:3])}). "
+            "Add --force to remove it all the same; it is made anew when such a run is repeated."
+        )
+    storage.artifact(row.kind, row.key).delete()
+    return row
+
+
+def collect_garbage(storage: Storage, dry_run: bool = False, older_than_seconds: float = DAY_SECONDS) -> list[Row]:
+    """Remove, or with ``dry_run`` only list, what no run refers to: artefacts, unsealed leftovers, staging folders.
+
+    Nothing younger than ``older_than_seconds`` goes: a run that is under way may be about to refer to it.
+    """
+    unused = [row for row in list_artifacts(storage) if not row.used_by]
+    rows = [row for row in [*unused, *_staging(storage)] if row.age_seconds >= older_than_seconds]
+    if not dry_run:
+        for row in rows:
+            storage.delete(row.kind, row.key, MANIFEST)
+            storage.delete(row.kind, row.key)
+    return rows
+
+
+def _describe(storage: Storage, kind: str, key: str) -> tuple[Row | None, Manifest | None]:
+    """Row and manifest of a folder; (row, None) if it is not whole, (None, None) if it is not raydistill's."""
+    try:
+        manifest = Artifact(storage, kind, key).manifest()
+    except (Missing, Damaged):  # not ArtifactError: what cannot be read just now is no leftover
+        if not re.fullmatch("[0-9a-f]{20}", key):  # storage may be a folder in which the user keeps other things
+            return None, None
+        return _unsealed(storage, kind, key), None
+    return Row(kind, key, manifest.bytes, manifest.created), manifest
+
+
+def _unsealed(storage: Storage, kind: str, key: str) -> Row:
+    infos = storage.infos(kind, key)
+    times = [_changed(info) for info in infos.values()]
+    if storage.is_local:
+        with suppress(FileNotFoundError):
+            times.append(os.path.getmtime(storage.path(kind, key)))
+    created = datetime.fromtimestamp(max(times, default=time.time()), UTC).isoformat(timespec="seconds")
+    return Row(kind, key, sum(int(info["size"] or 0) for info in infos.values()), created, sealed=False)
+
+
+def _staging(storage: Storage) -> list[Row]:
+    return [_unsealed(storage, STAGING, name) for name in storage.list(STAGING)]
+
+
+def _changed(info: dict[str, Any]) -> float:
+    """Time of the last change, s since 1970, from any file system's description of a file; now where it has none."""
+    value = next((info[name] for name in ("mtime", "LastModified", "updated", "created") if info.get(name)), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return float(value) if value is not None else time.time()
+
+
+def _references(storage: Storage, manifests: dict[str, Manifest]) -> dict[str, set[str]]:
+    """Artefact ``kind/key`` -> runs that refer to it, closed over the parents' digests."""
+    by_digest: dict[str, list[str]] = {}
+    for name, manifest in manifests.items():
+        by_digest.setdefault(manifest.digest, []).append(name)
+    used_by: dict[str, set[str]] = {}
+    for run in storage.list("runs"):
+        if not storage.exists("runs", run, "run.json"):
+            continue
+        record = storage.read_json("runs", run, "run.json")
+        if not isinstance(record, dict):
+            raise ArtifactError(
+                f"{storage.show('runs', run, 'run.json')} is damaged: it is no object. Delete that run folder."
+            )
+        pending: list[str] = [str(name) for name in record.get("artifacts", [])]
+        while pending:
+            name = pending.pop()
+            runs = used_by.setdefault(name, set())
+            if run in runs:
+                continue
+            runs.add(run)
+            parents = manifests[name].parents.values() if name in manifests else ()
+            pending += [parent for digest in parents for parent in by_digest.get(digest, [])]
+    return used_by
+
+
+def local_copy(artifact: Artifact, manifest: Manifest, verify: bool) -> Path:
+    """Folder on this node with an artefact of a remote storage, downloaded and verified unless it is there.
+
+    The copy is not evicted before this process ends. A copy that does not fit its manifest any more is downloaded
+    again; ArtifactError if the original does not fit it either.
+    """
+    root = Path(os.environ.get("RAYDISTILL_CACHE") or "~/.cache/raydistill").expanduser().absolute()
+    entry = root / f"{artifact.kind}-{artifact.key}-{manifest.digest[:16]}"
+    with _explained_cache(root):
+        (root / "locks").mkdir(parents=True, exist_ok=True)
+        _keep(entry)
+        if not _fits(artifact, entry, manifest, verify):
+            with FileLock(root / "locks" / f"{entry.name}.download"):
+                if not _fits(artifact, entry, manifest, verify):
+                    _download(artifact, entry, manifest)
+        os.utime(entry)  # least recently used goes first
+    return entry
+
+
+def _fits(artifact: Artifact, entry: Path, manifest: Manifest, verify: bool) -> bool:
+    if not entry.is_dir():
+        return False
+    try:
+        artifact.check_files(entry, manifest, verify)
+    except Damaged:
+        return False
+    return True
+
+
+def _download(artifact: Artifact, entry: Path, manifest: Manifest) -> None:
+    artifact.check_sizes(artifact.storage.files(artifact.kind, artifact.key), manifest)
+    partial = entry.with_name(entry.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    _make_room(entry.parent, manifest.bytes)
+    try:
+        partial.mkdir()
+        if manifest.files:
+            artifact.storage.download(partial, artifact.kind, artifact.key, names=manifest.files)
+        artifact.check_files(partial, manifest, verify=True)
+        shutil.rmtree(entry, ignore_errors=True)
+        os.rename(partial, entry)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _lock_path(entry: Path) -> Path:
+    return entry.parent / "locks" / f"{entry.name.removesuffix(PARTIAL)}.use"
+
+
+def _keep(entry: Path) -> None:
+    """Hold a shared lock on a copy until this process ends; the OS frees it, also after kill -9."""
+    if entry in _IN_USE:
+        return
+    descriptor = os.open(_lock_path(entry), os.O_RDWR | os.O_CREAT, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _IN_USE[entry] = descriptor
+
+
+def _make_room(root: Path, num_bytes: int) -> None:
+    """Evict the least recently used copies that no process holds until ``num_bytes`` more fit under the bound.
+
+    Copies that are all in use may exceed it: a run that needs them could not work otherwise.
+    """
+    with FileLock(root / "locks" / "evict.lock"):
+        copies = sorted((_used_and_bytes(entry), entry) for entry in root.iterdir() if entry.name != "locks")
+        excess = sum(size for (_, size), _ in copies) + num_bytes - _cache_bytes()
+        for (_, size), entry in copies:
+            if excess > 0 and _evict(entry):
+                excess -= size
+
+
+def _used_and_bytes(entry: Path) -> tuple[float, int]:
+    """Time of last use and size of a copy; what vanishes meanwhile, at another process's rename, counts nothing."""
+    used, size = 0.0, 0
+    with suppress(FileNotFoundError):
+        used = entry.stat().st_mtime
+        for folder, _, names in os.walk(entry):
+            size += sum(os.path.getsize(os.path.join(folder, name)) for name in names)
+    return used, size
+
+
+def _cache_bytes() -> int:
+    text = os.environ.get("RAYDISTILL_CACHE_BYTES") or str(CACHE_BYTES)
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError) as error:
+        raise ArtifactError(
+            f"RAYDISTILL_CACHE_BYTES is {text!r}. Set it to a number of bytes, such as 50e9."
+        ) from error
+
+
+def _evict(entry: Path) -> bool:
+    descriptor = os.open(_lock_path(entry), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(entry, ignore_errors=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@contextmanager
+def _explained_cache(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, "use RAYDISTILL_CACHE", str(root)) from error

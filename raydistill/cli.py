@@ -1,0 +1,278 @@
+"""The `raydistill` command: parses, then imports what the command needs. --help loads neither torch nor ray."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raydistill.console import Outcome, Progress, run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="raydistill",
+    help="Distil a large transformer into a small one on a Ray cluster.",
+    epilog="Exit codes: 0 done, 1 failure, 2 usage or config error, 3 a gate refused, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache = typer.Typer(help="Show and free what storage holds.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+STORAGE = "raydistill-storage"
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file; relative paths in it count from here.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Override a value by dotted name, VALUE as in YAML. Repeatable."),
+]
+# Parsed here so that --help shows it; console.run looks for it itself, because parsing may fail.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+StorageUrl = Annotated[str, typer.Option("--storage", metavar="PATH_OR_URL", help="Where artefacts lie.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", min=4, help="Tokens a text is cut to; default: as trained, if stored, else all."),
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, pkg://…, a hub name, runs:/… or models:/NAME@ALIAS.")
+]
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"raydistill {version('raydistill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def distill(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> Outcome:
+    """Run one distillation: the same command goes on where it was, and computes nothing twice."""
+    from raydistill.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from raydistill.pipeline import distill as work
+
+    with Progress() as progress:
+        results = work(loaded, progress=progress)
+
+    def show(console: Console) -> None:
+        from raydistill.report import print_results
+
+        print_results(console, results)
+
+    return Outcome(lambda: results, show)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    check: Annotated[bool, typer.Option("--check", help="Also compute every loss once on a real batch.")] = False,
+    json: Json = False,
+) -> Outcome:
+    """Say what `distill` would do, what is in storage already, and how large it gets."""
+    from raydistill.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from raydistill import planning
+
+    made = planning.make_plan(loaded, check)
+    return Outcome(lambda: made, lambda console: planning.print_plan(console, made))
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Option("--data", help="A file, a folder, pkg://… or a hub data set, with labels.")],
+    split: Annotated[str, typer.Option("--split", help="Which rows, where the data has splits.")] = "test",
+    max_length: MaxLength = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a value of data: --set data.max_length=64."),
+    ] = None,
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Measure a classifier on labelled data, with 95 % intervals."""
+    from raydistill.loading import load_data
+
+    settings = load_data(data, overrides or [])
+    from raydistill import inference
+
+    scores = inference.evaluate_model(model, settings, split, max_length=max_length, storage=storage)
+    return Outcome(lambda: scores, lambda console: inference.print_scores(console, scores))
+
+
+@app.command()
+def predict(
+    model: Model,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A text to classify. Repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A file with one text a line; stdin without it.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Each text is two, with a tab between.")] = False,
+    max_length: MaxLength = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts of one forward pass.")] = 32,
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Label texts: one line each with label, score and text."""
+    from raydistill import texts
+
+    lines = texts.read_texts(text, file, sys.stdin)
+    inputs = texts.split_pairs(lines) if pairs else lines
+    from raydistill import inference
+
+    found: Iterator[dict[str, Any]] = inference.predict_texts(
+        model, inputs, batch_size, max_length=max_length, storage=storage
+    )
+
+    def show(console: Console) -> None:
+        for row in found:
+            print(f"{row['label']}\t{row['score']:.4f}\t{row['text']}", flush=True)
+
+    return Outcome(lambda: {"model": model, "predictions": list(found)}, show)
+
+
+@app.command()
+def init(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Lists the recipes without it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to copy it; ./RECIPE.yaml by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    json: Json = False,
+) -> Outcome:
+    """List the recipes that come with raydistill, or copy one to start from."""
+    from raydistill import starters
+
+    if recipe is None:
+        known = starters.list_recipes()
+        found = [{"name": name, "about": about} for name, about in known.items()]
+        return Outcome(lambda: {"recipes": found}, lambda console: print_columns(known))
+    target = out or Path(f"{recipe}.yaml")
+    starters.copy_recipe(recipe, target, force)
+    return Outcome(lambda: {"written": str(target)}, lambda console: print(f"{target}: run it with raydistill distill"))
+
+
+@app.command()
+def doctor(storage: StorageUrl = STORAGE, json: Json = False) -> Outcome:
+    """Check this machine: packages, storage, memory, threads, GPU, tracking. Exits 1 if a check fails."""
+    from raydistill.doctor import examine, print_checks
+
+    checks = examine(storage)
+    failed = any(check.state == "fail" for check in checks)
+    return Outcome(
+        lambda: {"ok": not failed, "checks": [vars(check) for check in checks]},
+        lambda console: print_checks(console, checks),
+        exit_code=int(failed),
+    )
+
+
+@app.command()
+def schema(json: Json = False) -> Outcome:
+    """Print the JSON schema of the config, for editors."""
+    from raydistill.config import Config
+
+    found = Config.model_json_schema()
+
+    def show(console: Console) -> None:
+        from json import dumps
+
+        print(dumps(found, indent=2))
+
+    return Outcome(lambda: found, show)
+
+
+@app.command()
+def losses(json: Json = False) -> Outcome:
+    """List the loss types with their settings."""
+    from raydistill.schema import list_losses
+
+    found = list_losses()
+
+    def show(console: Console) -> None:
+        for name, loss in found.items():
+            console.print(f"[bold]{name}[/]  {loss['about']}", soft_wrap=True)
+            for setting, value in loss["settings"].items():
+                console.print(
+                    f"    {setting}: {value['default']}    {value['about']}", markup=False, style="dim", soft_wrap=True
+                )
+
+    return Outcome(lambda: {"losses": found}, show)
+
+
+def print_columns(rows: dict[str, str]) -> None:
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        print(f"{name:{width}}  {text}")
+
+
+@cache.command("ls")
+def cache_ls(storage: StorageUrl = STORAGE, json: Json = False) -> Outcome:
+    """List the artefacts of a storage and what refers to them."""
+    from raydistill import inventory
+
+    rows = inventory.listed(storage)
+    return Outcome(lambda: {"artifacts": rows}, lambda console: inventory.print_rows(console, rows))
+
+
+@cache.command("rm")
+def cache_rm(
+    name: Annotated[str, typer.Argument(metavar="KIND/KEY", help="As `cache ls` shows it.")],
+    force: Annotated[bool, typer.Option("--force", help="Even if a run refers to it.")] = False,
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Remove one artefact."""
+    from raydistill import inventory
+
+    row = inventory.removed(storage, name, force)
+    return Outcome(lambda: {"removed": [row]}, lambda console: inventory.print_freed(console, [row], False))
+
+
+@cache.command("gc")
+def cache_gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    older_than_hours: Annotated[float, typer.Option("--older-than", min=0, help="Hours; younger ones stay.")] = 24.0,
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Remove what no run refers to."""
+    from raydistill import inventory
+
+    rows = inventory.collected(storage, dry_run, older_than_hours)
+    key = "would_remove" if dry_run else "removed"
+    return Outcome(lambda: {key: rows}, lambda console: inventory.print_freed(console, rows, dry_run))
+
+
+def invoke(arguments: Sequence[str]) -> Outcome | int | None:
+    """Parse and call a command; typer's Abort is the Ctrl-C that it stands for."""
+    try:
+        return app(list(arguments) or ["--help"], standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command line in this process and return its exit code."""
+    usage_error = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this typer has it from
+    return run(invoke, arguments, usage_error)
+
+
+def main() -> None:
+    """Entry point of the `raydistill` script."""
+    sys.exit(execute(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""Ray itself: joining or starting a cluster, and what it has to offer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raydistill.config import Train
+from raydistill.errors import ConfigError, RaydistillError
+
+DEFAULTS = {
+    # Ray Train empties its result queue at this interval: at its default of 2 s a run of ten reports loses 20 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # Workers keep the driver's folder, so that relative paths mean the same everywhere.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Nothing large passes through the object store of a local cluster: rows and signals are memory-mapped files."""
+
+
+def set_environment() -> None:
+    """Set Ray's switches that are read when it is imported or started; what the user has set stays."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster that ``RAY_ADDRESS`` names or that this process is in; otherwise start one here, and end it.
+
+    Raises RaydistillError where the cluster cannot be reached.
+    """
+    set_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _start_local()
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
+        way_out = "Check RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN" if address else "Run raydistill doctor"
+        raise RaydistillError(f"Could not connect to {where}: {error}. {way_out}.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local() -> None:
+    """Start a cluster of this machine alone, closed to others by a token that lives as long as it does."""
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def worker_resources(train: Train) -> dict[str, float]:
+    """Return what each worker asks for: a GPU where the cluster has them, and an even share of the CPUs.
+
+    Raises ConfigError where the cluster can never hold that many workers.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    if train.resources_per_worker is not None:
+        wanted = dict(train.resources_per_worker)
+    elif total.get("GPU", 0) >= train.num_workers:
+        wanted = {"CPU": max(1.0, total.get("CPU", 1) // total["GPU"]), "GPU": 1.0}
+    else:
+        wanted = {"CPU": max(1.0, total.get("CPU", 1) // train.num_workers)}
+    can_grow = bool(os.environ.get("RAY_ADDRESS"))  # an autoscaler may bring nodes; a cluster of this machine cannot
+    for name, amount in wanted.items():
+        if amount * train.num_workers > total.get(name, 0) and not can_grow:
+            raise ConfigError(
+                f"train.num_workers: {train.num_workers} workers with {amount:g} {name} each need "
+                f"{amount * train.num_workers:g}, but the cluster has {total.get(name, 0):g}. "
+                "Lower train.num_workers or train.resources_per_worker."
+            )
+    return wanted
+

@@ -1,0 +1,254 @@
+"""The whole config tree: frozen, strict data. Variants are unions on ``type``; a dotted name is the YAML path,
+the ``--set`` override, the sweep key and the MLflow parameter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from raydistill import rules
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+"""A name the user chooses; it becomes part of dotted names, metric keys and folder names."""
+
+
+class Section(BaseModel):
+    """Base of every part of the tree: unknown names and later changes are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        rules.refuse(self.mistakes())
+        return self
+
+    def mistakes(self) -> list[rules.Mistake]:
+        """What is wrong between fields that are each valid."""
+        return []
+
+
+class Columns(Section):
+    """Which columns of the source hold what; unset ones are recognised by their usual names."""
+
+    text: str | None = None
+    """Column of the (first) text; recognised names: text, sentence, sentence1, review, content, premise, question."""
+    text_pair: str | None = None
+    """Column of the second text of a pair."""
+    label: str | None = None
+    """Column of the label, string or integer; recognised names: label, labels, class, category, target."""
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_columns(self)
+
+
+class Split(Section):
+    """Share of the rows that are held out where the source has no such split of its own."""
+
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    test: float = Field(default=0.1, gt=0, lt=1)
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_split(self)
+
+
+class Data(Section):
+    path: str = Field(min_length=1)
+    """A file, a folder, ``pkg://package/path`` or the name of a data set on the Hugging Face hub."""
+    format: Literal["auto", "text_folder", "parquet", "csv", "jsonl", "datasets", "hub"] = "auto"
+    """``text_folder``: a folder a class, a text file a document. ``datasets``: a folder written by ``save_to_disk``."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set."""
+    columns: Columns = Columns()
+    max_length: int = Field(default=128, ge=4)
+    """Tokens a row is cut to."""
+    max_labeled: int | None = Field(default=None, ge=2)
+    """Keep the labels of this many training rows, stratified by class, and treat the rest as unlabelled."""
+    unlabeled: str | None = None
+    """Another file or folder whose texts join the distillation without labels."""
+    split: Split = Split()
+
+
+class TextClassification(Section):
+    type: Literal["text_classification"] = "text_classification"
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of the logits; by default taken from the data, sorted."""
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_labels(self)
+
+
+Task = TextClassification
+
+LayerChoice = Literal["auto", "uniform", "last", "first"]
+
+
+class LossSection(Section):
+    weight: float = Field(default=1.0, ge=0)
+    """Factor of this term in the sum of all losses; 0 switches its gradient off."""
+
+
+class TaskLoss(LossSection):
+    """The task's own loss on labelled rows."""
+
+    type: Literal["task"] = "task"
+
+
+class ForwardKl(LossSection):
+    """Soft targets: T² · KL(teacher ‖ student)."""
+
+    type: Literal["forward_kl"] = "forward_kl"
+    temperature: float = Field(default=2.0, gt=0)
+
+
+class LogitMse(LossSection):
+    """Mean squared difference of the logits."""
+
+    type: Literal["logit_mse"] = "logit_mse"
+
+
+class HiddenMse(LossSection):
+    """Mean squared difference of hidden states of mapped layers, over real tokens."""
+
+    type: Literal["hidden_mse"] = "hidden_mse"
+    layers: LayerChoice | tuple[tuple[int, int], ...] = "auto"
+    """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
+
+
+class HiddenCosine(LossSection):
+    """1 - cosine of hidden states of mapped layers, over real tokens."""
+
+    type: Literal["hidden_cosine"] = "hidden_cosine"
+    layers: LayerChoice | tuple[tuple[int, int], ...] = "last"
+    """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
+
+
+Loss = Annotated[TaskLoss | ForwardKl | LogitMse | HiddenMse | HiddenCosine, Field(discriminator="type")]
+
+
+class Optimization(Section):
+    """Length and optimizer settings of one stage of training."""
+
+    num_epochs: float = Field(default=3, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    freeze: tuple[str, ...] = ()
+    """Glob patterns of parameter names that are not trained, for example ``*embeddings*``."""
+
+
+class Stage(Optimization):
+    losses: dict[Name, Loss] = Field(min_length=1)
+    """Named loss terms; the name is the metric key ``train/loss/<name>``."""
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_stage(self)
+
+
+class ModelTeacher(Section):
+    type: Literal["model"] = "model"
+    model: str = Field(min_length=1)
+    """A folder, ``pkg://package/path`` or a hub name: a fine-tuned classifier, or a plain encoder with ``finetune``."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+    finetune: Optimization | None = None
+    """Fine-tune the model on the labelled rows first; the best epoch by validation is kept."""
+    mode: Literal["auto", "cached", "online"] = "auto"
+    """``cached``: record its signals once; ``online``: run it beside the student; ``auto``: by ``max_cache_bytes``."""
+    max_cache_bytes: int = Field(default=20_000_000_000, ge=0)
+    """Up to this size ``auto`` records signals that are wider than logits."""
+
+
+Teacher = ModelTeacher
+
+
+class Student(Section):
+    num_layers: int | None = Field(default=None, ge=1)
+    """None: as many as the teacher."""
+    hidden_size: int | None = Field(default=None, ge=1)
+    num_heads: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
+    start: str = Field(default="teacher_layers", min_length=1)
+    """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
+    teacher_layers: tuple[int, ...] | Literal["auto"] = "auto"
+    """Which of the teacher's layers (from 0) the student starts from."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_student(self)
+
+
+class Train(Section):
+    num_workers: int = Field(default=1, ge=0)
+    """Ray Train workers; 0 runs everything in the calling process without Ray."""
+    resources_per_worker: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """For example {CPU: 4, GPU: 1}; by default one GPU where the cluster has some, else an even share of the CPUs."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often a worker group that lost a worker is started again."""
+    global_batch_size: int = Field(default=32, ge=1)
+    """Rows an optimizer step sees, over all workers."""
+    tokens_per_micro_batch: int = Field(default=8192, ge=1)
+    """Tokens (padding included) of one forward pass on one worker; changes speed and memory, not the result."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype of teacher and student; ``auto``: bfloat16 where the device is fast at it."""
+    checkpoint_steps: int = Field(default=100, ge=1)
+    """Steps between two checkpoints: at most so many are repeated after a crash."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Stop after this many validations without a better score."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+
+
+class Baseline(Section):
+    start: Literal["same", "pretrained"] = "same"
+    """``same``: cut from the fine-tuned teacher like the student; ``pretrained``: from the encoder before that."""
+
+
+class Evaluate(Section):
+    baseline: bool | Baseline = False
+    """Also train the student without a teacher: labels only, the same number of steps."""
+    metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
+    """Validation metric that picks the best epoch."""
+    bootstrap_samples: int = Field(default=1000, ge=100)
+    latency: bool = True
+    """Measure latency and throughput of teacher and student."""
+
+
+class Registry(Section):
+    name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN, max_length=200)
+    """Registered model that the student becomes a version of; none: the student is not registered."""
+
+
+class Tracking(Section):
+    experiment: str = Field(default="raydistill", min_length=1, max_length=200)
+    run_name: str | None = None
+    tags: dict[str, str] = {}
+    system_metrics: bool = True
+
+
+class Config(Section):
+    """One distillation, from data to registered student."""
+
+    storage: str = Field(default="raydistill-storage", min_length=1)
+    """Folder or URL (s3://, gs://) for everything that is computed."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    data: Data
+    task: Task = TextClassification()
+    teacher: Teacher
+    student: Student = Student()
+    stages: dict[Name, Stage] = Field(min_length=1)
+    """Training stages of the student, in order."""
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    registry: Registry = Registry()
+    tracking: Tracking = Tracking()
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_config(self)

@@ -1,0 +1,107 @@
+"""The global batch plan: which rows form global batch k of epoch e, as a pure function of lengths, seed and epoch.
+
+Nothing here knows about workers but ``rank_share``, so the rows of a batch never depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+WINDOW_BATCHES = 32
+"""Rows are grouped by length inside windows of so many batches: wide enough that 97 % of a batch is real tokens on
+short texts, narrow enough that an epoch still mixes the data."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one forward pass: ``row_ids``, ``lengths``, ``labels`` of shape (B,), and the model's ``inputs``.
+
+    A batch without ``inputs`` is enough to count what a loss will see.
+    """
+
+    row_ids: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def num_labeled(self) -> int:
+        return int((self.labels >= 0).sum())
+
+
+def epoch_batches(
+    rows: np.ndarray, lengths: np.ndarray, labels: np.ndarray, *, seed: int, epoch: int, global_batch_size: int
+) -> list[np.ndarray]:
+    """Cut ``rows`` (ids) into the global batches of one epoch, in training order.
+
+    ``lengths`` and ``labels`` belong to the whole split and are indexed by row id; a label below 0 means unlabelled.
+    Labelled rows are spread evenly over the batches, and rows of like length share a batch. The last batch may
+    be smaller than ``global_batch_size``; every row occurs exactly once.
+    """
+    random = np.random.default_rng((seed, epoch))
+    order = _spread_labeled(random.permutation(rows), labels)
+    batches: list[np.ndarray] = []
+    window = WINDOW_BATCHES * global_batch_size
+    for start in range(0, len(order), window):
+        chunk = _group_by_length(order[start : start + window], lengths, labels)
+        batches += [chunk[i : i + global_batch_size] for i in range(0, len(chunk), global_batch_size)]
+    # Full batches in random order, the one short batch last: every prefix of an epoch holds equally many rows.
+    full = [batch for batch in batches if len(batch) == global_batch_size]
+    short = [batch for batch in batches if len(batch) < global_batch_size]
+    return [full[i] for i in random.permutation(len(full))] + short
+
+
+def _spread_labeled(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Reorder a shuffled sequence so that labelled rows lie at even distances in it."""
+    return order[np.argsort(_quantiles(labels[order] >= 0), kind="stable")]
+
+
+def _group_by_length(chunk: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Sort a window by length, labelled and unlabelled rows each for themselves, interleaved by quantile."""
+    by_length = chunk[np.argsort(lengths[chunk], kind="stable")]
+    return by_length[np.argsort(_quantiles(labels[by_length] >= 0), kind="stable")]
+
+
+def _quantiles(labeled: np.ndarray) -> np.ndarray:
+    """Position of each element within its own kind (labelled or not), as a fraction of that kind's number."""
+    quantile = np.empty(len(labeled))
+    for kind in (labeled, ~labeled):
+        quantile[kind] = (np.arange(kind.sum()) + 0.5) / max(kind.sum(), 1)
+    return quantile
+
+
+def rank_share(batch: np.ndarray, rank: int, world_size: int, group_size: int = 1) -> np.ndarray:
+    """Return the rows of a global batch that ``rank`` computes: whole groups of ``group_size`` rows, contiguous."""
+    num_groups = -(-len(batch) // group_size)
+    first, last = (num_groups * r // world_size * group_size for r in (rank, rank + 1))
+    return batch[first:last]
+
+
+def micro_batches(rows: np.ndarray, lengths: np.ndarray, *, tokens: int, group_size: int = 1) -> list[np.ndarray]:
+    """Cut ``rows`` into runs of whole groups whose padded size stays within ``tokens`` (one group always passes)."""
+    parts: list[np.ndarray] = []
+    start, longest = 0, 0
+    for i in range(0, len(rows), group_size):
+        group_longest = int(lengths[rows[i : i + group_size]].max())
+        end = min(i + group_size, len(rows))
+        if i > start and max(longest, group_longest) * (end - start) > tokens:
+            parts.append(rows[start:i])
+            start, longest = i, 0
+        longest = max(longest, group_longest)
+    if start < len(rows):
+        parts.append(rows[start:])
+    return parts

@@ -1,0 +1,241 @@
+"""Splits in the making: the steps from what a source holds to the rows of each split, with counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistill.config import Config, Split
+from raydistill.data.labels import encode_labels
+from raydistill.data.paths import SPLITS
+from raydistill.data.sources import read_source, read_unlabeled
+from raydistill.data.splits import cut, find_duplicates, keep_labels
+from raydistill.errors import ConfigError, DataError
+
+_VISIBLE = r"[^\s\pZ\x00\x{FEFF}\x{200B}]"  # NUL, byte order mark and zero-width space are no text either
+_REMOVED = {
+    "validation_in_test": "{rows} removed from validation: the same text is in test.",
+    "train_in_held_out": "{rows} removed from training: the same text is in validation or test.",
+    "train_repeated": "{rows} removed from training: a copy of the same text stays.",
+    "train_conflicting": "{rows} removed from training: copies of one text with different labels.",
+    "unlabeled_in_held_out": "{rows} of data.unlabeled removed: the same text is in validation or test.",
+    "unlabeled_repeated": "{rows} of data.unlabeled removed: the same text is in training already.",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one split: columns text[, text_pair] (large_string, one chunk), class ids (-1: none), hashes (S32)."""
+
+    texts: pa.Table
+    labels: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.bytes_]
+
+    @classmethod
+    def of(cls, table: pa.Table, labels: npt.NDArray[np.int64]) -> tuple[Part, int]:
+        """The rows of a table whose texts are not empty, and how many are."""
+        names = [name for name in ("text", "text_pair") if name in table.column_names]
+        texts = pa.table({name: whole(table.column(name)) for name in names})
+        visible = np.ones(texts.num_rows, bool)
+        for column in texts.columns:
+            found = pc.fill_null(pc.match_substring_regex(column, _VISIBLE), False)
+            visible &= whole(found).to_numpy(zero_copy_only=False)
+        texts = texts if visible.all() else texts.filter(pa.array(visible))
+        return cls(texts, labels[visible], row_hashes(texts)), int((~visible).sum())
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.labels)
+
+    def only(self, rows: npt.NDArray[np.bool_]) -> Part:
+        if rows.all():
+            return self
+        return Part(self.texts.filter(pa.array(rows)), self.labels[rows], self.hashes[rows])
+
+    def with_labels(self, labels: npt.NDArray[np.int64]) -> Part:
+        return Part(self.texts, labels, self.hashes)
+
+    def plus(self, other: Part) -> Part:
+        return Part(
+            pa.concat_tables([self.texts, other.texts]),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.hashes, other.hashes]),
+        )
+
+
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
+    chunks = column.chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], column.type)])
+
+
+def row_hashes(texts: pa.Table) -> npt.NDArray[np.bytes_]:
+    """32 hex characters a row: the first half of SHA-256 over text, and NUL and text_pair where there is one."""
+    columns = []
+    for column in texts.columns:
+        array = whole(column)
+        _, offsets, values = array.buffers()
+        ends = np.frombuffer(offsets or b"", np.int64)[array.offset : array.offset + len(array) + 1]
+        columns.append((ends.tolist(), memoryview(values or b"")))
+    out = np.zeros(texts.num_rows, "S32")
+    for row in range(texts.num_rows):
+        digest = hashlib.sha256()
+        for i, (ends, values) in enumerate(columns):
+            if i:
+                digest.update(b"\0")
+            digest.update(values[ends[row] : ends[row + 1]])
+        out[row] = digest.hexdigest()[:32].encode()
+    return out
+
+
+@dataclass
+class Draft:
+    """Parts by split; what was removed and skipped, by reason; sentences for the user."""
+
+    labels: tuple[str, ...] = ()
+    parts: dict[str, Part] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def skip(self, count: int, reason: str, where: str) -> None:
+        if count:
+            self.skipped[reason] = self.skipped.get(reason, 0) + count
+            self.notes.append(f"{_rows(count, where)} skipped: {reason}.")
+
+    def remove(self, counts: Mapping[str, int]) -> None:
+        self.removed |= counts
+        self.notes += [_REMOVED[reason].format(rows=_rows(n)) for reason, n in counts.items() if n]
+
+
+def make_draft(config: Config) -> Draft:
+    """All splits of a config's data, ready to be written. Raises DataError or ConfigError."""
+    draft = read_draft(config)
+    drop_duplicates(draft)
+    cut_missing(draft, config.data.split, config.seed)
+    if config.data.max_labeled is not None:
+        hide_labels(draft, config.data.max_labeled, config.seed)
+    if config.data.unlabeled is not None:
+        join_unlabeled(draft, config)
+    return draft
+
+
+def read_draft(config: Config) -> Draft:
+    """The source's own splits without empty texts, and without unlabelled rows in validation and test."""
+    source = read_source(config.data)
+    labels, ids, notes = encode_labels(source, config.task.labels)
+    draft = Draft(labels, notes=source.notes + notes, skipped=dict(source.skipped))
+    with_pair = {split for split, table in source.tables.items() if "text_pair" in table.column_names}
+    if with_pair and with_pair != source.tables.keys():
+        raise DataError(f"Only {', '.join(sorted(with_pair))} has a second text. Name the columns in data.columns.")
+    for split in (name for name in SPLITS if name in source.tables):
+        part, empty = Part.of(source.tables[split], ids[split])
+        draft.skip(empty, "empty text", split)
+        if split != "train":
+            unlabeled = part.labels < 0
+            draft.skip(int(unlabeled.sum()), "no label", split)
+            part = part.only(~unlabeled)
+        draft.parts[split] = part
+    return draft
+
+
+def drop_duplicates(draft: Draft) -> None:
+    """Remove what ``find_duplicates`` says, and held-out splits without a row."""
+    parts = draft.parts
+    found = find_duplicates({s: p.hashes for s, p in parts.items()}, {s: p.labels for s, p in parts.items()})
+    draft.parts = {split: part.only(found.keep[split]) for split, part in parts.items()}
+    draft.remove(found.removed)
+    for split, count in found.repeated.items():
+        if count:
+            disagree = found.conflicting[split]
+            more = f"; the labels of {disagree:,} such rows disagree" if disagree else ""
+            draft.notes.append(f"{_rows(count, split)} kept although an equal row comes before{more}.")
+    for split in ("validation", "test"):
+        if split in parts and not draft.parts[split].num_rows:
+            del draft.parts[split]
+            draft.notes.append(f"The {split} split of the source has no row that can be used.")
+    if len(np.unique(draft.parts["train"].labels[draft.parts["train"].labels >= 0])) < 2:
+        raise DataError(
+            "Fewer than two classes are left in training without empty texts and duplicates. " + " ".join(draft.notes)
+        )
+
+
+def cut_missing(draft: Draft, split: Split, seed: int) -> None:
+    """Cut the held-out splits that the source lacks from the labelled training rows, stratified."""
+    missing = [name for name in ("test", "validation") if name not in draft.parts]
+    if len(missing) == 2 and split.validation + split.test >= 1:
+        raise ConfigError(
+            f"data.split.validation {split.validation} and data.split.test {split.test} leave nothing for training. "
+            f"Their sum must be below 1."
+        )
+    left = 1.0
+    for name in missing:
+        train, share = draft.parts["train"], getattr(split, name)
+        # both shares are of all rows, so the second is larger in relation to what the first has left
+        chosen = cut(train.labels, train.hashes, share / left, seed, name)
+        left -= share
+        if not chosen.any():
+            raise DataError(
+                f"There are too few labelled training rows to cut a {name} split from: no class has two of them. "
+                f"Add rows, or a file of its own for {name}."
+            )
+        draft.parts |= {name: train.only(chosen), "train": train.only(~chosen)}
+        draft.notes.append(f"The {name} split, {int(chosen.sum()):,} rows, was cut from the training rows.")
+        rare = sorted(set(train.labels.tolist()) - set(train.labels[chosen].tolist()) - {-1})
+        if rare:
+            names = ", ".join(repr(draft.labels[i]) for i in rare[:5]) + (", …" if len(rare) > 5 else "")
+            draft.notes.append(f"Too rare to be in the {name} split: {names}.")
+
+
+def hide_labels(draft: Draft, max_labeled: int, seed: int) -> None:
+    """Keep the labels of ``max_labeled`` training rows, stratified. Raises ConfigError outside classes … rows."""
+    train = draft.parts["train"]
+    known = train.labels[train.labels >= 0]
+    rows, classes = len(known), len(np.unique(known))
+    if not classes <= max_labeled <= rows:
+        raise ConfigError(
+            f"data.max_labeled is {max_labeled}, but there are {rows:,} labelled training rows of {classes} classes. "
+            f"Set it to a number from {classes} to {rows}."
+        )
+    kept = keep_labels(train.labels, train.hashes, max_labeled, seed)
+    draft.parts["train"] = train.with_labels(np.where(kept, train.labels, -1))
+    if rows > max_labeled:
+        draft.notes.append(f"The labels of {rows - max_labeled:,} training rows are hidden (data.max_labeled).")
+
+
+def join_unlabeled(draft: Draft, config: Config) -> None:
+    """Add the rows of ``data.unlabeled`` whose text is in no split yet to training, with label -1."""
+    extra = read_unlabeled(config.data)
+    train = draft.parts["train"]
+    if extra is None:
+        return
+    table: Any = extra.tables["train"]
+    if not set(train.texts.column_names) <= set(table.column_names):
+        raise DataError(
+            "data.unlabeled lacks the second text that the labelled rows have. Name data.columns.text_pair."
+        )
+    table = table.select(train.texts.column_names)
+    draft.notes += extra.notes
+    for reason, count in extra.skipped.items():
+        draft.skipped[reason] = draft.skipped.get(reason, 0) + count
+    part, empty = Part.of(table, np.full(table.num_rows, -1, np.int64))
+    draft.skip(empty, "empty text", "data.unlabeled")
+    held_out = np.concatenate([draft.parts["validation"].hashes, draft.parts["test"].hashes])
+    leaked = np.isin(part.hashes, held_out)
+    first = np.zeros(part.num_rows, bool)
+    first[np.unique(part.hashes, return_index=True)[1]] = True
+    new = first & ~leaked & ~np.isin(part.hashes, train.hashes)
+    draft.remove({"unlabeled_in_held_out": int(leaked.sum()), "unlabeled_repeated": int((~new & ~leaked).sum())})
+    draft.parts["train"] = train.plus(part.only(new))
+    draft.notes.append(f"{int(new.sum()):,} unlabelled rows joined the training split (data.unlabeled).")
+
+
+def _rows(count: int, where: str = "") -> str:
+    return f"{count:,} {where + ' ' if where else ''}row{'s were' if count != 1 else ' was'}"

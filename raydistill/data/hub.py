@@ -1,0 +1,102 @@
+"""Data sets that the ``datasets`` library reads: a folder of ``save_to_disk``, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raydistill.config import Columns
+from raydistill.data.columns import canonical, choose_columns
+from raydistill.data.paths import split_of
+from raydistill.errors import ConfigError, DataError
+
+_WAY_OUT = "Check the name, data.revision, the network and HF_TOKEN; or give the path of a local file or folder."
+
+
+def hub_commit(name: str, revision: str | None) -> str:
+    """The commit that ``owner/name[:configuration]`` stands at now; asks the hub, offline the local cache.
+
+    Raises ConfigError when there is no such data set or it cannot be reached.
+    """
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = name.partition(":")[0]
+    try:
+        return str(HfApi().dataset_info(repository, revision=revision, timeout=30).sha)
+    except Exception as error:  # the hub client's, httpx's and the offline mode's errors share no base class
+        reference = f"datasets--{repository.replace('/', '--')}/refs/{revision or 'main'}"
+        cached = Path(HF_HUB_CACHE) / reference
+        if cached.is_file():
+            return cached.read_text().strip()
+        raise ConfigError(
+            f"{name} is no local file or folder, and no data set on the Hugging Face hub answers to that name: "
+            f"{_first_line(error)}. {_WAY_OUT}"
+        ) from error
+
+
+def load_hub(name: str, commit: str) -> Any:
+    """The data set (all splits) at a commit, from the hub or its cache. Raises DataError when it cannot be loaded."""
+    from datasets import load_dataset
+
+    repository, _, configuration = name.partition(":")
+    try:
+        return load_dataset(repository, configuration or None, revision=commit)
+    except Exception as error:  # one load calls a dozen builders, each with its own error classes
+        raise DataError(
+            f"{name} cannot be loaded from the hub: {_first_line(error)}. {_WAY_OUT} "
+            f"A data set with several configurations is written owner/name:configuration."
+        ) from error
+
+
+def load_saved(path: Path | str) -> Any:
+    """A data set that ``save_to_disk`` wrote. Raises DataError when the folder is damaged."""
+    from datasets import load_from_disk
+
+    try:
+        return load_from_disk(str(path))
+    except Exception as error:  # pyarrow, json and file-system errors, by what is damaged
+        raise DataError(
+            f"{path} cannot be read as a folder that datasets' save_to_disk wrote: {_first_line(error)}. Save it again."
+        ) from error
+
+
+def split_tables(
+    loaded: Any, columns: Columns, role: str
+) -> tuple[dict[str, pa.Table], tuple[str, ...] | None, list[str]]:
+    """Canonical tables by split of a Dataset or DatasetDict, the names of a ClassLabel column, and notes.
+
+    ``role`` is data.path, where the training split needs labels, or data.unlabeled.
+    """
+    named = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    splits = {name: split_of(name) for name in sorted(named)}
+    ignored = [name for name, split in splits.items() if split is None]
+    if len(named) == 1 and ignored:
+        splits, ignored = dict.fromkeys(splits, "train"), []
+    notes = [f"Ignored of {role}: split {', '.join(ignored)}."] if ignored else []
+    tables: dict[str, list[pa.Table]] = {}
+    found: set[tuple[str, ...]] = set()
+    for name, split in splits.items():
+        if split is None:
+            continue
+        data, what = named[name], f"split {name} of {role}"
+        chosen = choose_columns(data.column_names, columns, what, role == "data.path" and split == "train")
+        feature = data.features.get(chosen.get("label", ""))
+        names = tuple(feature.names) if hasattr(feature, "names") else None
+        if names is not None:
+            found.add(names)
+        raw = data.select_columns(list(chosen.values())).with_format("arrow")[:]
+        tables.setdefault(split, []).append(canonical(raw, chosen, what, names))
+    if len(found) > 1:
+        raise DataError(f"The splits of {role} name their classes differently: {sorted(found)}.")
+    joined = {split: pa.concat_tables(parts, promote_options="default") for split, parts in tables.items()}
+    return joined, next(iter(found), None), notes
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

@@ -1,0 +1,125 @@
+"""Prepare the data once: read, clean, remove duplicates, cut what is missing, and write one Arrow file a split.
+
+What happens to a row, in this order; every count ends up in info.json, with a sentence in its notes:
+
+1. a row with an empty text is skipped, an unlabelled row of validation or test too;
+2. a text of test is removed from validation and training, one of validation from training; copies within training are
+   kept once, none where their labels disagree; copies within validation and test stay, as these rows are given;
+3. a missing validation or test split is cut from the labelled training rows, stratified, by a fixed seed;
+4. ``data.max_labeled`` hides the labels of the other training rows;
+5. ``data.unlabeled`` joins training with label -1, without what stands in any split already.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raydistill.artifacts import Artifact, Storage, recipe_key
+from raydistill.config import Config
+from raydistill.data.draft import Draft, Part, make_draft, whole
+from raydistill.data.paths import SPLITS
+from raydistill.data.sources import source_identity
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Rows of a prepared split; ``per_class`` counts labelled rows by class name, in the order of the logits."""
+
+    rows: int
+    labeled: int
+    per_class: dict[str, int]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """info.json of a data artefact."""
+
+    labels: tuple[str, ...]
+    """Class names in the order of the logits."""
+    counts: dict[str, SplitCounts]
+    has_pairs: bool
+    removed: dict[str, int]
+    """Duplicates that were removed, by reason."""
+    skipped: dict[str, int]
+    """Rows that could not be used, by reason."""
+    notes: tuple[str, ...]
+    """Sentences for the user."""
+
+
+def data_key(config: Config) -> str:
+    """Key of the prepared data: content of the sources, what the config does with it, seed; not where it lies."""
+    return recipe_key(_recipe(config))
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    labels = config.task.labels
+    return {
+        "source": source_identity(config.data),
+        "data": config.data.model_dump(mode="json", include={"columns", "split", "max_labeled"}),
+        "task": {"type": config.task.type, "labels": None if labels is None else list(labels)},
+        "seed": config.seed,
+    }
+
+
+def prepare_data(config: Config, storage: Storage) -> Artifact:
+    """The data artefact of a config: train.arrow, validation.arrow, test.arrow and info.json; made if it is not there.
+
+    A split is an Arrow file of one record batch: example_id int64, text[, text_pair], label int64 (-1: none), hash.
+    Raises DataError or ConfigError for data that cannot be used.
+    """
+    recipe = _recipe(config)
+    artifact = storage.artifact("data", recipe_key(recipe))
+    if artifact.exists():
+        return artifact
+    with storage.lock("data", artifact.key + ".lock"):
+        if not artifact.exists():
+            draft = make_draft(config)
+            with artifact.write(recipe) as folder:
+                _write(draft, folder)
+    return artifact
+
+
+def read_info(artifact: Artifact) -> DataInfo:
+    """The counts and notes of a data artefact, without fetching its rows."""
+    raw = artifact.storage.read_json(artifact.kind, artifact.key, "info.json")
+    counts = {split: SplitCounts(**count) for split, count in raw["counts"].items()}
+    return DataInfo(**{**raw, "labels": tuple(raw["labels"]), "counts": counts, "notes": tuple(raw["notes"])})
+
+
+def _write(draft: Draft, folder: Path) -> None:
+    for split in SPLITS:
+        write_batch(folder / f"{split}.arrow", _columns(draft.parts[split]))
+    info = DataInfo(
+        labels=draft.labels,
+        counts={split: _counts(draft.parts[split], draft.labels) for split in SPLITS},
+        has_pairs="text_pair" in draft.parts["train"].texts.column_names,
+        removed=draft.removed,
+        skipped=draft.skipped,
+        notes=tuple(draft.notes),
+    )
+    text = json.dumps(asdict(info), indent=1, ensure_ascii=False)
+    (folder / "info.json").write_text(text, encoding="utf-8")
+
+
+def _columns(part: Part) -> dict[str, pa.Array]:
+    texts = {name: whole(part.texts.column(name)) for name in part.texts.column_names}
+    hashes = pa.array(part.hashes.astype(str), pa.string())
+    return {"example_id": pa.array(np.arange(part.num_rows)), **texts, "label": pa.array(part.labels), "hash": hashes}
+
+
+def write_batch(path: Path, columns: dict[str, pa.Array]) -> None:
+    """Write an Arrow IPC file of exactly one record batch, so that a reader gets each column as one view."""
+    batch = pa.RecordBatch.from_pydict(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _counts(part: Part, labels: tuple[str, ...]) -> SplitCounts:
+    per_class = np.bincount(part.labels[part.labels >= 0], minlength=len(labels)).tolist()
+    return SplitCounts(part.num_rows, int(sum(per_class)), dict(zip(labels, per_class, strict=True)))

@@ -1,0 +1,211 @@
+"""Token ids of the prepared rows: made once by the tokenizer, then memory-mapped by all processes of a node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raydistill.artifacts import Artifact, Storage, recipe_key
+from raydistill.data.paths import SPLITS
+from raydistill.data.prepare import write_batch
+from raydistill.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+_ROWS_PER_CALL = 1000  # of the tokenizer: bounds its memory, and costs 2 % against one call
+_WORD_PRE_TOKENIZERS = {"BertPreTokenizer", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
+_MAX_INT32 = 2**31 - 1
+
+
+def tokens_key(data_digest: str, tokenizer_digest: str, max_length: int) -> str:
+    """Key of a data set's token ids."""
+    return recipe_key({"data": data_digest, "tokenizer": tokenizer_digest, "max_length": max_length})
+
+
+def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, storage: Storage) -> Artifact:
+    """The tokens artefact of a data artefact; made if it is not there.
+
+    {split}.arrow: input_ids list<int32>[, token_type_ids list<int32>], label int64, example_id int64; info.json has
+    pad_token_id and max_length. Raises ModelError for a folder without a fast tokenizer, ConfigError when
+    ``max_length`` is more than its model takes.
+    """
+    from raydistill.models.load import tokenizer_digest
+
+    parents = {"data": data.digest, "tokenizer": tokenizer_digest(tokenizer_folder)}
+    recipe = {**parents, "max_length": max_length}
+    artifact = storage.artifact("tokens", tokens_key(parents["data"], parents["tokenizer"], max_length))
+    if artifact.exists():
+        return artifact
+    with storage.lock("tokens", artifact.key + ".lock"):
+        if not artifact.exists():
+            tokenizer = load_tokenizer(tokenizer_folder, max_length)
+            source = data.local()
+            with artifact.write(recipe, parents) as folder:
+                _write_tokens(tokenizer, source, folder, max_length)
+    return artifact
+
+
+def load_tokenizer(folder: Path, max_length: int) -> Any:
+    """The fast tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged tokenizer.json
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelError(f"{folder} has no tokenizer that can be loaded: {said}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{folder} has only a slow tokenizer. Save it as a fast one, with a tokenizer.json.")
+    if max_length > tokenizer.model_max_length:
+        raise ConfigError(
+            f"data.max_length is {max_length}, but the model takes {tokenizer.model_max_length} tokens. Lower it."
+        )
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise ConfigError(
+            f"data.max_length is {max_length}, but the tokenizer adds {special} tokens to a row. Raise it."
+        )
+    return tokenizer
+
+
+def _write_tokens(tokenizer: Any, source: Path, folder: Path, max_length: int) -> None:
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    num_tokens = {}
+    for split in SPLITS:
+        batch = _map_batch(source / f"{split}.arrow")
+        texts = [batch.column(name) for name in ("text", "text_pair") if name in batch.schema.names]
+        columns = encode_texts(tokenizer, texts, max_length, pad)
+        num_tokens[split] = len(columns["input_ids"].values)
+        columns |= {name: batch.column(name) for name in ("label", "example_id")}
+        write_batch(folder / f"{split}.arrow", columns)
+    info = {"pad_token_id": pad, "max_length": max_length, "num_tokens": num_tokens}
+    (folder / "info.json").write_text(json.dumps(info, indent=1))
+
+
+def _map_batch(path: Path) -> pa.RecordBatch:
+    """The one record batch of an Arrow IPC file, as views of the mapped file."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[pa.Array], max_length: int, pad: int) -> dict[str, pa.Array]:
+    """Token ids as list<int32> columns input_ids[, token_type_ids] of one or two columns of texts.
+
+    A row without a single token gets one padding token, as no model takes an empty row.
+    """
+    values: dict[str, list[npt.NDArray[np.int32]]] = {"input_ids": [], "token_type_ids": []}
+    lengths: list[npt.NDArray[np.int64]] = []
+    for ids, types in _encoded(tokenizer, texts, max_length):
+        for row in [i for i, row_ids in enumerate(ids) if not row_ids]:
+            ids[row], types[row : row + 1] = [pad], [[0]] if types else []
+        lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
+        total = int(lengths[-1].sum())
+        values["input_ids"].append(np.fromiter(chain.from_iterable(ids), np.int32, total))
+        if types:
+            values["token_type_ids"].append(np.fromiter(chain.from_iterable(types), np.int32, total))
+    offsets = np.concatenate([[0], *lengths]).cumsum()
+    small = offsets[-1] <= _MAX_INT32
+    kind = pa.ListArray if small else pa.LargeListArray
+    ends = pa.array(offsets, pa.int32() if small else pa.int64())
+    return {name: kind.from_arrays(ends, pa.array(np.concatenate(parts))) for name, parts in values.items() if parts}
+
+
+def _encoded(
+    tokenizer: Any, texts: Sequence[pa.Array], max_length: int
+) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": False, "verbose": False}
+    cut_early = len(texts) == 1 and _splits_at_spaces(tokenizer)
+    for start in range(0, len(texts[0]), _ROWS_PER_CALL):
+        columns = [column.slice(start, _ROWS_PER_CALL).to_pylist() for column in texts]
+        heads = [_head(text, max_length) for text in columns[0]] if cut_early else columns[0]
+        encoded = tokenizer(heads, *columns[1:], **options)
+        ids, types = encoded["input_ids"], encoded.get("token_type_ids") or []
+        short = [i for i, row in enumerate(ids) if len(row) < max_length and len(heads[i]) < len(columns[0][i])]
+        if short:
+            again = tokenizer([columns[0][i] for i in short], **options)
+            for name, rows in (("input_ids", ids), ("token_type_ids", types)):
+                for i, row in zip(short, again.get(name) or [], strict=False):
+                    rows[i] = row
+        yield ids, types
+
+
+def _head(text: str, max_length: int) -> str:
+    """The beginning of a long text, up to a space: enough for ``max_length`` tokens of prose nearly always.
+
+    Long documents at max_length 16 are tokenised 5 times as fast; where it is not enough the caller takes the whole.
+    """
+    size = 8 * max_length + 64
+    if len(text) <= size:
+        return text
+    end = text.rfind(" ", 0, size)
+    return text[:end].rstrip(" \n\r\t") if end > 0 else text
+
+
+def _splits_at_spaces(tokenizer: Any) -> bool:
+    """True where the tokens before a space cannot depend on what comes after it, and truncation is at the end."""
+    splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    known = type(splitter).__name__ in _WORD_PRE_TOKENIZERS
+    splits = (
+        known and getattr(splitter, "split", True) is not False and getattr(splitter, "use_regex", True) is not False
+    )
+    added = tokenizer.get_added_vocab()
+    return bool(splits and tokenizer.truncation_side == "right" and not any(" " in token for token in added))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One tokenised split, memory-mapped: nothing is copied until a batch is asked for. Row ids: 0 … num_rows - 1."""
+
+    lengths: npt.NDArray[np.int32]
+    """Tokens of each row, (num_rows,)."""
+    labels: npt.NDArray[np.int64]
+    """Class ids, -1 where there is none, (num_rows,)."""
+    example_ids: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    """Where each row begins in ``values``, (num_rows,)."""
+    values: dict[str, npt.NDArray[np.int32]]
+    """All tokens of all rows one after another: input_ids[, token_type_ids]."""
+    pad_token_id: int
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> Rows:
+        """Map ``split`` of a tokens artefact's local folder."""
+        batch = _map_batch(folder / f"{split}.arrow")
+        names = [name for name in ("input_ids", "token_type_ids") if name in batch.schema.names]
+        offsets = batch.column("input_ids").offsets.to_numpy()
+        return cls(
+            lengths=np.diff(offsets).astype(np.int32),
+            labels=batch.column("label").to_numpy(),
+            example_ids=batch.column("example_id").to_numpy(),
+            starts=offsets[:-1].astype(np.int64),
+            values={name: batch.column(name).values.to_numpy() for name in names},
+            pad_token_id=json.loads((folder / "info.json").read_text())["pad_token_id"],
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, row_ids: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+        """input_ids, attention_mask[, token_type_ids] of some rows: (B, L) int64, right-padded to the longest."""
+        import torch
+
+        lengths = self.lengths[row_ids]
+        place = np.arange(lengths.max(initial=1))
+        real = place < lengths[:, None]
+        source = (self.starts[row_ids][:, None] + place)[real]
+        out = {}
+        for name, values in self.values.items():
+            padded = np.full(real.shape, self.pad_token_id if name == "input_ids" else 0, np.int64)
+            padded[real] = values[source]
+            out[name] = torch.from_numpy(padded)
+        out["attention_mask"] = torch.from_numpy(real.astype(np.int64))
+        return out

@@ -1,0 +1,119 @@
+"""Which rows go where: exact duplicates, stratified cuts, which labels are kept. Works on hashes and class ids only.
+
+A row's place in a cut depends on its hash and the seed alone, so the order of files does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Hashes = npt.NDArray[np.bytes_]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows to keep by split; rows removed, by reason; copies that stay in validation and test; how many disagree."""
+
+    keep: dict[str, Mask]
+    removed: dict[str, int]
+    repeated: dict[str, int]
+    conflicting: dict[str, int]
+
+
+def find_duplicates(hashes: Mapping[str, Hashes], labels: Mapping[str, Ids]) -> Duplicates:
+    """Rows to keep so that no text is in two splits and training has each text once.
+
+    A text of test is removed from validation and training, one of validation from training. Copies within training
+    are kept once, the first labelled one if there is one; where their labels disagree all copies are removed, as
+    neither label can be trusted. Copies within validation and test are counted but kept: these rows are given.
+    """
+    keep = {split: np.ones(len(values), bool) for split, values in hashes.items()}
+    removed, repeated, disagree = {}, {}, {}
+    held_out = [split for split in ("test", "validation") if split in hashes]
+    for i, split in enumerate([*held_out, "train"]):
+        if i:
+            keep[split] = ~np.isin(hashes[split], np.concatenate([hashes[other] for other in held_out[:i]]))
+            removed["validation_in_test" if split == "validation" else "train_in_held_out"] = int((~keep[split]).sum())
+        rows = np.flatnonzero(keep[split])
+        once, conflicting = _keep_once(hashes[split][rows], labels[split][rows])
+        if split == "train":
+            keep[split][rows[~once]] = False
+            removed |= {"train_conflicting": conflicting, "train_repeated": int((~once).sum()) - conflicting}
+        else:
+            repeated[split] = len(rows) - len(np.unique(hashes[split][rows]))
+            disagree[split] = conflicting
+    return Duplicates(keep, removed, repeated, disagree)
+
+
+def _keep_once(hashes: Hashes, labels: Ids) -> tuple[Mask, int]:
+    """One row of each hash, the first labelled one before the first; none where labels differ. Number of such rows."""
+    _, group = np.unique(hashes, return_inverse=True)
+    num_groups = int(group.max()) + 1 if len(group) else 0
+    low = np.full(num_groups, np.iinfo(np.int64).max)
+    high = np.full(num_groups, -1)
+    labeled = labels >= 0
+    np.minimum.at(low, group[labeled], labels[labeled])
+    np.maximum.at(high, group[labeled], labels[labeled])
+    in_conflict = (low < high)[group]
+    order = np.lexsort((np.arange(len(group)), ~labeled, group))
+    first = np.ones(len(group), bool)
+    first[1:] = group[order][1:] != group[order][:-1]
+    keep = np.zeros(len(group), bool)
+    keep[order[first]] = True
+    return keep & ~in_conflict, int(in_conflict.sum())
+
+
+def allocate(counts: Ids, total: int, low: Ids, high: Ids) -> Ids:
+    """``total`` things over classes in proportion to ``counts`` (largest remainder), each within ``low`` and ``high``.
+
+    Less than ``total`` where ``high`` does not allow more, more where ``low`` needs it. Ties go to the larger class.
+    """
+    share = counts * (total / max(int(counts.sum()), 1))
+    quota = np.clip(np.floor(share).astype(np.int64), low, high)
+    while quota.sum() < min(total, int(high.sum())):
+        gap = np.where(quota < high, share - quota, -np.inf)
+        quota[np.lexsort((-counts, -gap))[0]] += 1
+    while quota.sum() > max(total, int(low.sum())):
+        gap = np.where(quota > low, quota - share, -np.inf)
+        quota[np.lexsort((-counts, -gap))[0]] -= 1
+    return quota
+
+
+def cut(labels: Ids, hashes: Hashes, share: float, seed: int, name: str) -> Mask:
+    """Rows that form a held-out split: ``share`` of the labelled rows, stratified by class.
+
+    At least one row, and at least one row of every class stays. Nothing where no class has two rows.
+    """
+    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+    total = max(1, round(share * int(counts.sum())))
+    quota = allocate(counts, total, np.zeros_like(counts), counts - 1)
+    return _draw(labels, hashes, classes, quota, f"{seed}:{name}")
+
+
+def keep_labels(labels: Ids, hashes: Hashes, num_labels: int, seed: int) -> Mask:
+    """``num_labels`` labelled rows, stratified by class, at least one of each class."""
+    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+    quota = allocate(counts, num_labels, np.ones_like(counts), counts)
+    return _draw(labels, hashes, classes, quota, f"{seed}:max_labeled")
+
+
+def _draw(labels: Ids, hashes: Hashes, classes: Ids, quota: Ids, salt: str) -> Mask:
+    drawn = np.zeros(len(labels), bool)
+    prefix = hashlib.sha256(salt.encode())
+    for class_id, number in zip(classes.tolist(), quota.tolist(), strict=True):
+        rows = np.flatnonzero(labels == class_id)
+        drawn[sorted(rows.tolist(), key=lambda row: _rank(prefix, bytes(hashes[row])))[:number]] = True
+    return drawn
+
+
+def _rank(prefix: hashlib._Hash, row_hash: bytes) -> bytes:
+    ranked = prefix.copy()
+    ranked.update(row_hash)
+    return ranked.digest()

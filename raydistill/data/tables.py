@@ -1,0 +1,173 @@
+"""Parsers: a parquet, CSV or JSON file, or the documents of a text folder, into a table text[, text_pair][, label]."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from raydistill.config import Columns
+from raydistill.data.columns import canonical, choose_columns
+from raydistill.data.paths import DataFile
+from raydistill.errors import DataError
+
+_BLOCK_BYTES = 64 << 20  # a row must fit into one block; pyarrow's 1 MiB is less than a long document
+_JSON_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+@contextmanager
+def readable(name: str, kind: str) -> Iterator[None]:
+    """Turn what the parsing libraries raise into a DataError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        utf8 = "utf" in said.lower() or isinstance(error, UnicodeDecodeError)
+        hint = "Save it as UTF-8." if utf8 else f"Is it whole, and really {kind}?"
+        raise DataError(f"{name} cannot be read as {kind}: {said.rstrip('.')}. {hint}") from error
+
+
+@contextmanager
+def _stream(file: DataFile) -> Iterator[Any]:
+    with file.open() as raw:
+        if file.name.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield unpacked
+        else:
+            yield raw
+
+
+def read_table(
+    file: DataFile, kind: str, columns: Columns, need_label: bool
+) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str]]:
+    """A file as a canonical table, the class names it carries (ClassLabel, in order), and the columns that were chosen.
+
+    Raises DataError when the file is empty, broken or not UTF-8, or lacks a column; ConfigError for a configured one.
+    """
+    parse = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_json}[kind]
+    with readable(file.name, kind):
+        if file.size() == 0:
+            raise DataError(f"{file.name} is empty (0 bytes). Remove it, or write it again.")
+        raw, chosen = parse(file, columns, need_label)
+        names = _class_names(raw, chosen.get("label"))
+        return canonical(raw, chosen, file.name, names), names, chosen
+
+
+def _read_parquet(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Table, dict[str, str]]:
+    import pyarrow.parquet as pq
+
+    with file.open() as raw, pq.ParquetFile(raw) as parquet:
+        chosen = choose_columns(parquet.schema_arrow.names, columns, file.name, need_label)
+        return parquet.read(columns=list(chosen.values())), chosen
+
+
+def _class_names(table: pa.Table, label: str | None) -> tuple[str, ...] | None:
+    """Names of a ClassLabel column in the metadata that the datasets library writes into parquet files."""
+    metadata = (table.schema.metadata or {}).get(b"huggingface")
+    if metadata is None or label is None:
+        return None
+    feature = json.loads(metadata).get("info", {}).get("features", {}).get(label, {})
+    return tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else None
+
+
+def _read_csv(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Table, dict[str, str]]:
+    from pyarrow import csv
+
+    with _stream(file) as raw:
+        header = raw.readline().decode("utf-8-sig")
+    parse = csv.ParseOptions(delimiter=_delimiter(file.name, header), newlines_in_values=True)
+    read = csv.ReadOptions(block_size=_BLOCK_BYTES)
+    with _stream(file) as raw:
+        names = csv.open_csv(raw, read_options=read, parse_options=parse).schema.names
+    chosen = choose_columns(names, columns, file.name, need_label)
+    # everything is read as a string: a text "007" or a label "01" must not become a number
+    kept = list(chosen.values())
+    convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=kept)
+    with _stream(file) as raw:
+        return csv.read_csv(raw, read_options=read, parse_options=parse, convert_options=convert), chosen
+
+
+def _delimiter(name: str, header: str) -> str:
+    if ".tsv" in name.lower():
+        return "\t"
+    return "," if "," in header else next((d for d in ("\t", ";", "|") if d in header), ",")
+
+
+def _read_json(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Table, dict[str, str]]:
+    from pyarrow import json as arrow_json
+
+    with _stream(file) as raw:
+        first = raw.readline()
+        if first.lstrip()[:1] == b"[":
+            return _read_json_array(json.loads(first + raw.read()), file.name, columns, need_label)
+        sample = _parse_lines(first, raw, file.name)
+    chosen = choose_columns(list(dict.fromkeys(k for row in sample for k in row)), columns, file.name, need_label)
+    # an explicit schema, as pyarrow would take a text such as "2024-05-01" for a date
+    schema = pa.schema([(name, _json_type(role, name, sample, file.name)) for role, name in chosen.items()])
+    parse = arrow_json.ParseOptions(schema, newlines_in_values=False, unexpected_field_behavior="ignore")
+    with _stream(file) as raw:
+        read = arrow_json.ReadOptions(block_size=_BLOCK_BYTES)
+        return arrow_json.read_json(raw, read_options=read, parse_options=parse), chosen
+
+
+def _parse_lines(first: bytes, raw: Any, name: str, num_lines: int = 100) -> list[dict[str, Any]]:
+    rows = []
+    line, number = first, 1
+    while line and number <= num_lines:
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            raise DataError(
+                f"{name}, line {number} is not JSON: {error}. Write one object a line, or one array of objects."
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{name}, line {number} is not an object. Write one object with a text and a label a line.")
+        rows.append(row)
+        line, number = raw.readline(), number + 1
+    return rows
+
+
+def _json_type(role: str, name: str, sample: Sequence[dict[str, Any]], where: str) -> pa.DataType:
+    if role != "label":
+        return pa.string()
+    found = next((row[name] for row in sample if row.get(name) is not None), "")
+    if type(found) not in _JSON_TYPES:
+        raise DataError(
+            f"Column {name!r} of {where} holds lists or objects; text classification needs one class a row."
+        )
+    return _JSON_TYPES[type(found)]
+
+
+def _read_json_array(rows: Any, name: str, columns: Columns, need_label: bool) -> tuple[pa.Table, dict[str, str]]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{name} is not an array of objects. Write one object with a text and a label for each row.")
+    chosen = choose_columns(list(dict.fromkeys(k for row in rows for k in row)), columns, name, need_label)
+    try:
+        return pa.table({column: [row.get(column) for row in rows] for column in chosen.values()}), chosen
+    except TypeError as error:
+        raise DataError(f"{name} mixes types within a column: {error}.") from error
+
+
+def read_documents(files: Sequence[tuple[DataFile, str | None]], labeled: bool) -> tuple[pa.Table, list[str]]:
+    """Files as rows (text, and label = the class each comes with), and the names of those that are not UTF-8."""
+    texts: list[str] = []
+    labels: list[str | None] = []
+    broken: list[str] = []
+    for file, label in files:
+        with readable(file.name, "text"), file.open() as raw:
+            content = raw.read()
+        try:
+            texts.append(content.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            broken.append(file.name)
+            continue
+        labels.append(label)
+    table = {"text": pa.array(texts, pa.large_string())}
+    if labeled:
+        table["label"] = pa.array(labels, pa.large_string())
+    return pa.table(table), broken

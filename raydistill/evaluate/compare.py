@@ -1,0 +1,140 @@
+"""Models against each other on the same rows: paired differences, agreement, retention, chance, kept predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raydistill.errors import ArtifactError
+from raydistill.evaluate import metrics
+from raydistill.evaluate.metrics import Array
+
+# Metrics for which "the student keeps x % of its teacher" makes sense: higher is better, and 0 means worthless.
+RETAINED = ("accuracy", "macro_f1", "weighted_f1", "auc", "mcc")
+
+
+def paired_difference(
+    metric: str,
+    logits_a: Array,
+    logits_b: Array,
+    labels: Array,
+    *,
+    example_ids: Array | None = None,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """{value, low, high} of metric(a) - metric(b), 95 % by bootstrap: both models on the same resampled examples.
+
+    Logits (N, C), labels (N,); pairing takes out what the rows do to both models alike, so the interval is narrower
+    than the two models' own intervals suggest.
+    """
+    samples = metrics.bootstrap({"a": logits_a, "b": logits_b}, labels, example_ids, num_samples, seed)
+    a, b = (metrics.classification_metrics(logits, labels)[metric] for logits in (logits_a, logits_b))
+    return metrics.interval(a - b, samples["a"][metric] - samples["b"][metric])
+
+
+def agreement(logits_a: Array, logits_b: Array) -> float:
+    """Share of the rows for which two models (N, C) name the same class; labels are not needed."""
+    return float((logits_a.argmax(axis=1) == logits_b.argmax(axis=1)).mean())
+
+
+def retention(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float | None]:
+    """Student ÷ teacher for each metric of RETAINED; None where the teacher's is not above 0 or not defined."""
+    return {
+        name: student[name] / teacher[name] if teacher[name] > 0 and np.isfinite(student[name]) else None
+        for name in RETAINED
+    }
+
+
+def chance(intervals: Mapping[str, Mapping[str, float | None]], logits: Array, labels: Array) -> dict[str, Any]:
+    """Whether a model is no better than always giving the most frequent label.
+
+    ``at_chance`` holds when the model names one class only, or when the 95 % interval of its accuracy includes or lies
+    below ``majority_share``, the share of the most frequent label ``majority_class`` (an index). ``reason`` says which:
+    ``one_class``; ``accuracy``; ``accuracy_only`` (not more accurate than the share, but the interval of its MCC lies
+    above 0, as happens with skewed classes: it has learned something); or None.
+    """
+    counts = np.bincount(labels, minlength=logits.shape[1])
+    share = float(counts.max() / counts.sum())
+    low, mcc_low = intervals["accuracy"]["low"], intervals["mcc"]["low"]
+    reason = None
+    if len(np.unique(logits.argmax(axis=1))) == 1:
+        reason = "one_class"
+    elif low is not None and low <= share:
+        reason = "accuracy_only" if mcc_low is not None and mcc_low > 0 else "accuracy"
+    return {
+        "at_chance": reason is not None,
+        "reason": reason,
+        "majority_class": int(counts.argmax()),
+        "majority_share": share,
+    }
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Kept logits of several models on one split: a later comparison needs neither the models nor the rows."""
+
+    hashes: tuple[str, ...]
+    labels: Array
+    """(N,) int64, -1 where there is none."""
+    example_ids: Array
+    """(N,) int64."""
+    logits: dict[str, Array]
+    """Model name -> (N, C) float32."""
+    class_names: tuple[str, ...]
+
+
+def write_predictions(
+    folder: Path,
+    split: str,
+    hashes: Sequence[str],
+    labels: Array,
+    logits: Mapping[str, Array],
+    *,
+    example_ids: Array | None = None,
+    class_names: Sequence[str] = (),
+) -> Path:
+    """Write ``predictions-<split>.parquet``: columns hash, label, example_id and ``logits.<model>`` (C floats each)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids = np.arange(len(labels)) if example_ids is None else example_ids
+    columns: dict[str, pa.Array] = {
+        "hash": pa.array(list(hashes), pa.string()),
+        "label": pa.array(np.asarray(labels, dtype=np.int64)),
+        "example_id": pa.array(np.asarray(ids, dtype=np.int64)),
+    }
+    for name, values in logits.items():
+        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
+        columns[f"logits.{name}"] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    table = pa.table(columns).replace_schema_metadata({"class_names": json.dumps(list(class_names))})
+    path = Path(folder) / f"predictions-{split}.parquet"
+    pq.write_table(table, path, compression="zstd")
+    return path
+
+
+def read_predictions(folder: Path, split: str) -> Predictions:
+    """Read what ``write_predictions`` wrote. Raises ArtifactError when it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(folder) / f"predictions-{split}.parquet"
+    try:
+        table = pq.read_table(path)
+        class_names = json.loads(table.schema.metadata[b"class_names"])
+        hashes, labels, ids = (table[name] for name in ("hash", "label", "example_id"))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"Predictions cannot be read from {path}: {error}. Evaluate the model again to write them."
+        ) from error
+    logits = {}
+    for name in table.column_names:
+        if name.startswith("logits."):
+            column = table[name].combine_chunks()
+            logits[name.removeprefix("logits.")] = column.flatten().to_numpy().reshape(len(column), -1)
+    return Predictions(tuple(hashes.to_pylist()), labels.to_numpy(), ids.to_numpy(), logits, tuple(class_names))

@@ -1,0 +1,50 @@
+"""A model's logits for every row of a split, shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from raydistill.data.batches import micro_batches
+from raydistill.data.rows import Rows
+from raydistill.errors import Interrupted
+from raydistill.models.capture import capture
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+
+
+def predict(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    tokens: int,
+    device: Device,
+    group: Group,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Return logits (num_rows, C), float32, the same on every rank.
+
+    Rows are taken in order of length, in batches of at most ``tokens`` padded tokens. Raises Interrupted, on every
+    rank, where one of them should stop.
+    """
+    order = np.argsort(rows.lengths, kind="stable")
+    share = order[group.rank :: group.size]
+    model.to(device.torch_device).eval()
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    stopped = False
+    for ids in micro_batches(share, rows.lengths, tokens=tokens):
+        with torch.inference_mode(), device.autocast():
+            logits = capture(model, device.move(rows.inputs(ids)), {"logits"})["logits"]
+        parts.append((ids, logits.float().cpu().numpy()))
+        if stopped := should_stop():
+            break
+    if group.sum([float(stopped)])[0]:
+        raise Interrupted("The run was stopped while a model was evaluated; everything finished so far is kept.")
+    gathered = [part for rank_parts in group.gather(parts) for part in rank_parts]
+    result = np.empty((rows.num_rows, gathered[0][1].shape[1] if gathered else 0), dtype=np.float32)
+    for ids, logits in gathered:
+        result[ids] = logits
+    return result

@@ -1,0 +1,226 @@
+"""From logits and measurements to ``results.json``, schema 1.
+
+All figures are plain JSON (no NaN: what is not defined is null), floats have 6 significant digits.
+
+==================  ================================================================================================
+field               meaning
+==================  ================================================================================================
+schema              1; grows when a field changes its meaning or goes away
+run_id              MLflow run; null without one
+model_version       version in the registry; null when the student was not registered
+labels              class names in the order of the logits
+data                {num_rows: {split: rows}, labeled: {split: labelled rows}}
+bootstrap           {samples, level}: resampling by example behind every low and high
+student, teacher    a model, below
+baseline            a model, and its ``steps`` and ``start``: the same student trained without a teacher; or null
+champion            a model, and its registry ``version``; or null
+retention           student ÷ teacher on test: {accuracy, macro_f1, weighted_f1, auc, mcc}; null where teacher's is <= 0
+agreement           share of test rows (labelled or not) for which student and teacher name the same class
+differences         {student_minus_teacher, student_minus_baseline, student_minus_champion}: each null or
+                    {metric: {value, low, high}} on test, paired
+ratios              student ÷ teacher: {num_parameters, bytes, latency_p50, throughput}
+seconds             {phase: seconds}
+reused              names of the artefacts that were there already
+curves              {student, baseline, teacher}: list of {step, metrics: {name: value}}, at most 400 points and all
+                    those with a ``validation/`` metric
+config              the config of the run
+verdict             the result in a sentence or two
+
+a model
+path                where its Hugging Face folder lies
+num_parameters      numbers in it
+bytes               size on disk of weights and config
+latency_ms          {p50, p95} of one row; null when not measured, as the next two
+throughput          rows a second at batch size latency_setting.batch_size
+latency_setting     {batch_size, length, repeats, threads, device, dtype}
+validation, test    {metric: {value, low, high}}, the metrics of ``evaluate.metrics.METRICS``; validation may be null
+agreement           with the teacher on test
+chance              {at_chance, reason, majority_class (name), majority_share}, see ``evaluate.compare.chance``
+per_class           test: list of {name, precision, recall, f1, support, predicted}
+confusion           test: rows counted [label][prediction]
+reliability         test: list of {confidence, accuracy, rows}, the non-empty ones of 15 bins
+==================  ================================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raydistill.evaluate import compare, metrics
+from raydistill.evaluate.metrics import Array
+from raydistill.evaluate.verdict import verdict
+
+SCHEMA = 1
+MAX_CURVE_POINTS = 400
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """Identity and labels of the rows of a split, in the order of every model's logits."""
+
+    labels: Array
+    """(N,) int64; -1: no label, the row counts for agreement only."""
+    example_ids: Array
+    """(N,) int64; rows of one example are resampled together."""
+
+
+@dataclass(frozen=True)
+class ModelOutcome:
+    """What was measured of one model."""
+
+    path: str
+    num_parameters: int
+    num_bytes: int
+    test: Array
+    """Logits (N, C)."""
+    validation: Array | None = None
+    """Logits (N, C); None for a champion of which only the test predictions were kept."""
+    latency: Mapping[str, Any] | None = None
+    """As ``evaluate.latency.measure_models`` returns it."""
+    steps: int | None = None
+    """Optimizer steps (baseline)."""
+    start: str | None = None
+    """``same`` or ``pretrained`` (baseline)."""
+    version: int | None = None
+    """Registry version (champion)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that ``build_results`` needs of one run."""
+
+    class_names: Sequence[str]
+    validation: SplitRows
+    test: SplitRows
+    teacher: ModelOutcome
+    student: ModelOutcome
+    baseline: ModelOutcome | None = None
+    champion: ModelOutcome | None = None
+    run_id: str | None = None
+    model_version: int | None = None
+    num_rows: Mapping[str, int] = field(default_factory=dict)
+    labeled: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    reused: Sequence[str] = ()
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """``student``, ``baseline``, ``teacher`` -> list of {step, metrics}."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    num_samples: int = 1000
+    seed: int = 0
+
+
+def build_results(outcome: Outcome) -> dict[str, Any]:
+    """The content of results.json, in strict JSON types. Raises DataError or ModelError as ``metrics.check_rows``."""
+    named = {name: getattr(outcome, name) for name in ("teacher", "student", "baseline", "champion")}
+    models: dict[str, ModelOutcome] = {name: model for name, model in named.items() if model is not None}
+    validation_logits = {n: m.validation for n, m in models.items() if m.validation is not None}
+    validation = _Scores(outcome.validation, validation_logits, outcome)
+    test = _Scores(outcome.test, {name: model.test for name, model in models.items()}, outcome)
+    sections = {name: _section(name, model, outcome, validation, test) for name, model in models.items()}
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run_id": outcome.run_id,
+        "model_version": outcome.model_version,
+        "labels": list(outcome.class_names),
+        "data": {"num_rows": dict(outcome.num_rows), "labeled": dict(outcome.labeled)},
+        "bootstrap": {"samples": outcome.num_samples, "level": metrics.LEVEL},
+        **{name: sections.get(name) for name in ("student", "teacher", "baseline", "champion")},
+        "retention": compare.retention(test.values["student"], test.values["teacher"]),
+        "agreement": sections["student"]["agreement"],
+        "differences": {
+            f"student_minus_{other}": test.differences("student", other) if other in models else None
+            for other in ("teacher", "baseline", "champion")
+        },
+        "ratios": _ratios(sections["student"], sections["teacher"]),
+        "seconds": dict(outcome.seconds),
+        "reused": list(outcome.reused),
+        "curves": {name: _thin(points) for name, points in outcome.curves.items()},
+    }
+    results = strict_json(results)
+    return results | {"config": strict_json(dict(outcome.config), digits=None), "verdict": verdict(results)}
+
+
+class _Scores:
+    """Values and paired resamples of all models on the labelled rows of one split."""
+
+    def __init__(self, rows: SplitRows, logits: Mapping[str, Array], outcome: Outcome) -> None:
+        self.is_labeled = rows.labels >= 0
+        self.labels = rows.labels[self.is_labeled]
+        self.logits = {name: values[self.is_labeled] for name, values in logits.items()}
+        self.values = {name: metrics.classification_metrics(v, self.labels) for name, v in self.logits.items()}
+        ids = rows.example_ids[self.is_labeled]
+        self.samples = metrics.bootstrap(self.logits, self.labels, ids, outcome.num_samples, outcome.seed)
+
+    def intervals(self, name: str) -> dict[str, dict[str, float | None]] | None:
+        return metrics.metric_intervals(self.values[name], self.samples[name]) if name in self.logits else None
+
+    def differences(self, a: str, b: str) -> dict[str, dict[str, float | None]]:
+        return {
+            m: metrics.interval(self.values[a][m] - self.values[b][m], self.samples[a][m] - self.samples[b][m])
+            for m in metrics.METRICS
+        }
+
+
+def _section(name: str, model: ModelOutcome, outcome: Outcome, validation: _Scores, test: _Scores) -> dict[str, Any]:
+    latency, names = dict(model.latency or {}), outcome.class_names
+    logits, labels, intervals = test.logits[name], test.labels, test.intervals(name)
+    assert intervals is not None
+    chance = compare.chance(intervals, logits, labels)
+    section: dict[str, Any] = {
+        "path": model.path,
+        "num_parameters": model.num_parameters,
+        "bytes": model.num_bytes,
+        "latency_ms": latency.pop("latency_ms", None),
+        "throughput": latency.pop("throughput", None),
+        "latency_setting": latency or None,
+        "validation": validation.intervals(name),
+        "test": intervals,
+        "agreement": compare.agreement(model.test, outcome.teacher.test),
+        "chance": chance | {"majority_class": names[chance["majority_class"]]},
+        "per_class": metrics.per_class(logits, labels, names),
+        "confusion": metrics.confusion(logits, labels, len(names)),
+        "reliability": metrics.reliability(logits, labels),
+    }
+    if name == "baseline":
+        section |= {"steps": model.steps, "start": model.start}
+    if name == "champion":
+        section |= {"version": model.version}
+    return section
+
+
+def _ratios(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float | None]:
+    ratios: dict[str, float | None] = {n: student[n] / teacher[n] for n in ("num_parameters", "bytes")}
+    measured = student["latency_ms"] is not None and teacher["latency_ms"] is not None
+    ratios["latency_p50"] = student["latency_ms"]["p50"] / teacher["latency_ms"]["p50"] if measured else None
+    ratios["throughput"] = student["throughput"] / teacher["throughput"] if measured else None
+    return ratios
+
+
+def _thin(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every n-th point, so that MAX_CURVE_POINTS are left, and all points with a validation metric."""
+    stride = max(1, math.ceil(len(points) / MAX_CURVE_POINTS))
+    return [
+        {"step": point["step"], "metrics": dict(point["metrics"])}
+        for i, point in enumerate(points)
+        if i % stride == 0 or any(name.startswith("validation/") for name in point["metrics"])
+    ]
+
+
+def strict_json(value: Any, digits: int | None = 6) -> Any:
+    """The same value in JSON types: numpy to Python, tuples to lists, NaN and infinities to None, floats rounded."""
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(item, digits) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [strict_json(item, digits) for item in value]
+    if isinstance(value, np.generic):
+        return strict_json(value.item(), digits)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
+    return value

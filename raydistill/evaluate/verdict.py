@@ -1,0 +1,85 @@
+"""What a run showed, in a few sentences to quote: no gain is claimed that its interval does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+    """Sentences about chance, retention and the gain over the same student without a teacher, from results.json."""
+    if _at_chance(results["student"]):
+        first = f"The student stayed at chance: {_why(results['student'])}."
+    elif _at_chance(results["teacher"]):
+        first = f"The teacher itself stayed at chance, so there is little to keep: {_why(results['teacher'])}."
+    else:
+        first = _kept(results)
+    if _at_chance(results["student"]) and _at_chance(results["teacher"]):
+        first += " So did its teacher; mend that first."
+    return " ".join(sentence for sentence in (first, _gain(results), _against_champion(results)) if sentence)
+
+
+def _at_chance(model: Mapping[str, Any]) -> bool:
+    return bool(model["chance"]["at_chance"])
+
+
+def _why(model: Mapping[str, Any]) -> str:
+    chance, accuracy = model["chance"], model["test"]["accuracy"]
+    if chance["reason"] == "one_class":
+        only = next(entry["name"] for entry in model["per_class"] if entry["predicted"])
+        return f'it answers "{only}" for every row'
+    text = (
+        f"its accuracy of {points(accuracy['value'])} (95 % interval {points(accuracy['low'])} to "
+        f"{points(accuracy['high'])}) is not above the {points(chance['majority_share'])} of always answering "
+        f'"{chance["majority_class"]}"'
+    )
+    if chance["reason"] == "accuracy_only":
+        text += f", although an MCC of {model['test']['mcc']['value']:.2f} shows that it learned something"
+    return text
+
+
+def _kept(results: Mapping[str, Any]) -> str:
+    retention, ratios = results["retention"]["accuracy"], results["ratios"]
+    verb = "keeps" if retention <= 1 else "reaches"
+    text = f"The student {verb} {points(retention)} % of its teacher's accuracy"
+    text += f" at {100 * ratios['num_parameters']:.0f} % of its parameters"
+    speed = 1 / ratios["latency_p50"] if ratios["latency_p50"] else None
+    if speed is not None and speed >= 1.05:
+        text += f" and {speed:.1f}x lower latency"
+    elif speed is not None:
+        text += f" and {1 / speed:.1f}x higher latency" if speed <= 0.95 else " and the same latency"
+    return text + "."
+
+
+def _gain(results: Mapping[str, Any]) -> str:
+    baseline = results["baseline"]
+    if baseline is None:
+        return "How much of it is due to the teacher is not known: no baseline was trained (evaluate.baseline)."
+    difference = results["differences"]["student_minus_baseline"]["accuracy"]
+    reached = f"Without the teacher it reaches {points(baseline['test']['accuracy']['value'])}"
+    reached += ", which is chance" if _at_chance(baseline) else ""
+    if difference["low"] > 0:
+        return f"{reached} ({_interval(difference)})."
+    if difference["high"] < 0:
+        return f"{reached}, more than with it ({_interval(difference)}): the teacher does harm here."
+    return f"{reached}: no measurable gain ({_interval(difference)})."
+
+
+def _against_champion(results: Mapping[str, Any]) -> str:
+    champion = results["champion"]
+    if champion is None:
+        return ""
+    difference = results["differences"]["student_minus_champion"]["accuracy"]
+    word = "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "not measurably different"
+    reached = points(champion["test"]["accuracy"]["value"])
+    return f"The champion reaches {reached}: the student is {word} ({_interval(difference)})."
+
+
+def _interval(difference: Mapping[str, float]) -> str:
+    value, low, high = (points(difference[name]) for name in ("value", "low", "high"))
+    return f"difference {value} points, 95 % interval {low} to {high}"
+
+
+def points(share: float) -> str:
+    """A share, or a difference of shares, in percentage points with one digit; never "-0.0"."""
+    return f"{round(100 * share, 1) + 0.0:.1f}"

@@ -1,0 +1,176 @@
+"""What a run says about itself in flat form: parameters, figures, code and package versions, with secrets taken out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raydistill.config import Config, Data
+
+PACKAGES = (
+    "raydistill",
+    "ray",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "mlflow",
+    "numpy",
+    "pyarrow",
+    "scipy",
+)
+MODEL_FIGURES = ("test", "validation", "agreement", "num_parameters", "bytes", "latency_ms", "throughput", "steps")
+HIDDEN = "***"
+SECRETS = (
+    # user:password@ or token@ in a URI; greedy, so that a password may hold an @ of its own
+    (re.compile(r"(?<=://)[^/\s\"'<>]*@"), HIDDEN + "@"),
+    # a query parameter or a field whose name says that it is secret
+    (
+        re.compile(
+            r"(?i)((?:^|[?&\s{,\"'_.-])(?:access_?token|auth_?token|token|api_?key|secret(?:_?(?:access_?)?key)?|password"
+            r"|passwd|access_?key(?:_?id)?|signature|sig|x-amz-[a-z-]+|credential)[\"']?(?:=|:\s*)[\"']?)[^\s&\"',}]+"
+        ),
+        r"\1" + HIDDEN,
+    ),
+    (re.compile(r"\bhf_[A-Za-z0-9]{10,}"), "hf_" + HIDDEN),
+    (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{20,}"), "gh_" + HIDDEN),
+    (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}"), HIDDEN),
+    (re.compile(r"(?i)\b(bearer )[\w.~+/=-]+"), r"\1" + HIDDEN),
+)
+
+
+def redact(text: str) -> str:
+    """The text without credentials in URIs, secret query parameters and fields, Hugging Face, GitHub and AWS keys."""
+    for pattern, replacement in SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def parameters(config: Config) -> dict[str, str]:
+    """Every leaf of the config, defaults included, by dotted name; values as ``--set`` takes them, secrets redacted."""
+    return redact_values({name: _spell(value) for name, value in _leaves(config.model_dump(mode="json"))})
+
+
+def redact_values(values: Mapping[str, str]) -> dict[str, str]:
+    """The values redacted, each in the light of its name: ``tracking.tags.api_key`` tells on its value."""
+    return {name: redact(f"{name}: {value}").removeprefix(f"{name}: ") for name, value in values.items()}
+
+
+def config_hash(config: Config) -> str:
+    """20 hex digits over the whole config, whatever the order of its keys."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def describe_environment(folder: Path | None = None) -> dict[str, Any]:
+    """Code version, package versions and platform of this process; git is asked about ``folder`` (default: here)."""
+    return {
+        "git": git_state(folder or Path.cwd()) or git_state(Path(__file__).parent),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """``{"commit", "dirty"}`` of the repository around the folder; None without git, repository or a first commit."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": changes != ""}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that determine results, read from metadata without importing them."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def headline(results: Mapping[str, Any]) -> dict[str, float]:
+    """The student's figures that runs and versions are compared by: ``test/<metric>``, ``retention/<metric>``,
+    ``agreement``, ``num_parameters``, ``bytes``, ``latency_ms/p50``."""
+    student = results.get("student") or {}
+    kept = {name: student.get(name) for name in ("test", "num_parameters", "bytes")}
+    kept["latency_ms"] = {"p50": (student.get("latency_ms") or {}).get("p50")}
+    return dict(_numbers(kept | {name: results.get(name) for name in ("retention", "agreement")}))
+
+
+def figures(results: Mapping[str, Any]) -> dict[str, float]:
+    """The headline and every other number of ``results.json`` by path, for example ``teacher/test/accuracy``."""
+    found = {name: results.get(name) for name in ("ratios", "seconds")}
+    for name in ("student", "teacher", "baseline", "champion"):
+        model = results.get(name) or {}
+        found[name] = {part: model.get(part) for part in MODEL_FIGURES}
+    return headline(results) | dict(_numbers(found))
+
+
+def lineage_tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Tags ``raydistill.<name>`` of what is one value, and the commit where MLflow's own pages look for it."""
+    tags = {f"raydistill.{name}": _spell(value) for name, value in facts.items() if not isinstance(value, Mapping)}
+    git = facts.get("git")
+    if git:
+        tags |= {"raydistill.git_commit": git["commit"], "raydistill.git_dirty": _spell(git["dirty"])}
+        tags["mlflow.source.git.commit"] = git["commit"]
+    return tags
+
+
+def data_source(data: Data) -> tuple[str, dict[str, Any]]:
+    """MLflow's source type and description of where the data comes from."""
+    scheme = data.path.split("://", 1)[0] if "://" in data.path else None
+    if scheme in ("http", "https"):
+        return "http", {"url": data.path}
+    if scheme in ("s3", "gs"):
+        return scheme, {"uri": data.path}
+    if scheme is not None:  # pkg:// and other file systems: MLflow has no type of its own for them
+        return "code", {"tags": {"path": data.path}}
+    path = Path(data.path).expanduser()
+    if data.format != "hub" and (path.exists() or path.is_absolute()):
+        return "local", {"uri": str(path.absolute())}
+    return "hugging_face", {"path": data.path, "revision": data.revision}
+
+
+def _numbers(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
+    if isinstance(node, Mapping):
+        if "value" in node:  # {"value", "low", "high"}: the interval stays in results.json
+            yield from _numbers(node["value"], path)
+            return
+        for name, child in node.items():
+            yield from _numbers(child, (*path, str(name)))
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield "/".join(path), float(node)
+
+
+def _leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and (node or not path):
+        for name, child in node.items():
+            yield from _leaves(child, (*path, str(name)))
+    else:
+        yield ".".join(path), node
+
+
+def _spell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,58 @@
+"""Losses: one file a family. ``build_losses`` turns the named dict of the config into modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, assert_never
+
+import torch
+
+from raydistill import config as settings
+from raydistill.losses.base import Loss, Losses
+from raydistill.losses.hidden import HiddenCosine, HiddenMse
+from raydistill.losses.logits import ForwardKl, LogitMse
+from raydistill.losses.task import TaskLoss
+from raydistill.models.layer_map import layer_map
+from raydistill.tasks import TextClassification
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["ForwardKl", "HiddenCosine", "HiddenMse", "LogitMse", "Loss", "Losses", "TaskLoss", "build_losses"]
+
+
+def build_losses(
+    terms: Mapping[str, settings.Loss],
+    task: TextClassification,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    *,
+    seed: int,
+) -> Losses:
+    """Build the named losses for a student and a teacher of these shapes; projections start from ``seed``.
+
+    ``teacher`` may be None where no term needs one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Losses({name: build_loss(term, task, student, teacher) for name, term in terms.items()})
+
+
+def build_loss(
+    term: settings.Loss, task: TextClassification, student: PretrainedConfig, teacher: PretrainedConfig | None
+) -> Loss:
+    """Build one loss: the one place that knows every type."""
+    match term:
+        case settings.TaskLoss():
+            return TaskLoss(task, term.weight)
+        case settings.ForwardKl():
+            return ForwardKl(term.weight, term.temperature)
+        case settings.LogitMse():
+            return LogitMse(term.weight)
+        case settings.HiddenMse() | settings.HiddenCosine():
+            assert teacher is not None
+            pairs = layer_map(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
+            kind = HiddenMse if isinstance(term, settings.HiddenMse) else HiddenCosine
+            return kind(pairs, student.hidden_size, teacher.hidden_size, term.weight)
+        case _:
+            assert_never(term)

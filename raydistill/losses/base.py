@@ -1,0 +1,87 @@
+"""What every loss shares. A loss says what to compare, unreduced; the base says how to weigh and reduce it.
+
+Sum and count: a loss's values over a whole global batch are summed and divided by their global count, so that the
+result depends neither on the number of workers, nor on the micro-batch size, nor on padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from raydistill.data.batches import Batch
+
+
+class Loss(nn.Module):
+    """One named term. Subclasses set what they need and implement ``count`` and ``forward``.
+
+    ``student_needs`` and ``teacher_needs`` name signals (see ``models.capture``). ``group_size`` above 1 makes the batch
+    plan keep so many consecutive rows together on one worker and in one micro-batch, for losses over pairs of rows.
+    Projections are modules of the loss: trained, synchronised and checkpointed with it, never exported.
+    """
+
+    student_needs: frozenset[str] = frozenset()
+    teacher_needs: frozenset[str] = frozenset()
+    group_size: int = 1
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def count(self, batch: Batch) -> int:
+        """Return how many values ``forward`` gives for ``batch``, known without a forward pass."""
+        raise NotImplementedError(f"{type(self).__name__} must say how many values it counts")
+
+    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the values, shape (count,), in float32, not yet weighted or reduced."""
+        raise NotImplementedError(f"{type(self).__name__} must return its unreduced values")
+
+
+class Losses(nn.ModuleDict):
+    """The named losses of one training stage."""
+
+    @property
+    def terms(self) -> dict[str, Loss]:
+        return {name: loss for name, loss in self.items() if isinstance(loss, Loss)}
+
+    @property
+    def student_needs(self) -> frozenset[str]:
+        return frozenset[str]().union(*(loss.student_needs for loss in self.terms.values()))
+
+    @property
+    def teacher_needs(self) -> frozenset[str]:
+        return frozenset[str]().union(*(loss.teacher_needs for loss in self.terms.values()))
+
+    @property
+    def group_size(self) -> int:
+        """Return the least common multiple of the terms' groups: a border of it splits no group of any term."""
+        return math.lcm(*(loss.group_size for loss in self.terms.values()))
+
+    def counts(self, batches: list[Batch]) -> list[int]:
+        """Return each term's count over ``batches``, in the order of the terms."""
+        return [sum(loss.count(batch) for batch in batches) for loss in self.terms.values()]
+
+    def forward(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch, counts: list[float]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return this batch's share of the weighted total, and each term's unweighted sum (detached).
+
+        ``counts`` are those of the whole global batch; a term whose count is 0 contributes 0.
+        """
+        total: Tensor | None = None
+        sums: list[Tensor] = []
+        for loss, count in zip(self.terms.values(), counts, strict=True):
+            if count == 0 or loss.count(batch) == 0:
+                sums.append(torch.zeros(()))
+                continue
+            values = loss(student, teacher, batch)
+            assert values.shape == (loss.count(batch),), f"{type(loss).__name__}: {values.shape} values, not its count"
+            share = values.sum()
+            sums.append(share.detach())
+            total = share * (loss.weight / count) if total is None else total + share * (loss.weight / count)
+        if total is None:
+            total = torch.zeros(())
+        return total, sums

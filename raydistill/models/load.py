@@ -1,0 +1,217 @@
+"""Loading and saving Hugging Face classifiers: safetensors only, nothing random that was not asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from raydistill.errors import ModelError
+from raydistill.models.checks import check_report, check_vocabulary, first_line
+from raydistill.models.fields import set_dropout_config
+from raydistill.models.folder import (
+    TOKENIZER_FILES,
+    model_digest,
+    resolve_model,
+    tokenizer_digest,
+    weight_files,
+    weight_names,
+)
+from raydistill.models.labels import config_labels, label_order, output_layer, reorder_labels, set_labels
+from raydistill.models.precision import attention_implementation, compute_dtype
+
+__all__ = [
+    "attention_implementation",
+    "compute_dtype",
+    "is_classifier",
+    "label_notice",
+    "load_classifier",
+    "model_digest",
+    "new_classifier",
+    "quiet",
+    "read_config",
+    "resolve_model",
+    "save_model",
+    "seeded",
+    "set_dropout_config",
+    "supported_attention",
+    "tokenizer_digest",
+]
+
+
+def load_classifier(
+    folder: Path,
+    labels: Sequence[str] | None,
+    *,
+    dropout: float | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Return the classifier in a folder, in float32 and eval mode, with its logits in the order of ``labels``.
+
+    A plain encoder gets a new head for ``labels``, drawn from ``seed`` without touching torch's global generator.
+    ``labels`` None keeps a classifier's own. ``dropout`` replaces every dropout of the config. Raises ModelError for
+    missing or unknown weights, labels that do not match, a tokenizer that is larger than the embedding.
+    """
+    config = read_config(folder, trust_remote_code)
+    check_vocabulary(folder, config)
+    fine_tuned = _has_head(folder, config, trust_remote_code)
+    if labels is None and not fine_tuned:
+        raise ModelError(f"{folder} is an encoder without a classification head; a new one needs labels. Name them.")
+    order: tuple[int, ...] = ()
+    if labels is not None and fine_tuned:
+        order, _ = label_order(config_labels(config), labels)
+    if labels is not None:
+        set_labels(config, labels)
+    if dropout is not None:
+        set_dropout_config(config, dropout)
+    model, report = _load(folder, config, attn_implementation, trust_remote_code, seed)
+    check_report(folder, model, report, fine_tuned)
+    if order:
+        reorder_labels(model, order)
+    elif not fine_tuned:
+        _renew_output_layer(model, report, seed)
+    return model.eval()
+
+
+def _load(
+    folder: Path, config: PreTrainedConfig, attention: str | None, trust_remote_code: bool, seed: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    weight_files(folder)
+    try:
+        with quiet(), seeded(seed):
+            return AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                attn_implementation=supported_attention(config, attention),
+                ignore_mismatched_sizes=True,  # reported, and then judged by check_report
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
+        raise ModelError(f"Cannot load the model in {folder}: {first_line(error)}") from error
+
+
+def _renew_output_layer(model: PreTrainedModel, report: dict[str, Any], seed: int) -> None:
+    """Draw the output layer where weights were found for it: another task's head must not pass for this one's."""
+    layer = output_layer(model)
+    name = next(name for name, module in model.named_modules() if module is layer)
+    if f"{name}.weight" in {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}:
+        return  # already drawn, the way the family does it
+    with seeded(seed), torch.no_grad():
+        layer.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def new_classifier(config: PreTrainedConfig, *, seed: int, attn_implementation: str | None = None) -> PreTrainedModel:
+    """Return a classifier of this shape with random weights drawn from ``seed``, in float32 and eval mode."""
+    try:
+        with quiet(), seeded(seed):
+            model = AutoModelForSequenceClassification.from_config(
+                config, dtype=torch.float32, attn_implementation=supported_attention(config, attn_implementation)
+            )
+    except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
+        raise ModelError(f"Cannot build a {config.model_type} model of this shape: {first_line(error)}") from error
+    return model.eval()
+
+
+def is_classifier(folder: Path, trust_remote_code: bool = False) -> bool:
+    """Return whether the folder holds the trained weights of a sequence classification head."""
+    return _has_head(folder, read_config(folder, trust_remote_code), trust_remote_code)
+
+
+def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> bool:
+    architectures = config.architectures or []
+    if architectures and not any("SequenceClassification" in name for name in architectures):
+        return False  # a token classifier's head has the same names
+    try:
+        with quiet(), torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
+        raise ModelError(
+            f"The model in {folder} (type {config.model_type!r}) cannot be used for text classification: "
+            f"{first_line(error)}"
+        ) from error
+    inside = model.base_model_prefix + "."
+    return {key for key in model.state_dict() if not key.startswith(inside)} <= weight_names(folder)
+
+
+def label_notice(folder: Path, labels: Sequence[str], trust_remote_code: bool = False) -> str | None:
+    """Return a sentence where a classifier's labels are only assumed to be ``labels``; ModelError where they differ."""
+    config = read_config(folder, trust_remote_code)
+    if not _has_head(folder, config, trust_remote_code):
+        return None
+    return label_order(config_labels(config), labels)[1]
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return the config of a model folder; ModelError where transformers does not know or understand it."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"The model folder {folder} has no config.json. Give a folder written by `save_pretrained`.")
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
+        raise ModelError(
+            f"Cannot read {folder / 'config.json'}: {first_line(error)}. A model that brings its own code needs "
+            "trust_remote_code: true, once you have read that code."
+        ) from error
+
+
+def save_model(model: PreTrainedModel, tokenizer_folder: Path, folder: Path) -> None:
+    """Write an ordinary Hugging Face folder (config, safetensors, tokenizer files) that loads without raydistill."""
+    tokenizer_digest(tokenizer_folder)  # raises where there is no tokenizer
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        model.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (tokenizer_folder / name).is_file() and tokenizer_folder.resolve() != folder.resolve():
+            shutil.copyfile(tokenizer_folder / name, folder / name)
+
+
+def supported_attention(config: PreTrainedConfig, wanted: str | None) -> str | None:
+    """Return ``wanted``, or ``eager`` where the family has no SDPA (deberta-v2) or is unknown to transformers."""
+    if wanted != "sdpa":
+        return wanted
+    known = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    model_class = known.get(type(config), None)
+    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` inside; torch's global generators stay as they were (CUDA's are never touched)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' reports and progress bars inside; what matters in them is checked and raised by us."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

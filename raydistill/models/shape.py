@@ -1,0 +1,137 @@
+"""Shape of a student: the teacher's config with fewer layers, another width, other dropout."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import PreTrainedConfig
+
+from raydistill.config import Student
+from raydistill.errors import ConfigError, ModelError
+from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
+from raydistill.models.labels import config_labels, set_labels
+from raydistill.models.layer_map import choose_layers
+from raydistill.models.load import read_config, resolve_model
+
+
+def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTrainedConfig:
+    """Return the student's config, without weights. Raises ConfigError for a shape that cannot be, ModelError.
+
+    ``hidden_size`` alone keeps the heads' width where it divides, and the ratio of ``intermediate_size``. A student
+    that starts from a checkpoint has that checkpoint's shape where the config does not say otherwise.
+    """
+    if is_checkpoint(student):
+        source = read_config(resolve_model(student.start))
+        set_labels(source, config_labels(teacher_config))
+        return shape(source, student)
+    return shape(teacher_config, student)
+
+
+def is_checkpoint(student: Student) -> bool:
+    """Return whether the student starts from a folder or hub name of its own."""
+    return student.start not in ("teacher_layers", "random")
+
+
+def start_layers(source: PreTrainedConfig, student: Student) -> tuple[int, ...]:
+    """Return the layers (from 0) of the source model that the student starts from; () for a random start."""
+    if student.start == "random":
+        return ()
+    depth, chosen = source.num_hidden_layers, student.teacher_layers
+    if chosen == "auto":
+        return choose_layers(student.num_layers or depth, depth, getattr(source, "layer_types", None))
+    if max(chosen) >= depth:
+        raise ConfigError(
+            f"student.teacher_layers is {list(chosen)}; the teacher has layers 0 to {depth - 1}. Name some of these."
+        )
+    return chosen
+
+
+def shape(source: PreTrainedConfig, student: Student) -> PreTrainedConfig:
+    """Return the config of a student that is cut from a model with the config ``source``."""
+    config = copy.deepcopy(source)
+    config.dtype = torch.float32
+    layers = start_layers(source, student)
+    depth = len(layers) or student.num_layers or source.num_hidden_layers
+    for field in LAYER_FIELDS:
+        entries = getattr(source, field, None)
+        if isinstance(entries, list) and len(entries) == source.num_hidden_layers:
+            setattr(config, field, [entries[i] for i in layers or _pattern(depth, source)])
+    if depth != source.num_hidden_layers:
+        _set(config, "num_hidden_layers", depth)
+    _set_widths(config, source, student)
+    _set_heads(config, source, student)
+    if student.start != "random":
+        _check_not_wider(config, source)
+    set_dropout_config(config, student.dropout)
+    return config
+
+
+def _pattern(depth: int, source: PreTrainedConfig) -> tuple[int, ...]:
+    """Layers whose kind a random student takes: the same as a copied one's, or all of them again for a deeper one."""
+    if depth <= source.num_hidden_layers:
+        return choose_layers(depth, source.num_hidden_layers, getattr(source, "layer_types", None))
+    return tuple(i % source.num_hidden_layers for i in range(depth))
+
+
+def _set_widths(config: PreTrainedConfig, source: PreTrainedConfig, student: Student) -> None:
+    field, before = intermediate(source)
+    width, inner = student.hidden_size, student.intermediate_size
+    if width is not None and width != source.hidden_size:
+        _set(config, "hidden_size", width)
+        for name in FOLLOWING_FIELDS:
+            if getattr(source, name, None) == source.hidden_size:
+                _set(config, name, width)
+        if inner is None and before is not None:
+            inner = max(1, round(before * width / source.hidden_size))
+    if inner is not None:
+        if field is None:
+            raise ModelError(
+                f"The config of {source.model_type} has no field for the width of the feed-forward layers, so "
+                "student.intermediate_size cannot be set. Remove it."
+            )
+        _set(config, field, inner)
+
+
+def _set_heads(config: PreTrainedConfig, source: PreTrainedConfig, student: Student) -> None:
+    width = config.hidden_size
+    rotary = getattr(source, "rope_parameters", None) is not None
+    valid = [n for n in range(1, width + 1) if width % n == 0 and not (rotary and (width // n) % 2)]
+    heads = student.num_heads
+    if heads is None and width == source.hidden_size:
+        return
+    if not valid or (heads is not None and heads not in valid):
+        odd = " into heads of even width (rotary positions)" if rotary else ""
+        raise ConfigError(
+            f"student.hidden_size {width} cannot be split evenly{odd}: student.num_heads is {heads}. "
+            f"Valid numbers of heads: {', '.join(map(str, valid)) or 'none, choose another hidden_size'}."
+        )
+    if heads is None:  # the same head width where it divides, else the nearest
+        heads = min(valid, key=lambda n: (abs(width // n - head_width(source)), n))
+    groups = getattr(source, "num_key_value_heads", None)
+    if groups:
+        shared = source.num_attention_heads // groups
+        _set(config, "num_key_value_heads", heads // shared if heads % shared == 0 else heads)
+    _set(config, "num_attention_heads", heads)
+    if getattr(source, "head_dim", None):
+        _set(config, "head_dim", width // heads)
+
+
+def _check_not_wider(config: PreTrainedConfig, source: PreTrainedConfig) -> None:
+    for field in ("hidden_size", intermediate(source)[0]):
+        if field and getattr(config, field) > getattr(source, field):
+            named = "hidden_size" if field == "hidden_size" else "intermediate_size"
+            raise ConfigError(
+                f"student.{named} is {getattr(config, field)}, wider than the {getattr(source, field)} of the model "
+                f"it starts from. Set it to at most {getattr(source, field)}, or student.start to random."
+            )
+
+
+def _set(config: PreTrainedConfig, field: str, value: int) -> None:
+    try:
+        setattr(config, field, value)
+    except (NotImplementedError, AttributeError) as error:
+        raise ModelError(
+            f"The config of {config.model_type} does not let {field} be changed, so its students cannot have another "
+            "shape. Leave that field of student: out, or take a teacher of another family."
+        ) from error

@@ -1,0 +1,146 @@
+"""Students: a smaller copy of the teacher, built for any Hugging Face encoder by finding its stack of layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from raydistill.config import Student
+from raydistill.errors import ConfigError, ModelError
+from raydistill.models.checks import first_line
+from raydistill.models.fields import head_width
+from raydistill.models.labels import config_labels
+from raydistill.models.load import load_classifier, new_classifier, resolve_model
+from raydistill.models.shape import is_checkpoint, shape, start_layers, student_config
+from raydistill.models.slices import Heads, cut
+
+__all__ = ["StudentBuild", "build_student", "layer_stack", "student_config"]
+
+
+@dataclass(frozen=True)
+class StudentBuild:
+    """A student and where its parameters come from."""
+
+    model: PreTrainedModel
+    teacher_layers: tuple[int, ...]
+    """Layers (from 0) of the model it was cut from; empty for a random start."""
+    copied: int
+    """Parameters taken over whole."""
+    sliced: int
+    """Parameters cut out of wider ones."""
+    random: int
+    """Parameters drawn at random."""
+
+
+def build_student(
+    teacher: PreTrainedModel, student: Student, *, seed: int, attn_implementation: str | None = None
+) -> StudentBuild:
+    """Return a student of the configured shape in float32 and eval mode, with the teacher's label names.
+
+    Layers, embeddings and head are copied where shapes allow, cut where the student is narrower (``slices.py``), or
+    random from ``seed``. With all layers and the full width it gives the teacher's logits bit for bit.
+    Raises ConfigError for a shape that cannot be, ModelError for a model without a stack of layers.
+    """
+    source = _checkpoint(teacher, student, seed) if is_checkpoint(student) else teacher
+    layers = start_layers(source.config, student)
+    if layers and layers != tuple(range(source.config.num_hidden_layers)):
+        layer_stack(source)  # refuse before anything is built
+    config = shape(source.config, student)
+    attention = attn_implementation or teacher.config._attn_implementation
+    model = new_classifier(config, seed=seed, attn_implementation=attention)
+    if config.hidden_size != source.config.hidden_size or student.num_heads:
+        _check_runs(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if student.start == "random":
+        return StudentBuild(model, (), copied=0, sliced=0, random=total)
+    copied, sliced = _copy_weights(source, model, layers)
+    return StudentBuild(model, layers, copied, sliced, random=total - copied - sliced)
+
+
+def _checkpoint(teacher: PreTrainedModel, student: Student, seed: int) -> PreTrainedModel:
+    source = load_classifier(resolve_model(student.start), config_labels(teacher.config), seed=seed)
+    if source.config.vocab_size != teacher.config.vocab_size:
+        raise ConfigError(
+            f"student.start {student.start} has {source.config.vocab_size} tokens, the teacher "
+            f"{teacher.config.vocab_size}: they do not share a tokenizer. Start from a checkpoint with the teacher's "
+            "tokenizer, or from teacher_layers."
+        )
+    return source
+
+
+@torch.no_grad()
+def _check_runs(model: PreTrainedModel) -> None:
+    """Run four tokens through a model of a new width: families with widths of their own (mobilebert) may not fit."""
+    try:
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long))
+    except (RuntimeError, ValueError, IndexError) as error:
+        config = model.config
+        raise ModelError(
+            f"A {config.model_type} model of width {config.hidden_size} with {config.num_attention_heads} heads cannot "
+            f"run: {first_line(error)}. Leave student.hidden_size and student.num_heads out, or choose others."
+        ) from error
+
+
+def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return name and modules of the stack of layers: the one ModuleList with ``num_hidden_layers`` entries.
+
+    Lists inside a layer do not count. Raises ModelError where there is none (albert shares its layers, funnel has
+    blocks) or more than one.
+    """
+    depth = model.config.num_hidden_layers
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    outer = [(n, m) for n, m in lists if not any(n.startswith(other + ".") for other, _ in lists)]
+    if len(outer) != 1 or model.config.model_type == "albert":  # albert with one layer has one list of one group
+        raise ModelError(
+            f"{type(model).__name__} has no single stack of {depth} layers that could be chosen from (found "
+            f"{len(outer)}). Leave student.num_layers and student.teacher_layers out and use losses on logits, set "
+            "student.start to random, or take a teacher of another family (bert, roberta, modernbert, ...)."
+        )
+    return outer[0]
+
+
+@torch.no_grad()
+def _copy_weights(source: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> tuple[int, int]:
+    """Fill ``model`` from ``source``; return how many parameters were copied whole and how many were cut."""
+    given = source.state_dict()
+    origin = _origins(source, model, layers)
+    heads = Heads(
+        wide=head_width(source.config),
+        narrow=head_width(model.config),
+        rotary=any("rotary" in name.lower() for name, _ in source.named_modules()),
+    )
+    parameters = {name for name, _ in model.named_parameters()}
+    copied = sliced = 0
+    for name, tensor in model.state_dict().items():
+        wide = given.get(origin[name])
+        if wide is None:
+            continue  # ModernBERT's first layer has no attention norm: one that moves up keeps the fresh one (ones)
+        part = cut(name, wide, tensor.shape, heads)
+        tensor.copy_(part)
+        if name in parameters:
+            copied, sliced = _count(tensor, wide, copied, sliced)
+    return copied, sliced
+
+
+def _count(tensor: Tensor, wide: Tensor, copied: int, sliced: int) -> tuple[int, int]:
+    if tensor.shape == wide.shape:
+        return copied + tensor.numel(), sliced
+    return copied, sliced + tensor.numel()
+
+
+def _origins(source: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> dict[str, str]:
+    """Return for each tensor of the student the name of the source's tensor it comes from."""
+    names = list(model.state_dict())
+    if layers == tuple(range(source.config.num_hidden_layers)):
+        return {name: name for name in names}
+    stack = layer_stack(source)[0] + "."
+    origin = {}
+    for name in names:
+        origin[name] = name
+        if name.startswith(stack):
+            layer, rest = name.removeprefix(stack).split(".", 1)
+            origin[name] = f"{stack}{layers[int(layer)]}.{rest}"
+    return origin

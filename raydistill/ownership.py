@@ -1,0 +1,152 @@
+"""Who may write: the owner of a run folder, and leases, the locks of storage that has no file locks.
+
+A lease is an object ``.locks/<name>/<number>.lease`` with a heartbeat; the highest number holds the lock. Taking it
+means creating the next number, which the store grants to one process only; so two that see a dead holder at once
+cannot both take over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from raydistill.errors import ArtifactError, StaleOwner
+from raydistill.storage import LOCKS, Missing, Storage
+
+HEARTBEAT_SECONDS = 4.0
+LEASE_SECONDS = 20.0
+"""A holder whose heartbeat stood still for this long, on the waiter's own clock, is dead."""
+ABANDONED_SECONDS = 900.0
+"""A heartbeat this old by the wall clock is dead at first sight; S3 refuses clocks that differ by more than 900 s."""
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Proof that this process is the run folder's newest one; picklable, handed to the workers."""
+
+    storage: Storage
+    folder: tuple[str, ...]
+    number: int
+    token: str
+
+    @classmethod
+    def acquire(cls, storage: Storage, *parts: str) -> Owner:
+        """Take over the run folder ``parts``: every earlier owner is stale from now on."""
+        with storage.lock("owner", *parts):
+            try:
+                previous = int(storage.read_json(*parts, "owner.json")["number"])
+            except Missing:
+                previous = 0
+            owner = cls(storage, parts, previous + 1, uuid.uuid4().hex)
+            storage.write_json({"number": owner.number, "token": owner.token}, *parts, "owner.json")
+        return owner
+
+    def check(self) -> None:
+        """Return if this is still the newest owner; StaleOwner otherwise. One small read."""
+        try:
+            newest = self.storage.read_json(*self.folder, "owner.json")
+        except Missing as error:
+            raise StaleOwner(
+                f"The run folder {self._place()} was removed while this process used it; it stops."
+            ) from error
+        if (newest["number"], newest["token"]) != (self.number, self.token):
+            raise StaleOwner(
+                f"Process number {newest['number']} has taken over the run folder {self._place()} from this one "
+                f"(number {self.number}), which therefore writes nothing more. Let the newer one finish."
+            )
+
+    def _place(self) -> str:
+        return self.storage.show(*self.folder)
+
+
+class Lease:
+    """One process's attempt to hold the lock ``parts`` of a storage."""
+
+    def __init__(self, storage: Storage, *parts: str) -> None:
+        self.storage = storage
+        self.place = (LOCKS, *parts)
+        self.holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.number = 0
+        self.lost = False
+        self._stop = threading.Event()
+
+    @contextmanager
+    def held(self, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the lease during the body; ArtifactError afterwards if another process had to take it over."""
+        self._acquire(waiting)
+        beat = threading.Thread(target=self._beat, name="raydistill-lease", daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            beat.join()
+            with suppress(ArtifactError):  # unreachable storage: the lease then ends by itself after 20 s
+                self._write(released=True)
+        if self.lost:
+            raise ArtifactError(
+                f"This process stood still for more than {LEASE_SECONDS:.0f} s and another one took over its lock "
+                f"{'/'.join(self.place[1:])}. What the other one wrote counts; run the command again."
+            )
+
+    def _acquire(self, waiting: Callable[[], None] | None) -> None:
+        seen, since = b"", time.monotonic()
+        while True:
+            number, content = self._newest()
+            if content != seen:
+                seen, since = content, time.monotonic()
+            if _is_free(content) or time.monotonic() - since > LEASE_SECONDS:
+                self.number = number + 1
+                if self.storage.create(self._content(), *self._object(self.number)):
+                    for old in self._numbers():
+                        if old < self.number:
+                            self.storage.delete(*self._object(old))
+                    return
+                continue
+            if waiting is not None:
+                waiting()
+                waiting = None
+            time.sleep(POLL_SECONDS)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with suppress(ArtifactError):  # storage is away for a moment: the next beat tries again
+                self._write()
+
+    def _newest(self) -> tuple[int, bytes]:
+        """Number and content of the newest lease; (0, b"") where nobody ever held it."""
+        while True:
+            number = max(self._numbers(), default=0)
+            if number == 0:
+                return 0, b""
+            with suppress(Missing):  # a newer holder has just removed it
+                return number, self.storage.read_bytes(*self._object(number))
+
+    def _numbers(self) -> list[int]:
+        return [int(name.removesuffix(".lease")) for name in self.storage.list(*self.place)]
+
+    def _object(self, number: int) -> tuple[str, ...]:
+        return (*self.place, f"{number:09d}.lease")
+
+    def _content(self, released: bool = False) -> bytes:
+        return json.dumps({"holder": self.holder, "beat": time.time(), "released": released}).encode()
+
+    def _write(self, released: bool = False) -> None:
+        self.lost = self.lost or max(self._numbers(), default=0) > self.number
+        if not self.lost:
+            self.storage.write_bytes(self._content(released), *self._object(self.number))
+
+
+def _is_free(content: bytes) -> bool:
+    if not content:
+        return True
+    lease = json.loads(content)
+    return bool(lease["released"]) or time.time() - lease["beat"] > ABANDONED_SECONDS

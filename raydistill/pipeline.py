@@ -1,0 +1,316 @@
+"""The straight line, seen from the driver: config, data, worker group, results, registry. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydistill.artifacts import Artifact, Owner, Storage, recipe_key
+from raydistill.config import Config
+from raydistill.data.paths import resolve_path
+from raydistill.data.prepare import DataInfo, prepare_data, read_info
+from raydistill.data.rows import Rows, tokenize_data
+from raydistill.errors import Interrupted
+from raydistill.evaluate.compare import read_predictions
+from raydistill.models.folder import model_digest, resolve_model
+from raydistill.recipes import baseline_settings
+from raydistill.registry import log_student, register_student
+from raydistill.tracking import RunRef, finish_run, log_data, prepare_store, start_run, tag_run, tracking_uri
+
+if TYPE_CHECKING:
+    from raydistill.phases import Outcome
+
+Show = Callable[[Mapping[str, Any]], None]
+"""Gets ``phase``, ``done``, ``total``, ``unit``, ``rate`` and ``note`` now and then."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The driver's part of the work before any model runs."""
+
+    config: Config
+    storage: Storage
+    data: Artifact
+    tokens: Artifact
+    info: DataInfo
+    source: Path
+    dtype: str
+    run_key: str
+    reused: tuple[str, ...]
+
+
+def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
+    """Distil a student as ``config`` says and return the content of ``results.json``.
+
+    Whatever an earlier run computed is reused; the same config again returns its results at once. Raises
+    RaydistillError (Interrupted after Ctrl-C or SIGTERM, with a checkpoint written).
+    """
+    show = progress or (lambda entry: None)
+    clock = Clock()
+    with stoppable() as stop, ThreadPoolExecutor(1) as background:
+        storage = Storage(config.storage)
+        storage.check()
+        store = background.submit(prepare_store, tracking_uri(storage))
+        with clock.phase("prepare", show):
+            prepared = prepare(config, storage)
+        with storage.lock("runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
+            if (results := finished(prepared)) is not None:
+                return results
+            return run(prepared, store, stop, clock, show)
+
+
+def prepare(config: Config, storage: Storage) -> Prepared:
+    """Prepare and tokenise the data; compute the key of the run."""
+    from raydistill.models.precision import compute_dtype
+
+    config = with_absolute_paths(config)
+    source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
+    before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
+    data = prepare_data(config, storage)
+    tokens = tokenize_data(data, source, config.data.max_length, storage)
+    dtype = compute_dtype(config.train.dtype, device_type(config))
+    reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
+    excluded: dict[str, Any] = {
+        "storage": True,
+        "data": {"path", "unlabeled"},
+        "teacher": {"model"},
+        "train": {"num_workers", "resources_per_worker", "max_failures", "tokens_per_micro_batch", "checkpoint_steps"},
+    }
+    recipe = {
+        "config": config.model_dump(mode="json", exclude=excluded),
+        "tokens": tokens.digest,
+        "source": model_digest(source),
+        "dtype": dtype,
+    }
+    return Prepared(
+        config, storage, data, tokens, read_info(data), source, dtype, recipe_key(recipe), tuple(reused)
+    )
+
+
+def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
+    """Run the phases in the worker group, assemble the results, register the student."""
+    from raydistill.workplace import Job
+
+    config, storage, parts = prepared.config, prepared.storage, ("runs", prepared.run_key)
+    owner = Owner.acquire(storage, *parts)
+    store.result()
+    lineage = {"data": prepared.data.digest, "tokens": prepared.tokens.digest}
+    ref = start_run(config, storage, prepared.run_key, lineage)
+    status = "FAILED"
+    try:
+        num_rows = {split: counts.rows for split, counts in prepared.info.counts.items()}
+        log_data(ref, config.data, prepared.data.digest, num_rows)
+        job = Job(
+            config,
+            prepared.run_key,
+            storage,
+            owner,
+            prepared.data,
+            prepared.tokens,
+            prepared.info.labels,
+            prepared.dtype,
+            ref,
+        )
+        stop.is_obeyed = True
+        outcome = run_phases_somewhere(job, stop, show)
+        stop.is_obeyed = False
+        tag_run(ref, {"teacher": outcome.teacher.digest})
+        note_artifacts(prepared, ref, outcome)
+        with clock.phase("register", show):
+            results = assemble(prepared, ref, outcome, clock)
+            results = publish(prepared, ref, outcome, results)
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        if status != "FINISHED":
+            finish_run(ref, status=status)
+    results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
+    storage.write_json(results, *parts, "results.json")
+    return results
+
+
+def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
+    """Run the phases in a Ray Train worker group or, with ``train.num_workers: 0``, in this process."""
+    from raydistill import cluster
+
+    if job.config.train.num_workers == 0:
+        from raydistill.train.local import run_local
+
+        return run_local(job, show, stop)
+    show({"phase": "start", "done": 0, "total": 0, "unit": "", "rate": 0.0, "note": "Ray"})
+    with cluster.connected():
+        from raydistill.train.worker import run_workers
+
+        return run_workers(job, show, stop)
+
+
+def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) -> dict[str, Any]:
+    """Turn the stored predictions and measurements into ``results.json``."""
+    from raydistill.evaluate.results import ModelOutcome, SplitRows, build_results
+    from raydistill.evaluate.results import Outcome as Measured
+    from raydistill.phases import read_training
+
+    config, folder = prepared.config, outcome.evaluation.local()
+    validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
+    about = json.loads((folder / "models.json").read_text())
+    trained = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
+    history = {name: read_training(artifact)["history"] for name, artifact in trained.items() if artifact is not None}
+    paths = {"teacher": outcome.teacher.folder, "student": outcome.student.local() / "model"}
+    extra: dict[str, Any] = {}
+    if outcome.baseline is not None:
+        paths["baseline"] = outcome.baseline.local() / "model"
+        settings = baseline_settings(config)
+        assert settings is not None
+        extra["baseline"] = {"steps": history["baseline"][-1]["step"], "start": settings.start}
+    models = {
+        name: ModelOutcome(
+            path=str(path),
+            num_parameters=about[name]["num_parameters"],
+            num_bytes=about[name]["bytes"],
+            test=test.logits[name],
+            validation=validation.logits[name],
+            latency=about[name]["latency"],
+            **extra.get(name, {}),
+        )
+        for name, path in paths.items()
+    }
+    splits = prepared.info.counts
+    measured = Measured(
+        class_names=prepared.info.labels,
+        validation=SplitRows(validation.labels, validation.example_ids),
+        test=SplitRows(test.labels, test.example_ids),
+        **models,
+        run_id=ref.run_id,
+        num_rows={split: counts.rows for split, counts in splits.items()},
+        labeled={split: counts.labeled for split, counts in splits.items()},
+        seconds={**clock.seconds, **outcome.seconds},
+        reused=[*prepared.reused, *outcome.reused],
+        curves={name: curve(entries) for name, entries in history.items()},
+        config=config.model_dump(mode="json"),
+        num_samples=config.evaluate.bootstrap_samples,
+        seed=config.seed,
+    )
+    return build_results(measured) | {"notes": [*prepared.info.notes, *outcome.notes]}
+
+
+def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a model's history in the form of ``results.json``."""
+    return [
+        {"step": entry["step"], "metrics": {k: v for k, v in entry.items() if k not in ("step", "validated")}}
+        for entry in history
+    ]
+
+
+def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str, Any]) -> dict[str, Any]:
+    """Log the results, store the student in MLflow and register it where the config names a model."""
+    from raydistill.plots import write_plots
+
+    student, name = outcome.student.local() / "model", prepared.config.registry.name
+    max_length = prepared.config.data.max_length
+    if name is not None:
+        version = register_student(ref, name, student, results, run_key=prepared.run_key, max_length=max_length)
+        results = {**results, "model_version": version}
+    else:
+        log_student(ref, student, max_length=max_length)
+    with tempfile.TemporaryDirectory() as folder:
+        write_plots(results, Path(folder))
+        finish_run(ref, results, Path(folder), status="FINISHED")
+    return results
+
+
+def note_artifacts(prepared: Prepared, ref: RunRef, outcome: Outcome) -> None:
+    """Write which artefacts the run refers to; ``raydistill cache`` keeps those."""
+    recorded = [artifact for signals in outcome.recorded.values() for artifact in signals.values()]
+    used = [prepared.data, prepared.tokens, outcome.teacher.artifact, *recorded, outcome.student, outcome.baseline]
+    names = [f"{artifact.kind}/{artifact.key}" for artifact in [*used, outcome.evaluation] if artifact is not None]
+    facts = {"run_id": ref.run_id, "artifacts": sorted(set(names))}
+    prepared.storage.write_json(facts, "runs", prepared.run_key, "run.json")
+
+
+def finished(prepared: Prepared) -> dict[str, Any] | None:
+    """Return the results of the same run, if it came to its end before."""
+    parts = ("runs", prepared.run_key, "results.json")
+    if not prepared.storage.exists(*parts):
+        return None
+    results: dict[str, Any] = prepared.storage.read_json(*parts)
+    return {**results, "reused": ["run"]}
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Name local models by absolute paths: workers may have another folder."""
+    teacher, student = config.teacher, config.student
+    if not teacher.model.startswith("pkg://") and (path := resolve_path(teacher.model)) is not None:
+        teacher = teacher.model_copy(update={"model": str(path)})
+    if student.start not in ("teacher_layers", "random") and not student.start.startswith("pkg://"):
+        path = resolve_path(student.start)
+        student = student.model_copy(update={"start": str(path)}) if path is not None else student
+    return config.model_copy(update={"teacher": teacher, "student": student})
+
+
+def device_type(config: Config) -> str:
+    """Return what workers will compute on: the GPU that the config asks for, or that this machine has."""
+    if (config.train.resources_per_worker or {}).get("GPU", 0) > 0:
+        return "cuda"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def say_waiting(show: Show) -> None:
+    show({"phase": "wait", "done": 0, "total": 0, "unit": "", "rate": 0.0, "note": "another process runs this config"})
+
+
+@dataclass
+class Clock:
+    """Seconds of the driver's phases, and of the whole."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def phase(self, name: str, show: Show) -> Iterator[None]:
+        show({"phase": name, "done": 0, "total": 0, "unit": "", "rate": 0.0, "note": ""})
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+    def total(self) -> float:
+        return round(time.perf_counter() - self.started, 3)
+
+
+class Stop(threading.Event):
+    """The wish to stop. While ``is_obeyed`` the run looks at it after every step; otherwise it ends the run at once."""
+
+    is_obeyed = False
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a ``Stop``; a second signal ends the run at once."""
+    stop = Stop()
+
+    def obey(signum: int, frame: object) -> None:
+        if stop.is_set() or not stop.is_obeyed:
+            raise Interrupted("The run was stopped; everything finished so far is kept.")
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {signum: signal.signal(signum, obey) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,133 @@
+"""Recipes of the artefacts: the part of the config that determines a result, with the digests of its inputs.
+
+Device, number of workers, batch budget, checkpoints, tracking and logging are never in them; the compute dtype is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raydistill.artifacts import Artifact, Storage, recipe_key
+from raydistill.config import Baseline, Config, ModelTeacher, Stage, TaskLoss, Train
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Recipe = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """The teacher that speaks: its folder on this node, the digest of its weights, and what it was fine-tuned from."""
+
+    folder: Path
+    digest: str
+    source_digest: str
+    artifact: Artifact | None
+    """None for a teacher that was already fine-tuned: it stays where the user keeps it."""
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"teacher": self.artifact.digest if self.artifact else self.digest}
+
+
+def training_settings(train: Train) -> Recipe:
+    """The settings of ``train`` that determine a result."""
+    return train.model_dump(include={"global_batch_size", "max_grad_norm", "early_stopping"})
+
+
+def _common(config: Config, tokens_digest: str, dtype: str) -> Recipe:
+    return {
+        "tokens": tokens_digest,
+        "dtype": dtype,
+        "seed": config.seed,
+        "metric": config.evaluate.metric,
+        "train": training_settings(config.train),
+        "task": config.task.model_dump(mode="json"),
+    }
+
+
+def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype: str) -> Recipe:
+    assert config.teacher.finetune is not None
+    return {
+        "source": source_digest,
+        "finetune": config.teacher.finetune.model_dump(mode="json"),
+        **_common(config, tokens_digest, dtype),
+    }
+
+
+def student_recipe(
+    config: Config, start_digest: str, teacher_digest: str, tokens_digest: str, dtype: str, mode: str
+) -> Recipe:
+    """``start_digest``: the model whose weights the student starts from."""
+    return {
+        "start": start_digest,
+        "teacher": teacher_digest,
+        "mode": mode,
+        "student": config.student.model_dump(mode="json", exclude={"start"}),
+        "stages": {name: stage.model_dump(mode="json") for name, stage in config.stages.items()},
+        **_common(config, tokens_digest, dtype),
+    }
+
+
+def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype: str) -> Recipe:
+    return {
+        "start": start_digest,
+        "student": config.student.model_dump(mode="json", exclude={"start"}),
+        "stages": {name: stage.model_dump(mode="json", exclude={"losses"}) for name, stage in config.stages.items()},
+        "speaks": [name for name, stage in config.stages.items() if teacher_speaks(stage)],
+        **_common(config, tokens_digest, dtype),
+    }
+
+
+def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:
+    return storage.artifact(kind, recipe_key(recipe))
+
+
+def teacher_speaks(stage: Stage) -> bool:
+    return any(not isinstance(loss, TaskLoss) for loss in stage.losses.values())
+
+
+def stage_rows(stage: Stage, labels: np.ndarray) -> np.ndarray:
+    """Rows a stage trains on: all of them where a teacher speaks, otherwise the labelled ones."""
+    return np.arange(len(labels)) if teacher_speaks(stage) else np.flatnonzero(labels >= 0)
+
+
+def baseline_stages(config: Config) -> dict[str, Stage]:
+    """The student's stages with the task loss alone."""
+    return {name: stage.model_copy(update={"losses": {"task": TaskLoss()}}) for name, stage in config.stages.items()}
+
+
+def baseline_settings(config: Config) -> Baseline | None:
+    match config.evaluate.baseline:
+        case True:
+            return Baseline()
+        case False:
+            return None
+        case Baseline() as baseline:
+            return baseline
+
+
+def signal_bytes(signals: Iterable[str], teacher: PretrainedConfig, num_rows: int, num_tokens: int) -> dict[str, int]:
+    """Estimate the size of recorded signals in bytes: logits in 4 bytes a value, token-level signals in 2."""
+    from raydistill.models.capture import is_token_level, signal_width
+
+    return {
+        signal: signal_width(teacher, signal) * (2 * num_tokens if is_token_level(signal) else 4 * num_rows)
+        for signal in signals
+    }
+
+
+def choose_mode(teacher: ModelTeacher, sizes: dict[str, int]) -> tuple[str, str]:
+    """Return the teacher's mode, ``cached`` or ``online``, and why."""
+    if teacher.mode != "auto":
+        return teacher.mode, f"teacher.mode: {teacher.mode}"
+    total = sum(sizes.values())
+    if total <= teacher.max_cache_bytes:
+        return "cached", f"its signals take {total:,} bytes, within teacher.max_cache_bytes"
+    return "online", f"its signals would take {total:,} bytes, more than teacher.max_cache_bytes"

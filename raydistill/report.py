@@ -1,0 +1,123 @@
+"""The results table on the terminal; ``results.json`` itself is made in ``evaluate.results``, pictures in ``plots``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raydistill.evaluate.results import ModelOutcome, Outcome, SplitRows, build_results
+from raydistill.evaluate.verdict import points
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["ModelOutcome", "Outcome", "SplitRows", "build_results", "print_results", "results_table"]
+
+Model = Mapping[str, Any]
+ABSENT = "-"
+# Metrics below the accuracy, in reading order; those between 0 and 1 by construction are shown in percent.
+ROWS = {
+    "macro_f1": "macro F1, %",
+    "auc": "AUC",
+    "mcc": "MCC",
+    "log_loss": "log loss",
+    "calibration_error": "calib. error",
+}
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Rows are metrics, columns the models of results.json that are there; fits 80 columns with all four."""
+    from rich import box
+    from rich.table import Table
+
+    models: dict[str, Model] = {
+        name: results[name] for name in ("teacher", "student", "baseline", "champion") if results[name] is not None
+    }
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("test", no_wrap=True)
+    for name, model in models.items():
+        style = "bold" if name == "student" else None
+        table.add_column(_heading(name, model), justify="right", style=style, no_wrap=True, vertical="bottom")
+    for label, cells in _rows(models, results).items():
+        table.add_row(label, *cells, style="dim" if label.startswith(" ") else None)
+    return table
+
+
+def print_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Print the table, its conditions and the verdict."""
+    from rich.text import Text
+
+    console.print(results_table(results))
+    console.print(Text(conditions(results), style="dim"))
+    console.print()
+    console.print(Text(results["verdict"]))
+
+
+def _heading(name: str, model: Model) -> str:
+    if name == "baseline":
+        steps = f"{model['steps']:,} steps" if model["steps"] is not None else "steps unknown"
+        return f"without teacher\n{steps}\nstart: {model['start']}"
+    if name == "champion" and model["version"] is not None:
+        return f"champion\nversion {model['version']}"
+    return name
+
+
+def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, list[str]]:
+    rows = {"accuracy, %": [_accuracy(m) for m in models.values()]}
+    rows["  95 % interval"] = [_bounds(m["test"]["accuracy"]) for m in models.values()]
+    for metric, label in ROWS.items():
+        values = [m["test"][metric]["value"] for m in models.values()]
+        rows[label] = [ABSENT if v is None else points(v) if label.endswith("%") else f"{v:.3f}" for v in values]
+    teacher = results["teacher"]["test"]["accuracy"]["value"]
+    rows["agreement, %"] = [ABSENT if n == "teacher" else points(m["agreement"]) for n, m in models.items()]
+    rows["retention, %"] = [
+        ABSENT if n == "teacher" or not teacher else points(m["test"]["accuracy"]["value"] / teacher)
+        for n, m in models.items()
+    ]
+    rows["parameters"] = [_count(m["num_parameters"]) for m in models.values()]
+    rows["size"] = [_size(m["bytes"]) for m in models.values()]
+    if any(m["latency_ms"] for m in models.values()):
+        rows["latency p50, ms"] = [_latency(m, "p50") for m in models.values()]
+        rows["latency p95, ms"] = [_latency(m, "p95") for m in models.values()]
+        rows["rows a second"] = [
+            ABSENT if m["throughput"] is None else f"{m['throughput']:,.0f}" for m in models.values()
+        ]
+    return rows
+
+
+def _accuracy(model: Model) -> str:
+    value = points(model["test"]["accuracy"]["value"])
+    return f"chance {value}" if model["chance"]["at_chance"] else value
+
+
+def _bounds(interval: Mapping[str, float]) -> str:
+    return f"[{points(interval['low'])}, {points(interval['high'])}]"
+
+
+def _latency(model: Model, quantile: str) -> str:
+    return ABSENT if model["latency_ms"] is None else f"{model['latency_ms'][quantile]:.2f}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number:,}"
+
+
+def _size(num_bytes: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(num_bytes)
+
+
+def conditions(results: Mapping[str, Any]) -> str:
+    """On what, and under which conditions, the table's numbers were measured."""
+    rows = sum(entry["support"] for entry in results["teacher"]["per_class"])
+    text = f"{rows:,} labelled test rows. Agreement with, and retention of accuracy from, the teacher."
+    setting = next(
+        (m["latency_setting"] for m in (results["student"], results["teacher"]) if m["latency_setting"]), None
+    )
+    if setting is not None:
+        device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
+        text += f" Latency of 1 row, speed at {setting['batch_size']} rows, of {setting['length']} tokens: "
+        text += f"{device}, {setting['dtype']}."
+    return text

@@ -1,0 +1,298 @@
+"""Storage: one place, local folder or fsspec URL, that every process of a run reads and writes.
+
+Local writes are atomic (temporary file, then ``os.replace``), remote ones are as object stores are. Listings are never
+cached, so that a reader sees what another process wrote a moment ago. Endpoints and credentials are fsspec's own
+business; s3fs takes ``AWS_ENDPOINT_URL`` and the ``AWS_*`` credentials from the environment by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+from filelock import FileLock, Timeout
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from raydistill.errors import ArtifactError, RaydistillError
+
+if TYPE_CHECKING:
+    from raydistill.artifacts import Artifact
+
+PARTIAL = ".part"
+"""End of the name of a file that is being written; such names begin with a dot and are never listed."""
+LOCKS = ".locks"
+STAGING = ".staging"
+Names = list[str]  # inside Storage the name ``list`` is its method
+
+
+class Missing(ArtifactError):
+    """Nothing lies at that place in storage."""
+
+
+class Damaged(ArtifactError):
+    """Something in storage is not what was written there."""
+
+
+class Storage:
+    """A local folder or a URL such as ``s3://bucket/prefix``; picklable, equal by ``url``."""
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        text = os.fspath(url)
+        if "://" not in text:
+            text = os.path.abspath(os.path.expanduser(text))
+        self.url = text.rstrip("/") or "/"
+        self.fs: fsspec.AbstractFileSystem
+        try:
+            self.fs, root = url_to_fs(self.url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ArtifactError(
+                f"Cannot open the storage {self.url}: {error}. Use a local folder or a URL whose fsspec package is "
+                "installed (s3:// needs s3fs, gs:// needs gcsfs)."
+            ) from error
+        self.root: str = str(root).rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        if self.is_local:
+            self.url = self.root or "/"
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.url,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Storage) and self.url == other.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.show()!r})"
+
+    def path(self, *parts: str) -> str:
+        """Full path for ``self.fs``; a part may hold slashes but can never leave the root (ArtifactError)."""
+        for part in parts:
+            check_name(part)
+        return "/".join([self.root, *parts])
+
+    def show(self, *parts: str) -> str:
+        """The place as a user reads it: a local path, or a URL without credentials."""
+        full = self.path(*parts)
+        return full if self.is_local else str(self.fs.unstrip_protocol(full))
+
+    def artifact(self, kind: str, key: str) -> Artifact:
+        """The artefact at ``<root>/<kind>/<key>``, there or not."""
+        from raydistill.artifacts import Artifact  # artifacts.py builds on this module
+
+        return Artifact(self, kind, key)
+
+    def exists(self, *parts: str) -> bool:
+        with self._explained("look for", *parts):
+            return bool(self.fs.exists(self.path(*parts)))
+
+    def read_bytes(self, *parts: str) -> bytes:
+        """Content of one file; Missing (an ArtifactError) where there is none."""
+        with self._explained("read", *parts):
+            return bytes(self.fs.cat_file(self.path(*parts)))
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        """Write one file: a reader sees the old content or the new one, also after a power cut."""
+        with self._explained("write", *parts):
+            if self.is_local:
+                _replace(Path(self.path(*parts)), partial(_write_synced, data=data))
+            else:
+                self.fs.pipe_file(self.path(*parts), data)
+
+    def create(self, data: bytes, *parts: str) -> bool:
+        """Write one file only if there is none; False when somebody else was first (atomic on S3, GCS and memory)."""
+        with self._explained("write", *parts):
+            try:
+                self.fs.pipe_file(self.path(*parts), data, mode="create")
+            except OSError as error:  # S3 answers 409 "conflicting operation" to the slower of two simultaneous writers
+                if isinstance(error, FileExistsError) or "conflict" in str(error).lower():
+                    return False
+                raise
+            return True
+
+    def read_json(self, *parts: str) -> Any:
+        data = self.read_bytes(*parts)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise Damaged(
+                f"{self.show(*parts)} is damaged: it is not JSON ({error}). Delete that file and run the command again."
+            ) from error
+
+    def write_json(self, obj: Any, *parts: str) -> None:
+        self.write_bytes(json.dumps(obj, indent=1, allow_nan=False).encode(), *parts)
+
+    def delete(self, *parts: str) -> None:
+        """Remove a file or a whole folder; one that is not there is fine."""
+        assert parts, "delete() without a place would remove the whole storage"
+        with self._explained("delete", *parts), suppress(FileNotFoundError):
+            self.fs.rm(self.path(*parts), recursive=True)
+
+    def list(self, *parts: str) -> Names:
+        """Sorted names right below a place, hidden ones left out; empty where there is no such folder."""
+        with self._explained("list", *parts):
+            try:
+                entries = self._fresh().ls(self.path(*parts), detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        names = {PurePosixPath(str(entry)).name for entry in entries}
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    def files(self, *parts: str) -> dict[str, int]:
+        """Every file below a place, at any depth: posix path relative to it (``""`` if it is a file) -> bytes."""
+        return {name: int(info["size"] or 0) for name, info in self.infos(*parts).items()}
+
+    def infos(self, *parts: str) -> dict[str, dict[str, Any]]:
+        """The same as ``files`` with fsspec's own description of each file."""
+        base = self.path(*parts)
+        with self._explained("list", *parts):
+            found = self._fresh().find(base, detail=True)
+        named = {str(full)[len(base) + 1 :]: info for full, info in found.items() if not str(full).endswith("/")}
+        return {name: info for name, info in sorted(named.items()) if not _is_partial(name)}
+
+    def upload(self, local: Path, *parts: str) -> None:
+        """Copy a local file or folder to a place; each file appears whole."""
+        pairs = [(p, (*parts, p.relative_to(local).as_posix())) for p in sorted(local.rglob("*")) if p.is_file()]
+        if local.is_file():
+            pairs = [(local, parts)]
+        with self._explained("write", *parts):
+            if self.is_local:
+                for source, target in pairs:
+                    _replace(Path(self.path(*target)), partial(shutil.copyfile, source))
+            elif pairs:
+                self.fs.put([str(source) for source, _ in pairs], [self.path(*target) for _, target in pairs])
+
+    def download(self, local: Path, *parts: str, names: Collection[str] | None = None) -> None:
+        """Copy a file, or a folder or the named files in it, to exactly ``local``; Missing where there is nothing."""
+        names = [*self.files(*parts)] if names is None else names
+        if not names:
+            raise Missing(f"There is nothing at {self.show(*parts)}. Check `storage` and the name.")
+        targets = [local / check_name(name) if name else local for name in names]
+        sources = [self.path(*parts, name) if name else self.path(*parts) for name in names]
+        with self._explained("copy", *parts, to=local):
+            for folder in {target.parent for target in targets}:
+                folder.mkdir(parents=True, exist_ok=True)
+            self.fs.get(sources, [str(target) for target in targets])
+
+    @contextmanager
+    def lock(self, *parts: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """Let one process at a time into the body; ``waiting`` is called once when another one is in there.
+
+        Local storage: an OS file lock, freed at once when its holder dies. URL: a lease, see ownership.py.
+        """
+        if not self.is_local:
+            from raydistill.ownership import Lease
+
+            with Lease(self, *parts).held(waiting):
+                yield
+            return
+        place = Path(self.path(LOCKS, *parts) + ".lock")
+        with self._explained("lock", *parts):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place, mode=0o666)  # the umask decides whether others may share the storage
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if waiting is not None:
+                    waiting()
+                lock.acquire(poll_interval=0.1)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check(self) -> None:
+        """Write, read and delete a small file; ArtifactError with the way out where that fails."""
+        marker = (STAGING, f"check-{uuid.uuid4().hex}")
+        self.write_bytes(b"raydistill", *marker)
+        if self.read_bytes(*marker) != b"raydistill":
+            raise ArtifactError(
+                f"The storage {self.show()} returns other bytes than were written. Use another `storage`."
+            )
+        self.delete(*marker)
+
+    def _fresh(self) -> fsspec.AbstractFileSystem:
+        self.fs.invalidate_cache()  # use_listings_cache=False is ignored by some file systems
+        return self.fs
+
+    @contextmanager
+    def _explained(self, action: str, *parts: str, to: Path | None = None) -> Iterator[None]:
+        """Turn whatever the file system raises into an ArtifactError that names the place and the way out."""
+        try:
+            yield
+        except RaydistillError:
+            raise
+        except Exception as error:
+            raise explain(error, action, f"{self.show(*parts)}{f' to {to}' if to else ''}") from error
+
+
+def explain(error: Exception, action: str, place: str) -> ArtifactError:
+    """What happened, why, and the way out, for an error of a file system."""
+    what = f"Cannot {action} {place}"
+    if is_disk_full(error):
+        return ArtifactError(
+            f"{what}: the disk is full. Free space (`raydistill cache gc` removes what no run refers to) "
+            "or name a place on a bigger disk: `storage`, RAYDISTILL_CACHE for a node's copies, TMPDIR for temporary "
+            "files. Then run the command again."
+        )
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return ArtifactError(
+            f"{what}: permission denied ({error}). Make it writable for this user, check the credentials, "
+            "or name another place as `storage`."
+        )
+    if isinstance(error, FileNotFoundError):
+        return Missing(f"{what}: it does not exist. Check `storage` (a bucket must exist) and the name.")
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        return ArtifactError(f"{what}: a file lies where a folder is needed, or the reverse. Name another `storage`.")
+    return ArtifactError(
+        f"{what}: {type(error).__name__}: {error}. Check the network, the credentials and the endpoint "
+        "(AWS_ENDPOINT_URL for S3), then run the command again."
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for a full disk or quota, also where a library (safetensors, torch) hides the error number in its text."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
+
+
+def check_name(name: str) -> str:
+    """Return a relative posix path as it is; ArtifactError where it could leave the folder it is joined to."""
+    if not name or "\\" in name or "\0" in name or any(step in ("", ".", "..") for step in name.split("/")):
+        raise ArtifactError(f"{name!r} is not a name inside the storage. Use plain names without '..' or empty parts.")
+    return name
+
+
+def _is_partial(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last.startswith(".") and last.endswith(PARTIAL)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``target``, then move it there in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}{PARTIAL}"
+    try:
+        write(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

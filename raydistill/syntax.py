@@ -1,0 +1,139 @@
+"""YAML text to plain data, safely: no tags, no duplicate keys, no alias bombs, and `5e-5` is a number."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from raydistill.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 100_000  # a config has some 100; aliases count as often as they are used
+
+Path = tuple[str | int, ...]
+
+# YAML 1.1, which PyYAML speaks, wants a dot and a signed exponent: without this resolver 5e-5 and 2e10 would be text.
+FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+FLOAT_TAG = "tag:yaml.org,2002:float"
+
+
+class Loader(yaml.SafeLoader):
+    """The safe loader with the number syntax of YAML 1.2 and JSON."""
+
+
+class Dumper(yaml.SafeDumper):
+    """The safe dumper that quotes what `Loader` would read as a number."""
+
+
+for _side in (Loader, Dumper):
+    _side.add_implicit_resolver(FLOAT_TAG, FLOAT, list("-+.0123456789"))
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data and the line (from 1) on which each path of it begins."""
+
+    data: Any
+    lines: dict[Path, int]
+
+
+def parse_yaml(text: str, name: str) -> Document:
+    """Read one YAML document; `name` is what errors call it.
+
+    Raises ConfigError with line and column for bad syntax, duplicate keys, aliases that multiply, and foreign tags.
+    """
+    loader: Loader | None = None
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return Document(None, {})
+        refuse_bomb(node, name)
+        lines: dict[Path, int] = {}
+        inspect_node(node, (), lines, name)
+        return Document(loader.construct_document(node), lines)
+    except yaml.reader.ReaderError as error:
+        where = position(text, error.position)
+        raise ConfigError(
+            f"{name}, {where}: character {error.character!r} is not allowed in YAML; delete it."
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(describe_syntax(error, name)) from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply to be a config.") from None
+    except ValueError as error:  # an integer of more than 4,300 digits, the 31st of February
+        raise ConfigError(f"{name}: a value cannot be read ({error}); put it in quotes if it is text.") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def dump_yaml(data: Any) -> str:
+    """Write plain data so that `parse_yaml` reads the same back."""
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def position(text: str, index: int) -> str:
+    """Line and column (from 1) of a character index."""
+    before = text[:index]
+    return f"line {before.count(chr(10)) + 1}, column {index - before.rfind(chr(10))}"
+
+
+def at(mark: yaml.Mark | None) -> str:
+    return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
+def describe_syntax(error: yaml.MarkedYAMLError, name: str) -> str:
+    """One sentence with line and column out of PyYAML's two-part message."""
+    what = error.problem or "cannot be parsed"
+    if "could not determine a constructor" in what:
+        what = "tags such as !!python/object are not allowed; write plain values"
+    elif "found character '\\t'" in what:
+        what = "a tab is used for indentation; use spaces"
+    elif "mapping values are not allowed here" in what:
+        what += " (a colon too many, or a line that is indented differently from its neighbours)"
+    context = f" ({error.context})" if error.context and error.context_mark else ""
+    return f"{name}{at(error.problem_mark or error.context_mark)}: not valid YAML: {what}{context}."
+
+
+def refuse_bomb(root: yaml.Node, name: str) -> None:
+    """Count nodes as often as aliases repeat them, each node once: time is linear however far a bomb unfolds."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, above: frozenset[int]) -> int:
+        if id(node) in above:
+            raise ConfigError(f"{name}{at(node.start_mark)}: an alias contains itself; write the values out.")
+        if id(node) not in sizes:
+            children = [] if isinstance(node, yaml.ScalarNode) else node.value
+            if isinstance(node, yaml.MappingNode):
+                children = [child for pair in node.value for child in pair]
+            own = 1 + (len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0)
+            sizes[id(node)] = own + sum(size(child, above | {id(node)}) for child in children)
+        return sizes[id(node)]
+
+    if size(root, frozenset()) > MAX_NODES:
+        raise ConfigError(f"{name}: unfolds to more than {MAX_NODES:,} values; a config does not need that many.")
+
+
+def inspect_node(node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> None:
+    """Note the line of every path, and refuse a key that is written twice in one mapping."""
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            inspect_node(child, (*path, index), lines, name)
+    elif isinstance(node, yaml.MappingNode):
+        first: dict[tuple[str, str], int] = {}
+        for key, child in node.value:
+            label = key.value if isinstance(key, yaml.ScalarNode) else "?"
+            if isinstance(key, yaml.ScalarNode) and (key.tag, label) in first:
+                dotted = ".".join(map(str, (*path, label)))
+                raise ConfigError(
+                    f"{name}{at(key.start_mark)}: duplicate key {dotted}, first written on line "
+                    f"{first[key.tag, label]}; keep one."
+                )
+            first[key.tag, label] = key.start_mark.line + 1
+            lines[(*path, label)] = key.start_mark.line + 1
+            inspect_node(child, (*path, label), lines, name)

@@ -1,0 +1,122 @@
+"""Recording: every rank runs the teacher over its share of the missing shards, batches by a token budget."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from raydistill.artifacts import Artifact, FileInfo, Owner, file_digest
+from raydistill.data.batches import micro_batches
+from raydistill.data.rows import Rows
+from raydistill.errors import Interrupted
+from raydistill.models.capture import capture
+from raydistill.teacher.store import cut_shards, find_shards, shard_name, write_shard
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A signal to record: its artefact, recipe and the digests of what it was made from."""
+
+    artifact: Artifact
+    recipe: dict[str, Any]
+    parents: dict[str, str]
+
+
+Files = dict[str, dict[str, FileInfo]]
+"""Signal → file name → size and checksum."""
+
+
+def record(
+    teacher: PreTrainedModel,
+    rows: Rows,
+    wanted: Mapping[str, Wanted],
+    *,
+    tokens: int,
+    device: Device,
+    group: Group,
+    owner: Owner | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+) -> None:
+    """Record the ``wanted`` signals of all ``rows`` and seal their artefacts; what is on storage already is kept.
+
+    ``progress`` gets rows done, rows in all and rows a second (all ranks together, estimated from this one).
+    Raises Interrupted when asked to stop; finished shards stay and are not computed again.
+    """
+    shards = cut_shards(rows.lengths)
+    present = group.broadcast({s: find_shards(w.artifact) for s, w in wanted.items()} if group.is_first else None)
+    missing = [i for i in range(len(shards)) if any(i not in present[signal] for signal in wanted)]
+    teacher.to(device.torch_device).eval()
+    mine: Files = {signal: {} for signal in wanted}
+    total = sum(len(shards[i]) for i in missing)
+    started, done, stopped = time.perf_counter(), 0, False
+    for index in missing[group.rank :: group.size]:
+        if stopped := should_stop():
+            break
+        signals = [signal for signal in wanted if index not in present[signal]]
+        for signal, (name, info) in _record_shard(
+            teacher, rows, shards[index], index, {s: wanted[s] for s in signals}, tokens, device, owner
+        ).items():
+            mine[signal][name] = info
+        done += len(shards[index])
+        progress(min(done * group.size, total), total, done * group.size / (time.perf_counter() - started))
+    if group.sum([float(stopped)])[0]:
+        raise Interrupted("Recording stopped; the shards recorded so far are kept.")
+    _seal(wanted, present, group.gather(mine), group, owner)
+
+
+def _record_shard(
+    teacher: PreTrainedModel,
+    rows: Rows,
+    row_ids: np.ndarray,
+    index: int,
+    wanted: Mapping[str, Wanted],
+    tokens: int,
+    device: Device,
+    owner: Owner | None,
+) -> dict[str, tuple[str, FileInfo]]:
+    parts: dict[str, list[torch.Tensor]] = {signal: [] for signal in wanted}
+    for ids in micro_batches(row_ids, rows.lengths, tokens=tokens):
+        with torch.inference_mode(), device.autocast():
+            captured = capture(teacher, device.move(rows.inputs(ids)), wanted)
+        for signal, values in captured.items():
+            parts[signal].append(values.float().cpu())
+    if owner is not None:
+        owner.check()
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for signal, item in wanted.items():
+            path = Path(folder) / "shard.arrow"
+            write_shard(path, row_ids, rows.lengths[row_ids], torch.cat(parts[signal]), signal)
+            name = shard_name(index, file_digest(path))
+            files[signal] = (name, item.artifact.put(path, name))
+    return files
+
+
+def _seal(
+    wanted: Mapping[str, Wanted],
+    present: Mapping[str, dict[int, tuple[str, FileInfo]]],
+    recorded: list[Files],
+    group: Group,
+    owner: Owner | None,
+) -> None:
+    """Rank 0 writes the manifests once every rank's shards are on storage."""
+    if group.is_first:
+        if owner is not None:
+            owner.check()
+        for signal, item in wanted.items():
+            files = {name: info for name, info in present[signal].values()}
+            for of_rank in recorded:
+                files |= of_rank[signal]
+            item.artifact.seal(dict(sorted(files.items())), item.recipe, item.parents)
+    group.barrier()

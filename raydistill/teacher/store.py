@@ -1,0 +1,150 @@
+"""The signal store: what a teacher said about every row, one artefact a signal, one Arrow file a shard.
+
+A shard is a fixed set of rows of like length, cut as a pure function of the rows' lengths, so that any number of workers
+can record any part of it at any time. Signals are read by row number, from memory-mapped files, without padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raydistill.artifacts import Artifact, FileInfo, Storage, recipe_key
+from raydistill.errors import ArtifactError
+from raydistill.models.capture import is_token_level
+
+SHARD_ROWS = 1_000
+SHARD_TOKENS = 65_536
+"""Longer rows make smaller shards: at width 768 a shard of one token-level signal stays at 100 MB."""
+
+
+def cut_shards(lengths: np.ndarray) -> list[np.ndarray]:
+    """Cut the rows of a split into shards, longest rows first: the last shards, which ranks wait for, are quick ones."""
+    order = np.argsort(-lengths, kind="stable")
+    shards, start, tokens = [], 0, 0
+    for end, length in enumerate(lengths[order]):
+        if end > start and (end - start == SHARD_ROWS or tokens + length > SHARD_TOKENS):
+            shards.append(order[start:end])
+            start, tokens = end, 0
+        tokens += int(length)
+    return [*shards, order[start:]] if start < len(order) else shards
+
+
+def signal_artifact(
+    storage: Storage, signal: str, split: str, *, teacher_digest: str, tokens_digest: str, dtype: str
+) -> tuple[Artifact, dict[str, Any]]:
+    """Return where a signal lies, and its recipe: the teacher's weights (not how they came about), rows and dtype."""
+    recipe = {
+        "signal": signal,
+        "split": split,
+        "teacher": teacher_digest,
+        "tokens": tokens_digest,
+        "dtype": dtype,
+        "shard_rows": SHARD_ROWS,
+        "shard_tokens": SHARD_TOKENS,
+    }
+    return storage.artifact("signals", recipe_key(recipe)), recipe
+
+
+def write_shard(path: Path, row_ids: np.ndarray, lengths: np.ndarray, values: Tensor, signal: str) -> None:
+    """Write one signal of one shard. ``values`` are (B, C) or, for token-level signals, (N, width) in row order."""
+    if is_token_level(signal):
+        flat = values.to(torch.float16).numpy()
+        if not np.isfinite(flat).all():
+            raise ArtifactError(
+                f"{signal} of this teacher exceeds half precision (65504), so it cannot be recorded exactly. "
+                "Set teacher.mode: online."
+            )
+        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))) * flat.shape[1]
+        column: pa.Array = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat.reshape(-1)))
+    else:
+        array = values.to(torch.float32).numpy()
+        column = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+    width = str(values.shape[1])
+    schema = pa.schema([("row_id", pa.int64()), ("value", column.type)], metadata={"signal": signal, "width": width})
+    batch = pa.record_batch([pa.array(row_ids, pa.int64()), column], schema=schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(batch)
+
+
+def shard_name(index: int, digest: str) -> str:
+    """The content is part of the name: two writers of one shard never overwrite each other with other bytes."""
+    return f"{index:05d}-{digest[:16]}.arrow"
+
+
+def find_shards(artifact: Artifact) -> dict[int, tuple[str, FileInfo]]:
+    """Return the whole shards of an artefact that is not sealed yet; damaged ones are removed."""
+    found: dict[int, tuple[str, FileInfo]] = {}
+    for name in sorted(artifact.names()):
+        if not name.endswith(".arrow") or name.startswith("."):
+            continue
+        index = int(name[:5])
+        if index in found:
+            continue
+        content = artifact.storage.read_bytes(artifact.kind, artifact.key, name)
+        digest = hashlib.sha256(content).hexdigest()
+        if name == shard_name(index, digest):
+            found[index] = (name, FileInfo(bytes=len(content), sha256=digest))
+        else:
+            artifact.storage.delete(artifact.kind, artifact.key, name)
+    return found
+
+
+class RecordedSignals:
+    """Signals read from the store, by row number."""
+
+    def __init__(self, artifacts: dict[str, Artifact], num_rows: int, *, verify: bool = False) -> None:
+        """``artifacts`` maps a signal's name to its artefact. Raises ArtifactError where rows are missing."""
+        self._columns = {
+            signal: Column(artifact.local(verify=verify), sorted(artifact.manifest().files), num_rows)
+            for signal, artifact in artifacts.items()
+        }
+
+    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return {signal: torch.from_numpy(column.read(row_ids)) for signal, column in self._columns.items()}
+
+
+class Column:
+    """One signal of a whole split, memory-mapped: ``read(row_ids)`` gives (B, C), or (N, width) row after row."""
+
+    def __init__(self, folder: Path, names: list[str], num_rows: int) -> None:
+        self.shard = np.full(num_rows, -1, dtype=np.int32)
+        self.position = np.zeros(num_rows, dtype=np.int32)
+        self.values: list[np.ndarray] = []
+        self.offsets: list[np.ndarray | None] = []
+        for name in names:  # not what else lies there: another process may have recorded the same shard beside this one
+            self._open(folder / name)
+        if (self.shard < 0).any():
+            missing = int((self.shard < 0).sum())
+            raise ArtifactError(f"{folder} lacks the signals of {missing} of {num_rows} rows; remove it to record anew.")
+
+    def _open(self, path: Path) -> None:
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batch = reader.get_batch(0)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}); remove its folder to record it anew.") from error
+        rows = batch.column("row_id").to_numpy()
+        value = batch.column("value")
+        self.shard[rows] = len(self.values)
+        self.position[rows] = np.arange(len(rows))
+        width = int(reader.schema.metadata[b"width"])
+        self.values.append(value.values.to_numpy(zero_copy_only=True).reshape(-1, width))
+        is_ragged = pa.types.is_large_list(value.type)
+        self.offsets.append(value.offsets.to_numpy() // width if is_ragged else None)
+
+    def read(self, row_ids: np.ndarray) -> np.ndarray:
+        return np.concatenate(list(self._slices(row_ids)))
+
+    def _slices(self, row_ids: np.ndarray) -> Iterable[np.ndarray]:
+        for shard, position in zip(self.shard[row_ids], self.position[row_ids], strict=True):
+            offsets = self.offsets[shard]
+            first, last = (position, position + 1) if offsets is None else offsets[position : position + 2]
+            yield self.values[shard][first:last]

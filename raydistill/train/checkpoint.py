@@ -1,0 +1,133 @@
+"""The loop's own checkpoints, ``<run>/<phase>/{last,best}``: the same under Ray Train, in local mode and in a sweep.
+
+A checkpoint is a folder named by its step, and counts once the pointer ``last.json`` or ``best.json`` names it; the
+pointer is written last and atomically, so that a kill at any moment leaves the previous one whole. No generator state
+is stored: dropout is seeded by (seed, step, micro-batch), the data order by (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from raydistill.artifacts import Owner, Storage
+from raydistill.errors import ArtifactError
+
+
+@dataclass
+class Progress:
+    """How far a phase has come: everything but the weights and the optimizer."""
+
+    step: int = 0
+    best_step: int = -1
+    best_score: float | None = None
+    validations_without_gain: int = 0
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Every report so far: ``step``, ``validated`` and its metrics."""
+
+
+class Checkpoints:
+    """The checkpoints of one phase of one run. Only rank 0 writes; every rank may read."""
+
+    def __init__(self, storage: Storage, parts: tuple[str, ...], owner: Owner | None = None) -> None:
+        self.storage = storage
+        self.parts = parts
+        self.owner = owner
+
+    def save_last(
+        self, progress: Progress, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Write what an exact resume needs, then drop the checkpoint before it."""
+        files = {
+            "model.safetensors": to_bytes(model),
+            "losses.safetensors": to_bytes(losses),
+            "state.pt": _torch_bytes({"progress": vars(progress), "optimizer": optimizer.state_dict()}),
+        }
+        self._commit("last", progress.step, files, {})
+
+    def save_best(self, step: int, score: float, model: nn.Module) -> None:
+        """Write the weights of the best validation so far, then drop those before them."""
+        self._commit("best", step, {"model.safetensors": to_bytes(model)}, {"score": score})
+
+    def load_last(self, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+        """Restore model, losses and optimizer, and return the progress; None where nothing was saved."""
+        files = self._read("last")
+        if files is None:
+            return None
+        model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
+        losses.load_state_dict(safetensors.torch.load(files["losses.safetensors"]))
+        state = self._state(files)
+        optimizer.load_state_dict(state["optimizer"])
+        return Progress(**state["progress"])
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the reports up to the last checkpoint."""
+        files = self._read("last")
+        return self._state(files)["progress"]["history"] if files else []
+
+    def load_best(self, model: nn.Module) -> float:
+        """Put the best weights into ``model`` and return their score."""
+        files = self._read("best")
+        if files is None:
+            raise ArtifactError(f"{'/'.join(self.parts)} holds no best checkpoint; run the command again to train anew.")
+        model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
+        return float(self.storage.read_json(*self.parts, "best.json")["score"])
+
+    def clear(self) -> None:
+        """Remove the phase's checkpoints (its result is an artefact by then)."""
+        if self.owner is not None:
+            self.owner.check()
+        self.storage.delete(*self.parts)
+
+    def _commit(self, kind: str, step: int, files: dict[str, bytes], extra: dict[str, Any]) -> None:
+        if self.owner is not None:
+            self.owner.check()
+        folder = f"{kind}-{step:08d}"
+        for name, content in files.items():
+            self.storage.write_bytes(content, *self.parts, folder, name)
+        pointer = {"folder": folder, "step": step, "bytes": {n: len(c) for n, c in files.items()}, **extra}
+        self.storage.write_json(pointer, *self.parts, f"{kind}.json")
+        for name in self.storage.list(*self.parts):
+            if name.startswith(f"{kind}-") and name != folder:
+                self.storage.delete(*self.parts, name)
+
+    @staticmethod
+    def _state(files: dict[str, bytes]) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(io.BytesIO(files["state.pt"]), weights_only=True, map_location="cpu")
+        return state
+
+    def _read(self, kind: str) -> dict[str, bytes] | None:
+        if not self.storage.exists(*self.parts, f"{kind}.json"):
+            return None
+        pointer = self.storage.read_json(*self.parts, f"{kind}.json")
+        files = {name: self.storage.read_bytes(*self.parts, pointer["folder"], name) for name in pointer["bytes"]}
+        for name, content in files.items():
+            if len(content) != pointer["bytes"][name]:
+                raise ArtifactError(
+                    f"{self.storage.path(*self.parts, pointer['folder'], name)} has {len(content)} bytes, not "
+                    f"{pointer['bytes'][name]}: it was damaged. Delete {self.storage.path(*self.parts)} to train anew."
+                )
+        return files
+
+
+def to_bytes(module: nn.Module) -> bytes:
+    """Return the state dict as safetensors; tensors that share memory are stored each for itself."""
+    seen: set[int] = set()
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        state[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return safetensors.torch.save(state)
+
+
+def _torch_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,29 @@
+"""The device of a process and its compute dtype."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a process computes, and in which dtype: ``float32``, or ``bfloat16`` by autocast over float32 weights."""
+
+    name: str = "cpu"
+    dtype: str = "float32"
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.name)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16)
+
+    def move(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.torch_device, non_blocking=True) for name, tensor in tensors.items()}

@@ -1,0 +1,267 @@
+"""The one training loop: a generator in plain torch. The teacher's fine-tuning, the student and the baseline all run it.
+
+``for report in train(setup)`` trains to the end and leaves the best weights in the model. The state can be saved at each
+yield; killed at any moment and started again, the loop goes on where its last checkpoint was, bit for bit on one thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from raydistill.config import Optimization
+from raydistill.config import Train as TrainSettings
+from raydistill.data.batches import Batch, epoch_batches, micro_batches, rank_share
+from raydistill.data.rows import Rows
+from raydistill.errors import ConfigError, Interrupted, RaydistillError
+from raydistill.losses.base import Losses
+from raydistill.models.capture import capture
+from raydistill.teacher.signals import Signals
+from raydistill.train.checkpoint import Checkpoints, Progress
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_learning_rate, trainable
+
+LOG_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length of a stage in optimizer steps, and how many lie between two validations."""
+
+    num_steps: int
+    validate_steps: int
+
+    @classmethod
+    def of_epochs(cls, num_rows: int, global_batch_size: int, num_epochs: float) -> Schedule:
+        steps_per_epoch = math.ceil(num_rows / global_batch_size)
+        num_steps = max(1, round(num_epochs * steps_per_epoch))
+        return cls(num_steps, min(steps_per_epoch, num_steps))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything one stage of training needs. ``row_ids`` are the rows of ``rows`` that it trains on.
+
+    ``validate`` returns the same metrics on every rank; ``score`` turns them into a number, higher being better.
+    """
+
+    name: str
+    model: PreTrainedModel
+    losses: Losses
+    signals: Signals
+    rows: Rows
+    row_ids: np.ndarray
+    schedule: Schedule
+    optimization: Optimization
+    settings: TrainSettings
+    seed: int
+    validate: Callable[[], dict[str, float]]
+    score: Callable[[dict[str, float]], float]
+    checkpoints: Checkpoints
+    group: Group
+    device: Device
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the loop says at a yield: metrics of the steps since the last one, and of the validation if there was one."""
+
+    step: int
+    num_steps: int
+    metrics: dict[str, float]
+    validated: bool
+
+
+def train(setup: Setup) -> Iterator[Report]:
+    """Train ``setup.model`` and yield a report now and then; the model holds the best weights at the end.
+
+    Raises Interrupted, after writing a checkpoint, when any rank is asked to stop; RaydistillError when the loss is no
+    longer finite.
+    """
+    check_batch_size(setup.losses, setup.settings)
+    stage = Stage(setup)
+    progress = stage.restore()
+    if not progress.finished:
+        yield from stage.run(progress)
+    setup.checkpoints.load_best(setup.model)
+    setup.model.eval()
+
+
+def check_batch_size(losses: Losses, settings: TrainSettings) -> None:
+    if settings.global_batch_size % losses.group_size:
+        raise ConfigError(
+            f"train.global_batch_size: {settings.global_batch_size} is not a multiple of {losses.group_size}, the number "
+            "of rows that the losses compare with each other. Choose a multiple."
+        )
+
+
+class Stage:
+    """One stage under way: optimizer, batch plan and running sums around the pure parts."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        setup.model.to(setup.device.torch_device)
+        setup.losses.to(setup.device.torch_device)
+        freeze(setup.model, setup.optimization.freeze, setup.name)
+        setup.group.synchronize(setup.model)
+        setup.group.synchronize(setup.losses)
+        self.parameters = trainable(setup.model, setup.losses)
+        self.optimizer = build_optimizer(self.parameters, setup.optimization)
+        self.names = list(setup.losses.terms)
+        self.log_steps = max(1, min(LOG_STEPS, setup.schedule.num_steps // 20))
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self._reset_sums()
+
+    def restore(self) -> Progress:
+        setup = self.setup
+        return setup.checkpoints.load_last(setup.model, setup.losses, self.optimizer) or Progress()
+
+    def run(self, progress: Progress) -> Iterator[Report]:
+        """Take the remaining steps; every rank runs this in lockstep."""
+        setup, schedule = self.setup, self.setup.schedule
+        first = progress.step
+        with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
+            pending = pool.submit(self.collate, first)
+            for step in range(first, schedule.num_steps):
+                batches = pending.result()
+                counts = self._agree(batches, progress)
+                if step + 1 < schedule.num_steps:
+                    pending = pool.submit(self.collate, step + 1)
+                self.take_step(step, batches, counts)
+                progress.step = step + 1
+                is_last = progress.step == schedule.num_steps
+                if progress.step % schedule.validate_steps == 0 or is_last:
+                    yield self._validate(progress, is_last)
+                elif progress.step % self.log_steps == 0:
+                    yield self._report(progress, {}, validated=False)
+                if progress.finished:
+                    break
+                if progress.step % setup.settings.checkpoint_steps == 0:
+                    self._save(progress)
+        self._save(progress)
+
+    def collate(self, step: int) -> list[Batch]:
+        """Return this rank's micro-batches of a step; runs one step ahead in a thread."""
+        setup = self.setup
+        rows, group_size = setup.rows, setup.losses.group_size
+        share = rank_share(self.plan(step), setup.group.rank, setup.group.size, group_size)
+        parts = micro_batches(share, rows.lengths, tokens=setup.settings.tokens_per_micro_batch, group_size=group_size)
+        return [Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids)) for ids in parts]
+
+    def plan(self, step: int) -> np.ndarray:
+        """Return the rows of the global batch of ``step``."""
+        setup = self.setup
+        size = setup.settings.global_batch_size
+        epoch, k = divmod(step, math.ceil(len(setup.row_ids) / size))
+        if self._epoch[0] != epoch:
+            batches = epoch_batches(
+                setup.row_ids,
+                setup.rows.lengths,
+                setup.rows.labels,
+                seed=setup.seed,
+                epoch=epoch,
+                global_batch_size=size,
+            )
+            self._epoch = (epoch, batches)
+        return self._epoch[1][k]
+
+    def take_step(self, step: int, batches: list[Batch], counts: list[float]) -> None:
+        """One optimizer step over this rank's micro-batches; ``counts`` are those of the whole global batch."""
+        setup = self.setup
+        setup.model.train()
+        for index, batch in enumerate(batches):
+            # A generator of its own a micro-batch: a resumed run draws the same dropout without any stored state.
+            key = np.random.SeedSequence((setup.seed, step, setup.group.rank, index))
+            torch.manual_seed(int(key.generate_state(1)[0]))
+            total, sums = self._forward(batch, counts)
+            if total.requires_grad:
+                total.backward()
+            self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
+        self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
+        setup.group.sum_gradients(self.parameters)
+        limit = setup.settings.max_grad_norm
+        self._norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf)
+        self._rate = learning_rate(step, setup.schedule.num_steps, setup.optimization)
+        set_learning_rate(self.optimizer, self._rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _forward(self, batch: Batch, counts: list[float]) -> tuple[Tensor, list[Tensor]]:
+        setup = self.setup
+        inputs = setup.device.move(batch.inputs)
+        teacher = setup.device.move(setup.signals.batch(batch.row_ids, inputs))
+        with setup.device.autocast():
+            student = capture(setup.model, inputs, setup.losses.student_needs)
+            return setup.losses(student, teacher, batch, counts)
+
+    def _agree(self, batches: list[Batch], progress: Progress) -> list[float]:
+        """Sum the counts over all ranks, and with them the wish to stop: all ranks leave at the same step."""
+        *counts, stop = self.setup.group.sum([*self.setup.losses.counts(batches), float(self.setup.should_stop())])
+        if stop:
+            self._save(progress)
+            raise Interrupted(
+                f"{self.setup.name} stopped after step {progress.step} of {self.setup.schedule.num_steps}; "
+                "a checkpoint was written."
+            )
+        return counts
+
+    def _validate(self, progress: Progress, is_last: bool) -> Report:
+        setup = self.setup
+        setup.model.eval()
+        metrics = setup.validate()
+        score = setup.score(metrics)
+        if progress.best_score is None or score > progress.best_score:
+            progress.best_score, progress.best_step, progress.validations_without_gain = score, progress.step, 0
+            if setup.group.is_first:
+                setup.checkpoints.save_best(progress.step, score, setup.model)
+        else:
+            progress.validations_without_gain += 1
+        patience = setup.settings.early_stopping
+        progress.finished = is_last or (patience is not None and progress.validations_without_gain >= patience)
+        return self._report(progress, {f"validation/{name}": float(v) for name, v in metrics.items()}, validated=True)
+
+    def _report(self, progress: Progress, metrics: dict[str, float], *, validated: bool) -> Report:
+        sums = self._finite_sums(progress.step)
+        means = [value / count if count else 0.0 for value, count in zip(sums, self._counts, strict=True)]
+        losses = self.setup.losses.terms.values()
+        values = {f"train/loss/{name}": mean for name, mean in zip(self.names, means, strict=True)}
+        values["train/loss"] = sum(loss.weight * mean for loss, mean in zip(losses, means, strict=True))
+        values |= {"train/grad_norm": float(self._norm), "train/learning_rate": self._rate}
+        self._reset_sums()
+        values |= metrics
+        progress.history.append({"step": progress.step, "validated": validated, **values})
+        return Report(progress.step, self.setup.schedule.num_steps, values, validated)
+
+    def _save(self, progress: Progress) -> None:
+        """Checkpoint, written by rank 0; weights that are no longer finite never replace good ones."""
+        setup = self.setup
+        self._finite_sums(progress.step)
+        if setup.group.is_first:
+            setup.checkpoints.save_last(progress, setup.model, setup.losses, self.optimizer)
+        setup.group.barrier()
+
+    def _finite_sums(self, step: int) -> list[float]:
+        """Return the terms' sums over all ranks since the last report; every rank raises where one is not finite."""
+        sums = self.setup.group.sum([float(value) for value in self._sums])
+        broken = [name for name, value in zip(self.names, sums, strict=True) if not math.isfinite(value)]
+        if broken or not math.isfinite(float(self._norm)):
+            raise RaydistillError(
+                f"{self.setup.name}: the loss {', '.join(broken) or 'gradient'} is not finite at step {step}. Usually the "
+                "learning rate is too high: lower it, or set train.max_grad_norm, or train.dtype: float32."
+            )
+        return sums
+
+    def _reset_sums(self) -> None:
+        self._sums: list[Tensor] = [torch.zeros((), device=self.setup.device.torch_device) for _ in self.names]
+        self._counts = [0.0 for _ in self.names]
+        self._norm, self._rate = torch.zeros(()), 0.0
+

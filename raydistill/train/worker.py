@@ -1,0 +1,135 @@
+"""The Ray side of training: one worker group runs all phases; the driver watches it and can stop it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import torch
+
+from raydistill.artifacts import Storage
+from raydistill.board import Board
+from raydistill.cluster import worker_resources
+from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TrackingError
+from raydistill.phases import Outcome, run_phases
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+from raydistill.workplace import Job, Workplace
+
+STOP_SECONDS = 7.0
+"""After a wish to stop, workers get so long to write a checkpoint before the cluster is taken down."""
+
+OF_ONE_RANK = (ArtifactError, StaleOwner, TrackingError)
+"""Errors that may meet one rank alone: raised, so that Ray ends the others and tries again. All the rest meet every rank
+at the same place and are returned, because trying again would not help."""
+
+
+def run_workers(job: Job, show: Callable[[dict[str, Any]], None], stop: threading.Event) -> Outcome:
+    """Run all phases in one Ray Train worker group; ``show`` gets its progress, ``stop`` ends it with a checkpoint.
+
+    Raises the RaydistillError that ended the phases, or one that names the worker and its error.
+    """
+    board = Board(job.storage, job.run_parts, job.owner)
+    # In a thread of its own: Ray's handler for Ctrl-C, which kills workers after 12 s, is only set in the main thread.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+    fitting = pool.submit(lambda: _trainer(job).fit().return_value)
+    pool.shutdown(wait=False)
+    asked_at: float | None = None
+    while not wait([fitting], timeout=0.2).done:
+        if stop.is_set() and asked_at is None:
+            asked_at = time.monotonic()
+            board.request_stop()
+        if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
+            raise Interrupted("The run was stopped; the workers did not answer in time, the last checkpoint is kept.")
+        if progress := board.read():
+            show(progress)
+    if (error := fitting.exception()) is not None:
+        raise explain(error) from error
+    outcome: Outcome | RaydistillError = fitting.result()
+    if isinstance(outcome, RaydistillError):
+        raise outcome
+    return outcome
+
+
+def _trainer(job: Job) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = worker_resources(job.config.train)
+    storage_path, filesystem = ray_storage(job.storage)
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=job.config.train.num_workers,
+            use_gpu=resources.get("GPU", 0) > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # A fresh name a start: Ray would silently resume, or refuse, a run of the same name.
+            name=f"{job.run_key}-{job.owner.number}",
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=job.config.train.max_failures, controller_failure_limit=3),
+        ),
+    )
+
+
+def _worker(config: dict[str, Any]) -> Outcome | RaydistillError:
+    """What every Ray Train worker runs."""
+    import ray.train
+    import ray.train.torch
+
+    job: Job = config["job"]
+    device = Device(str(ray.train.torch.get_device()), job.dtype)
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+    board = Board(job.storage, job.run_parts, job.owner)
+    place = Workplace(job, Group(device.torch_device), device, board, observed=lambda metrics: ray.train.report(metrics))
+    try:
+        check_storage(job.storage, job.run_parts, place.group)
+        return run_phases(place)
+    except OF_ONE_RANK:
+        raise
+    except RaydistillError as error:
+        return error
+    finally:
+        place.flush()
+
+
+def check_storage(storage: Storage, run: tuple[str, ...], group: Group) -> None:
+    """Every rank writes a marker that every rank reads: storage that nodes do not share is found before any work."""
+    storage.write_bytes(b"", *run, "markers", str(group.rank))
+    group.barrier()
+    missing = [rank for rank in range(group.size) if not storage.exists(*run, "markers", str(rank))]
+    if group.sum([float(len(missing))])[0]:
+        raise RaydistillError(
+            f"storage: {storage.url} is not the same place on every node. Use a URL (s3://, gs://) or a shared folder."
+        )
+
+
+def ray_storage(storage: Storage) -> tuple[str, Any]:
+    """Where Ray Train keeps its own few files: beside ours, through the same file system."""
+    path = storage.path("ray")
+    if storage.is_local:
+        return path, None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return path, PyFileSystem(FSSpecHandler(storage.fs))
+
+
+def explain(error: BaseException) -> RaydistillError:
+    """Turn what ``fit`` raised into one message that names the worker and the cause."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None) or error}
+    rank, cause = min(failures.items())
+    if isinstance(cause, RaydistillError):
+        return cause
+    return RaydistillError(
+        f"Worker {rank} failed: {type(cause).__name__}: {cause}\n"
+        "Everything finished so far is kept; the same command goes on from there."
+    )
+

@@ -1,0 +1,220 @@
+"""What a rank has at hand while it works through the phases: the job, its group, the rows, and what it tells others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PreTrainedModel
+
+from raydistill.artifacts import Artifact, Owner, Storage
+from raydistill.board import Board
+from raydistill.config import Config
+from raydistill.data.rows import Rows
+from raydistill.errors import Interrupted
+from raydistill.evaluate.metrics import classification_metrics
+from raydistill.evaluate.predict import predict
+from raydistill.models.load import attention_implementation, load_classifier, model_digest, resolve_model
+from raydistill.recipes import TeacherIdentity
+from raydistill.tasks import make_task
+from raydistill.tracking import RunRef, Tracker
+from raydistill.train.checkpoint import Checkpoints
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+from raydistill.train.loop import Report
+
+SPLITS = ("train", "validation", "test")
+
+INFERENCE_TOKENS = 4
+"""A forward pass without gradient takes so many times the tokens of a training micro-batch in the same memory."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker; plain values, no weights."""
+
+    config: Config
+    run_key: str
+    storage: Storage
+    owner: Owner
+    data: Artifact
+    tokens: Artifact
+    labels: tuple[str, ...]
+    dtype: str
+    run: RunRef | None
+
+    @property
+    def run_parts(self) -> tuple[str, str]:
+        return ("runs", self.run_key)
+
+
+def metrics_path(storage: Storage, run_key: str) -> Path:
+    """Return the local file that holds a run's metrics until MLflow has them."""
+    if storage.is_local:
+        return Path(storage.path("runs", run_key, "metrics.jsonl"))
+    return Path("~/.cache/raydistill/runs").expanduser() / run_key / "metrics.jsonl"
+
+
+class Workplace:
+    """One rank's tools. ``observed`` is called on every rank after each report of a training loop."""
+
+    def __init__(
+        self,
+        job: Job,
+        group: Group,
+        device: Device,
+        board: Board,
+        observed: Callable[[dict[str, float]], None] = lambda metrics: None,
+    ) -> None:
+        self.job, self.group, self.device = job, group, device
+        self.config = job.config
+        self.observed = observed
+        self.board = board
+        self.task = make_task(job.config.task, job.labels)
+        self.seconds: dict[str, float] = {}
+        self.reused: list[str] = []
+        self.notes: list[str] = []
+        self.teacher_model: PreTrainedModel | None = None
+        self._tracker: Tracker | None = None
+
+    @cached_property
+    def rows(self) -> dict[str, Rows]:
+        folder = self.job.tokens.local()
+        return {split: Rows.open(folder, split) for split in SPLITS}
+
+    @cached_property
+    def attention(self) -> str:
+        length = int(np.quantile(self.rows["train"].lengths, 0.95))
+        return attention_implementation(self.device.torch_device.type, self.device.dtype, length)
+
+    @property
+    def inference_tokens(self) -> int:
+        return INFERENCE_TOKENS * self.config.train.tokens_per_micro_batch
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase and show it; a wish to stop is obeyed before it begins."""
+        if self.group.sum([float(self.board.should_stop())])[0]:
+            raise Interrupted(f"The run was stopped before phase {name}; everything finished so far is kept.")
+        started = time.perf_counter()
+        if self.group.is_first:
+            self.board.post(name, 0, 0, "", 0.0, force=True)
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+
+    def has(self, artifact: Artifact, name: str) -> bool:
+        """Whether storage holds the artefact, as rank 0 sees it; noted as reused."""
+        present: bool = self.group.broadcast(artifact.exists() if self.group.is_first else None)
+        if present and name not in self.reused:
+            self.reused.append(name)
+        return present
+
+    def load(self, folder: Path, *, dropout: float | None) -> PreTrainedModel:
+        return load_classifier(
+            folder,
+            self.job.labels,
+            dropout=dropout,
+            attn_implementation=self.attention,
+            trust_remote_code=self.config.teacher.trust_remote_code,
+            seed=self.config.seed,
+        )
+
+    def teacher(self, teacher: TeacherIdentity) -> PreTrainedModel:
+        """Return the teacher's module, from memory where it is still there."""
+        if self.teacher_model is None:
+            self.teacher_model = self.load(teacher.folder, dropout=0.0)
+        return self.teacher_model
+
+    def start_digest(self, teacher_digest: str) -> str:
+        """Identity of the weights a student starts from: the teacher's, a checkpoint's, or none."""
+        start = self.config.student.start
+        if start in ("teacher_layers", "random"):
+            return f"{start}:{teacher_digest}"
+        return f"{teacher_digest}+{model_digest(resolve_model(start))}"
+
+    def checkpoints(self, *parts: str) -> Checkpoints:
+        return Checkpoints(self.job.storage, (*self.job.run_parts, *parts), self.job.owner)
+
+    def history(self, kind: str, stage: str) -> list[dict[str, Any]]:
+        return self.group.broadcast(self.checkpoints(kind, stage).history() if self.group.is_first else None)
+
+    def validate(self, model: PreTrainedModel) -> dict[str, float]:
+        rows = self.rows["validation"]
+        logits = predict(model, rows, tokens=self.inference_tokens, device=self.device, group=self.group)
+        metrics = classification_metrics(logits, rows.labels)
+        return {name: value for name, value in metrics.items() if value is not None}
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """Higher is better."""
+        name = self.config.evaluate.metric
+        return -metrics[name] if name == "log_loss" else metrics[name]
+
+    def observe(self, kind: str, report: Report, offset: int) -> None:
+        """Track and show a report. The student's metrics keep their plain names, others are prefixed."""
+        prefix = "" if kind == "student" else f"{kind}/"
+        metrics = {f"{prefix}{name}": value for name, value in report.metrics.items()}
+        if self.group.is_first:
+            if self.tracker is not None:
+                self.tracker.log(metrics, report.step + offset)
+            key = f"validation/{self.config.evaluate.metric}"
+            note = f"{key.split('/')[1]} {report.metrics[key]:.4f}" if report.validated else ""
+            loss = f"loss {report.metrics['train/loss']:.4f}"
+            self.board.post(kind, report.step, report.num_steps, "steps", 0.0, note or loss, force=report.validated)
+        if report.validated:
+            self.observed(metrics)
+
+    def recording_progress(self, split: str) -> Callable[[int, int, float], None]:
+        def post(done: int, total: int, rate: float) -> None:
+            if self.group.is_first:
+                self.board.post("record", done, total, "rows", rate, split, force=done == total)
+
+        return post
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """The run's one writer: on rank 0 only."""
+        if self._tracker is None and self.job.run is not None and self.group.is_first:
+            self._tracker = Tracker(
+                self.job.run,
+                metrics_path(self.job.storage, self.job.run_key),
+                owner=self.job.owner,
+                system_metrics=self.config.tracking.system_metrics,
+            )
+        return self._tracker
+
+    def flush(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close(timeout=10.0)
+            self._tracker = None
+
+    def hashes(self, split: str) -> list[str]:
+        """Row hashes of a split, in row order."""
+        with pa.memory_map(str(self.job.data.local() / f"{split}.arrow")) as source:
+            return pa.ipc.open_file(source).get_batch(0).column("hash").to_pylist()
+
+    def replay(self, kind: str, history: list[dict[str, Any]]) -> None:
+        """Track the history of a model that an earlier run trained; what the run has already is not sent again."""
+        prefix = "" if kind == "student" else f"{kind}/"
+        for entry in history:
+            metrics = {f"{prefix}{name}": v for name, v in entry.items() if name not in ("step", "validated")}
+            if self.tracker is not None:
+                self.tracker.log(metrics, entry["step"])
+
+    def latency_inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Fixed shapes: one row, and 32, of the test split's median length."""
+        rows = self.rows["test"]
+        order = np.argsort(rows.lengths, kind="stable")
+        middle = len(order) // 2
+        many = order[max(0, middle - 16) : middle + 16]
+        return (
+            self.device.move(rows.inputs(order[middle : middle + 1])),
+            self.device.move(rows.inputs(np.resize(many, 32))),
+        )

@@ -1,0 +1,136 @@
+"""Paired differences, agreement, retention, chance, kept predictions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raydistill.errors import ArtifactError
+from raydistill.evaluate import compare, metrics
+
+
+def two_models(num_rows: int = 600, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits of two models that find the same rows hard, and the labels."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, num_rows)
+    shared = rng.normal(size=(num_rows, 3)) + 1.0 * np.eye(3)[labels]
+    return shared, shared + noise * rng.normal(size=(num_rows, 3)), labels
+
+
+def test_paired_difference_is_narrower_than_the_unpaired_one() -> None:
+    a, b, labels = two_models()
+    paired = compare.paired_difference("accuracy", a, b, labels)
+    values = [metrics.intervals(m, labels, seed=seed)["accuracy"] for seed, m in enumerate((a, b))]
+    unpaired = np.sqrt(sum((v["high"] - v["low"]) ** 2 for v in values))
+    assert paired["value"] == pytest.approx(values[0]["value"] - values[1]["value"])
+    assert paired["low"] <= paired["value"] <= paired["high"]
+    assert paired["high"] - paired["low"] < 0.7 * unpaired
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
+def test_paired_difference_equals_scipy(metric: str) -> None:
+    a, b, labels = two_models(100)
+
+    def statistic(rows: np.ndarray) -> float:
+        one = np.ones((len(rows), 1), np.float32)
+        values = [metrics.WeightedMetrics(m[rows], labels[rows])(one)[metric][0] for m in (a, b)]
+        return values[0] - values[1]
+
+    expected = stats.bootstrap(
+        (np.arange(100),),
+        statistic,
+        vectorized=False,
+        n_resamples=300,
+        method="percentile",
+        rng=np.random.default_rng(9),
+    ).confidence_interval
+    ours = compare.paired_difference(metric, a, b, labels, num_samples=300, seed=9)
+    assert (ours["low"], ours["high"]) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    a, b, labels = two_models(50)
+    for metric in metrics.METRICS:
+        assert compare.paired_difference(metric, a, a, labels, num_samples=100) == {"value": 0, "low": 0, "high": 0}
+    there = compare.paired_difference("mcc", a, b, labels, num_samples=100)
+    back = compare.paired_difference("mcc", b, a, labels, num_samples=100)
+    assert (there["value"], there["low"], there["high"]) == pytest.approx((-back["value"], -back["high"], -back["low"]))
+
+
+def test_difference_of_many_windows_of_few_examples_is_wide() -> None:
+    a, b, labels = two_models(600)
+    by_row, by_example = (
+        compare.paired_difference("accuracy", a[i], b[i], labels[i], example_ids=ids)
+        for i in [np.repeat(np.arange(60), 10)]
+        for ids in (np.arange(600), i)
+    )
+    ratio = (by_example["high"] - by_example["low"]) / (by_row["high"] - by_row["low"])
+    assert ratio == pytest.approx(np.sqrt(10), rel=0.3)
+
+
+def test_agreement_and_retention() -> None:
+    a = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    b = np.array([[9.0, 0], [0, 9], [0, 9], [0, 9]])
+    assert compare.agreement(a, b) == 0.75
+    student = {"accuracy": 0.6, "macro_f1": 0.3, "weighted_f1": 0.5, "auc": float("nan"), "mcc": 0.1}
+    teacher = {"accuracy": 0.8, "macro_f1": 0.6, "weighted_f1": 0.5, "auc": 0.9, "mcc": -0.1}
+    assert compare.retention(student, teacher) == {
+        "accuracy": pytest.approx(0.75),
+        "macro_f1": 0.5,
+        "weighted_f1": 1.0,
+        "auc": None,
+        "mcc": None,
+    }
+
+
+def chance_of(logits: np.ndarray, labels: np.ndarray) -> dict:
+    return compare.chance(metrics.intervals(logits, labels, 500), logits, labels)
+
+
+def test_chance_is_called_chance() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [80, 60, 60])
+    guessing = chance_of(rng.normal(size=(200, 3)), labels)
+    assert guessing == {"at_chance": True, "reason": "accuracy", "majority_class": 0, "majority_share": 0.4}
+    constant = chance_of(np.tile([0.0, 2.0, 1.0], (200, 1)), labels)
+    assert (constant["at_chance"], constant["reason"]) == (True, "one_class")
+    learned = chance_of(rng.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels], labels)
+    assert (learned["at_chance"], learned["reason"]) == (False, None)
+
+
+def test_chance_on_skewed_classes_says_that_something_was_learned() -> None:
+    labels = np.repeat([0, 1], [900, 100])
+    predictions = labels.copy()
+    predictions[:60] = 1
+    predictions[-50:] = 0  # accuracy 0.89 < 0.9, and yet half of the rare class is found
+    result = chance_of(np.eye(2)[predictions], labels)
+    assert (result["at_chance"], result["reason"]) == (True, "accuracy_only")
+
+
+def test_predictions_come_back(tmp_path: Path) -> None:
+    a, b, labels = two_models(30)
+    labels[3] = -1
+    hashes = [f"{i:016x}" for i in range(30)]
+    ids = np.arange(30) // 3
+    path = compare.write_predictions(
+        tmp_path, "test", hashes, labels, {"student": a, "teacher": b}, example_ids=ids, class_names=["x", "y", "é"]
+    )
+    assert path.is_file()
+    assert path.parent == tmp_path
+    kept = compare.read_predictions(tmp_path, "test")
+    assert kept.hashes == tuple(hashes)
+    assert kept.class_names == ("x", "y", "é")
+    np.testing.assert_array_equal(kept.labels, labels)
+    np.testing.assert_array_equal(kept.example_ids, ids)
+    assert set(kept.logits) == {"student", "teacher"}
+    np.testing.assert_array_equal(kept.logits["student"], a.astype(np.float32))
+    np.testing.assert_array_equal(kept.logits["teacher"], b.astype(np.float32))
+
+
+@pytest.mark.parametrize("content", [None, b"PAR1 and then nothing"])
+def test_missing_or_damaged_predictions_are_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "predictions-test.parquet").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"predictions-test\.parquet.*Evaluate the model again"):
+        compare.read_predictions(tmp_path, "test")

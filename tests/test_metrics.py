@@ -1,0 +1,198 @@
+"""Metrics against hand-made counts and the libraries; intervals against scipy and by their properties."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from raydistill.errors import DataError, ModelError
+from raydistill.evaluate import metrics
+
+
+def rows(num_rows: int, num_classes: int, seed: int = 0, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) that know something about the labels (N,); every class occurs."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(num_classes), rng.integers(0, num_classes, num_rows - num_classes)])
+    logits = rng.normal(size=(num_rows, num_classes))
+    logits[np.arange(num_rows), labels] += strength
+    return logits.astype(np.float32), labels
+
+
+def from_confusion(counts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(i, j) for i, row in enumerate(counts) for j, n in enumerate(row) for _ in range(n)]
+    labels, predictions = (np.array(column) for column in zip(*pairs, strict=True))
+    return 3.0 * np.eye(len(counts))[predictions], labels
+
+
+def test_values_equal_hand_computed_ones() -> None:
+    logits, labels = from_confusion([[5, 1, 0], [2, 3, 1], [0, 0, 8]])
+    values = metrics.classification_metrics(logits, labels)
+    precision, recall = np.array([5 / 7, 3 / 4, 8 / 9]), np.array([5 / 6, 3 / 6, 8 / 8])
+    f1, support = 2 * precision * recall / (precision + recall), np.array([6, 6, 8])
+    assert values["accuracy"] == values["micro_f1"] == values["micro_precision"] == pytest.approx(16 / 20)
+    for name, each in (("precision", precision), ("recall", recall), ("f1", f1)):
+        assert values[f"macro_{name}"] == pytest.approx(each.mean())
+        assert values[f"weighted_{name}"] == pytest.approx((each * support).sum() / 20)
+    covariance = 16 * 20 - (6 * 7 + 6 * 4 + 8 * 9)
+    spread = (400 - (49 + 16 + 81)) * (400 - (36 + 36 + 64))
+    assert values["mcc"] == pytest.approx(covariance / math.sqrt(spread))
+    right, wrong = math.log(math.exp(3) + 2) - 3, math.log(math.exp(3) + 2)
+    assert values["log_loss"] == pytest.approx(0.8 * right + 0.2 * wrong)
+    assert values["calibration_error"] == pytest.approx(abs(math.exp(3) / (math.exp(3) + 2) - 0.8), abs=1e-6)
+    assert metrics.confusion(logits, labels, 3) == [[5, 1, 0], [2, 3, 1], [0, 0, 8]]
+    table = metrics.per_class(logits, labels, ["a", "b", "c"])
+    assert [entry["f1"] for entry in table] == pytest.approx(list(f1))
+    assert [(e["name"], e["support"], e["predicted"]) for e in table] == [("a", 6, 7), ("b", 6, 4), ("c", 8, 9)]
+
+
+def test_known_calibration_error() -> None:
+    # 10 rows at confidence 0.9 of which 6 are right, 30 rows at 0.6 of which 24 are right.
+    confidence = np.repeat([0.9, 0.6], [10, 30])
+    labels = np.concatenate([np.repeat([0, 1], [6, 4]), np.repeat([0, 1], [24, 6])])
+    logits = np.stack([np.log(confidence), np.log(1 - confidence)], axis=1)
+    values = metrics.classification_metrics(logits, labels)
+    assert values["calibration_error"] == pytest.approx(0.25 * 0.3 + 0.75 * 0.2, abs=1e-6)
+    bins = metrics.reliability(logits, labels)
+    assert [b["rows"] for b in bins] == [30, 10]
+    assert [b["accuracy"] for b in bins] == pytest.approx([0.8, 0.6])
+    assert [b["confidence"] for b in bins] == pytest.approx([0.6, 0.9])
+
+
+def test_auc_is_the_share_of_ordered_pairs() -> None:
+    logits, labels = rows(60, 3, strength=0.7)
+    probs = metrics.probabilities(logits)
+    shares = []
+    for c in range(3):
+        pairs = probs[labels == c, c][:, None] - probs[labels != c, c][None]
+        shares.append((pairs > 0).mean() + 0.5 * (pairs == 0).mean())
+    assert metrics.classification_metrics(logits, labels)["auc"] == pytest.approx(np.mean(shares))
+
+
+def test_auc_is_not_defined_when_a_class_is_absent() -> None:
+    logits, labels = rows(40, 3)
+    logits, labels = logits[labels != 2], labels[labels != 2]
+    assert math.isnan(metrics.classification_metrics(logits, labels)["auc"])
+    result = metrics.intervals(logits, labels, 100)
+    assert result["auc"] == {"value": None, "low": None, "high": None}
+    assert result["macro_f1"]["value"] is not None
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 7])
+def test_resampled_metrics_equal_the_libraries(num_classes: int) -> None:
+    logits, labels = rows(50, num_classes, seed=num_classes)
+    logits[::3] = np.round(logits[::3])  # ties for the AUC
+    weights = next(metrics.resample(np.arange(50) // 2, 30, seed=1))
+    resampled = metrics.WeightedMetrics(logits, labels)(weights)
+    assert set(resampled) == set(metrics.METRICS)
+    for s in range(30):
+        drawn = np.repeat(np.arange(50), weights[:, s].astype(int))
+        expected = metrics.classification_metrics(logits[drawn], labels[drawn])
+        for name in metrics.METRICS:
+            assert resampled[name][s] == pytest.approx(expected[name], abs=2e-6, nan_ok=True), name
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), num_classes=st.integers(2, 4), num_rows=st.integers(1, 12))
+def test_weights_of_one_give_the_values(data: st.DataObject, num_classes: int, num_rows: int) -> None:
+    logit = st.sampled_from([-50.0, -1.0, 0.0, 0.5, 1.0, 30.0])
+    logits = np.array(data.draw(st.lists(st.tuples(*[logit] * num_classes), min_size=num_rows, max_size=num_rows)))
+    labels = np.array(data.draw(st.lists(st.integers(0, num_classes - 1), min_size=num_rows, max_size=num_rows)))
+    weighted = metrics.WeightedMetrics(logits, labels)(np.ones((num_rows, 1), dtype=np.float32))
+    expected = metrics.classification_metrics(logits, labels)
+    for name in metrics.METRICS:
+        assert weighted[name][0] == pytest.approx(expected[name], abs=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_interval_equals_scipy_bootstrap(metric: str) -> None:
+    logits, labels = rows(80, 3, strength=1.2)
+    labels = np.where(labels == 2, 1, labels)[:80]
+    logits = logits[:, :2]
+
+    def statistic(index: np.ndarray) -> float:
+        return float(
+            metrics.WeightedMetrics(logits[index], labels[index])(np.ones((len(index), 1), np.float32))[metric][0]
+        )
+
+    method = "basic" if metric == "calibration_error" else "percentile"
+    rng = np.random.default_rng(5)
+    expected = stats.bootstrap((np.arange(80),), statistic, vectorized=False, n_resamples=200, method=method, rng=rng)
+    ours = metrics.intervals(logits, labels, 200, seed=5)[metric]
+    assert ours["low"] == pytest.approx(min(max(expected.confidence_interval.low, 0), ours["value"]), abs=1e-6)
+    assert ours["high"] == pytest.approx(max(expected.confidence_interval.high, ours["value"]), abs=1e-6)
+
+
+def test_interval_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = rows(100, 3)
+    whole = metrics.intervals(logits, labels, 150, seed=3)
+    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 700)
+    blocks = metrics.intervals(logits, labels, 150, seed=3)
+    for name in metrics.METRICS:
+        assert blocks[name] == pytest.approx(whole[name], abs=1e-6)
+    assert metrics.intervals(logits, labels, 150, seed=4) != whole
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_intervals_contain_the_value_and_narrow_with_rows(num_classes: int) -> None:
+    widths = []
+    for num_rows in (100, 1600):
+        result = metrics.intervals(*rows(num_rows, num_classes), num_samples=400)
+        assert all(r["low"] <= r["value"] <= r["high"] for r in result.values())
+        widths.append({name: r["high"] - r["low"] for name, r in result.items()})
+    for name in metrics.METRICS:
+        if name != "calibration_error":  # its lower end is cut at 0
+            assert widths[0][name] / widths[1][name] == pytest.approx(4, rel=0.35), name  # sqrt(1600 / 100)
+
+
+def test_accuracy_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(200):
+        labels = (rng.random(150) < 0.7).astype(int)
+        logits = np.tile([0.0, 1.0], (150, 1))
+        samples = metrics.bootstrap({"model": logits}, labels, None, 200, seed)["model"]["accuracy"]
+        result = metrics.interval(float(labels.mean()), samples)
+        covered += result["low"] <= 0.7 <= result["high"]
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+def test_calibration_interval_of_a_calibrated_model_reaches_down() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.5, 1, 1500)
+    labels = (rng.random(1500) > p).astype(int)
+    logits = np.stack([np.log(p), np.log1p(-p)], axis=1)
+    result = metrics.intervals(logits, labels, 500)["calibration_error"]
+    assert result["low"] < 0.01 < result["value"] + 0.01
+    percentiles = metrics.bootstrap({"m": logits}, labels, None, 500, 0)["m"]["calibration_error"]
+    assert np.quantile(percentiles, 0.025) > 0.01  # the plain percentile interval would exclude 0
+
+
+def test_rows_of_one_example_are_resampled_together() -> None:
+    logits, labels = rows(200, 2)
+    replicas = np.repeat(np.arange(200), 4)
+    single = metrics.intervals(logits, labels, 300, seed=2)
+    together = metrics.intervals(logits[replicas], labels[replicas], 300, seed=2, example_ids=replicas)
+    apart = metrics.intervals(logits[replicas], labels[replicas], 300, seed=2)
+    for name in ("accuracy", "macro_f1", "auc", "log_loss"):
+        assert [together[name][k] for k in ("value", "low", "high")] == pytest.approx(
+            [single[name][k] for k in ("value", "low", "high")], abs=1e-6
+        )
+        ratio = (together[name]["high"] - together[name]["low"]) / (apart[name]["high"] - apart[name]["low"])
+        assert ratio == pytest.approx(2, rel=0.3)  # sqrt(4 replicas)
+
+
+def test_bad_rows_are_refused_with_a_way_out() -> None:
+    logits, labels = rows(20, 3)
+    broken = logits.copy()
+    broken[4, 1] = np.nan
+    with pytest.raises(ModelError, match=r"1 of 20 rows.*learning_rate"):
+        metrics.classification_metrics(broken, labels)
+    with pytest.raises(ModelError, match="shape"):
+        metrics.classification_metrics(logits[:10], labels)
+    with pytest.raises(DataError, match="no labelled row"):
+        metrics.classification_metrics(logits[:0], labels[:0])
+    with pytest.raises(DataError, match=r"0 \.\.\. 2"):
+        metrics.classification_metrics(logits, labels - 1)

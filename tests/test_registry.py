@@ -1,0 +1,227 @@
+"""Registered students in a real local store: loadable by others, one version a run, aliases that never dangle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from raydistill.config import Config
+from raydistill.endpoint import DEFAULTS
+from raydistill.errors import TrackingError
+from raydistill.registry import list_versions, log_student, register_student, version_by_alias, write_model
+from raydistill.storage import Storage
+from raydistill.tracking import RunRef, open_client, start_run
+from tests.tiny import save_tiny
+
+LABELS = ("bad", "fine", "good")
+RESULTS = {
+    "student": {
+        "num_parameters": 22713216,
+        "bytes": 90852864,
+        "latency_ms": {"p50": 1.23456789},
+        "test": {"accuracy": {"value": 0.875, "low": 0.8, "high": 0.9}},
+    },
+    "retention": {"accuracy": 0.97},
+}
+HEADLINE = {
+    "test/accuracy": "0.875",
+    "retention/accuracy": "0.97",
+    "num_parameters": "22713216",
+    "bytes": "90852864",
+    "latency_ms/p50": "1.23457",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name, value in DEFAULTS.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    return Storage(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("hf") / "student", "bert", num_layers=1, labels=LABELS)
+
+
+def run(storage: Storage, run_key: str) -> RunRef:
+    config = Config.model_validate(
+        {"data": {"path": "x"}, "teacher": {"model": "t"}, "stages": {"d": {"losses": {"kd": {"type": "forward_kl"}}}}}
+    )
+    return start_run(config, storage, run_key)
+
+
+def register(ref: RunRef, name: str, student: Path, run_key: str = "key") -> int:
+    return register_student(ref, name, student, RESULTS, run_key=run_key, max_length=8)
+
+
+def in_plain_process(code: str, **values: str) -> dict:
+    """Run code where raydistill cannot be imported; what it prints last is JSON."""
+    guard = """
+        import json, sys
+        class Blocked:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("raydistill", "ray"):
+                    raise ImportError("blocked: " + name)
+        sys.meta_path.insert(0, Blocked())
+        values = json.loads(sys.argv[1])
+    """
+    script = textwrap.dedent(guard) + textwrap.dedent(code)
+    command = [sys.executable, "-c", script, json.dumps(values)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=values["folder"])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_registered_student_loads_without_raydistill(storage: Storage, student: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    start = time.monotonic()
+    ref = run(storage, "plain")
+    register(ref, "plain", student)
+    assert time.monotonic() - start < 10
+    texts = ["a good film", "the bad plot and the poor actor in a very bad scene", "money"]
+    answer = in_plain_process(
+        """
+        import mlflow
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+        mlflow.set_tracking_uri(values["uri"])
+        uri = "models:/plain@challenger"
+        model = mlflow.pyfunc.load_model(uri)
+        folder = mlflow.artifacts.download_artifacts(uri, dst_path=values["folder"])
+        plain = AutoModelForSequenceClassification.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        texts = json.loads(values["texts"])
+        print(json.dumps({
+            "rows": model.predict(texts),
+            "one": model.predict("a good film"),
+            "flavour": mlflow.transformers.load_model(uri)(texts[0])[0],
+            "pipeline": pipeline("text-classification", model=folder)(texts[0])[0],
+            "logits": plain(**tokenizer(texts[0], return_tensors="pt")).logits.tolist(),
+            "ours": [name for name in sys.modules if name.partition(".")[0] == "raydistill"],
+        }))
+        """,
+        uri=ref.tracking_uri,
+        folder=str(tmp_path),
+        texts=json.dumps(texts),
+    )
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(student),
+        AutoTokenizer.from_pretrained(student),
+    )
+    for text, row in zip(texts, answer["rows"], strict=True):
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=8)
+        scores = model(**inputs).logits.softmax(-1)[0]
+        assert row["label"] == LABELS[int(scores.argmax())]
+        assert row["score"] == pytest.approx(float(scores.max()), abs=1e-5)
+    assert answer["one"] == [answer["rows"][0]]
+    for name in ("flavour", "pipeline"):
+        assert answer[name]["label"] == answer["rows"][0]["label"]
+        assert answer[name]["score"] == pytest.approx(answer["rows"][0]["score"], abs=1e-5)
+    expected = model(**tokenizer(texts[0], return_tensors="pt")).logits
+    torch.testing.assert_close(torch.tensor(answer["logits"]), expected, atol=1e-6, rtol=0)
+    assert answer["ours"] == []
+
+
+def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_path: Path) -> None:
+    code = """
+        import json, sys, time
+        from pathlib import Path
+        from raydistill.registry import register_student
+        from raydistill.tracking import RunRef
+        import mlflow
+        ref, student, results = RunRef(*json.loads(sys.argv[1])), Path(sys.argv[2]), json.loads(sys.argv[3])
+        start = time.perf_counter()
+        register_student(ref, "light", student, results, run_key="light", max_length=8)
+        print(json.dumps([time.perf_counter() - start, "torch" in sys.modules, "transformers" in sys.modules]))
+    """
+    ref = run(storage, "light")
+    fields = json.dumps([ref.tracking_uri, ref.experiment_id, ref.run_id])
+    command = [sys.executable, "-c", textwrap.dedent(code), fields, str(student), json.dumps(RESULTS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    seconds, *heavy = json.loads(done.stdout)
+    assert heavy == [False, False]
+    assert seconds < 5
+
+
+def test_pairs_are_scored_by_column_name(tmp_path: Path, student: Path) -> None:
+    import mlflow
+
+    write_model(student, tmp_path / "m", has_pairs=True)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    rows = [{"text": "good film", "text_pair": "bad plot"}, {"text": "good film", "text_pair": "money"}]
+    first, second = model.predict(rows)
+    assert first["score"] != second["score"]
+    with pytest.raises(mlflow.exceptions.MlflowException, match="text_pair"):
+        model.predict([{"text": "good film"}])
+
+
+def test_version_has_headline_alias_and_run(storage: Storage, student: Path) -> None:
+    ref = run(storage, "tags")
+    assert register(ref, "tags", student, "run-key-1") == 1
+    version = version_by_alias("tags", "challenger", ref.tracking_uri)
+    assert version is not None
+    assert (version.version, version.run_id, version.aliases) == (1, ref.run_id, ("challenger",))
+    assert version.source == f"runs:/{ref.run_id}/student"
+    assert version.tags.items() >= (HEADLINE | {"raydistill.run_key": "run-key-1"}).items()
+    tags = open_client(ref.tracking_uri).get_run(ref.run_id).data.tags
+    assert (tags["raydistill.model"], tags["raydistill.model_version"]) == ("tags", "1")
+
+
+def test_run_registers_once_and_later_runs_take_the_alias(storage: Storage, student: Path) -> None:
+    first, second = run(storage, "one"), run(storage, "two")
+    assert [register(first, "race", student), register(first, "race", student)] == [1, 1]
+    assert register(second, "race", student) == 2
+    assert register(first, "race", student) == 1
+    versions = list_versions("race", first.tracking_uri)
+    assert [(version.version, version.aliases) for version in versions] == [(2, ("challenger",)), (1, ())]
+
+
+def test_registration_cut_off_after_creation_is_completed(storage: Storage, student: Path) -> None:
+    ref = run(storage, "cut")
+    client = open_client(ref.tracking_uri)
+    client.create_registered_model("cut")
+    client.create_model_version("cut", log_student(ref, student), run_id=ref.run_id)
+    assert version_by_alias("cut", "challenger", ref.tracking_uri) is None
+    assert register(ref, "cut", student) == 1
+    (version,) = list_versions("cut", ref.tracking_uri)
+    assert version.aliases == ("challenger",)
+    assert version.tags.items() >= HEADLINE.items()
+
+
+def test_missing_weights_are_not_registered(storage: Storage, student: Path, tmp_path: Path) -> None:
+    ref = run(storage, "hollow")
+    hollow = Path(shutil.copytree(student, tmp_path / "hollow"))
+    (hollow / "model.safetensors").unlink()
+    with pytest.raises(TrackingError, match=r"model\.safetensors"):
+        register(ref, "hollow", hollow)
+    assert list_versions("hollow", ref.tracking_uri) == []
+    assert version_by_alias("hollow", "challenger", ref.tracking_uri) is None
+
+
+def test_lost_artefacts_are_uploaded_again(storage: Storage, student: Path) -> None:
+    ref = run(storage, "lost")
+    log_student(ref, student)
+    weights = Path(storage.root) / "mlruns" / ref.run_id / "artifacts" / "student" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    log_student(ref, student)
+    assert weights.stat().st_mtime_ns == written  # the same content is not copied twice
+    weights.unlink()
+    assert register(ref, "lost", student) == 1
+    assert weights.read_bytes() == (student / "model.safetensors").read_bytes()
