@@ -25,9 +25,16 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 
 def set_environment() -> None:
-    """Set Ray's switches that are read when it is imported or started; what the user has set stays."""
+    """Set Ray's switches, which it reads when it is first imported; what the user has set stays.
+
+    A cluster that this process starts is closed to others by a token that lives as long as the process does.
+    """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @contextmanager
@@ -59,12 +66,9 @@ def connected() -> Iterator[None]:
 
 
 def _start_local() -> None:
-    """Start a cluster of this machine alone, closed to others by a token that lives as long as it does."""
+    """Start a cluster of this machine alone."""
     import ray
 
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         include_dashboard=False,

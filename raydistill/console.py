@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,8 @@ def claimed_stdout(claim: bool) -> Iterator[Callable[[str], None]]:
     saved = os.dup(1)
     os.dup2(2, 1)
     try:
-        yield lambda text: write_all(saved, f"{text}\n".encode())
+        with redirect_stdout(sys.stderr):
+            yield lambda text: write_all(saved, f"{text}\n".encode())
     finally:
         sys.stdout.flush()
         os.dup2(saved, 1)

@@ -283,6 +283,10 @@ def publish(
     place.group.barrier()
 
 
+def is_model_file(name: str) -> bool:
+    return name.endswith(".safetensors") or name == "config.json"
+
+
 def read_training(artifact: Artifact) -> dict[str, Any]:
     """Return what ``publish`` wrote about a trained model: ``history``, and ``teacher_layers`` of a student."""
     about: dict[str, Any] = json.loads((artifact.local() / "training.json").read_text())
@@ -352,7 +356,7 @@ def describe_models(place: Workplace, folders: dict[str, Path]) -> dict[str, Any
     about: dict[str, Any] = {
         name: {
             "num_parameters": sum(p.numel() for p in model.parameters()),
-            "bytes": sum(path.stat().st_size for path in folders[name].glob("*.safetensors")),
+            "bytes": sum(path.stat().st_size for path in folders[name].iterdir() if is_model_file(path.name)),
             "latency": None,
         }
         for name, model in models.items()

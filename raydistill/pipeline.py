@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raydistill import cluster
 from raydistill.artifacts import Artifact, Owner, Storage, recipe_key
 from raydistill.config import Config
 from raydistill.data.paths import resolve_path
@@ -56,6 +57,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
     """
     show = progress or (lambda entry: None)
     clock = Clock()
+    cluster.set_environment()  # before MLflow, which imports Ray where it finds it
     with stoppable() as stop, ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)
         storage.check()
@@ -142,8 +144,6 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
 
 def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
     """Run the phases in a Ray Train worker group or, with ``train.num_workers: 0``, in this process."""
-    from raydistill import cluster
-
     if job.config.train.num_workers == 0:
         from raydistill.train.local import run_local
 

@@ -68,7 +68,8 @@ def show(value: Any) -> str:
 def explain(error: ValidationError, raw: Any) -> list[Problem]:
     """Rephrase every error of a validation of `raw`; those of a union's variants become one."""
     problems: dict[Problem, None] = {}
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
         place = locate(item["loc"], raw)
         if place.union is not None:
             meant = variant_for(place.union)
@@ -78,7 +79,8 @@ def explain(error: ValidationError, raw: Any) -> list[Problem]:
             if meant is not place.variant:
                 continue
         problems.update(dict.fromkeys(rephrase(item["type"], item.get("ctx", {}), place)))
-    return list(problems)
+    # never empty: better pydantic's own words than an error that names nothing
+    return list(problems) or [Problem(locate(item["loc"], raw).path, item["msg"]) for item in items]
 
 
 def locate(loc: tuple[str | int, ...], raw: Any) -> Place:
@@ -106,7 +108,8 @@ def pick(members: tuple[Any, ...], label: str) -> Any:
     for member in members:
         tag = type_tag(member) if sections(member) else None
         kind = getattr(get_origin(member) or member, "__name__", None) or str(get_origin(member)).rpartition(".")[2]
-        if label == tag or head == kind.lower():
+        # a class that checks itself after validation is called "function-after[check(), Name]"
+        if label == tag or head == kind.lower() or (sections(member) and label.endswith(f" {kind}]")):
             return member
     return members[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ class Workplace:
         rows = self.rows["validation"]
         logits = predict(model, rows, tokens=self.inference_tokens, device=self.device, group=self.group)
         metrics = classification_metrics(logits, rows.labels)
-        return {name: value for name, value in metrics.items() if value is not None}
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def score(self, metrics: dict[str, float]) -> float:
         """Higher is better."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from raydistill import cache
+from raydistill.artifacts import Storage
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +34,26 @@ def s3_storage_url() -> Iterator[str]:
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
         yield "s3://bucket/prefix"
     server.stop()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def remote(s3_storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """A fresh prefix on S3, with an own node cache."""
+    monkeypatch.setenv("RAYDISTILL_CACHE", str(tmp_path / "node-cache"))
+    yield Storage(f"{s3_storage_url}/{uuid.uuid4().hex}")
+    for descriptor in cache._IN_USE.values():
+        os.close(descriptor)
+    cache._IN_USE.clear()
+
+
+@pytest.fixture(params=["local", "memory", "remote"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    monkeypatch.setenv("RAYDISTILL_CACHE", str(tmp_path / "node-cache"))
+    if request.param == "memory":
+        return Storage(f"memory://{uuid.uuid4().hex}")
+    return request.getfixturevalue(request.param)

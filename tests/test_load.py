@@ -11,14 +11,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from transformers.utils import logging
 
 from raydistill.config import Student
-from raydistill.errors import ConfigError, ModelError
+from raydistill.errors import ModelError
 from raydistill.models.load import (
-    attention_implementation,
-    compute_dtype,
     is_classifier,
     label_notice,
     load_classifier,
-    model_digest,
     quiet,
     resolve_model,
     save_model,
@@ -198,16 +195,6 @@ def test_damaged_folders_are_refused_in_our_words(tmp_path: Path) -> None:
         load_classifier(folder, LABELS)
 
 
-def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    assert resolve_model(str(folder)) == folder
-    (folder / "model.safetensors").unlink()
-    for refuse in (lambda: resolve_model(str(folder)), lambda: load_classifier(folder, LABELS)):
-        with pytest.raises(ModelError, match=r"pytorch_model\.bin.*save_pretrained"):
-            refuse()
-
-
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path)
     tokenizer = tiny_tokenizer()
@@ -215,28 +202,6 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelError, match="57 tokens, the model's embedding only 55"):
         load_classifier(folder, LABELS)
-
-
-def test_resolve_model(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "model")
-    assert resolve_model(str(folder)) == folder
-    with pytest.raises(ConfigError):
-        resolve_model(str(tmp_path / "nothing"))
-    with pytest.raises(ModelError, match="not a folder"):
-        resolve_model(str(folder / "config.json"))
-    for name in ("tokenizer.json", "config.json"):
-        (folder / name).unlink()
-        with pytest.raises(ModelError, match=name.split(".")[0]):
-            resolve_model(str(folder))
-
-
-def test_names_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"nobody/nothing.*give the folder"):
-        resolve_model("nobody/nothing")
-    with pytest.raises(ModelError, match="not a valid name"):
-        resolve_model("s3://bucket/model")
 
 
 @pytest.mark.parametrize(
@@ -262,40 +227,6 @@ def test_configs_that_make_no_sense_are_refused_in_our_words(change: dict, tmp_p
     assert str(folder) in str(caught.value)
 
 
-def test_digest_is_of_the_content(tmp_path: Path) -> None:
-    first, second = save_tiny(tmp_path / "a"), save_tiny(tmp_path / "b")
-    digest, tokens = model_digest(first), tokenizer_digest(first)
-    assert (digest, tokens) == (model_digest(second), tokenizer_digest(second))
-    (first / "README.md").write_text("read me")
-    (first / "training_args.json").write_text("{}")
-    assert model_digest(first) == digest
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        content = (first / name).read_bytes()
-        flipped = bytearray(content)
-        flipped[-5] ^= 1
-        (first / name).write_bytes(flipped)
-        assert model_digest(first) != digest
-        assert (tokenizer_digest(first) != tokens) == (name == "tokenizer.json")
-        (first / name).write_bytes(content)
-    assert model_digest(first) == digest
-
-
-def test_sharded_weights_are_one_model(tmp_path: Path) -> None:
-    whole = save_tiny(tmp_path / "whole", labels=LABELS)
-    shards = tmp_path / "shards"
-    tiny_classifier("bert", labels=LABELS).save_pretrained(shards, max_shard_size="50KB")
-    assert len(list(shards.glob("*.safetensors"))) > 1
-    assert is_classifier(shards)
-    assert torch.equal(logits(load_classifier(shards, LABELS)), logits(load_classifier(whole, LABELS)))
-    digest = model_digest(shards)
-    rewritten = sorted(shards.glob("*.safetensors"))[-1]
-    rewritten.write_bytes(rewritten.read_bytes()[:-1] + b"\1")
-    assert model_digest(shards) != digest
-    rewritten.unlink()
-    with pytest.raises(ModelError, match=rewritten.name):
-        load_classifier(shards, LABELS)
-
-
 def test_loading_is_silent_and_leaves_the_loggers_as_they_were(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder = save_tiny(tmp_path / "model", classifier=False)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -307,14 +238,6 @@ def test_loading_is_silent_and_leaves_the_loggers_as_they_were(tmp_path: Path, c
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bars)
 
 
-def test_attention_comes_from_the_fixed_table() -> None:
-    assert attention_implementation("cpu", "bfloat16", 128) == "eager"
-    assert attention_implementation("cpu", "bfloat16", 192) == "sdpa"
-    assert attention_implementation("cpu", "float32", 28) == "eager"
-    assert attention_implementation("cpu", "float32", 128) == "sdpa"
-    assert attention_implementation("cuda", "bfloat16", 16) == "sdpa"
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_kernels_agree_and_fall_back_where_missing(family: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, family)
@@ -323,15 +246,6 @@ def test_attention_kernels_agree_and_fall_back_where_missing(family: str, tmp_pa
     assert supported_attention(eager.config, "sdpa") == ("eager" if family == "deberta-v2" else "sdpa")
     assert sdpa.config._attn_implementation == supported_attention(eager.config, "sdpa")
     torch.testing.assert_close(logits(eager, family), logits(sdpa, family), rtol=0, atol=1e-5)
-
-
-def test_compute_dtype() -> None:
-    assert compute_dtype("float32", "cuda") == "float32"
-    assert compute_dtype("bfloat16", "cpu") == "bfloat16"
-    assert compute_dtype("auto", "mps") == "float32"
-    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
-    native = bool(flags & {"avx512_bf16", "amx_bf16"}) and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    assert compute_dtype("auto", "cpu") == ("bfloat16" if native else "float32")
 
 
 def test_a_real_sentence_encoder(tmp_path: Path) -> None:

@@ -3,7 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import FAMILIES, save_tiny, tiny_classifier, tiny_config, tiny_inputs
-from transformers import AlbertConfig, AutoModelForSequenceClassification, FunnelConfig
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    FunnelConfig,
+    LongformerConfig,
+    MobileBertConfig,
+)
 
 from raydistill.config import Student
 from raydistill.errors import ConfigError, ModelError
@@ -268,3 +274,15 @@ def test_models_without_a_stack_are_refused_where_layers_are_needed() -> None:
     for student in (Student(num_layers=2), Student(num_layers=2, start="random")):
         with pytest.raises(ModelError):
             build_student(funnel, student, seed=0)
+
+
+def test_windows_of_longformer_follow_the_layers() -> None:
+    config = LongformerConfig(num_hidden_layers=4, attention_window=[2, 4, 6, 8])
+    assert student_config(config, Student(teacher_layers=(1, 3))).attention_window == [4, 8]
+
+
+def test_a_width_that_its_family_cannot_run_is_refused() -> None:
+    config = MobileBertConfig(vocab_size=55, num_hidden_layers=2, hidden_size=32, embedding_size=32)
+    teacher = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ModelError, match="width 48 with"):
+        build_student(teacher, Student(start="random", hidden_size=48, num_heads=6), seed=0)

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import save_tiny
 
 from raydistill.config import Config, Data
 from raydistill.endpoint import DEFAULTS
 from raydistill.errors import StaleOwner, TrackingError
-from raydistill.journal import metric_name, select_new
+from raydistill.journal import Point, metric_name, select_new
 from raydistill.lineage import describe_environment, figures, headline
+from raydistill.registry import register_student, version_by_alias
 from raydistill.storage import Storage
 from raydistill.tracking import (
     RunRef,
@@ -337,8 +339,6 @@ def test_system_metrics_go_on_after_a_resume(ref: RunRef, tmp_path: Path, monkey
 
 def test_select_new_keeps_the_first_value_of_a_step() -> None:
     points = [("a", 1.0, 0, 3), ("a", 2.0, 0, 4), ("a", 9.0, 0, 4), ("b", 1.0, 0, 0)]
-    from raydistill.journal import Point
-
     fresh, ahead = select_new([Point(*point) for point in points], {"a": 3})
     assert [tuple(point) for point in fresh] == [points[1], points[3]]
     assert ahead == {"a": 4, "b": 0}
@@ -406,7 +406,7 @@ from raydistill.tracking import RunRef, Tracker
 tracker = Tracker(RunRef(*sys.argv[1:4]), Path(sys.argv[4]))
 for step in range(int(sys.argv[5]), int(sys.argv[6])):
     tracker.log({"train/loss": float(step), "train/rate": 1.0}, step)
-    time.sleep(0.002)
+    time.sleep(0.001)
 print("written", flush=True)
 left = tracker.close() if sys.argv[7] == "close" else time.sleep(60)
 sys.exit(left)
@@ -424,7 +424,7 @@ def test_killed_writer_is_continued(ref: RunRef, tmp_path: Path) -> None:
     first.wait()
     acknowledged = len(history(ref, "train/loss"))
     assert acknowledged >= 200
-    resumed_at, end = acknowledged - 150, acknowledged + 2000
+    resumed_at, end = acknowledged - 150, acknowledged + 500
     subprocess.run([*command, str(resumed_at), str(end), "close"], check=True, capture_output=True, timeout=60)
     for key in ("train/loss", "train/rate"):
         assert [step for step, _ in history(ref, key)] == list(range(end))
@@ -453,6 +453,8 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.slow
 def test_server_that_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.artifacts
+
     port = free_port()
     server = start_server(tmp_path, port)
     try:
@@ -477,6 +479,12 @@ def test_server_that_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.Mon
         assert [step for step, _ in history(ref, "loss")] == list(range(1500))
         finish_run(ref, RESULTS)
         assert any(file.path == "results.json" for file in open_client(ref.tracking_uri).list_artifacts(ref.run_id))
+        student = save_tiny(tmp_path / "hf", "bert", num_layers=1)
+        assert register_student(ref, "served", student, RESULTS, run_key="key") == 1
+        version = version_by_alias("served", "challenger", ref.tracking_uri)
+        assert version is not None
+        stored = mlflow.artifacts.download_artifacts(version.source, tracking_uri=ref.tracking_uri)
+        assert (Path(stored) / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
     finally:
         stop_server(server)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from raydistill.config import Columns
 from raydistill.data.columns import canonical, choose_columns
-from raydistill.data.paths import split_of
+from raydistill.data.paths import names_beside, split_of
 from raydistill.errors import ConfigError, DataError
 
 _WAY_OUT = "Check the name, data.revision, the network and HF_TOKEN; or give the path of a local file or folder."
@@ -36,7 +37,7 @@ def hub_commit(name: str, revision: str | None) -> str:
             return cached.read_text().strip()
         raise ConfigError(
             f"{name} is no local file or folder, and no data set on the Hugging Face hub answers to that name: "
-            f"{_first_line(error)}. {_WAY_OUT}"
+            f"{_first_line(error)}. {_WAY_OUT} {names_beside(Path(os.path.abspath(repository)))}"
         ) from error
 
 

@@ -57,7 +57,9 @@ def source_identity(data: Data) -> dict[str, Any]:
 
 def unlabeled_section(data: Data) -> Data:
     """The data section as it would be for ``data.unlabeled`` alone; format and revision belong to ``data.path``."""
-    return Data(path=data.unlabeled or "", columns=data.columns)
+    # a copy is not validated: an empty name is refused with the rest of the paths
+    plain = {"path": data.unlabeled or "", "format": "auto", "revision": None, "unlabeled": None}
+    return data.model_copy(update=plain)
 
 
 def locate(data: Data) -> Location:
@@ -119,8 +121,9 @@ def document_labels(names: Sequence[str]) -> list[tuple[str, str | None] | None]
     The top folders are splits when there are folders below them and all are named so, or train is among them.
     """
     parts = [name.split("/") for name in names]
+    tops = {p[0].lower() for p in parts if len(p) > 1}
     deep = {p[0].lower() for p in parts if len(p) > 2}
-    is_split = bool(deep) and ("train" in map(SPLIT_NAMES.get, deep) or deep <= SPLIT_NAMES.keys())
+    is_split = bool(deep) and ("train" in map(SPLIT_NAMES.get, deep) or tops <= SPLIT_NAMES.keys())
     out: list[tuple[str, str | None] | None] = []
     for p in parts:
         split = SPLIT_NAMES.get(p[0].lower()) if is_split else "train"

@@ -60,7 +60,7 @@ def resolve_path(name: str) -> Path | None:
         return path
     if _HUB_NAME.fullmatch(name) and not _FILE_SUFFIX.search(name):
         return None
-    raise ConfigError(f"{name} does not exist. {_nearest_path(path)}")
+    raise ConfigError(f"{name} does not exist. {names_beside(path)}")
 
 
 def _package_path(name: str) -> Path:
@@ -81,11 +81,11 @@ def _package_path(name: str) -> Path:
     if not path.is_relative_to(root):
         raise ConfigError(f"{name} leaves the package {package!r}. A pkg:// path must stay inside its package.")
     if not path.exists():
-        raise ConfigError(f"{name} does not exist in the package {package!r}. {_nearest_path(path)}")
+        raise ConfigError(f"{name} does not exist in the package {package!r}. {names_beside(path)}")
     return path
 
 
-def _nearest_path(path: Path) -> str:
+def names_beside(path: Path) -> str:
     """Names beside the first part of ``path`` that is missing."""
     parent, missing = path.parent, path.name
     while not parent.exists() and parent != parent.parent:
@@ -129,7 +129,7 @@ class DataFile:
         return os.path.getsize(self.path) if self.fs is None else int(self.fs.size(self.path))
 
     def digest(self) -> str:
-        """SHA-256 of a local file; etag and size of a remote one, which is not read for that. DataError if unreadable."""
+        """SHA-256 of a local file; etag and size of a remote one. DataError when it cannot be read."""
         if self.fs is None:
             from raydistill.artifacts import file_digest
 

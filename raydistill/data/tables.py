@@ -121,6 +121,8 @@ def _parse_lines(first: bytes, raw: Any, name: str, num_lines: int = 100) -> lis
     while line and number <= num_lines:
         try:
             row = json.loads(line) if line.strip() else {}
+        except UnicodeDecodeError:
+            raise
         except ValueError as error:
             raise DataError(
                 f"{name}, line {number} is not JSON: {error}. Write one object a line, or one array of objects."

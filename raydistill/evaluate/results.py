@@ -25,6 +25,7 @@ curves              {student, baseline, teacher}: list of {step, metrics: {name:
                     those with a ``validation/`` metric
 config              the config of the run
 verdict             the result in a sentence or two
+notes               sentences about data and run, added by the pipeline
 
 a model
 path                where its Hugging Face folder lies

@@ -1,0 +1,147 @@
+"""Storage gives the same answers on a local disk, in memory and on S3, and says the way out of what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+from processes import KEY, fill, kill, start, wait_for
+
+from raydistill.artifacts import FileInfo, Missing, Storage, folder_digest
+from raydistill.errors import ArtifactError
+from raydistill.storage import explain
+
+
+@pytest.mark.parametrize("name", ["..", "a/../../b", "", "/etc/passwd", "a//b", "a\\..\\b"])
+def test_parts_and_file_names_cannot_leave_the_storage(local: Storage, tmp_path: Path, name: str) -> None:
+    source = tmp_path / "source"
+    source.write_text("x")
+    for action in (
+        lambda: local.write_bytes(b"x", name),
+        lambda: local.delete(name),
+        lambda: local.artifact("data", KEY).put(source, name),
+        lambda: local.artifact("data", KEY).seal({name: FileInfo(1, "0")}, {}),
+    ):
+        with pytest.raises(ArtifactError, match="not a name inside"):
+            action()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+PUT = """
+    from pathlib import Path
+    source = Path(sys.argv[3])
+    source.write_bytes(b"x" * 50_000_000)
+    print("ready", flush=True)
+    while True:
+        Storage(sys.argv[1]).artifact("signals", sys.argv[2]).put(source, "shard.arrow")
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.03, 0.1])
+def test_a_file_put_by_a_killed_process_is_whole_or_not_there(local: Storage, tmp_path: Path, delay: float) -> None:
+    process = start(PUT, local.url, KEY, str(tmp_path / "source"))
+    wait_for(process)
+    time.sleep(delay)
+    kill(process)
+    assert set(local.files("signals", KEY).items()) <= {("shard.arrow", 50_000_000)}
+
+
+def test_storage_artifact_and_owner_travel(storage: Storage) -> None:
+    artifact = pickle.loads(pickle.dumps(fill(storage.artifact("data", KEY))))
+    assert artifact == storage.artifact("data", KEY)
+    assert artifact.storage == storage
+    assert hash(artifact.storage) == hash(storage)
+    assert artifact.digest == storage.artifact("data", KEY).digest
+
+
+def test_storage_reads_what_it_wrote(storage: Storage, tmp_path: Path) -> None:
+    assert storage.list("runs") == []
+    storage.write_json({"b": [1, None], "a": "ä"}, "runs", "r", "run.json")
+    assert storage.read_json("runs", "r", "run.json") == {"a": "ä", "b": [1, None]}
+    assert storage.list("runs") == ["r"]
+    tree = tmp_path / "tree"
+    (tree / "deep").mkdir(parents=True)
+    (tree / "one").write_text("1")
+    (tree / "deep" / "two").write_text("22")
+    storage.upload(tree, "runs", "r", "last")
+    storage.upload(tree / "one", "runs", "r", "alone")
+    assert storage.files("runs", "r", "last") == {"deep/two": 2, "one": 1}
+    assert storage.list("runs", "r") == ["alone", "last", "run.json"]
+    storage.download(tmp_path / "back", "runs", "r", "last")
+    assert folder_digest(tmp_path / "back") == folder_digest(tree)
+    storage.download(tmp_path / "file", "runs", "r", "alone")
+    assert (tmp_path / "file").read_text() == "1"
+    storage.delete("runs", "r", "last")
+    storage.delete("runs", "r", "last")
+    assert storage.list("runs", "r") == ["alone", "run.json"]
+    assert not storage.exists("runs", "r", "last")
+    for missing in (lambda: storage.read_bytes("no"), lambda: storage.download(tmp_path / "no", "no")):
+        with pytest.raises(Missing):
+            missing()
+
+
+def test_a_reader_sees_what_another_process_wrote_a_moment_ago(remote: Storage) -> None:
+    other = fsspec.filesystem("s3", skip_instance_cache=True)  # shares no cached listing with ours, like a process
+    for index in range(3):
+        assert len(remote.list("runs")) == index
+        assert not remote.exists("runs", f"r{index}")
+        other.pipe_file(remote.path("runs", f"r{index}", "run.json"), b"x")
+        assert remote.exists("runs", f"r{index}")
+        assert remote.files("runs", f"r{index}") == {"run.json": 1}
+
+
+def test_relative_and_home_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Storage("some/storage/").url == str(tmp_path / "some" / "storage")
+    assert Storage("~/storage").url == str(tmp_path / "home" / "storage")
+    assert Storage(f"file://{tmp_path}/x").url == str(tmp_path / "x")
+    assert Storage("memory://x/").is_local is False
+
+
+def test_check_passes_and_leaves_nothing(storage: Storage) -> None:
+    storage.check()
+    assert storage.files() == {}
+
+
+def test_unusable_storage_is_an_artifact_error(tmp_path: Path, s3_storage_url: str) -> None:
+    (tmp_path / "file").write_text("x")
+    for url, word in (
+        (str(tmp_path / "file"), "file lies where a folder"),
+        (str(tmp_path / "file" / "below"), "file lies where a folder"),
+        ("s3://no-such-bucket/x", "bucket must exist"),
+        ("/proc/raydistill", "storage"),
+    ):
+        with pytest.raises(ArtifactError, match=word):
+            Storage(url).check()
+    with pytest.raises(ArtifactError, match="nosuch"):
+        Storage("nosuch://x")
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("I/O error: No space left on device (os error 28)")],
+)
+def test_a_full_disk_names_the_way_out(storage: Storage, raised: Exception) -> None:
+    with pytest.raises(ArtifactError, match=r"disk is full.*cache gc"), storage.artifact("data", KEY).write({}):
+        raise raised
+    assert storage.files() == {}
+
+
+def test_a_real_full_disk_and_missing_permission(local: Storage) -> None:
+    with (
+        pytest.raises(ArtifactError, match="disk is full"),
+        local.artifact("data", KEY).write({}),
+        open("/dev/full", "w") as file,
+    ):
+        file.write("x" * 100_000)
+    for error, words in (
+        (PermissionError(errno.EACCES, "denied"), "permission"),
+        (OSError(errno.EROFS, "read-only"), "permission"),
+    ):
+        assert words in str(explain(error, "write", "/x"))
