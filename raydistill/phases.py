@@ -150,7 +150,7 @@ def train_student(place: Workplace, teacher: TeacherIdentity, mode: str, recorde
     """Build the student and train it through its stages."""
     config = place.config
     with place.phase("train"):
-        start_digest = place.start_digest(teacher.digest)
+        start_digest = recipes.start_digest(config.student, teacher.digest)
         recipe = recipes.student_recipe(
             config, start_digest, teacher.digest, place.job.tokens.digest, place.device.dtype, mode
         )
@@ -177,7 +177,9 @@ def train_baseline(place: Workplace, teacher: TeacherIdentity) -> Artifact | Non
         return None
     with place.phase("baseline"):
         is_same = settings.start == "same"
-        start_digest = place.start_digest(teacher.digest if is_same else teacher.source_digest)
+        start_digest = recipes.start_digest(
+            config.student, teacher.digest if is_same else teacher.source_digest
+        )
         recipe = recipes.baseline_recipe(config, start_digest, place.job.tokens.digest, place.device.dtype)
         artifact = recipes.artifact_of(place.job.storage, "baseline", recipe)
         if place.has(artifact, "baseline"):

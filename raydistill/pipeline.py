@@ -73,9 +73,11 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
 def prepare(config: Config, storage: Storage) -> Prepared:
     """Prepare and tokenise the data; compute the key of the run."""
     from raydistill.models.precision import compute_dtype
+    from raydistill.planning import check_tokenizers
 
     config = with_absolute_paths(config)
     source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
+    check_tokenizers(config, source)
     before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
     data = prepare_data(config, storage)
     tokens = tokenize_data(data, source, config.data.max_length, storage)

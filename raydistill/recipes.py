@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raydistill.artifacts import Artifact, Storage, recipe_key
-from raydistill.config import Baseline, Config, ModelTeacher, Stage, TaskLoss, Train
+from raydistill.config import Baseline, Config, ModelTeacher, Stage, Student, TaskLoss, Train
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -83,6 +83,15 @@ def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype
         "speaks": [name for name, stage in config.stages.items() if teacher_speaks(stage)],
         **_common(config, tokens_digest, dtype),
     }
+
+
+def start_digest(student: Student, teacher_digest: str) -> str:
+    """Identity of the weights a student starts from: the teacher's (or its shape alone), or a checkpoint's."""
+    if student.start in ("teacher_layers", "random"):
+        return f"{student.start}:{teacher_digest}"
+    from raydistill.models.folder import model_digest, resolve_model
+
+    return f"{teacher_digest}+{model_digest(resolve_model(student.start))}"
 
 
 def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:

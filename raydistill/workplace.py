@@ -23,7 +23,7 @@ from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
 from raydistill.evaluate.metrics import classification_metrics
 from raydistill.evaluate.predict import predict
-from raydistill.models.load import attention_implementation, load_classifier, model_digest, resolve_model
+from raydistill.models.load import attention_implementation, load_classifier
 from raydistill.recipes import TeacherIdentity
 from raydistill.tasks import make_task
 from raydistill.tracking import RunRef, Tracker
@@ -133,13 +133,6 @@ class Workplace:
         if self.teacher_model is None:
             self.teacher_model = self.load(teacher.folder, dropout=0.0)
         return self.teacher_model
-
-    def start_digest(self, teacher_digest: str) -> str:
-        """Identity of the weights a student starts from: the teacher's, a checkpoint's, or none."""
-        start = self.config.student.start
-        if start in ("teacher_layers", "random"):
-            return f"{start}:{teacher_digest}"
-        return f"{teacher_digest}+{model_digest(resolve_model(start))}"
 
     def checkpoints(self, *parts: str) -> Checkpoints:
         return Checkpoints(self.job.storage, (*self.job.run_parts, *parts), self.job.owner)

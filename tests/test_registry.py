@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -91,10 +90,8 @@ def test_registered_student_loads_without_raydistill(storage: Storage, student: 
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    start = time.monotonic()
     ref = run(storage, "plain")
     register(ref, "plain", student)
-    assert time.monotonic() - start < 10
     texts = ["a good film", "the bad plot and the poor actor in a very bad scene", "money"]
     answer = in_plain_process(
         """
@@ -144,9 +141,9 @@ def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_
         from raydistill.tracking import RunRef
         import mlflow
         ref, student, results = RunRef(*json.loads(sys.argv[1])), Path(sys.argv[2]), json.loads(sys.argv[3])
-        start = time.perf_counter()
+        start = time.process_time()
         register_student(ref, "light", student, results, run_key="light", max_length=8)
-        print(json.dumps([time.perf_counter() - start, "torch" in sys.modules, "transformers" in sys.modules]))
+        print(json.dumps([time.process_time() - start, "torch" in sys.modules, "transformers" in sys.modules]))
     """
     ref = run(storage, "light")
     fields = json.dumps([ref.tracking_uri, ref.experiment_id, ref.run_id])
@@ -155,7 +152,7 @@ def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_
     assert done.stderr == ""
     seconds, *heavy = json.loads(done.stdout)
     assert heavy == [False, False]
-    assert seconds < 5
+    assert seconds < 3  # of processor time: 0.5 when nothing else runs
 
 
 def test_pairs_are_scored_by_column_name(tmp_path: Path, student: Path) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rows_on_disk import make_folder
 
 from raydistill.config import Data
-from raydistill.data.location import document_labels
-from raydistill.data.paths import split_of
-from raydistill.data.sources import read_source, read_unlabeled, resolve_path, source_identity
+from raydistill.data.sources import read_source, read_unlabeled, source_identity
 from raydistill.errors import ConfigError, DataError, RaydistillError
 
 TEXTS = ["007", "2024-05-01", 'says "yes", twice\nand again', "  weiß\u00a0nicht\x00 ", "NA"]
@@ -77,13 +73,6 @@ def test_every_format_gives_the_texts_untouched_and_the_labels(name: str, tmp_pa
         assert got == [{"text": t, "label": x} for t, x in zip(TEXTS, LABELS, strict=True)]
 
 
-def make_folder(root: Path, documents: dict[str, bytes | str]) -> Path:
-    for name, content in documents.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return root
-
-
 def test_text_folder_reads_documents_in_sorted_order_and_skips_what_is_not_utf8(tmp_path: Path) -> None:
     names = {"b/2": "two\r\n", "b/1": "\ufeffone", "a/3.txt": "three", "a/bad.txt": b"caf\xe9", "README.md": "no"}
     source = read_source(Data(path=str(make_folder(tmp_path, {**names, ".git/x": "hidden", "a/.DS_Store": "hidden"}))))
@@ -102,35 +91,6 @@ def test_text_folder_may_have_splits_above_the_classes(tmp_path: Path) -> None:
     source = read_source(Data(path=str(make_folder(tmp_path, dict.fromkeys(names, "x")))))
     got = {split: table["label"].to_pylist() for split, table in source.tables.items()}
     assert got == {"train": ["neg", "pos", None], "validation": ["pos"], "test": ["neg"]}
-
-
-def test_classes_named_like_splits_stay_classes() -> None:
-    assert document_labels(["test/1", "quiz/2"]) == [("train", "test"), ("train", "quiz")]
-    assert document_labels(["test/a/1", "quiz/2"]) == [("train", "test"), ("train", "quiz")]
-    assert document_labels(["dev/a/1", "test/a/2"]) == [("validation", "a"), ("test", "a")]
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("train.csv", "train"),
-        ("data/train-00000-of-00002.parquet", "train"),
-        ("bbc_Training_v2.jsonl", "train"),
-        *((f"{word}.csv", "validation") for word in ("validation", "valid", "val", "dev")),
-        ("dev/part-1.parquet", "validation"),
-        ("movies-test.json", "test"),
-        ("contest.csv", None),
-        ("trained.csv", None),
-        ("data.test-like.csv", None),
-    ],
-)
-def test_split_of(name: str, split: str | None) -> None:
-    assert split_of(name) == split
-
-
-def test_a_file_name_with_two_splits_is_refused() -> None:
-    with pytest.raises(ConfigError, match="test and train"):
-        split_of("train_test.csv")
 
 
 def test_files_are_joined_by_the_split_their_names_say(tmp_path: Path) -> None:
@@ -247,66 +207,6 @@ def test_a_number_column_is_no_text_and_fractions_are_no_labels(tmp_path: Path) 
             read_source(Data(path=str(tmp_path / f"{name}.parquet")))
 
 
-def test_a_missing_path_names_what_is_near(tmp_path: Path) -> None:
-    (tmp_path / "reviews").mkdir()
-    for wrong in ("reveiws", "reveiws/deep/train.csv"):
-        with pytest.raises(ConfigError, match=r"does not exist.*'reviews'"):
-            resolve_path(str(tmp_path / wrong))
-    with pytest.raises(ConfigError, match="does not exist"):
-        resolve_path("no/such/train.csv")
-    with pytest.raises(ConfigError, match="does not exist"):
-        resolve_path("/" + "x" * 5000)
-
-
-def test_resolve_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "here").mkdir()
-    assert {resolve_path(name) for name in ("here", "~/here", str(tmp_path / "here"))} == {tmp_path / "here"}
-    assert [resolve_path(name) for name in ("imdb", "stanfordnlp/imdb", "s3://bucket/x.parquet")] == [None] * 3
-
-
-def test_pkg_paths_are_found_without_importing_and_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_folder(tmp_path, {"a_package/__init__.py": "raise RuntimeError", "a_package/data/x.csv": CSV, "secret": "s"})
-    (tmp_path / "a_package" / "link").symlink_to(tmp_path / "secret")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert resolve_path("pkg://a_package/data") == tmp_path / "a_package" / "data"
-    assert "a_package" not in sys.modules
-    for wrong in ("../secret", "data/../../secret", "link", f"/../{tmp_path}/secret"):
-        with pytest.raises(ConfigError, match="leaves the package"):
-            resolve_path(f"pkg://a_package/{wrong}")
-    with pytest.raises(ConfigError, match="'data'"):
-        resolve_path("pkg://a_package/dato")
-    with pytest.raises(ConfigError, match="'pyarrow'"):
-        resolve_path("pkg://pyarow/data")
-    with pytest.raises(ConfigError, match="no package"):
-        resolve_path("pkg://__main__/data")
-
-
-def test_identity_follows_content_and_not_place(tmp_path: Path) -> None:
-    one = make_folder(tmp_path / "one", {"a/1": "x", "b/1": "y"})
-    two = shutil.copytree(one, tmp_path / "elsewhere" / "two")
-    before = source_identity(Data(path=str(one)))
-    assert source_identity(Data(path=str(two), format="text_folder", max_length=5)) == before
-    (two / "b/1").write_text("Y")
-    assert source_identity(Data(path=str(two))) != before
-    (one / "b/1").rename(one / "b/2")
-    assert source_identity(Data(path=str(one))) != before
-    (tmp_path / "p.csv").write_bytes(CSV)
-    (tmp_path / "q.csv").write_bytes(CSV)
-    assert source_identity(Data(path=str(tmp_path / "p.csv"))) == source_identity(Data(path=str(tmp_path / "q.csv")))
-
-
-def test_identity_of_2225_files_takes_less_than_a_second(tmp_path: Path) -> None:
-    make_folder(tmp_path, {f"{i % 5}/{i}.txt": "word " * 400 for i in range(2225)})
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        source_identity(Data(path=str(tmp_path)))
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
-
-
 def test_urls_are_read_and_identified_through_fsspec(s3_storage_url: str) -> None:
     import fsspec
 
@@ -329,24 +229,6 @@ def test_urls_are_read_and_identified_through_fsspec(s3_storage_url: str) -> Non
         read_source(Data(path=f"{s3_storage_url}/nothing"))
     with pytest.raises(ConfigError, match="nosuchscheme://"):
         read_source(Data(path="nosuchscheme://bucket/x.parquet"))
-
-
-def test_a_hub_name_that_cannot_be_reached_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "reviews").mkdir()
-    with pytest.raises(ConfigError, match=r"no data set on the Hugging Face hub.*'reviews'"):
-        source_identity(Data(path="reveiws"))
-    with pytest.raises(ConfigError, match="needs a local path"):
-        source_identity(Data(path="reveiws", format="csv"))
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    make_folder(tmp_path, {"datasets--owner--name/refs/main": commit})
-    expected = {"kind": "hub", "name": "owner/name", "commit": commit}
-    assert source_identity(Data(path="owner/name")) == expected
-    assert source_identity(Data(path="owner/name", format="hub", revision=commit)) == expected
 
 
 def test_unlabelled_texts_come_from_any_source(tmp_path: Path) -> None:

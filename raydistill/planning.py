@@ -1,0 +1,334 @@
+"""What a run would do, without a cluster and without computing anything: stages, sizes, layer maps, findings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raydistill import recipes
+from raydistill.artifacts import Artifact, Storage
+from raydistill.config import Config, HiddenCosine, HiddenMse, TaskLoss
+from raydistill.data.prepare import data_key, read_info
+from raydistill.data.rows import Rows, load_tokenizer, tokens_key
+from raydistill.data.sources import read_source, read_unlabeled
+from raydistill.errors import ConfigError, RaydistillError
+from raydistill.losses import build_losses
+from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
+from raydistill.models.layer_map import layer_map
+from raydistill.models.load import is_classifier, label_notice, read_config
+from raydistill.models.precision import compute_dtype
+from raydistill.models.shape import is_checkpoint, start_layers, student_config
+from raydistill.tasks import make_task
+from raydistill.teacher.store import signal_artifact
+from raydistill.tracking import tracking_uri
+from raydistill.train.loop import Schedule
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SAMPLE_ROWS = 512
+"""Rows whose tokens are counted to estimate those of data that is not prepared: their mean is within 3 % or so."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows and tokens of the splits; estimated from a sample where the data is not prepared."""
+
+    num_rows: dict[str, int]
+    num_tokens: dict[str, int]
+    num_labeled: int
+    labels: tuple[str, ...]
+    is_estimate: bool
+
+
+def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
+    """Return the plan as plain data. With ``check`` the losses are computed once on real rows, which prepares the data.
+
+    Raises RaydistillError for what would end the run before any work.
+    """
+    from raydistill.pipeline import device_type, prepare
+
+    storage = Storage(config.storage)
+    source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
+    source_config = read_config(source, config.teacher.trust_remote_code)
+    check_tokenizers(config, source)
+    if check:
+        prepare(config, storage)
+    dtype = compute_dtype(config.train.dtype, device_type(config))
+    data = storage.artifact("data", data_key(config))
+    tokens = tokens_artifact(storage, data, source, config.data.max_length)
+    size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)
+    student = student_config(source_config, config.student)
+    task = make_task(config.task, size.labels)
+    source_config.num_labels = task.num_labels
+    needs = frozenset[str]().union(
+        *(build_losses(s.losses, task, student, source_config, seed=0).teacher_needs for s in config.stages.values())
+    )
+    sizes = recipes.signal_bytes(needs, source_config, size.num_rows["train"], size.num_tokens["train"])
+    mode, why = recipes.choose_mode(config.teacher, sizes)
+    known = tokens if tokens is not None and tokens.exists() else None
+    return {
+        "storage": storage.url,
+        "data": {"rows": size.num_rows, "tokens": size.num_tokens, "labeled": size.num_labeled},
+        "labels": list(size.labels),
+        "estimate": size.is_estimate,
+        "phases": phases(config, storage, data, known, source, dtype, needs, mode),
+        "teacher": {"mode": mode, "why": why, "signal_bytes": sizes, "dtype": dtype},
+        "student": {
+            "num_layers": student.num_hidden_layers,
+            "hidden_size": student.hidden_size,
+            "num_heads": student.num_attention_heads,
+            "teacher_layers": list(start_layers(source_config, config.student)),
+        },
+        "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
+        "steps": steps(config, size),
+        "findings": findings(config, storage, source, size) + (checked(config, storage, known, source, dtype) if check else []),
+    }
+
+
+def check_tokenizers(config: Config, teacher: Path) -> None:
+    """Refuse a student that starts from a checkpoint with another tokenizer: it would read the teacher's token ids."""
+    if not is_checkpoint(config.student):
+        return
+    start = resolve_model(config.student.start)
+    if tokenizer_digest(start) != tokenizer_digest(teacher):
+        raise ConfigError(
+            f"student.start: {config.student.start} has another tokenizer than the teacher {config.teacher.model}. "
+            "Start from a checkpoint with the teacher's tokenizer files, from teacher_layers, or from random."
+        )
+
+
+def tokens_artifact(storage: Storage, data: Artifact, tokenizer: Path, max_length: int) -> Artifact | None:
+    """Return where the tokens of prepared data lie; None while the data is not prepared."""
+    if not data.exists():
+        return None
+    return storage.artifact("tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length))
+
+
+def measured_size(data: Artifact, tokens: Artifact) -> Size:
+    info, folder = read_info(data), tokens.local()
+    rows = {split: Rows.open(folder, split) for split in ("train", "validation", "test")}
+    return Size(
+        {split: r.num_rows for split, r in rows.items()},
+        {split: int(r.lengths.sum()) for split, r in rows.items()},
+        info.counts["train"].labeled,
+        info.labels,
+        is_estimate=False,
+    )
+
+
+def estimated_size(config: Config, tokenizer_folder: Path) -> Size:
+    """Count rows without preparing them, and tokens from a sample; nothing is written."""
+    source, more = read_source(config.data), read_unlabeled(config.data)
+    tables = source.tables
+    labels = config.task.labels or source.label_names
+    if labels is None:
+        found = {label for table in tables.values() for label in table.column("label").unique().to_pylist()}
+        labels = tuple(sorted(str(label) for label in found if label is not None))
+    num_rows = {split: table.num_rows for split, table in tables.items()}
+    given = num_rows["train"]
+    for split, share in (("validation", config.data.split.validation), ("test", config.data.split.test)):
+        if split not in num_rows:
+            num_rows[split] = round(given * share)
+            num_rows["train"] -= num_rows[split]
+    labeled = min(num_rows["train"], config.data.max_labeled or num_rows["train"])
+    num_rows["train"] += sum(table.num_rows for table in more.tables.values()) if more is not None else 0
+    texts = tables["train"].column("text").to_pylist()
+    chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLE_ROWS]
+    tokenizer = load_tokenizer(tokenizer_folder, config.data.max_length)
+    encoded = tokenizer([texts[i] for i in chosen], truncation=True, max_length=config.data.max_length)["input_ids"]
+    mean = float(np.mean([len(ids) for ids in encoded]))
+    return Size(num_rows, {s: round(n * mean) for s, n in num_rows.items()}, labeled, tuple(labels), is_estimate=True)
+
+
+def phases(
+    config: Config,
+    storage: Storage,
+    data: Artifact,
+    tokens: Artifact | None,
+    source: Path,
+    dtype: str,
+    needs: frozenset[str],
+    mode: str,
+) -> list[dict[str, str]]:
+    """Return each phase with ``there``, ``to do`` or, where that hangs on an earlier phase, ``after <phase>``."""
+    made: list[dict[str, str]] = []
+
+    def add(name: str, artifact: Artifact | None, after: str) -> bool:
+        there = artifact is not None and artifact.exists()
+        made.append({"phase": name, "state": "there" if there else "to do" if artifact else f"after {after}"})
+        return there
+
+    add("data", data, "")
+    add("tokens", tokens, "data")
+    identity = None
+    if config.teacher.finetune is None:
+        digest = model_digest(source)
+        identity = recipes.TeacherIdentity(source, digest, digest, None)
+        made.append({"phase": "teacher", "state": "there"})
+    else:
+        teacher = None
+        if tokens is not None:
+            recipe = recipes.teacher_recipe(config, model_digest(source), tokens.digest, dtype)
+            teacher = recipes.artifact_of(storage, "teacher", recipe)
+        if add("teacher", teacher, "tokens") and teacher is not None:
+            folder = teacher.local() / "model"
+            identity = recipes.TeacherIdentity(folder, model_digest(folder), model_digest(source), teacher)
+    for signal in sorted(needs) if mode == "cached" else []:
+        add(f"signal {signal}", signal_of(storage, identity, tokens, signal, dtype), "teacher")
+    add("student", student_of(config, storage, identity, tokens, dtype, mode), "teacher")
+    if recipes.baseline_settings(config) is not None:
+        add("baseline", baseline_of(config, storage, identity, tokens, dtype), "teacher")
+    return made
+
+
+def signal_of(
+    storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, signal: str, dtype: str
+) -> Artifact | None:
+    if teacher is None or tokens is None:
+        return None
+    digests = {"teacher_digest": teacher.digest, "tokens_digest": tokens.digest}
+    return signal_artifact(storage, signal, "train", **digests, dtype=dtype)[0]
+
+
+def student_of(
+    config: Config,
+    storage: Storage,
+    teacher: recipes.TeacherIdentity | None,
+    tokens: Artifact | None,
+    dtype: str,
+    mode: str,
+) -> Artifact | None:
+    if teacher is None or tokens is None:
+        return None
+    start = recipes.start_digest(config.student, teacher.digest)
+    return recipes.artifact_of(
+        storage, "student", recipes.student_recipe(config, start, teacher.digest, tokens.digest, dtype, mode)
+    )
+
+
+def baseline_of(
+    config: Config, storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, dtype: str
+) -> Artifact | None:
+    settings = recipes.baseline_settings(config)
+    if teacher is None or tokens is None or settings is None:
+        return None
+    digest = teacher.digest if settings.start == "same" else teacher.source_digest
+    start = recipes.start_digest(config.student, digest)
+    return recipes.artifact_of(storage, "baseline", recipes.baseline_recipe(config, start, tokens.digest, dtype))
+
+
+def layer_maps(config: Config, num_student: int, num_teacher: int) -> dict[str, list[list[int]]]:
+    """Return the pairs (student, teacher) of hidden states of every loss that maps layers."""
+    return {
+        f"stages.{stage}.losses.{name}": [list(pair) for pair in layer_map(loss.layers, num_student, num_teacher)]
+        for stage, settings in config.stages.items()
+        for name, loss in settings.losses.items()
+        if isinstance(loss, HiddenMse | HiddenCosine)
+    }
+
+
+def steps(config: Config, size: Size) -> dict[str, int]:
+    """Return the optimizer steps of every stage."""
+    batch = config.train.global_batch_size
+    made = {}
+    if config.teacher.finetune is not None:
+        made["teacher"] = Schedule.of_epochs(size.num_labeled, batch, config.teacher.finetune.num_epochs).num_steps
+    for name, stage in config.stages.items():
+        rows = size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
+        made[f"student.{name}"] = Schedule.of_epochs(rows, batch, stage.num_epochs).num_steps
+    return made
+
+
+def findings(config: Config, storage: Storage, source: Path, size: Size) -> list[str]:
+    """Return what a user should know before the run, a sentence each."""
+    found = []
+    if config.teacher.trust_remote_code:
+        found.append(f"teacher.trust_remote_code: code that comes with {config.teacher.model} will be run.")
+    if config.teacher.finetune is None:
+        if is_classifier(source):
+            notice = label_notice(source, size.labels, config.teacher.trust_remote_code)
+            found += [notice] if notice else []
+        else:
+            found.append(
+                f"teacher.model: {config.teacher.model} has no trained classification head; add teacher.finetune."
+            )
+    if config.student.start == "random":
+        found.append("student.start: a random student needs far more rows and steps than one cut from its teacher.")
+    if size.num_labeled < size.num_rows["train"] and not any(map(recipes.teacher_speaks, config.stages.values())):
+        found.append("stages: no loss asks the teacher, so the unlabelled rows are not used.")
+    for name, stage in config.stages.items():
+        for term, loss in stage.losses.items():
+            if loss.weight == 0:
+                found.append(f"stages.{name}.losses.{term}: its weight is 0, so it has no effect.")
+        hidden = sum(x.weight for x in stage.losses.values() if isinstance(x, HiddenMse | HiddenCosine))
+        targets = sum(x.weight for x in stage.losses.values() if not isinstance(x, HiddenMse | HiddenCosine | TaskLoss))
+        if hidden > targets > 0:
+            found.append(
+                f"stages.{name}: the representation's weight ({hidden:g}) exceeds the distillation's ({targets:g}); rule "
+                "of thumb: distillation 1 to 3 times the representation."
+            )
+    try:
+        tracking_uri(storage)
+    except RaydistillError as error:
+        found.append(str(error))
+    return found
+
+
+def checked(config: Config, storage: Storage, tokens: Artifact | None, source: Path, dtype: str) -> list[str]:
+    """Compute every loss once on real rows, with the teacher as it is now."""
+    from raydistill.models.load import load_classifier
+    from raydistill.models.student import build_student
+    from raydistill.preflight import check_losses
+    from raydistill.teacher.signals import OnlineSignals
+    from raydistill.train.device import Device
+
+    assert tokens is not None
+    info = read_info(storage.artifact("data", data_key(config)))
+    rows, task = Rows.open(tokens.local(), "train"), make_task(config.task, info.labels)
+    teacher = load_classifier(source, info.labels, dropout=0.0, seed=config.seed)
+    student = build_student(teacher, config.student, seed=config.seed).model
+    device = Device("cpu", dtype)
+    found = []
+    if config.teacher.finetune is not None:
+        found.append("The losses were checked with the teacher as it is before its fine-tuning.")
+    for name, stage in config.stages.items():
+        losses = build_losses(stage.losses, task, student.config, teacher.config, seed=config.seed)
+        signals = OnlineSignals(teacher, losses.teacher_needs, device)
+        found += check_losses(name, student, losses, signals, rows, recipes.stage_rows(stage, rows.labels), device)
+    return found
+
+
+def print_plan(console: Console, plan: dict[str, Any]) -> None:
+    """Print a plan for people; figures marked ≈ come from a sample."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    about = "≈ " if plan["estimate"] else ""
+    rows, tokens = plan["data"]["rows"], plan["data"]["tokens"]
+    console.print(f"storage   {escape(plan['storage'])}")
+    console.print(f"classes   {escape(', '.join(plan['labels']))}")
+    for split in ("train", "validation", "test"):
+        extra = f", {plan['data']['labeled']:,} labelled" if split == "train" else ""
+        console.print(f"{split:<10}{about}{rows[split]:,} rows{extra}, {about}{tokens[split]:,} tokens")
+    table = Table("phase", "state", "steps", box=None, pad_edge=False)
+    for phase in plan["phases"]:
+        name = phase["phase"]
+        count = sum(n for key, n in plan["steps"].items() if key.split(".")[0] == name) or None
+        table.add_row(name, phase["state"], f"{about}{count:,}" if count else "")
+    console.print(table)
+    teacher, student = plan["teacher"], plan["student"]
+    for signal, size in teacher["signal_bytes"].items():
+        console.print(f"signal    {escape(signal)}: {about}{size:,} bytes")
+    console.print(f"teacher   {teacher['mode']} ({teacher['why']}), {teacher['dtype']}")
+    layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
+    shape = f"{student['num_layers']} layers, width {student['hidden_size']}, {student['num_heads']} heads"
+    console.print(f"student   {shape}{escape(layers)}")
+    for name, pairs in plan["layer_maps"].items():
+        console.print(f"layers    {name}: " + ", ".join(f"{s} ← {t}" for s, t in pairs))
+    for finding in plan["findings"]:
+        is_grave = finding.startswith(("teacher.trust_remote_code", "teacher.model"))
+        console.print(f"[{'red' if is_grave else 'yellow'}]![/] {escape(finding)}")
