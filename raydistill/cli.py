@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from raydistill.console import Outcome, Progress, run
+from raydistill.console import INTERRUPTED, Outcome, Progress, run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -260,11 +260,14 @@ def cache_gc(
 
 
 def invoke(arguments: Sequence[str]) -> Outcome | int | None:
-    """Parse and call a command; typer's Abort is the Ctrl-C that it stands for."""
+    """Parse and call a command. Raises KeyboardInterrupt for Ctrl-C, which typer hands back as Abort or as 130."""
     try:
-        return app(list(arguments) or ["--help"], standalone_mode=False)
+        outcome = app(list(arguments) or ["--help"], prog_name="raydistill", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
+    if outcome == INTERRUPTED:
+        raise KeyboardInterrupt
+    return cast("Outcome | int | None", outcome)
 
 
 def execute(arguments: Sequence[str]) -> int:

@@ -166,7 +166,7 @@ def labelled_rows(source: Source, split: str) -> tuple[list[Text], list[str], li
         )
     labels = table.column("label").to_pylist()
     columns = [table.column(name).to_pylist() for name in ("text", "text_pair") if name in table.column_names]
-    kept = [row for row, label in enumerate(labels) if label is not None and columns[0][row] is not None]
+    kept = [row for row, label in enumerate(labels) if label is not None and columns[0][row]]
     if not kept:
         raise DataError(f"No row of {split!r} has a label, so nothing can be measured.")
     if len(kept) < len(labels):

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill.artifacts import folder_digest
+from raydistill.endpoint import sqlite_path, tracking_uri
 from raydistill.errors import TrackingError
 from raydistill.lineage import headline, redact_values
+from raydistill.storage import Storage
 from raydistill.tracking import RUN_KEY, RunRef, open_client, reported, set_tags
 
 if TYPE_CHECKING:
@@ -198,3 +200,30 @@ def _missing_files(client: MlflowClient, ref: RunRef) -> list[str]:
 def _release(package: str) -> str:
     """Version without a local part: 2.13.0+cpu is on no package index."""
     return package_version(package).split("+")[0]
+
+
+def resolve_model_uri(uri: str, storage: Storage) -> Path:
+    """The local folder of ``runs:/RUN/PATH``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, fetched if remote.
+
+    The store is the one that runs of ``storage`` are tracked in. Raises TrackingError where there is no such model.
+    """
+    address = tracking_uri(storage)
+    database = sqlite_path(address)
+    if database is not None and not database.is_file():
+        raise TrackingError(
+            f"{uri}: there is no MLflow store at {database}. Name the storage of the run with --storage, or set "
+            "MLFLOW_TRACKING_URI."
+        )
+    with reported(address):
+        client = open_client(address)
+        from mlflow.artifacts import download_artifacts
+
+        if uri.startswith("models:/"):  # MLflow looks such names up in a global registry, not in the store it is given
+            name, _, version = uri.removeprefix("models:/").strip("/").partition("/")
+            if "@" in name:
+                name, _, alias = name.partition("@")
+                version = client.get_model_version_by_alias(name, alias).version
+            if not version:
+                raise TrackingError(f"{uri} names no version. Write models:/{name}/VERSION or models:/{name}@ALIAS.")
+            uri = client.get_model_version_download_uri(name, version)
+        return Path(download_artifacts(artifact_uri=uri, tracking_uri=address))

@@ -58,7 +58,8 @@ class RunRef:
 def prepare_store(uri: str) -> None:
     """Import MLflow and make sure that the store answers; a new sqlite database is created, by one process at a time.
 
-    Takes 2 to 5 s the first time; safe to call from a thread. Raises TrackingError, for a server within 10 s.
+    Takes 2 s the first time on an idle core; safe to call from a thread. Raises TrackingError, where no server answers
+    after 4 s.
     """
     with reported(uri), store_lock(uri):
         check_server(uri)

@@ -6,12 +6,21 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 from pathlib import Path
 
 import pytest
+import torch
 
 from raydistill import cache
 from raydistill.artifacts import Storage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Bit-identical results need a fixed number of threads, and two threads on tiny tensors only wait for each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +66,11 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     if request.param == "memory":
         return Storage(f"memory://{uuid.uuid4().hex}")
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The toy data, prepared and tokenised, with a tiny teacher (see toy.py); 60 of its training rows have labels."""
+    from toy import make_toy
+
+    return make_toy(tmp_path_factory.mktemp("toy"))

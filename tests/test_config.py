@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raydistill.config import Config
 from raydistill.errors import ConfigError
 from raydistill.loading import flatten, load_config, load_data, to_yaml
 from raydistill.schema import dotted_names, list_losses
@@ -179,7 +179,8 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
     lines = message(path).splitlines()
     assert lines[0] == f"{path}: 5 problems"
     assert lines[1:3] == [
-        "  - data.path: is missing. A file, a folder, pkg://package/path or the name of a data set on the Hugging Face hub.",
+        "  - data.path: is missing. A file, a folder, pkg://package/path or the name of a data set on the Hugging "
+        "Face hub.",
         "  - line 1: data.paht: unknown name; did you mean data.path?",
     ]
     assert lines[3].startswith("  - line 3: seed: must be at least 0")
@@ -368,34 +369,34 @@ TREES = st.recursive(
 )
 
 
+def complaint(work: Callable[[], object]) -> str | None:
+    """What a ConfigError says, None where there is none; anything else passes through and fails the test."""
+    try:
+        work()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=st.dictionaries(st.sampled_from(NAMES), TREES, max_size=5), use_good=st.booleans())
 def test_any_dict_is_a_config_or_a_config_error(tree: dict[str, Any], use_good: bool) -> None:
-    try:
-        config = load_config({**GOOD, **tree} if use_good else tree)
-    except ConfigError as error:
-        assert str(error).startswith("config: ") or "nested" in str(error)
-        assert "0 problems" not in str(error)
-    else:
-        assert isinstance(config, Config)
+    found = complaint(lambda: load_config({**GOOD, **tree} if use_good else tree))
+    assert found is None or (found.startswith("config: ") and ": 0 problems" not in found)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(dotted_names())), st.text(max_size=8) | st.integers().map(str))
 def test_any_override_is_a_config_or_a_config_error(name: str, value: str) -> None:
-    try:
-        assert isinstance(load_config(GOOD, [f"{name.replace('*', 'x')}={value}"]), Config)
-    except ConfigError as error:
-        assert str(error)
+    found = complaint(lambda: load_config(GOOD, [f"{name.replace('*', 'x')}={value}"]))
+    assert found is None or "x" in found or name in found
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="ab:-{}[]&*!'\"#,\n\t >|%?0.e", max_size=40))
 def test_any_text_is_yaml_or_a_config_error(text: str) -> None:
-    try:
-        parse_yaml(text, "x")
-    except ConfigError as error:
-        assert str(error).startswith("x")
+    found = complaint(lambda: parse_yaml(text, "x"))
+    assert found is None or found.startswith("x")
 
 
 def test_cyclic_dicts_are_refused() -> None:

@@ -152,7 +152,7 @@ def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_
     assert done.stderr == ""
     seconds, *heavy = json.loads(done.stdout)
     assert heavy == [False, False]
-    assert seconds < 3  # of processor time: 0.5 when nothing else runs
+    assert seconds < 3  # of processor time; 0.4 measured
 
 
 def test_pairs_are_scored_by_column_name(tmp_path: Path, student: Path) -> None:
@@ -220,3 +220,20 @@ def test_lost_artefacts_are_uploaded_again(storage: Storage, student: Path) -> N
     weights.unlink()
     assert register(ref, "lost", student) == 1
     assert weights.read_bytes() == (student / "model.safetensors").read_bytes()
+
+
+def test_model_uris_lead_to_a_folder(storage: Storage, student: Path, tmp_path: Path) -> None:
+    from raydistill.inference import open_classifier
+    from raydistill.registry import resolve_model_uri
+
+    ref = run(storage, "uris")
+    register(ref, "uris", student)
+    for uri in (f"runs:/{ref.run_id}/student", "models:/uris/1", "models:/uris@challenger"):
+        folder = resolve_model_uri(uri, storage)
+        assert (folder / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
+        assert open_classifier(uri, None, storage.url).max_length == 8
+    with pytest.raises(TrackingError, match="nobody"):
+        resolve_model_uri("models:/uris@nobody", storage)
+    with pytest.raises(TrackingError, match="there is no MLflow store"):
+        resolve_model_uri("models:/uris@challenger", Storage(str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []

@@ -5,12 +5,30 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tiny import WORDS, save_tiny
+from tiny import WORDS, save_tiny, tiny_classifier
+from transformers import PreTrainedModel
+
+from raydistill.artifacts import Artifact, Storage
+from raydistill.config import Optimization, Stage, Student
+from raydistill.config import Train as TrainSettings
+from raydistill.data.prepare import prepare_data, read_info
+from raydistill.data.rows import Rows, tokenize_data
+from raydistill.evaluate.predict import predict
+from raydistill.loading import load_config
+from raydistill.losses import Losses, build_losses
+from raydistill.models.student import build_student
+from raydistill.tasks import TextClassification
+from raydistill.teacher.signals import OnlineSignals
+from raydistill.train.checkpoint import Checkpoints
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+from raydistill.train.loop import Schedule, Setup
 
 TOPICS = {
     "film": ("film", "movie", "plot", "actor", "scene"),
@@ -96,3 +114,75 @@ def without_key_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 def draw_rows(num_rows: int, of: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(of)[:num_rows]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The toy data, prepared and tokenised, with a tiny teacher: what a loop needs, without a pipeline."""
+
+    folder: Path
+    storage: Storage
+    tokens: Artifact
+    labels: tuple[str, ...]
+
+    def rows(self, split: str = "train") -> Rows:
+        return Rows.open(self.tokens.local(), split)
+
+    def teacher(self) -> PreTrainedModel:
+        return tiny_classifier("bert", num_layers=4, seed=3, labels=self.labels)
+
+    def student(self, **shape: Any) -> PreTrainedModel:
+        return build_student(self.teacher(), Student(num_layers=2, **shape), seed=0).model
+
+    def losses(self, student: PreTrainedModel, **terms: dict[str, Any]) -> Losses:
+        terms = terms or {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}
+        stage = Stage.model_validate({"losses": terms})
+        task = TextClassification(self.labels)
+        return build_losses(stage.losses, task, student.config, self.teacher().config, seed=0)
+
+    def setup(self, name: str, losses: Losses | None = None, model: PreTrainedModel | None = None, **changes: Any) -> Setup:
+        """Two epochs of batch 32 on all training rows, teacher online; ``changes`` replace fields of the setup."""
+        model = model or self.student()
+        losses = losses if losses is not None else self.losses(model)
+        rows, validation = self.rows(), self.rows("validation")
+        device, group = Device(), Group()
+        settings = TrainSettings.model_validate(
+            {"num_workers": 0, "global_batch_size": 32, "checkpoint_steps": 3, **changes.pop("train", {})}
+        )
+        optimization = Optimization.model_validate({"learning_rate": 1e-3, **changes.pop("optimization", {})})
+
+        def validate() -> dict[str, float]:
+            logits = predict(model, validation, tokens=4096, device=device, group=group)
+            return {"accuracy": float((logits.argmax(1) == validation.labels).mean())}
+
+        fields: dict[str, Any] = {
+            "name": name,
+            "model": model,
+            "losses": losses,
+            "signals": OnlineSignals(self.teacher(), losses.teacher_needs, device),
+            "rows": rows,
+            "row_ids": np.arange(rows.num_rows),
+            "schedule": Schedule.of_epochs(rows.num_rows, settings.global_batch_size, 2),
+            "optimization": optimization,
+            "settings": settings,
+            "seed": 0,
+            "validate": validate,
+            "score": lambda metrics: metrics["accuracy"],
+            "checkpoints": Checkpoints(self.storage, ("runs", "toy", name)),
+            "group": group,
+            "device": device,
+        }
+        return Setup(**(fields | changes))
+
+
+def make_toy(folder: Path, max_labeled: int | None = 60) -> Toy:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load_config(toy_config(folder, data__max_labeled=max_labeled))
+    storage = Storage(config.storage)
+    data = prepare_data(config, storage)
+    tokens = tokenize_data(data, folder / "encoder", config.data.max_length, storage)
+    return Toy(folder, storage, tokens, read_info(data).labels)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -101,7 +101,7 @@ def _calibration_error(probs: Array, labels: Array) -> float:
     import torch
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    target = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    target = torch.tensor(np.asarray(labels, dtype=np.int64))
     error = multiclass_calibration_error(torch.from_numpy(probs), target, num_classes=probs.shape[1], n_bins=NUM_BINS)
     return float(error)
 

@@ -177,6 +177,17 @@ class Stage:
     def take_step(self, step: int, batches: list[Batch], counts: list[float]) -> None:
         """One optimizer step over this rank's micro-batches; ``counts`` are those of the whole global batch."""
         setup = self.setup
+        self.accumulate(step, batches, counts)
+        limit = setup.settings.max_grad_norm
+        self._norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf)
+        self._rate = learning_rate(step, setup.schedule.num_steps, setup.optimization)
+        set_learning_rate(self.optimizer, self._rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def accumulate(self, step: int, batches: list[Batch], counts: list[float]) -> None:
+        """Leave the gradient of the whole global batch on every rank's parameters."""
+        setup = self.setup
         setup.model.train()
         for index, batch in enumerate(batches):
             # A generator of its own a micro-batch: a resumed run draws the same dropout without any stored state.
@@ -188,12 +199,6 @@ class Stage:
             self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
         self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
         setup.group.sum_gradients(self.parameters)
-        limit = setup.settings.max_grad_norm
-        self._norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf)
-        self._rate = learning_rate(step, setup.schedule.num_steps, setup.optimization)
-        set_learning_rate(self.optimizer, self._rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, batch: Batch, counts: list[float]) -> tuple[Tensor, list[Tensor]]:
         setup = self.setup

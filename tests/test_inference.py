@@ -1,0 +1,150 @@
+"""Labels for texts and measures of a finished classifier."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import MAX_LENGTH, save_tiny
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from raydistill import cli
+from raydistill.config import Data
+from raydistill.errors import ConfigError, DataError, ModelError
+from raydistill.inference import evaluate_model, label_ids, predict_texts, stored_length
+from raydistill.texts import decode_lines, read_texts, split_pairs
+
+LABELS = ("art", "sport", "tax")
+TEXTS = [
+    "a good film",
+    "the team win the match in the game",
+    "tax",
+    "",
+    "the minister vote on the tax law and the party",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"), "bert", num_layers=2, labels=LABELS)
+
+
+def reference(model: Path, texts: list[Any]) -> torch.Tensor:
+    """Probabilities row by row, without padding."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    with torch.no_grad():
+        rows = [tokenizer(*([t] if isinstance(t, str) else t), return_tensors="pt") for t in texts]
+        return torch.cat([network(**row).logits.softmax(-1) for row in rows])
+
+
+@pytest.mark.parametrize("texts", [TEXTS, [("a film", "a good plot"), ("tax", "law and tax and law")]])
+def test_predictions_equal_the_plain_model_in_order(model: Path, texts: list[Any]) -> None:
+    found = list(predict_texts(str(model), texts, batch=3))
+    expected = reference(model, texts)
+    assert [row["label"] for row in found] == [LABELS[i] for i in expected.argmax(-1)]
+    np.testing.assert_allclose([row["score"] for row in found], expected.max(-1).values, atol=1e-5)
+    assert [row["text"] for row in found] == [t if isinstance(t, str) else t[0] for t in texts]
+
+
+def test_predictions_come_while_the_texts_do(model: Path) -> None:
+    asked: list[int] = []
+
+    def endless() -> Any:
+        for number in range(10**9):
+            asked.append(number)
+            yield "a film"
+
+    rows = predict_texts(str(model), endless(), batch=4)
+    assert next(rows)["label"] in LABELS
+    assert len(asked) == 4
+
+
+def test_length_is_bounded_and_can_be_chosen(model: Path, tmp_path: Path) -> None:
+    long = "film " * 500
+    (cut,) = predict_texts(str(model), [long], max_length=8)
+    (short,) = predict_texts(str(model), ["film " * 6])
+    assert cut["score"] == pytest.approx(short["score"], abs=1e-6)  # 8 tokens with [CLS] and [SEP]
+    assert list(predict_texts(str(model), [long]))  # cut to the positions that the model has
+    with pytest.raises(ConfigError, match="is more than this model can take"):
+        predict_texts(str(model), [long], max_length=MAX_LENGTH + 100)
+    (tmp_path / "MLmodel").write_text("flavors: {python_function: {config: {max_length: 16}}}")
+    assert stored_length(tmp_path) == 16
+    assert stored_length(model) is None
+
+
+def test_encoder_without_a_head_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, "bert", num_layers=1, classifier=False)
+    with pytest.raises(ModelError, match="without a classification head"):
+        predict_texts(str(folder), TEXTS)
+
+
+def write_rows(path: Path, labels: list[str]) -> Path:
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in zip(TEXTS, labels, strict=True)))
+    return path
+
+
+def test_evaluation_counts_what_the_model_says(model: Path, tmp_path: Path) -> None:
+    labels = ["art", "sport", "tax", "", "tax"]
+    scores = evaluate_model(str(model), Data(path=str(write_rows(tmp_path / "rows.csv", labels))), num_samples=100)
+    kept = [0, 1, 2, 4]
+    said = reference(model, TEXTS).argmax(-1)[kept]
+    truth = torch.tensor([LABELS.index(labels[i]) for i in kept])
+    assert scores["num_rows"] == 4
+    assert scores["metrics"]["accuracy"]["value"] == pytest.approx((said == truth).float().mean().item())
+    assert np.sum(scores["confusion"]) == 4
+    assert any("no split of its own" in note for note in scores["notes"])
+    assert any("1 rows without a label" in note for note in scores["notes"])
+
+
+def test_evaluation_takes_the_split_it_was_asked_for(model: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.csv", ["art"] * 5)
+    write_rows(tmp_path / "test.csv", ["tax"] * 5)
+    scores = evaluate_model(str(model), Data(path=str(tmp_path)), num_samples=100)
+    assert np.sum(scores["confusion"], axis=1).tolist() == [0, 0, 4]  # the empty text is left out
+    with pytest.raises(ConfigError, match="did you mean train"):
+        evaluate_model(str(model), Data(path=str(tmp_path)), "trian")
+
+
+def test_labels_that_the_model_does_not_know(model: Path, tmp_path: Path) -> None:
+    data = Data(path=str(write_rows(tmp_path / "rows.csv", ["art", "sport", "war", "tax", "pop"])))
+    with pytest.raises(ModelError, match="labels the model does not know: pop, war"):
+        evaluate_model(str(model), data)
+
+
+def test_label_ids_by_name_case_and_number() -> None:
+    assert label_ids(["tax", "art"], LABELS, ("art", "tax"))[0].tolist() == [2, 0]
+    assert label_ids(["TAX", "Art"], LABELS, ("Art", "SPORT", "TAX"))[0].tolist() == [2, 0]
+    ids, notice = label_ids(["2", "0"], ("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2"))
+    assert ids.tolist() == [2, 0]
+    assert notice is not None
+
+
+def test_commands_print_labels_and_scores(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.execute(["predict", str(model), "--text", TEXTS[0], "--text", TEXTS[2]]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split("\t")[2] for line in lines] == [TEXTS[0], TEXTS[2]]
+    (tmp_path / "texts.txt").write_text("a film\ttax\n")
+    assert cli.execute(["predict", str(model), "--file", str(tmp_path / "texts.txt"), "--pairs", "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)["predictions"]
+    assert (row["text"], row["text_pair"]) == ("a film", "tax")
+    rows = write_rows(tmp_path / "rows.csv", ["art", "sport", "tax", "art", "tax"])
+    assert cli.execute(["evaluate", str(model), "--data", str(rows), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["num_rows"] == 4  # the empty text is left out
+    assert cli.execute(["evaluate", str(model), "--data", str(rows)]) == 0
+    assert "accuracy" in capfd.readouterr().out
+
+
+def test_lines_are_read_as_they_are() -> None:
+    assert list(decode_lines(io.BytesIO("\ufeffä\r\n\nb".encode()), "x")) == ["ä", "", "b"]
+    with pytest.raises(DataError, match="Line 2 of x is not UTF-8"):
+        list(decode_lines(io.BytesIO(b"a\n\xe4\n"), "x"))
+    assert list(read_texts(["a", "b"], None, io.StringIO())) == ["a", "b"]
+    assert list(split_pairs(["a\tb"])) == [("a", "b")]
+    with pytest.raises(DataError, match="Text 2 has 0 tabs"):
+        list(split_pairs(["a\tb", "c"]))

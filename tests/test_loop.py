@@ -1,0 +1,257 @@
+"""The training loop: the same gradient however a batch is cut, exact resume, the best weights at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_losses import PairDistance
+from toy import Toy, make_toy, relative_difference, run_ranks, weights, without_key_biases
+
+from raydistill.config import Optimization
+from raydistill.errors import ConfigError, Interrupted, RaydistillError
+from raydistill.losses import ForwardKl, HiddenMse, Losses, TaskLoss
+from raydistill.tasks import TextClassification
+from raydistill.train.group import Group
+from raydistill.train.loop import Schedule, Setup, Stage, train
+from raydistill.train.optimizer import learning_rate
+
+FP32_GRADIENT = 5e-6
+"""Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
+
+
+def batch_gradients(setup: Setup, step: int = 0) -> dict[str, torch.Tensor]:
+    """Return the gradients of one global batch, of the model and of the losses' projections."""
+    stage = Stage(setup)
+    batches = stage.collate(step)
+    counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
+    stage.accumulate(step, batches, counts)
+    named = [*setup.model.named_parameters(), *setup.losses.named_parameters(prefix="losses")]
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def all_terms(toy: Toy) -> Losses:
+    """Every kind of count: rows, labelled rows, tokens (through projections), pairs of rows."""
+    hidden = HiddenMse(((1, 2), (2, 4)), 32, 48, weight=0.3)
+    hidden.teacher_needs = frozenset()
+    return Losses(
+        {
+            "kd": ForwardKl(weight=1.0),
+            "task": TaskLoss(TextClassification(toy.labels), weight=0.5),
+            "pairs": PairDistance(weight=0.2),
+        }
+    )
+
+
+@pytest.mark.parametrize("num_labeled", [0, 2, 60])
+def test_micro_batches_do_not_change_the_gradient(toy, num_labeled):
+    rows = toy.rows()
+    unlabeled, labeled = np.flatnonzero(rows.labels < 0), np.flatnonzero(rows.labels >= 0)
+    row_ids = np.concatenate([unlabeled[:64], labeled[:num_labeled]])
+    cut = {}
+    for tokens in (100_000, 160):
+        setup = toy.setup("micro", all_terms(toy), row_ids=row_ids, train={"tokens_per_micro_batch": tokens})
+        cut[tokens] = (len(Stage(setup).collate(0)), without_key_biases(batch_gradients(setup)))
+    assert cut[100_000][0] == 1
+    assert cut[160][0] >= 3
+    assert max(relative_difference(cut[100_000][1], cut[160][1]).values()) < FP32_GRADIENT
+
+
+def test_without_labels_the_task_term_is_zero(toy):
+    row_ids = np.flatnonzero(toy.rows().labels < 0)[:64]
+    both = batch_gradients(toy.setup("zero", row_ids=row_ids))
+    alone = batch_gradients(toy.setup("zero", toy.losses(toy.student(), kd={"type": "forward_kl"}), row_ids=row_ids))
+    assert all(torch.equal(both[name], alone[name]) for name in both)
+
+
+def rank_gradients(folder: Any, world_of_one: bool = False) -> dict[str, Any]:
+    """Run on each rank: gradients of a full batch and of a short one that leaves a rank without rows."""
+    toy = make_toy(folder)
+    student = toy.student(hidden_size=16, num_heads=2)
+    result = {}
+    for name, row_ids in (("full", np.arange(64)), ("short", np.arange(1))):
+        losses = toy.losses(
+            student,
+            kd={"type": "forward_kl"},
+            task={"type": "task", "weight": 0.5},
+            hidden={"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.2},
+        )
+        losses["pairs"] = PairDistance(weight=0.1)
+        setup = toy.setup(f"ranks-{name}", losses, toy.student(hidden_size=16, num_heads=2), row_ids=row_ids)
+        result[name] = batch_gradients(setup)
+    reports = [r.metrics for r in train(toy.setup("ranks-train", model=student, train={"checkpoint_steps": 1000}))]
+    return {**result, "weights": weights(student), "reports": reports, "rank": Group().rank}
+
+
+def test_two_workers_equal_one(toy, tmp_path):
+    """Gradients (projections included), whole training, and all ranks the same; also where a rank has no rows."""
+    make_toy(tmp_path / "one"), make_toy(tmp_path / "two")
+    one, (first, second) = rank_gradients(tmp_path / "one"), run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
+    assert [first["rank"], second["rank"]] == [0, 1]
+    for name in ("full", "short"):
+        assert any("projections" in key for key in one[name])
+        assert max(relative_difference(without_key_biases(one[name]), without_key_biases(first[name])).values()) < FP32_GRADIENT
+        assert all(torch.equal(first[name][key], second[name][key]) for key in first[name])
+    assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])
+    for a, b in zip(one["reports"], first["reports"], strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def test_same_seed_gives_the_same_weights_twice(toy):
+    results = []
+    for name in ("twice-a", "twice-b"):
+        setup = toy.setup(name)
+        reports = list(train(setup))
+        results.append((weights(setup.model), [r.metrics for r in reports]))
+    assert all(torch.equal(results[0][0][n], results[1][0][n]) for n in results[0][0])
+    assert results[0][1] == results[1][1]
+
+
+def with_dropout(toy: Toy) -> Any:
+    return toy.student(dropout=0.2)
+
+
+def test_resume_after_a_kill_is_bit_identical(toy):
+    """Killed two steps after a checkpoint, inside an epoch, with dropout on: the same weights and the same history."""
+    whole = toy.setup("resume-whole", model=with_dropout(toy))
+    list(train(whole))
+    broken = toy.setup("resume-broken", model=with_dropout(toy))
+    stage = train(broken)
+    reached = 0
+    while reached < 8:
+        reached = next(stage).step
+    stage.close()
+    resumed = toy.setup("resume-broken", model=with_dropout(toy))
+    first = next(iter(reports := train(resumed)))
+    assert 6 < first.step <= 8
+    list(reports)
+    assert all(torch.equal(weights(whole.model)[n], weights(resumed.model)[n]) for n in weights(whole.model))
+    assert whole.checkpoints.history() == resumed.checkpoints.history()
+
+
+def test_stopping_writes_a_checkpoint_at_that_step(toy):
+    calls = iter([False] * 4 + [True] * 100)
+    setup = toy.setup("stop", should_stop=lambda: next(calls))
+    with pytest.raises(Interrupted, match="after step 4 of"):
+        list(train(setup))
+    steps: list[int] = []
+    again = toy.setup("stop")
+    original = Stage.take_step
+
+    def counting(self: Stage, step: int, *arguments: Any) -> None:
+        steps.append(step)
+        original(self, step, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "take_step", counting)
+        list(train(again))
+    assert steps == list(range(4, again.schedule.num_steps))
+
+
+def test_a_finished_stage_trains_no_more_and_has_its_best_weights(toy):
+    setup = toy.setup("finished")
+    list(train(setup))
+    again = toy.setup("finished")
+    assert list(train(again)) == []
+    assert all(torch.equal(weights(setup.model)[n], weights(again.model)[n]) for n in weights(again.model))
+
+
+def scores(values: list[float]) -> Iterator[dict[str, float]]:
+    yield from ({"accuracy": value} for value in values)
+
+
+def test_the_best_weights_are_kept_not_the_last(toy):
+    validations = scores([0.5, 0.9, 0.7, 0.8])
+    seen: list[dict[str, torch.Tensor]] = []
+    setup = toy.setup("best", schedule=Schedule(8, 2))
+    model = setup.model
+
+    def validate() -> dict[str, float]:
+        seen.append(weights(model))
+        return next(validations)
+
+    setup = toy.setup("best", model=model, schedule=Schedule(8, 2), validate=validate)
+    list(train(setup))
+    assert len(seen) == 4
+    assert all(torch.equal(weights(model)[n], seen[1][n]) for n in weights(model))
+    assert not all(torch.equal(seen[1][n], seen[3][n]) for n in weights(model))
+
+
+def test_early_stopping_counts_validations_without_gain(toy):
+    validations = scores([0.5, 0.6, 0.6, 0.4, 0.9])
+    setup = toy.setup(
+        "early", schedule=Schedule(10, 2), validate=lambda: next(validations), train={"early_stopping": 2}
+    )
+    reports = list(train(setup))
+    assert [r.step for r in reports if r.validated] == [2, 4, 6, 8]
+
+
+def test_frozen_parameters_stay_and_the_rest_moves(toy):
+    setup = toy.setup("frozen", optimization={"freeze": ["*embeddings*"]})
+    before = weights(setup.model)
+    list(train(setup))
+    changed = {name for name, tensor in weights(setup.model).items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert not any("embeddings" in name for name in changed)
+
+
+@pytest.mark.parametrize(("pattern", "words"), [("*nothing*", "matches no parameter"), ("*", "nothing is left to train")])
+def test_a_freeze_pattern_that_cannot_be_meant_is_refused(toy, pattern, words):
+    with pytest.raises(ConfigError, match=words):
+        list(train(toy.setup("freeze-wrong", optimization={"freeze": [pattern]})))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(toy):
+    setup = toy.setup("nan", train={"max_grad_norm": None})
+    reports = train(setup)
+    next(reports)
+    saved = setup.checkpoints.history()
+    with torch.no_grad():
+        next(iter(setup.model.parameters())).fill_(math.nan)
+    with pytest.raises(RaydistillError, match="not finite"):
+        list(reports)
+    assert setup.checkpoints.history() == saved
+
+
+def test_batch_size_must_fit_the_groups(toy):
+    with pytest.raises(ConfigError, match="not a multiple of 2"):
+        list(train(toy.setup("groups", all_terms(toy), train={"global_batch_size": 15})))
+
+
+def test_gradient_clipping_bounds_the_norm_of_the_step(toy):
+    setup = toy.setup("clip", train={"max_grad_norm": 1e-3})
+    stage = Stage(setup)
+    batches = stage.collate(0)
+    gradients: list[float] = []
+    setup_step = stage.optimizer.step
+    stage.optimizer.step = lambda: (  # type: ignore[method-assign]
+        gradients.append(float(torch.cat([p.grad.flatten() for p in stage.parameters if p.grad is not None]).norm())),
+        setup_step(),
+    )
+    stage.take_step(0, batches, [float(n) for n in setup.losses.counts(batches)])
+    assert gradients == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_learning_rate_rises_and_falls():
+    settings = Optimization(learning_rate=1.0, warmup_ratio=0.2)
+    rates = [learning_rate(step, 10, settings) for step in range(10)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+    cosine = Optimization(learning_rate=1.0, warmup_ratio=0.0, schedule="cosine")
+    assert learning_rate(5, 10, cosine) == pytest.approx(0.5)
+    assert learning_rate(9, 10, Optimization(learning_rate=1.0, warmup_ratio=0.0, schedule="constant")) == 1.0
+
+
+def test_a_schedule_counts_steps_not_epochs():
+    assert Schedule.of_epochs(100, 32, 3) == Schedule(12, 4)
+    assert Schedule.of_epochs(100, 32, 0.5) == Schedule(2, 2)
+    assert Schedule.of_epochs(3, 32, 1) == Schedule(1, 1)
+
+
+def test_reported_loss_is_the_weighted_sum_of_its_terms(toy):
+    report = next(iter(train(toy.setup("report"))))
+    values = report.metrics
+    assert values["train/loss"] == pytest.approx(values["train/loss/kd"] + 0.5 * values["train/loss/task"])
