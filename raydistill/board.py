@@ -35,7 +35,9 @@ class Board:
         self._posted_at = self._looked_at = -1e9
         self._stop = False
 
-    def post(self, phase: str, done: int, total: int, unit: str, rate: float, note: str = "", force: bool = False) -> None:
+    def post(
+        self, phase: str, done: int, total: int, unit: str, rate: float, note: str = "", force: bool = False
+    ) -> None:
         """Say how far ``phase`` is; ``rate`` in units a second. Throttled unless forced."""
         now = time.monotonic()
         if force or now - self._posted_at >= self.interval_s:

@@ -28,7 +28,7 @@ PACKAGES = (
     "pyarrow",
     "scipy",
 )
-MODEL_FIGURES = ("test", "validation", "agreement", "num_parameters", "bytes", "latency_ms", "throughput", "steps")
+MODEL_FIGURES = ("test", "agreement", "num_parameters", "bytes", "latency_ms", "throughput", "steps")
 HIDDEN = "***"
 SECRETS = (
     # user:password@ or token@ in a URI; greedy, so that a password may hold an @ of its own
@@ -117,6 +117,8 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
     for name in ("student", "teacher", "baseline", "champion"):
         model = results.get(name) or {}
         found[name] = {part: model.get(part) for part in MODEL_FIGURES}
+        # of the weights that were kept; "<name>/validation/…" is the curve over the steps
+        found[name]["best_validation"] = model.get("validation")
     return headline(results) | dict(_numbers(found))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from raydistill import recipes
@@ -23,7 +24,7 @@ from raydistill.evaluate.compare import write_predictions
 from raydistill.evaluate.latency import measure_models
 from raydistill.evaluate.predict import predict
 from raydistill.losses import build_losses
-from raydistill.models.load import is_classifier, load_classifier, model_digest, resolve_model, save_model
+from raydistill.models.load import is_classifier, model_digest, resolve_model, save_model
 from raydistill.models.student import build_student, student_config
 from raydistill.preflight import check_losses
 from raydistill.recipes import TeacherIdentity
@@ -31,7 +32,7 @@ from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
 from raydistill.teacher.store import RecordedSignals, signal_artifact
 from raydistill.train.loop import Schedule, Setup, train
-from raydistill.workplace import Job, Workplace
+from raydistill.workplace import Workplace
 
 Recorded = dict[str, dict[str, Artifact]]
 """Split → signal → artefact."""
@@ -60,9 +61,7 @@ def run_phases(place: Workplace) -> Outcome:
     baseline = train_baseline(place, teacher)
     evaluation = evaluate(place, teacher, recorded, student, baseline)
     place.flush()
-    return Outcome(
-        teacher, recorded, mode, student, baseline, evaluation, place.seconds, place.reused, place.notes
-    )
+    return Outcome(teacher, recorded, mode, student, baseline, evaluation, place.seconds, place.reused, place.notes)
 
 
 def fit_teacher(place: Workplace) -> TeacherIdentity:
@@ -177,9 +176,7 @@ def train_baseline(place: Workplace, teacher: TeacherIdentity) -> Artifact | Non
         return None
     with place.phase("baseline"):
         is_same = settings.start == "same"
-        start_digest = recipes.start_digest(
-            config.student, teacher.digest if is_same else teacher.source_digest
-        )
+        start_digest = recipes.start_digest(config.student, teacher.digest if is_same else teacher.source_digest)
         recipe = recipes.baseline_recipe(config, start_digest, place.job.tokens.digest, place.device.dtype)
         artifact = recipes.artifact_of(place.job.storage, "baseline", recipe)
         if place.has(artifact, "baseline"):
@@ -276,6 +273,7 @@ def publish(
     about: dict[str, Any],
 ) -> None:
     """Rank 0 writes the trained model as an artefact and drops the checkpoints that led to it."""
+    place.group.barrier()  # until every rank has read its best weights from these checkpoints
     if place.group.is_first:
         place.job.owner.check()
         with artifact.write(recipe, parents) as folder:
@@ -303,8 +301,8 @@ def evaluate(
         digests = {"student": student.digest, "teacher": teacher.digest}
         if baseline is not None:
             digests["baseline"] = baseline.digest
-        recipe = {**digests, "tokens": place.job.tokens.digest, "dtype": place.device.dtype}
-        recipe["latency"] = place.config.evaluate.latency
+        speed = "latency" if place.config.evaluate.latency else ""
+        recipe = {**digests, "tokens": place.job.tokens.digest, "dtype": place.device.dtype, "measured": speed}
         artifact = recipes.artifact_of(place.job.storage, "evaluation", recipe)
         if place.has(artifact, "evaluation"):
             return artifact
@@ -333,9 +331,7 @@ def evaluate(
     return artifact
 
 
-def predict_split(
-    place: Workplace, split: str, recorded: Recorded, folders: dict[str, Path]
-) -> dict[str, np.ndarray]:
+def predict_split(place: Workplace, split: str, recorded: Recorded, folders: dict[str, Path]) -> dict[str, np.ndarray]:
     rows = place.rows[split]
     signals = RecordedSignals(recorded[split], rows.num_rows)
     logits = {"teacher": signals.batch(np.arange(rows.num_rows))["logits"].numpy()}
@@ -366,7 +362,9 @@ def describe_models(place: Workplace, folders: dict[str, Path]) -> dict[str, Any
     if place.config.evaluate.latency:
         started = time.perf_counter()
         shapes = place.latency_inputs()
-        entries = {name: (model.to(place.device.torch_device), *shapes) for name, model in models.items()}
+        for model in models.values():
+            nn.Module.to(model, place.device.torch_device)
+        entries = {name: (model, *shapes) for name, model in models.items()}
         measured = measure_models(entries, dtype=place.device.dtype)
         for name, latency in measured.items():
             about[name]["latency"] = latency

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import tempfile
 import threading
@@ -19,8 +20,8 @@ from raydistill.artifacts import Artifact, Owner, Storage, recipe_key
 from raydistill.config import Config
 from raydistill.data.paths import resolve_path
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
-from raydistill.data.rows import Rows, tokenize_data
-from raydistill.errors import Interrupted
+from raydistill.data.rows import tokenize_data
+from raydistill.errors import Interrupted, TrackingError
 from raydistill.evaluate.compare import read_predictions
 from raydistill.models.folder import model_digest, resolve_model
 from raydistill.recipes import baseline_settings
@@ -95,9 +96,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
         "source": model_digest(source),
         "dtype": dtype,
     }
-    return Prepared(
-        config, storage, data, tokens, read_info(data), source, dtype, recipe_key(recipe), tuple(reused)
-    )
+    return Prepared(config, storage, data, tokens, read_info(data), source, dtype, recipe_key(recipe), tuple(reused))
 
 
 def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
@@ -138,10 +137,18 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
         raise
     finally:
         if status != "FINISHED":
-            finish_run(ref, status=status)
+            end_run(ref, status)
     results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
     storage.write_json(results, *parts, "results.json")
     return results
+
+
+def end_run(ref: RunRef, status: str) -> None:
+    """Mark the run as ended; a store that is away must not hide what ended it."""
+    try:
+        finish_run(ref, status=status)
+    except TrackingError as error:
+        logging.getLogger(__name__).warning("The run's end was not tracked. %s", error)
 
 
 def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
@@ -192,7 +199,9 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         class_names=prepared.info.labels,
         validation=SplitRows(validation.labels, validation.example_ids),
         test=SplitRows(test.labels, test.example_ids),
-        **models,
+        teacher=models["teacher"],
+        student=models["student"],
+        baseline=models.get("baseline"),
         run_id=ref.run_id,
         num_rows={split: counts.rows for split, counts in splits.items()},
         labeled={split: counts.labeled for split, counts in splits.items()},
@@ -219,12 +228,14 @@ def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str
     from raydistill.plots import write_plots
 
     student, name = outcome.student.local() / "model", prepared.config.registry.name
-    max_length = prepared.config.data.max_length
+    max_length, has_pairs = prepared.config.data.max_length, prepared.info.has_pairs
     if name is not None:
-        version = register_student(ref, name, student, results, run_key=prepared.run_key, max_length=max_length)
+        version = register_student(
+            ref, name, student, results, run_key=prepared.run_key, max_length=max_length, has_pairs=has_pairs
+        )
         results = {**results, "model_version": version}
     else:
-        log_student(ref, student, max_length=max_length)
+        log_student(ref, student, max_length=max_length, has_pairs=has_pairs)
     with tempfile.TemporaryDirectory() as folder:
         write_plots(results, Path(folder))
         finish_run(ref, results, Path(folder), status="FINISHED")

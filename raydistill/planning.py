@@ -85,7 +85,10 @@ def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
         },
         "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
         "steps": steps(config, size),
-        "findings": findings(config, storage, source, size) + (checked(config, storage, known, source, dtype) if check else []),
+        "findings": [
+            *findings(config, storage, source, size),
+            *(checked(config, storage, known, source, dtype) if check else []),
+        ],
     }
 
 
@@ -268,8 +271,8 @@ def findings(config: Config, storage: Storage, source: Path, size: Size) -> list
         targets = sum(x.weight for x in stage.losses.values() if not isinstance(x, HiddenMse | HiddenCosine | TaskLoss))
         if hidden > targets > 0:
             found.append(
-                f"stages.{name}: the representation's weight ({hidden:g}) exceeds the distillation's ({targets:g}); rule "
-                "of thumb: distillation 1 to 3 times the representation."
+                f"stages.{name}: the representation's weight ({hidden:g}) exceeds the distillation's ({targets:g}); "
+                "rule of thumb: distillation 1 to 3 times the representation."
             )
     try:
         tracking_uri(storage)

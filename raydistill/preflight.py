@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from raydistill.data.batches import Batch
@@ -24,7 +25,13 @@ NUM_ROWS = 16
 
 
 def check_losses(
-    stage: str, model: PreTrainedModel, losses: Losses, signals: Signals, rows: Rows, row_ids: np.ndarray, device: Device
+    stage: str,
+    model: PreTrainedModel,
+    losses: Losses,
+    signals: Signals,
+    rows: Rows,
+    row_ids: np.ndarray,
+    device: Device,
 ) -> list[str]:
     """Return findings, a sentence each, about a stage's losses on the first rows it will train on.
 
@@ -41,7 +48,7 @@ def gradient_norms(
     model: PreTrainedModel, losses: Losses, signals: Signals, batch: Batch, device: Device
 ) -> dict[str, float]:
     """Return the norm of each term's weighted gradient with respect to the student's parameters, on one batch."""
-    model.to(device.torch_device).eval()
+    nn.Module.to(model, device.torch_device).eval()
     losses.to(device.torch_device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     inputs = device.move(batch.inputs)
@@ -76,9 +83,7 @@ def _judge_sizes(norms: dict[str, float]) -> list[str]:
 
 def _judge_weights(losses: Losses) -> list[str]:
     representation = {n: loss.weight for n, loss in losses.terms.items() if isinstance(loss, HiddenLoss)}
-    distillation = {
-        n: loss.weight for n, loss in losses.terms.items() if not isinstance(loss, HiddenLoss | TaskLoss)
-    }
+    distillation = {n: loss.weight for n, loss in losses.terms.items() if not isinstance(loss, HiddenLoss | TaskLoss)}
     if not representation or not distillation or sum(representation.values()) <= sum(distillation.values()):
         return []
     return [

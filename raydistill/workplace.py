@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def metrics_path(storage: Storage, run_key: str) -> Path:
     """Return the local file that holds a run's metrics until MLflow has them."""
     if storage.is_local:
         return Path(storage.path("runs", run_key, "metrics.jsonl"))
-    return Path("~/.cache/raydistill/runs").expanduser() / run_key / "metrics.jsonl"
+    cache = Path(os.environ.get("RAYDISTILL_CACHE") or "~/.cache/raydistill").expanduser()
+    return cache / "runs" / run_key / "metrics.jsonl"
 
 
 class Workplace:
@@ -104,7 +106,10 @@ class Workplace:
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase and show it; a wish to stop is obeyed before it begins."""
         if self.group.sum([float(self.board.should_stop())])[0]:
-            raise Interrupted(f"The run was stopped before phase {name}; everything finished so far is kept.")
+            raise Interrupted(
+                f"The run was stopped before phase {name}; everything finished so far is kept. "
+                "The same command goes on from there."
+            )
         started = time.perf_counter()
         if self.group.is_first:
             self.board.post(name, 0, 0, "", 0.0, force=True)

@@ -6,8 +6,8 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from raydistill.artifacts import Storage
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Bit-identical results need a fixed number of threads, and two threads on tiny tensors only wait for each other."""
+    """Bit-identical results need a fixed number of threads; two on tiny tensors only wait for each other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
 
@@ -74,3 +74,30 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from toy import make_toy
 
     return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One local Ray cluster of 2 CPUs for the session; the file in which its workers count (see counting/)."""
+    import ray
+    from runs import COUNTING
+
+    from raydistill import cluster
+
+    cluster.set_environment()
+    counts = tmp_path_factory.mktemp("ray") / "counts"
+    counts.touch()
+    with pytest.MonkeyPatch.context() as patch:  # for Ray's daemons, which hand it on to workers
+        patch.setenv("PYTHONPATH", str(COUNTING), prepend=os.pathsep)
+        patch.setenv("RAYDISTILL_COUNT_FILE", str(counts))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=cluster.OBJECT_STORE_BYTES,
+        )
+    yield counts
+    ray.shutdown()

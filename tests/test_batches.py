@@ -37,7 +37,9 @@ def test_plan_depends_on_seed_and_epoch_only():
     lengths, labels = make_rows(300, 100)
 
     def plan(seed, epoch):
-        return [b.tolist() for b in epoch_batches(np.arange(300), lengths, labels, seed=seed, epoch=epoch, global_batch_size=16)]
+        rows = np.arange(300)
+        batches = epoch_batches(rows, lengths, labels, seed=seed, epoch=epoch, global_batch_size=16)
+        return [batch.tolist() for batch in batches]
 
     assert plan(1, 2) == plan(1, 2)
     assert plan(1, 2) != plan(1, 3)

@@ -166,7 +166,8 @@ def test_group_size_of_several_losses_is_their_common_multiple():
 
 
 def test_needs_are_the_union():
-    losses = Losses({"kd": ForwardKl(), "h": HiddenMse(((1, 2), (2, 4)), 4, 4), "t": TaskLoss(TextClassification(("a", "b")))})
+    task = TaskLoss(TextClassification(("a", "b")))
+    losses = Losses({"kd": ForwardKl(), "h": HiddenMse(((1, 2), (2, 4)), 4, 4), "t": task})
     assert losses.teacher_needs == {"logits", "hidden_states[2]", "hidden_states[4]"}
     assert losses.student_needs == {"logits", "hidden_states[1]", "hidden_states[2]"}
 

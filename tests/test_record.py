@@ -228,7 +228,7 @@ def test_shards_hold_every_row_once_and_are_bounded(monkeypatch):
 
 def test_values_beyond_half_precision_are_refused(toy, tmp_path):
     values = torch.full((3, 4), 1e6)
-    with pytest.raises(ArtifactError, match="teacher.mode: online"):
+    with pytest.raises(ArtifactError, match=r"teacher\.mode: online"):
         store.write_shard(tmp_path / "x.arrow", np.array([0]), np.array([3]), values, "hidden_states[1]")
 
 

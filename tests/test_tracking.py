@@ -256,6 +256,8 @@ def test_headline_and_figures() -> None:
         "agreement": 0.75,
     }
     assert figures(RESULTS)["seconds/train"] == 3.5
+    validated = {"teacher": {"validation": {"accuracy": {"value": 0.75, "low": 0.7, "high": 0.8}}}}
+    assert figures(validated) == {"teacher/best_validation/accuracy": 0.75}  # not the name of a curve
     assert headline({}) == {}
 
 

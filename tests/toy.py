@@ -140,7 +140,9 @@ class Toy:
         task = TextClassification(self.labels)
         return build_losses(stage.losses, task, student.config, self.teacher().config, seed=0)
 
-    def setup(self, name: str, losses: Losses | None = None, model: PreTrainedModel | None = None, **changes: Any) -> Setup:
+    def setup(
+        self, name: str, losses: Losses | None = None, model: PreTrainedModel | None = None, **changes: Any
+    ) -> Setup:
         """Two epochs of batch 32 on all training rows, teacher online; ``changes`` replace fields of the setup."""
         model = model or self.student()
         losses = losses if losses is not None else self.losses(model)

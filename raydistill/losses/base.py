@@ -18,8 +18,8 @@ from raydistill.data.batches import Batch
 class Loss(nn.Module):
     """One named term. Subclasses set what they need and implement ``count`` and ``forward``.
 
-    ``student_needs`` and ``teacher_needs`` name signals (see ``models.capture``). ``group_size`` above 1 makes the batch
-    plan keep so many consecutive rows together on one worker and in one micro-batch, for losses over pairs of rows.
+    ``student_needs`` and ``teacher_needs`` name signals (see ``models.capture``). ``group_size`` above 1 makes the
+    batch plan keep so many consecutive rows together on one worker and in one micro-batch, for losses over pairs.
     Projections are modules of the loss: trained, synchronised and checkpointed with it, never exported.
     """
 

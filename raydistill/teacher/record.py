@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from raydistill.artifacts import Artifact, FileInfo, Owner, file_digest
@@ -56,7 +57,7 @@ def record(
     shards = cut_shards(rows.lengths)
     present = group.broadcast({s: find_shards(w.artifact) for s, w in wanted.items()} if group.is_first else None)
     missing = [i for i in range(len(shards)) if any(i not in present[signal] for signal in wanted)]
-    teacher.to(device.torch_device).eval()
+    nn.Module.to(teacher, device.torch_device).eval()
     mine: Files = {signal: {} for signal in wanted}
     total = sum(len(shards[i]) for i in missing)
     started, done, stopped = time.perf_counter(), 0, False
@@ -71,7 +72,7 @@ def record(
         done += len(shards[index])
         progress(min(done * group.size, total), total, done * group.size / (time.perf_counter() - started))
     if group.sum([float(stopped)])[0]:
-        raise Interrupted("Recording stopped; the shards recorded so far are kept.")
+        raise Interrupted("Recording stopped; the shards recorded so far are kept. The same command goes on from there.")
     _seal(wanted, present, group.gather(mine), group, owner)
 
 
@@ -115,7 +116,7 @@ def _seal(
         if owner is not None:
             owner.check()
         for signal, item in wanted.items():
-            files = {name: info for name, info in present[signal].values()}
+            files = dict(present[signal].values())
             for of_rank in recorded:
                 files |= of_rank[signal]
             item.artifact.seal(dict(sorted(files.items())), item.recipe, item.parents)

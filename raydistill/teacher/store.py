@@ -1,7 +1,7 @@
 """The signal store: what a teacher said about every row, one artefact a signal, one Arrow file a shard.
 
-A shard is a fixed set of rows of like length, cut as a pure function of the rows' lengths, so that any number of workers
-can record any part of it at any time. Signals are read by row number, from memory-mapped files, without padding.
+A shard is a fixed set of rows of like length, cut as a pure function of the rows' lengths, so that any number of
+workers can record any part of it at any time. Signals are read by row number, memory-mapped, without padding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHARD_TOKENS = 65_536
 
 
 def cut_shards(lengths: np.ndarray) -> list[np.ndarray]:
-    """Cut the rows of a split into shards, longest rows first: the last shards, which ranks wait for, are quick ones."""
+    """Cut the rows of a split into shards, longest rows first: the last ones, which ranks wait for, are quick."""
     order = np.argsort(-lengths, kind="stable")
     shards, start, tokens = [], 0, 0
     for end, length in enumerate(lengths[order]):
@@ -123,7 +123,7 @@ class Column:
             self._open(folder / name)
         if (self.shard < 0).any():
             missing = int((self.shard < 0).sum())
-            raise ArtifactError(f"{folder} lacks the signals of {missing} of {num_rows} rows; remove it to record anew.")
+            raise ArtifactError(f"{folder} lacks {missing} of {num_rows} rows; remove it to record them anew.")
 
     def _open(self, path: Path) -> None:
         try:

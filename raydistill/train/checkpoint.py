@@ -75,7 +75,7 @@ class Checkpoints:
         """Put the best weights into ``model`` and return their score."""
         files = self._read("best")
         if files is None:
-            raise ArtifactError(f"{'/'.join(self.parts)} holds no best checkpoint; run the command again to train anew.")
+            raise ArtifactError(f"{'/'.join(self.parts)} holds no best checkpoint; run it again to train anew.")
         model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
         return float(self.storage.read_json(*self.parts, "best.json")["score"])
 

@@ -1,4 +1,4 @@
-"""The processes that train together, as plain torch sees them: alone, or a ``torch.distributed`` group of any backend."""
+"""The processes that train together, as plain torch sees them: one alone, or a ``torch.distributed`` group."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The one training loop: a generator in plain torch. The teacher's fine-tuning, the student and the baseline all run it.
+"""The one training loop, a generator in plain torch: the teacher's fine-tuning, the student and the baseline run it.
 
-``for report in train(setup)`` trains to the end and leaves the best weights in the model. The state can be saved at each
-yield; killed at any moment and started again, the loop goes on where its last checkpoint was, bit for bit on one thread.
+``for report in train(setup)`` trains to the end and leaves the best weights in the model. Killed at any moment and
+started again, the loop goes on where its last checkpoint was, bit for bit on one thread.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Report:
-    """What the loop says at a yield: metrics of the steps since the last one, and of the validation if there was one."""
+    """What the loop says at a yield: metrics of the steps since the last one, and of a validation."""
 
     step: int
     num_steps: int
@@ -99,8 +99,8 @@ def train(setup: Setup) -> Iterator[Report]:
 def check_batch_size(losses: Losses, settings: TrainSettings) -> None:
     if settings.global_batch_size % losses.group_size:
         raise ConfigError(
-            f"train.global_batch_size: {settings.global_batch_size} is not a multiple of {losses.group_size}, the number "
-            "of rows that the losses compare with each other. Choose a multiple."
+            f"train.global_batch_size: {settings.global_batch_size} is not a multiple of {losses.group_size}, the "
+            "number of rows that the losses compare with each other. Choose a multiple."
         )
 
 
@@ -109,9 +109,11 @@ class Stage:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        setup.model.to(setup.device.torch_device)
+        torch.nn.Module.to(setup.model, setup.device.torch_device)
         setup.losses.to(setup.device.torch_device)
-        freeze(setup.model, setup.optimization.freeze, setup.name)
+        kind, _, stage = setup.name.partition(".")
+        section = "teacher.finetune" if kind == "teacher" else f"stages.{stage}"
+        freeze(setup.model, setup.optimization.freeze, f"{section}.freeze")
         setup.group.synchronize(setup.model)
         setup.group.synchronize(setup.losses)
         self.parameters = trainable(setup.model, setup.losses)
@@ -119,6 +121,8 @@ class Stage:
         self.names = list(setup.losses.terms)
         self.log_steps = max(1, min(LOG_STEPS, setup.schedule.num_steps // 20))
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self._sums: list[Tensor] = []
+        self._counts: list[float] = []
         self._reset_sums()
 
     def restore(self) -> Progress:
@@ -215,7 +219,7 @@ class Stage:
             self._save(progress)
             raise Interrupted(
                 f"{self.setup.name} stopped after step {progress.step} of {self.setup.schedule.num_steps}; "
-                "a checkpoint was written."
+                "a checkpoint was written. The same command goes on from there."
             )
         return counts
 
@@ -260,13 +264,12 @@ class Stage:
         broken = [name for name, value in zip(self.names, sums, strict=True) if not math.isfinite(value)]
         if broken or not math.isfinite(float(self._norm)):
             raise RaydistillError(
-                f"{self.setup.name}: the loss {', '.join(broken) or 'gradient'} is not finite at step {step}. Usually the "
-                "learning rate is too high: lower it, or set train.max_grad_norm, or train.dtype: float32."
+                f"{self.setup.name}: the loss {', '.join(broken) or 'gradient'} is not finite at step {step}. Usually "
+                "the learning rate is too high: lower it, or set train.max_grad_norm, or train.dtype: float32."
             )
         return sums
 
     def _reset_sums(self) -> None:
-        self._sums: list[Tensor] = [torch.zeros((), device=self.setup.device.torch_device) for _ in self.names]
+        self._sums = [torch.zeros((), device=self.setup.device.torch_device) for _ in self.names]
         self._counts = [0.0 for _ in self.names]
         self._norm, self._rate = torch.zeros(()), 0.0
-

@@ -13,8 +13,8 @@ from raydistill.config import Optimization
 from raydistill.errors import ConfigError
 
 
-def freeze(model: nn.Module, patterns: Iterable[str], stage: str) -> None:
-    """Train all parameters of ``model`` but those whose name matches a glob pattern.
+def freeze(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
+    """Train all parameters of ``model`` but those whose name matches a glob pattern of ``setting``.
 
     Raises ConfigError where a pattern matches nothing, or nothing is left to train.
     """
@@ -22,13 +22,13 @@ def freeze(model: nn.Module, patterns: Iterable[str], stage: str) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
-                f"stages.{stage}.freeze: {pattern!r} matches no parameter of the student. Parameters are named like "
+                f"{setting}: {pattern!r} matches no parameter of the model. Parameters are named like "
                 f"{names[0]!r} and {names[-1]!r}; '*' matches any part of a name."
             )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
     if names and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"stages.{stage}.freeze: the patterns freeze every parameter; nothing is left to train.")
+        raise ConfigError(f"{setting}: the patterns freeze every parameter; nothing is left to train.")
 
 
 def trainable(*modules: nn.Module) -> list[nn.Parameter]:

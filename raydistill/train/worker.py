@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -24,8 +24,8 @@ STOP_SECONDS = 7.0
 """After a wish to stop, workers get so long to write a checkpoint before the cluster is taken down."""
 
 OF_ONE_RANK = (ArtifactError, StaleOwner, TrackingError)
-"""Errors that may meet one rank alone: raised, so that Ray ends the others and tries again. All the rest meet every rank
-at the same place and are returned, because trying again would not help."""
+"""Errors that may meet one rank alone: raised, so that Ray ends the others and tries again. All the rest meet every
+rank at the same place and are returned, because trying again would not help."""
 
 
 def run_workers(job: Job, show: Callable[[dict[str, Any]], None], stop: threading.Event) -> Outcome:
@@ -56,13 +56,14 @@ def run_workers(job: Job, show: Callable[[dict[str, Any]], None], stop: threadin
 
 
 def _trainer(job: Job) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
 
     resources = worker_resources(job.config.train)
     storage_path, filesystem = ray_storage(job.storage)
     return TorchTrainer(
-        _worker,
+        cast("Any", _worker),
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=job.config.train.num_workers,
@@ -79,8 +80,8 @@ def _trainer(job: Job) -> Any:
     )
 
 
-def _worker(config: dict[str, Any]) -> Outcome | RaydistillError:
-    """What every Ray Train worker runs."""
+def _worker(config: dict[str, Any]) -> Any:
+    """What every Ray Train worker runs; returns the outcome, or the error that met every rank."""
     import ray.train
     import ray.train.torch
 
@@ -89,7 +90,7 @@ def _worker(config: dict[str, Any]) -> Outcome | RaydistillError:
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     board = Board(job.storage, job.run_parts, job.owner)
-    place = Workplace(job, Group(device.torch_device), device, board, observed=lambda metrics: ray.train.report(metrics))
+    place = Workplace(job, Group(device.torch_device), device, board, observed=ray.train.report)
     try:
         check_storage(job.storage, job.run_parts, place.group)
         return run_phases(place)
@@ -132,4 +133,3 @@ def explain(error: BaseException) -> RaydistillError:
         f"Worker {rank} failed: {type(cause).__name__}: {cause}\n"
         "Everything finished so far is kept; the same command goes on from there."
     )
-

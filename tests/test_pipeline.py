@@ -1,0 +1,463 @@
+"""Whole runs in local mode: what they compute, reuse, track, register and keep, and how they go on after Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from runs import (
+    Command,
+    artifacts_of_run,
+    check_artifacts,
+    find_run,
+    keys_by_kind,
+    metric_steps,
+    mlflow_runs,
+    predictions,
+    read_weights,
+    same_weights,
+    versions,
+    write_config,
+)
+from tiny import save_tiny
+from toy import TOPICS, relative_difference, toy_config, without_key_biases, write_toy_csv
+
+from raydistill.artifacts import Storage
+from raydistill.errors import Interrupted, ModelError
+from raydistill.evaluate.metrics import classification_metrics
+from raydistill.loading import load_config
+from raydistill.pipeline import distill, prepare
+from raydistill.recipes import teacher_recipe
+from raydistill.models.folder import model_digest
+from raydistill.train.loop import Stage
+
+HIDDEN = {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.1}
+BASE = {
+    "student": {"num_layers": 2, "hidden_size": 16, "num_heads": 2},
+    "stages__distill__num_epochs": 4,
+    "stages__distill__losses__hidden": HIDDEN,
+    "evaluate__metric": "log_loss",
+}
+"""A narrower student, so that there are projections; three kinds of losses; a score that moves at every validation."""
+OTHER = {"stages__distill__learning_rate": 5e-3, "evaluate__metric": "log_loss"}
+"""Another student for the same teacher, at full width."""
+
+
+@dataclass
+class Spy:
+    """What every stage of training saw: its first weights, the rows of each step, the labels of these rows."""
+
+    start: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    labels: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def num_steps(self) -> dict[str, int]:
+        return {name: len(rows) for name, rows in self.rows.items()}
+
+
+@dataclass
+class Ran:
+    folder: Path
+    results: dict[str, Any]
+    spy: Spy
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(str(self.folder / "storage"))
+
+    def weights(self, model: str = "student") -> dict[str, torch.Tensor]:
+        return read_weights(self.results[model]["path"])
+
+
+def run(folder: Path, **changes: Any) -> Ran:
+    """Distil the toy and note what the loop saw."""
+    spy = Spy()
+    collate, init = Stage.collate, Stage.__init__
+
+    def noting_collate(self: Stage, step: int) -> Any:
+        batches, name = collate(self, step), self.setup.name
+        spy.rows.setdefault(name, []).append(np.concatenate([batch.row_ids for batch in batches]))
+        spy.labels.setdefault(name, []).append(np.concatenate([batch.labels for batch in batches]))
+        return batches
+
+    def noting_init(self: Stage, setup: Any) -> None:
+        spy.start[setup.name] = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
+        init(self, setup)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "collate", noting_collate)
+        patch.setattr(Stage, "__init__", noting_init)
+        results = distill(load_config(config_of(folder, **changes)))
+    return Ran(folder, results, spy)
+
+
+def config_of(folder: Path, **changes: Any) -> dict[str, Any]:
+    unlabeled = folder / "more.csv"
+    if not unlabeled.exists():
+        with write_toy_csv(folder / "labeled.csv", 40, seed=9).open(newline="") as source:
+            texts = [row["text"] for row in csv.DictReader(source)]
+        unlabeled.write_text("\n".join(["text", *texts]) + "\n")
+    return toy_config(folder, data__unlabeled=str(unlabeled), **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One MLflow store for the module: to make one takes 2 s."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return run(tmp_path_factory.mktemp("base"), **BASE)
+
+
+@pytest.fixture(scope="module")
+def other(base: Ran) -> Ran:
+    """Another student in the same storage; its baseline starts from the encoder before fine-tuning."""
+    return run(base.folder, **OTHER, evaluate__baseline={"start": "pretrained"})
+
+
+@pytest.fixture(scope="module")
+def unsteady(base: Ran, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A teacher that is fine-tuned already, and a learning rate at which the last epoch is not the best."""
+    folder = save_tiny(tmp_path_factory.mktemp("teacher"), "bert", labels=tuple(sorted(TOPICS)), seed=5)
+    hasty = {"num_epochs": 6, "learning_rate": 0.03, "schedule": "constant"}
+    stages = {f"stages__distill__{name}": value for name, value in hasty.items()}
+    return run(base.folder, teacher={"model": str(folder)}, evaluate__metric="log_loss", **stages)
+
+
+def run_key(ran: Ran) -> str:
+    return find_run(ran.results, ran.storage)
+
+
+def test_the_same_config_returns_at_once_and_computes_nothing(base, mlflow_uri):
+    before = keys_by_kind(base.storage)
+    again = run(base.folder, **BASE)
+    assert again.results["reused"] == ["run"]
+    assert again.spy.num_steps == {}
+    without = {"reused"}
+    assert {k: v for k, v in again.results.items() if k not in without} == {
+        k: v for k, v in base.results.items() if k not in without
+    }
+    assert keys_by_kind(base.storage) == before
+    assert [int(v.version) for v in versions(mlflow_uri) if v.run_id == base.results["run_id"]] == [
+        base.results["model_version"]
+    ]
+
+
+def test_without_its_results_a_run_is_put_together_from_its_artifacts(base, mlflow_uri):
+    run_id, before = base.results["run_id"], keys_by_kind(base.storage)
+    steps = metric_steps(mlflow_uri, run_id, "train/loss")
+    base.storage.delete("runs", run_key(base), "results.json")
+    again = run(base.folder, **BASE)
+    assert again.spy.num_steps == {}
+    assert keys_by_kind(base.storage) == before
+    named = {"data", "tokens", "teacher", "signals of train", "signals of test", "student", "baseline", "evaluation"}
+    assert named <= set(again.results["reused"])
+    changing = {"reused", "seconds", "notes"}
+    assert {k: v for k, v in again.results.items() if k not in changing} == {
+        k: v for k, v in base.results.items() if k not in changing
+    }
+    assert len([r for r in mlflow_runs(mlflow_uri) if r.info.run_id == run_id]) == 1
+    assert len([v for v in versions(mlflow_uri) if v.run_id == run_id]) == 1
+    assert metric_steps(mlflow_uri, run_id, "train/loss") == steps
+
+
+def test_one_mlflow_run_holds_parameters_metrics_data_and_files(base, mlflow_uri):
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    keys = [r.data.tags["raydistill.run_key"] for r in mlflow_runs(mlflow_uri)]
+    assert keys.count(run_key(base)) == 1
+    tracked = client.get_run(base.results["run_id"])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["stages.distill.losses.kd.temperature"] == "2.0"
+    assert tracked.data.params["student.num_layers"] == "2"
+    num_steps = base.results["baseline"]["steps"]
+    for prefix in ("", "baseline/"):
+        steps = metric_steps(mlflow_uri, tracked.info.run_id, f"{prefix}train/loss")
+        assert steps == sorted(set(steps))
+        assert steps[-1] == num_steps
+        validated = metric_steps(mlflow_uri, tracked.info.run_id, f"{prefix}validation/accuracy")
+        assert validated == [num_steps // 4 * i for i in range(1, 5)]
+    assert len(metric_steps(mlflow_uri, tracked.info.run_id, "teacher/validation/accuracy")) == 6
+    (data,) = artifacts_of_run(base.storage, run_key(base))["data"]
+    (entry,) = tracked.inputs.dataset_inputs
+    assert data.digest.startswith(entry.dataset.digest)
+    files = {file.path for file in client.list_artifacts(tracked.info.run_id)}
+    assert files >= {"config.yaml", "lineage.json", "results.json", "confusion.png", "curves.png", "student"}
+
+
+def test_results_are_strict_json_of_schema_1(base, other):
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    raw = other.storage.read_bytes("runs", run_key(other), "results.json")
+    stored = json.loads(raw, parse_constant=refuse)
+    assert stored == json.loads(json.dumps(other.results))
+    assert stored["schema"] == 1
+    kept = predictions(stored, other.storage)
+    for name in ("student", "teacher", "baseline"):
+        value = classification_metrics(kept.logits[name], kept.labels)["accuracy"]
+        assert stored[name]["test"]["accuracy"]["value"] == pytest.approx(value, rel=1e-5)
+    phases = {"prepare", "teacher", "record", "train", "baseline", "evaluate", "register", "total"}
+    assert set(stored["seconds"]) >= phases
+    assert base.results["reused"] == []
+
+
+def test_the_student_is_registered_with_alias_and_tags(base, mlflow_uri):
+    (version,) = [v for v in versions(mlflow_uri) if v.run_id == base.results["run_id"]]
+    assert int(version.version) == base.results["model_version"]
+    assert float(version.tags["test/accuracy"]) == pytest.approx(
+        base.results["student"]["test"]["accuracy"]["value"], rel=1e-5
+    )
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    latest = max(versions(mlflow_uri), key=lambda v: int(v.version))
+    assert client.get_model_version_by_alias("toy", "challenger").version == latest.version
+
+
+def changed_keys(folder: Path) -> dict[str, str]:
+    config = load_config(toy_config(folder))
+    made = prepare(config, Storage(config.storage))
+    teacher = teacher_recipe(config, model_digest(made.source), made.tokens.digest, made.dtype)
+    return {"data": made.data.key, "tokens": made.tokens.key, "run": made.run_key, "teacher": json.dumps(teacher)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed"),
+    [
+        ("toy.csv", {"data", "tokens", "teacher", "run"}),
+        ("encoder/tokenizer.json", {"tokens", "teacher", "run"}),
+        ("encoder/model.safetensors", {"teacher", "run"}),
+    ],
+)
+def test_a_changed_byte_of_an_input_is_a_miss_of_what_is_made_from_it(tmp_path, changed, missed):
+    toy_config(tmp_path)
+    before = changed_keys(tmp_path)
+    assert changed_keys(tmp_path) == before
+    path = tmp_path / changed
+    content = path.read_bytes()
+    if changed == "encoder/model.safetensors":
+        content = content[:-1] + bytes([content[-1] ^ 1])
+    else:
+        assert content.count(b"movie") > 0
+        content = content.replace(b"movie", b"m0vie", 1)
+    path.write_bytes(content)
+    after = changed_keys(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == missed
+
+
+def test_settings_that_do_not_change_a_result_change_no_artifact(base):
+    before = keys_by_kind(base.storage)
+    again = run(
+        base.folder,
+        **BASE,
+        tracking__tags={"team": "blue"},
+        train__checkpoint_steps=7,
+        train__tokens_per_micro_batch=100,
+        train__max_failures=1,
+        registry__name="another",
+    )
+    assert keys_by_kind(base.storage) == before
+    assert again.spy.num_steps == {}
+    assert again.results["model_version"] == 1
+
+
+LOAD = """
+import json, sys
+sys.modules["raydistill"] = None
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, texts = sys.argv[1], json.load(sys.stdin)
+model = AutoModelForSequenceClassification.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer(texts, truncation=True, max_length=20, padding=True, return_tensors="pt")
+print(json.dumps({"logits": model(**inputs).logits.tolist(), "labels": model.config.id2label}))
+"""
+
+
+def test_the_student_is_an_ordinary_folder_without_projections(base):
+    import pyarrow as pa
+
+    assert base.spy.start["student.distill"].keys() == base.weights().keys()
+    assert not any("projection" in name for name in base.weights())
+    (data,) = artifacts_of_run(base.storage, run_key(base))["data"]
+    with pa.memory_map(str(data.local() / "test.arrow")) as source:
+        texts = pa.ipc.open_file(source).get_batch(0).column("text").to_pylist()
+    command = [sys.executable, "-c", LOAD, base.results["student"]["path"]]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    assert [loaded["labels"][str(i)] for i in range(3)] == sorted(TOPICS)
+    kept = predictions(base.results, base.storage).logits["student"]
+    np.testing.assert_allclose(np.array(loaded["logits"]), kept, atol=1e-5)
+
+
+def test_the_student_sees_all_rows_and_the_baseline_labelled_ones_as_many_steps(base, mlflow_uri):
+    data, spy = base.results["data"], base.spy
+    assert data["labeled"]["train"] == 60
+    assert data["num_rows"]["train"] == 192 + 40
+    num_steps = 4 * -(-232 // 16)
+    assert base.results["baseline"]["steps"] == num_steps
+    assert spy.num_steps == {"teacher.finetune": 24, "student.distill": num_steps, "baseline.distill": num_steps}
+    for epoch in range(4):
+        seen = np.concatenate(spy.rows["student.distill"][15 * epoch : 15 * (epoch + 1)])
+        assert sorted(seen) == list(range(232))
+    for name in ("baseline.distill", "teacher.finetune"):
+        assert (np.concatenate(spy.labels[name]) >= 0).all()
+        assert len(set(np.concatenate(spy.rows[name]).tolist())) == 60
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    rates = {
+        prefix: {
+            metric.step: metric.value
+            for metric in client.get_metric_history(base.results["run_id"], f"{prefix}train/learning_rate")
+        }
+        for prefix in ("", "baseline/")
+    }
+    assert len(rates[""]) > 10
+    assert rates[""] == rates["baseline/"]
+
+
+def test_the_baseline_starts_where_the_student_does(base):
+    assert same_weights(base.spy.start["baseline.distill"], base.spy.start["student.distill"])
+    assert base.results["baseline"]["start"] == "same"
+
+
+def test_a_pretrained_baseline_starts_from_the_encoder_before_fine_tuning(other):
+    name = "embeddings.word_embeddings.weight"
+    encoder = read_weights(other.folder / "encoder")[name]
+    assert other.results["baseline"]["start"] == "pretrained"
+    assert torch.equal(other.spy.start["baseline.distill"][f"bert.{name}"], encoder)
+    assert torch.equal(other.spy.start["student.distill"][f"bert.{name}"], other.weights("teacher")[f"bert.{name}"])
+    assert not torch.equal(other.weights("teacher")[f"bert.{name}"], encoder)
+
+
+def test_another_student_reuses_everything_to_its_left(base, other):
+    assert {"data", "tokens", "teacher", "signals of train", "signals of test"} <= set(other.results["reused"])
+    assert set(other.spy.num_steps) == {"student.distill", "baseline.distill"}
+    mine, theirs = (artifacts_of_run(base.storage, run_key(ran)) for ran in (other, base))
+    assert mine["teacher"] == theirs["teacher"]
+    assert set(mine["signals"]) < set(theirs["signals"])
+    assert mine["student"] != theirs["student"]
+    assert other.results["teacher"]["test"] == base.results["teacher"]["test"]
+
+
+def test_the_best_epoch_of_every_model_is_kept_whatever_the_others_scored(base, unsteady):
+    best_is_last = []
+    for ran in (base, unsteady):
+        for name, curve in ran.results["curves"].items():
+            losses = [p["metrics"]["validation/log_loss"] for p in curve if "validation/log_loss" in p["metrics"]]
+            assert ran.results[name]["validation"]["log_loss"]["value"] == pytest.approx(min(losses), rel=1e-4)
+            best_is_last.append(min(losses) == losses[-1])
+    assert len(best_is_last) == 5
+    assert not all(best_is_last), "this toy cannot tell the best from the last"
+
+
+def test_a_fine_tuned_teacher_is_used_as_it_is(unsteady):
+    assert set(unsteady.spy.num_steps) == {"student.distill", "baseline.distill"}
+    assert "teacher" not in artifacts_of_run(unsteady.storage, run_key(unsteady))
+    assert "teacher" not in unsteady.results["curves"]
+    assert not same_weights(unsteady.weights("teacher"), unsteady.spy.start["student.distill"])
+
+
+def test_an_encoder_without_a_head_is_refused_with_the_way_out(base):
+    with pytest.raises(ModelError, match=r"Add teacher\.finetune"):
+        run(base.folder, teacher={"model": str(base.folder / "encoder")})
+
+
+def test_online_gives_the_student_of_cached(other):
+    online = run(other.folder, **OTHER, teacher__mode="online", evaluate__baseline={"start": "pretrained"})
+    assert online.spy.num_steps == {"student.distill": other.spy.num_steps["student.distill"]}
+    assert online.results["student"]["path"] != other.results["student"]["path"]
+    differences = relative_difference(without_key_biases(online.weights()), without_key_biases(other.weights()))
+    assert max(differences.values()) < 1e-3
+    a, b = (predictions(ran.results, ran.storage).logits["student"] for ran in (online, other))
+    np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_two_stages_follow_each_other(base):
+    losses = {"kd": {"type": "forward_kl"}}
+    stages = {
+        "copy": {"num_epochs": 1, "learning_rate": 1e-3, "losses": {"hidden": HIDDEN}},
+        "distill": {"num_epochs": 2, "learning_rate": 1e-3, "freeze": ["*embeddings*"], "losses": losses},
+    }
+    ran = run(
+        base.folder, student=BASE["student"], stages=stages, evaluate__baseline=False, evaluate__metric="log_loss"
+    )
+    assert ran.spy.num_steps == {"student.copy": 15, "student.distill": 30}
+    curve = ran.results["curves"]["student"]
+    first = [p["step"] for p in curve if "train/loss/hidden" in p["metrics"]]
+    second = [p["step"] for p in curve if "train/loss/kd" in p["metrics"]]
+    assert first == list(range(1, 16))
+    assert second == list(range(16, 46))
+    name = "bert.embeddings.word_embeddings.weight"
+    before, between, after = ran.spy.start["student.copy"], ran.spy.start["student.distill"], ran.weights()
+    assert not torch.equal(before[name], between[name])
+    assert torch.equal(between[name], after[name])
+
+
+@pytest.mark.parametrize("phase", ["teacher", "baseline"])
+def test_a_signal_stops_the_run_with_a_checkpoint_and_the_next_goes_on(base, tmp_path, phase):
+    """In any training phase; the second run takes the remaining steps only and ends with the very same weights."""
+    for name in ("toy.csv", "more.csv", "encoder"):
+        (tmp_path / name).symlink_to(base.folder / name)
+
+    def stop(entry: Any) -> None:
+        if entry["phase"] == phase and entry["done"] >= 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    config = load_config(config_of(tmp_path, **BASE))
+    with pytest.raises(Interrupted):
+        distill(config, progress=stop)
+    assert signal.getsignal(signal.SIGTERM) is before
+    storage = Storage(config.storage)
+    (key,) = storage.list("runs")
+    (stage,) = storage.list("runs", key, phase)
+    stopped_at = storage.read_json("runs", key, phase, stage, "last.json")["step"]
+    assert stopped_at >= 4
+    resumed = run(tmp_path, **BASE)
+    name = f"{phase}.{stage}"
+    assert resumed.spy.num_steps[name] == base.spy.num_steps[name] - stopped_at
+    for model in ("teacher", "student", "baseline"):
+        assert same_weights(resumed.weights(model), base.weights(model))
+
+
+def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(base, tmp_path, mlflow_uri):
+    for name in ("toy.csv", "more.csv", "encoder"):
+        (tmp_path / name).symlink_to(base.folder / name)
+    config = write_config(tmp_path, config_of(tmp_path, **BASE))
+    command = Command(config, tmp_path / "counts")
+    try:
+        assert command.wait_for_line("step student.distill 3 ")
+        command.kill(signal.SIGINT)
+        code, answer, _ = command.end()
+    finally:
+        left = command.clean_up()
+    assert code == 130
+    assert left == []
+    assert answer["error"]["type"] == "Interrupted"
+    assert "same command" in answer["error"]["message"]
+    storage = Storage(str(tmp_path / "storage"))
+    (key,) = storage.list("runs")
+    assert storage.exists("runs", key, "student", "distill", "last.json")
+    resumed = run(tmp_path, **BASE)
+    assert same_weights(resumed.weights(), base.weights())
+    statuses = {r.data.tags["raydistill.run_key"]: r.info.status for r in mlflow_runs(mlflow_uri)}
+    assert statuses[key] == "FINISHED"
+
+
+def test_storage_holds_nothing_half_made(base, other):
+    assert check_artifacts(base.storage) >= 12
