@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raydistill.artifacts import Owner, Storage
@@ -11,6 +11,10 @@ from raydistill.artifacts import Owner, Storage
 LOCAL_INTERVAL_S = 0.2
 REMOTE_INTERVAL_S = 3.0
 """A request to an object store takes up to 0.1 s: so seldom that neither side notices it."""
+
+
+Show = Callable[[Mapping[str, Any]], None]
+"""Gets ``phase`` and, where they say something, ``done``, ``total``, ``unit``, ``rate`` (units a second), ``note``."""
 
 
 class Board:
@@ -25,7 +29,7 @@ class Board:
         run: tuple[str, ...],
         owner: Owner,
         *,
-        listener: Callable[[dict[str, Any]], None] | None = None,
+        listener: Show | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
         """``listener`` and ``stop``: the driver itself, where it is this very process."""

@@ -73,9 +73,11 @@ def distill(config: ConfigFile, overrides: Overrides = None, json: Json = False)
         results = work(loaded, progress=progress)
 
     def show(console: Console) -> None:
-        from raydistill.report import print_results
+        from raydistill.report import print_next_steps, print_notes, print_results
 
+        print_notes(console, results)
         print_results(console, results)
+        print_next_steps(console, results, loaded)
 
     return Outcome(lambda: results, show)
 

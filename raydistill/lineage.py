@@ -93,7 +93,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of the installed packages that determine results, read from metadata without importing them."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)

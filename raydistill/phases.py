@@ -6,36 +6,23 @@ in the phase, and at the shard or step, where it was. Nothing here knows Ray; wi
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact
-from raydistill.config import Optimization, Stage, TaskLoss
+from raydistill.config import Stage, TaskLoss
 from raydistill.errors import ModelError
-from raydistill.evaluate.compare import write_predictions
-from raydistill.evaluate.latency import measure_models
-from raydistill.evaluate.predict import predict
+from raydistill.evaluate.measure import evaluate
 from raydistill.losses import build_losses
-from raydistill.models.load import is_classifier, model_digest, resolve_model, save_model
+from raydistill.models.load import is_classifier, model_digest, resolve_model
 from raydistill.models.student import build_student, student_config
-from raydistill.preflight import check_losses
-from raydistill.recipes import TeacherIdentity
+from raydistill.recipes import Recorded, TeacherIdentity
+from raydistill.stages import publish, read_training, run_stages
 from raydistill.teacher.record import Wanted, record
-from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
-from raydistill.teacher.store import RecordedSignals, signal_artifact
-from raydistill.train.loop import Schedule, Setup, train
+from raydistill.teacher.store import signal_artifact
 from raydistill.workplace import Workplace
-
-Recorded = dict[str, dict[str, Artifact]]
-"""Split → signal → artefact."""
 
 
 @dataclass(frozen=True)
@@ -193,180 +180,3 @@ def train_baseline(place: Workplace, teacher: TeacherIdentity) -> Artifact | Non
             parents = {"tokens": place.job.tokens.digest, **teacher.parents}
             publish(place, artifact, recipe, parents, model, teacher.folder, {"history": history})
     return artifact
-
-
-def run_stages(
-    place: Workplace,
-    kind: str,
-    model: PreTrainedModel,
-    stages: dict[str, Stage],
-    recorded: dict[str, Artifact],
-    teacher: TeacherIdentity | None,
-    *,
-    labeled_only: bool = False,
-) -> list[dict[str, Any]]:
-    """Train ``model`` through ``stages`` and return its history, steps counted over all stages.
-
-    With ``labeled_only`` the rows are the labelled ones; the number of steps stays that of the stage in the config.
-    """
-    rows = place.rows["train"]
-    teacher_config = AutoConfig.from_pretrained(teacher.folder) if teacher else None
-    history: list[dict[str, Any]] = []
-    offset = 0
-    for name, stage in stages.items():
-        losses = build_losses(stage.losses, place.task, model.config, teacher_config, seed=place.config.seed)
-        signals = stage_signals(place, losses.teacher_needs, recorded, teacher)
-        row_ids = np.flatnonzero(rows.labels >= 0) if labeled_only else recipes.stage_rows(stage, rows.labels)
-        schedule = stage_schedule(place, kind, name, stage, rows.labels)
-        if kind == "student":
-            place.notes += check_losses(name, model, losses, signals, rows, row_ids, place.device)
-        setup = Setup(
-            name=f"{kind}.{name}",
-            model=model,
-            losses=losses,
-            signals=signals,
-            rows=rows,
-            row_ids=row_ids,
-            schedule=schedule,
-            optimization=Optimization(**stage.model_dump(exclude={"losses"})),
-            settings=place.config.train,
-            seed=place.config.seed,
-            validate=lambda: place.validate(model),
-            score=place.score,
-            checkpoints=place.checkpoints(kind, name),
-            group=place.group,
-            device=place.device,
-            should_stop=place.board.should_stop,
-        )
-        for report in train(setup):
-            place.observe(kind, report, offset)
-        history += [{**entry, "step": entry["step"] + offset} for entry in place.history(kind, name)]
-        offset += schedule.num_steps
-    return history
-
-
-def stage_schedule(place: Workplace, kind: str, name: str, stage: Stage, labels: np.ndarray) -> Schedule:
-    """The baseline takes as many steps, and validates as often, as the student does in the stage of that name."""
-    reference = place.config.stages[name] if kind == "baseline" else stage
-    num_rows = len(recipes.stage_rows(reference, labels))
-    return Schedule.of_epochs(num_rows, place.config.train.global_batch_size, stage.num_epochs)
-
-
-def stage_signals(
-    place: Workplace, needs: frozenset[str], recorded: dict[str, Artifact], teacher: TeacherIdentity | None
-) -> Signals:
-    if not needs or teacher is None:
-        return NoSignals()
-    if recorded:
-        artifacts = {signal: recorded[signal] for signal in needs}
-        return RecordedSignals(artifacts, place.rows["train"].num_rows, verify=place.group.is_first)
-    return OnlineSignals(place.teacher(teacher), needs, place.device)
-
-
-def publish(
-    place: Workplace,
-    artifact: Artifact,
-    recipe: recipes.Recipe,
-    parents: dict[str, str],
-    model: PreTrainedModel,
-    tokenizer_folder: Path,
-    about: dict[str, Any],
-) -> None:
-    """Rank 0 writes the trained model as an artefact and drops the checkpoints that led to it."""
-    place.group.barrier()  # until every rank has read its best weights from these checkpoints
-    if place.group.is_first:
-        place.job.owner.check()
-        with artifact.write(recipe, parents) as folder:
-            save_model(model, tokenizer_folder, folder / "model")
-            (folder / "training.json").write_text(json.dumps(about))
-        place.checkpoints(artifact.kind).clear()
-    place.group.barrier()
-
-
-def is_model_file(name: str) -> bool:
-    return name.endswith(".safetensors") or name == "config.json"
-
-
-def read_training(artifact: Artifact) -> dict[str, Any]:
-    """Return what ``publish`` wrote about a trained model: ``history``, and ``teacher_layers`` of a student."""
-    about: dict[str, Any] = json.loads((artifact.local() / "training.json").read_text())
-    return about
-
-
-def evaluate(
-    place: Workplace, teacher: TeacherIdentity, recorded: Recorded, student: Artifact, baseline: Artifact | None
-) -> Artifact:
-    """Store every model's logits on validation and test rows, and its size and speed."""
-    with place.phase("evaluate"):
-        digests = {"student": student.digest, "teacher": teacher.digest}
-        if baseline is not None:
-            digests["baseline"] = baseline.digest
-        speed = "latency" if place.config.evaluate.latency else ""
-        recipe = {**digests, "tokens": place.job.tokens.digest, "dtype": place.device.dtype, "measured": speed}
-        artifact = recipes.artifact_of(place.job.storage, "evaluation", recipe)
-        if place.has(artifact, "evaluation"):
-            return artifact
-        folders = {"teacher": teacher.folder, "student": student.local() / "model"}
-        if baseline is not None:
-            folders["baseline"] = baseline.local() / "model"
-        logits = {split: predict_split(place, split, recorded, folders) for split in ("validation", "test")}
-        if place.group.is_first:
-            place.job.owner.check()
-            parents = {"student": student.digest, **teacher.parents}
-            parents |= {"baseline": baseline.digest} if baseline else {}
-            with artifact.write(recipe, parents) as folder:
-                for split, by_model in logits.items():
-                    rows = place.rows[split]
-                    write_predictions(
-                        folder,
-                        split,
-                        place.hashes(split),
-                        rows.labels,
-                        by_model,
-                        example_ids=rows.example_ids,
-                        class_names=place.job.labels,
-                    )
-                (folder / "models.json").write_text(json.dumps(describe_models(place, folders)))
-        place.group.barrier()
-    return artifact
-
-
-def predict_split(place: Workplace, split: str, recorded: Recorded, folders: dict[str, Path]) -> dict[str, np.ndarray]:
-    rows = place.rows[split]
-    signals = RecordedSignals(recorded[split], rows.num_rows)
-    logits = {"teacher": signals.batch(np.arange(rows.num_rows))["logits"].numpy()}
-    for name in folders.keys() - {"teacher"}:
-        model = place.load(folders[name], dropout=0.0)
-        logits[name] = predict(
-            model,
-            rows,
-            tokens=place.inference_tokens,
-            device=place.device,
-            group=place.group,
-            should_stop=place.board.should_stop,
-        )
-    return logits
-
-
-def describe_models(place: Workplace, folders: dict[str, Path]) -> dict[str, Any]:
-    """Size on disk, parameters and, where asked for, speed of each model; speeds are measured interleaved."""
-    models = {name: place.load(folder, dropout=0.0) for name, folder in folders.items()}
-    about: dict[str, Any] = {
-        name: {
-            "num_parameters": sum(p.numel() for p in model.parameters()),
-            "bytes": sum(path.stat().st_size for path in folders[name].iterdir() if is_model_file(path.name)),
-            "latency": None,
-        }
-        for name, model in models.items()
-    }
-    if place.config.evaluate.latency:
-        started = time.perf_counter()
-        shapes = place.latency_inputs()
-        for model in models.values():
-            nn.Module.to(model, place.device.torch_device)
-        entries = {name: (model, *shapes) for name, model in models.items()}
-        measured = measure_models(entries, dtype=place.device.dtype)
-        for name, latency in measured.items():
-            about[name]["latency"] = latency
-        place.notes.append(f"Latency measured in {time.perf_counter() - started:.1f} s.")
-    return about

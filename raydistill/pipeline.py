@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,22 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill import cluster
 from raydistill.artifacts import Artifact, Owner, Storage, recipe_key
+from raydistill.assembly import assemble
+from raydistill.board import Show
 from raydistill.config import Config
 from raydistill.data.paths import resolve_path
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import tokenize_data
 from raydistill.errors import Interrupted, TrackingError
-from raydistill.evaluate.compare import read_predictions
 from raydistill.models.folder import model_digest, resolve_model
-from raydistill.recipes import baseline_settings
 from raydistill.registry import log_student, register_student
+from raydistill.stopping import Stop, stoppable
 from raydistill.tracking import RunRef, finish_run, log_data, prepare_store, start_run, tag_run, tracking_uri
 
 if TYPE_CHECKING:
     from raydistill.phases import Outcome
-
-Show = Callable[[Mapping[str, Any]], None]
-"""Gets ``phase``, ``done``, ``total``, ``unit``, ``rate`` and ``note`` now and then."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
     show = progress or (lambda entry: None)
     clock = Clock()
     cluster.set_environment()  # before MLflow, which imports Ray where it finds it
-    with stoppable() as stop, ThreadPoolExecutor(1) as background:
+    with stoppable(show) as stop, ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)
         storage.check()
         store = background.submit(prepare_store, tracking_uri(storage))
@@ -127,7 +122,6 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
         outcome = run_phases_somewhere(job, stop, show)
         stop.is_obeyed = False
         tag_run(ref, {"teacher": outcome.teacher.digest})
-        note_artifacts(prepared, ref, outcome)
         with clock.phase("register", show):
             results = assemble(prepared, ref, outcome, clock)
             results = publish(prepared, ref, outcome, results)
@@ -157,70 +151,13 @@ def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
         from raydistill.train.local import run_local
 
         return run_local(job, show, stop)
-    show({"phase": "start", "done": 0, "total": 0, "unit": "", "rate": 0.0, "note": "Ray"})
+    show({"phase": "start", "note": "Ray"})
     with cluster.connected():
         from raydistill.train.worker import run_workers
 
+        if stop.is_set():
+            raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
         return run_workers(job, show, stop)
-
-
-def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) -> dict[str, Any]:
-    """Turn the stored predictions and measurements into ``results.json``."""
-    from raydistill.evaluate.results import ModelOutcome, SplitRows, build_results
-    from raydistill.evaluate.results import Outcome as Measured
-    from raydistill.phases import read_training
-
-    config, folder = prepared.config, outcome.evaluation.local()
-    validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
-    about = json.loads((folder / "models.json").read_text())
-    trained = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
-    history = {name: read_training(artifact)["history"] for name, artifact in trained.items() if artifact is not None}
-    paths = {"teacher": outcome.teacher.folder, "student": outcome.student.local() / "model"}
-    extra: dict[str, Any] = {}
-    if outcome.baseline is not None:
-        paths["baseline"] = outcome.baseline.local() / "model"
-        settings = baseline_settings(config)
-        assert settings is not None
-        extra["baseline"] = {"steps": history["baseline"][-1]["step"], "start": settings.start}
-    models = {
-        name: ModelOutcome(
-            path=str(path),
-            num_parameters=about[name]["num_parameters"],
-            num_bytes=about[name]["bytes"],
-            test=test.logits[name],
-            validation=validation.logits[name],
-            latency=about[name]["latency"],
-            **extra.get(name, {}),
-        )
-        for name, path in paths.items()
-    }
-    splits = prepared.info.counts
-    measured = Measured(
-        class_names=prepared.info.labels,
-        validation=SplitRows(validation.labels, validation.example_ids),
-        test=SplitRows(test.labels, test.example_ids),
-        teacher=models["teacher"],
-        student=models["student"],
-        baseline=models.get("baseline"),
-        run_id=ref.run_id,
-        num_rows={split: counts.rows for split, counts in splits.items()},
-        labeled={split: counts.labeled for split, counts in splits.items()},
-        seconds={**clock.seconds, **outcome.seconds},
-        reused=[*prepared.reused, *outcome.reused],
-        curves={name: curve(entries) for name, entries in history.items()},
-        config=config.model_dump(mode="json"),
-        num_samples=config.evaluate.bootstrap_samples,
-        seed=config.seed,
-    )
-    return build_results(measured) | {"notes": [*prepared.info.notes, *outcome.notes]}
-
-
-def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a model's history in the form of ``results.json``."""
-    return [
-        {"step": entry["step"], "metrics": {k: v for k, v in entry.items() if k not in ("step", "validated")}}
-        for entry in history
-    ]
 
 
 def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str, Any]) -> dict[str, Any]:
@@ -240,15 +177,6 @@ def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str
         write_plots(results, Path(folder))
         finish_run(ref, results, Path(folder), status="FINISHED")
     return results
-
-
-def note_artifacts(prepared: Prepared, ref: RunRef, outcome: Outcome) -> None:
-    """Write which artefacts the run refers to; ``raydistill cache`` keeps those."""
-    recorded = [artifact for signals in outcome.recorded.values() for artifact in signals.values()]
-    used = [prepared.data, prepared.tokens, outcome.teacher.artifact, *recorded, outcome.student, outcome.baseline]
-    names = [f"{artifact.kind}/{artifact.key}" for artifact in [*used, outcome.evaluation] if artifact is not None]
-    facts = {"run_id": ref.run_id, "artifacts": sorted(set(names))}
-    prepared.storage.write_json(facts, "runs", prepared.run_key, "run.json")
 
 
 def finished(prepared: Prepared) -> dict[str, Any] | None:
@@ -281,7 +209,7 @@ def device_type(config: Config) -> str:
 
 
 def say_waiting(show: Show) -> None:
-    show({"phase": "wait", "done": 0, "total": 0, "unit": "", "rate": 0.0, "note": "another process runs this config"})
+    show({"phase": "wait", "note": "another process runs this config; its results will be used"})
 
 
 @dataclass
@@ -293,37 +221,10 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str, show: Show) -> Iterator[None]:
-        show({"phase": name, "done": 0, "total": 0, "unit": "", "rate": 0.0, "note": ""})
+        show({"phase": name})
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
     def total(self) -> float:
         return round(time.perf_counter() - self.started, 3)
-
-
-class Stop(threading.Event):
-    """The wish to stop. While ``is_obeyed`` the run looks at it after every step; otherwise it ends the run at once."""
-
-    is_obeyed = False
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a ``Stop``; a second signal ends the run at once."""
-    stop = Stop()
-
-    def obey(signum: int, frame: object) -> None:
-        if stop.is_set() or not stop.is_obeyed:
-            raise Interrupted("The run was stopped; everything finished so far is kept.")
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {signum: signal.signal(signum, obey) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

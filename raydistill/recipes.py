@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Recipe = dict[str, Any]
 
+Recorded = dict[str, dict[str, Artifact]]
+"""Recorded signals: split → signal → artefact."""
+
 
 @dataclass(frozen=True)
 class TeacherIdentity:

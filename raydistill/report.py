@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["ModelOutcome", "Outcome", "SplitRows", "build_results", "print_results", "results_table"]
+    from raydistill.config import Config
+
+__all__ = [
+    "ModelOutcome",
+    "Outcome",
+    "SplitRows",
+    "build_results",
+    "print_next_steps",
+    "print_notes",
+    "print_results",
+    "results_table",
+]
 
 Model = Mapping[str, Any]
 ABSENT = "-"
@@ -121,3 +132,25 @@ def conditions(results: Mapping[str, Any]) -> str:
         text += f" Latency of 1 row, speed at {setting['batch_size']} rows, of {setting['length']} tokens: "
         text += f"{device}, {setting['dtype']}."
     return text
+
+
+def print_notes(console: Console, results: Mapping[str, Any]) -> None:
+    """Print what was found on the way: skipped and removed rows, choices made, findings of the pre-flight."""
+    for note in results.get("notes", []):
+        console.print(f"- {note}", markup=False)
+
+
+def print_next_steps(console: Console, results: Mapping[str, Any], config: Config) -> None:
+    """Print the lines to type next."""
+    from raydistill.artifacts import Storage
+    from raydistill.tracking import redact, tracking_uri
+
+    name, version = config.registry.name, results["model_version"]
+    if name is not None:
+        console.print(f"\nRegistered as {name} version {version}, alias challenger. Next:", markup=False)
+    else:
+        console.print("\nNext:")
+    console.print(f'  raydistill predict {results["student"]["path"]} --text "…"', markup=False, soft_wrap=True)
+    uri = redact(tracking_uri(Storage(config.storage)))
+    if uri.startswith("sqlite"):
+        console.print(f"  mlflow ui --backend-store-uri {uri}", markup=False, soft_wrap=True)

@@ -87,6 +87,8 @@ class Workplace:
         self.notes: list[str] = []
         self.teacher_model: PreTrainedModel | None = None
         self._tracker: Tracker | None = None
+        self._loop = ("", 0, 0.0)
+        self._referred = [f"{artifact.kind}/{artifact.key}" for artifact in (job.data, job.tokens)]
 
     @cached_property
     def rows(self) -> dict[str, Rows]:
@@ -118,10 +120,19 @@ class Workplace:
 
     def has(self, artifact: Artifact, name: str) -> bool:
         """Whether storage holds the artefact, as rank 0 sees it; noted as reused."""
+        self._refer(artifact)
         present: bool = self.group.broadcast(artifact.exists() if self.group.is_first else None)
         if present and name not in self.reused:
             self.reused.append(name)
         return present
+
+    def _refer(self, artifact: Artifact) -> None:
+        """Write that the run refers to the artefact, before it is used: ``raydistill cache gc`` keeps it then."""
+        name = f"{artifact.kind}/{artifact.key}"
+        if self.group.is_first and name not in self._referred:
+            self._referred.append(name)
+            facts = {"run_id": self.job.run.run_id if self.job.run else None, "artifacts": sorted(self._referred)}
+            self.job.storage.write_json(facts, *self.job.run_parts, "run.json")
 
     def load(self, folder: Path, *, dropout: float | None) -> PreTrainedModel:
         return load_classifier(
@@ -163,12 +174,21 @@ class Workplace:
         if self.group.is_first:
             if self.tracker is not None:
                 self.tracker.log(metrics, report.step + offset)
+            rate = self._steps_per_second(kind, report.step)
             key = f"validation/{self.config.evaluate.metric}"
             note = f"{key.split('/')[1]} {report.metrics[key]:.4f}" if report.validated else ""
             loss = f"loss {report.metrics['train/loss']:.4f}"
-            self.board.post(kind, report.step, report.num_steps, "steps", 0.0, note or loss, force=report.validated)
+            self.board.post(kind, report.step, report.num_steps, "steps", rate, note or loss, force=report.validated)
         if report.validated:
             self.observed(metrics)
+
+    def _steps_per_second(self, kind: str, step: int) -> float:
+        """Steps a second since the first report of the loop that ``kind`` runs now."""
+        now = time.perf_counter()
+        if self._loop[0] != kind or step <= self._loop[1]:
+            self._loop = (kind, step, now)
+            return 0.0
+        return (step - self._loop[1]) / max(now - self._loop[2], 1e-9)
 
     def recording_progress(self, split: str) -> Callable[[int, int, float], None]:
         def post(done: int, total: int, rate: float) -> None:

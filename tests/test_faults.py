@@ -79,8 +79,12 @@ def logged_steps(folder: Path, run_id: str) -> dict[str, list[int]]:
     return {name: metric_steps(tracking_uri(folder), run_id, name) for name in names}
 
 
+def start(config: Path, folder: Path, **environment: str) -> Command:
+    return Command(config, folder / "counts", RAYDISTILL_SHARD_ROWS="40", **environment)
+
+
 def run_whole(folder: Path, num_workers: int) -> Whole:
-    command = Command(make_config(folder, num_workers), folder / "counts")
+    command = start(make_config(folder, num_workers), folder)
     try:
         code, results, err = command.end()
     finally:
@@ -144,11 +148,11 @@ def test_a_driver_killed_ten_times_ends_with_the_same_weights(whole, tmp_path):
     command, kills = None, 0
     try:
         for moment in draw_moments(whole):
-            command = Command(config, tmp_path / "counts")
+            command = start(config, tmp_path)
             if moment[0] == "work" and len(work_done(command.lines())) == whole.num_pieces:
                 moment = ("time", 12.0 + moment[2], 0.0)  # no more work to be seen: while it evaluates or registers
             kills += kill_at(command, moment)
-        command = Command(config, tmp_path / "counts")
+        command = start(config, tmp_path)
         code, results, err = command.end()
     finally:
         left = command.clean_up() if command else []
@@ -181,7 +185,7 @@ def test_killed_workers_are_replaced_and_nothing_is_lost(tmp_path):
     shard, step = int(draw.integers(1, 4)), int(draw.integers(15, 70))
     whole = run_whole(tmp_path / "whole", 2)
     folder = tmp_path / "killed"
-    command = Command(make_config(folder, 2), folder / "counts", RAYDISTILL_SHARD_SECONDS="0.5")
+    command = start(make_config(folder, 2), folder, RAYDISTILL_SHARD_SECONDS="0.5")
     try:
         seen = kill_worker(command, f"shard hidden_states[2]+hidden_states[4]+logits/192 {shard} ", shard % 2, set())
         kill_worker(command, f"step student.distill {step} ", 1 - shard % 2, seen)
@@ -200,7 +204,7 @@ def test_killed_workers_are_replaced_and_nothing_is_lost(tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, name):
     config, number = make_config(tmp_path, 1), getattr(signal, name)
-    command = Command(config, tmp_path / "counts")
+    command = start(config, tmp_path)
     storage = Storage(str(tmp_path / "storage"))
     try:
         assert command.wait_for_line("step student.distill 20 ")
@@ -218,7 +222,7 @@ def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, na
         assert stopped_at > 20
         assert [run.info.status for run in mlflow_runs(tracking_uri(tmp_path))] == ["KILLED"]
         before = len(command.lines())
-        command = Command(config, tmp_path / "counts")
+        command = start(config, tmp_path)
         code, results, err = command.end()
     finally:
         left = command.clean_up()
@@ -231,7 +235,7 @@ def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, na
 
 @pytest.mark.parametrize("seconds", [1.0, 5.0])
 def test_ctrl_c_while_ray_starts_ends_within_ten_seconds(tmp_path, seconds):
-    command = Command(make_config(tmp_path, 1), tmp_path / "counts")
+    command = start(make_config(tmp_path, 1), tmp_path)
     try:
         assert command.wait_until(lambda: " start " in command.err.read_text())
         time.sleep(seconds)

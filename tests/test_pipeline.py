@@ -38,9 +38,9 @@ from raydistill.artifacts import Storage
 from raydistill.errors import Interrupted, ModelError
 from raydistill.evaluate.metrics import classification_metrics
 from raydistill.loading import load_config
+from raydistill.models.folder import model_digest
 from raydistill.pipeline import distill, prepare
 from raydistill.recipes import teacher_recipe
-from raydistill.models.folder import model_digest
 from raydistill.train.loop import Stage
 
 HIDDEN = {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.1}

@@ -34,6 +34,10 @@ from raydistill.train.group import Group
 from raydistill.train.loop import train
 
 TEMPERATURE, TASK_WEIGHT = 2.0, 0.5
+DISTILLATION = {
+    "kd": {"type": "forward_kl", "temperature": TEMPERATURE},
+    "task": {"type": "task", "weight": TASK_WEIGHT},
+}
 
 
 @dataclass
@@ -86,11 +90,7 @@ def raydistill_loop(problem: Problem) -> Contender:
         signals = RecordedSignals({"logits": artifact}, problem.rows.num_rows, verify=True)
         synchronize(problem.device)
         contender.record_seconds = time.perf_counter() - started
-        losses = {
-            "kd": {"type": "forward_kl", "temperature": TEMPERATURE},
-            "task": {"type": "task", "weight": TASK_WEIGHT},
-        }
-        for report in train(make_setup(problem, "student", model, losses, signals, problem.num_epochs)):
+        for report in train(make_setup(problem, "student", model, DISTILLATION, signals, problem.num_epochs)):
             yield report.step
 
     contender.steps = steps()

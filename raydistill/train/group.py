@@ -39,12 +39,19 @@ class Group:
         return vector.tolist()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over all ranks; a missing gradient counts as 0."""
+        """Replace every gradient by its sum over all ranks; one that is missing on some ranks counts as 0 there.
+
+        What no rank has stays missing, as with one process: AdamW would decay a parameter with a gradient of zeros.
+        """
         if self.size == 1:
             return
+        parameters = list(parameters)
+        present = self.sum([float(parameter.grad is not None) for parameter in parameters])
         bucket: list[Tensor] = []
         size = 0
-        for parameter in parameters:
+        for parameter, ranks in zip(parameters, present, strict=True):
+            if not ranks:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from raydistill.board import Board
+from raydistill.board import Board, Show
 from raydistill.phases import Outcome, run_phases
 from raydistill.train.device import Device
 from raydistill.train.group import Group
 from raydistill.workplace import Job, Workplace
 
 
-def run_local(job: Job, show: Callable[[dict[str, Any]], None], stop: threading.Event) -> Outcome:
+def run_local(job: Job, show: Show, stop: threading.Event) -> Outcome:
     """Run all phases here; ``show`` gets their progress, ``stop`` ends them with a checkpoint."""
     device = Device("cuda" if torch.cuda.is_available() else "cpu", job.dtype)
     board = Board(job.storage, job.run_parts, job.owner, listener=show, stop=stop.is_set)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, cast
 
 import torch
 
 from raydistill.artifacts import Storage
-from raydistill.board import Board
+from raydistill.board import Board, Show
 from raydistill.cluster import worker_resources
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TrackingError
 from raydistill.phases import Outcome, run_phases
@@ -28,7 +27,7 @@ OF_ONE_RANK = (ArtifactError, StaleOwner, TrackingError)
 rank at the same place and are returned, because trying again would not help."""
 
 
-def run_workers(job: Job, show: Callable[[dict[str, Any]], None], stop: threading.Event) -> Outcome:
+def run_workers(job: Job, show: Show, stop: threading.Event) -> Outcome:
     """Run all phases in one Ray Train worker group; ``show`` gets its progress, ``stop`` ends it with a checkpoint.
 
     Raises the RaydistillError that ended the phases, or one that names the worker and its error.
@@ -43,6 +42,8 @@ def run_workers(job: Job, show: Callable[[dict[str, Any]], None], stop: threadin
         if stop.is_set() and asked_at is None:
             asked_at = time.monotonic()
             board.request_stop()
+        if asked_at is not None and board.read() is None:
+            raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
         if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
             raise Interrupted("The run was stopped; the workers did not answer in time, the last checkpoint is kept.")
         if progress := board.read():

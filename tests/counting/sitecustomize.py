@@ -2,7 +2,7 @@
 
 Each line is ``step <setup> <number> <rank> <pid>``, ``shard <signals>/<rows> <index> <rank> <pid>`` or, where a worker
 begins its phases, ``start run 0 <rank> <pid>``; appended before the work is done, so that work that a kill cuts off is
-counted as well. Shards hold 40 rows, for a toy to have several.
+counted as well.
 """
 
 import importlib.abc
@@ -13,6 +13,8 @@ import time
 from typing import Any
 
 COUNT_FILE = os.environ.get("RAYDISTILL_COUNT_FILE")
+SHARD_ROWS = os.environ.get("RAYDISTILL_SHARD_ROWS")
+"""Smaller shards, for a toy to have several."""
 SHARD_SECONDS = float(os.environ.get("RAYDISTILL_SHARD_SECONDS", "0"))
 """Recording the toy takes 0.1 s; a test that kills a worker in it needs longer."""
 
@@ -58,7 +60,7 @@ def count_starts(module: Any) -> None:
 
 
 def cut_small(module: Any) -> None:
-    module.SHARD_ROWS = 40
+    module.SHARD_ROWS = int(SHARD_ROWS or module.SHARD_ROWS)
 
 
 HOOKS = {

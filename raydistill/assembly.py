@@ -1,0 +1,72 @@
+"""From what the phases left in storage to the content of ``results.json``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from raydistill.evaluate.compare import read_predictions
+from raydistill.evaluate.results import ModelOutcome, SplitRows, build_results
+from raydistill.evaluate.results import Outcome as Measured
+from raydistill.recipes import baseline_settings
+from raydistill.stages import read_training
+
+if TYPE_CHECKING:
+    from raydistill.phases import Outcome
+    from raydistill.pipeline import Clock, Prepared
+    from raydistill.tracking import RunRef
+
+
+def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) -> dict[str, Any]:
+    """Turn the stored predictions and measurements into ``results.json``."""
+    config, folder = prepared.config, outcome.evaluation.local()
+    validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
+    about = json.loads((folder / "models.json").read_text())
+    trained = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
+    history = {name: read_training(artifact)["history"] for name, artifact in trained.items() if artifact is not None}
+    paths = {"teacher": outcome.teacher.folder, "student": outcome.student.local() / "model"}
+    extra: dict[str, Any] = {}
+    if outcome.baseline is not None:
+        paths["baseline"] = outcome.baseline.local() / "model"
+        settings = baseline_settings(config)
+        assert settings is not None
+        extra["baseline"] = {"steps": history["baseline"][-1]["step"], "start": settings.start}
+    models = {
+        name: ModelOutcome(
+            path=str(path),
+            num_parameters=about[name]["num_parameters"],
+            num_bytes=about[name]["bytes"],
+            test=test.logits[name],
+            validation=validation.logits[name],
+            latency=about[name]["latency"],
+            **extra.get(name, {}),
+        )
+        for name, path in paths.items()
+    }
+    splits = prepared.info.counts
+    measured = Measured(
+        class_names=prepared.info.labels,
+        validation=SplitRows(validation.labels, validation.example_ids),
+        test=SplitRows(test.labels, test.example_ids),
+        teacher=models["teacher"],
+        student=models["student"],
+        baseline=models.get("baseline"),
+        run_id=ref.run_id,
+        num_rows={split: counts.rows for split, counts in splits.items()},
+        labeled={split: counts.labeled for split, counts in splits.items()},
+        seconds={**clock.seconds, **outcome.seconds},
+        reused=[*prepared.reused, *outcome.reused],
+        curves={name: curve(entries) for name, entries in history.items()},
+        config=config.model_dump(mode="json"),
+        num_samples=config.evaluate.bootstrap_samples,
+        seed=config.seed,
+    )
+    return build_results(measured) | {"notes": [*prepared.info.notes, *outcome.notes]}
+
+
+def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a model's history in the form of ``results.json``."""
+    return [
+        {"step": entry["step"], "metrics": {k: v for k, v in entry.items() if k not in ("step", "validated")}}
+        for entry in history
+    ]

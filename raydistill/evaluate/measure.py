@@ -1,0 +1,100 @@
+"""The last phase of the worker group: every model's logits on validation and test rows, its size and its speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from raydistill import recipes
+from raydistill.artifacts import Artifact
+from raydistill.evaluate.compare import write_predictions
+from raydistill.evaluate.latency import measure_models
+from raydistill.evaluate.predict import predict
+from raydistill.recipes import Recorded, TeacherIdentity
+from raydistill.teacher.store import RecordedSignals
+from raydistill.workplace import Workplace
+
+
+def evaluate(
+    place: Workplace, teacher: TeacherIdentity, recorded: Recorded, student: Artifact, baseline: Artifact | None
+) -> Artifact:
+    """Store every model's logits on validation and test rows, and its size and speed."""
+    with place.phase("evaluate"):
+        digests = {"student": student.digest, "teacher": teacher.digest}
+        if baseline is not None:
+            digests["baseline"] = baseline.digest
+        speed = "latency" if place.config.evaluate.latency else ""
+        recipe = {**digests, "tokens": place.job.tokens.digest, "dtype": place.device.dtype, "measured": speed}
+        artifact = recipes.artifact_of(place.job.storage, "evaluation", recipe)
+        if place.has(artifact, "evaluation"):
+            return artifact
+        folders = {"teacher": teacher.folder, "student": student.local() / "model"}
+        if baseline is not None:
+            folders["baseline"] = baseline.local() / "model"
+        logits = {split: predict_split(place, split, recorded, folders) for split in ("validation", "test")}
+        if place.group.is_first:
+            place.job.owner.check()
+            parents = {"student": student.digest, **teacher.parents}
+            parents |= {"baseline": baseline.digest} if baseline else {}
+            with artifact.write(recipe, parents) as folder:
+                for split, by_model in logits.items():
+                    rows = place.rows[split]
+                    write_predictions(
+                        folder,
+                        split,
+                        place.hashes(split),
+                        rows.labels,
+                        by_model,
+                        example_ids=rows.example_ids,
+                        class_names=place.job.labels,
+                    )
+                (folder / "models.json").write_text(json.dumps(describe_models(place, folders)))
+        place.group.barrier()
+    return artifact
+
+
+def predict_split(place: Workplace, split: str, recorded: Recorded, folders: dict[str, Path]) -> dict[str, np.ndarray]:
+    rows = place.rows[split]
+    signals = RecordedSignals(recorded[split], rows.num_rows)
+    logits = {"teacher": signals.batch(np.arange(rows.num_rows))["logits"].numpy()}
+    for name in folders.keys() - {"teacher"}:
+        model = place.load(folders[name], dropout=0.0)
+        logits[name] = predict(
+            model,
+            rows,
+            tokens=place.inference_tokens,
+            device=place.device,
+            group=place.group,
+            should_stop=place.board.should_stop,
+        )
+    return logits
+
+
+def describe_models(place: Workplace, folders: dict[str, Path]) -> dict[str, Any]:
+    """Size on disk, parameters and, where asked for, speed of each model; speeds are measured interleaved."""
+    models = {name: place.load(folder, dropout=0.0) for name, folder in folders.items()}
+    about: dict[str, Any] = {
+        name: {
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            "bytes": sum(path.stat().st_size for path in folders[name].iterdir() if is_model_file(path.name)),
+            "latency": None,
+        }
+        for name, model in models.items()
+    }
+    if place.config.evaluate.latency:
+        shapes = place.latency_inputs()
+        for model in models.values():
+            nn.Module.to(model, place.device.torch_device)
+        entries = {name: (model, *shapes) for name, model in models.items()}
+        measured = measure_models(entries, dtype=place.device.dtype)
+        for name, latency in measured.items():
+            about[name]["latency"] = latency
+    return about
+
+
+def is_model_file(name: str) -> bool:
+    return name.endswith(".safetensors") or name == "config.json"

@@ -1,0 +1,123 @@
+"""Training a model through its stages, and publishing it: the teacher, the student and the baseline go this way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig, PreTrainedModel
+
+from raydistill import recipes
+from raydistill.artifacts import Artifact
+from raydistill.config import Optimization, Stage
+from raydistill.losses import build_losses
+from raydistill.models.load import save_model
+from raydistill.preflight import check_losses
+from raydistill.recipes import TeacherIdentity
+from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
+from raydistill.teacher.store import RecordedSignals
+from raydistill.train.loop import Schedule, Setup, train
+from raydistill.workplace import Workplace
+
+
+def run_stages(
+    place: Workplace,
+    kind: str,
+    model: PreTrainedModel,
+    stages: dict[str, Stage],
+    recorded: dict[str, Artifact],
+    teacher: TeacherIdentity | None,
+    *,
+    labeled_only: bool = False,
+) -> list[dict[str, Any]]:
+    """Train ``model`` through ``stages`` and return its history, steps counted over all stages.
+
+    With ``labeled_only`` the rows are the labelled ones; the number of steps stays that of the stage in the config.
+    """
+    rows = place.rows["train"]
+    teacher_config = AutoConfig.from_pretrained(teacher.folder) if teacher else None
+    history: list[dict[str, Any]] = []
+    offset = 0
+    for name, stage in stages.items():
+        losses = build_losses(stage.losses, place.task, model.config, teacher_config, seed=place.config.seed)
+        signals = stage_signals(place, losses.teacher_needs, recorded, teacher)
+        row_ids = np.flatnonzero(rows.labels >= 0) if labeled_only else recipes.stage_rows(stage, rows.labels)
+        schedule = stage_schedule(place, kind, name, stage, rows.labels)
+        if kind == "student":
+            place.notes += check_losses(name, model, losses, signals, rows, row_ids, place.device)
+        setup = Setup(
+            name=f"{kind}.{name}",
+            model=model,
+            losses=losses,
+            signals=signals,
+            rows=rows,
+            row_ids=row_ids,
+            schedule=schedule,
+            optimization=Optimization(**stage.model_dump(exclude={"losses"})),
+            settings=place.config.train,
+            seed=place.config.seed,
+            validate=lambda: place.validate(model),
+            score=place.score,
+            checkpoints=place.checkpoints(kind, name),
+            group=place.group,
+            device=place.device,
+            should_stop=place.board.should_stop,
+        )
+        for report in train(setup):
+            place.observe(kind, report, offset)
+        history += [{**entry, "step": entry["step"] + offset} for entry in place.history(kind, name)]
+        offset += schedule.num_steps
+    return history
+
+
+def stage_schedule(place: Workplace, kind: str, name: str, stage: Stage, labels: np.ndarray) -> Schedule:
+    """The baseline takes as many steps, and validates as often, as the student does in the stage of that name."""
+    reference = place.config.stages[name] if kind == "baseline" else stage
+    num_rows = len(recipes.stage_rows(reference, labels))
+    return Schedule.of_epochs(num_rows, place.config.train.global_batch_size, stage.num_epochs)
+
+
+def stage_signals(
+    place: Workplace, needs: frozenset[str], recorded: dict[str, Artifact], teacher: TeacherIdentity | None
+) -> Signals:
+    if not needs or teacher is None:
+        return NoSignals()
+    if recorded:
+        artifacts = {signal: recorded[signal] for signal in needs}
+        return RecordedSignals(artifacts, place.rows["train"].num_rows, verify=place.group.is_first)
+    return OnlineSignals(place.teacher(teacher), needs, place.device)
+
+
+def publish(
+    place: Workplace,
+    artifact: Artifact,
+    recipe: recipes.Recipe,
+    parents: dict[str, str],
+    model: PreTrainedModel,
+    tokenizer_folder: Path,
+    about: dict[str, Any],
+) -> None:
+    """Rank 0 writes the trained model as an artefact and drops the checkpoints that led to it."""
+    place.group.barrier()  # until every rank has read its best weights from these checkpoints
+    if place.group.is_first:
+        place.job.owner.check()
+        with artifact.write(recipe, parents) as folder:
+            save_model(model, tokenizer_folder, folder / "model")
+            set_max_length(folder / "model" / "tokenizer_config.json", place.config.data.max_length)
+            (folder / "training.json").write_text(json.dumps(about))
+        place.checkpoints(artifact.kind).clear()
+    place.group.barrier()
+
+
+def set_max_length(tokenizer_config: Path, max_length: int) -> None:
+    """Let whoever loads the model cut rows where training did, instead of at the encoder's limit."""
+    settings = json.loads(tokenizer_config.read_text()) if tokenizer_config.exists() else {}
+    tokenizer_config.write_text(json.dumps({**settings, "model_max_length": max_length}, indent=2))
+
+
+def read_training(artifact: Artifact) -> dict[str, Any]:
+    """Return what ``publish`` wrote about a trained model: ``history``, and ``teacher_layers`` of a student."""
+    about: dict[str, Any] = json.loads((artifact.local() / "training.json").read_text())
+    return about

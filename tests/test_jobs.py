@@ -1,0 +1,162 @@
+"""Every recipe loads and can be planned; the bench runs on a tiny problem."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tiny import WORDS, save_tiny
+from toy import TOPICS
+
+from raydistill.config import Config
+from raydistill.loading import load_config
+from raydistill.planning import make_plan
+
+JOBS = Path(__file__).parent.parent / "jobs"
+RECIPES = sorted(path for path in JOBS.rglob("*.yaml") if "kubernetes" not in path.parts)
+sys.path.insert(0, str(JOBS / "bench"))
+
+
+def test_there_is_a_quick_start() -> None:
+    assert JOBS / "quickstart.yaml" in RECIPES
+    assert len((JOBS / "quickstart.yaml").read_text(encoding="utf-8").splitlines()) <= 20
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load(path: Path) -> None:
+    assert isinstance(load_config(path), Config)
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    assert first.startswith("# ")  # what `raydistill init` shows
+    assert first.endswith(".")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_name_no_machine(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not any(word in text for word in ("/home/", "/root/", "/tmp/", "/work/", "localhost", "127.0.0.1"))
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "pkg://" in path.read_text()], ids=lambda path: path.stem)
+def test_recipes_of_packages_can_be_planned(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    plan = make_plan(load_config(path, [f"storage={tmp_path / 'storage'}"]))
+    assert {phase["phase"] for phase in plan["phases"]} >= {"data", "tokens", "teacher", "student"}
+    assert min(plan["data"]["rows"].values()) > 0
+    assert all(steps > 0 for steps in plan["steps"].values())
+    assert plan["findings"] == []  # a recipe of ours runs without a warning
+    assert len(plan["student"]["teacher_layers"]) == plan["student"]["num_layers"]
+
+
+def toy_rows(num_rows: int, seed: int) -> tuple[list[str], list[str]]:
+    draw = random.Random(seed)
+    labels = [draw.choice(list(TOPICS)) for _ in range(num_rows)]
+    texts = [" ".join(draw.choices([*TOPICS[label], *WORDS[:9]], k=draw.randint(4, 18))) for label in labels]
+    return texts, labels
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from problem import make_problem
+
+    folder = tmp_path_factory.mktemp("bench")
+    encoder = save_tiny(folder / "encoder", num_layers=4, classifier=False)
+    return make_problem(toy_rows(70, 0), toy_rows(40, 1), encoder, folder, max_length=24, num_epochs=2)
+
+
+def test_bench_compares_three_loops(problem: Any) -> None:
+    from throughput import describe, print_report, run_contenders
+
+    lines: list[str] = []
+    report = describe(problem, run_contenders(problem, lines.append))
+    found = json.loads(json.dumps(report))
+    assert list(found["contenders"]) == ["raydistill", "dynamic", "padded"]
+    assert len(lines) == 6  # 70 rows are 3 steps an epoch, so each of the 6 steps is a turn
+    for measured in found["contenders"].values():
+        assert measured["ms_per_row"] > 0
+        assert 0 <= measured["accuracy"] <= 1
+    assert found["ratios"]["raydistill"] == 1.0
+    assert found["contenders"]["raydistill"]["recording_ms_per_row"] > 0
+    assert found["length"]["max"] <= 24
+    with (console := Console(record=True, width=120)).capture():
+        print_report(console, report)
+
+
+def test_bench_contenders_start_from_the_same_weights_and_see_the_same_rows(problem: Any) -> None:
+    from contenders import as_dataset, raydistill_loop, trainer_loop
+
+    ours, hand = raydistill_loop(problem), trainer_loop(problem, pad_to_max=True)
+    state = hand.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ours.model.state_dict().items())
+    assert (ours.model.config.hidden_dropout_prob, hand.model.config.hidden_dropout_prob) == (0.0, 0.1)
+    padded, plain = as_dataset(problem.rows, 24), as_dataset(problem.rows, None)
+    assert {len(ids) for ids in padded["input_ids"]} == {24}
+    assert [sum(mask) for mask in padded["attention_mask"]] == problem.rows.lengths.tolist()
+    assert [len(ids) for ids in plain["input_ids"]] == problem.rows.lengths.tolist()
+    hand.finish()
+
+
+def test_bench_losses_agree(problem: Any) -> None:
+    """The Trainer's loss on a batch is the one that the product's loop minimises."""
+    from contenders import DISTILLATION, DistillationTrainer
+
+    from raydistill.config import Stage
+    from raydistill.data.batches import Batch
+    from raydistill.losses import build_losses
+    from raydistill.tasks import TextClassification
+
+    student, teacher = problem.load(problem.student, 0.0).eval(), problem.load(problem.teacher, 0.0).eval()
+    rows, ids = problem.rows, np.arange(16)
+    inputs = rows.inputs(ids)
+    trainer = DistillationTrainer.__new__(DistillationTrainer)
+    trainer.teacher = teacher
+    by_hand = trainer.compute_loss(student, {**inputs, "labels": torch.from_numpy(rows.labels[ids])})
+    terms = Stage.model_validate({"losses": DISTILLATION}).losses
+    losses = build_losses(terms, TextClassification(problem.labels), student.config, teacher.config, seed=0)
+    batch = Batch(ids, rows.lengths[ids], rows.labels[ids])
+    logits = ({"logits": model(**inputs).logits} for model in (student, teacher))
+    total, _ = losses(*logits, batch, [16.0, 16.0])
+    assert float(by_hand) == pytest.approx(float(total), rel=1e-5)
+
+
+def test_bench_sentences_are_real_and_split_by_document() -> None:
+    from problem import cut_sentences
+
+    (texts, labels), (held_out, _) = cut_sentences(300, 100)
+    assert (len(texts), len(held_out)) == (300, 100)
+    assert len(set(labels)) == 5
+    assert all(8 <= len(text.split()) <= 60 for text in texts)
+    assert not set(texts) & set(held_out)
+
+
+def test_bench_reads_a_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from problem import read_file
+
+    pq.write_table(
+        pa.table({"text": [f"text {i}" for i in range(30)], "label": ["a", "b"] * 15}), tmp_path / "x.parquet"
+    )
+    (texts, labels), (held_out, _) = read_file(str(tmp_path / "x.parquet"), 20, 8)
+    assert (len(texts), len(labels), len(held_out)) == (20, 20, 8)
+    assert not set(texts) & set(held_out)
+
+
+def test_bench_errors_of_a_thread_reach_the_caller() -> None:
+    from contenders import in_turns
+
+    def work(pause: Any) -> None:
+        pause(1)
+        raise ValueError("broken")
+
+    turns = in_turns(work)
+    assert next(turns) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(turns)
+    assert list(in_turns(lambda pause: [pause(step) for step in (1, 2)])) == [1, 2]  # type: ignore[func-returns-value]

@@ -1,0 +1,252 @@
+"""Every claim of the README that can be executed is: commands, configs, Python, and the tree."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from tiny import tiny_classifier, tiny_inputs
+from toy import toy_config
+
+from raydistill import cli
+from raydistill.config import Config
+from raydistill.loading import load_config
+from raydistill.syntax import parse_yaml
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
+CHEAP = ("init", "doctor", "plan", "losses", "schema", "cache ls", "cache gc")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def shell_lines() -> list[str]:
+    """Commands of the shell blocks, without comments."""
+    lines = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def commands() -> list[list[str]]:
+    """Arguments of every raydistill command, also of those behind && and of those named in the text."""
+    parts = [part for line in shell_lines() for part in re.split(r"&&|[|>]|\s#\s", line)]
+    parts += re.findall(r"`(raydistill [^`]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
+    words = [shlex.split(part) for part in parts]
+    return [found[1:] for found in words if found[:1] == ["raydistill"]]
+
+
+def parse(arguments: list[str]) -> str:
+    """Parse a command line without running it; return the command's name. Raises what click raises."""
+    command: Any = typer.main.get_command(cli.app)
+    name = ""
+    while hasattr(command, "commands"):
+        name, command, arguments = f"{name} {arguments[0]}", command.commands[arguments[0]], arguments[1:]
+    command.make_context(name, list(arguments))
+    return name.strip()
+
+
+def overrides(arguments: list[str]) -> list[str]:
+    return [arguments[i + 1] for i, argument in enumerate(arguments) if argument == "--set"]
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {name: merged(below[name], above[name]) for name in below.keys() & above.keys() if is_section(above[name])}
+    return below | above | both
+
+
+def is_section(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pip install -e '.[quickstart]' && raydistill distill jobs/quickstart.yaml",
+        "pip install -e '.[dev]' && pytest",
+    ],
+)
+def test_the_two_commands_stand_on_lines_of_their_own(line: str) -> None:
+    assert README.splitlines().count(line) == 1
+    assert line in shell_lines()
+
+
+def test_first_screen_has_the_quick_start() -> None:
+    assert "raydistill distill jobs/quickstart.yaml" in "\n".join(README.splitlines()[:35])
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_commands_parse(arguments: list[str]) -> None:
+    name = parse(arguments if arguments != ["doctor"] else ["doctor"])
+    if name in ("plan", "distill"):
+        load_config(QUICKSTART, overrides(arguments))
+
+
+def test_every_command_is_shown() -> None:
+    shown = {parse(arguments) for arguments in commands()}
+    group: Any = typer.main.get_command(cli.app)
+    known = {f"{name} {sub}" for name, command in group.commands.items() for sub in getattr(command, "commands", {})}
+    known |= {name for name, command in group.commands.items() if not hasattr(command, "commands")}
+    assert shown == known
+
+
+@pytest.mark.parametrize("name", re.findall(r"--[a-z][a-z-]+", re.sub(r"--index-url|--rows|--data ", "", README)))
+def test_options_named_in_the_text_exist(name: str) -> None:
+    group: Any = typer.main.get_command(cli.app)
+    found = [group, *group.commands.values()]
+    found += [sub for command in group.commands.values() for sub in getattr(command, "commands", {}).values()]
+    assert any(name in option.opts for command in found for option in command.params)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [found for found in commands() if " ".join(found).startswith(CHEAP) and "--check" not in found],
+    ids=" ".join,
+)
+def test_cheap_commands_run(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.execute(arguments) == 0
+    assert capfd.readouterr().out
+
+
+def quickstart() -> dict[str, Any]:
+    data = parse_yaml(QUICKSTART.read_text(encoding="utf-8"), "quickstart").data
+    assert isinstance(data, dict)
+    return data
+
+
+def test_the_explained_config_is_the_quick_start() -> None:
+    whole = [yaml.safe_load(block) for block in blocks("yaml") if block.count("\n") > 15]
+    assert len(whole) == 1
+    assert load_config(whole[0]) == load_config(QUICKSTART)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_yaml_blocks_load(block: str) -> None:
+    data = parse_yaml(block, "README").data
+    assert isinstance(data, dict)
+    base = quickstart()
+    if "data" in data:
+        base.pop("data")
+    assert isinstance(load_config(merged(base, data)), Config)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The names that the Python blocks expect, in a folder whose jobs/quickstart.yaml is the toy problem."""
+    folder = tmp_path_factory.mktemp("readme")
+    config = toy_config(folder, storage="raydistill-storage", registry__name=quickstart()["registry"]["name"])
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "quickstart.yaml").write_text(json.dumps(config))
+    inputs = tiny_inputs("bert", num_rows=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield {
+            "student": tiny_classifier("bert", num_layers=2, seed=1),
+            "teacher": tiny_classifier("bert", num_layers=4, seed=2),
+            "inputs": inputs,
+            "row_ids": np.arange(4),
+            "lengths": inputs["attention_mask"].sum(1).numpy(),
+            "labels": np.array([0, 1, 2, -1]),
+        }
+
+
+def test_python_blocks_run_one_after_another(workplace: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    try:
+        for block in blocks("python"):
+            exec(compile(block, "README.md", "exec"), workplace)
+    finally:
+        mlflow.set_tracking_uri(before)
+    out = capfd.readouterr().out
+    assert workplace["results"]["verdict"] in out
+    assert workplace["values"].shape == (4,)
+    assert workplace["student"].classifier.weight.grad.abs().sum() > 0
+    assert out.count("'label'") == 2  # of transformers, and of MLflow
+
+
+def test_the_loss_of_the_readme_is_one(workplace: dict[str, Any]) -> None:
+    (block,) = [block for block in blocks("python") if "class " in block]
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    import torch
+
+    from raydistill.data.batches import Batch
+    from raydistill.losses import Losses
+
+    logits = {"logits": torch.tensor([[1.0, 2.0], [0.0, 0.0]])}, {"logits": torch.tensor([[0.0, 2.0], [1.0, 3.0]])}
+    batch = Batch(np.arange(2), np.full(2, 3), np.zeros(2, dtype=np.int64))
+    total, sums = Losses({"mae": names["LogitMae"](weight=2.0)})(*logits, batch, [2.0])
+    assert float(sums[0]) == pytest.approx(0.5 + 2.0)
+    assert float(total) == pytest.approx(2.0 * 2.5 / 2)
+
+
+def tree() -> dict[str, set[str]]:
+    """Folder ("" for the top) to the names below it, folders with a slash at their end."""
+    (block,) = [block for block in blocks("text") if "pyproject.toml" in block]
+    found: dict[str, set[str]] = {"": set()}
+    folder = ""
+    for line in block.splitlines():
+        name = line.split()[0]
+        if line.startswith("  "):
+            found[folder].add(name)
+        else:
+            found[""].add(name)
+            folder = name
+            found[folder] = set()
+    return found
+
+
+def visible(folder: Path) -> set[str]:
+    ignored = [pattern.rstrip("/") for pattern in (ROOT / ".gitignore").read_text().splitlines()]
+    names = [path for path in folder.iterdir() if not any(fnmatch.fnmatch(path.name, p) for p in ignored)]
+    return {path.name + "/" * path.is_dir() for path in names if not path.name.startswith(".")}
+
+
+def test_the_tree_is_the_repository() -> None:
+    named = tree()
+    assert named["raydistill/"] == visible(ROOT / "raydistill")
+    assert named[""] == visible(ROOT) | {".ci/run"}
+    assert (ROOT / ".ci" / "run").is_file()
+
+
+def test_every_line_of_the_tree_says_what_it_is() -> None:
+    (block,) = [block for block in blocks("text") if "pyproject.toml" in block]
+    short = [line for line in block.splitlines() if len(line.split()) < 2 and line != "raydistill/"]
+    assert short == []
+
+
+def test_folders_of_the_storage_layout_are_kinds() -> None:
+    from raydistill.cache import KINDS
+
+    (block,) = [block for block in blocks("text") if "mlruns/" in block]
+    assert set(re.findall(r"(\w+)/<key>/", block)) == set(KINDS)
+
+
+def test_names_of_settings_in_the_text_exist() -> None:
+    from raydistill.schema import dotted_names
+
+    known = set(dotted_names())
+    sections = {name.split(".")[0] for name in known}
+    text = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    named = {name for name in re.findall(r"`([a-z_]+\.[a-z_.]+)(?::[^`]*)?`", text) if name.split(".")[0] in sections}
+    assert named >= {"data.columns", "teacher.finetune", "train.max_failures"}
+    assert {name for name in named if name not in known and not name.endswith((".py", ".yaml", ".json"))} == set()
