@@ -113,7 +113,7 @@ def headline(results: Mapping[str, Any]) -> dict[str, float]:
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
     """The headline and every other number of ``results.json`` by path, for example ``teacher/test/accuracy``."""
-    found = {name: results.get(name) for name in ("ratios", "seconds")}
+    found: dict[str, Any] = {name: results.get(name) for name in ("ratios", "seconds")}
     for name in ("student", "teacher", "baseline", "champion"):
         model = results.get(name) or {}
         found[name] = {part: model.get(part) for part in MODEL_FIGURES}

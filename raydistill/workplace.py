@@ -108,10 +108,7 @@ class Workplace:
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase and show it; a wish to stop is obeyed before it begins."""
         if self.group.sum([float(self.board.should_stop())])[0]:
-            raise Interrupted(
-                f"The run was stopped before phase {name}; everything finished so far is kept. "
-                "The same command goes on from there."
-            )
+            raise Interrupted(f"The run was stopped before phase {name}; everything finished so far is kept.")
         started = time.perf_counter()
         if self.group.is_first:
             self.board.post(name, 0, 0, "", 0.0, force=True)

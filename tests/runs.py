@@ -1,4 +1,4 @@
-"""Whole runs on the toy: what they leave in storage and in MLflow, and how they behave as processes that can be killed."""
+"""Whole runs on the toy: what they leave in storage and in MLflow, and how they behave as processes to kill."""
 
 from __future__ import annotations
 

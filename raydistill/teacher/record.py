@@ -72,9 +72,7 @@ def record(
         done += len(shards[index])
         progress(min(done * group.size, total), total, done * group.size / (time.perf_counter() - started))
     if group.sum([float(stopped)])[0]:
-        raise Interrupted(
-            "Recording stopped; the shards recorded so far are kept. The same command goes on from there."
-        )
+        raise Interrupted("Recording stopped; the shards recorded so far are kept.")
     _seal(wanted, present, group.gather(mine), group, owner)
 
 

@@ -219,7 +219,7 @@ class Stage:
             self._save(progress)
             raise Interrupted(
                 f"{self.setup.name} stopped after step {progress.step} of {self.setup.schedule.num_steps}; "
-                "a checkpoint was written. The same command goes on from there."
+                "a checkpoint was written."
             )
         return counts
 

@@ -76,7 +76,8 @@ class Finder(importlib.abc.MetaPathFinder):
         if name not in HOOKS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         execute = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
