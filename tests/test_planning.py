@@ -1,0 +1,103 @@
+"""What plan says before anything is computed, and that it computes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny import WORDS, save_tiny
+from toy import toy_config
+
+from raydistill.errors import ConfigError
+from raydistill.loading import load_config
+from raydistill.pipeline import distill, prepare
+from raydistill.planning import make_plan, print_plan
+from raydistill.storage import Storage
+
+
+def states(plan: dict[str, Any]) -> dict[str, str]:
+    return {phase["phase"]: phase["state"] for phase in plan["phases"]}
+
+
+def test_before_the_data_is_prepared_it_estimates_and_writes_nothing(tmp_path):
+    config = load_config(toy_config(tmp_path))
+    plan = make_plan(config)
+    assert plan["estimate"]
+    assert plan["data"]["rows"] == {"train": 192, "validation": 24, "test": 24}
+    assert states(plan)["data"] == "to do"
+    assert states(plan)["student"] == "after teacher"
+    assert not Path(config.storage).exists()
+
+
+def test_the_estimate_is_close_to_the_count(tmp_path):
+    config = load_config(toy_config(tmp_path))
+    estimate = make_plan(config)
+    prepare(config, Storage(config.storage))
+    counted = make_plan(config)
+    assert not counted["estimate"]
+    assert counted["data"]["labeled"] == 60
+    for split in ("train", "validation", "test"):
+        assert estimate["data"]["tokens"][split] == pytest.approx(counted["data"]["tokens"][split], rel=0.15)
+
+
+def test_steps_and_signal_sizes_are_those_of_the_run(tmp_path):
+    hidden = {"type": "hidden_mse", "layers": "last"}
+    config = load_config(toy_config(tmp_path, stages__distill__losses__hidden=hidden))
+    results = distill(config)
+    plan = make_plan(config)
+    assert set(states(plan).values()) == {"there"}
+    assert plan["steps"]["student.distill"] == results["curves"]["student"][-1]["step"] == results["baseline"]["steps"]
+    assert plan["steps"]["teacher"] == results["curves"]["teacher"][-1]["step"]
+    recorded = sorted(
+        sum(info.bytes for info in Storage(config.storage).artifact("signals", key).manifest().files.values())
+        for key in Storage(config.storage).list("signals")
+        if len(key) == 20
+    )
+    expected = plan["teacher"]["signal_bytes"]["hidden_states[4]"]
+    assert recorded[-1] == pytest.approx(expected, rel=0.1)
+    assert plan["layer_maps"] == {"stages.distill.losses.hidden": [[2, 4]]}
+
+
+def test_the_teacher_runs_online_where_its_signals_are_too_large(tmp_path):
+    hidden = {"type": "hidden_mse"}
+    plan = make_plan(
+        load_config(toy_config(tmp_path, stages__distill__losses__hidden=hidden, teacher__max_cache_bytes=1000))
+    )
+    assert plan["teacher"]["mode"] == "online"
+    assert "more than teacher.max_cache_bytes" in plan["teacher"]["why"]
+
+
+def test_findings(tmp_path):
+    changes = {"student__start": "random", "stages__distill__losses__kd__weight": 0.0}
+    found = " ".join(make_plan(load_config(toy_config(tmp_path, **changes)))["findings"])
+    assert "a random student needs far more" in found
+    assert "stages.distill.losses.kd: its weight is 0" in found
+
+
+def test_a_checked_plan_computes_every_loss_once(tmp_path):
+    plan = make_plan(load_config(toy_config(tmp_path, stages__distill__losses__kd__weight=1e6)), check=True)
+    assert any("the gradient of 'kd' is" in finding for finding in plan["findings"])
+    assert states(plan)["tokens"] == "there"
+    assert states(plan)["teacher"] == "to do"
+
+
+def test_a_start_with_another_vocabulary_is_refused(tmp_path):
+    config = toy_config(tmp_path)
+    start = save_tiny(tmp_path / "start", "bert", classifier=False)
+    assert make_plan(load_config({**config, "student": {"num_layers": 2, "start": str(start)}}))["findings"] == []
+    text = (start / "tokenizer.json").read_text()
+    (start / "tokenizer.json").write_text(text.replace(f'"{WORDS[0]}"', '"another"'))
+    with pytest.raises(ConfigError, match=r"student\.start: .* has another tokenizer"):
+        make_plan(load_config({**config, "student": {"num_layers": 2, "start": str(start)}}))
+
+
+def test_it_reads_well_at_eighty_columns(tmp_path, capsys):
+    plan = make_plan(load_config(toy_config(tmp_path)))
+    console = Console(width=80, force_terminal=False, record=True)
+    print_plan(console, plan)
+    text = console.export_text()
+    assert "≈ 192 rows, 60 labelled" in text
+    assert "from teacher layers [0, 3]" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
