@@ -82,6 +82,8 @@ class TextClassification(Section):
 
 Task = TextClassification
 
+Metric = Literal["accuracy", "macro_f1", "mcc", "log_loss"]
+
 LayerChoice = Literal["auto", "uniform", "last", "first"]
 
 
@@ -150,6 +152,12 @@ class Stage(Optimization):
         return rules.check_stage(self)
 
 
+class Finetune(Optimization):
+    metric: Metric = "log_loss"
+    """Validation metric that picks the teacher's best epoch. Its probabilities are what a student learns, and at equal
+    accuracy an early epoch's near-uniform ones teach little."""
+
+
 class ModelTeacher(Section):
     type: Literal["model"] = "model"
     model: str = Field(min_length=1)
@@ -158,7 +166,7 @@ class ModelTeacher(Section):
     """Commit, tag or branch of a hub model."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
-    finetune: Optimization | None = None
+    finetune: Finetune | None = None
     """Fine-tune the model on the labelled rows first; the best epoch by validation is kept."""
     mode: Literal["auto", "cached", "online"] = "auto"
     """``cached``: record its signals once; ``online``: run it beside the student; ``auto``: by ``max_cache_bytes``."""
@@ -214,7 +222,7 @@ class Baseline(Section):
 class Evaluate(Section):
     baseline: bool | Baseline = False
     """Also train the student without a teacher: labels only, the same number of steps."""
-    metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
+    metric: Metric = "accuracy"
     """Validation metric that picks the best epoch."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     latency: bool = True

@@ -70,8 +70,17 @@ def fit_teacher(place: Workplace) -> TeacherIdentity:
             place.replay("teacher", read_training(artifact)["history"])
         else:
             model = place.load(source, dropout=None)
-            stage = Stage(**settings.finetune.model_dump(), losses={"task": TaskLoss()})
-            history = run_stages(place, "teacher", model, {"finetune": stage}, {}, None, labeled_only=True)
+            stage = Stage(**settings.finetune.model_dump(exclude={"metric"}), losses={"task": TaskLoss()})
+            history = run_stages(
+                place,
+                "teacher",
+                model,
+                {"finetune": stage},
+                {},
+                None,
+                labeled_only=True,
+                metric=settings.finetune.metric,
+            )
             parents = {"tokens": place.job.tokens.digest, "source": source_digest}
             publish(place, artifact, recipe, parents, model, source, {"history": history})
             place.teacher_model = model

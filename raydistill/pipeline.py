@@ -155,6 +155,7 @@ def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
     with cluster.connected():
         from raydistill.train.worker import run_workers
 
+        stop.listen()
         if stop.is_set():
             raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
         return run_workers(job, show, stop)

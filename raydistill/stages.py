@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact
-from raydistill.config import Optimization, Stage
+from raydistill.config import Metric, Optimization, Stage
 from raydistill.losses import build_losses
 from raydistill.models.load import save_model
 from raydistill.preflight import check_losses
@@ -31,10 +32,12 @@ def run_stages(
     teacher: TeacherIdentity | None,
     *,
     labeled_only: bool = False,
+    metric: Metric | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` through ``stages`` and return its history, steps counted over all stages.
 
     With ``labeled_only`` the rows are the labelled ones; the number of steps stays that of the stage in the config.
+    ``metric`` picks the best weights, by default that of the config.
     """
     rows = place.rows["train"]
     teacher_config = AutoConfig.from_pretrained(teacher.folder) if teacher else None
@@ -59,7 +62,7 @@ def run_stages(
             settings=place.config.train,
             seed=place.config.seed,
             validate=lambda: place.validate(model),
-            score=place.score,
+            score=partial(score, metric or place.config.evaluate.metric),
             checkpoints=place.checkpoints(kind, name),
             group=place.group,
             device=place.device,
@@ -70,6 +73,11 @@ def run_stages(
         history += [{**entry, "step": entry["step"] + offset} for entry in place.history(kind, name)]
         offset += schedule.num_steps
     return history
+
+
+def score(metric: Metric, metrics: dict[str, float]) -> float:
+    """Return the value of ``metric``, turned so that higher is better."""
+    return -metrics[metric] if metric == "log_loss" else metrics[metric]
 
 
 def stage_schedule(place: Workplace, kind: str, name: str, stage: Stage, labels: np.ndarray) -> Schedule:

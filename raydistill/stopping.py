@@ -10,28 +10,40 @@ from contextlib import contextmanager
 from raydistill.board import Show
 from raydistill.errors import Interrupted
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Stop(threading.Event):
     """The wish to stop. While ``is_obeyed`` the run looks at it after every step; otherwise it ends the run at once."""
 
     is_obeyed = False
 
+    def __init__(self, show: Show) -> None:
+        super().__init__()
+        self.show = show
+
+    def listen(self) -> None:
+        """Take the signals. To be called again after ``ray.init``, whose own handler ends the process at SIGTERM."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, self._obey)
+
+    def _obey(self, signum: int, frame: object) -> None:
+        if self.is_set() or not self.is_obeyed:
+            raise Interrupted("The run was stopped; everything finished so far is kept.")
+        self.set()
+        self.show({"phase": "stop", "note": "a checkpoint is written at the next step; once more ends the run at once"})
+
 
 @contextmanager
 def stoppable(show: Show) -> Iterator[Stop]:
     """Turn SIGINT and SIGTERM into a ``Stop``; a second signal ends the run at once. Raises Interrupted."""
-    stop = Stop()
-
-    def obey(signum: int, frame: object) -> None:
-        if stop.is_set() or not stop.is_obeyed:
-            raise Interrupted("The run was stopped; everything finished so far is kept.")
-        stop.set()
-        show({"phase": "stop", "note": "a checkpoint is written at the next step; once more ends the run at once"})
-
+    stop = Stop(show)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {signum: signal.signal(signum, obey) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    stop.listen()
     try:
         yield stop
     except Interrupted as error:

@@ -159,11 +159,6 @@ class Workplace:
         metrics = classification_metrics(logits, rows.labels)
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
-    def score(self, metrics: dict[str, float]) -> float:
-        """Higher is better."""
-        name = self.config.evaluate.metric
-        return -metrics[name] if name == "log_loss" else metrics[name]
-
     def observe(self, kind: str, report: Report, offset: int) -> None:
         """Track and show a report. The student's metrics keep their plain names, others are prefixed."""
         prefix = "" if kind == "student" else f"{kind}/"

@@ -19,7 +19,10 @@ ALLOWED = {
     "tests": set(),
     "pytest": set(),
 }
-PLAIN_TORCH = ("losses", "models", "tasks", "evaluate", "data", "teacher", "train/loop.py", "train/checkpoint.py")
+PLAIN_TORCH = (
+    *("losses", "models", "tasks", "data", "teacher", "train/loop.py", "train/optimizer.py", "train/checkpoint.py"),
+    *("evaluate/metrics.py", "evaluate/compare.py", "evaluate/latency.py", "evaluate/predict.py"),
+)
 ORCHESTRATION = ("cluster", "pipeline", "registry", "tracking", "cli", "console", "phases", "workplace")
 
 

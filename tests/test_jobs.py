@@ -122,7 +122,7 @@ def test_bench_losses_agree(problem: Any) -> None:
     batch = Batch(ids, rows.lengths[ids], rows.labels[ids])
     logits = ({"logits": model(**inputs).logits} for model in (student, teacher))
     total, _ = losses(*logits, batch, [16.0, 16.0])
-    assert float(by_hand) == pytest.approx(float(total), rel=1e-5)
+    assert by_hand.item() == pytest.approx(total.item(), rel=1e-5)
 
 
 def test_bench_sentences_are_real_and_split_by_document() -> None:

@@ -79,16 +79,21 @@ def cut_sentences(num_rows: int, num_held_out: int, seed: int = 0) -> tuple[Labe
     draw = random.Random(seed)
     draw.shuffle(documents)
     border = int(0.8 * len(documents))
-    parts = []
-    for chosen, size in ((documents[:border], num_rows), (documents[border:], num_held_out)):
-        found = {
-            sentence: label
-            for text, label in chosen
-            for sentence in re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
-            if 8 <= len(sentence.split()) <= 60
-        }
-        parts.append(sample(list(found), list(found.values()), size, draw))
-    return parts[0], parts[1]
+    train, held_out = sentences(documents[:border]), sentences(documents[border:])
+    held_out = {text: label for text, label in held_out.items() if text not in train}
+    return sample([*train], [*train.values()], num_rows, draw), sample(
+        [*held_out], [*held_out.values()], num_held_out, draw
+    )
+
+
+def sentences(documents: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Every sentence of 8 to 60 words, with the label of its document."""
+    return {
+        sentence: label
+        for text, label in documents
+        for sentence in re.split(r"(?<=[.!?])\s+|(?<=[.!?]\")\s+", " ".join(text.split()))
+        if 8 <= len(sentence.split()) <= 60
+    }
 
 
 def read_file(path: str, num_rows: int, num_held_out: int, seed: int = 0) -> tuple[Labelled, Labelled]:

@@ -1,6 +1,6 @@
 """On the PYTHONPATH of a process and its children: counts training steps and recorded shards in $RAYDISTILL_COUNT_FILE.
 
-Each line is ``step <setup> <number> <rank> <pid>``, ``shard <signals>/<rows> <index> <rank> <pid>`` or, where a worker
+Each line is ``step <setup> <number> <rank> <pid>``, ``shard <split>/<signals> <index> <rank> <pid>`` or, where a worker
 begins its phases, ``start run 0 <rank> <pid>``; appended before the work is done, so that work that a kill cuts off is
 counted as well.
 """
@@ -42,7 +42,8 @@ def count_shards(module: Any) -> None:
     original = module._record_shard
 
     def record_shard(teacher: Any, rows: Any, row_ids: Any, index: int, wanted: Any, *arguments: Any) -> Any:
-        note("shard", f"{'+'.join(sorted(wanted))}/{rows.num_rows}", index, os.environ.get("RANK", "0"))
+        split = next(iter(wanted.values())).recipe["split"]
+        note("shard", f"{split}/{'+'.join(sorted(wanted))}", index, os.environ.get("RANK", "0"))
         time.sleep(SHARD_SECONDS)
         return original(teacher, rows, row_ids, index, wanted, *arguments)
 
