@@ -117,6 +117,11 @@ def assert_ended_like(whole: Whole, folder: Path, results: dict[str, Any]) -> No
     assert storage.list("runs", only_run_key(storage), "student") == []
 
 
+def patience(seconds: float) -> float:
+    """So many seconds on two idle cores, longer where others keep them busy."""
+    return seconds * max(1.0, os.getloadavg()[0] / 2)
+
+
 def num_starts(lines: list[str]) -> int:
     return sum(line.startswith("start ") for line in lines)
 
@@ -221,8 +226,8 @@ def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, na
         else:
             command.kill(number)
         code, answer, _ = command.end()
-        assert time.monotonic() - sent < 10
         assert code == 130
+        assert time.monotonic() - sent < patience(10.0)
         assert answer["error"]["type"] == "Interrupted"
         assert "same command" in answer["error"]["message"]
         stopped_at = storage.read_json("runs", only_run_key(storage), "student", "distill", "last.json")["step"]
@@ -249,7 +254,7 @@ def test_ctrl_c_while_ray_starts_ends_the_command(tmp_path, seconds):
         sent = time.monotonic()
         os.killpg(command.process.pid, signal.SIGINT)
         code, answer, _ = command.end()
-        assert time.monotonic() - sent < 20  # Ray's own start is not cut short: 4 s, on a busy machine 12 s
+        assert time.monotonic() - sent < patience(15.0)  # Ray's own start, 4 s, is not cut short
     finally:
         left = command.clean_up()
     assert left == []

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-import yaml
 from tiny import tiny_classifier, tiny_inputs
 from toy import toy_config
 
@@ -141,9 +140,10 @@ def quickstart() -> dict[str, Any]:
 
 
 def test_the_explained_config_is_the_quick_start() -> None:
-    whole = [yaml.safe_load(block) for block in blocks("yaml") if block.count("\n") > 15]
-    assert len(whole) == 1
-    assert load_config(whole[0]) == load_config(QUICKSTART)
+    (block,) = [block for block in blocks("yaml") if "registry:" in block]
+    data = parse_yaml(block, "README").data
+    assert isinstance(data, dict)
+    assert load_config(data) == load_config(QUICKSTART)
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))

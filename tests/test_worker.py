@@ -58,6 +58,7 @@ def shrunk(inputs: Path, storage: Path, *more: str) -> Config:
             f"teacher.model={inputs / 'encoder'}",
             "teacher.finetune.num_epochs=2",
             "teacher.finetune.learning_rate=0.002",
+            "data.split.test=0.1",
             "stages.distill.num_epochs=1",
             "stages.distill.learning_rate=0.001",
             "train.dtype=float32",

@@ -61,7 +61,7 @@ def predict_split(place: Workplace, split: str, recorded: Recorded, folders: dic
     rows = place.rows[split]
     signals = RecordedSignals(recorded[split], rows.num_rows)
     logits = {"teacher": signals.batch(np.arange(rows.num_rows))["logits"].numpy()}
-    for name in folders.keys() - {"teacher"}:
+    for name in (name for name in folders if name != "teacher"):  # in the same order on every rank, as a set is not
         model = place.load(folders[name], dropout=0.0)
         logits[name] = predict(
             model,
