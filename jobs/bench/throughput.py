@@ -131,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-length", type=int, default=128, help="tokens a row is cut, or padded, to")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     given = parser.parse_args(arguments)
+    keep_freed_memory()  # for all contenders: it is a setting of the process
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     sizes = (given.rows, given.held_out)
