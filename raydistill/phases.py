@@ -52,7 +52,11 @@ def run_phases(place: Workplace) -> Outcome:
 
 
 def fit_teacher(place: Workplace) -> TeacherIdentity:
-    """Fine-tune the teacher where the config asks for it; its best weights stay in memory for the recording."""
+    """Fine-tune the teacher where the config asks for it.
+
+    The recording reads it back from its artefact, 0.2 s: another process may have published the same teacher first,
+    from another number of threads, and signals belong to the weights whose digest they carry.
+    """
     settings = place.config.teacher
     with place.phase("teacher"):
         source = resolve_model(settings.model, settings.revision, settings.trust_remote_code)
@@ -83,7 +87,6 @@ def fit_teacher(place: Workplace) -> TeacherIdentity:
             )
             parents = {"tokens": place.job.tokens.digest, "source": source_digest}
             publish(place, artifact, recipe, parents, model, source, {"history": history})
-            place.teacher_model = model
     folder = artifact.local() / "model"
     return TeacherIdentity(folder, model_digest(folder), source_digest, artifact)
 

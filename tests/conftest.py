@@ -23,6 +23,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the tracking server of another: mlflow.set_tracking_uri writes it into the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture(scope="session")
 def s3_storage_url() -> Iterator[str]:
     """URL of a bucket on a local moto S3 server; AWS_* points every process of the session at it."""
