@@ -95,6 +95,8 @@ def way_out(uri: str, reason: str) -> str:
     """What to do about a store that fails for this reason."""
     if "schema" in reason and "database" in reason:
         return f"Another MLflow version wrote it: back it up, then run: mlflow db upgrade {redact(uri)}"
+    if "not found" in reason.lower() or "no run with id" in reason.lower():
+        return "Check name, version and alias; the store is the storage folder's unless MLFLOW_TRACKING_URI is set."
     if uri.startswith(SERVER):
         return (
             "Start the server, correct MLFLOW_TRACKING_URI, or unset it to track in the storage folder; for a slow "

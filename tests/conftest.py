@@ -23,10 +23,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def own_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the tracking server of another: mlflow.set_tracking_uri writes it into the environment."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+@pytest.fixture(scope="module", autouse=True)
+def own_tracking() -> Iterator[None]:
+    """No module sees the tracking server of another: mlflow.set_tracking_uri writes it into the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,21 @@ from test_losses import PairDistance
 from toy import Toy, make_toy, relative_difference, run_ranks, weights, without_key_biases
 
 from raydistill.config import Optimization
+from raydistill.data.batches import Batch
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.losses import ForwardKl, Losses, TaskLoss
+from raydistill.models.capture import capture
 from raydistill.tasks import TextClassification
+from raydistill.train.device import Device
 from raydistill.train.group import Group
 from raydistill.train.loop import Schedule, Setup, Stage, train
 from raydistill.train.optimizer import learning_rate
 
 FP32_GRADIENT = 5e-6
 """Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
+
+
+BF16_GRADIENT = 2e-2
 
 
 def batch_gradients(setup: Setup, step: int = 0) -> dict[str, torch.Tensor]:
@@ -57,6 +64,32 @@ def test_micro_batches_do_not_change_the_gradient(toy, num_labeled):
     assert cut[100_000][0] == 1
     assert cut[160][0] >= 3
     assert max(relative_difference(cut[100_000][1], cut[160][1]).values()) < FP32_GRADIENT
+
+
+def test_micro_batches_hardly_change_the_gradient_in_bfloat16(toy):
+    device = Device("cpu", "bfloat16")
+    cut = [
+        without_key_biases(batch_gradients(toy.setup("bf16", device=device, train={"tokens_per_micro_batch": tokens})))
+        for tokens in (100_000, 160)
+    ]
+    assert 0 < max(relative_difference(*cut).values()) < BF16_GRADIENT
+
+
+def test_losses_do_not_depend_on_the_padding_length(toy):
+    student = toy.student(hidden_size=16, num_heads=2)
+    terms = {"kd": {"type": "forward_kl"}, "task": {"type": "task"}, "h": {"type": "hidden_mse"}}
+    losses = toy.losses(student, **terms, c={"type": "hidden_cosine"})
+    setup, rows = toy.setup("padding", losses, student), toy.rows()
+    ids = np.flatnonzero(rows.labels >= 0)[:9]
+    short = Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids))
+    long = replace(short, inputs={name: torch.nn.functional.pad(t, (0, 13)) for name, t in short.inputs.items()})
+    for loss in losses.terms.values():
+        a, b = (
+            loss(capture(student, batch.inputs, losses.student_needs), setup.signals.batch(ids, batch.inputs), batch)
+            for batch in (short, long)
+        )
+        assert a.shape == b.shape == (loss.count(short),)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_without_labels_the_task_term_is_zero(toy):
