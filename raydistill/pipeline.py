@@ -24,7 +24,7 @@ from raydistill.errors import Interrupted, TrackingError
 from raydistill.models.folder import model_digest, resolve_model
 from raydistill.registry import log_student, register_student
 from raydistill.stopping import Stop, stoppable
-from raydistill.tracking import RunRef, finish_run, log_data, prepare_store, start_run, tag_run, tracking_uri
+from raydistill.tracking import RunRef, drain, finish_run, log_data, prepare_store, start_run, tag_run, tracking_uri
 
 if TYPE_CHECKING:
     from raydistill.phases import Outcome
@@ -101,7 +101,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
 
 def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
     """Run the phases in the worker group, assemble the results, register the student."""
-    from raydistill.workplace import Job
+    from raydistill.workplace import Job, metrics_path
 
     config, storage, parts = prepared.config, prepared.storage, ("runs", prepared.run_key)
     owner = Owner.acquire(storage, *parts)
@@ -128,6 +128,8 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
         stop.is_obeyed = False
         tag_run(ref, {"teacher": outcome.teacher.digest})
         with clock.phase("register", show):
+            if (metrics := metrics_path(storage, prepared.run_key)).exists():
+                drain(ref, metrics)  # what the writer could not send while the tracking server was away
             results = assemble(prepared, ref, outcome, clock)
             results = publish(prepared, ref, outcome, results)
         status = "FINISHED"

@@ -29,7 +29,7 @@ from raydistill.data.rows import Rows
 from raydistill.models.load import model_digest
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import RecordedSignals, signal_artifact
-from raydistill.train.device import Device
+from raydistill.train.device import KEPT_BYTES, Device, keep_freed_memory
 from raydistill.train.group import Group
 from raydistill.train.loop import train
 
@@ -40,6 +40,10 @@ DISTILLATION = {
 }
 
 
+USUAL_MALLOC = (32 * 2**20, 64 * 2**20)
+"""The upper ends of glibc's dynamic thresholds, where a process that trains a model soon arrives."""
+
+
 @dataclass
 class Contender:
     """One way to train ``model``; ``steps`` yields the step it has come to."""
@@ -48,6 +52,8 @@ class Contender:
     steps: Iterator[int]
     dropout: float
     dtype: str
+    malloc: tuple[int, ...] = USUAL_MALLOC
+    """Bytes of the largest block that is kept when freed, and of all that are kept."""
     reached: int = 0
     seconds: float = 0.0
     record_seconds: float = 0.0
@@ -56,6 +62,7 @@ class Contender:
 
     def take_turn(self, stop: int, rows_per_step: float, device: Device) -> None:
         """Train to step ``stop``, or as far beyond as the loop goes at once, and note the time."""
+        keep_freed_memory(*self.malloc)
         before, recorded = self.reached, self.record_seconds
         started = time.perf_counter()
         while self.reached < stop:
@@ -77,7 +84,7 @@ def raydistill_loop(problem: Problem) -> Contender:
     """Record the teacher's logits, then train from the record; the recording belongs to the first turn."""
     model = problem.load(problem.student, 0.0)
     teacher = problem.load(problem.teacher, 0.0)
-    contender = Contender(model, iter(()), 0.0, problem.device.dtype)
+    contender = Contender(model, iter(()), 0.0, problem.device.dtype, malloc=(KEPT_BYTES, KEPT_BYTES))
 
     def steps() -> Iterator[int]:
         started = time.perf_counter()

@@ -11,6 +11,9 @@ raydistill  teacher recorded once (its time is included), then the training loop
 dynamic     Trainer with its defaults, teacher online, each batch padded to its longest row by DataCollatorWithPadding
 padded      the same, every row padded to max_length when it is tokenised
 
+raydistill has glibc keep freed memory (``train.device.keep_freed_memory``); in the turns of the others malloc stands
+where its own defaults end up in a process that frees large blocks: blocks above 32 MiB mapped, 64 MiB kept.
+
 They take turns, some steps each, so that a busy machine slows all of them; only these turns are timed: no imports, no
 tokenisation, no evaluation. ms/row is the median over the turns, a row counted once an epoch.
 """
@@ -38,7 +41,6 @@ from rich.console import Console
 from rich.table import Table
 
 from raydistill.data.paths import resolve_path
-from raydistill.train.device import keep_freed_memory
 
 TURNS_PER_EPOCH = 4
 
@@ -131,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-length", type=int, default=128, help="tokens a row is cut, or padded, to")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     given = parser.parse_args(arguments)
-    keep_freed_memory()  # for all contenders: it is a setting of the process
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     sizes = (given.rows, given.held_out)

@@ -13,15 +13,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 2**30
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(block_bytes: int = KEPT_BYTES, total_bytes: int = KEPT_BYTES) -> None:
     """Let glibc keep freed blocks of up to 1 GiB instead of mapping them afresh: a CPU step is 15 % faster.
 
-    Does nothing where the C library has no ``mallopt``.
+    ``block_bytes``: larger blocks are mapped; ``total_bytes``: more free memory than this at the top of the heap goes
+    back to the system. Does nothing where the C library has no ``mallopt``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, block_bytes)
+        mallopt(M_TRIM_THRESHOLD, total_bytes)
 
 
 @dataclass(frozen=True)
