@@ -15,7 +15,7 @@ from raydistill.artifacts import Artifact
 from raydistill.config import Stage, TaskLoss
 from raydistill.errors import ModelError
 from raydistill.evaluate.measure import evaluate
-from raydistill.losses import build_losses
+from raydistill.losses import all_teacher_needs, build_stages
 from raydistill.models.load import is_classifier, model_digest, resolve_model
 from raydistill.models.student import build_student, student_config
 from raydistill.recipes import Recorded, TeacherIdentity
@@ -137,11 +137,8 @@ def wanted_signal(place: Workplace, teacher: TeacherIdentity, signal: str, split
 def teacher_needs(place: Workplace, teacher: PretrainedConfig) -> frozenset[str]:
     """The union of the signals that the stages' losses ask of the teacher."""
     student = student_config(teacher, place.config.student)
-    losses = [
-        build_losses(stage.losses, place.task, student, teacher, seed=place.config.seed)
-        for stage in place.config.stages.values()
-    ]
-    return frozenset[str]().union(*(term.teacher_needs for term in losses))
+    losses = build_stages(place.config.stages, place.task, student, teacher, seed=place.config.seed)
+    return all_teacher_needs(losses)
 
 
 def train_student(place: Workplace, teacher: TeacherIdentity, mode: str, recorded: Recorded) -> Artifact:

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact, Storage
-from raydistill.config import Config, HiddenCosine, HiddenMse, TaskLoss
+from raydistill.config import Config, HiddenCosine, HiddenMse
 from raydistill.data.prepare import data_key, read_info
 from raydistill.data.rows import Rows, load_tokenizer, tokens_key
 from raydistill.data.size import Size, estimated_size, measured_size
 from raydistill.errors import ConfigError, RaydistillError
-from raydistill.losses import build_losses
+from raydistill.losses import Losses, all_teacher_needs, build_losses, build_stages
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
 from raydistill.models.layer_map import layer_map
 from raydistill.models.load import is_classifier, label_notice, read_config
 from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import is_checkpoint, start_layers, student_config
+from raydistill.preflight import check_losses, judge_weights
 from raydistill.tasks import make_task
 from raydistill.teacher.store import signal_artifact
 from raydistill.tracking import tracking_uri
@@ -47,9 +48,8 @@ def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
     student = student_config(source_config, config.student)
     task = make_task(config.task, size.labels)
     source_config.num_labels = task.num_labels
-    needs = frozenset[str]().union(
-        *(build_losses(s.losses, task, student, source_config, seed=0).teacher_needs for s in config.stages.values())
-    )
+    losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
+    needs = all_teacher_needs(losses)
     sizes = recipes.signal_bytes(needs, source_config, size.num_rows["train"], size.num_tokens["train"])
     mode, why = recipes.choose_mode(config.teacher, sizes)
     known = tokens if tokens is not None and tokens.exists() else None
@@ -68,10 +68,14 @@ def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
         },
         "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
         "steps": steps(config, size),
-        "findings": [
-            *findings(config, storage, source, size),
-            *(checked(config, storage, known, source, dtype) if check else []),
-        ],
+        "findings": list(
+            dict.fromkeys(  # the check weighs the terms once more
+                [
+                    *findings(config, storage, source, size, losses),
+                    *(checked(config, storage, known, source, dtype) if check else []),
+                ]
+            )
+        ),
     }
 
 
@@ -195,7 +199,7 @@ def steps(config: Config, size: Size) -> dict[str, int]:
     return made | {key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key != "teacher"}
 
 
-def findings(config: Config, storage: Storage, source: Path, size: Size) -> list[str]:
+def findings(config: Config, storage: Storage, source: Path, size: Size, losses: dict[str, Losses]) -> list[str]:
     """Return what a user should know before the run, a sentence each."""
     found = []
     if config.teacher.trust_remote_code:
@@ -216,13 +220,7 @@ def findings(config: Config, storage: Storage, source: Path, size: Size) -> list
         for term, loss in stage.losses.items():
             if loss.weight == 0:
                 found.append(f"stages.{name}.losses.{term}: its weight is 0, so it has no effect.")
-        hidden = sum(x.weight for x in stage.losses.values() if isinstance(x, HiddenMse | HiddenCosine))
-        targets = sum(x.weight for x in stage.losses.values() if not isinstance(x, HiddenMse | HiddenCosine | TaskLoss))
-        if hidden > targets > 0:
-            found.append(
-                f"stages.{name}: the representation's weight ({hidden:g}) exceeds the distillation's ({targets:g}); "
-                "rule of thumb: distillation 1 to 3 times the representation."
-            )
+        found += [f"stages.{name}: {finding}" for finding in judge_weights(losses[name])]
     try:
         tracking_uri(storage)
     except RaydistillError as error:
@@ -234,7 +232,6 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     """Compute every loss once on real rows, with the teacher as it is now."""
     from raydistill.models.load import load_classifier
     from raydistill.models.student import build_student
-    from raydistill.preflight import check_losses
     from raydistill.teacher.signals import OnlineSignals
     from raydistill.train.device import Device
 

@@ -41,7 +41,7 @@ def check_losses(
     ids = np.concatenate([labeled[: NUM_ROWS // 2], others[:NUM_ROWS], labeled[NUM_ROWS // 2 :]])[:NUM_ROWS]
     batch = Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids))
     norms = gradient_norms(model, losses, signals, batch, device)
-    return [f"stages.{stage}: {finding}" for finding in [*_judge_sizes(norms), *_judge_weights(losses)]]
+    return [f"stages.{stage}: {finding}" for finding in [*_judge_sizes(norms), *judge_weights(losses)]]
 
 
 def gradient_norms(
@@ -81,7 +81,8 @@ def _judge_sizes(norms: dict[str, float]) -> list[str]:
     return findings
 
 
-def _judge_weights(losses: Losses) -> list[str]:
+def judge_weights(losses: Losses) -> list[str]:
+    """Return a finding where the representation weighs more than the distillation; no data is needed for it."""
     representation = {n: loss.weight for n, loss in losses.terms.items() if isinstance(loss, HiddenLoss)}
     distillation = {n: loss.weight for n, loss in losses.terms.items() if not isinstance(loss, HiddenLoss | TaskLoss)}
     if not representation or not distillation or sum(representation.values()) <= sum(distillation.values()):

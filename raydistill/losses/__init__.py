@@ -18,7 +18,18 @@ from raydistill.tasks import TextClassification
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["ForwardKl", "HiddenCosine", "HiddenMse", "LogitMse", "Loss", "Losses", "TaskLoss", "build_losses"]
+__all__ = [
+    "ForwardKl",
+    "HiddenCosine",
+    "HiddenMse",
+    "LogitMse",
+    "Loss",
+    "Losses",
+    "TaskLoss",
+    "all_teacher_needs",
+    "build_losses",
+    "build_stages",
+]
 
 
 def build_losses(
@@ -36,6 +47,23 @@ def build_losses(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Losses({name: build_loss(term, task, student, teacher) for name, term in terms.items()})
+
+
+def build_stages(
+    stages: Mapping[str, settings.Stage],
+    task: TextClassification,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig,
+    *,
+    seed: int,
+) -> dict[str, Losses]:
+    """Build the losses of every stage, by its name."""
+    return {name: build_losses(stage.losses, task, student, teacher, seed=seed) for name, stage in stages.items()}
+
+
+def all_teacher_needs(stages: Mapping[str, Losses]) -> frozenset[str]:
+    """Return the union of the signals that the stages' losses ask of the teacher."""
+    return frozenset[str]().union(*(losses.teacher_needs for losses in stages.values()))
 
 
 def build_loss(

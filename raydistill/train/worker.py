@@ -42,11 +42,12 @@ def run_workers(job: Job, show: Show, stop: threading.Event) -> Outcome:
         if stop.is_set() and asked_at is None:
             asked_at = time.monotonic()
             board.request_stop()
-        if asked_at is not None and board.read() is None:
+        progress = board.read()
+        if asked_at is not None and progress is None:
             raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
         if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
             raise Interrupted("The run was stopped; the workers did not answer in time, the last checkpoint is kept.")
-        if progress := board.read():
+        if progress is not None:
             show(progress)
     if (error := fitting.exception()) is not None:
         raise explain(error) from error
