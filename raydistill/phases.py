@@ -6,20 +6,21 @@ in the phase, and at the shard or step, where it was. Nothing here knows Ray; wi
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact
-from raydistill.config import Stage, TaskLoss
+from raydistill.config import Config, Stage, TaskLoss
 from raydistill.errors import ModelError
 from raydistill.evaluate.measure import evaluate
 from raydistill.losses import all_teacher_needs, build_stages
 from raydistill.models.load import is_classifier, model_digest, resolve_model
 from raydistill.models.student import build_student, student_config
-from raydistill.recipes import Recorded, TeacherIdentity
-from raydistill.stages import publish, read_training, run_stages
+from raydistill.recipes import Recipe, Recorded, TeacherIdentity
+from raydistill.stages import StageReport, publish, read_training, run_stages, stage_history, stage_reports
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import signal_artifact
 from raydistill.workplace import Workplace
@@ -94,31 +95,42 @@ def fit_teacher(place: Workplace) -> TeacherIdentity:
 def record_teacher(place: Workplace, teacher: TeacherIdentity) -> tuple[str, Recorded]:
     """Record what the losses need on training rows (unless online), and the logits of validation and test rows."""
     with place.phase("record"):
-        config = AutoConfig.from_pretrained(teacher.folder)
-        needs = teacher_needs(place, config)
-        rows = place.rows["train"]
-        sizes = recipes.signal_bytes(needs, config, rows.num_rows, int(rows.lengths.sum()))
-        mode, why = recipes.choose_mode(place.config.teacher, sizes)
+        mode, why, needs = teacher_mode(place, teacher, place.config)
         place.notes.append(f"Teacher mode {mode}: {why}.")
         splits = {"train": needs if mode == "cached" else frozenset(), "validation": {"logits"}, "test": {"logits"}}
-        recorded: Recorded = {}
-        for split, signals in splits.items():
-            wanted = {signal: wanted_signal(place, teacher, signal, split) for signal in sorted(signals)}
-            recorded[split] = {signal: item.artifact for signal, item in wanted.items()}
-            missing = {s: item for s, item in wanted.items() if not place.has(item.artifact, f"signals of {split}")}
-            if missing:
-                record(
-                    place.teacher(teacher),
-                    place.rows[split],
-                    missing,
-                    tokens=place.inference_tokens,
-                    device=place.device,
-                    group=place.group,
-                    owner=place.job.owner,
-                    should_stop=place.board.should_stop,
-                    progress=place.recording_progress(split),
-                )
+        recorded = {split: record_split(place, teacher, split, signals) for split, signals in splits.items()}
     return mode, recorded
+
+
+def teacher_mode(place: Workplace, teacher: TeacherIdentity, config: Config) -> tuple[str, str, frozenset[str]]:
+    """Return how this config's losses get the teacher's signals, why, and which they need."""
+    teacher_config = AutoConfig.from_pretrained(teacher.folder)
+    student = student_config(teacher_config, config.student)
+    losses = build_stages(config.stages, place.task, student, teacher_config, seed=recipes.student_seed(config))
+    needs, rows = all_teacher_needs(losses), place.rows["train"]
+    sizes = recipes.signal_bytes(needs, teacher_config, rows.num_rows, int(rows.lengths.sum()))
+    return *recipes.choose_mode(config.teacher, sizes), needs
+
+
+def record_split(
+    place: Workplace, teacher: TeacherIdentity, split: str, signals: Collection[str]
+) -> dict[str, Artifact]:
+    """Record the signals of one split that are missing; where each lies."""
+    wanted = {signal: wanted_signal(place, teacher, signal, split) for signal in sorted(signals)}
+    missing = {s: item for s, item in wanted.items() if not place.has(item.artifact, f"signals of {split}")}
+    if missing:
+        record(
+            place.teacher(teacher),
+            place.rows[split],
+            missing,
+            tokens=place.inference_tokens,
+            device=place.device,
+            group=place.group,
+            owner=place.job.owner,
+            should_stop=place.board.should_stop,
+            progress=place.recording_progress(split),
+        )
+    return {signal: item.artifact for signal, item in wanted.items()}
 
 
 def wanted_signal(place: Workplace, teacher: TeacherIdentity, signal: str, split: str) -> Wanted:
@@ -134,35 +146,64 @@ def wanted_signal(place: Workplace, teacher: TeacherIdentity, signal: str, split
     return Wanted(artifact, recipe, {"tokens": tokens, **teacher.parents})
 
 
-def teacher_needs(place: Workplace, teacher: PretrainedConfig) -> frozenset[str]:
-    """The union of the signals that the stages' losses ask of the teacher."""
-    student = student_config(teacher, place.config.student)
-    losses = build_stages(place.config.stages, place.task, student, teacher, seed=place.config.seed)
-    return all_teacher_needs(losses)
-
-
 def train_student(place: Workplace, teacher: TeacherIdentity, mode: str, recorded: Recorded) -> Artifact:
     """Build the student and train it through its stages."""
-    config = place.config
     with place.phase("train"):
-        start_digest = recipes.start_digest(config.student, teacher.digest)
-        recipe = recipes.student_recipe(
-            config, start_digest, teacher.digest, place.job.tokens.digest, place.device.dtype, mode
-        )
-        artifact = recipes.artifact_of(place.job.storage, "student", recipe)
+        artifact, _ = student_artifact(place, teacher, mode)
         if place.has(artifact, "student"):
             place.replay("student", read_training(artifact)["history"])
         else:
-            build = build_student(
-                place.teacher(teacher), config.student, seed=config.seed, attn_implementation=place.attention
-            )
-            if mode == "cached":
-                place.teacher_model = None  # its memory is the student's now
-            history = run_stages(place, "student", build.model, config.stages, recorded["train"], teacher)
-            parents = {"tokens": place.job.tokens.digest, **teacher.parents}
-            about = {"history": history, "teacher_layers": list(build.teacher_layers)}
-            publish(place, artifact, recipe, parents, build.model, teacher.folder, about)
+            for _ in student_reports(place, teacher, mode, recorded["train"]):
+                pass
     return artifact
+
+
+def student_artifact(place: Workplace, teacher: TeacherIdentity, mode: str) -> tuple[Artifact, Recipe]:
+    job = place.job
+    return recipes.student_artifact(
+        place.config, job.storage, teacher, job.tokens.digest, place.device.dtype, mode
+    )
+
+
+def student_reports(
+    place: Workplace,
+    teacher: TeacherIdentity,
+    mode: str,
+    signals: dict[str, Artifact],
+    *,
+    is_trial: bool = False,
+    save_at_validation: bool = False,
+) -> Iterator[StageReport]:
+    """Build the student, train it, a report at a time, and publish it. A trial keeps the teacher's module for the next.
+
+    The caller looks first whether the student is in storage already.
+    """
+    config = place.config
+    artifact, recipe = student_artifact(place, teacher, mode)
+    build = build_student(
+        place.teacher(teacher),
+        config.student,
+        seed=recipes.student_seed(config),
+        attn_implementation=place.attention,
+    )
+    if mode == "cached" and not is_trial:
+        place.teacher_model = None  # its memory is the student's now
+    yield from stage_reports(
+        place,
+        "student",
+        build.model,
+        config.stages,
+        signals,
+        teacher,
+        is_trial=is_trial,
+        save_at_validation=save_at_validation,
+    )
+    parents = {"tokens": place.job.tokens.digest, **teacher.parents}
+    about = {
+        "history": stage_history(place, "student", config.stages),
+        "teacher_layers": list(build.teacher_layers),
+    }
+    publish(place, artifact, recipe, parents, build.model, teacher.folder, about)
 
 
 def train_baseline(place: Workplace, teacher: TeacherIdentity) -> Artifact | None:
@@ -172,9 +213,9 @@ def train_baseline(place: Workplace, teacher: TeacherIdentity) -> Artifact | Non
         return None
     with place.phase("baseline"):
         is_same = settings.start == "same"
-        start_digest = recipes.start_digest(config.student, teacher.digest if is_same else teacher.source_digest)
-        recipe = recipes.baseline_recipe(config, start_digest, place.job.tokens.digest, place.device.dtype)
-        artifact = recipes.artifact_of(place.job.storage, "baseline", recipe)
+        artifact, recipe = recipes.baseline_artifact(
+            config, place.job.storage, teacher, place.job.tokens.digest, place.device.dtype
+        )
         if place.has(artifact, "baseline"):
             place.replay("baseline", read_training(artifact)["history"])
         else:
@@ -182,7 +223,8 @@ def train_baseline(place: Workplace, teacher: TeacherIdentity) -> Artifact | Non
             if not is_same:
                 source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
             start = place.teacher(teacher) if is_same else place.load(source, dropout=0.0)
-            model = build_student(start, config.student, seed=config.seed, attn_implementation=place.attention).model
+            seed = recipes.student_seed(config)
+            model = build_student(start, config.student, seed=seed, attn_implementation=place.attention).model
             place.teacher_model = None
             stages = recipes.baseline_stages(config)
             history = run_stages(place, "baseline", model, stages, {}, None, labeled_only=True)

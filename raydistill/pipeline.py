@@ -84,19 +84,21 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     tokens = tokenize_data(data, source, config.data.max_length, storage)
     dtype = compute_dtype(config.train.dtype, device_type(config))
     reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
+    key = run_key(config, tokens, source, dtype)
+    return Prepared(config, storage, data, tokens, read_info(data), source, dtype, key, tuple(reused))
+
+
+def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
+    """Key of a run: all of the config that determines what it makes, MLflow run and registered version included."""
     excluded: dict[str, Any] = {
         "storage": True,
+        "sweep": True,
         "data": {"path", "unlabeled"},
         "teacher": {"model"},
         "train": {"num_workers", "resources_per_worker", "max_failures", "tokens_per_micro_batch", "checkpoint_steps"},
     }
-    recipe = {
-        "config": config.model_dump(mode="json", exclude=excluded),
-        "tokens": tokens.digest,
-        "source": model_digest(source),
-        "dtype": dtype,
-    }
-    return Prepared(config, storage, data, tokens, read_info(data), source, dtype, recipe_key(recipe), tuple(reused))
+    settings = config.model_dump(mode="json", exclude=excluded)
+    return recipe_key({"config": settings, "tokens": tokens.digest, "source": model_digest(source), "dtype": dtype})
 
 
 def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
         stop.is_obeyed = False
         tag_run(ref, {"teacher": outcome.teacher.digest})
         with clock.phase("register", show):
-            if (metrics := metrics_path(storage, prepared.run_key)).exists():
+            if (metrics := metrics_path(storage, *parts)).exists():
                 drain(ref, metrics)  # what the writer could not send while the tracking server was away
             results = assemble(prepared, ref, outcome, clock)
             results = publish(prepared, ref, outcome, results)
@@ -160,12 +162,13 @@ def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
         return run_local(job, show, stop)
     show({"phase": "start", "note": "Ray"})
     with cluster.connected():
+        from raydistill.phases import run_phases
         from raydistill.train.worker import run_workers
 
         stop.listen()
         if stop.is_set():
             raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
-        return run_workers(job, show, stop)
+        return run_workers(job, show, stop, run_phases)
 
 
 def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str, Any]) -> dict[str, Any]:

@@ -160,21 +160,15 @@ def student_of(
 ) -> Artifact | None:
     if teacher is None or tokens is None:
         return None
-    start = recipes.start_digest(config.student, teacher.digest)
-    return recipes.artifact_of(
-        storage, "student", recipes.student_recipe(config, start, teacher.digest, tokens.digest, dtype, mode)
-    )
+    return recipes.student_artifact(config, storage, teacher, tokens.digest, dtype, mode)[0]
 
 
 def baseline_of(
     config: Config, storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, dtype: str
 ) -> Artifact | None:
-    settings = recipes.baseline_settings(config)
-    if teacher is None or tokens is None or settings is None:
+    if teacher is None or tokens is None:
         return None
-    digest = teacher.digest if settings.start == "same" else teacher.source_digest
-    start = recipes.start_digest(config.student, digest)
-    return recipes.artifact_of(storage, "baseline", recipes.baseline_recipe(config, start, tokens.digest, dtype))
+    return recipes.baseline_artifact(config, storage, teacher, tokens.digest, dtype)[0]
 
 
 def layer_maps(config: Config, num_student: int, num_teacher: int) -> dict[str, list[list[int]]]:

@@ -44,11 +44,16 @@ def training_settings(train: Train) -> Recipe:
     return train.model_dump(include={"global_batch_size", "max_grad_norm", "early_stopping"})
 
 
-def _common(config: Config, tokens_digest: str, dtype: str) -> Recipe:
+def student_seed(config: Config) -> int:
+    """Seed of what student and baseline draw; data and teacher go by the config's own."""
+    return config.seed if config.train.seed is None else config.train.seed
+
+
+def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe:
     return {
         "tokens": tokens_digest,
         "dtype": dtype,
-        "seed": config.seed,
+        "seed": seed,
         "metric": config.evaluate.metric,
         "train": training_settings(config.train),
         "task": config.task.model_dump(mode="json"),
@@ -60,7 +65,7 @@ def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype
     return {
         "source": source_digest,
         "finetune": config.teacher.finetune.model_dump(mode="json"),
-        **_common(config, tokens_digest, dtype),
+        **_common(config, config.seed, tokens_digest, dtype),
     }
 
 
@@ -73,8 +78,8 @@ def student_recipe(
         "teacher": teacher_digest,
         "mode": mode,
         "student": config.student.model_dump(mode="json", exclude={"start"}),
-        "stages": {name: stage.model_dump(mode="json") for name, stage in config.stages.items()},
-        **_common(config, tokens_digest, dtype),
+        "stages": {name: _stage_recipe(stage) for name, stage in config.stages.items()},
+        **_common(config, student_seed(config), tokens_digest, dtype),
     }
 
 
@@ -82,10 +87,15 @@ def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype
     return {
         "start": start_digest,
         "student": config.student.model_dump(mode="json", exclude={"start"}),
-        "stages": {name: stage.model_dump(mode="json", exclude={"losses"}) for name, stage in config.stages.items()},
+        "stages": {name: stage.model_dump(mode="json", exclude={"losses", "changes"}) for name, stage in config.stages.items()},
         "speaks": [name for name, stage in config.stages.items() if teacher_speaks(stage)],
-        **_common(config, tokens_digest, dtype),
+        **_common(config, student_seed(config), tokens_digest, dtype),
     }
+
+
+def _stage_recipe(stage: Stage) -> Recipe:
+    """The stage; one without changes has the key it had before there were any."""
+    return stage.model_dump(mode="json", exclude=None if stage.changes else {"changes"})
 
 
 def start_digest(student: Student, teacher_digest: str) -> str:
@@ -101,6 +111,25 @@ def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:
     return storage.artifact(kind, recipe_key(recipe))
 
 
+def student_artifact(
+    config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str, mode: str
+) -> tuple[Artifact, Recipe]:
+    start = start_digest(config.student, teacher.digest)
+    recipe = student_recipe(config, start, teacher.digest, tokens_digest, dtype, mode)
+    return artifact_of(storage, "student", recipe), recipe
+
+
+def baseline_artifact(
+    config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str
+) -> tuple[Artifact, Recipe]:
+    """The baseline that ``evaluate.baseline`` asks for."""
+    settings = baseline_settings(config)
+    assert settings is not None
+    source = teacher.digest if settings.start == "same" else teacher.source_digest
+    recipe = baseline_recipe(config, start_digest(config.student, source), tokens_digest, dtype)
+    return artifact_of(storage, "baseline", recipe), recipe
+
+
 def teacher_speaks(stage: Stage) -> bool:
     return any(not isinstance(loss, TaskLoss) for loss in stage.losses.values())
 
@@ -112,7 +141,7 @@ def stage_rows(stage: Stage, labels: np.ndarray) -> np.ndarray:
 
 def baseline_stages(config: Config) -> dict[str, Stage]:
     """The student's stages with the task loss alone."""
-    return {name: stage.model_copy(update={"losses": {"task": TaskLoss()}}) for name, stage in config.stages.items()}
+    return {name: stage.model_copy(update={"losses": {"task": TaskLoss()}, "changes": ()}) for name, stage in config.stages.items()}
 
 
 def baseline_settings(config: Config) -> Baseline | None:

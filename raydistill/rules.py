@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
-    from raydistill.config import Columns, Config, Split, Stage, Student, TextClassification
+    from raydistill.config import Bounds, Columns, Config, Distribution, Split, Stage, Student, Sweep, TextClassification
 
 Mistake = tuple[tuple[str, ...], str]
 """Names below the section that checks, and what is wrong there."""
@@ -47,7 +48,19 @@ def check_labels(task: TextClassification) -> list[Mistake]:
 
 def check_stage(stage: Stage) -> list[Mistake]:
     silent = all(loss.weight == 0 for loss in stage.losses.values())
-    return [(("losses",), "every weight is 0, so nothing would be learned.")] if silent else []
+    mistakes: list[Mistake] = [(("losses",), "every weight is 0, so nothing would be learned.")] if silent else []
+    steps = [change.step for change in stage.changes]
+    if steps != sorted(set(steps)):
+        mistakes.append((("changes",), f"steps must rise, got {', '.join(map(str, steps))}."))
+    settings = {"learning_rate", "weight_decay"} | {
+        f"losses.{name}.{setting}"
+        for name, loss in stage.losses.items()
+        for setting in ("weight", "temperature")
+        if hasattr(loss, setting)
+    }
+    for name in sorted({name for change in stage.changes for name in change.set} - settings):
+        mistakes.append((("changes",), f"{name} cannot change on the way; what can: {', '.join(sorted(settings))}."))
+    return mistakes
 
 
 def check_student(student: Student) -> list[Mistake]:
@@ -108,3 +121,69 @@ def check_baseline(config: Config) -> list[Mistake]:
         text = "pretrained is the encoder before teacher.finetune, which is not set; write same."
         mistakes.append((("evaluate", "baseline", "start"), text))
     return mistakes
+
+
+MEASURES = (
+    *("validation/accuracy", "validation/macro_f1", "validation/mcc", "validation/log_loss"),
+    *("num_parameters", "latency_ms"),
+)
+"""What a sweep may look at: metrics on validation rows at the best epoch, and what is known of a shape untrained."""
+LOWER_IS_BETTER = ("validation/log_loss", "num_parameters", "latency_ms")
+
+
+def check_distribution(values: Distribution) -> list[Mistake]:
+    given = values.model_dump(exclude_none=True)
+    if len(given) != 1:
+        text = f"names {', '.join(given) or 'nothing'}; write one of {', '.join(type(values).model_fields)}."
+        return [((), text)]
+    (name, content) = next(iter(given.items()))
+    if name == "choice":
+        texts = [json.dumps(value, sort_keys=True, default=str) for value in content]
+        twice = sorted({text for text in texts if texts.count(text) > 1})
+        return [(("choice",), f"names {', '.join(twice)} twice.")] if twice else []
+    low, high = content
+    if low >= high:
+        return [((name,), f"runs from {low:g} to {high:g}; write [low, high] with low below high.")]
+    if name == "loguniform" and low <= 0:
+        return [((name,), f"begins at {low:g}; a logarithmic range begins above 0.")]
+    return []
+
+
+def check_bounds(bounds: Bounds) -> list[Mistake]:
+    if bounds.min is None and bounds.max is None:
+        return [((), "bounds nothing; write {max: ...}, {min: ...} or both.")]
+    if bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
+        return [((), f"min {bounds.min:g} is above max {bounds.max:g}.")]
+    return []
+
+
+def check_sweep(sweep: Sweep) -> list[Mistake]:
+    """Directions, and what search and scheduler can do with this space."""
+    mistakes: list[Mistake] = []
+    for place in ("objectives", "constraints"):
+        for name in getattr(sweep, place):
+            if name not in MEASURES:
+                mistakes.append(((place, name), f"is not measured. Known: {', '.join(MEASURES)}."))
+    for name, direction in sweep.objectives.items():
+        right = "min" if name in LOWER_IS_BETTER else "max"
+        if direction != right:
+            mistakes.append((("objectives", name), f"{direction} would look for the worst; write {right}."))
+    if not any(name.startswith("validation/") for name in sweep.objectives):
+        mistakes.append((("objectives",), "names no validation metric; without one nothing needs to be trained."))
+    if sweep.search == "grid":
+        for name, values in sweep.space.items():
+            if values.choice is None and values.integer is None:
+                mistakes.append((("space", name), "is a range, which has no grid; write choice or integer."))
+    if sweep.scheduler == "pbt":
+        mistakes += [
+            (("space", name), "changes what is trained, and pbt changes settings while it trains; search without pbt.")
+            for name in sweep.space
+            if not may_change(name)
+        ]
+    return mistakes
+
+
+def may_change(name: str) -> bool:
+    """Whether a setting can take another value while a student trains: weights and temperatures of losses, rates."""
+    last = name.rpartition(".")[2]
+    return name.startswith("stages.") and last in ("weight", "temperature", "learning_rate", "weight_decay")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,18 @@ from raydistill.models.load import save_model
 from raydistill.preflight import check_losses
 from raydistill.recipes import TeacherIdentity
 from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
-from raydistill.teacher.store import RecordedSignals
-from raydistill.train.loop import Schedule, Setup, train
+from raydistill.train.loop import Report, Schedule, Setup, train
 from raydistill.workplace import Workplace
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """A report of the loop, counted over all stages."""
+
+    report: Report
+    step: int
+    num_steps: int
+    is_last: bool
 
 
 def run_stages(
@@ -34,45 +46,100 @@ def run_stages(
     labeled_only: bool = False,
     metric: Metric | None = None,
 ) -> list[dict[str, Any]]:
-    """Train ``model`` through ``stages`` and return its history, steps counted over all stages.
+    """Train ``model`` through ``stages`` and return its history, steps counted over all stages."""
+    for _ in stage_reports(
+        place, kind, model, stages, recorded, teacher, labeled_only=labeled_only, metric=metric
+    ):
+        pass
+    return stage_history(place, kind, stages)
+
+
+def stage_reports(
+    place: Workplace,
+    kind: str,
+    model: PreTrainedModel,
+    stages: dict[str, Stage],
+    recorded: dict[str, Artifact],
+    teacher: TeacherIdentity | None,
+    *,
+    labeled_only: bool = False,
+    metric: Metric | None = None,
+    is_trial: bool = False,
+    save_at_validation: bool = False,
+) -> Iterator[StageReport]:
+    """Train ``model`` through ``stages``, a report at a time.
 
     With ``labeled_only`` the rows are the labelled ones; the number of steps stays that of the stage in the config.
-    ``metric`` picks the best weights, by default that of the config.
+    ``metric`` picks the best weights, by default that of the config. A trial's losses are not checked again.
     """
     rows = place.rows["train"]
     teacher_config = AutoConfig.from_pretrained(teacher.folder) if teacher else None
+    seed = place.config.seed if kind == "teacher" else recipes.student_seed(place.config)
+    lengths = stage_lengths(place, kind, stages)
+    offset, last = 0, list(stages)[-1]
+    for name, whole in stages.items():
+        row_ids = np.flatnonzero(rows.labels >= 0) if labeled_only else recipes.stage_rows(whole, rows.labels)
+        for stage, until in segments(whole):
+            losses = build_losses(stage.losses, place.task, model.config, teacher_config, seed=seed)
+            signals = stage_signals(place, losses.teacher_needs, recorded, teacher)
+            if kind == "student" and not is_trial:
+                place.notes += check_losses(name, model, losses, signals, rows, row_ids, place.device)
+            setup = Setup(
+                name=f"{kind}.{name}",
+                model=model,
+                losses=losses,
+                signals=signals,
+                rows=rows,
+                row_ids=row_ids,
+                schedule=lengths[name],
+                optimization=Optimization(**stage.model_dump(exclude={"losses", "changes"})),
+                settings=place.config.train,
+                seed=seed,
+                validate=lambda: place.validate(model),
+                score=partial(score, metric or place.config.evaluate.metric),
+                checkpoints=place.checkpoints(kind, name),
+                group=place.group,
+                device=place.device,
+                should_stop=place.board.should_stop,
+                until=until,
+                save_at_validation=save_at_validation,
+            )
+            for report in train(setup):
+                place.observe(kind, report, offset)
+                total = sum(length.num_steps for length in lengths.values())
+                yield StageReport(report, report.step + offset, total, report.finished and name == last)
+        offset += lengths[name].num_steps
+
+
+def stage_history(place: Workplace, kind: str, stages: dict[str, Stage]) -> list[dict[str, Any]]:
+    """All reports up to the last checkpoints, steps counted over all stages."""
     history: list[dict[str, Any]] = []
     offset = 0
-    for name, stage in stages.items():
-        losses = build_losses(stage.losses, place.task, model.config, teacher_config, seed=place.config.seed)
-        signals = stage_signals(place, losses.teacher_needs, recorded, teacher)
-        row_ids = np.flatnonzero(rows.labels >= 0) if labeled_only else recipes.stage_rows(stage, rows.labels)
-        schedule = stage_schedule(place, kind, name, stage, rows.labels)
-        if kind == "student":
-            place.notes += check_losses(name, model, losses, signals, rows, row_ids, place.device)
-        setup = Setup(
-            name=f"{kind}.{name}",
-            model=model,
-            losses=losses,
-            signals=signals,
-            rows=rows,
-            row_ids=row_ids,
-            schedule=schedule,
-            optimization=Optimization(**stage.model_dump(exclude={"losses"})),
-            settings=place.config.train,
-            seed=place.config.seed,
-            validate=lambda: place.validate(model),
-            score=partial(score, metric or place.config.evaluate.metric),
-            checkpoints=place.checkpoints(kind, name),
-            group=place.group,
-            device=place.device,
-            should_stop=place.board.should_stop,
-        )
-        for report in train(setup):
-            place.observe(kind, report, offset)
+    for name, length in stage_lengths(place, kind, stages).items():
         history += [{**entry, "step": entry["step"] + offset} for entry in place.history(kind, name)]
-        offset += schedule.num_steps
+        offset += length.num_steps
     return history
+
+
+def stage_lengths(place: Workplace, kind: str, stages: dict[str, Stage]) -> dict[str, Schedule]:
+    labels = place.rows["train"].labels
+    return {name: stage_schedule(place, kind, name, stage, labels) for name, stage in stages.items()}
+
+
+def segments(stage: Stage) -> list[tuple[Stage, int | None]]:
+    """The settings that hold one after another, and the step up to which each does (None: to the end)."""
+    parts: list[tuple[Stage, int | None]] = []
+    settings = stage.model_dump(exclude={"changes"})
+    for change in stage.changes:
+        parts.append((Stage.model_validate(settings), change.step))
+        settings = copy.deepcopy(settings)
+        for name, value in change.set.items():
+            *parents, leaf = name.split(".")
+            section = settings
+            for parent in parents:
+                section = section[parent]
+            section[leaf] = value
+    return [*parts, (Stage.model_validate(settings), None)]
 
 
 def score(metric: Metric, metrics: dict[str, float]) -> float:
@@ -93,8 +160,7 @@ def stage_signals(
     if not needs or teacher is None:
         return NoSignals()
     if recorded:
-        artifacts = {signal: recorded[signal] for signal in needs}
-        return RecordedSignals(artifacts, place.rows["train"].num_rows, verify=place.group.is_first)
+        return place.recorded({signal: recorded[signal] for signal in sorted(needs)})
     return OnlineSignals(place.teacher(teacher), needs, place.device)
 
 

@@ -27,13 +27,12 @@ from raydistill.evaluate.predict import predict
 from raydistill.models.load import attention_implementation, load_classifier
 from raydistill.recipes import TeacherIdentity
 from raydistill.tasks import make_task
+from raydistill.teacher.store import RecordedSignals
 from raydistill.tracking import RunRef, Tracker
 from raydistill.train.checkpoint import Checkpoints
 from raydistill.train.device import Device
 from raydistill.train.group import Group
 from raydistill.train.loop import Report
-
-SPLITS = ("train", "validation", "test")
 
 GPU_INFERENCE_FACTOR = 4
 """A forward pass without gradient takes so many times the tokens of a training micro-batch in the same memory."""
@@ -55,18 +54,37 @@ class Job:
     labels: tuple[str, ...]
     dtype: str
     run: RunRef | None
+    folder: tuple[str, ...] = ()
+    """Where below the run folder a trial of a sweep keeps its checkpoints and metrics."""
 
     @property
-    def run_parts(self) -> tuple[str, str]:
+    def run_parts(self) -> tuple[str, ...]:
+        return ("runs", self.run_key, *self.folder)
+
+    @property
+    def board_parts(self) -> tuple[str, ...]:
+        """Where the driver's wish to stop lies: trials of a sweep obey the same one."""
         return ("runs", self.run_key)
 
 
-def metrics_path(storage: Storage, run_key: str) -> Path:
+def metrics_path(storage: Storage, *run_parts: str) -> Path:
     """Return the local file that holds a run's metrics until MLflow has them."""
     if storage.is_local:
-        return Path(storage.path("runs", run_key, "metrics.jsonl"))
+        return Path(storage.path(*run_parts, "metrics.jsonl"))
     cache = Path(os.environ.get("RAYDISTILL_CACHE") or "~/.cache/raydistill").expanduser()
-    return cache / "runs" / run_key / "metrics.jsonl"
+    return cache.joinpath(*run_parts, "metrics.jsonl")
+
+
+class Splits(dict[str, Rows]):
+    """The tokenised splits, each opened when it is first asked for: trials of a sweep never open the test rows."""
+
+    def __init__(self, tokens: Artifact) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def __missing__(self, split: str) -> Rows:
+        self[split] = Rows.open(self.tokens.local(), split)
+        return self[split]
 
 
 class Workplace:
@@ -78,7 +96,7 @@ class Workplace:
         group: Group,
         device: Device,
         board: Board,
-        observed: Callable[[dict[str, float]], None] = lambda metrics: None,
+        observed: Callable[[dict[str, Any]], None] = lambda metrics: None,
     ) -> None:
         self.job, self.group, self.device = job, group, device
         self.config = job.config
@@ -90,13 +108,28 @@ class Workplace:
         self.notes: list[str] = []
         self.teacher_model: PreTrainedModel | None = None
         self._tracker: Tracker | None = None
+        self._recorded: dict[tuple[str, ...], RecordedSignals] = {}
         self._loop = ("", 0, 0.0)
         self._referred = [f"{artifact.kind}/{artifact.key}" for artifact in (job.data, job.tokens)]
 
+    def take_up(self, job: Job, board: Board) -> None:
+        """Turn to another trial of the same sweep: rows, recorded signals and the teacher's module stay loaded."""
+        self.flush()
+        self.job, self.config, self.board = job, job.config, board
+        self.seconds, self.reused, self.notes = {}, [], []
+        self._loop = ("", 0, 0.0)
+
     @cached_property
-    def rows(self) -> dict[str, Rows]:
-        folder = self.job.tokens.local()
-        return {split: Rows.open(folder, split) for split in SPLITS}
+    def rows(self) -> Splits:
+        return Splits(self.job.tokens)
+
+    def recorded(self, artifacts: dict[str, Artifact]) -> RecordedSignals:
+        """Signals of the training rows from the store, mapped once; rank 0 verifies their checksums."""
+        keys = tuple(artifact.key for artifact in artifacts.values())
+        if keys not in self._recorded:
+            num_rows = self.rows["train"].num_rows
+            self._recorded[keys] = RecordedSignals(artifacts, num_rows, verify=self.group.is_first)
+        return self._recorded[keys]
 
     @cached_property
     def attention(self) -> str:
@@ -131,7 +164,7 @@ class Workplace:
     def _refer(self, artifact: Artifact) -> None:
         """Write that the run refers to the artefact, before it is used: ``raydistill cache gc`` keeps it then."""
         name = f"{artifact.kind}/{artifact.key}"
-        if self.group.is_first and name not in self._referred:
+        if self.group.is_first and not self.job.folder and name not in self._referred:
             self._referred.append(name)
             facts = {"run_id": self.job.run.run_id if self.job.run else None, "artifacts": sorted(self._referred)}
             self.job.storage.write_json(facts, *self.job.run_parts, "run.json")
@@ -200,7 +233,7 @@ class Workplace:
         if self._tracker is None and self.job.run is not None and self.group.is_first:
             self._tracker = Tracker(
                 self.job.run,
-                metrics_path(self.job.storage, self.job.run_key),
+                metrics_path(self.job.storage, *self.job.run_parts),
                 owner=self.job.owner,
                 system_metrics=self.config.tracking.system_metrics,
             )
@@ -225,8 +258,8 @@ class Workplace:
                 self.tracker.log(metrics, entry["step"])
 
     def latency_inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Fixed shapes: one row, and 32, of the test split's median length."""
-        rows = self.rows["test"]
+        """Fixed shapes: one row, and 32, of the validation split's median length."""
+        rows = self.rows["validation"]
         order = np.argsort(rows.lengths, kind="stable")
         middle = len(order) // 2
         many = order[max(0, middle - 16) : middle + 16]

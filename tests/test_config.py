@@ -388,7 +388,8 @@ def test_any_dict_is_a_config_or_a_config_error(tree: dict[str, Any], use_good: 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(dotted_names())), st.text(max_size=8) | st.integers().map(str))
 def test_any_override_is_a_config_or_a_config_error(name: str, value: str) -> None:
-    found = complaint(lambda: load_config(GOOD, [f"{name.replace('*', 'x')}={value}"]))
+    sweep = {"sweep": {"space": {"student.num_layers": {"choice": [1, 2]}}}}
+    found = complaint(lambda: load_config(GOOD | sweep, [f"{name.replace('*', 'x')}={value}"]))
     assert found is None or "x" in found or name in found
 
 

@@ -27,7 +27,14 @@ from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints, Progress
 from raydistill.train.device import Device
 from raydistill.train.group import Group
-from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_learning_rate, trainable
+from raydistill.train.optimizer import (
+    build_optimizer,
+    freeze,
+    learning_rate,
+    set_learning_rate,
+    set_weight_decay,
+    trainable,
+)
 
 LOG_STEPS = 10
 
@@ -69,6 +76,10 @@ class Setup:
     group: Group
     device: Device
     should_stop: Callable[[], bool] = lambda: False
+    until: int | None = None
+    """Leave after this step with a checkpoint: from there on the stage has other settings. None: to the end."""
+    save_at_validation: bool = False
+    """Also write a checkpoint before each report of a validation."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,12 @@ class Report:
     num_steps: int
     metrics: dict[str, float]
     validated: bool
+    finished: bool = False
+    """The stage's last one."""
 
 
 def train(setup: Setup) -> Iterator[Report]:
-    """Train ``setup.model`` and yield a report now and then; the model holds the best weights at the end.
+    """Train ``setup.model`` and yield a report now and then; at the stage's end the model holds the best weights.
 
     Raises Interrupted, after writing a checkpoint, when any rank is asked to stop; RaydistillError when the loss is no
     longer finite.
@@ -92,7 +105,8 @@ def train(setup: Setup) -> Iterator[Report]:
     progress = stage.restore()
     if not progress.finished:
         yield from stage.run(progress)
-    setup.checkpoints.load_best(setup.model)
+    if progress.finished:
+        setup.checkpoints.load_best(setup.model)
     setup.model.eval()
 
 
@@ -127,24 +141,31 @@ class Stage:
 
     def restore(self) -> Progress:
         setup = self.setup
-        return setup.checkpoints.load_last(setup.model, setup.losses, self.optimizer) or Progress()
+        progress = setup.checkpoints.load_last(setup.model, setup.losses, self.optimizer) or Progress()
+        set_weight_decay(self.optimizer, setup.optimization.weight_decay)
+        return progress
 
     def run(self, progress: Progress) -> Iterator[Report]:
         """Take the remaining steps; every rank runs this in lockstep."""
         setup, schedule = self.setup, self.setup.schedule
-        first = progress.step
+        first, end = progress.step, min(setup.until or schedule.num_steps, schedule.num_steps)
+        if first >= end:
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
             pending = pool.submit(self.collate, first)
-            for step in range(first, schedule.num_steps):
+            for step in range(first, end):
                 batches = pending.result()
                 counts = self._agree(batches, progress)
-                if step + 1 < schedule.num_steps:
+                if step + 1 < end:
                     pending = pool.submit(self.collate, step + 1)
                 self.take_step(step, batches, counts)
                 progress.step = step + 1
                 is_last = progress.step == schedule.num_steps
                 if progress.step % schedule.validate_steps == 0 or is_last:
-                    yield self._validate(progress, is_last)
+                    report = self._validate(progress, is_last)
+                    if setup.save_at_validation:
+                        self._save(progress)
+                    yield report
                 elif progress.step % self.log_steps == 0:
                     yield self._report(progress, {}, validated=False)
                 if progress.finished:
@@ -256,7 +277,7 @@ class Stage:
         self._reset_sums()
         values |= metrics
         progress.history.append({"step": progress.step, "validated": validated, **values})
-        return Report(progress.step, self.setup.schedule.num_steps, values, validated)
+        return Report(progress.step, self.setup.schedule.num_steps, values, validated, progress.finished)
 
     def _save(self, progress: Progress) -> None:
         """Checkpoint, written by rank 0; weights that are no longer finite never replace good ones."""

@@ -38,8 +38,8 @@ def trainable(*modules: nn.Module) -> list[nn.Parameter]:
 def build_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> torch.optim.AdamW:
     """AdamW; vectors (biases, norms) are not decayed. Fused: the foreach kind is 7 % slower a step on a CPU."""
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay, "decays": True},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "decays": False},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
 
@@ -57,6 +57,13 @@ def learning_rate(step: int, num_steps: int, settings: Optimization) -> float:
             return settings.learning_rate * (1 - done)
         case "cosine":
             return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Let ``value`` hold from now on: a restored optimizer has that of its checkpoint."""
+    for group in optimizer.param_groups:
+        if group.get("decays"):
+            group["weight_decay"] = value
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

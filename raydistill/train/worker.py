@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -14,10 +15,11 @@ from raydistill.artifacts import Storage
 from raydistill.board import Board, Show
 from raydistill.cluster import worker_resources
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TrackingError
-from raydistill.phases import Outcome, run_phases
 from raydistill.train.device import Device, keep_freed_memory
 from raydistill.train.group import Group
 from raydistill.workplace import Job, Workplace
+
+Result = TypeVar("Result")
 
 STOP_SECONDS = 7.0
 """After a wish to stop, workers get so long to write a checkpoint before the cluster is taken down."""
@@ -27,15 +29,17 @@ OF_ONE_RANK = (ArtifactError, StaleOwner, TrackingError)
 rank at the same place and are returned, because trying again would not help."""
 
 
-def run_workers(job: Job, show: Show, stop: threading.Event) -> Outcome:
-    """Run all phases in one Ray Train worker group; ``show`` gets its progress, ``stop`` ends it with a checkpoint.
+def run_workers(
+    job: Job, show: Show, stop: threading.Event, phases: Callable[[Workplace], Result]
+) -> Result:
+    """Run ``phases`` in one Ray Train worker group; ``show`` gets its progress, ``stop`` ends it with a checkpoint.
 
-    Raises the RaydistillError that ended the phases, or one that names the worker and its error.
+    Returns what rank 0's ``phases`` return. Raises the RaydistillError that ended the phases, or one that names the worker and its error.
     """
-    board = Board(job.storage, job.run_parts, job.owner)
+    board = Board(job.storage, job.board_parts, job.owner)
     # In a thread of its own: Ray's handler for Ctrl-C, which kills workers after 12 s, is only set in the main thread.
     pool = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
-    fitting = pool.submit(lambda: _trainer(job).fit().return_value)
+    fitting = pool.submit(lambda: _trainer(job, phases).fit().return_value)
     pool.shutdown(wait=False)
     asked_at: float | None = None
     while not wait([fitting], timeout=0.2).done:
@@ -51,13 +55,13 @@ def run_workers(job: Job, show: Show, stop: threading.Event) -> Outcome:
             show(progress)
     if (error := fitting.exception()) is not None:
         raise explain(error) from error
-    outcome: Outcome | RaydistillError = fitting.result()
+    outcome: Result | RaydistillError = fitting.result()
     if isinstance(outcome, RaydistillError):
         raise outcome
     return outcome
 
 
-def _trainer(job: Job) -> Any:
+def _trainer(job: Job, phases: Callable[[Workplace], Any]) -> Any:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
@@ -66,7 +70,7 @@ def _trainer(job: Job) -> Any:
     storage_path, filesystem = ray_storage(job.storage)
     return TorchTrainer(
         cast("Any", _worker),
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "phases": phases},
         scaling_config=ScalingConfig(
             num_workers=job.config.train.num_workers,
             use_gpu=resources.get("GPU", 0) > 0,
@@ -92,11 +96,11 @@ def _worker(config: dict[str, Any]) -> Any:
     device = Device(str(ray.train.torch.get_device()), job.dtype)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
-    board = Board(job.storage, job.run_parts, job.owner)
+    board = Board(job.storage, job.board_parts, job.owner)
     place = Workplace(job, Group(device.torch_device), device, board, observed=ray.train.report)
     try:
         check_storage(job.storage, job.run_parts, place.group)
-        return run_phases(place)
+        return config["phases"](place)
     except OF_ONE_RANK:
         raise
     except RaydistillError as error:
