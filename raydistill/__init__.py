@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     Source = str | os.PathLike[str] | Mapping[str, Any] | Config
 
-__all__ = ["Config", "RaydistillError", "__version__", "distill", "load_config", "plan"]
+__all__ = ["Config", "RaydistillError", "__version__", "distill", "load_config", "plan", "sweep"]
 
 _HOMES = {"Config": "config", "RaydistillError": "errors", "load_config": "loading"}
-_PARTS = ("data", "evaluate", "losses", "models", "tasks", "teacher", "train")
+_PARTS = ("data", "evaluate", "losses", "models", "search", "tasks", "teacher", "train")
 
 
 def distill(
@@ -40,6 +40,24 @@ def plan(config: Source, overrides: Sequence[str] = (), *, check: bool = False) 
     from raydistill.planning import make_plan
 
     return make_plan(load_config(config, overrides), check)
+
+
+def sweep(
+    config: Source,
+    overrides: Sequence[str] = (),
+    *,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    fresh: bool = False,
+    retry_failed: bool = False,
+) -> dict[str, Any]:
+    """Search as the config's ``sweep`` says and return the content of its sweep.json.
+
+    `fresh` begins anew beside an earlier sweep, `retry_failed` trains failed trials again. Raises RaydistillError.
+    """
+    from raydistill.loading import load_config
+    from raydistill.search.sweep import sweep as run
+
+    return run(load_config(config, overrides), progress=progress, fresh=fresh, retry_failed=retry_failed)
 
 
 def __getattr__(name: str) -> Any:

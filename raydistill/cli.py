@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from raydistill.console import INTERRUPTED, Outcome, Progress, run
+from raydistill.options import (
+    STORAGE,
+    ConfigFile,
+    DataOverrides,
+    Json,
+    MaxLength,
+    Model,
+    Overrides,
+    StorageUrl,
+    Version,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,38 +37,9 @@ app = typer.Typer(
 cache = typer.Typer(help="Show and free what storage holds.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 
-STORAGE = "raydistill-storage"
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file; relative paths in it count from here.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Override a value by dotted name, VALUE as in YAML. Repeatable."),
-]
-# Parsed here so that --help shows it; console.run looks for it itself, because parsing may fail.
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
-StorageUrl = Annotated[str, typer.Option("--storage", metavar="PATH_OR_URL", help="Where artefacts lie.")]
-MaxLength = Annotated[
-    int | None,
-    typer.Option("--max-length", min=4, help="Tokens a text is cut to; default: as trained, if stored, else all."),
-]
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, pkg://…, a hub name, runs:/… or models:/NAME@ALIAS.")
-]
-
-
-def print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"raydistill {version('raydistill')}")
-        raise typer.Exit
-
 
 @app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
+def root(version: Version = False) -> None:
     pass
 
 
@@ -83,16 +65,59 @@ def distill(config: ConfigFile, overrides: Overrides = None, json: Json = False)
 
 
 @app.command()
+def sweep(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin another sweep instead of going on.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train the failed trials again.")] = False,
+    json: Json = False,
+) -> Outcome:
+    """Search settings of the student: trials share data and teacher. The same command goes on where it was."""
+    from raydistill.loading import load_config
+    from raydistill.search.space import check_space
+
+    loaded = load_config(config, overrides or [])
+    check_space(loaded)  # before anything heavy is loaded
+    from raydistill.search.sweep import sweep as work
+    from raydistill.search.table import Table, print_sweep
+
+    with Table() as table:
+        summary = work(loaded, progress=table, fresh=fresh, retry_failed=retry_failed)
+    return Outcome(lambda: summary, lambda console: print_sweep(console, summary))
+
+
+@app.command()
+def report(
+    name: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Its key or how it begins; the newest.")] = None,
+    storage: StorageUrl = STORAGE,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    json: Json = False,
+) -> Outcome:
+    """Write the page of a finished sweep: finalists, Pareto front, importance, learning curves, all trials."""
+    from raydistill.search import page
+    from raydistill.storage import Storage
+
+    summary = page.find_summary(Storage(storage), name)
+    page.write_report(summary, out)
+    found = {"written": str(out), "summary": summary}
+    return Outcome(lambda: found, lambda console: print(f"{out}: {summary['verdict']}"))
+
+
+@app.command()
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     check: Annotated[bool, typer.Option("--check", help="Also compute every loss once on a real batch.")] = False,
     json: Json = False,
 ) -> Outcome:
-    """Say what `distill` would do, what is in storage already, and how large it gets."""
+    """Say what `distill` or `sweep` would do, what is in storage already, how large and how long it gets."""
     from raydistill.loading import load_config
 
     loaded = load_config(config, overrides or [])
+    if loaded.sweep is not None:
+        from raydistill import cluster
+
+        cluster.set_environment()  # trials are timed here with the threads that they will have
     from raydistill import planning
 
     made = planning.make_plan(loaded, check)
@@ -105,10 +130,7 @@ def evaluate(
     data: Annotated[str, typer.Option("--data", help="A file, a folder, pkg://… or a hub data set, with labels.")],
     split: Annotated[str, typer.Option("--split", help="Which rows, where the data has splits.")] = "test",
     max_length: MaxLength = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Override a value of data: --set data.max_length=64."),
-    ] = None,
+    overrides: DataOverrides = None,
     storage: StorageUrl = STORAGE,
     json: Json = False,
 ) -> Outcome:
@@ -140,9 +162,7 @@ def predict(
     inputs = texts.split_pairs(lines) if pairs else lines
     from raydistill import inference
 
-    found: Iterator[dict[str, Any]] = inference.predict_texts(
-        model, inputs, batch_size, max_length=max_length, storage=storage
-    )
+    found = inference.predict_texts(model, inputs, batch_size, max_length=max_length, storage=storage)
 
     def show(console: Console) -> None:
         for row in found:
@@ -187,16 +207,12 @@ def doctor(storage: StorageUrl = STORAGE, json: Json = False) -> Outcome:
 @app.command()
 def schema(json: Json = False) -> Outcome:
     """Print the JSON schema of the config, for editors."""
+    from json import dumps
+
     from raydistill.config import Config
 
     found = Config.model_json_schema()
-
-    def show(console: Console) -> None:
-        from json import dumps
-
-        print(dumps(found, indent=2))
-
-    return Outcome(lambda: found, show)
+    return Outcome(lambda: found, lambda console: print(dumps(found, indent=2)))
 
 
 @app.command()
@@ -210,9 +226,8 @@ def losses(json: Json = False) -> Outcome:
         for name, loss in found.items():
             console.print(f"[bold]{name}[/]  {loss['about']}", soft_wrap=True)
             for setting, value in loss["settings"].items():
-                console.print(
-                    f"    {setting}: {value['default']}    {value['about']}", markup=False, style="dim", soft_wrap=True
-                )
+                line = f"    {setting}: {value['default']}    {value['about']}"
+                console.print(line, markup=False, style="dim", soft_wrap=True)
 
     return Outcome(lambda: {"losses": found}, show)
 
@@ -257,8 +272,10 @@ def cache_gc(
     from raydistill import inventory
 
     rows = inventory.collected(storage, dry_run, older_than_hours)
-    key = "would_remove" if dry_run else "removed"
-    return Outcome(lambda: {key: rows}, lambda console: inventory.print_freed(console, rows, dry_run))
+    return Outcome(
+        lambda: {"would_remove" if dry_run else "removed": rows},
+        lambda console: inventory.print_freed(console, rows, dry_run),
+    )
 
 
 def invoke(arguments: Sequence[str]) -> Outcome | int | None:
@@ -274,8 +291,7 @@ def invoke(arguments: Sequence[str]) -> Outcome | int | None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit code."""
-    usage_error = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this typer has it from
-    return run(invoke, arguments, usage_error)
+    return run(invoke, arguments, typer.BadParameter.__bases__[0])  # click's UsageError, wherever typer has it from
 
 
 def main() -> None:

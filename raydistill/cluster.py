@@ -21,6 +21,10 @@ DEFAULTS = {
     # Threads of torch's CPU kernels sleep, instead of spinning, while they wait for each other. With other processes on
     # the same cores (Ray's own are enough) a step is 5 to 10 times faster; torch reads it when it is first imported.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Tune's own files are not read by anybody: a sweep's trials lie in its ledger.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -83,10 +87,15 @@ def _start_local() -> None:
     )
 
 
-def worker_resources(train: Train) -> dict[str, float]:
+TRIALS_AT_ONCE = 4
+"""Trials that share a machine without GPUs, where it has as many cores: a search learns little from more at a time."""
+
+
+def worker_resources(train: Train, *, groups: int = 1) -> dict[str, float]:
     """Return what each worker asks for: a GPU where the cluster has them, and an even share of the CPUs.
 
-    Raises ConfigError where the cluster can never hold that many workers.
+    ``groups``: worker groups that should find room side by side without GPUs. Raises ConfigError where the cluster can
+    never hold one.
     """
     import ray
 
@@ -96,7 +105,7 @@ def worker_resources(train: Train) -> dict[str, float]:
     elif total.get("GPU", 0) >= train.num_workers:
         wanted = {"CPU": max(1.0, total.get("CPU", 1) // total["GPU"]), "GPU": 1.0}
     else:
-        wanted = {"CPU": max(1.0, total.get("CPU", 1) // train.num_workers)}
+        wanted = {"CPU": max(1.0, total.get("CPU", 1) // (train.num_workers * groups))}
     can_grow = bool(os.environ.get("RAY_ADDRESS"))  # an autoscaler may bring nodes; a cluster of this machine cannot
     for name, amount in wanted.items():
         if amount * train.num_workers > total.get(name, 0) and not can_grow:
@@ -106,3 +115,17 @@ def worker_resources(train: Train) -> dict[str, float]:
                 "Lower train.num_workers or train.resources_per_worker."
             )
     return wanted
+
+
+def groups_at_once(train: Train, resources: dict[str, float]) -> int | None:
+    """Worker groups that the cluster can hold side by side; None where an autoscaler may bring more nodes.
+
+    Groups of several workers are counted on the nodes that are there: more than fit would wait for each other.
+    """
+    import ray
+
+    if os.environ.get("RAY_ADDRESS") and train.num_workers == 1:
+        return None
+    total = ray.cluster_resources()
+    rooms = [total.get(name, 0) // (amount * train.num_workers) for name, amount in resources.items() if amount > 0]
+    return max(1, int(min(rooms, default=1)))

@@ -160,9 +160,7 @@ def train_student(place: Workplace, teacher: TeacherIdentity, mode: str, recorde
 
 def student_artifact(place: Workplace, teacher: TeacherIdentity, mode: str) -> tuple[Artifact, Recipe]:
     job = place.job
-    return recipes.student_artifact(
-        place.config, job.storage, teacher, job.tokens.digest, place.device.dtype, mode
-    )
+    return recipes.student_artifact(place.config, job.storage, teacher, job.tokens.digest, place.device.dtype, mode)
 
 
 def student_reports(

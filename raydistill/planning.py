@@ -53,7 +53,7 @@ def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
     sizes = recipes.signal_bytes(needs, source_config, size.num_rows["train"], size.num_tokens["train"])
     mode, why = recipes.choose_mode(config.teacher, sizes)
     known = tokens if tokens is not None and tokens.exists() else None
-    return {
+    plan: dict[str, Any] = {
         "storage": storage.url,
         "data": {"rows": size.num_rows, "tokens": size.num_tokens, "labeled": size.num_labeled},
         "labels": list(size.labels),
@@ -77,6 +77,11 @@ def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
             )
         ),
     }
+    if config.sweep is not None:
+        from raydistill.search.estimate import estimate_sweep
+
+        plan["sweep"] = estimate_sweep(config, source_config, size, plan)
+    return plan
 
 
 def check_tokenizers(config: Config, teacher: Path) -> None:
@@ -272,6 +277,10 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     console.print(f"student    {shape}{escape(layers)}")
     for name, pairs in plan["layer_maps"].items():
         console.print(f"layers     {name}: " + ", ".join(f"{s} ← {t}" for s, t in pairs))
+    if "sweep" in plan:
+        from raydistill.search.estimate import print_estimate
+
+        print_estimate(console, plan["sweep"])
     for finding in plan["findings"]:
         is_grave = finding.startswith(("teacher.trust_remote_code", "teacher.model"))
         console.print(f"[{'red' if is_grave else 'yellow'}]![/] {escape(finding)}")

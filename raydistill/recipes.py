@@ -87,7 +87,9 @@ def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype
     return {
         "start": start_digest,
         "student": config.student.model_dump(mode="json", exclude={"start"}),
-        "stages": {name: stage.model_dump(mode="json", exclude={"losses", "changes"}) for name, stage in config.stages.items()},
+        "stages": {
+            name: stage.model_dump(mode="json", exclude={"losses", "changes"}) for name, stage in config.stages.items()
+        },
         "speaks": [name for name, stage in config.stages.items() if teacher_speaks(stage)],
         **_common(config, student_seed(config), tokens_digest, dtype),
     }
@@ -141,7 +143,10 @@ def stage_rows(stage: Stage, labels: np.ndarray) -> np.ndarray:
 
 def baseline_stages(config: Config) -> dict[str, Stage]:
     """The student's stages with the task loss alone."""
-    return {name: stage.model_copy(update={"losses": {"task": TaskLoss()}, "changes": ()}) for name, stage in config.stages.items()}
+    return {
+        name: stage.model_copy(update={"losses": {"task": TaskLoss()}, "changes": ()})
+        for name, stage in config.stages.items()
+    }
 
 
 def baseline_settings(config: Config) -> Baseline | None:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
-    from raydistill.config import Bounds, Columns, Config, Distribution, Split, Stage, Student, Sweep, TextClassification
+    from raydistill.config import (
+        Bounds,
+        Columns,
+        Config,
+        Distribution,
+        Split,
+        Stage,
+        Student,
+        Sweep,
+        TextClassification,
+    )
 
 Mistake = tuple[tuple[str, ...], str]
 """Names below the section that checks, and what is wrong there."""
@@ -84,7 +94,20 @@ def check_student(student: Student) -> list[Mistake]:
 
 
 def check_config(config: Config) -> list[Mistake]:
-    return [*check_layer_maps(config), *check_baseline(config)]
+    return [*check_layer_maps(config), *check_baseline(config), *check_exchange(config)]
+
+
+def check_exchange(config: Config) -> list[Mistake]:
+    """What pbt, which changes settings on the way, needs of the rest of the config."""
+    if config.sweep is None or config.sweep.scheduler != "pbt":
+        return []
+    mistakes: list[Mistake] = []
+    place = ("sweep", "scheduler")
+    if len(config.stages) > 1:
+        mistakes.append((place, "pbt needs a single stage; search a later stage with the earlier ones fixed."))
+    if config.train.num_workers > 1:
+        mistakes.append((place, "pbt needs train.num_workers: 1, as trials take over each other's checkpoints."))
+    return mistakes
 
 
 def check_layer_maps(config: Config) -> list[Mistake]:

@@ -47,9 +47,7 @@ def run_stages(
     metric: Metric | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` through ``stages`` and return its history, steps counted over all stages."""
-    for _ in stage_reports(
-        place, kind, model, stages, recorded, teacher, labeled_only=labeled_only, metric=metric
-    ):
+    for _ in stage_reports(place, kind, model, stages, recorded, teacher, labeled_only=labeled_only, metric=metric):
         pass
     return stage_history(place, kind, stages)
 

@@ -78,10 +78,10 @@ def start_run(config: Config, storage: Storage, run_key: str, lineage: Mapping[s
         client = open_client(uri)
         with store_lock(uri):
             experiment_id = _experiment(client, config.tracking.experiment, artifact_location(uri, storage))
-            run_id = _open_run(client, experiment_id, run_key, config.tracking.run_name or run_key[:12])
+            run_id = open_run(client, experiment_id, run_key, config.tracking.run_name or run_key[:12])
         facts = describe_environment() | {"config_hash": config_hash(config), "seed": config.seed, "run_key": run_key}
         facts |= dict(lineage or {})
-        _log_params(client, run_id, parameters(config))
+        log_params(client, run_id, parameters(config))
         set_tags(client, run_id, config.tracking.tags | lineage_tags(facts))
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         client.log_text(run_id, redact(text), "config.yaml")
@@ -122,7 +122,7 @@ def finish_run(
     with reported(ref.tracking_uri):
         client = open_client(ref.tracking_uri)
         if results is not None:
-            _log_figures(client, ref.run_id, figures(results))
+            log_figures(client, ref.run_id, figures(results))
             client.log_text(ref.run_id, redact(json.dumps(results, indent=2)), "results.json")
         if artifacts is not None:
             client.log_artifacts(ref.run_id, str(artifacts))
@@ -235,18 +235,21 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
     return str(experiment.experiment_id)
 
 
-def _open_run(client: MlflowClient, experiment_id: str, run_key: str, name: str) -> str:
+def open_run(
+    client: MlflowClient, experiment_id: str, run_key: str, name: str, more: Mapping[str, str] | None = None
+) -> str:
+    """The run with this key, reopened, or a new one with the tags ``more``."""
     found = client.search_runs(
         [experiment_id], f"tags.`{RUN_KEY}` = '{run_key}'", max_results=1, order_by=["attributes.start_time ASC"]
     )
     if not found:
-        tags = {RUN_KEY: run_key, "mlflow.source.name": "raydistill", "mlflow.source.type": "LOCAL"}
+        tags = {RUN_KEY: run_key, "mlflow.source.name": "raydistill", "mlflow.source.type": "LOCAL", **(more or {})}
         return str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
     client.update_run(found[0].info.run_id, status="RUNNING")
     return str(found[0].info.run_id)
 
 
-def _log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
+def log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
     """Log what is not there yet. MLflow's parameters are write-once: what a resumed run changed (say, the number of
     workers) is in ``config.yaml`` and in the tag ``raydistill.changed_params``."""
     from mlflow.entities import Param
@@ -260,7 +263,7 @@ def _log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) ->
         set_tags(client, run_id, {"raydistill.changed_params": json.dumps(changed)[:MAX_PARAM_LENGTH]})
 
 
-def _log_figures(client: MlflowClient, run_id: str, values: Mapping[str, float]) -> None:
+def log_figures(client: MlflowClient, run_id: str, values: Mapping[str, float]) -> None:
     from mlflow.entities import Metric
 
     present, now = client.get_run(run_id).data.metrics, time.time_ns() // 1_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar, cast
 
@@ -29,9 +29,7 @@ OF_ONE_RANK = (ArtifactError, StaleOwner, TrackingError)
 rank at the same place and are returned, because trying again would not help."""
 
 
-def run_workers(
-    job: Job, show: Show, stop: threading.Event, phases: Callable[[Workplace], Result]
-) -> Result:
+def run_workers(job: Job, show: Show, stop: threading.Event, phases: Callable[[Workplace], Result]) -> Result:
     """Run ``phases`` in one Ray Train worker group; ``show`` gets its progress, ``stop`` ends it with a checkpoint.
 
     Returns what rank 0's ``phases`` return. Raises the RaydistillError that ended the phases, or one that names the worker and its error.
@@ -39,7 +37,7 @@ def run_workers(
     board = Board(job.storage, job.board_parts, job.owner)
     # In a thread of its own: Ray's handler for Ctrl-C, which kills workers after 12 s, is only set in the main thread.
     pool = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
-    fitting = pool.submit(lambda: _trainer(job, phases).fit().return_value)
+    fitting = pool.submit(lambda: make_trainer(job, phases, f"{job.run_key}-{job.owner.number}").fit().return_value)
     pool.shutdown(wait=False)
     asked_at: float | None = None
     while not wait([fitting], timeout=0.2).done:
@@ -61,7 +59,9 @@ def run_workers(
     return outcome
 
 
-def _trainer(job: Job, phases: Callable[[Workplace], Any]) -> Any:
+def make_trainer(job: Job, phases: Callable[[Workplace], Any], name: str, callbacks: Sequence[Any] = ()) -> Any:
+    """A trainer whose workers run ``phases``. ``name``: a fresh one a start, as Ray would silently resume, or refuse, a
+    run of the same name."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
@@ -77,11 +77,11 @@ def _trainer(job: Job, phases: Callable[[Workplace], Any]) -> Any:
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            # A fresh name a start: Ray would silently resume, or refuse, a run of the same name.
-            name=f"{job.run_key}-{job.owner.number}",
+            name=name,
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=job.config.train.max_failures, controller_failure_limit=3),
+            callbacks=list(callbacks),
         ),
     )
 

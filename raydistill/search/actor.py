@@ -1,0 +1,143 @@
+"""Trials on Ray: a warm actor that trains one student after another, or a Ray Train group for each trial."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+import torch
+
+from raydistill.artifacts import Storage
+from raydistill.errors import Interrupted, RaydistillError
+from raydistill.search.shared import Shared
+from raydistill.search.trial import FOLDER, Order, TrialBoard, trial_job, trial_reports
+from raydistill.train.device import Device, keep_freed_memory
+from raydistill.train.group import Group
+from raydistill.workplace import Job, Workplace
+
+OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
+
+
+def ended(error: BaseException) -> dict[str, Any]:
+    """The last result of a trial that did not come to its end."""
+    if isinstance(error, Interrupted):
+        return {"interrupted": True, "done": True}
+    reason = str(error)
+    if isinstance(error, OUT_OF_MEMORY):
+        reason = (
+            f"out of memory: {reason.splitlines()[0] if reason else type(error).__name__}. Lower "
+            "train.tokens_per_micro_batch, or keep such shapes out with sweep.constraints.num_parameters."
+        )
+    return {"failure": reason, "done": True}
+
+
+class TrialActor(ray.tune.Trainable):
+    """Trains a student alone. Kept by Tune for the next trial: imports, rows, signals and teacher stay loaded."""
+
+    def setup(self, config: dict[str, Any], shared: Shared, num_threads: int, exchanges: bool) -> None:  # type: ignore[override]
+        """``exchanges``: under pbt, trials take over each other's checkpoints."""
+        keep_freed_memory()
+        torch.set_num_threads(num_threads)
+        self.shared, self.exchanges = shared, exchanges
+        device = Device("cuda" if torch.cuda.is_available() else "cpu", shared.job.dtype)
+        self.place = Workplace(shared.job, Group(device.torch_device), device, self._board())
+        self.reports: Iterator[dict[str, Any]] | None = None
+        self.order = Order.from_plain(config["trial"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Put away the last trial; the next one begins with ``step``."""
+        self._close()
+        self.order = Order.from_plain(new_config["trial"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train up to the next validation."""
+        try:
+            if self.reports is None:
+                self.place.take_up(trial_job(self.shared, self.order), self._board())
+                self.reports = trial_reports(self.place, self.shared, save_at_validation=self.exchanges)
+            entry = next(self.reports)
+        except (RaydistillError, *OUT_OF_MEMORY) as error:
+            self._close()
+            return ended(error)
+        if entry["finished"]:
+            self._close()
+        return {**entry, "schedule": self.order.to_plain()["schedule"], "done": entry["finished"]}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """What another trial needs to take over from here (pbt)."""
+        storage, parts = self.shared.job.storage, self._work()
+        storage.download(Path(checkpoint_dir) / FOLDER, *parts)
+        (Path(checkpoint_dir) / "schedule.json").write_text(json.dumps(self.order.to_plain()["schedule"]))
+
+    def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
+        """Take over another trial's weights, optimizer and settings so far; the new settings hold from here on."""
+        folder = Path(str(checkpoint))
+        storage, parts = self.shared.job.storage, self._work()
+        storage.delete(*parts)
+        storage.upload(folder / FOLDER, *parts)
+        schedule = json.loads((folder / "schedule.json").read_text())
+        if schedule[-1][1] != self.order.params:
+            schedule.append([last_step(storage, parts), self.order.params])
+        self.order = Order.from_plain({**self.order.to_plain(), "schedule": schedule})
+
+    def cleanup(self) -> None:
+        self._close()
+
+    def _work(self) -> tuple[str, ...]:
+        return trial_job(self.shared, self.order).run_parts
+
+    def _board(self) -> TrialBoard:
+        job = self.shared.job
+        return TrialBoard(job.storage, job.board_parts, job.owner)
+
+    def _close(self) -> None:
+        """Drop generator and student; metrics that are still in the file are sent."""
+        if self.reports is not None:
+            self.reports.close()  # type: ignore[attr-defined]  # a generator
+            self.reports = None
+        self.place.flush()
+
+
+def train_in_group(config: dict[str, Any], shared: Shared) -> None:
+    """One trial as a Ray Train group of its own, for students that train on several workers."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from raydistill.train.worker import explain, make_trainer
+
+    order = Order.from_plain(config["trial"])
+    job: Job = trial_job(shared, order)
+    name = f"{job.run_key}-{job.owner.number}-{order.name}"
+    trainer = make_trainer(job, partial(report_trial, shared=shared), name, callbacks=[TuneReportCallback()])
+    try:
+        outcome = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        outcome = explain(error)
+    if isinstance(outcome, BaseException):
+        ray.tune.report({name: value for name, value in ended(outcome).items() if name != "done"})
+
+
+def report_trial(place: Workplace, shared: Shared) -> None:
+    """What each worker of a trial's group runs."""
+    import ray.train
+
+    place.observed = lambda metrics: None
+    place.board = TrialBoard(place.job.storage, place.job.board_parts, place.job.owner)
+    for entry in trial_reports(place, shared):
+        ray.train.report(entry)
+
+
+def last_step(storage: Storage, work: tuple[str, ...]) -> int:
+    """The step of the checkpoint in a trial's folder; pbt sweeps have one stage."""
+    (stage,) = storage.list(*work, "student")
+    return int(storage.read_json(*work, "student", stage, "last.json")["step"])
+
+
+def threads_of(resources: dict[str, float]) -> int:
+    """Threads of a trial: its CPUs, unless the environment says otherwise."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, int(resources.get("CPU", 1))))

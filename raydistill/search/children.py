@@ -1,0 +1,42 @@
+"""A sweep's trials in MLflow: children of the sweep's run, with the parameter and metric names that a run has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from raydistill.config import Config
+from raydistill.lineage import parameters
+from raydistill.tracking import RunRef, log_figures, log_params, open_client, open_run, reported, set_tags
+
+PARENT = "mlflow.parentRunId"
+
+
+def start_child(parent: RunRef, config: Config, key: str, name: str, *, facts: Mapping[str, float]) -> RunRef:
+    """The child run with this key, reopened if there is one. ``facts``: figures known before training.
+
+    Takes about 30 ms on local sqlite. Raises TrackingError.
+    """
+    with reported(parent.tracking_uri):
+        client = open_client(parent.tracking_uri)
+        run_id = open_run(client, parent.experiment_id, key, name, {PARENT: parent.run_id})
+        log_params(client, run_id, parameters(config))
+        log_figures(client, run_id, facts)
+        if config.tracking.tags:
+            set_tags(client, run_id, config.tracking.tags)
+    return RunRef(parent.tracking_uri, parent.experiment_id, run_id)
+
+
+def finish_child(ref: RunRef, status: str, *, values: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    """End a child run with the metrics of its best epoch as ``best/<metric>`` and its state as a tag."""
+    with reported(ref.tracking_uri):
+        client = open_client(ref.tracking_uri)
+        best = {f"best/{name}": value for name, value in values.items() if name.startswith("validation/")}
+        log_figures(client, ref.run_id, best)
+        set_tags(client, ref.run_id, {f"raydistill.{name}": text[:5000] for name, text in tags.items() if text})
+        client.set_terminated(ref.run_id, status)
+
+
+def adopt(parent: RunRef, ref: RunRef, name: str) -> None:
+    """Make a run the child of another. Raises TrackingError."""
+    with reported(parent.tracking_uri):
+        set_tags(open_client(parent.tracking_uri), ref.run_id, {PARENT: parent.run_id, "mlflow.runName": name})

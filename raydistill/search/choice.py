@@ -1,0 +1,152 @@
+"""From finished trials to the student that is called best: fresh seeds, test rows once, results, registry."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from raydistill.artifacts import Artifact, Owner
+from raydistill.assembly import assemble
+from raydistill.board import Show
+from raydistill.pipeline import Clock, Prepared, publish, run_key
+from raydistill.recipes import student_seed
+from raydistill.search.children import adopt
+from raydistill.search.closing import Closing, Scores, close
+from raydistill.search.front import finalists
+from raydistill.search.shared import Shared
+from raydistill.search.sources import OF, SEED, Book, FinalSource
+from raydistill.search.space import sweep_of
+from raydistill.search.summary import Finalist, SeedOutcome, choose
+from raydistill.search.trial import trial_config
+from raydistill.search.trials import Ledger, Trial
+from raydistill.search.tuning import Crew, run_trials
+from raydistill.tracking import RunRef, start_run
+from raydistill.train.worker import run_workers
+from raydistill.workplace import Job
+
+
+class Choice:
+    """The finals of a sweep. Without a trial that may be chosen everything here is empty."""
+
+    def __init__(
+        self, prepared: Prepared, owner: Owner, shared: Shared, ref: RunRef, stop: threading.Event, show: Show
+    ) -> None:
+        self.prepared, self.shared, self.ref, self.stop, self.show = prepared, shared, ref, stop, show
+        self.sweep = sweep_of(prepared.config)
+        parts = ("runs", prepared.run_key)
+        self.ledger = Ledger(prepared.storage, parts, owner, name="finals")
+        self.candidates: dict[int, Trial] = {}
+        self.roles: dict[int, list[str]] = {}
+        self.finalists: list[Finalist] = []
+        self.winner: tuple[Finalist, SeedOutcome] | None = None
+        self.closing: Closing | None = None
+        self.notes: list[str] = []
+
+    def train_again(self, trials: Ledger, crew: Crew, view: Callable[[list[Trial], int], None]) -> None:
+        """Train the finalists with fresh seeds: the values they were found by are the luckiest ones."""
+        self.roles = finalists(list(trials), self.sweep)
+        self.candidates = {number: trials[number] for number in self.roles}
+        first = student_seed(self.prepared.config) + 1
+        seeds = range(first, first + self.sweep.final_seeds)
+        wanted = [(trial, seed) for trial in self.candidates.values() for seed in seeds]
+        source = FinalSource(wanted, Book(self.ledger, self.shared, self.ref, "final"), self.stop)
+        if source.open:
+            run_trials(
+                source,
+                self.shared,
+                crew,
+                self.stop,
+                lambda: view(list(self.ledger), len(wanted)),
+                name="finals",
+            )
+        self.finalists = [self._finalist(number) for number in self.candidates]
+        self.finalists = [finalist for finalist in self.finalists if finalist.seeds]
+        if self.finalists:
+            self.winner = choose(self.finalists, self.sweep)
+        failed = [final for final in self.ledger if final.state == "failed"]
+        self.notes += [f"Trial {f.params[OF]} with seed {f.params[SEED]} failed: {f.reason}" for f in failed]
+
+    def trained(self) -> list[Trial]:
+        return list(self.ledger)
+
+    def _finalist(self, number: int) -> Finalist:
+        """A finalist with its validation values; those on test come later."""
+        done = [f for f in self.ledger if f.params[OF] == number and f.state == "completed"]
+        outcomes = [
+            SeedOutcome(
+                seed=int(final.params[SEED] or 0),
+                student=str(final.student),
+                path=str(self._artifact(final).local() / "model"),
+                validation={name.removeprefix("validation/"): value for name, value in final.values.items()},
+                test={},
+            )
+            for final in done
+        ]
+        return Finalist(number, tuple(self.roles[number]), tuple(outcomes))
+
+    def _artifact(self, final: Trial) -> Artifact:
+        return self.prepared.storage.artifact("student", str(final.student))
+
+    def evaluate(self) -> None:
+        """Finish the winner's line and measure all finalists on the test rows."""
+        if self.winner is None:
+            return
+        students = {f.student: self._artifact(f) for f in self.ledger if f.state == "completed" and f.student}
+        self.won = self._winner_prepared()
+        self.won_ref = start_run(self.won.config, self.won.storage, self.won.run_key, {"sweep": self.prepared.run_key})
+        adopt(self.ref, self.won_ref, "winner")
+        self._refer(students)
+        owner = Owner.acquire(self.won.storage, "runs", self.won.run_key)
+        job = self.shared.job
+        job = Job(
+            self.won.config,
+            self.won.run_key,
+            job.storage,
+            owner,
+            job.data,
+            job.tokens,
+            job.labels,
+            job.dtype,
+            self.won_ref,
+        )
+        self.closing = run_workers(job, self.show, self.stop, partial(close, students=students))
+        scores = self.closing.scores
+        self.finalists = [
+            replace(f, seeds=tuple(measured(seed, scores[seed.student]) for seed in f.seeds)) for f in self.finalists
+        ]
+        number, seed = self.winner[0].trial, self.winner[1].seed
+        finalist = next(f for f in self.finalists if f.trial == number)
+        self.winner = finalist, next(outcome for outcome in finalist.seeds if outcome.seed == seed)
+
+    def _winner_prepared(self) -> Prepared:
+        """The winner as ``distill`` would be given it, so that it finds the run finished."""
+        assert self.winner is not None
+        prepared, trial = self.prepared, self.candidates[self.winner[0].trial]
+        schedule = trial.schedule or ((0, trial.params),)
+        config = trial_config(prepared.config, schedule, self.winner[1].seed)
+        key = run_key(config, prepared.tokens, prepared.source, prepared.dtype)
+        return replace(prepared, config=config, run_key=key)
+
+    def _refer(self, students: dict[str, Artifact]) -> None:
+        """Let ``raydistill cache gc`` keep the finalists."""
+        storage, place = self.prepared.storage, ("runs", self.prepared.run_key, "run.json")
+        facts = storage.read_json(*place)
+        names = {*facts["artifacts"], *(f"student/{key}" for key in students)}
+        storage.write_json({**facts, "artifacts": sorted(names)}, *place)
+
+    def register(self, clock: Clock) -> dict[str, Any] | None:
+        """Results and registered version of the winner, as after ``distill``."""
+        if self.closing is None:
+            return None
+        results = assemble(self.won, self.won_ref, self.closing.outcome, clock)
+        results = publish(self.won, self.won_ref, self.closing.outcome, results)
+        results["seconds"] |= {"total": clock.total()}
+        self.won.storage.write_json(results, "runs", self.won.run_key, "results.json")
+        return results
+
+
+def measured(outcome: SeedOutcome, scores: Scores) -> SeedOutcome:
+    return replace(outcome, validation=scores["validation"], test=scores["test"])

@@ -1,0 +1,48 @@
+"""The last worker group of a sweep: the winner goes the straight line to its end, and finalists meet the test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raydistill.artifacts import Artifact
+from raydistill.evaluate.metrics import classification_metrics
+from raydistill.evaluate.predict import predict
+from raydistill.phases import Outcome, run_phases
+from raydistill.workplace import Workplace
+
+Scores = dict[str, dict[str, float]]
+"""Split (validation, test) → metric → value."""
+
+
+@dataclass(frozen=True)
+class Closing:
+    outcome: Outcome
+    """Of the winner."""
+    scores: dict[str, Scores]
+    """Of every finalist's student, by its artefact's key."""
+
+
+def close(place: Workplace, students: Mapping[str, Artifact]) -> Closing:
+    """Run what is left of the winner's line, and measure ``students`` (by key) on validation and test rows.
+
+    This is the first and only time that a sweep looks at test rows. Every rank runs this.
+    """
+    outcome = run_phases(place)
+    scores: dict[str, Scores] = {}
+    with place.phase("finalists"):
+        for key in sorted(students):  # in the same order on every rank
+            model = place.load(students[key].local() / "model", dropout=0.0)
+            scores[key] = {}
+            for split in ("validation", "test"):
+                rows = place.rows[split]
+                logits = predict(
+                    model,
+                    rows,
+                    tokens=place.inference_tokens,
+                    device=place.device,
+                    group=place.group,
+                    should_stop=place.board.should_stop,
+                )
+                scores[key][split] = classification_metrics(logits, rows.labels)
+    return Closing(outcome, scores)

@@ -1,0 +1,162 @@
+"""Where a sweep's trials come from: the search, then the finals; results go to their ledger and to MLflow."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from raydistill.config import Config
+from raydistill.errors import TrackingError
+from raydistill.search.children import finish_child, start_child
+from raydistill.search.proposals import Proposals
+from raydistill.search.shared import Shared
+from raydistill.search.trial import FOLDER, Order, best_values, trial_config
+from raydistill.search.trials import Ledger, Params, State, Trial
+from raydistill.tracking import RunRef
+
+logger = logging.getLogger(__name__)
+
+Schedule = tuple[tuple[int, Params], ...]
+SEED, OF = "train.seed", "sweep.trial"
+"""What a final's ledger entry has beside the finalist's settings: its seed, and the finalist's number."""
+
+
+class Book:
+    """The ledger and the MLflow children of one group of trials; a tracking server that is away disturbs no trial."""
+
+    def __init__(self, ledger: Ledger, shared: Shared, parent: RunRef, kind: str) -> None:
+        """``kind``: ``trial`` or ``final``."""
+        self.ledger, self.shared, self.parent, self.kind = ledger, shared, parent, kind
+        self.metric = shared.job.config.evaluate.metric
+        self._runs: dict[int, RunRef] = {}
+        self._seconds = {trial.number: trial.seconds for trial in ledger}
+
+    def order(self, trial: Trial, schedule: Schedule, seed: int | None = None) -> Order:
+        """What the trial's actor is told; from here on it counts as running."""
+        name = f"{self.kind}-{trial.number:05d}"
+        run = self._start(trial, trial_config(self.shared.job.config, schedule, seed), name)
+        self.ledger.update(trial.number, state="running", run_id=run.run_id if run else trial.run_id)
+        return Order(trial.number, name, schedule, seed, run)
+
+    def _start(self, trial: Trial, config: Config, name: str) -> RunRef | None:
+        try:
+            run = start_child(self.parent, config, f"{self.shared.job.run_key}/{name}", name, facts=trial.facts)
+        except TrackingError as error:
+            logger.warning("Trial %s is not tracked. %s", trial.number, error)
+            return None
+        self._runs[trial.number] = run
+        return run
+
+    def report(self, number: int, entry: Mapping[str, Any]) -> Trial:
+        """Note a validation; one that a resumed trial repeats replaces the one it was."""
+        trial = self.ledger[number]
+        told = dict(entry)
+        schedule = tuple((int(step), dict(params)) for step, params in told.pop("schedule", ()))
+        # seconds of this session, after those of the sessions before
+        known = [past for past in trial.history if past["validation"] < told["validation"]]
+        if told["seconds"] == 0.0:  # repeated, or reused: nothing was computed
+            told["seconds"] = self._seconds.get(number, 0.0)
+        else:
+            told["seconds"] += self._seconds.get(number, 0.0)
+        changes: dict[str, Any] = {"history": (*known, told), "seconds": told["seconds"]}
+        if told.get("setup_seconds"):
+            changes["setup_seconds"] = told["setup_seconds"]
+        if len(schedule) > 1:
+            changes["schedule"] = schedule
+            changes["params"] = schedule[-1][1]
+        trial = self.ledger.update(number, **changes)
+        return self.ledger.update(number, write=False, values=best_values(trial, self.metric))
+
+    def end(self, number: int, state: State) -> None:
+        """End the MLflow run, and drop the checkpoints of a trial that will not go on."""
+        trial = self.ledger[number]
+        if state != "completed":  # a completed one's went when its student was published
+            job = self.shared.job
+            job.storage.delete("runs", job.run_key, FOLDER, f"{self.kind}-{number:05d}")
+        run = self._runs.pop(number, None)
+        if run is None:
+            return
+        status = "FAILED" if state == "failed" else "FINISHED"
+        try:
+            finish_child(run, status, values=trial.measures, tags={"state": state, "reason": trial.reason or ""})
+        except TrackingError as error:
+            logger.warning("The end of trial %s is not tracked. %s", number, error)
+
+
+class SearchSource:
+    """Trials that the searcher proposes."""
+
+    def __init__(self, proposals: Proposals, book: Book, stop: threading.Event) -> None:
+        self.proposals, self.book, self.stop = proposals, book, stop
+
+    def next(self) -> Trial | None:
+        return None if self.stop.is_set() else self.proposals.next()
+
+    def order(self, trial: Trial) -> Order:
+        return self.book.order(trial, trial.schedule or ((0, trial.params),))
+
+    def report(self, number: int, entry: dict[str, Any]) -> None:
+        trial = self.book.report(number, entry)
+        self.proposals.report(number, entry["validation"], trial.measures)
+
+    def end(self, number: int, state: State, **changes: Any) -> None:
+        self.proposals.end(number, state, **changes)
+        self.book.end(number, state)
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.stop.is_set() or self.proposals.is_exhausted
+
+    @property
+    def is_over(self) -> bool:
+        return self.proposals.stopped_by == "max_hours"
+
+
+class FinalSource:
+    """The finalists' settings once more, each with fresh seeds."""
+
+    is_over = False
+
+    def __init__(self, wanted: list[tuple[Trial, int]], book: Book, stop: threading.Event) -> None:
+        """``wanted``: finalist and seed; what the ledger has completed already is not trained again."""
+        self.book, self.stop = book, stop
+        self.numbers: dict[tuple[int, int], int] = {}
+        known = {final_key(final.params): final.number for final in book.ledger}
+        for trial, seed in wanted:
+            params = final_params(trial, seed)
+            number = known.get(final_key(params))
+            if number is None:
+                number = book.ledger.add(params, facts=trial.facts, schedule=trial.schedule).number
+            self.numbers[trial.number, seed] = number
+        self.open = [n for n in self.numbers.values() if book.ledger[n].state != "completed"]
+
+    def next(self) -> Trial | None:
+        return self.book.ledger[self.open.pop(0)] if self.open and not self.stop.is_set() else None
+
+    def order(self, trial: Trial) -> Order:
+        params = dict(trial.params)
+        seed, _ = params.pop(SEED), params.pop(OF)
+        assert isinstance(seed, int)
+        schedule = trial.schedule or ((0, params),)
+        return self.book.order(trial, schedule, seed)
+
+    def report(self, number: int, entry: dict[str, Any]) -> None:
+        self.book.report(number, {name: value for name, value in entry.items() if name != "schedule"})
+
+    def end(self, number: int, state: State, **changes: Any) -> None:
+        self.book.ledger.update(number, state=state, **changes)
+        self.book.end(number, state)
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.stop.is_set() or not self.open
+
+
+def final_params(trial: Trial, seed: int) -> Params:
+    return {**trial.params, SEED: seed, OF: trial.number}
+
+
+def final_key(params: Params) -> tuple[Any, Any]:
+    return params[OF], params[SEED]

@@ -1,0 +1,246 @@
+"""The space of a sweep: which settings its trials may change, checked before anything runs, and a trial's config.
+
+A trial's settings are *labels*, plain values that searcher, MLflow and tables can show; a list or a section among the
+choices is labelled by its JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from raydistill.config import Config, Distribution, Sweep
+from raydistill.errors import ConfigError
+from raydistill.loading import validate
+from raydistill.problems import dotted, explain, show
+from raydistill.schema import describe, variants
+from raydistill.search.settings import Setting, locate, plain_of, put, setting_in, validated
+from raydistill.search.trials import Params, Value
+
+SHAPE = tuple(f"student.{name}" for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size"))
+"""Names that change how many parameters a student has and how fast it is."""
+TRAIN = ("global_batch_size", "max_grad_norm", "early_stopping", "seed")
+"""Settings of ``train`` that change the student; the others change how fast and where it trains."""
+SEARCHED = ("student", "stages", "train")
+REFUSED = {
+    "data": "changes the data, which all trials share; search student, stages or train.",
+    "task": "changes the data, which all trials share; search student, stages or train.",
+    "teacher": "changes the teacher, which all trials share; search student, stages or train.",
+    "evaluate": "changes how students are measured, by which trials are compared; search student, stages or train.",
+    "seed": "splits the data too, which all trials share; write train.seed.",
+}
+MAX_SHAPES = 10_000
+"""Values of a whole-number range in ``SHAPE``: each may become a student that is built and measured."""
+
+
+def sweep_of(config: Config) -> Sweep:
+    """The sweep section; ConfigError where there is none."""
+    if config.sweep is None:
+        raise ConfigError("sweep: is missing. Write what to search, for example sweep: {space: {NAME: {choice: …}}}")
+    return config.sweep
+
+
+def check_space(config: Config) -> None:
+    """Refuse names that trials may not change, and values that the settings do not take.
+
+    Raises one ConfigError that names every problem. Values that are only impossible together are no problem here:
+    such combinations are rejected one by one.
+    """
+    space = sweep_of(config).space
+    problems = [
+        f"sweep.space.{name}: {text}" for name, values in space.items() for text in problems_of(config, name, values)
+    ]
+    for name in space:
+        above = [other for other in space if name.startswith(f"{other}.")]
+        problems += [f"sweep.space.{name}: lies inside {other}, which varies too; keep one of them." for other in above]
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        raise ConfigError(f"sweep.space: {len(problems)} problems\n" + "\n".join(f"  - {text}" for text in problems))
+
+
+def problems_of(config: Config, name: str, values: Distribution) -> list[str]:
+    """What is wrong with one name of the space and its values."""
+    data = plain_of(config)
+    top = name.partition(".")[0]
+    if top in Config.model_fields and top not in SEARCHED:
+        return [REFUSED.get(top, "has no influence on what a student learns; search student, stages or train.")]
+    try:
+        setting = locate(name, data)
+    except ConfigError as error:
+        return [str(error)]
+    if text := why_refused(setting.path) or why_no_range(name, values, setting.annotation):
+        return [text]
+    return value_problems(data, setting, values)
+
+
+def why_refused(path: Sequence[str]) -> str | None:
+    """Why trials may not change this setting, None where they may."""
+    if len(path) == 1:
+        return f"is a whole part of the config; name the settings below it, for example {path[0]}.NAME."
+    if path[0] == "train" and path[1] not in TRAIN:
+        return f"changes how fast a student trains, not what it becomes; of train only {', '.join(TRAIN)} serve."
+    if path[-1] == "type":
+        section = dotted(tuple(path[:-1]))
+        return f"changes which settings there are; write {section}: {{choice: [{{type: …}}, …]}} instead."
+    return None
+
+
+def why_no_range(name: str, values: Distribution, annotation: Any) -> str | None:
+    """Why a range does not suit the setting, None where it does."""
+    if values.choice is not None:
+        return None
+    kinds = variants(annotation)
+    if int not in kinds and float not in kinds:
+        return f"takes {describe(annotation)}, which has no range; write choice."
+    if float not in kinds and values.integer is None:
+        return "takes whole numbers; write integer: [low, high] or choice."
+    if name in SHAPE and values.integer is not None and values.integer[1] - values.integer[0] >= MAX_SHAPES:
+        return f"spans more than {MAX_SHAPES:,} values, each a shape to measure; write a narrower range or choice."
+    return None
+
+
+def value_problems(data: dict[str, Any], setting: Setting, values: Distribution) -> list[str]:
+    """What the config says to each choice, or to both ends of a range, put in its place; and choices that are equal."""
+    problems: dict[str, None] = {}
+    seen: dict[str, Any] = {}
+    for value in values.choice if values.choice is not None else ends(values):
+        changed = put(data, setting, value)
+        try:
+            value_there = validated(changed, setting)
+        except ValidationError as error:
+            # errors between fields may be mended by another name of the space
+            if any(item["type"] != "cross_field" for item in error.errors(include_url=False)):
+                problems.update((below(str(found), setting.path), None) for found in explain(error, changed))
+            continue
+        same = json.dumps(value_there, sort_keys=True)
+        if same in seen:
+            both = f"{show(label(seen[same]))} and {show(label(value))}"
+            problems[f"names the same value twice, {both}; delete one."] = None
+        seen[same] = value
+    return list(problems)
+
+
+def below(text: str, path: Sequence[str]) -> str:
+    """A problem without the name that stands before it already."""
+    return text.removeprefix(f"{dotted(tuple(path))}: ").removeprefix(f"{dotted(tuple(path))}.")
+
+
+def ends(values: Distribution) -> tuple[float, float]:
+    """Both ends of a range."""
+    found = values.uniform or values.loguniform or values.integer
+    if found is None:
+        raise ValueError("a choice has no ends")
+    return found
+
+
+def label(value: Any) -> Value:
+    """What searcher, MLflow and tables show of a value: scalars as they are, lists and sections as compact JSON."""
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return value
+
+
+def value_of(values: Distribution, shown: Value) -> Any:
+    """Inverse of `label`; ConfigError for a label that is none of the choices."""
+    if values.choice is None:
+        return shown
+    known = {json.dumps(label(value)): value for value in values.choice}  # by JSON text: 1 and 1.0 and true differ
+    if json.dumps(shown) not in known:
+        raise ConfigError(f"sweep.space: {show(shown)} is none of the choices {', '.join(known)}.")
+    return known[json.dumps(shown)]
+
+
+def with_params(config: Config, params: Params) -> Config:
+    """The config of one trial: `params` (any of the space's names, as labels) in place, the sweep left out.
+
+    Raises ConfigError for an impossible combination.
+    """
+    space = sweep_of(config).space
+    data = plain_of(config)
+    settings = {name: locate(name, data) for name in params}
+    for name, shown in params.items():
+        data = put(data, settings[name], value_of(space[name], shown))
+    return validate(data, [], "impossible combination", {})
+
+
+def default_params(config: Config) -> Params:
+    """What the config itself says for the space's names; it need not be inside the space, see `contains`."""
+    data = plain_of(config)
+    params: Params = {}
+    for name, values in sweep_of(config).space.items():
+        setting = locate(name, data)
+        own = setting_in(data, setting)
+        if values.choice is not None:
+            own = next((choice for choice in values.choice if means(data, setting, choice, own)), own)
+        elif values.integer is not None and isinstance(own, float) and own.is_integer():
+            own = int(own)
+        params[name] = label(own)
+    return params
+
+
+def means(data: dict[str, Any], setting: Setting, choice: Any, own: Any) -> bool:
+    """Whether a choice, its defaults filled in, is the value that the config has."""
+    try:
+        return bool(validated(put(data, setting, choice), setting) == own)
+    except ValidationError:
+        return False
+
+
+def contains(sweep: Sweep, params: Params) -> bool:
+    """Whether a combination lies in the space."""
+    return params.keys() == sweep.space.keys() and all(
+        holds(values, params[name]) for name, values in sweep.space.items()
+    )
+
+
+def holds(values: Distribution, shown: Value) -> bool:
+    if values.choice is not None:
+        return json.dumps(shown) in {json.dumps(label(value)) for value in values.choice}
+    if isinstance(shown, bool | str | None) or (values.integer is not None and not isinstance(shown, int)):
+        return False
+    low, high = ends(values)
+    return low <= shown <= high
+
+
+def finite_values(values: Distribution) -> Sequence[Value] | None:
+    """All labels in their order; None for a continuous range."""
+    if values.choice is not None:
+        return [label(value) for value in values.choice]
+    return range(values.integer[0], values.integer[1] + 1) if values.integer is not None else None
+
+
+def space_size(sweep: Sweep) -> int | None:
+    """Number of combinations; None where a range is continuous."""
+    found = [finite_values(values) for values in sweep.space.values()]
+    sizes = [len(values) for values in found if values is not None]
+    return math.prod(sizes) if len(sizes) == len(found) else None
+
+
+def combination(sweep: Sweep, index: int) -> Params:
+    """One of the combinations of a finite space, counted from 0 in the order of `grid`."""
+    params: Params = {}
+    for name, values in reversed(sweep.space.items()):
+        known = finite_values(values)
+        if known is None:
+            raise ValueError(f"{name} is a continuous range")
+        index, place = divmod(index, len(known))
+        params[name] = known[place]
+    return dict(reversed(params.items()))
+
+
+def grid(sweep: Sweep) -> list[Params]:
+    """All combinations of a finite space in the order written, the last name fastest; empty for a continuous one."""
+    return [combination(sweep, index) for index in range(space_size(sweep) or 0)]
+
+
+def shape_params(sweep: Sweep) -> dict[str, list[Value]]:
+    """The names of the space that change the student's shape, with all their values."""
+    found: Iterable[tuple[str, Sequence[Value] | None]] = (
+        (name, finite_values(values)) for name, values in sweep.space.items() if name in SHAPE
+    )
+    return {name: list(values) for name, values in found if values is not None}

@@ -1,0 +1,284 @@
+"""The sweep, seen from the driver: one teacher pass, the search, the finals, the winner. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydistill import cluster
+from raydistill.artifacts import Owner, Storage, recipe_key
+from raydistill.board import Show
+from raydistill.config import Config
+from raydistill.errors import ConfigError, Interrupted
+from raydistill.pipeline import Clock, Prepared, end_run, prepare, say_waiting
+from raydistill.search.space import check_space, sweep_of
+from raydistill.search.trials import Ledger
+from raydistill.stopping import Stop, stoppable
+from raydistill.tracking import RunRef, finish_run, log_data, prepare_store, start_run, tracking_uri
+
+if TYPE_CHECKING:
+    from raydistill.search.choice import Choice
+    from raydistill.search.shared import Shared
+    from raydistill.search.trials import Trial
+    from raydistill.search.tuning import Crew
+
+BUDGET = {
+    *("num_trials", "max_trials", "max_hours", "patience", "max_concurrent_trials", "final_seeds", "constraints"),
+}
+"""Settings of ``sweep`` that do not make it another sweep: with more trials the same one goes on."""
+
+
+def sweep(
+    config: Config, *, progress: Show | None = None, fresh: bool = False, retry_failed: bool = False
+) -> dict[str, Any]:
+    """Search as ``config.sweep`` says and return the content of ``sweep.json``.
+
+    A sweep that was cut off goes on; one that is finished returns its summary at once, unless its budget has grown.
+    ``fresh`` begins another one beside it; ``retry_failed`` trains its failed trials again. Raises RaydistillError
+    (Interrupted after Ctrl-C or SIGTERM).
+    """
+    show = progress or (lambda entry: None)
+    clock = Clock()
+    sweep_of(config)
+    check_space(config)
+    if config.train.num_workers == 0:
+        raise ConfigError("train.num_workers: a sweep runs on Ray; write 1 or more (0 is for distill alone).")
+    cluster.set_environment()  # before MLflow, which imports Ray where it finds it
+    with stoppable(show) as stop, ThreadPoolExecutor(1) as background:
+        storage = Storage(config.storage)
+        storage.check()
+        store = background.submit(prepare_store, tracking_uri(storage))
+        with clock.phase("prepare", show):
+            prepared = prepare(config, storage)
+            prepared = replace(prepared, run_key=sweep_key(prepared, fresh))
+        with storage.lock("runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
+            if (summary := finished(prepared)) is not None and not retry_failed:
+                return summary
+            return Driver(prepared, stop, clock, show).run(store, retry_failed)
+
+
+def sweep_key(prepared: Prepared, fresh: bool) -> str:
+    """Key of the sweep: the newest one with these settings, or the next with ``fresh``."""
+    settings = sweep_of(prepared.config).model_dump(mode="json", exclude=BUDGET)
+    key, storage = recipe_key({"run": prepared.run_key, "sweep": settings}), prepared.storage
+    attempts = [name for name in storage.list("runs") if name == key or name.startswith(f"{key}-")]
+    newest = max((int(name.partition("-")[2] or 1) for name in attempts), default=0)
+    number = newest + 1 if fresh else max(newest, 1)
+    return key if number == 1 else f"{key}-{number}"
+
+
+def finished(prepared: Prepared) -> dict[str, Any] | None:
+    """The summary of a sweep that came to its end with this very budget."""
+    parts = ("runs", prepared.run_key, "sweep.json")
+    if not prepared.storage.exists(*parts):
+        return None
+    summary: dict[str, Any] = prepared.storage.read_json(*parts)
+    settings = sweep_of(prepared.config).model_dump(mode="json")
+    return summary if summary["config"]["sweep"] == settings else None
+
+
+@dataclass
+class Driver:
+    """One session of a sweep."""
+
+    prepared: Prepared
+    stop: Stop
+    clock: Clock
+    show: Show
+
+    def __post_init__(self) -> None:
+        self.config, self.storage = self.prepared.config, self.prepared.storage
+        self.sweep = sweep_of(self.config)
+        self.parts = ("runs", self.prepared.run_key)
+        self.owner = Owner.acquire(self.storage, *self.parts)
+
+    def run(self, store: Future[None], retry_failed: bool) -> dict[str, Any]:
+        prepared, storage = self.prepared, self.storage
+        store.result()
+        lineage = {"data": prepared.data.digest, "tokens": prepared.tokens.digest}
+        ref = start_run(self.config, storage, prepared.run_key, lineage)
+        status = "FAILED"
+        try:
+            num_rows = {split: counts.rows for split, counts in prepared.info.counts.items()}
+            log_data(ref, self.config.data, prepared.data.digest, num_rows)
+            self.stop.is_obeyed = True
+            summary = self.search_and_choose(ref, retry_failed)
+            status = "FINISHED"
+        except Interrupted:
+            status = "KILLED"
+            raise
+        finally:
+            if status != "FINISHED":
+                end_run(ref, status)
+        return summary
+
+    def search_and_choose(self, ref: RunRef, retry_failed: bool) -> dict[str, Any]:
+        """Everything that needs the cluster, then the registry and the summary."""
+        self.show({"phase": "start", "note": "Ray"})
+        with cluster.connected():
+            from raydistill.search.choice import Choice
+
+            self.stop.listen()
+            shared = self.share(ref)
+            crew = self.crew()
+            ledger = Ledger(self.storage, self.parts, self.owner)
+            reopen(ledger, retry_failed)
+            stopped_by = self.search(shared, crew, ledger, ref)
+            choice = Choice(self.prepared, self.owner, shared, ref, self.stop, self.show)
+            with self.clock.phase("finals", self.quiet):
+                choice.train_again(ledger, crew, partial(self.view, "finals", crew))
+            with self.clock.phase("evaluate", self.quiet):
+                choice.evaluate()
+        self.stop.is_obeyed = False
+        with self.clock.phase("register", self.show):
+            results = choice.register(self.clock)
+        return self.summarize(shared, crew, ledger, choice, results, stopped_by, ref)
+
+    def share(self, ref: RunRef) -> Shared:
+        """Teacher, signals and shapes: from the session before, or made by one worker group."""
+        from raydistill.search.shared import load_shared, save_shared, share
+        from raydistill.train.worker import run_workers
+        from raydistill.workplace import Job
+
+        prepared = self.prepared
+        job = Job(
+            self.config,
+            prepared.run_key,
+            self.storage,
+            self.owner,
+            prepared.data,
+            prepared.tokens,
+            prepared.info.labels,
+            prepared.dtype,
+            ref,
+        )
+        shared = load_shared(job)
+        if shared is None:
+            with self.clock.phase("teacher", self.quiet):
+                shared = run_workers(job, self.show, self.stop, share)
+            save_shared(shared)
+        return shared
+
+    def crew(self) -> Crew:
+        """What trials run on; ConfigError where the cluster can never hold one."""
+        from raydistill.search.tuning import Crew
+
+        resources = cluster.worker_resources(self.config.train, groups=cluster.TRIALS_AT_ONCE)
+        room = cluster.groups_at_once(self.config.train, resources)
+        limits = [limit for limit in (room, self.sweep.max_concurrent_trials) if limit is not None]
+        return Crew(self.config.train.num_workers, resources, min(limits, default=None))
+
+    def search(self, shared: Shared, crew: Crew, ledger: Ledger, ref: RunRef) -> str | None:
+        """Train trials until the budget is used up; what ended it."""
+        from raydistill.search.judging import Judge
+        from raydistill.search.proposals import Proposals
+        from raydistill.search.sources import Book, SearchSource
+        from raydistill.search.tuning import run_trials, scheduler_for
+
+        proposals = Proposals(self.config, ledger, Judge(self.config, shared))
+        with self.clock.phase("search", self.quiet):
+            if not proposals.is_exhausted:
+                run_trials(
+                    SearchSource(proposals, Book(ledger, shared, ref, "trial"), self.stop),
+                    shared,
+                    crew,
+                    self.stop,
+                    lambda: self.view("search", crew, list(ledger), proposals.num_trials),
+                    scheduler=scheduler_for(self.sweep, proposals.replayed()),
+                    name="search",
+                )
+        return proposals.stopped_by
+
+    def view(self, phase: str, crew: Crew, trials: list[Trial], total: int) -> None:
+        """Show how the trials are doing."""
+        elapsed = time.perf_counter() - self.clock.started
+        self.show(
+            {
+                "phase": phase,
+                "trials": trials,
+                "total": total,
+                "elapsed": elapsed,
+                "objectives": dict(self.sweep.objectives),
+                "metric": f"validation/{self.config.evaluate.metric}",
+                "left": seconds_left(trials, total, crew.concurrency or 1),
+            }
+        )
+
+    def quiet(self, entry: object) -> None:
+        """The phases inside show themselves."""
+
+    def summarize(
+        self,
+        shared: Shared,
+        crew: Crew,
+        ledger: Ledger,
+        choice: Choice,
+        results: dict[str, Any] | None,
+        stopped_by: str | None,
+        ref: RunRef,
+    ) -> dict[str, Any]:
+        """Write ``sweep.json`` and the report, here and in MLflow."""
+        from raydistill.search.front import is_eligible, pareto_front
+        from raydistill.search.page import write_report
+        from raydistill.search.summary import build_summary
+
+        trials = list(ledger)
+        eligible = [trial for trial in trials if is_eligible(trial, self.sweep)]
+        trained = sum(trial.seconds for trial in trials if not trial.reused)
+        seconds = {**self.clock.seconds, **{f"shared/{k}": v for k, v in shared.seconds.items()}, "trials": trained}
+        summary = build_summary(
+            config=self.config,
+            sweep_key=self.prepared.run_key,
+            run_id=ref.run_id,
+            trials=trials,
+            front=pareto_front(eligible, self.sweep.objectives),
+            finalists=choice.finalists,
+            winner=choice.winner,
+            results=results,
+            shapes=[{"shape": s.name, "num_parameters": s.num_parameters, **(s.latency or {})} for s in shared.shapes],
+            seconds={**seconds, "total": self.clock.total()},
+            concurrency=crew.concurrency,
+            stopped_by=stopped_by,
+            teacher={
+                "passes": 1,
+                "passes_saved": passes(self.config, [*trials, *choice.trained()], shared.rows) - 1,
+                "rows": shared.rows,
+            },
+            notes=[*self.prepared.info.notes, *shared.notes, *choice.notes],
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.html"
+            write_report(summary, report)
+            self.storage.upload(report, *self.parts, "report.html")
+            (Path(folder) / "sweep.json").write_text(json.dumps(summary, indent=1))
+            finish_run(ref, None, Path(folder), status="FINISHED")
+        self.storage.write_json(summary, *self.parts, "sweep.json")  # last: a sweep that has it is finished
+        return summary
+
+
+def reopen(ledger: Ledger, retry_failed: bool) -> None:
+    """Let failed trials wait for another attempt."""
+    for trial in list(ledger):
+        if retry_failed and trial.state == "failed":
+            ledger.update(trial.number, state="waiting", reason=None)
+
+
+def seconds_left(trials: list[Trial], total: int, concurrency: int) -> float | None:
+    """Estimate from the mean of ended trials; None before there is one."""
+    done = [trial.seconds + trial.setup_seconds for trial in trials if trial.state in ("completed", "stopped")]
+    if not done:
+        return None
+    open_trials = total - sum(trial.state in ("completed", "stopped", "failed") for trial in trials)
+    return max(open_trials, 0) * sum(done) / len(done) / concurrency
+
+
+def passes(config: Config, trials: list[Trial], rows: int) -> int:
+    """Passes over the training rows that trials made: so often would a teacher inside the loop have run."""
+    steps = sum(trial.history[-1]["step"] for trial in trials if trial.history and not trial.reused)
+    return round(steps * config.train.global_batch_size / max(rows, 1))

@@ -1,0 +1,191 @@
+"""One trial in plain torch: the straight line's training phase, a validation at a time, in an actor that stays warm.
+
+The same function serves a trial that a trial actor trains alone and one that a Ray Train group trains. Nothing here
+knows Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raydistill.artifacts import Owner, Storage
+from raydistill.board import Board
+from raydistill.config import Change, Config
+from raydistill.phases import student_artifact, student_reports, teacher_mode
+from raydistill.rules import LOWER_IS_BETTER
+from raydistill.search.front import first_validation
+from raydistill.search.shared import Shared
+from raydistill.search.space import with_params
+from raydistill.search.trials import Params, Trial
+from raydistill.stages import StageReport, read_training, stage_history, stage_lengths
+from raydistill.tracking import RunRef
+from raydistill.workplace import Job, Workplace
+
+WORST = -1e30
+"""Score of a trial whose objective is not defined yet; finite, because JSON knows no infinity."""
+FOLDER = "work"
+"""Below the sweep's run folder: one folder a trial, with its checkpoints and metrics, while it trains."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a trial actor is told; ``to_plain`` and back because Tune keeps configs as plain data."""
+
+    number: int
+    name: str
+    """Folder of the trial below ``work``; finals have names of their own."""
+    schedule: tuple[tuple[int, Params], ...]
+    """From which step on which settings hold: one entry, at step 0, unless pbt has changed them."""
+    seed: int | None = None
+    run: RunRef | None = None
+
+    @property
+    def params(self) -> Params:
+        return self.schedule[-1][1]
+
+    def to_plain(self) -> dict[str, Any]:
+        run = None if self.run is None else [self.run.tracking_uri, self.run.experiment_id, self.run.run_id]
+        schedule = [[step, params] for step, params in self.schedule]
+        return {
+            "number": self.number,
+            "name": self.name,
+            "params": self.params,
+            "schedule": schedule,
+            "seed": self.seed,
+            "run": run,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Order:
+        schedule = tuple((int(step), dict(params)) for step, params in plain["schedule"])
+        run = RunRef(*plain["run"]) if plain["run"] else None
+        return cls(plain["number"], plain["name"], schedule, plain["seed"], run)
+
+
+def trial_config(config: Config, schedule: tuple[tuple[int, Params], ...], seed: int | None = None) -> Config:
+    """The config that ``distill`` would be given for this trial. Raises ConfigError for an impossible combination."""
+    made = with_params(config, schedule[0][1])
+    if seed is not None:
+        made = made.model_copy(update={"train": made.train.model_copy(update={"seed": seed})})
+    if len(schedule) == 1:
+        return made
+    stages = dict(made.stages)
+    for name, stage in stages.items():
+        prefix = f"stages.{name}."
+        changes = [
+            Change(step=step, set={key.removeprefix(prefix): float(value or 0) for key, value in params.items()})
+            for step, params in ((s, {k: v for k, v in p.items() if k.startswith(prefix)}) for s, p in schedule[1:])
+            if params
+        ]
+        stages[name] = stage.model_copy(update={"changes": tuple(changes)})
+    return made.model_copy(update={"stages": stages})
+
+
+class TrialBoard(Board):
+    """The sweep's wish to stop, and when the first step was about to begin; progress is told by reports instead."""
+
+    first_step_at: float | None = None
+
+    def __init__(self, storage: Storage, run: tuple[str, ...], owner: Owner) -> None:
+        super().__init__(storage, run, owner, listener=lambda entry: None)
+
+    def should_stop(self) -> bool:
+        if self.first_step_at is None:
+            self.first_step_at = time.perf_counter()
+        return super().should_stop()
+
+
+def trial_job(shared: Shared, order: Order) -> Job:
+    return replace(
+        shared.job,
+        config=trial_config(shared.job.config, order.schedule, order.seed),
+        run=order.run,
+        folder=(FOLDER, order.name),
+    )
+
+
+def trial_reports(place: Workplace, shared: Shared, *, save_at_validation: bool = False) -> Iterator[dict[str, Any]]:
+    """Train the student of ``place``'s job and yield an entry at every validation; the last one says ``finished``.
+
+    An entry holds ``step``, ``num_steps``, ``seconds`` (of training, in this process), ``setup_seconds``, the metrics,
+    ``validation`` (1, 2, …) and ``score`` (best of the first validation objective so far, higher is better). A trial that was cut off yields first what
+    it had reported up to its checkpoint; one whose student is in storage yields that student's history.
+    """
+    started = time.perf_counter()
+    mode, _, needs = teacher_mode(place, shared.teacher, place.config)
+    artifact, _ = student_artifact(place, shared.teacher, mode)
+    assert shared.job.config.sweep is not None
+    progress = Progress(place, started, first_validation(shared.job.config.sweep.objectives))
+    if place.group.broadcast(artifact.exists() if place.group.is_first else None):
+        history = read_training(artifact)["history"]
+        place.replay("student", history)
+        yield from progress.past(history, artifact.key)
+        return
+    yield from progress.past(stage_history(place, "student", place.config.stages), None)
+    signals = {signal: shared.signals[signal] for signal in needs} if mode == "cached" else {}
+    reports = student_reports(
+        place, shared.teacher, mode, signals, is_trial=True, save_at_validation=save_at_validation
+    )
+    for told in reports:
+        if not told.report.validated:
+            continue
+        if told.is_last:
+            for _ in reports:  # publishes the student
+                pass
+        yield progress.entry(told, artifact.key if told.is_last else None)
+
+
+class Progress:
+    """Turns reports of the loop into a trial's entries."""
+
+    def __init__(self, place: Workplace, started: float, objective: str) -> None:
+        self.place, self.started = place, started
+        self.objective = objective
+        self.validations, self.best = 0, WORST
+
+    def past(self, history: list[dict[str, Any]], student: str | None) -> Iterator[dict[str, Any]]:
+        """Entries of validations that lie behind; ``student``: the key of the finished student."""
+        entries = [entry for entry in history if entry["validated"]]
+        lengths = stage_lengths(self.place, "student", self.place.config.stages)
+        num_steps = sum(length.num_steps for length in lengths.values())
+        for index, entry in enumerate(entries):
+            metrics = {name: value for name, value in entry.items() if name not in ("step", "validated")}
+            is_last = index == len(entries) - 1
+            yield self._entry(entry["step"], num_steps, metrics, student if is_last else None, student is not None)
+
+    def entry(self, told: StageReport, student: str | None) -> dict[str, Any]:
+        return self._entry(told.step, told.num_steps, told.report.metrics, student, False)
+
+    def _entry(
+        self, step: int, num_steps: int, metrics: dict[str, float], student: str | None, reused: bool
+    ) -> dict[str, Any]:
+        self.validations += 1
+        value = metrics.get(self.objective, float("nan"))
+        self.best = max(self.best, -value if self.objective in LOWER_IS_BETTER else value)  # NaN changes nothing
+        first = getattr(self.place.board, "first_step_at", None)
+        return {
+            **metrics,
+            "step": step,
+            "num_steps": num_steps,
+            "validation": self.validations,
+            "score": self.best,
+            "seconds": 0.0 if first is None else time.perf_counter() - first,
+            "setup_seconds": 0.0 if first is None else first - self.started,
+            "finished": student is not None,
+            "student": student,
+            "reused": reused,
+        }
+
+
+def best_values(trial: Trial, metric: str) -> dict[str, float]:
+    """Validation metrics at the best epoch so far, by the metric that picks the student's weights."""
+    key = f"validation/{metric}"
+    known = [entry for entry in trial.history if key in entry]
+    if not known:
+        return {}
+    sign = -1 if metric == "log_loss" else 1
+    chosen = max(known, key=lambda entry: sign * entry[key])  # the first of equal ones, as the loop keeps
+    return {name: value for name, value in chosen.items() if name.startswith("validation/")}

