@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import os
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raydistill.errors import RaydistillError
     from raydistill.loading import load_config
 
-    Source = str | os.PathLike[str] | Mapping[str, Any] | Config
+    Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
 
 __all__ = ["Config", "RaydistillError", "__version__", "distill", "load_config", "plan", "sweep"]
 

@@ -3,31 +3,15 @@ the ``--set`` override, the sweep key and the MLflow parameter."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from raydistill import rules
+from raydistill.search.config import Bounds, Distribution, Sweep
+from raydistill.section import MODEL_NAME_PATTERN, NAME_PATTERN, Name, Section
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
-"""A name the user chooses; it becomes part of dotted names, metric keys and folder names."""
-
-
-class Section(BaseModel):
-    """Base of every part of the tree: unknown names and later changes are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        rules.refuse(self.mistakes())
-        return self
-
-    def mistakes(self) -> list[rules.Mistake]:
-        """What is wrong between fields that are each valid."""
-        return []
+__all__ = ["MODEL_NAME_PATTERN", "NAME_PATTERN", "Bounds", "Config", "Distribution", "Section", "Sweep"]
 
 
 class Columns(Section):
@@ -249,72 +233,8 @@ class Registry(Section):
 class Tracking(Section):
     experiment: str = Field(default="raydistill", min_length=1, max_length=200)
     run_name: str | None = None
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default={})
     system_metrics: bool = True
-
-
-class Distribution(Section):
-    """The values that a sweep may give a setting: exactly one of these."""
-
-    choice: tuple[Any, ...] | None = Field(default=None, min_length=1)
-    """Any values that the setting takes, whole sections included."""
-    uniform: tuple[float, float] | None = None
-    """[low, high]: any number between."""
-    loguniform: tuple[float, float] | None = None
-    """[low, high], low above 0: any number between, every order of magnitude as often."""
-    integer: tuple[int, int] | None = None
-    """[low, high]: a whole number, both ends included."""
-
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_distribution(self)
-
-
-class Bounds(Section):
-    min: float | None = None
-    max: float | None = None
-
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_bounds(self)
-
-
-class Sweep(Section):
-    """A search: trials are the config with other values of ``space``; they share data, teacher and signals."""
-
-    space: dict[str, Distribution] = Field(min_length=1)
-    """Dotted names of settings of the student's training, and what each may be."""
-    search: Literal["grid", "random", "bayesian", "evolution"] = "bayesian"
-    """``bayesian``: Optuna's TPE; ``evolution``: NSGA-II; ``grid``: every combination of choices and integers."""
-    scheduler: Literal["none", "asha", "pbt"] = "asha"
-    """``asha`` stops trials that lag behind others at the same validation; ``pbt`` lets them take over the weights of
-    better ones and vary their settings."""
-    num_trials: int | None = Field(default=None, ge=1)
-    """Trials to train, 20 by default, or the whole grid. Combinations that a constraint rejects and repeats of an
-    earlier trial cost nothing and do not count."""
-    objectives: dict[str, Literal["max", "min"]] = Field(default={"validation/accuracy": "max"}, min_length=1)
-    """validation/<metric>, num_parameters or latency_ms. One gives a best trial, several a Pareto front. The scheduler
-    goes by the first validation metric."""
-    constraints: dict[str, Bounds] = {}
-    """A combination whose parameters or latency lie outside is rejected before it trains, a trial whose metric does is
-    not chosen."""
-    final_seeds: int = Field(default=3, ge=1)
-    """Fresh seeds with which the best trial, and the ends and the knee of a front, are trained again."""
-    max_concurrent_trials: int | None = Field(default=None, ge=1)
-    """None: as many as the cluster holds."""
-    max_trials: int | None = Field(default=None, ge=1)
-    """Combinations to look at in all, rejected ones and repeats included; 10 times num_trials by default."""
-    max_hours: float | None = Field(default=None, gt=0)
-    """No new trial begins after so many hours, and running ones end at their next validation."""
-    patience: int | None = Field(default=None, ge=1)
-    """Stop when so many finished trials in a row have not improved the best value or moved the front."""
-    grace_period: int = Field(default=1, ge=1)
-    """Validations before ``asha`` may stop a trial."""
-    reduction_factor: int = Field(default=2, ge=2)
-    """``asha`` lets one in so many trials go on at each of its rungs."""
-    perturbation_interval: int = Field(default=1, ge=1)
-    """Validations between two exchanges of ``pbt``."""
-
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_sweep(self)
 
 
 class Config(Section):

@@ -111,8 +111,9 @@ def trial_reports(place: Workplace, shared: Shared, *, save_at_validation: bool 
     """Train the student of ``place``'s job and yield an entry at every validation; the last one says ``finished``.
 
     An entry holds ``step``, ``num_steps``, ``seconds`` (of training, in this process), ``setup_seconds``, the metrics,
-    ``validation`` (1, 2, …) and ``score`` (best of the first validation objective so far, higher is better). A trial that was cut off yields first what
-    it had reported up to its checkpoint; one whose student is in storage yields that student's history.
+    ``validation`` (1, 2, …) and ``score`` (best of the first validation objective so far, higher is better). A trial
+    that was cut off yields first what it had reported up to its checkpoint; one whose student is in storage yields that
+    student's history.
     """
     started = time.perf_counter()
     mode, _, needs = teacher_mode(place, shared.teacher, place.config)

@@ -27,14 +27,7 @@ from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints, Progress
 from raydistill.train.device import Device
 from raydistill.train.group import Group
-from raydistill.train.optimizer import (
-    build_optimizer,
-    freeze,
-    learning_rate,
-    set_learning_rate,
-    set_weight_decay,
-    trainable,
-)
+from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_rates, trainable
 
 LOG_STEPS = 10
 
@@ -141,9 +134,7 @@ class Stage:
 
     def restore(self) -> Progress:
         setup = self.setup
-        progress = setup.checkpoints.load_last(setup.model, setup.losses, self.optimizer) or Progress()
-        set_weight_decay(self.optimizer, setup.optimization.weight_decay)
-        return progress
+        return setup.checkpoints.load_last(setup.model, setup.losses, self.optimizer) or Progress()
 
     def run(self, progress: Progress) -> Iterator[Report]:
         """Take the remaining steps; every rank runs this in lockstep."""
@@ -205,7 +196,7 @@ class Stage:
         self.accumulate(step, batches, counts)
         self._norm = self._clip()
         self._rate = learning_rate(step, setup.schedule.num_steps, setup.optimization)
-        set_learning_rate(self.optimizer, self._rate)
+        set_rates(self.optimizer, self._rate, setup.optimization.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

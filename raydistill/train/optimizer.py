@@ -59,13 +59,9 @@ def learning_rate(step: int, num_steps: int, settings: Optimization) -> float:
             return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Let ``value`` hold from now on: a restored optimizer has that of its checkpoint."""
+def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
+    """Let these hold for the next step; a restored optimizer has the weight decay of its checkpoint."""
     for group in optimizer.param_groups:
+        group["lr"] = learning_rate
         if group.get("decays"):
-            group["weight_decay"] = value
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = value
+            group["weight_decay"] = weight_decay

@@ -32,7 +32,8 @@ rank at the same place and are returned, because trying again would not help."""
 def run_workers(job: Job, show: Show, stop: threading.Event, phases: Callable[[Workplace], Result]) -> Result:
     """Run ``phases`` in one Ray Train worker group; ``show`` gets its progress, ``stop`` ends it with a checkpoint.
 
-    Returns what rank 0's ``phases`` return. Raises the RaydistillError that ended the phases, or one that names the worker and its error.
+    Returns what rank 0's ``phases`` return. Raises the RaydistillError that ended the phases, or one that names the
+    worker and its error.
     """
     board = Board(job.storage, job.board_parts, job.owner)
     # In a thread of its own: Ray's handler for Ctrl-C, which kills workers after 12 s, is only set in the main thread.

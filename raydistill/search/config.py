@@ -1,0 +1,74 @@
+"""The ``sweep`` section of the config: what a search may change, how it goes about it, and what it may cost."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from raydistill import rules
+from raydistill.section import Section
+
+
+class Distribution(Section):
+    """The values that a sweep may give a setting: exactly one of these."""
+
+    choice: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    """Any values that the setting takes, whole sections included."""
+    uniform: tuple[float, float] | None = None
+    """[low, high]: any number between."""
+    loguniform: tuple[float, float] | None = None
+    """[low, high], low above 0: any number between, every order of magnitude as often."""
+    integer: tuple[int, int] | None = None
+    """[low, high]: a whole number, both ends included."""
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_distribution(self)
+
+
+class Bounds(Section):
+    min: float | None = None
+    max: float | None = None
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_bounds(self)
+
+
+class Sweep(Section):
+    """A search: trials are the config with other values of ``space``; they share data, teacher and signals."""
+
+    space: dict[str, Distribution] = Field(min_length=1)
+    """Dotted names of settings of the student's training, and what each may be."""
+    search: Literal["grid", "random", "bayesian", "evolution"] = "bayesian"
+    """``bayesian``: Optuna's TPE; ``evolution``: NSGA-II; ``grid``: every combination of choices and integers."""
+    scheduler: Literal["none", "asha", "pbt"] = "asha"
+    """``asha`` stops trials that lag behind others at the same validation; ``pbt`` lets them take over the weights of
+    better ones and vary their settings."""
+    num_trials: int | None = Field(default=None, ge=1)
+    """Trials to train, 20 by default, or the whole grid. Combinations that a constraint rejects and repeats of an
+    earlier trial cost nothing and do not count."""
+    objectives: dict[str, Literal["max", "min"]] = Field(default={"validation/accuracy": "max"}, min_length=1)
+    """validation/<metric>, num_parameters or latency_ms. One gives a best trial, several a Pareto front. The scheduler
+    goes by the first validation metric."""
+    constraints: dict[str, Bounds] = Field(default={})
+    """A combination whose parameters or latency lie outside is rejected before it trains, a trial whose metric does is
+    not chosen."""
+    final_seeds: int = Field(default=3, ge=1)
+    """Fresh seeds with which the best trial, and the ends and the knee of a front, are trained again."""
+    max_concurrent_trials: int | None = Field(default=None, ge=1)
+    """None: as many as the cluster holds."""
+    max_trials: int | None = Field(default=None, ge=1)
+    """Combinations to look at in all, rejected ones and repeats included; 10 times num_trials by default."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """No new trial begins after so many hours, and running ones end at their next validation."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop when so many finished trials in a row have not improved the best value or moved the front."""
+    grace_period: int = Field(default=1, ge=1)
+    """Validations before ``asha`` may stop a trial."""
+    reduction_factor: int = Field(default=2, ge=2)
+    """``asha`` lets one in so many trials go on at each of its rungs."""
+    perturbation_interval: int = Field(default=1, ge=1)
+    """Validations between two exchanges of ``pbt``."""
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_sweep(self)
