@@ -66,6 +66,9 @@ def raising(error: BaseException) -> Any:
         "from raydistill import cli; assert cli.execute(['distill', '--help']) == 0",
         "from raydistill import cli; assert cli.execute(['distill', 'no.yaml']) == 2",
         "from raydistill import cli; assert cli.execute(['plan', 'no.yaml']) == 2",
+        "from raydistill import cli; assert cli.execute(['sweep', 'no.yaml']) == 2",
+        "from raydistill import cli; assert cli.execute(['sweep', 'jobs/quickstart.yaml']) == 2",
+        "from raydistill import cli; assert cli.execute(['report', '--help']) == 0",
         "from raydistill import cli; assert cli.execute(['losses']) + cli.execute(['schema']) == 0",
         "from raydistill import cli; assert cli.execute(['init', 'nothing']) == 2",
     ],
@@ -79,7 +82,7 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
 def test_unknown_attribute_of_the_package() -> None:
     import raydistill
 
-    assert {"distill", "plan", "losses", "load_config"} <= set(dir(raydistill))
+    assert {"distill", "sweep", "plan", "losses", "load_config"} <= set(dir(raydistill))
     assert raydistill.losses.__name__ == "raydistill.losses"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         raydistill.nonsense  # noqa: B018
@@ -88,7 +91,9 @@ def test_unknown_attribute_of_the_package() -> None:
 def test_help_lists_the_commands(capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capfd, "--help")
     assert code == 0
-    for name in ("distill", "plan", "evaluate", "predict", "init", "doctor", "schema", "losses", "cache"):
+    for name in ("distill", "sweep", "report", "plan", "evaluate", "predict"):
+        assert name in out
+    for name in ("init", "doctor", "schema", "losses", "cache"):
         assert name in out
     assert call(capfd) == (0, out, "")  # no arguments: the same
 
@@ -365,3 +370,32 @@ def test_progress_lines_come_at_a_new_phase_and_now_and_then(capfd: pytest.Captu
     assert out == ""
     assert [line.split("s  ", 1)[1].split()[0] for line in err.splitlines()] == ["train", "evaluate"]
     assert describe_progress(entry) == "train      ━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ 5/20 steps  5/s, 0:03 left  loss 0.5"
+
+
+def test_sweep_wants_a_sweep_section(capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capfd, "sweep", str(ROOT / "jobs" / "quickstart.yaml"))
+    assert (code, out) == (2, "")
+    assert "sweep: is missing. Write what to search, for example sweep: {space: " in err
+    wrong = "sweep={space: {student.num_layer: {choice: [1, 2]}}}"
+    code, found = call_json(capfd, "sweep", str(ROOT / "jobs" / "quickstart.yaml"), "--set", wrong)
+    assert code == 2
+    assert "did you mean student.num_layers?" in found["error"]["message"]
+
+
+def test_report_writes_the_page_of_the_newest_sweep(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from test_page import make_summary
+
+    from raydistill.storage import Storage
+
+    place, page = ("--storage", str(tmp_path / "storage")), tmp_path / "pages" / "report.html"
+    assert "There is no finished sweep" in call(capfd, "report", *place)[2]
+    summary = make_summary()
+    Storage(tmp_path / "storage").write_json(summary, "runs", summary["sweep_key"], "sweep.json")
+    code, out, _ = call(capfd, "report", *place, "--out", str(page))
+    assert (code, out) == (0, f"{page}: {summary['verdict']}\n")
+    assert "<html" in page.read_text()
+    page.unlink()
+    code, found = call_json(capfd, "report", summary["sweep_key"][:4], *place, "--out", str(page))
+    assert (code, found["written"], found["summary"]["front"]) == (0, str(page), summary["front"])
+    assert page.exists()
+    assert call_json(capfd, "report", "nothing", *place)[0] == 2

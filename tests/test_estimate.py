@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from typing import Any
 
@@ -66,7 +65,7 @@ def config(tmp_path: Any) -> Any:
 
     def make(space: dict[str, Any] | None = None, **changes: Any) -> Config:
         about = {name: changes.pop(name) for name in list(changes) if "__" not in name}
-        content = toy_config(tmp_path, train__num_workers=1, **changes)
+        content = toy_config(tmp_path, **{"train__num_workers": 1, **changes})
         return load_config({**content, "sweep": {"space": space or SPACE, "scheduler": "none", **about}})
 
     return make
@@ -167,8 +166,7 @@ def test_the_machine_is_shared_as_a_cluster_of_it(config: Any, monkeypatch: pyte
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def on(cpus: int, **changes: Any) -> tuple[int, int, float]:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
-        found = machine(config(**changes), "cpu")
+        found = machine(config(**changes), "cpu", cpus)
         return found.threads, found.concurrency, found.gpus
 
     assert on(2) == (1, 2, 0.0)
@@ -183,11 +181,12 @@ def test_the_machine_is_shared_as_a_cluster_of_it(config: Any, monkeypatch: pyte
 
 
 def test_steps_lie_on_a_line() -> None:
-    assert fit([(1, 0.11), (4, 0.2), (16, 0.26)]) == pytest.approx(Step(0.1, 0.01))
+    found = fit([(1, 0.11), (4, 0.2), (16, 0.26)])
+    assert (found.fixed, found.per_row) == pytest.approx((0.1, 0.01))
     assert fit([(8, 0.4)]) == Step(0.0, 0.05)
     assert fit([(1, 0.2), (2, 0.1)]).per_row == 0.0
     assert SPEED.step(1000) == SPEED.smallest[1]
-    assert SPEED.step(2000) == pytest.approx(Step(0.02, 3e-3))
+    assert vars(SPEED.step(2000)) == pytest.approx({"fixed": 0.02, "per_row": 3e-3})
 
 
 def test_batches_grow_to_the_limit_and_no_further_than_they_are_quick() -> None:
@@ -213,28 +212,21 @@ def test_timing_leaves_torch_as_it_was_and_writes_nothing(config: Any, tmp_path:
     assert not (tmp_path / "storage").exists()
 
 
-def test_a_timed_step_is_one_of_the_loop(config: Any, tmp_path: Any) -> None:
+def test_a_timed_step_is_one_of_the_loop(config: Any) -> None:
     hidden = {"type": "hidden_mse", "layers": "last"}
     made = config(stages__distill__losses__hidden=hidden)
     sample = Sample(12, LABELS, Device(), 1)
     setup = training(made, made.stages["distill"], tiny_config("bert", 2), tiny_config("bert"), sample)
-    (report,) = [r for r in train(setup) if r.validated] if False else list(train_once(setup))
+    (report,) = train(setup)
     assert {"train/loss/kd", "train/loss/task", "train/loss/hidden"} <= report.metrics.keys()
-
-
-def train_once(setup: Any) -> Any:
-    from dataclasses import replace
-
-    return train(replace(setup, score=lambda metrics: 0.0))
+    assert report.metrics["train/loss/kd"] > 0
 
 
 def test_plan_tells_shapes_and_times(config: Any) -> None:
-    teacher = tiny_config("bert")
     sizes = {n: count_parameters(tiny_config("bert", n)) for n in (1, 2, 4)}
     made = config(constraints={"num_parameters": {"max": sizes[2]}}, num_trials=5)
     plan = make_plan(made)
     found = plan["sweep"]
-    assert teacher.num_hidden_layers == 4
     assert (found["shapes"], found["rejected_shapes"], found["trials"], found["size"]) == (3, 1, 5, None)
     assert 0 < found["trial_seconds"] < 60
     assert found["hours"][0] <= found["hours"][1]

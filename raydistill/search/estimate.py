@@ -23,7 +23,7 @@ from raydistill.search.front import within
 from raydistill.search.scales import duration
 from raydistill.search.shared import combinations, count_parameters, shape_name
 from raydistill.search.space import check_space, ends, label, space_size, sweep_of, with_params
-from raydistill.search.timing import Machine, Sample, Speed, machine, time_student, time_teacher
+from raydistill.search.timing import Machine, Sample, Speed, machine, num_cpus, time_student, time_teacher
 from raydistill.search.trials import Value
 from raydistill.train.device import Device
 from raydistill.train.loop import Schedule
@@ -58,7 +58,7 @@ def estimate_sweep(config: Config, teacher: PretrainedConfig, size: Size, plan: 
     sweep = sweep_of(config)
     shapes = shapes_of(config, teacher)
     allowed = keep_allowed(shapes, sweep.constraints.get("num_parameters"))
-    computer = machine(config, device_type(config))
+    computer = machine(config, device_type(config), num_cpus())
     speed = measure(config, teacher, size, plan["teacher"], allowed, computer)
     seconds = [
         trial_seconds(drawn, allowed[name].num_parameters, size, speed)

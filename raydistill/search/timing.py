@@ -123,13 +123,17 @@ class Speed:
         )
 
 
-def machine(config: Config, device_type: str) -> Machine:
-    """What trials compute on: this machine, shared as ``cluster.worker_resources`` shares a cluster of it.
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine(config: Config, device_type: str, cpus: int) -> Machine:
+    """What trials compute on: this machine, with so many ``cpus``, shared as ``cluster.worker_resources`` shares one.
 
     Where ``RAY_ADDRESS`` names a cluster, as many trials at a time as ``sweep.max_concurrent_trials`` says.
     """
     limit, workers = sweep_of(config).max_concurrent_trials, max(1, config.train.num_workers)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     has_gpu = device_type == "cuda" and torch.cuda.is_available()
     there = {"CPU": float(cpus)} | ({"GPU": float(torch.cuda.device_count())} if has_gpu else {})
     wanted = config.train.resources_per_worker
