@@ -97,9 +97,9 @@ def test_a_trial_by_hand(config: Any) -> None:
 def test_the_sum_by_hand(config: Any) -> None:
     made = config(num_trials=8, final_seeds=3, evaluate__baseline=True, evaluate__latency=False)
     found = cost(made, SIZE, COMPUTER, 60.0, 10.0)
-    assert found["final_trainings"] == 3
-    assert found["final_seconds"] == pytest.approx(10 + 10)  # three at a time, then the baseline
-    assert found["hours"] == pytest.approx([(60 + 20 + 20) / 3600] * 2)
+    assert found["final_trainings"] == 6  # the best trial and the config's own values, three seeds each
+    assert found["final_seconds"] == pytest.approx(15 + 10)  # four at a time, then the baseline
+    assert found["hours"] == pytest.approx([(60 + 20 + 25) / 3600] * 2)
     assert found["gpu_hours"] is None
     on_gpus = cost(made, SIZE, Machine(**{**vars(COMPUTER), "gpus": 2.0}), 60.0, 10.0)
     assert on_gpus["gpu_hours"] == pytest.approx([2 * (60 + 80 + 30 + 10) / 3600] * 2)
@@ -142,8 +142,8 @@ def test_how_many_trials_and_finals(config: Any) -> None:
     assert num_trials(sweep_of(config(num_trials=50, max_trials=30))) == 30
     assert num_trials(sweep_of(config(finite))) == 6
     assert num_trials(sweep_of(config(finite, search="grid", num_trials=4))) == 4
-    assert num_finals(sweep_of(config(final_seeds=2))) == 2
-    assert num_finals(sweep_of(config(final_seeds=2, objectives=both))) == 6
+    assert num_finals(sweep_of(config(final_seeds=2))) == 4
+    assert num_finals(sweep_of(config(final_seeds=2, objectives=both))) == 8
 
 
 def test_draws_cover_the_space_and_are_always_the_same(config: Any) -> None:

@@ -30,6 +30,8 @@ def compute_dtype(setting: Literal["auto", "float32", "bfloat16"], device_type: 
     if setting != "auto":
         return setting
     if device_type == "cuda":
+        if not torch.cuda.is_available():  # a driver without a GPU plans for workers that have one, Ampere or later
+            return "bfloat16"
         return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
     if device_type == "cpu" and _cpu_multiplies_bfloat16():
         return "bfloat16"

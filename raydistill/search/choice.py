@@ -18,7 +18,7 @@ from raydistill.search.closing import Closing, Scores, close
 from raydistill.search.front import finalists
 from raydistill.search.shared import Shared
 from raydistill.search.sources import OF, SEED, Book, FinalSource
-from raydistill.search.space import sweep_of
+from raydistill.search.space import default_params, sweep_of
 from raydistill.search.summary import Finalist, SeedOutcome, choose
 from raydistill.search.trial import trial_config
 from raydistill.search.trials import Ledger, Trial
@@ -48,6 +48,8 @@ class Choice:
     def train_again(self, trials: Ledger, crew: Crew, view: Callable[[list[Trial], int], None]) -> None:
         """Train the finalists with fresh seeds: the values they were found by are the luckiest ones."""
         self.roles = finalists(list(trials), self.sweep)
+        if self.roles and (own := self._own_values(trials)) is not None:
+            self.roles.setdefault(own, []).append("default")  # what a search gained, shown with the same seeds
         self.candidates = {number: trials[number] for number in self.roles}
         first = student_seed(self.prepared.config) + 1
         seeds = range(first, first + self.sweep.final_seeds)
@@ -68,6 +70,12 @@ class Choice:
             self.winner = choose(self.finalists, self.sweep)
         failed = [final for final in self.ledger if final.state == "failed"]
         self.notes += [f"Trial {f.params[OF]} with seed {f.params[SEED]} failed: {f.reason}" for f in failed]
+
+    def _own_values(self, trials: Ledger) -> int | None:
+        """The trial of the config's own values, if it trained."""
+        default = default_params(self.prepared.config)
+        same = [trial.number for trial in trials if trial.params == default and trial.history and not trial.schedule]
+        return same[0] if same else None
 
     def trained(self) -> list[Trial]:
         return list(self.ledger)

@@ -213,7 +213,7 @@ def num_trials(sweep: Sweep) -> int:
 def num_finals(sweep: Sweep) -> int:
     """Trainings of finalists at most: the best trial or, of a front, its ends and its knee, with every seed."""
     roles = 1 if len(sweep.objectives) == 1 else len(sweep.objectives) + 1
-    return sweep.final_seeds * min(roles, num_trials(sweep))
+    return sweep.final_seeds * min(roles + 1, num_trials(sweep))  # and the config's own values
 
 
 def cost(config: Config, size: Size, computer: Machine, first: float, mean: float) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def check_space(config: Config) -> None:
     such combinations are rejected one by one.
     """
     space = sweep_of(config).space
+    if config.train.num_workers == 0:
+        raise ConfigError("train.num_workers: a sweep runs on Ray; write 1 or more (0 is for distill alone).")
     problems = [
         f"sweep.space.{name}: {text}" for name, values in space.items() for text in problems_of(config, name, values)
     ]

@@ -34,7 +34,8 @@ config        the config of the sweep
 notes         sentences about data and sweep
 
 a finalist
-trial, roles  number, and what it stands for (``best``, ``best <objective>``, ``knee``)
+trial, roles  number, and what it stands for (``best``, ``best <objective>``, ``knee``;
+              ``default``: the config's own values)
 params        its settings
 search        measures of the trial itself, {validation/<metric>, num_parameters, latency_ms: value}
 seeds         list of {seed, student, path, validation {metric: value}, test {metric: value}}

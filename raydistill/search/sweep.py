@@ -15,7 +15,7 @@ from raydistill import cluster
 from raydistill.artifacts import Owner, Storage, recipe_key
 from raydistill.board import Show
 from raydistill.config import Config
-from raydistill.errors import ConfigError, Interrupted
+from raydistill.errors import Interrupted
 from raydistill.pipeline import Clock, Prepared, end_run, prepare, say_waiting
 from raydistill.search.space import check_space, sweep_of
 from raydistill.search.trials import Ledger
@@ -45,10 +45,7 @@ def sweep(
     """
     show = progress or (lambda entry: None)
     clock = Clock()
-    sweep_of(config)
     check_space(config)
-    if config.train.num_workers == 0:
-        raise ConfigError("train.num_workers: a sweep runs on Ray; write 1 or more (0 is for distill alone).")
     cluster.set_environment()  # before MLflow, which imports Ray where it finds it
     with stoppable(show) as stop, ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)
@@ -205,6 +202,7 @@ class Driver:
                 "total": total,
                 "elapsed": elapsed,
                 "objectives": dict(self.sweep.objectives),
+                "constraints": self.sweep.constraints,
                 "metric": f"validation/{self.config.evaluate.metric}",
                 "left": seconds_left(trials, total, crew.concurrency or 1),
             }

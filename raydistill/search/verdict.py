@@ -73,21 +73,24 @@ def _gain(summary: Mapping[str, Any], name: str, sign: int) -> str:
     """The winner's mean against the trial of the config's own values; nothing to say where that is the winner."""
     if summary["winner"]["params"] == summary["default"]:
         return ""
-    own = [trial for trial in summary["trials"] if trial["params"] == summary["default"]]
-    values = [trial["measures"].get(name) for trial in own if trial["state"] == "completed"]
-    if not values or values[0] is None:
-        return " (the config's own values were not trained to their end, so what the search gained is not known)"
     metric, finalist = name.removeprefix("validation/"), _finalist(summary)
-    value, (mean, sd) = values[0], finalist["validation"][metric].values()
-    gain = sign * (mean - value)
-    text = f", {_change(metric, gain)} the config's own values ({_amount(metric, value)})"
-    if sd is None:
+    own = next((found for found in summary["finalists"] if "default" in found["roles"]), None)
+    if own is None or own["validation"][metric]["mean"] is None:
+        return " (the config's own values were not trained again, so what the search gained is not known)"
+    (theirs, spread), (mean, sd) = own["validation"][metric].values(), finalist["validation"][metric].values()
+    gain = sign * (mean - theirs)
+    text = (
+        f", {_change(metric, gain)} the config's own values with as many ({_spread(metric, own['validation'][metric])})"
+    )
+    if sd is None or spread is None:
         return f"{text}, how much of it is due to the seed is not known"
     from scipy.special import stdtrit
 
-    # the difference of a mean of n seeds and one seed spreads sqrt(1 + 1/n) times as much as one seed does
+    # Welch's t interval of the difference of two means; both groups have as many seeds
     num_seeds = len(finalist["seeds"])
-    within = abs(gain) <= stdtrit(num_seeds - 1, 0.975) * sd * math.sqrt(1 + 1 / num_seeds)
+    error = math.sqrt((sd**2 + spread**2) / num_seeds)
+    freedom = (num_seeds - 1) * (sd**2 + spread**2) ** 2 / (sd**4 + spread**4) if error else 1.0
+    within = abs(gain) <= stdtrit(freedom, 0.975) * error
     return f"{text}, which the seed alone may explain (95 %)" if within else text
 
 
