@@ -43,6 +43,16 @@ mount --bind "$1" /tmp/ray
 exit $?
 """
 """The shell is the namespace's first process, and stays: somebody has to wait for processes that lost their parent."""
+SWEEP = """
+from functools import partialmethod
+from raydistill import cluster
+cluster.set_environment()
+from ray.train.torch import TorchConfig
+TorchConfig.__init__ = partialmethod(TorchConfig.__init__, backend="gloo")
+from raydistill.cli import main
+main()
+"""
+"""The command. Ray Train takes nccl where workers ask for GPUs, and these GPUs exist on paper only."""
 
 
 def autoscaling() -> dict[str, Any]:
@@ -111,7 +121,7 @@ def run_inside(folder: Path, config: Path) -> None:
     started, trace = time.monotonic(), []
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         sweep = subprocess.Popen(
-            [sys.executable, "-c", "from raydistill.cli import main; main()", "sweep", str(config), "--json"],
+            [sys.executable, "-c", SWEEP, "sweep", str(config), "--json"],
             env={**os.environ, "RAY_ADDRESS": "127.0.0.1:6379"},
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -102,7 +102,7 @@ def test_the_sum_by_hand(config: Any) -> None:
     assert found["hours"] == pytest.approx([(60 + 20 + 25) / 3600] * 2)
     assert found["gpu_hours"] is None
     on_gpus = cost(made, SIZE, Machine(**{**vars(COMPUTER), "gpus": 2.0}), 60.0, 10.0)
-    assert on_gpus["gpu_hours"] == pytest.approx([2 * (60 + 80 + 30 + 10) / 3600] * 2)
+    assert on_gpus["gpu_hours"] == pytest.approx([2 * (60 + 80 + 60 + 10) / 3600] * 2)
     assert cost(config(num_trials=8, max_hours=0.001), SIZE, COMPUTER, 0, 10)["search_seconds"] == [3.6, 3.6]
 
 

@@ -234,7 +234,8 @@ def test_verdict_says_what_won_and_by_how_much() -> None:
     assert build()["verdict"] == (
         "8 trials (bayesian, asha; 1 more rejected untrained) searched for validation/accuracy: trial 7 won. "
         "With 3 fresh seeds it reaches 87.0 ± 1.0 % accuracy on validation, 7.0 points better than the config's own "
-        "values with as many (80.0 ± 1.0 %), and 85.0 ± 2.0 % on test, 2.8 points worse than the 87.8 % that the search saw on validation."
+        "values with as many (80.0 ± 1.0 %), and 85.0 ± 2.0 % on test, 2.8 points worse than the 87.8 % "
+        "that the search saw on validation."
     )
 
 
