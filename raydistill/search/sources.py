@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,13 +32,14 @@ class Book:
         self.ledger, self.shared, self.parent, self.kind = ledger, shared, parent, kind
         self.metric = shared.job.config.evaluate.metric
         self._runs: dict[int, RunRef] = {}
-        self._seconds = {trial.number: trial.seconds for trial in ledger}
+        self._before: dict[int, float] = {}
+        """Seconds that lie behind a trial's present actor."""
 
     def order(self, trial: Trial, schedule: Schedule, seed: int | None = None) -> Order:
-        """What the trial's actor is told; from here on it counts as running."""
+        """What the trial's actor is told."""
         name = f"{self.kind}-{trial.number:05d}"
         run = self._start(trial, trial_config(self.shared.job.config, schedule, seed), name)
-        self.ledger.update(trial.number, state="running", run_id=run.run_id if run else trial.run_id)
+        self.ledger.update(trial.number, run_id=run.run_id if run else trial.run_id)
         return Order(trial.number, name, schedule, seed, run)
 
     def _start(self, trial: Trial, config: Config, name: str) -> RunRef | None:
@@ -49,17 +51,21 @@ class Book:
         self._runs[trial.number] = run
         return run
 
+    def start(self, number: int) -> None:
+        """A place was found for the trial."""
+        self.ledger.update(number, state="running", started=time.time())
+
     def report(self, number: int, entry: Mapping[str, Any]) -> Trial:
-        """Note a validation; one that a resumed trial repeats replaces the one it was."""
+        """Note a validation; one that a resumed trial tells again is known already, and keeps its time."""
         trial = self.ledger[number]
         told = dict(entry)
         schedule = tuple((int(step), dict(params)) for step, params in told.pop("schedule", ()))
-        # seconds of this session, after those of the sessions before
         known = [past for past in trial.history if past["validation"] < told["validation"]]
-        if told["seconds"] == 0.0:  # repeated, or reused: nothing was computed
-            told["seconds"] = self._seconds.get(number, 0.0)
-        else:
-            told["seconds"] += self._seconds.get(number, 0.0)
+        if told["seconds"] == 0.0:
+            same = [past["seconds"] for past in trial.history if past["validation"] == told["validation"]]
+            told["seconds"] = self._before[number] = same[0] if same else 0.0
+        else:  # the actor counts from its own start
+            told["seconds"] += self._before.get(number, 0.0)
         changes: dict[str, Any] = {"history": (*known, told), "seconds": told["seconds"]}
         if told.get("setup_seconds"):
             changes["setup_seconds"] = told["setup_seconds"]
@@ -96,6 +102,9 @@ class SearchSource:
 
     def order(self, trial: Trial) -> Order:
         return self.book.order(trial, trial.schedule or ((0, trial.params),))
+
+    def start(self, number: int) -> None:
+        self.book.start(number)
 
     def report(self, number: int, entry: dict[str, Any]) -> None:
         trial = self.book.report(number, entry)
@@ -141,6 +150,9 @@ class FinalSource:
         assert isinstance(seed, int)
         schedule = trial.schedule or ((0, params),)
         return self.book.order(trial, schedule, seed)
+
+    def start(self, number: int) -> None:
+        self.book.start(number)
 
     def report(self, number: int, entry: dict[str, Any]) -> None:
         self.book.report(number, {name: value for name, value in entry.items() if name != "schedule"})

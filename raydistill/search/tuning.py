@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
@@ -43,6 +45,7 @@ class Source(Protocol):
 
     def next(self) -> Trial | None: ...
     def order(self, trial: Trial) -> Order: ...
+    def start(self, number: int) -> None: ...
     def report(self, number: int, entry: dict[str, Any]) -> None: ...
     def end(self, number: int, state: State, **changes: Any) -> None: ...
 
@@ -90,6 +93,9 @@ class Watch(DriverOnly, tune.Callback):
     def __init__(self, source: Source) -> None:
         self.source = source
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.source.start(trial.config["trial"]["number"])
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
@@ -108,11 +114,20 @@ class Watch(DriverOnly, tune.Callback):
             self.source.end(number, "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_error()
+        error = error_of(trial)
         cause = getattr(error, "cause", None) or error
         text = str(cause).strip().splitlines() or ["no message"]
         reason = f"{type(cause).__name__}: {text[-1]}" if error is not None else "its actor died"
         self.source.end(trial.config["trial"]["number"], "failed", reason=reason)
+
+
+def error_of(trial: Any) -> BaseException | None:
+    """What ended a trial's actor: Tune has it on the driver's disk by now, in storage only later."""
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return None
+    error: BaseException = pickle.loads(Path(path).read_bytes())
+    return error
 
 
 class Ending(DriverOnly, tune.Stopper):
@@ -223,6 +238,7 @@ def run_trials(
 ) -> None:
     """Train the source's trials; ``watch`` is called twice a second meanwhile. Raises Interrupted after ``stop``."""
     job = shared.job
+    folder = f"{job.run_key}-{job.owner.number}-{name}"
     exchanges = isinstance(scheduler, PopulationBasedTraining)
     space: dict[str, Any] = {}
     search: dict[str, Any] = {"search_alg": Feed(source), "num_samples": -1}
@@ -244,16 +260,19 @@ def run_trials(
             **search,
         ),
         run_config=tune.RunConfig(
-            name=f"{job.run_key}-{job.owner.number}-{name}",
+            name=folder,
             storage_path=storage_path,
             storage_filesystem=filesystem,
             verbose=0,
             callbacks=[Watch(source)],
             stop=Ending(source, stop),
             failure_config=tune.FailureConfig(max_failures=job.config.train.max_failures),
+            # by default Tune asks for one, and retries a trial that failed before it had anything to save
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     supervise(tuner, Board(job.storage, job.board_parts, job.owner), stop, watch)
+    job.storage.delete("ray", folder)  # Tune's own files, and the checkpoints that pbt exchanged
 
 
 def supervise(tuner: tune.Tuner, board: Board, stop: threading.Event, watch: Callable[[], None]) -> None:

@@ -1,0 +1,233 @@
+"""Settings that change while a student trains: by hand in the config, and found by a pbt sweep, which can be replayed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import read_weights, same_weights, write_config
+from toy import toy_config, weights
+
+from raydistill.artifacts import Owner, Storage
+from raydistill.board import Board
+from raydistill.config import Config, Optimization, Stage
+from raydistill.errors import ConfigError, Interrupted
+from raydistill.loading import load_config
+from raydistill.losses import build_losses
+from raydistill.models.student import build_student
+from raydistill.phases import teacher_mode
+from raydistill.pipeline import distill, prepare
+from raydistill.search.actor import TrialActor
+from raydistill.search.shared import Shared, share
+from raydistill.search.sweep import sweep
+from raydistill.search.trial import Order, trial_config, trial_job
+from raydistill.search.trials import Ledger, Params
+from raydistill.search.tuning import scheduler_for
+from raydistill.stages import segments, stage_reports
+from raydistill.train import loop
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+from raydistill.train.optimizer import build_optimizer, learning_rate, set_rates, trainable
+from raydistill.workplace import Job, Workplace
+
+RATE, WEIGHT, TEMPERATURE = (
+    f"stages.distill.{name}" for name in ("learning_rate", "losses.kd.weight", "losses.kd.temperature")
+)
+SPACE = {
+    RATE: {"loguniform": [2e-4, 5e-3]},
+    WEIGHT: {"uniform": [0.5, 2.0]},
+    TEMPERATURE: {"choice": [1.0, 2.0, 4.0]},
+}
+STEPS_PER_EPOCH, NUM_STEPS = 12, 24
+CHANGES = (
+    (4, {"learning_rate": 4e-3, "losses.kd.weight": 0.25}),
+    (STEPS_PER_EPOCH, {"losses.kd.temperature": 5.0}),
+    (13, {"weight_decay": 0.3, "learning_rate": 1e-3}),
+    (NUM_STEPS - 1, {"losses.kd.weight": 3.0}),
+)
+"""In the middle, at a validation, right after it, and before the last step."""
+
+
+def pbt_config(folder: Path, **changes: Any) -> dict[str, Any]:
+    settings = {
+        "teacher__finetune__num_epochs": 2,
+        "evaluate__metric": "log_loss",
+        "evaluate__baseline": False,
+        "train__num_workers": 1,
+        "sweep": {
+            "space": SPACE,
+            "scheduler": "pbt",
+            "num_trials": 4,
+            "objectives": {"validation/log_loss": "min"},
+            "final_seeds": 1,
+        },
+    }
+    return toy_config(folder, **(settings | changes))
+
+
+def make_place(job: Job, stop: Callable[[], bool] = lambda: False) -> Workplace:
+    board = Board(job.storage, job.run_parts, job.owner, listener=lambda entry: None, stop=stop)
+    return Workplace(job, Group(), Device(), board)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Teacher and signals for the trials of a pbt sweep."""
+    config = load_config(pbt_config(tmp_path_factory.mktemp("shared")))
+    storage = Storage(config.storage)
+    prepared = prepare(config, storage)
+    owner = Owner.acquire(storage, "runs", prepared.run_key)
+    job = Job(
+        config,
+        prepared.run_key,
+        storage,
+        owner,
+        prepared.data,
+        prepared.tokens,
+        prepared.info.labels,
+        prepared.dtype,
+        None,
+    )
+    return share(make_place(job))
+
+
+@pytest.fixture
+def fresh(shared: Shared, request: pytest.FixtureRequest) -> Shared:
+    """The same, with a folder for checkpoints that only this test has."""
+    return replace(shared, job=replace(shared.job, run_key=f"{shared.job.run_key}-{request.node.name}"))
+
+
+def changing(config: Config, changes: tuple[tuple[int, dict[str, float]], ...] = CHANGES) -> Config:
+    plain = config.model_dump(mode="json", exclude={"sweep"})
+    plain["stages"]["distill"]["changes"] = [{"step": step, "set": values} for step, values in changes]
+    return Config.model_validate(plain)
+
+
+def train(shared: Shared, config: Config, stop: Callable[[], bool] = lambda: False) -> torch.nn.Module:
+    """The stages of a config, its student not published; the model with its best weights."""
+    place = make_place(replace(shared.job, config=config, folder=("work", "stages")), stop)
+    build = build_student(place.teacher(shared.teacher), config.student, seed=0, attn_implementation=place.attention)
+    for _ in stage_reports(place, "student", build.model, config.stages, shared.signals, shared.teacher, is_trial=True):
+        pass
+    return build.model
+
+
+def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], ...] = CHANGES) -> dict[str, Any]:
+    """One loop over all steps; what changes is set by hand in the live losses and rates. The better epoch's weights."""
+    config = shared.job.config
+    place = make_place(replace(shared.job, folder=("work", "hand")))
+    teacher = place.teacher(shared.teacher)
+    model = build_student(teacher, config.student, seed=0, attn_implementation=place.attention).model
+    whole = config.stages["distill"]
+    losses = build_losses(whole.losses, place.task, model.config, teacher.config, seed=0)
+    rates = Optimization(**whole.model_dump(exclude={"losses", "changes"}))
+    setup = loop.Setup(
+        name="student.distill",
+        model=model,
+        losses=losses,
+        signals=place.recorded(shared.signals),
+        rows=place.rows["train"],
+        row_ids=np.arange(place.rows["train"].num_rows),
+        schedule=loop.Schedule(NUM_STEPS, STEPS_PER_EPOCH),
+        optimization=rates,
+        settings=config.train,
+        seed=0,
+        validate=lambda: place.validate(model),
+        score=lambda metrics: -metrics["log_loss"],
+        checkpoints=place.checkpoints("student", "distill"),
+        group=place.group,
+        device=place.device,
+    )
+    stage = loop.Stage(setup)
+    parameters = trainable(model, losses)
+    optimizer = build_optimizer(parameters, rates)
+    kept: tuple[float, dict[str, Any]] = (float("inf"), {})
+    for step in range(NUM_STEPS):
+        for name, value in dict(changes).get(step, {}).items():
+            *parents, leaf = name.split(".")
+            if parents:
+                setattr(losses[parents[1]], leaf, value)
+            else:
+                rates = rates.model_copy(update={leaf: value})
+        batches = stage.collate(step)
+        stage.accumulate(step, batches, losses.counts(batches))
+        assert config.train.max_grad_norm is not None
+        torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
+        set_rates(optimizer, learning_rate(step, NUM_STEPS, rates), rates.weight_decay)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % STEPS_PER_EPOCH == 0:
+            model.eval()
+            value = place.validate(model)["log_loss"]
+            kept = min(kept, (value, weights(model)), key=lambda pair: pair[0])
+    return kept[1]
+
+
+def test_settings_that_change_train_as_a_loop_does_in_which_they_are_changed_by_hand(fresh):
+    plain = weights(train(fresh, changing(fresh.job.config, ())))
+    assert same_weights(plain, train_by_hand(fresh, ()))
+    shared = replace(fresh, job=replace(fresh.job, run_key=f"{fresh.job.run_key}-changing"))
+    changed = weights(train(shared, changing(shared.job.config)))
+    assert same_weights(changed, train_by_hand(shared))
+    assert not same_weights(changed, plain)
+
+
+@pytest.mark.parametrize("changes", [CHANGES[:1], CHANGES[1:2], CHANGES[3:]], ids=["4", "12", "23"])
+def test_every_change_counts(fresh, changes):
+    changed = weights(train(fresh, changing(fresh.job.config, changes)))
+    assert same_weights(changed, train_by_hand(fresh, changes))
+    assert not same_weights(changed, train_by_hand(fresh, ()))
+
+
+def test_interrupted_at_every_step_it_ends_with_the_same_weights(fresh):
+    """Asked to stop before each of the steps, one after another."""
+    config = changing(fresh.job.config)
+    looks = 0
+
+    def stop() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 1  # one step a session
+
+    for step in range(1, NUM_STEPS):
+        looks = 0
+        with pytest.raises(Interrupted, match=f"after step {step} of {NUM_STEPS}"):
+            train(fresh, config, stop)
+    assert same_weights(weights(train(fresh, config)), train_by_hand(fresh))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("checkpoint_steps", [1, 5, 100])
+def test_killed_at_every_step_it_ends_with_the_same_weights(fresh, monkeypatch, checkpoint_steps):
+    """A kill leaves the last checkpoint, which is one at each change, too."""
+    config = changing(fresh.job.config)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_steps": checkpoint_steps})})
+    original, taken = loop.Stage.take_step, []
+
+    def take_step(self: loop.Stage, step: int, *arguments: Any) -> None:
+        taken.append(step)
+        if step == dies_at:
+            raise Killed
+        original(self, step, *arguments)
+
+    monkeypatch.setattr(loop.Stage, "take_step", take_step)
+    saved = [0, *(step for step, _ in CHANGES)]
+    for dies_at in range(NUM_STEPS):
+        taken.clear()
+        with pytest.raises(Killed):
+            train(fresh, config)
+        last = max([s for s in saved if s <= dies_at] + [dies_at // checkpoint_steps * checkpoint_steps])
+        assert taken == list(range(last, dies_at + 1))
+    dies_at = -1
+    assert same_weights(weights(train(fresh, config)), train_by_hand(fresh))
