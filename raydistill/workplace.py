@@ -235,7 +235,7 @@ class Workplace:
                 self.job.run,
                 metrics_path(self.job.storage, *self.job.run_parts),
                 owner=self.job.owner,
-                system_metrics=self.config.tracking.system_metrics,
+                system_metrics=self.config.tracking.system_metrics and not self.job.folder,
             )
         return self._tracker
 

@@ -222,12 +222,102 @@ def test_killed_at_every_step_it_ends_with_the_same_weights(fresh, monkeypatch, 
         original(self, step, *arguments)
 
     monkeypatch.setattr(loop.Stage, "take_step", take_step)
-    saved = [0, *(step for step, _ in CHANGES)]
+    saved = {0, *(step for step, _ in CHANGES), *range(0, NUM_STEPS, checkpoint_steps)}
     for dies_at in range(NUM_STEPS):
         taken.clear()
         with pytest.raises(Killed):
             train(fresh, config)
-        last = max([s for s in saved if s <= dies_at] + [dies_at // checkpoint_steps * checkpoint_steps])
-        assert taken == list(range(last, dies_at + 1))
+        reached = max(0, dies_at - 1)  # the session before died in this step
+        assert taken == list(range(max(step for step in saved if step <= reached), dies_at + 1))
     dies_at = -1
     assert same_weights(weights(train(fresh, config)), train_by_hand(fresh))
+
+
+class Actor(TrialActor):
+    """A trial actor in this process, driven by hand as Tune drives it."""
+
+    def __init__(self, shared: Shared, order: dict[str, Any]) -> None:
+        self.setup({"trial": order}, shared, 1, True)
+
+    def train_to(self, validation: int | None = None) -> dict[str, Any]:
+        """Step up to a validation (None: the end); the last result."""
+        while True:
+            result = self.step()
+            assert "failure" not in result, result
+            if result["done"] or result["validation"] == validation:
+                return result
+
+
+def order_of(number: int, params: Params) -> dict[str, Any]:
+    return Order(number, f"trial-{number:05d}", ((0, params),)).to_plain()
+
+
+def exchanged(shared: Shared, trial: dict[str, Any], of: dict[str, Any]) -> dict[str, Any]:
+    """What Tune would tell a trial that takes over another one."""
+    scheduler = scheduler_for(shared.job.config.sweep, [])
+    config, _ = scheduler._get_new_config(SimpleNamespace(config={"trial": trial}), SimpleNamespace(config={"trial": of}))
+    return config["trial"]
+
+
+GOOD: Params = {RATE: 2e-3, WEIGHT: 1.0, TEMPERATURE: 2.0}
+BAD: Params = {RATE: 3e-4, WEIGHT: 0.6, TEMPERATURE: 4.0}
+
+
+def test_a_trial_that_takes_over_stays_itself_and_gets_other_settings(shared):
+    random.seed(0)
+    first, second = order_of(1, GOOD), order_of(2, BAD)
+    for _ in range(20):
+        told = Order.from_plain(exchanged(shared, second, first))
+        assert (told.number, told.name) == (2, "trial-00002")
+        assert told.params != GOOD
+    assert first == order_of(1, GOOD)
+
+
+def test_perturbed_settings_stay_in_their_ranges(shared):
+    random.seed(1)
+    seen = []
+    for extreme in ({RATE: 5e-3, WEIGHT: 2.0, TEMPERATURE: 4.0}, {RATE: 2e-4, WEIGHT: 0.5, TEMPERATURE: 1.0}):
+        for _ in range(100):
+            params = exchanged(shared, order_of(2, BAD), order_of(1, extreme))["params"]
+            assert SPACE[RATE]["loguniform"][0] <= params[RATE] <= SPACE[RATE]["loguniform"][1]
+            assert SPACE[WEIGHT]["uniform"][0] <= params[WEIGHT] <= SPACE[WEIGHT]["uniform"][1]
+            assert params[TEMPERATURE] in SPACE[TEMPERATURE]["choice"]
+            seen.append(params)
+    assert len({params[RATE] for params in seen}) > 20
+    assert {params[TEMPERATURE] for params in seen} == set(SPACE[TEMPERATURE]["choice"])
+
+
+def test_what_was_taken_over_can_be_trained_again_from_the_schedule(fresh, tmp_path):
+    good, bad = order_of(1, GOOD), order_of(2, BAD)
+    leader, follower = Actor(fresh, good), Actor(fresh, bad)
+    follower.train_to(1)
+    leader.train_to(1)
+    (folder := tmp_path / "checkpoint").mkdir()
+    leader.save_checkpoint(str(folder))
+    random.seed(2)
+    told = exchanged(fresh, bad, good)
+    follower.reset_config({"trial": told})
+    follower.load_checkpoint(str(folder))
+    assert follower.step()["validation"] == 1  # the leader's
+    schedule = follower.order.schedule
+    assert schedule == ((0, GOOD), (STEPS_PER_EPOCH, told["params"]))
+    result = follower.train_to()
+    assert result["schedule"] == [[step, params] for step, params in schedule]
+    student = fresh.job.storage.artifact("student", result["student"]).local() / "model"
+    replayed = train(fresh, trial_config(fresh.job.config, schedule))
+    assert same_weights(read_weights(student), weights(replayed))
+    leader.train_to()
+
+
+def test_taking_over_twice_at_one_step_leaves_one_change(fresh, tmp_path):
+    """A trial that has not trained since it took over is itself taken over: the settings between never held."""
+    leader, middle, last = (Actor(fresh, order_of(number, GOOD)) for number in (1, 2, 3))
+    leader.train_to(1)
+    told = GOOD
+    for index, (giver, taker) in enumerate([(leader, middle), (middle, last)]):
+        (folder := tmp_path / str(index)).mkdir()
+        giver.save_checkpoint(str(folder))
+        told = {**told, WEIGHT: 1.2 + index / 4}
+        taker.reset_config({"trial": {**order_of(index + 2, GOOD), "params": told}})
+        taker.load_checkpoint(str(folder))
+    assert last.order.schedule == ((0, GOOD), (STEPS_PER_EPOCH, told))

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from raydistill.search.trials import Trial
     from raydistill.search.tuning import Crew
 
-BUDGET = {
-    *("num_trials", "max_trials", "max_hours", "patience", "max_concurrent_trials", "final_seeds", "constraints"),
-}
+BUDGET = {"num_trials", "max_trials", "max_hours", "patience", "max_concurrent_trials", "final_seeds"}
 """Settings of ``sweep`` that do not make it another sweep: with more trials the same one goes on."""
 
 
@@ -222,6 +220,7 @@ class Driver:
         ref: RunRef,
     ) -> dict[str, Any]:
         """Write ``sweep.json`` and the report, here and in MLflow."""
+        from raydistill.search.children import log_winner
         from raydistill.search.front import is_eligible, pareto_front
         from raydistill.search.page import write_report
         from raydistill.search.summary import build_summary
@@ -255,6 +254,7 @@ class Driver:
             write_report(summary, report)
             self.storage.upload(report, *self.parts, "report.html")
             (Path(folder) / "sweep.json").write_text(json.dumps(summary, indent=1))
+            log_winner(ref, summary)
             finish_run(ref, None, Path(folder), status="FINISHED")
         self.storage.write_json(summary, *self.parts, "sweep.json")  # last: a sweep that has it is finished
         return summary

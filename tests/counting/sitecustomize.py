@@ -2,7 +2,8 @@
 
 Each line is ``step <setup> <number> <rank> <pid>``, ``shard <split>/<signals> <index> <rank> <pid>`` or, where a worker
 begins its phases, ``start run 0 <rank> <pid>``; appended before the work is done, so that work that a kill cuts off is
-counted as well.
+counted as well. Who opens tokenised rows is noted in a file beside it, ``$RAYDISTILL_COUNT_FILE.opened``:
+``<split> <bytes of the count file by then> <pid>``.
 """
 
 import importlib.abc
@@ -19,9 +20,9 @@ SHARD_SECONDS = float(os.environ.get("RAYDISTILL_SHARD_SECONDS", "0"))
 """Recording the toy takes 0.1 s; a test that kills a worker in it needs longer."""
 
 
-def note(*words: object) -> None:
+def note(*words: object, suffix: str = "") -> None:
     line = " ".join(map(str, (*words, os.getpid()))) + "\n"
-    descriptor = os.open(str(COUNT_FILE), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(f"{COUNT_FILE}{suffix}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, line.encode())  # one write below 4 kB: lines of several processes never mix
     finally:
@@ -60,11 +61,23 @@ def count_starts(module: Any) -> None:
     module.run_phases = run_phases
 
 
+def count_opened(module: Any) -> None:
+    original = module.Rows.open
+
+    def open_rows(folder: Any, split: str) -> Any:
+        counted = os.path.getsize(str(COUNT_FILE)) if os.path.exists(str(COUNT_FILE)) else 0
+        note(split, counted, suffix=".opened")
+        return original(folder, split)
+
+    module.Rows.open = open_rows
+
+
 def cut_small(module: Any) -> None:
     module.SHARD_ROWS = int(SHARD_ROWS or module.SHARD_ROWS)
 
 
 HOOKS = {
+    "raydistill.data.rows": count_opened,
     "raydistill.phases": count_starts,
     "raydistill.train.loop": count_steps,
     "raydistill.teacher.record": count_shards,
