@@ -267,9 +267,10 @@ def test_a_trial_that_takes_over_stays_itself_and_gets_other_settings(shared):
     random.seed(0)
     first, second = order_of(1, GOOD), order_of(2, BAD)
     for _ in range(20):
-        told = Order.from_plain(exchanged(shared, second, first))
-        assert (told.number, told.name) == (2, "trial-00002")
-        assert told.params != GOOD
+        told = exchanged(shared, second, first)
+        assert {**told, "params": GOOD} == {**first, "number": 2, "name": "trial-00002"}
+        assert told["params"].keys() == GOOD.keys()
+        assert told["params"] != GOOD
     assert first == order_of(1, GOOD)
 
 
@@ -321,3 +322,56 @@ def test_taking_over_twice_at_one_step_leaves_one_change(fresh, tmp_path):
         taker.reset_config({"trial": {**order_of(index + 2, GOOD), "params": told}})
         taker.load_checkpoint(str(folder))
     assert last.order.schedule == ((0, GOOD), (STEPS_PER_EPOCH, told))
+
+
+@pytest.mark.slow
+def test_a_pbt_sweep_records_schedules_that_distill_can_replay(tmp_path):
+    """Plain distill, in a storage that has seen no sweep, trains the very same students."""
+    config = load_config(pbt_config(tmp_path, stages__distill__num_epochs=6))
+    summary = sweep(config)
+    assert summary["counts"]["completed"] == sum(summary["counts"].values()) == 4
+    trials = list(Ledger(Storage(config.storage), ("runs", summary["sweep_key"])))
+    changed = [trial for trial in trials if len(trial.schedule) > 1]
+    assert changed
+    for trial in trials:
+        assert [entry["validation"] for entry in trial.history] == [1, 2, 3, 4, 5, 6]
+        assert [entry["step"] for entry in trial.history] == [STEPS_PER_EPOCH * n for n in range(1, 7)]
+    for trial in changed:
+        steps = [step for step, _ in trial.schedule]
+        assert steps == sorted(set(steps))
+        assert all(step % STEPS_PER_EPOCH == 0 for step in steps)
+        assert trial.params == trial.schedule[-1][1]
+    storages = Storage(config.storage), Storage(str(tmp_path / "other"))
+    for trial in [max(changed, key=lambda trial: len(trial.schedule)), trials[0]]:
+        made = trial_config(config, trial.schedule or ((0, trial.params),))
+        made = made.model_copy(update={"storage": storages[1].url, "train": config.train.model_copy(update={"num_workers": 0})})
+        plain = write_config(tmp_path, made.model_dump(mode="json", exclude={"sweep"}))
+        distill(load_config(plain))
+        mine, theirs = (storage.artifact("student", str(trial.student)).local() / "model" for storage in storages)
+        assert same_weights(read_weights(mine), read_weights(theirs))
+
+
+def test_pbt_refuses_what_cannot_change_on_the_way(tmp_path):
+    plain = pbt_config(tmp_path)
+    plain["sweep"]["space"] = {"student.num_layers": {"choice": [1, 2]}, "train.seed": {"choice": [1, 2]}, **SPACE}
+    with pytest.raises(ConfigError) as caught:
+        load_config(plain)
+    text = str(caught.value)
+    for name in ("student.num_layers", "train.seed"):
+        assert f"sweep.space.{name}: changes what is trained, and pbt changes settings while it trains" in text
+    assert RATE not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"losses.task.temperature": 2.0}, "losses.task.temperature cannot change on the way"),
+        ({"num_epochs": 3}, "num_epochs cannot change on the way"),
+        ({"losses.kd.temperature": 0.0}, "temperature"),
+    ],
+)
+def test_changes_that_a_stage_cannot_make_are_refused(tmp_path, values, text):
+    plain = pbt_config(tmp_path)
+    plain["stages"]["distill"]["changes"] = [{"step": 3, "set": values}]
+    with pytest.raises(ConfigError, match=text):
+        load_config(plain)

@@ -16,6 +16,7 @@ from raydistill.artifacts import Storage
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.search.shared import Shared
 from raydistill.search.trial import FOLDER, Order, TrialBoard, trial_job, trial_reports
+from raydistill.search.trials import Params
 from raydistill.train.device import Device, keep_freed_memory
 from raydistill.train.group import Group
 from raydistill.workplace import Job, Workplace
@@ -47,13 +48,18 @@ class TrialActor(ray.tune.Trainable):
         device = Device("cuda" if torch.cuda.is_available() else "cpu", shared.job.dtype)
         self.place = Workplace(shared.job, Group(device.torch_device), device, self._board())
         self.reports: Iterator[dict[str, Any]] | None = None
-        self.order = Order.from_plain(config["trial"])
+        self._take(config["trial"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Put away the last trial; the next one begins with ``step``."""
         self._close()
-        self.order = Order.from_plain(new_config["trial"])
+        self._take(new_config["trial"])
         return True
+
+    def _take(self, plain: dict[str, Any]) -> None:
+        self.order = Order.from_plain(plain)
+        self.params: Params = dict(plain["params"])
+        """What holds from here on: pbt changes these, and knows nothing of schedules."""
 
     def step(self) -> dict[str, Any]:
         """Train up to the next validation."""
@@ -82,8 +88,10 @@ class TrialActor(ray.tune.Trainable):
         storage.delete(*parts)
         storage.upload(folder / FOLDER, *parts)
         schedule = json.loads((folder / "schedule.json").read_text())
-        if schedule[-1][1] != self.order.params:
-            schedule.append([last_step(storage, parts), self.order.params])
+        if schedule[-1][1] != self.params:
+            step = last_step(storage, parts)
+            schedule = [entry for entry in schedule if entry[0] < step]  # what was to hold from this step on never did
+            schedule.append([step, self.params])
         self.order = Order.from_plain({**self.order.to_plain(), "schedule": schedule})
 
     def cleanup(self) -> None:

@@ -90,8 +90,8 @@ class Feed(DriverOnly, Searcher):
 class Watch(DriverOnly, tune.Callback):
     """Writes what becomes of trials to their source, in the thread of the tuner."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, stop: threading.Event) -> None:
+        self.source, self.stop = source, stop
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.source.start(trial.config["trial"]["number"])
@@ -104,8 +104,8 @@ class Watch(DriverOnly, tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result, number = trial.last_result, trial.config["trial"]["number"]
-        if result.get("interrupted"):
-            return
+        if result.get("interrupted") or (self.stop.is_set() and not result.get("finished")):
+            return  # it goes on in the next session; Tune ends everything that runs at Ctrl-C
         if "failure" in result:
             self.source.end(number, "failed", reason=result["failure"])
         elif result.get("finished"):
@@ -114,6 +114,8 @@ class Watch(DriverOnly, tune.Callback):
             self.source.end(number, "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.stop.is_set():
+            return
         error = error_of(trial)
         cause = getattr(error, "cause", None) or error
         text = str(cause).strip().splitlines() or ["no message"]
@@ -264,7 +266,7 @@ def run_trials(
             storage_path=storage_path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[Watch(source)],
+            callbacks=[Watch(source, stop)],
             stop=Ending(source, stop),
             failure_config=tune.FailureConfig(max_failures=job.config.train.max_failures),
             # by default Tune asks for one, and retries a trial that failed before it had anything to save
