@@ -191,10 +191,22 @@ class Workplace:
     def history(self, kind: str, stage: str) -> list[dict[str, Any]]:
         return self.group.broadcast(self.checkpoints(kind, stage).history() if self.group.is_first else None)
 
+    def predict(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> np.ndarray:
+        """Logits of a split, (num_rows, classes), on every rank. A wish to stop is obeyed on the way: Interrupted."""
+        return predict(
+            model,
+            self.rows[split],
+            tokens=self.inference_tokens,
+            device=self.device,
+            group=self.group,
+            should_stop=self.board.should_stop if may_stop else lambda: False,
+        )
+
     def validate(self, model: PreTrainedModel) -> dict[str, float]:
-        rows = self.rows["validation"]
-        logits = predict(model, rows, tokens=self.inference_tokens, device=self.device, group=self.group)
-        metrics = classification_metrics(logits, rows.labels)
+        """Metrics on the validation rows; the training loop around it obeys a wish to stop, with a checkpoint."""
+        metrics = classification_metrics(
+            self.predict(model, "validation", may_stop=False), self.rows["validation"].labels
+        )
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def observe(self, kind: str, report: Report, offset: int) -> None:

@@ -160,3 +160,28 @@ def test_bench_errors_of_a_thread_reach_the_caller() -> None:
     with pytest.raises(ValueError, match="broken"):
         next(turns)
     assert list(in_turns(lambda pause: [pause(step) for step in (1, 2)])) == [1, 2]  # type: ignore[func-returns-value]
+
+
+def test_bench_of_sweeps_counts_steps_and_seconds() -> None:
+    import sweeps
+
+    def trial(step: int, accuracy: float, seconds: float, setup: float) -> dict[str, Any]:
+        measures = {"validation/accuracy": accuracy}
+        shared = {"validations": 1, "reused": False, "measures": measures, "setup_seconds": setup}
+        return {"step": step, "seconds": seconds, **shared}
+
+    trials = [trial(100, 0.7, 10.0, 4.0), trial(25, 0.6, 2.0, 0.1), trial(100, 0.8, 8.0, 0.2)]
+    trials.append({"validations": 0, "reused": False})  # rejected
+    summary = {
+        "objectives": {"validation/accuracy": "max", "latency_ms": "min"},
+        "trials": trials,
+        "concurrency": 2,
+        "teacher": {"passes_saved": 9},
+        "seconds": {"teacher": 15.0, "shared/teacher": 4.0, "shared/record": 1.0, "search": 12.0},
+    }
+    costs = sweeps.figures(summary)
+    assert costs["overhead"] == pytest.approx((15 + 12) / (4 + 1 + 20 / 2))
+    assert (costs["trials"], costs["steps"], costs["passes_saved"]) == (3, 225, 9)
+    assert costs["warm_setup_seconds"] == 0.1  # the first trials of both actors left out
+    assert list(sweeps.best_so_far(summary)) == [(100, 0.7), (125, 0.7), (225, 0.8)]
+    assert (sweeps.best_within(summary, 200), sweeps.best_within(summary, 50)) == (0.7, None)

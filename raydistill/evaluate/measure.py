@@ -13,7 +13,6 @@ from raydistill import recipes
 from raydistill.artifacts import Artifact
 from raydistill.evaluate.compare import write_predictions
 from raydistill.evaluate.latency import measure_models
-from raydistill.evaluate.predict import predict
 from raydistill.recipes import Recorded, TeacherIdentity
 from raydistill.teacher.store import RecordedSignals
 from raydistill.workplace import Workplace
@@ -63,14 +62,7 @@ def predict_split(place: Workplace, split: str, recorded: Recorded, folders: dic
     logits = {"teacher": signals.batch(np.arange(rows.num_rows))["logits"].numpy()}
     for name in (name for name in folders if name != "teacher"):  # in the same order on every rank, as a set is not
         model = place.load(folders[name], dropout=0.0)
-        logits[name] = predict(
-            model,
-            rows,
-            tokens=place.inference_tokens,
-            device=place.device,
-            group=place.group,
-            should_stop=place.board.should_stop,
-        )
+        logits[name] = place.predict(model, split)
     return logits
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from raydistill.artifacts import Artifact
 from raydistill.evaluate.metrics import classification_metrics
-from raydistill.evaluate.predict import predict
 from raydistill.phases import Outcome, run_phases
 from raydistill.workplace import Workplace
 
@@ -35,14 +34,6 @@ def close(place: Workplace, students: Mapping[str, Artifact]) -> Closing:
             model = place.load(students[key].local() / "model", dropout=0.0)
             scores[key] = {}
             for split in ("validation", "test"):
-                rows = place.rows[split]
-                logits = predict(
-                    model,
-                    rows,
-                    tokens=place.inference_tokens,
-                    device=place.device,
-                    group=place.group,
-                    should_stop=place.board.should_stop,
-                )
-                scores[key][split] = classification_metrics(logits, rows.labels)
+                logits = place.predict(model, split)
+                scores[key][split] = classification_metrics(logits, place.rows[split].labels)
     return Closing(outcome, scores)

@@ -148,6 +148,11 @@ class Ending(DriverOnly, tune.Stopper):
 class Exchange(PopulationBasedTraining):
     """PBT in which a trial that takes over another's weights and settings stays itself in name and MLflow run."""
 
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result.get("reused"):  # a student out of storage: it has no checkpoint that others could take over
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
         own = {name: trial.config["trial"][name] for name in ("number", "name", "run", "seed")}
