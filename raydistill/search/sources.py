@@ -32,6 +32,8 @@ class Book:
         self.ledger, self.shared, self.parent, self.kind = ledger, shared, parent, kind
         self.metric = shared.job.config.evaluate.metric
         self._runs: dict[int, RunRef] = {}
+        self._times = {trial.number: {e["validation"]: e["seconds"] for e in trial.history} for trial in ledger}
+        """Seconds at each validation: a resumed trial tells them one by one, and its history is short until then."""
         self._before: dict[int, float] = {}
         """Seconds that lie behind a trial's present actor."""
 
@@ -61,11 +63,12 @@ class Book:
         told = dict(entry)
         schedule = tuple((int(step), dict(params)) for step, params in told.pop("schedule", ()))
         known = [past for past in trial.history if past["validation"] < told["validation"]]
+        times = self._times.setdefault(number, {})
         if told["seconds"] == 0.0:
-            same = [past["seconds"] for past in trial.history if past["validation"] == told["validation"]]
-            told["seconds"] = self._before[number] = same[0] if same else 0.0
+            told["seconds"] = self._before[number] = times.get(told["validation"], 0.0)
         else:  # the actor counts from its own start
             told["seconds"] += self._before.get(number, 0.0)
+        times[told["validation"]] = told["seconds"]
         changes: dict[str, Any] = {"history": (*known, told), "seconds": told["seconds"]}
         if told.get("setup_seconds"):
             changes["setup_seconds"] = told["setup_seconds"]

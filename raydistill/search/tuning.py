@@ -105,7 +105,7 @@ class Watch(DriverOnly, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result, number = trial.last_result, trial.config["trial"]["number"]
         if result.get("interrupted") or (self.stop.is_set() and not result.get("finished")):
-            return  # it goes on in the next session; Tune ends everything that runs at Ctrl-C
+            return  # it goes on in the next session
         if "failure" in result:
             self.source.end(number, "failed", reason=result["failure"])
         elif result.get("finished"):
@@ -133,16 +133,16 @@ def error_of(trial: Any) -> BaseException | None:
 
 
 class Ending(DriverOnly, tune.Stopper):
-    """Ends running trials at their next validation once the budget is used up, and all at Ctrl-C."""
+    """Ends running trials at their next validation once the budget is used up."""
 
-    def __init__(self, source: Source, stop: threading.Event) -> None:
-        self.source, self.stop = source, stop
+    def __init__(self, source: Source) -> None:
+        self.source = source
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return self.source.is_over
 
     def stop_all(self) -> bool:
-        return self.stop.is_set()
+        return False  # at Ctrl-C trials end by themselves, with a checkpoint; Tune would kill their actors
 
 
 class Exchange(PopulationBasedTraining):
@@ -272,7 +272,7 @@ def run_trials(
             storage_filesystem=filesystem,
             verbose=0,
             callbacks=[Watch(source, stop)],
-            stop=Ending(source, stop),
+            stop=Ending(source),
             failure_config=tune.FailureConfig(max_failures=job.config.train.max_failures),
             # by default Tune asks for one, and retries a trial that failed before it had anything to save
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
