@@ -70,6 +70,11 @@ def check_stage(stage: Stage) -> list[Mistake]:
     }
     for name in sorted({name for change in stage.changes for name in change.set} - settings):
         mistakes.append((("changes",), f"{name} cannot change on the way; what can: {', '.join(sorted(settings))}."))
+    for change in stage.changes:
+        for name, value in change.set.items():
+            least = name.rpartition(".")[2]
+            if value < 0 or (value == 0 and least in ("learning_rate", "temperature")):
+                mistakes.append((("changes",), f"{name} becomes {value:g} at step {change.step}; it must be positive."))
     return mistakes
 
 

@@ -23,7 +23,12 @@ from mlflow.entities import Run
 
 from raydistill.artifacts import Artifact, Storage
 from raydistill.cache import KINDS
+from raydistill.config import Config
 from raydistill.evaluate.compare import Predictions, read_predictions
+from raydistill.loading import load_config
+from raydistill.pipeline import distill
+from raydistill.search.sources import Schedule
+from raydistill.search.trial import trial_config
 
 COUNTING = Path(__file__).parent / "counting"
 
@@ -107,6 +112,15 @@ def recorded_rows(artifact: Artifact) -> np.ndarray:
     return np.sort(np.concatenate([batch.column("row_id").to_numpy() for batch in batches]))
 
 
+def replay(config: Config, schedule: Schedule, storage: Path, seed: int | None = None) -> Path:
+    """Let plain ``distill``, without Ray and in a storage of its own, train a trial's student; the model's folder."""
+    folder = storage.parent
+    made = trial_config(config, schedule, seed).model_dump(mode="json", exclude={"sweep"})
+    made |= {"storage": str(storage), "train": made["train"] | {"num_workers": 0}}
+    results = distill(load_config(write_config(folder, made, "replay.yaml")))
+    return Path(results["student"]["path"])
+
+
 def write_config(folder: Path, config: Mapping[str, Any], name: str = "config.yaml") -> Path:
     path = folder / name
     path.write_text(yaml.safe_dump(dict(config)))
@@ -114,9 +128,9 @@ def write_config(folder: Path, config: Mapping[str, Any], name: str = "config.ya
 
 
 class Command:
-    """``raydistill distill`` in a process of its own session, with everything it does counted in a file."""
+    """``raydistill distill``, or ``sweep``, in a process of its own session, all that it does counted in a file."""
 
-    def __init__(self, config: Path, counts: Path, **environment: str) -> None:
+    def __init__(self, config: Path, counts: Path, *, name: str = "distill", **environment: str) -> None:
         self.counts = counts
         # files and not pipes: what a killed driver leaves behind would hold a pipe open
         self.out, self.err = (counts.with_name(f"{uuid.uuid4().hex[:8]}.{kind}") for kind in ("out", "err"))
@@ -129,7 +143,7 @@ class Command:
         }
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from raydistill.cli import main; main()", "distill", str(config), "--json"],
+                [sys.executable, "-c", "from raydistill.cli import main; main()", name, str(config), "--json"],
                 env={**clean, **settings, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 from collections import Counter
@@ -19,22 +18,22 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from runs import artifacts_of_run, find_run, metric_steps, mlflow_runs, read_weights, recorded_rows, same_weights
 from toy import relative_difference, toy_config, without_key_biases
+from toy import weights as module_weights
 
 from raydistill.artifacts import Artifact, Owner, Storage
+from raydistill.board import Board, Show
 from raydistill.config import Config
 from raydistill.errors import Interrupted
 from raydistill.loading import load_config
-from raydistill.models.folder import model_digest
 from raydistill.pipeline import distill, prepare
 from raydistill.search.actor import TrialActor
 from raydistill.search.shared import Shared, share
 from raydistill.search.sweep import sweep
 from raydistill.search.trial import FOLDER, Order, trial_config
 from raydistill.search.trials import Ledger, Params, Trial
-from raydistill.teacher.store import cut_shards
+from raydistill.stages import read_training
 from raydistill.train.device import Device
 from raydistill.train.group import Group
-from raydistill.train.local import Board
 from raydistill.workplace import Job, Workplace
 
 pytestmark = pytest.mark.ray
@@ -112,7 +111,7 @@ class Swept:
 
 
 def take_session(counts: Path, config: Config, **options: Any) -> Session:
-    """Sweep; an Interrupted leaves the session without a summary but with its text as ``interrupted``."""
+    """Sweep; the summary of a session that is interrupted has the error's text alone."""
     opened = counts.with_name(f"{counts.name}.opened")
     offset, before = counts.stat().st_size, len(opened.read_text().splitlines()) if opened.exists() else 0
     try:
@@ -132,12 +131,17 @@ def take_session(counts: Path, config: Config, **options: Any) -> Session:
     )
 
 
-def stop_in_the_middle(entry: Any) -> None:
-    """Ctrl-C as soon as a trial has validated but has most of its steps before it."""
-    if entry["phase"] != "search":
-        return
-    if any(t.state == "running" and 0 < len(t.history) <= NUM_EPOCHS // 2 for t in entry["trials"]):
-        os.kill(os.getpid(), signal.SIGINT)
+def ctrl_c_in_the_middle() -> Show:
+    """Shows nothing; Ctrl-C, once, when a trial has validated but has half of its steps before it."""
+    sent: list[int] = []
+
+    def show(entry: Any) -> None:
+        half = [t for t in entry.get("trials", []) if t.state == "running" and 0 < len(t.history) <= NUM_EPOCHS // 2]
+        if half and not sent:
+            sent.append(half[0].number)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return show
 
 
 def with_trials(config: Config, num_trials: int) -> Config:
@@ -149,7 +153,7 @@ def with_trials(config: Config, num_trials: int) -> Config:
 def swept(ray_cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     config = load_config(toy_config(tmp_path_factory.mktemp("swept"), **SHAPES, sweep=SWEEP))
     storage = Storage(config.storage)
-    stopped = take_session(ray_cluster, config, progress=stop_in_the_middle)
+    stopped = take_session(ray_cluster, config, progress=ctrl_c_in_the_middle())
     resumed = take_session(ray_cluster, config)
     again = take_session(ray_cluster, config)
     more = take_session(ray_cluster, with_trials(config, 100))
@@ -164,13 +168,13 @@ def test_the_teacher_sees_every_row_once_however_many_trials_and_sessions_there_
     assert len(in_state(swept.resumed.trials, "completed", "failed")) == 6
     shards = Counter(tuple(line.split()[1:3]) for line in swept.lines if line.startswith("shard "))
     assert shards == {
-        ("train/hidden.2+hidden.4+logits", "0"): 1,  # what any trial may need, in one pass
+        ("train/hidden_states[2]+hidden_states[4]+logits", "0"): 1,  # what any trial may need, in one pass
         ("validation/logits", "0"): 1,
         ("test/logits", "0"): 1,
     }
     run_key = swept.resumed.summary["sweep_key"]
     shared = swept.storage.read_json("runs", run_key, "shared.json")
-    assert shared["signals"].keys() == {"hidden.2", "hidden.4", "logits"}
+    assert shared["signals"].keys() == {"hidden_states[2]", "hidden_states[4]", "logits"}
     for key in swept.storage.list("signals"):
         rows = recorded_rows(swept.storage.artifact("signals", key))
         assert np.array_equal(rows, np.arange(len(rows)))
@@ -186,9 +190,8 @@ def test_more_trials_need_no_further_pass(swept):
 
 def test_nobody_opens_test_rows_before_the_last_student_is_trained(swept):
     trainers = {line.split()[-1] for line in swept.lines if line.startswith("step student.")}
-    assert {pid for split, _, pid in swept.resumed.opened if split == "train"} >= trainers - {
-        pid for split, _, pid in swept.stopped.opened
-    }
+    both = swept.stopped.opened + swept.resumed.opened
+    assert trainers <= {pid for split, _, pid in both if split == "train"}  # it is noted who opens what
     assert "test" not in {split for split, _, _ in swept.stopped.opened}
     tests = [(position, pid) for split, position, pid in swept.resumed.opened if split == "test"]
     last = max(i for i, line in enumerate(swept.resumed.lines) if line.startswith("step "))
@@ -199,12 +202,10 @@ def test_nobody_opens_test_rows_before_the_last_student_is_trained(swept):
 
 def test_ctrl_c_tells_how_to_go_on_and_what_trained_is_not_trained_again(swept):
     assert "same command" in swept.message
-    assert swept.stopped.trials
-    states = {number: trial.state for number, trial in swept.stopped.trials.items()}
-    assert "running" in states.values()
-    assert not set(states.values()) & {"failed", "stopped"} or TOO_FAST in [
-        t.params[RATE] for t in in_state(swept.stopped.trials, "failed")
-    ]
+    states = [trial.state for trial in swept.stopped.trials.values()]
+    assert "running" in states
+    assert "stopped" not in states
+    assert all(trial.params[RATE] == TOO_FAST for trial in in_state(swept.stopped.trials, "failed"))
     assert swept.stopped.finals == {}
     for number, trial in swept.stopped.trials.items():
         assert swept.resumed.trials[number].params == trial.params
@@ -221,12 +222,15 @@ def test_a_resumed_sweep_goes_on_from_its_checkpoints(swept):
     assert late == dict.fromkeys(range(NUM_STEPS // 2, NUM_STEPS), trained)
     assert steps[0] == trained + len(in_state(swept.resumed.trials, "failed"))
     begun = swept.resumed.steps()
-    assert begun[0] < begun[NUM_STEPS - 1]  # some did not begin at their beginning
+    failed = [number for number, trial in swept.stopped.trials.items() if trial.state == "failed"]
+    fresh = begun[0] - (len(in_state(swept.resumed.trials, "failed")) - len(failed))
+    assert fresh < begun[NUM_STEPS - 1]  # some did not begin at their beginning
     for trial in ended:
         assert [entry["step"] for entry in trial.history] == list(range(12, NUM_STEPS + 1, STEPS_AN_EPOCH))
         seconds = [entry["seconds"] for entry in trial.history]
         assert seconds == sorted(seconds)
-    assert swept.storage.list("runs", swept.resumed.summary["sweep_key"], FOLDER) == []
+    work = ("runs", swept.resumed.summary["sweep_key"], FOLDER)
+    assert all(swept.storage.list(*work, name, "student") == [] for name in swept.storage.list(*work))
 
 
 def test_a_finished_sweep_returns_its_summary_at_once(swept):
@@ -277,7 +281,7 @@ def test_a_failing_trial_is_recorded_with_its_reason_and_ends_nothing_else(swept
         assert run.info.status == "FAILED"
         assert run.data.tags["raydistill.state"] == "failed"
         assert run.data.tags["raydistill.reason"] == trial.reason
-    assert not {number for number in swept.more.summary["front"]} & {trial.number for trial in failed}
+    assert not set(swept.more.summary["front"]) & {trial.number for trial in failed}
 
 
 def test_finals_are_trained_with_seeds_that_the_search_never_had(swept):
@@ -297,7 +301,7 @@ def test_finals_are_trained_with_seeds_that_the_search_never_had(swept):
             drop = trial.measures["validation/accuracy"] - mean
             assert finalist["shrinkage"]["accuracy"] == pytest.approx(drop, abs=1e-5)
             for outcome in finalist["seeds"]:
-                recipe = swept.storage.artifact("student", outcome["student"]).manifest()["recipe"]
+                recipe = swept.storage.artifact("student", outcome["student"]).manifest().recipe
                 assert recipe["seed"] == outcome["seed"]
                 assert recipe["student"]["num_layers"] == trial.params[LAYERS]
 
@@ -347,6 +351,11 @@ def test_mlflow_has_one_parent_with_a_child_a_trial_named_and_measured_as_runs_a
     parent = client.get_run(session.summary["run_id"])
     assert parent.info.status == "FINISHED"
     assert "mlflow.parentRunId" not in parent.data.tags
+    winner = session.summary["winner"]["trial"]
+    (won,) = [finalist for finalist in session.summary["finalists"] if finalist["trial"] == winner]
+    for split in ("validation", "test"):
+        mean = won[split]["accuracy"]["mean"]
+        assert parent.data.metrics[f"winner/{split}/accuracy"] == pytest.approx(mean, abs=1e-5)
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"sweep.json", "report.html"}
     runs = {run.info.run_name: run for run in children(session, mlflow_uri)}
     trained = in_state(session.trials, "completed", "failed")
@@ -360,7 +369,7 @@ def test_mlflow_has_one_parent_with_a_child_a_trial_named_and_measured_as_runs_a
         assert run.info.status == "FINISHED"
         assert run.data.params[LAYERS] == str(trial.params[LAYERS])
         assert float(run.data.params[RATE]) == trial.params[RATE]
-        assert run.data.metrics["best/validation/accuracy"] == trial.measures["validation/accuracy"]
+        assert run.data.metrics["student/best_validation/accuracy"] == trial.measures["validation/accuracy"]
         every_epoch = list(range(STEPS_AN_EPOCH, NUM_STEPS + 1, STEPS_AN_EPOCH))
         assert metric_steps(mlflow_uri, run.info.run_id, "validation/accuracy") == every_epoch
         assert metric_steps(mlflow_uri, run.info.run_id, "train/loss")[-1] == NUM_STEPS
@@ -374,24 +383,146 @@ def test_the_sweep_keeps_what_it_calls_best_from_garbage_collection(swept):
 
 
 def test_a_trial_gives_the_very_student_that_distill_gives(swept, tmp_path):
+    """Another storage, no Ray: the same weights and figures, also of a trial that was stopped on its way."""
+    storage = Storage(str(tmp_path))
     ended = in_state(swept.more.trials, "completed")
     stopped = [trial for trial in in_state(swept.stopped.trials, "running") if trial.history]
     chosen = {stopped[0].number, *(next(t.number for t in ended if t.params[LAYERS] == size) for size in (1, 2))}
     for trial in (swept.more.trials[number] for number in chosen):
         made = trial_config(swept.config, ((0, trial.params),))
         local = made.train.model_copy(update={"num_workers": 0})
-        results = distill(made.model_copy(update={"storage": str(tmp_path), "train": local}))
-        (student,) = artifacts_of_run(Storage(str(tmp_path)), find_key(tmp_path, results))["student"]
+        results = distill(made.model_copy(update={"storage": storage.url, "train": local}))
+        (student,) = artifacts_of_run(storage, find_run(results, storage))["student"]
         mine = swept.student(trial)
         assert student.key == mine.key
         assert same_weights(read_weights(student.local() / "model"), read_weights(mine.local() / "model"))
-        histories = [json.loads((a.local() / "training.json").read_text())["history"] for a in (student, mine)]
+        histories = [read_training(artifact)["history"] for artifact in (student, mine)]
+        if trial.number in [halted.number for halted in stopped]:  # mean losses since a report begin anew
+            histories = [[{n: v for n, v in e.items() if "train/" not in n} for e in known] for known in histories]
         assert histories[0] == histories[1]
-        told = [entry for entry in histories[0] if entry["validated"]]
-        assert [e["validation/accuracy"] for e in trial.history] == [e["validation/accuracy"] for e in told]
+        told = [entry["validation/log_loss"] for entry in histories[0] if entry["validated"]]
+        assert [entry["validation/log_loss"] for entry in trial.history] == told
 
 
-def find_key(storage: Path, results: dict[str, Any]) -> str:
-    from runs import find_run
+def make_shared(folder: Path, **changes: Any) -> Shared:
+    """What a sweep shares, made here instead of in a worker group."""
+    config = load_config(toy_config(folder, **SHAPES, sweep=SWEEP, **changes))
+    prepared = prepare(config, Storage(config.storage))
+    owner = Owner.acquire(prepared.storage, "runs", "sweep")
+    job = Job(
+        prepared.config,
+        "sweep",
+        prepared.storage,
+        owner,
+        prepared.data,
+        prepared.tokens,
+        prepared.info.labels,
+        prepared.dtype,
+        None,
+    )
+    board = Board(job.storage, job.board_parts, owner, listener=lambda entry: None)
+    return share(Workplace(job, Group(Device().torch_device), Device(), board))
 
-    return find_run(results, Storage(str(storage)))
+
+def order_of(number: int, params: Params, seed: int | None = None) -> dict[str, Any]:
+    return {"trial": Order(number, f"trial-{number:05d}", ((0, params),), seed).to_plain()}
+
+
+def train_to_end(actor: TrialActor, most: int = 100) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    while len(entries) < most and not (entries and entries[-1]["done"]):
+        entries.append(actor.step())
+    return entries
+
+
+def without_times(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{n: v for n, v in entry.items() if not n.endswith("seconds")} for entry in entries]
+
+
+def test_nothing_of_a_trial_is_left_for_the_next_one_of_its_actor(tmp_path):
+    """The first trial's settings again as the fifth, after other shapes, a trial cut short and one that failed."""
+    shared = make_shared(tmp_path)
+
+    class Alone(TrialActor):
+        """As Tune makes it, which hands over what is shared in its own way."""
+
+        def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+            super().setup(config, shared, 1, exchanges=False)
+
+    params: Params = {LAYERS: 2, RATE: 1e-3, PAIRS: "[[1,2]]"}
+    actor = Alone(order_of(0, params))
+    first = train_to_end(actor)
+    student = shared.job.storage.artifact("student", str(first[-1]["student"]))
+    weights = read_weights(student.local() / "model")
+    rows, teacher = actor.place.rows["train"], actor.place.teacher_model
+    recorded = dict(actor.place._recorded)
+    untouched = module_weights(teacher)
+    shared.job.storage.delete("student", student.key)
+
+    assert actor.reset_config(order_of(1, {LAYERS: 1, RATE: 4e-3, PAIRS: "[[1,4]]"}, seed=7))
+    assert train_to_end(actor)[-1]["finished"]
+    assert actor.reset_config(order_of(2, {LAYERS: 2, RATE: 4e-3, PAIRS: "[[1,2]]"}))
+    assert len(train_to_end(actor, most=3)) == 3
+    assert actor.reset_config(order_of(3, {LAYERS: 1, RATE: TOO_FAST, PAIRS: "[[1,2]]"}))
+    assert "not finite" in train_to_end(actor)[-1]["failure"]
+    assert actor.reset_config(order_of(4, params))
+    fifth = train_to_end(actor)
+
+    assert not fifth[-1]["reused"]
+    assert fifth[-1]["student"] == student.key
+    assert same_weights(read_weights(student.local() / "model"), weights)
+    assert without_times(fifth) == without_times(first)
+    assert len(first) == NUM_EPOCHS
+    assert actor.place.rows["train"] is rows
+    assert actor.place.teacher_model is teacher
+    assert same_weights(module_weights(teacher), untouched)
+    assert all(actor.place._recorded[key] is signals for key, signals in recorded.items())
+    assert len(recorded) == 1
+    assert "test" not in dict(actor.place.rows)
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """A deadlock fails the test instead of stopping the suite."""
+
+    def give_up(signum: int, frame: object) -> None:
+        raise TimeoutError(f"stands still after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+def test_eight_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cluster, tmp_path):
+    """And give what one process gives, within rounding; nothing is dropped, which depends on the number of workers."""
+    toy_config(tmp_path)
+    path = tmp_path / "encoder" / "config.json"
+    dropped = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | dropped))
+    space = {LAYERS: {"choice": [1, 2]}, RATE: {"loguniform": [5e-4, 5e-3]}}
+    settings = {"space": space, "search": "random", "scheduler": "asha", "num_trials": 8, "final_seeds": 1}
+    changes = SHAPES | {"stages__distill__num_epochs": 1, "train__num_workers": 2}
+    config = load_config(toy_config(tmp_path, **changes, sweep=settings))
+    with at_most(900):
+        session = take_session(ray_cluster, config)
+    assert session.summary["concurrency"] == 1
+    assert [trial.state for trial in session.trials.values()] == ["completed"] * 8
+    ranks = Counter(line.split()[3] for line in session.lines if line.startswith("step student.distill "))
+    assert ranks == dict.fromkeys("01", STEPS_AN_EPOCH * (8 + len(session.finals)))
+    shards = Counter(line.split()[1] for line in session.lines if line.startswith("shard train/"))
+    assert shards == {"train/hidden_states[2]+logits": 1}
+
+    trial = session.trials[7]
+    made = trial_config(config, ((0, trial.params),))
+    one = made.model_copy(
+        update={"storage": str(tmp_path / "one"), "train": made.train.model_copy(update={"num_workers": 0})}
+    )
+    results = distill(one)
+    mine = Storage(config.storage).artifact("student", str(trial.student)).local() / "model"
+    pair = [without_key_biases(read_weights(folder)) for folder in (mine, results["student"]["path"])]
+    assert max(relative_difference(*pair).values()) < 1e-4

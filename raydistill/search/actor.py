@@ -12,7 +12,6 @@ from typing import Any
 import ray.tune
 import torch
 
-from raydistill.artifacts import Storage
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.search.shared import Shared
 from raydistill.search.trial import FOLDER, Order, TrialBoard, trial_job, trial_reports
@@ -21,6 +20,8 @@ from raydistill.train.device import Device, keep_freed_memory
 from raydistill.train.group import Group
 from raydistill.workplace import Job, Workplace
 
+SCHEDULE = "schedule.json"
+"""In a trial's folder and its checkpoints under pbt: from which step on which settings held."""
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 
 
@@ -58,6 +59,10 @@ class TrialActor(ray.tune.Trainable):
 
     def _take(self, plain: dict[str, Any]) -> None:
         self.order = Order.from_plain(plain)
+        place = (*self._work(), SCHEDULE)
+        if self.exchanges and self.shared.job.storage.exists(*place):  # newer than the ledger, if a kill came between
+            schedule = self.shared.job.storage.read_json(*place)
+            self.order = Order.from_plain({**plain, "schedule": schedule})
         self.params: Params = dict(plain["params"])
         """What holds from here on: pbt changes these, and knows nothing of schedules."""
 
@@ -79,19 +84,21 @@ class TrialActor(ray.tune.Trainable):
         """What another trial needs to take over from here (pbt)."""
         storage, parts = self.shared.job.storage, self._work()
         storage.download(Path(checkpoint_dir) / FOLDER, *parts)
-        (Path(checkpoint_dir) / "schedule.json").write_text(json.dumps(self.order.to_plain()["schedule"]))
+        (Path(checkpoint_dir) / SCHEDULE).write_text(json.dumps(self.order.to_plain()["schedule"]))
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
         """Take over another trial's weights, optimizer and settings so far; the new settings hold from here on."""
         folder = Path(str(checkpoint))
         storage, parts = self.shared.job.storage, self._work()
-        storage.delete(*parts)
-        storage.upload(folder / FOLDER, *parts)
-        schedule = json.loads((folder / "schedule.json").read_text())
+        schedule = json.loads((folder / SCHEDULE).read_text())
         if schedule[-1][1] != self.params:
-            step = last_step(storage, parts)
+            step = last_step(folder / FOLDER)
             schedule = [entry for entry in schedule if entry[0] < step]  # what was to hold from this step on never did
             schedule.append([step, self.params])
+        storage.delete(*parts)
+        # before the weights: killed here, the trial takes this schedule from its first step, to the same student
+        storage.write_json(schedule, *parts, SCHEDULE)
+        storage.upload(folder / FOLDER, *parts)
         self.order = Order.from_plain({**self.order.to_plain(), "schedule": schedule})
 
     def cleanup(self) -> None:
@@ -140,10 +147,10 @@ def report_trial(place: Workplace, shared: Shared) -> None:
         ray.train.report(entry)
 
 
-def last_step(storage: Storage, work: tuple[str, ...]) -> int:
+def last_step(work: Path) -> int:
     """The step of the checkpoint in a trial's folder; pbt sweeps have one stage."""
-    (stage,) = storage.list(*work, "student")
-    return int(storage.read_json(*work, "student", stage, "last.json")["step"])
+    (pointer,) = work.glob("student/*/last.json")
+    return int(json.loads(pointer.read_text())["step"])
 
 
 def threads_of(resources: dict[str, float]) -> int:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from raydistill.config import Config
@@ -15,7 +16,8 @@ from raydistill.search.proposals import Proposals
 from raydistill.search.shared import Shared
 from raydistill.search.trial import FOLDER, Order, best_values, trial_config
 from raydistill.search.trials import Ledger, Params, State, Trial
-from raydistill.tracking import RunRef
+from raydistill.tracking import RunRef, drain
+from raydistill.workplace import metrics_path
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Book:
         trial = self.ledger[number]
         if state != "completed":  # a completed one's went when its student was published
             job = self.shared.job
-            job.storage.delete("runs", job.run_key, FOLDER, f"{self.kind}-{number:05d}")
+            job.storage.delete("runs", job.run_key, FOLDER, f"{self.kind}-{number:05d}", "student")
         run = self._runs.pop(number, None)
         if run is None:
             return
@@ -92,6 +94,17 @@ class Book:
             finish_child(run, status, values=trial.measures, tags={"state": state, "reason": trial.reason or ""})
         except TrackingError as error:
             logger.warning("The end of trial %s is not tracked. %s", number, error)
+
+    def settle(self) -> None:
+        """Send what the trials' writers could not, while the tracking server was away, and drop their folders."""
+        job = self.shared.job
+        for trial in self.ledger:
+            parts = ("runs", job.run_key, FOLDER, f"{self.kind}-{trial.number:05d}")
+            metrics = metrics_path(job.storage, *parts)
+            if trial.run_id is not None and metrics.exists():
+                drain(replace(self.parent, run_id=trial.run_id), metrics)
+            if trial.has_ended:
+                job.storage.delete(*parts)
 
 
 class SearchSource:

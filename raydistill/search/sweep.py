@@ -118,6 +118,7 @@ class Driver:
         self.show({"phase": "start", "note": "Ray"})
         with cluster.connected():
             from raydistill.search.choice import Choice
+            from raydistill.search.sources import Book
 
             self.stop.listen()
             shared = self.share(ref)
@@ -132,6 +133,8 @@ class Driver:
                 choice.evaluate()
         self.stop.is_obeyed = False
         with self.clock.phase("register", self.show):
+            for kept, kind in ((ledger, "trial"), (choice.ledger, "final")):
+                Book(kept, shared, ref, kind).settle()
             results = choice.register(self.clock)
         return self.summarize(shared, crew, ledger, choice, results, stopped_by, ref)
 
@@ -173,8 +176,9 @@ class Driver:
         """Train trials until the budget is used up; what ended it."""
         from raydistill.search.judging import Judge
         from raydistill.search.proposals import Proposals
+        from raydistill.search.schedulers import scheduler_for
         from raydistill.search.sources import Book, SearchSource
-        from raydistill.search.tuning import run_trials, scheduler_for
+        from raydistill.search.tuning import run_trials
 
         proposals = Proposals(self.config, ledger, Judge(self.config, shared))
         with self.clock.phase("search", self.quiet):

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from raydistill.board import Board
-from raydistill.config import Sweep
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.search.actor import TrialActor, threads_of, train_in_group
 from raydistill.search.shared import Shared
 from raydistill.search.trial import Order
 from raydistill.search.trials import State, Trial
 from raydistill.train.worker import STOP_SECONDS, ray_storage
-
-MANY = 1_000_000
-"""Validations that no trial reaches: trials end by themselves, not by their scheduler's last rung."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,8 @@ class Watch(DriverOnly, tune.Callback):
         error = error_of(trial)
         cause = getattr(error, "cause", None) or error
         text = str(cause).strip().splitlines() or ["no message"]
-        reason = f"{type(cause).__name__}: {text[-1]}" if error is not None else "its actor died"
+        first = text[-1].split(". ")[0][:300]  # Ray explains a killed worker in a paragraph of 700 characters
+        reason = f"{type(cause).__name__}: {first}" if error is not None else "its actor died"
         self.source.end(trial.config["trial"]["number"], "failed", reason=reason)
 
 
@@ -145,81 +142,10 @@ class Ending(DriverOnly, tune.Stopper):
         return False  # at Ctrl-C trials end by themselves, with a checkpoint; Tune would kill their actors
 
 
-class Exchange(PopulationBasedTraining):
-    """PBT in which a trial that takes over another's weights and settings stays itself in name and MLflow run."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result.get("reused"):  # a student out of storage: it has no checkpoint that others could take over
-            return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        config, operations = super()._get_new_config(trial, trial_to_clone)
-        own = {name: trial.config["trial"][name] for name in ("number", "name", "run", "seed")}
-        config["trial"] = {**config["trial"], **own}
-        return config, operations
-
-
 def entry_of(result: dict[str, Any]) -> dict[str, Any]:
     """A trial's own words out of what Tune adds to them."""
     own = ("step", "num_steps", "seconds", "setup_seconds", "validation", "score", "schedule")
     return {n: v for n, v in result.items() if n in own or n.startswith(("train/", "validation/"))}
-
-
-def scheduler_for(sweep: Sweep, past: Sequence[Trial]) -> TrialScheduler | None:
-    """The scheduler; ``past``: trials of an earlier session, whose values asha compares new ones with."""
-    match sweep.scheduler:
-        case "none":
-            return None
-        case "pbt":
-            return Exchange(
-                time_attr="validation",
-                metric="score",
-                mode="max",
-                perturbation_interval=sweep.perturbation_interval,
-                hyperparam_mutations={"trial": {"params": mutations(sweep)}},
-                custom_explore_fn=lambda config: within_space(config, sweep),
-            )
-        case "asha":
-            scheduler = AsyncHyperBandScheduler(
-                time_attr="validation",
-                metric="score",
-                mode="max",
-                max_t=MANY,
-                grace_period=sweep.grace_period,
-                reduction_factor=sweep.reduction_factor,
-            )
-            for trial in past:
-                known = cast("Any", SimpleNamespace(trial_id=f"past-{trial.number}"))  # all that asha looks at
-                scheduler.on_trial_add(cast("Any", None), known)
-                for entry in trial.history:
-                    scheduler.on_trial_result(cast("Any", None), known, dict(entry))
-            return scheduler
-
-
-def mutations(sweep: Sweep) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for name, values in sweep.space.items():
-        if values.choice is not None:
-            made[name] = list(values.choice)
-        elif values.loguniform is not None:
-            made[name] = tune.loguniform(*values.loguniform)
-        elif values.uniform is not None:
-            made[name] = tune.uniform(*values.uniform)
-        elif values.integer is not None:
-            made[name] = tune.randint(values.integer[0], values.integer[1] + 1)
-    return made
-
-
-def within_space(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
-    """Keep a perturbed setting inside its range: PBT multiplies by 0.8 or 1.2 wherever that leads."""
-    params = config["trial"]["params"]
-    for name, values in sweep.space.items():
-        ends = values.uniform or values.loguniform or values.integer
-        if ends is not None:
-            value = min(max(params[name], ends[0]), ends[1])
-            params[name] = round(value) if values.integer is not None else float(value)
-    return config
 
 
 def trial_function(shared: Shared, crew: Crew, exchanges: bool) -> Any:
@@ -278,6 +204,7 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is told by the ledger, without tracebacks
     supervise(tuner, Board(job.storage, job.board_parts, job.owner), stop, watch)
     job.storage.delete("ray", folder)  # Tune's own files, and the checkpoints that pbt exchanged
 

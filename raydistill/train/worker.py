@@ -64,17 +64,20 @@ def make_trainer(job: Job, phases: Callable[[Workplace], Any], name: str, callba
     """A trainer whose workers run ``phases``. ``name``: a fresh one a start, as Ray would silently resume, or refuse, a
     run of the same name."""
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig
 
     resources = worker_resources(job.config.train)
+    use_gpu = resources.get("GPU", 0) > 0
     storage_path, filesystem = ray_storage(job.storage)
     return TorchTrainer(
         cast("Any", _worker),
         train_loop_config={"job": job, "phases": phases},
+        # a torch that was built for CPUs has no nccl, whatever the nodes claim to have
+        torch_config=TorchConfig(backend="nccl" if use_gpu and torch.distributed.is_nccl_available() else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.config.train.num_workers,
-            use_gpu=resources.get("GPU", 0) > 0,
+            use_gpu=use_gpu,
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
@@ -94,7 +97,7 @@ def _worker(config: dict[str, Any]) -> Any:
 
     keep_freed_memory()
     job: Job = config["job"]
-    device = Device(str(ray.train.torch.get_device()), job.dtype)
+    device = Device(str(ray.train.torch.get_device()) if torch.cuda.is_available() else "cpu", job.dtype)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     board = Board(job.storage, job.board_parts, job.owner)
