@@ -169,7 +169,7 @@ def make_setup(
         rows=problem.rows,
         row_ids=np.arange(problem.rows.num_rows),
         schedule=Schedule.of_epochs(problem.rows.num_rows, BATCH_SIZE, num_epochs),
-        optimization=Optimization(**stage.model_dump(exclude={"losses"})),
+        optimization=Optimization(**stage.model_dump(exclude={"losses", "changes"})),
         settings=TrainSettings(num_workers=0, global_batch_size=BATCH_SIZE),
         seed=0,
         validate=lambda: {"epoch": float(next(epochs))},
