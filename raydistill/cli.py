@@ -83,7 +83,8 @@ def sweep(
 
     with Table() as table:
         summary = work(loaded, progress=table, fresh=fresh, retry_failed=retry_failed)
-    return Outcome(lambda: summary, lambda console: print_sweep(console, summary))
+    without_winner = int(summary["winner"] is None)
+    return Outcome(lambda: summary, lambda console: print_sweep(console, summary), without_winner)
 
 
 @app.command()

@@ -24,6 +24,8 @@ DEFAULTS = {
     # Tune's own files are not read by anybody: a sweep's trials lie in its ledger.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    # A trial that fails before its first validation has no metric; Tune would end the whole sweep over it.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -497,6 +497,17 @@ def at_most(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_sweep_whose_trials_all_fail_has_no_winner_and_says_why(ray_cluster, tmp_path):
+    space = {RATE: {"choice": [TOO_FAST, 2 * TOO_FAST]}}
+    search = {"space": space, "scheduler": "asha", "num_trials": 2}  # asha asks every trial for its score
+    changes: dict[str, Any] = {"teacher__finetune__num_epochs": 1, "train__num_workers": 1, "sweep": search}
+    summary = sweep(load_config(toy_config(tmp_path, **changes)))
+    assert summary["winner"] is summary["results"] is None
+    assert summary["counts"]["failed"] == 2
+    assert all("is not finite at step" in trial["reason"] for trial in summary["trials"])
+    assert summary["verdict"].startswith("No winner: ")
+
+
 @pytest.mark.slow
 def test_eight_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cluster, tmp_path):
     """And give what one process gives, within rounding; nothing is dropped, which depends on the number of workers."""
