@@ -41,10 +41,11 @@ def set_environment() -> None:
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if not os.environ.get("RAY_ADDRESS"):
-        if "ray" not in sys.modules:  # it reads the mode when it is imported; the daemons would read another one
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ.get("RAY_AUTH_MODE") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    # Ray reads mode and token once, when it is imported or first started; its daemons would read what is set later, and
+    # turn this process away. A Ray that was there before us has chosen both by itself.
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
