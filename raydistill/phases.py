@@ -20,7 +20,7 @@ from raydistill.losses import all_teacher_needs, build_stages
 from raydistill.models.load import is_classifier, model_digest, resolve_model
 from raydistill.models.student import build_student, student_config
 from raydistill.recipes import Recipe, Recorded, TeacherIdentity
-from raydistill.stages import StageReport, publish, read_training, run_stages, stage_history, stage_reports
+from raydistill.stages import StageReport, publish, read_training, stage_history, stage_reports, train_on_labels
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import signal_artifact
 from raydistill.workplace import Workplace
@@ -76,16 +76,8 @@ def fit_teacher(place: Workplace) -> TeacherIdentity:
         else:
             model = place.load(source, dropout=None)
             stage = Stage(**settings.finetune.model_dump(exclude={"metric"}), losses={"task": TaskLoss()})
-            history = run_stages(
-                place,
-                "teacher",
-                model,
-                {"finetune": stage},
-                {},
-                None,
-                labeled_only=True,
-                metric=settings.finetune.metric,
-            )
+            stages = {"finetune": stage}
+            history = train_on_labels(place, "teacher", model, stages, metric=settings.finetune.metric)
             parents = {"tokens": place.job.tokens.digest, "source": source_digest}
             publish(place, artifact, recipe, parents, model, source, {"history": history})
     folder = artifact.local() / "model"
@@ -225,7 +217,7 @@ def train_baseline(place: Workplace, teacher: TeacherIdentity) -> Artifact | Non
             model = build_student(start, config.student, seed=seed, attn_implementation=place.attention).model
             place.teacher_model = None
             stages = recipes.baseline_stages(config)
-            history = run_stages(place, "baseline", model, stages, {}, None, labeled_only=True)
+            history = train_on_labels(place, "baseline", model, stages)
             parents = {"tokens": place.job.tokens.digest, **teacher.parents}
             publish(place, artifact, recipe, parents, model, teacher.folder, {"history": history})
     return artifact

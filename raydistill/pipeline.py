@@ -28,6 +28,7 @@ from raydistill.tracking import RunRef, drain, finish_run, log_data, prepare_sto
 
 if TYPE_CHECKING:
     from raydistill.phases import Outcome
+    from raydistill.workplace import Job
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Prepared:
     dtype: str
     run_key: str
     reused: tuple[str, ...]
+
+    def job(self, owner: Owner, run: RunRef) -> Job:
+        """What the workers are handed."""
+        from raydistill.workplace import Job
+
+        tokens, labels = self.tokens, self.info.labels
+        return Job(self.config, self.run_key, self.storage, owner, self.data, tokens, labels, self.dtype, run)
 
 
 def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
@@ -103,30 +111,14 @@ def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
 
 def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
     """Run the phases in the worker group, assemble the results, register the student."""
-    from raydistill.workplace import Job, metrics_path
+    from raydistill.workplace import metrics_path
 
-    config, storage, parts = prepared.config, prepared.storage, ("runs", prepared.run_key)
+    storage, parts = prepared.storage, ("runs", prepared.run_key)
     owner = Owner.acquire(storage, *parts)
     store.result()
-    lineage = {"data": prepared.data.digest, "tokens": prepared.tokens.digest}
-    ref = start_run(config, storage, prepared.run_key, lineage)
-    status = "FAILED"
-    try:
-        num_rows = {split: counts.rows for split, counts in prepared.info.counts.items()}
-        log_data(ref, config.data, prepared.data.digest, num_rows)
-        job = Job(
-            config,
-            prepared.run_key,
-            storage,
-            owner,
-            prepared.data,
-            prepared.tokens,
-            prepared.info.labels,
-            prepared.dtype,
-            ref,
-        )
+    with tracked(prepared) as ref:
         stop.is_obeyed = True
-        outcome = run_phases_somewhere(job, stop, show)
+        outcome = run_phases_somewhere(prepared.job(owner, ref), stop, show)
         stop.is_obeyed = False
         tag_run(ref, {"teacher": outcome.teacher.digest})
         with clock.phase("register", show):
@@ -134,6 +126,21 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
                 drain(ref, metrics)  # what the writer could not send while the tracking server was away
             results = assemble(prepared, ref, outcome, clock)
             results = publish(prepared, ref, outcome, results)
+    results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
+    storage.write_json(results, *parts, "results.json")
+    return results
+
+
+@contextmanager
+def tracked(prepared: Prepared) -> Iterator[RunRef]:
+    """The MLflow run of this run key; what ends the body early ends the run as KILLED or FAILED."""
+    lineage = {"data": prepared.data.digest, "tokens": prepared.tokens.digest}
+    ref = start_run(prepared.config, prepared.storage, prepared.run_key, lineage)
+    status = "FAILED"
+    try:
+        num_rows = {split: counts.rows for split, counts in prepared.info.counts.items()}
+        log_data(ref, prepared.config.data, prepared.data.digest, num_rows)
+        yield ref
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -141,9 +148,6 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
     finally:
         if status != "FINISHED":
             end_run(ref, status)
-    results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
-    storage.write_json(results, *parts, "results.json")
-    return results
 
 
 def end_run(ref: RunRef, status: str) -> None:

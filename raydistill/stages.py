@@ -35,19 +35,11 @@ class StageReport:
     is_last: bool
 
 
-def run_stages(
-    place: Workplace,
-    kind: str,
-    model: PreTrainedModel,
-    stages: dict[str, Stage],
-    recorded: dict[str, Artifact],
-    teacher: TeacherIdentity | None,
-    *,
-    labeled_only: bool = False,
-    metric: Metric | None = None,
+def train_on_labels(
+    place: Workplace, kind: str, model: PreTrainedModel, stages: dict[str, Stage], *, metric: Metric | None = None
 ) -> list[dict[str, Any]]:
-    """Train ``model`` through ``stages`` and return its history, steps counted over all stages."""
-    for _ in stage_reports(place, kind, model, stages, recorded, teacher, labeled_only=labeled_only, metric=metric):
+    """Train ``model`` through ``stages`` on labelled rows, without a teacher; its history, steps over all stages."""
+    for _ in stage_reports(place, kind, model, stages, {}, None, labeled_only=True, metric=metric):
         pass
     return stage_history(place, kind, stages)
 

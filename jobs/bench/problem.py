@@ -157,7 +157,7 @@ def make_problem(
 def make_setup(
     problem: Problem, name: str, model: PreTrainedModel, losses: dict[str, Any], signals: Signals, num_epochs: int
 ) -> Setup:
-    """The loop's setup as ``phases.run_stages`` makes it; the last weights count as best, validation costs nothing."""
+    """The loop's setup as ``stages.stage_reports`` makes it; last weights count as best, validation is free."""
     stage = Stage.model_validate({"losses": losses, "learning_rate": LEARNING_RATE, "warmup_ratio": WARMUP_RATIO})
     teacher = model.config  # no loss here maps layers, so its depth is never looked at
     epochs = iter(range(1, 10_000))

@@ -7,7 +7,7 @@
 Three contenders train the same student from the same weights with the same losses (T² · KL + 0.5 · cross entropy),
 batch size 32, 3 epochs:
 
-raydistill  teacher recorded once (its time is included), then the training loop, as ``phases.run_stages`` sets it up
+raydistill  teacher recorded once (its time is included), then the training loop, as ``stages.stage_reports`` sets it up
 dynamic     Trainer with its defaults, teacher online, each batch padded to its longest row by DataCollatorWithPadding
 padded      the same, every row padded to max_length when it is tokenised
 

@@ -25,7 +25,6 @@ from raydistill.search.trials import Ledger, Trial
 from raydistill.search.tuning import Crew, run_trials
 from raydistill.tracking import RunRef, start_run
 from raydistill.train.worker import run_workers
-from raydistill.workplace import Job
 
 
 class Choice:
@@ -108,18 +107,7 @@ class Choice:
         adopt(self.ref, self.won_ref, "winner")
         self._refer(students)
         owner = Owner.acquire(self.won.storage, "runs", self.won.run_key)
-        job = self.shared.job
-        job = Job(
-            self.won.config,
-            self.won.run_key,
-            job.storage,
-            owner,
-            job.data,
-            job.tokens,
-            job.labels,
-            job.dtype,
-            self.won_ref,
-        )
+        job = self.won.job(owner, self.won_ref)
         self.closing = run_workers(job, self.show, self.stop, partial(close, students=students))
         scores = self.closing.scores
         self.finalists = [
@@ -133,8 +121,7 @@ class Choice:
         """The winner as ``distill`` would be given it, so that it finds the run finished."""
         assert self.winner is not None
         prepared, trial = self.prepared, self.candidates[self.winner[0].trial]
-        schedule = trial.schedule or ((0, trial.params),)
-        config = trial_config(prepared.config, schedule, self.winner[1].seed)
+        config = trial_config(prepared.config, trial.course, self.winner[1].seed)
         key = run_key(config, prepared.tokens, prepared.source, prepared.dtype)
         return replace(prepared, config=config, run_key=key)
 

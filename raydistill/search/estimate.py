@@ -20,8 +20,9 @@ from raydistill.data.size import Size
 from raydistill.errors import ConfigError
 from raydistill.models.shape import student_config
 from raydistill.search.front import within
+from raydistill.search.proposals import DEFAULT_TRIALS
 from raydistill.search.scales import duration
-from raydistill.search.shared import combinations, count_parameters, shape_name
+from raydistill.search.shared import count_parameters, shape_name, shapes_of
 from raydistill.search.space import check_space, ends, label, space_size, sweep_of, with_params
 from raydistill.search.timing import Machine, Sample, Speed, machine, num_cpus, time_student, time_teacher
 from raydistill.search.trials import Value
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PretrainedConfig
 
-DEFAULT_TRIALS = 20
 DRAWS = 100
 """Combinations whose mean stands for a trial's time: it is known to a tenth of their spread."""
 FORWARD_SHARE = 1 / 3
@@ -56,7 +56,7 @@ def estimate_sweep(config: Config, teacher: PretrainedConfig, size: Size, plan: 
 
     check_space(config)
     sweep = sweep_of(config)
-    shapes = shapes_of(config, teacher)
+    shapes = sized_shapes(config, teacher)
     allowed = keep_allowed(shapes, sweep.constraints.get("num_parameters"))
     computer = machine(config, device_type(config), num_cpus())
     speed = measure(config, teacher, size, plan["teacher"], allowed, computer)
@@ -79,14 +79,9 @@ def estimate_sweep(config: Config, teacher: PretrainedConfig, size: Size, plan: 
     }
 
 
-def shapes_of(config: Config, teacher: PretrainedConfig) -> dict[str, Shape]:
-    """The shapes that the space can give a student; those that cannot be are left out."""
-    found: dict[str, Shape] = {}
-    for combination in combinations(config, lambda name: name.startswith("student.")):
-        with suppress(ConfigError):
-            student = student_config(teacher, combination.student)
-            if (name := shape_name(student)) not in found:
-                found[name] = Shape(count_parameters(student), student)
+def sized_shapes(config: Config, teacher: PretrainedConfig) -> dict[str, Shape]:
+    """The shapes of the space with their sizes; ConfigError where there is none."""
+    found = {name: Shape(count_parameters(shaped), shaped) for name, shaped in shapes_of(config, teacher).items()}
     if not found:
         raise ConfigError("sweep.space: no combination of its student settings is possible with this teacher.")
     return found

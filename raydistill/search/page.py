@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from raydistill.storage import Storage
 
 SUMMARY = "sweep.json"
-SCHEMA = 1
 TIMES = {
     "prepare": "data",
     "teacher": "teacher",
@@ -63,6 +62,8 @@ def find_summary(storage: Storage, name: str | None) -> dict[str, Any]:
 
     ConfigError where there is none, or several that begin so.
     """
+    from raydistill.search.summary import SCHEMA
+
     keys = [key for key in storage.list("runs") if storage.exists("runs", key, SUMMARY)]
     if not keys:
         raise ConfigError(

@@ -159,15 +159,20 @@ def combinations(config: Config, decides: Callable[[str], bool]) -> Iterator[Con
             yield with_params(config, dict(zip(values, combination, strict=True)))
 
 
+def shapes_of(config: Config, teacher: PretrainedConfig) -> dict[str, PretrainedConfig]:
+    """The shapes that the space can give a student, by their names; those that cannot be are left out."""
+    shapes: dict[str, PretrainedConfig] = {}
+    for student in {made.student: None for made in combinations(config, lambda name: name.startswith("student."))}:
+        with suppress(ConfigError):  # such a trial is rejected
+            shaped = student_config(teacher, student)
+            shapes.setdefault(shape_name(shaped), shaped)
+    return shapes
+
+
 def measure_shapes(place: Workplace, teacher: PretrainedConfig) -> list[Shape]:
     """Size of every shape of the space and, where the sweep asks for it, latency; rank 0 measures, alone."""
     sweep = sweep_of(place.config)
-    students = {config.student: None for config in combinations(place.config, lambda name: name.startswith("student."))}
-    configs: dict[str, PretrainedConfig] = {}
-    for student in students:
-        with suppress(ConfigError):  # a shape that cannot be: such a trial is rejected
-            shaped = student_config(teacher, student)
-            configs.setdefault(shape_name(shaped), shaped)
+    configs = shapes_of(place.config, teacher)
     shapes = {name: Shape(name, count_parameters(shaped)) for name, shaped in configs.items()}
     if "latency_ms" in {*sweep.objectives, *sweep.constraints} and place.group.is_first:
         bounds = sweep.constraints.get("num_parameters")

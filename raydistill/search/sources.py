@@ -15,13 +15,12 @@ from raydistill.search.children import finish_child, start_child
 from raydistill.search.proposals import Proposals
 from raydistill.search.shared import Shared
 from raydistill.search.trial import FOLDER, Order, best_values, trial_config
-from raydistill.search.trials import Ledger, Params, State, Trial
+from raydistill.search.trials import Ledger, Params, Schedule, State, Trial, read_schedule
 from raydistill.tracking import RunRef, drain
 from raydistill.workplace import metrics_path
 
 logger = logging.getLogger(__name__)
 
-Schedule = tuple[tuple[int, Params], ...]
 SEED, OF = "train.seed", "sweep.trial"
 """What a final's ledger entry has beside the finalist's settings: its seed, and the finalist's number."""
 
@@ -63,7 +62,7 @@ class Book:
         """Note a validation; one that a resumed trial tells again is known already, and keeps its time."""
         trial = self.ledger[number]
         told = dict(entry)
-        schedule = tuple((int(step), dict(params)) for step, params in told.pop("schedule", ()))
+        schedule = read_schedule(told.pop("schedule", ()))
         known = [past for past in trial.history if past["validation"] < told["validation"]]
         times = self._times.setdefault(number, {})
         if told["seconds"] == 0.0:
@@ -71,14 +70,15 @@ class Book:
         else:  # the actor counts from its own start
             told["seconds"] += self._before.get(number, 0.0)
         times[told["validation"]] = told["seconds"]
-        changes: dict[str, Any] = {"history": (*known, told), "seconds": told["seconds"]}
+        history = (*known, told)
+        values = best_values(history, self.metric)
+        changes: dict[str, Any] = {"history": history, "values": values, "seconds": told["seconds"]}
         if told.get("setup_seconds"):
             changes["setup_seconds"] = told["setup_seconds"]
         if len(schedule) > 1:
             changes["schedule"] = schedule
             changes["params"] = schedule[-1][1]
-        trial = self.ledger.update(number, **changes)
-        return self.ledger.update(number, write=False, values=best_values(trial, self.metric))
+        return self.ledger.update(number, **changes)
 
     def end(self, number: int, state: State) -> None:
         """End the MLflow run, and drop the checkpoints of a trial that will not go on."""
@@ -117,7 +117,7 @@ class SearchSource:
         return None if self.stop.is_set() else self.proposals.next()
 
     def order(self, trial: Trial) -> Order:
-        return self.book.order(trial, trial.schedule or ((0, trial.params),))
+        return self.book.order(trial, trial.course)
 
     def start(self, number: int) -> None:
         self.book.start(number)

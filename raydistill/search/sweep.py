@@ -15,12 +15,11 @@ from raydistill import cluster
 from raydistill.artifacts import Owner, Storage, recipe_key
 from raydistill.board import Show
 from raydistill.config import Config
-from raydistill.errors import Interrupted
-from raydistill.pipeline import Clock, Prepared, end_run, prepare, say_waiting
+from raydistill.pipeline import Clock, Prepared, prepare, say_waiting, tracked
 from raydistill.search.space import check_space, sweep_of
 from raydistill.search.trials import Ledger
 from raydistill.stopping import Stop, stoppable
-from raydistill.tracking import RunRef, finish_run, log_data, prepare_store, start_run, tracking_uri
+from raydistill.tracking import RunRef, finish_run, prepare_store, tracking_uri
 
 if TYPE_CHECKING:
     from raydistill.search.choice import Choice
@@ -94,24 +93,10 @@ class Driver:
         self.owner = Owner.acquire(self.storage, *self.parts)
 
     def run(self, store: Future[None], retry_failed: bool) -> dict[str, Any]:
-        prepared, storage = self.prepared, self.storage
         store.result()
-        lineage = {"data": prepared.data.digest, "tokens": prepared.tokens.digest}
-        ref = start_run(self.config, storage, prepared.run_key, lineage)
-        status = "FAILED"
-        try:
-            num_rows = {split: counts.rows for split, counts in prepared.info.counts.items()}
-            log_data(ref, self.config.data, prepared.data.digest, num_rows)
+        with tracked(self.prepared) as ref:
             self.stop.is_obeyed = True
-            summary = self.search_and_choose(ref, retry_failed)
-            status = "FINISHED"
-        except Interrupted:
-            status = "KILLED"
-            raise
-        finally:
-            if status != "FINISHED":
-                end_run(ref, status)
-        return summary
+            return self.search_and_choose(ref, retry_failed)
 
     def search_and_choose(self, ref: RunRef, retry_failed: bool) -> dict[str, Any]:
         """Everything that needs the cluster, then the registry and the summary."""
@@ -142,20 +127,8 @@ class Driver:
         """Teacher, signals and shapes: from the session before, or made by one worker group."""
         from raydistill.search.shared import load_shared, save_shared, share
         from raydistill.train.worker import run_workers
-        from raydistill.workplace import Job
 
-        prepared = self.prepared
-        job = Job(
-            self.config,
-            prepared.run_key,
-            self.storage,
-            self.owner,
-            prepared.data,
-            prepared.tokens,
-            prepared.info.labels,
-            prepared.dtype,
-            ref,
-        )
+        job = self.prepared.job(self.owner, ref)
         shared = load_shared(job)
         if shared is None:
             with self.clock.phase("teacher", self.quiet):

@@ -7,7 +7,7 @@ knows Ray.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from raydistill.rules import LOWER_IS_BETTER
 from raydistill.search.front import first_validation
 from raydistill.search.shared import Shared
 from raydistill.search.space import with_params
-from raydistill.search.trials import Params, Trial
+from raydistill.search.trials import Params, Schedule, read_schedule
 from raydistill.stages import StageReport, read_training, stage_history, stage_lengths
 from raydistill.tracking import RunRef
 from raydistill.workplace import Job, Workplace
@@ -37,7 +37,7 @@ class Order:
     number: int
     name: str
     """Folder of the trial below ``work``; finals have names of their own."""
-    schedule: tuple[tuple[int, Params], ...]
+    schedule: Schedule
     """From which step on which settings hold: one entry, at step 0, unless pbt has changed them."""
     seed: int | None = None
     run: RunRef | None = None
@@ -60,12 +60,11 @@ class Order:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Order:
-        schedule = tuple((int(step), dict(params)) for step, params in plain["schedule"])
         run = RunRef(*plain["run"]) if plain["run"] else None
-        return cls(plain["number"], plain["name"], schedule, plain["seed"], run)
+        return cls(plain["number"], plain["name"], read_schedule(plain["schedule"]), plain["seed"], run)
 
 
-def trial_config(config: Config, schedule: tuple[tuple[int, Params], ...], seed: int | None = None) -> Config:
+def trial_config(config: Config, schedule: Schedule, seed: int | None = None) -> Config:
     """The config that ``distill`` would be given for this trial. Raises ConfigError for an impossible combination."""
     made = with_params(config, schedule[0][1])
     if seed is not None:
@@ -181,10 +180,10 @@ class Progress:
         }
 
 
-def best_values(trial: Trial, metric: str) -> dict[str, float]:
-    """Validation metrics at the best epoch so far, by the metric that picks the student's weights."""
+def best_values(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """Validation metrics at the best epoch of a trial's reports, by the metric that picks the student's weights."""
     key = f"validation/{metric}"
-    known = [entry for entry in trial.history if key in entry]
+    known = [entry for entry in history if key in entry]
     if not known:
         return {}
     sign = -1 if metric == "log_loss" else 1

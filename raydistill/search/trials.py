@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,6 +12,9 @@ from raydistill.artifacts import Owner, Storage
 Value = float | int | str | bool | None
 """A setting as the searcher sees it; lists and sections are written as JSON text, see ``space.py``."""
 Params = dict[str, Value]
+
+Schedule = tuple[tuple[int, Params], ...]
+"""From which step on which settings hold."""
 
 State = Literal["waiting", "running", "completed", "stopped", "failed", "rejected"]
 """``stopped``: by the scheduler or the budget, before its last step; ``rejected``: never trained."""
@@ -44,10 +47,15 @@ class Trial:
     """The MLflow run."""
     student: str | None = None
     """Key of the student artefact, once completed."""
-    schedule: tuple[tuple[int, Params], ...] = ()
+    schedule: Schedule = ()
     """Under pbt: from which step on which settings held, weights taken over from other trials included."""
     reused: bool = False
     """Nothing was trained: the student was in storage already."""
+
+    @property
+    def course(self) -> Schedule:
+        """The settings from the first step on."""
+        return self.schedule or ((0, self.params),)
 
     @property
     def measures(self) -> dict[str, float]:
@@ -87,23 +95,23 @@ class Ledger:
         """Add a trial under the next number, and write it."""
         return self._put(Trial(max(self._trials, default=-1) + 1, params, started=time.time(), **about))
 
-    def update(self, number: int, *, write: bool = True, **changes: Any) -> Trial:
-        """Change a trial; ``write=False`` leaves storage as it is, for what the next report repeats anyway."""
-        return self._put(replace(self._trials[number], **changes), write)
+    def update(self, number: int, **changes: Any) -> Trial:
+        """Change a trial, and write it."""
+        return self._put(replace(self._trials[number], **changes))
 
-    def _put(self, trial: Trial, write: bool = True) -> Trial:
-        if write:
-            if self.owner is not None:
-                self.owner.check()
-            self.storage.write_json(as_json(trial), *self.parts, f"{trial.number:05d}.json")
+    def _put(self, trial: Trial) -> Trial:
+        if self.owner is not None:
+            self.owner.check()
+        self.storage.write_json(asdict(trial), *self.parts, f"{trial.number:05d}.json")
         self._trials[trial.number] = trial
         return trial
 
 
-def as_json(trial: Trial) -> dict[str, Any]:
-    return asdict(trial)
+def read_schedule(plain: Iterable[Any]) -> Schedule:
+    """A schedule out of JSON or of Tune's plain data."""
+    return tuple((int(step), dict(params)) for step, params in plain)
 
 
 def from_json(content: Mapping[str, Any]) -> Trial:
-    schedule = tuple((int(step), dict(params)) for step, params in content["schedule"])
+    schedule = read_schedule(content["schedule"])
     return Trial(**{**content, "history": tuple(content["history"]), "schedule": schedule})
