@@ -14,9 +14,11 @@ from tiny import MAX_LENGTH, save_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raydistill import cli
+from raydistill.classifier import stored_length
 from raydistill.config import Data
 from raydistill.errors import ConfigError, DataError, ModelError
-from raydistill.inference import evaluate_model, label_ids, predict_texts, stored_length
+from raydistill.evaluate.contest import label_ids
+from raydistill.inference import evaluate_model, predict_texts
 from raydistill.texts import decode_lines, read_texts, split_pairs
 
 LABELS = ("art", "sport", "tax")

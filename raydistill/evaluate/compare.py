@@ -43,6 +43,21 @@ def agreement(logits_a: Array, logits_b: Array) -> float:
     return float((logits_a.argmax(axis=1) == logits_b.argmax(axis=1)).mean())
 
 
+def mcnemar(logits_a: Array, logits_b: Array, labels: Array) -> dict[str, Any]:
+    """McNemar's exact test of two classifiers on the same rows: {only_first, only_second, p}.
+
+    ``only_first`` counts rows that only the first model gets right. Under the hypothesis that both err equally often
+    each such row is a fair coin, so ``p`` is the two-sided binomial probability (McNemar 1947; exact form); 1 where the
+    models never differ.
+    """
+    from scipy.stats import binomtest
+
+    right_a, right_b = logits_a.argmax(axis=1) == labels, logits_b.argmax(axis=1) == labels
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p = float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    return {"only_first": only_a, "only_second": only_b, "p": p}
+
+
 def retention(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float | None]:
     """Student ÷ teacher for each metric of RETAINED; None where the teacher's is not above 0 or not defined."""
     return {

@@ -7,8 +7,9 @@ p50 ratio of two equal models strayed by up to 2 % this way, and by up to 100 % 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,34 +59,49 @@ def measure_models(
     import torch
 
     device = next(next(iter(models.values()))[0].parameters()).device
-    rows = {name: (model, _on_device(one, device)) for name, (model, one, _) in models.items()}
-    batches = {name: (model, _on_device(batch, device)) for name, (model, _, batch) in models.items()}
+    calls = {
+        name: (partial(model, **_on_device(one, device)), partial(model, **_on_device(batch, device)))
+        for name, (model, one, batch) in models.items()
+    }
     bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     with _evaluating([model for model, _, _ in models.values()]), torch.inference_mode(), bfloat16:
-        budget = seconds / 2 * len(models)
-        row_times = _take_turns(rows, device, repeats, budget)
-        batch_times = _take_turns(batches, device, min(repeats, MIN_BATCH_CALLS), budget)
+        times = time_calls(calls, device, repeats=repeats, seconds=seconds)
     conditions = {"threads": torch.get_num_threads(), "device": device.type, "dtype": dtype}
-    return {
-        name: _summary(row_times[name], batch_times[name], rows[name][1], batches[name][1]) | conditions
-        for name in models
-    }
+    return {name: summarize(*times[name], one, batch) | conditions for name, (_, one, batch) in models.items()}
 
 
-def _take_turns(
-    calls: Mapping[str, tuple[nn.Module, Inputs]], device: torch.device, min_calls: int, budget: float
+Call = Callable[[], object]
+
+
+def time_calls(
+    calls: Mapping[str, tuple[Call, Call]],
+    device: torch.device,
+    *,
+    repeats: int = 20,
+    seconds: float = SECONDS_PER_MODEL,
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds of each call with one row, and of each with a batch, by name; the names take turns, call by call."""
+    budget = seconds / 2 * len(calls)
+    row_times = take_turns({name: row for name, (row, _) in calls.items()}, device, repeats, budget)
+    batches = {name: batch for name, (_, batch) in calls.items()}
+    batch_times = take_turns(batches, device, min(repeats, MIN_BATCH_CALLS), budget)
+    return {name: (row_times[name], batch_times[name]) for name in calls}
+
+
+def take_turns(
+    calls: Mapping[str, Call], device: torch.device, min_calls: int, budget: float
 ) -> dict[str, list[float]]:
-    """Seconds of each call, model by model in turn, until both min_calls and the budget (seconds) are reached."""
-    for model, inputs in calls.values():
+    """Seconds of each call, name by name in turn, until both min_calls and the budget (seconds) are reached."""
+    for call in calls.values():
         for _ in range(WARMUP_CALLS):
-            model(**inputs)
+            call()
     _synchronize(device)
     times: dict[str, list[float]] = {name: [] for name in calls}
     spent, rounds = 0.0, 0
     while rounds < min_calls or spent < budget:
-        for name, (model, inputs) in calls.items():
+        for name, call in calls.items():
             start = time.perf_counter()
-            model(**inputs)
+            call()
             _synchronize(device)
             times[name].append(time.perf_counter() - start)
             spent += times[name][-1]
@@ -93,7 +109,8 @@ def _take_turns(
     return times
 
 
-def _summary(row_times: list[float], batch_times: list[float], row: Inputs, batch: Inputs) -> dict[str, Any]:
+def summarize(row_times: list[float], batch_times: list[float], row: Inputs, batch: Inputs) -> dict[str, Any]:
+    """``latency_ms``, ``throughput`` and the shapes they belong to, from seconds of each call."""
     p50, p95 = np.percentile(row_times, [50, 95]) * 1000
     batch_size = len(next(iter(batch.values())))
     shape = next(iter(row.values())).shape

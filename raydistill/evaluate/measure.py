@@ -13,6 +13,7 @@ from raydistill import recipes
 from raydistill.artifacts import Artifact
 from raydistill.evaluate.compare import write_predictions
 from raydistill.evaluate.latency import measure_models
+from raydistill.models.folder import is_model_file
 from raydistill.recipes import Recorded, TeacherIdentity
 from raydistill.teacher.store import RecordedSignals
 from raydistill.workplace import Workplace
@@ -86,7 +87,3 @@ def describe_models(place: Workplace, folders: dict[str, Path]) -> dict[str, Any
         for name, latency in measured.items():
             about[name]["latency"] = latency
     return about
-
-
-def is_model_file(name: str) -> bool:
-    return name.endswith(".safetensors") or name == "config.json"

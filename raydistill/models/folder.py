@@ -151,3 +151,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"{path} holds no JSON object. Copy or download the model again.")
     return found
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of a model folder counts for its size on disk: weights and config."""
+    return name.endswith((".safetensors", ".onnx", ".onnx.data")) or name == "config.json"

@@ -1,0 +1,121 @@
+"""A finished classifier in one process: its tokenizer, its labels, and logits for texts. No Ray.
+
+Folders of ``save_pretrained`` run on torch, exported ones on the runtime that they are made for; ``open_folder`` tells
+them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from raydistill.errors import ConfigError
+from raydistill.models.folder import is_model_file
+from raydistill.models.labels import config_labels
+from raydistill.models.load import load_classifier, quiet, read_config, resolve_model
+from raydistill.storage import Storage
+
+Text = str | tuple[str, str]
+Inputs = Mapping[str, torch.Tensor]
+BATCH_ROWS = 32
+
+
+class Classifier:
+    """A model folder with its tokenizer; subclasses say what computes the logits."""
+
+    device = torch.device("cpu")
+    runtime = ""
+    """What computes, for people: library and number format."""
+    num_parameters: int | None = None
+
+    def __init__(self, folder: Path, max_length: int | None = None) -> None:
+        self.folder = folder
+        config = read_config(folder)
+        with quiet():
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.labels = config_labels(config)
+        limits = [stored_length(folder), self.tokenizer.model_max_length, position_limit(config)]
+        longest = min(limit for limit in limits[1:] if limit)
+        if max_length is not None and max_length > longest:
+            raise ConfigError(f"--max-length {max_length} is more than this model can take ({longest}).")
+        self.max_length = max_length or min(limit for limit in limits if limit)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on disk of what is needed to compute: weights and config."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if is_model_file(path.name))
+
+    def encode(self, texts: Sequence[Text]) -> dict[str, torch.Tensor]:
+        """Token ids of texts, cut to ``max_length`` and padded to the longest, (B, L) on the device."""
+        batch: Any = list(texts)
+        inputs = self.tokenizer(batch, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        """Logits (B, C) of encoded texts, float32."""
+        raise TypeError(f"{type(self).__name__} computes nothing; open a folder with open_folder.")
+
+    def logits(self, texts: Sequence[Text]) -> np.ndarray:
+        """Logits (N, C) in the order of the texts; the forward passes go by length, which saves padding."""
+        order = np.argsort([len("".join(text)) for text in texts], kind="stable")
+        result = np.empty((len(texts), len(self.labels)), dtype=np.float32)
+        for start in range(0, len(texts), BATCH_ROWS):
+            rows = order[start : start + BATCH_ROWS]
+            result[rows] = self.forward(self.encode([texts[row] for row in rows])).cpu().numpy()
+        return result
+
+
+class TorchClassifier(Classifier):
+    """A Hugging Face folder on torch, on the GPU where there is one; float32."""
+
+    def __init__(self, folder: Path, max_length: int | None = None) -> None:
+        super().__init__(folder, max_length)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_classifier(folder, None).to(self.device)  # type: ignore[arg-type]
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.runtime = "torch float32"
+
+    @torch.inference_mode()
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        return cast(torch.Tensor, self.model(**inputs).logits.float())
+
+
+def open_folder(folder: Path, max_length: int | None = None) -> Classifier:
+    """The classifier in a local folder. Raises ModelError for one that is none, ConfigError for a wrong length."""
+    return TorchClassifier(folder, max_length)
+
+
+def model_folder(model: str, storage: str) -> Path:
+    """The local folder of MODEL: a folder, pkg://, a hub name, or an MLflow URI of the store beside ``storage``."""
+    if model.startswith(("runs:/", "models:/")):
+        from raydistill.registry import resolve_model_uri
+
+        return resolve_model_uri(model, Storage(storage))
+    return resolve_model(model)
+
+
+def open_classifier(model: str, max_length: int | None, storage: str) -> Classifier:
+    """The classifier that MODEL names, see ``model_folder``."""
+    return open_folder(model_folder(model, storage), max_length)
+
+
+def stored_length(folder: Path) -> int | None:
+    """The length that a registered student was trained with: its MLmodel file says so; None for any other folder."""
+    if not (folder / "MLmodel").is_file():
+        return None
+    flavors = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8")).get("flavors", {})
+    stored = flavors.get("python_function", {}).get("config") or {}
+    return cast("int | None", stored.get("max_length"))
+
+
+def position_limit(config: Any) -> int | None:
+    """Positions the embeddings have; RoBERTa's kin count them from behind the padding index."""
+    positions = getattr(config, "max_position_embeddings", None)
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return positions - offset if positions and positions > offset else None

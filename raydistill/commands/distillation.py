@@ -1,0 +1,97 @@
+"""Commands that run and look at runs: distill, sweep, plan, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raydistill.commands import app
+from raydistill.console import Outcome, Progress
+from raydistill.options import STORAGE, ConfigFile, Json, Overrides, StorageUrl
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@app.command()
+def distill(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> Outcome:
+    """Run one distillation: the same command goes on where it was, and computes nothing twice."""
+    from raydistill.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from raydistill.pipeline import distill as work
+
+    with Progress() as progress:
+        results = work(loaded, progress=progress)
+
+    def show(console: Console) -> None:
+        from raydistill.report import print_next_steps, print_notes, print_results
+
+        print_notes(console, results)
+        print_results(console, results)
+        print_next_steps(console, results, loaded)
+
+    return Outcome(lambda: results, show)
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin another sweep instead of going on.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train the failed trials again.")] = False,
+    json: Json = False,
+) -> Outcome:
+    """Search settings of the student: trials share data and teacher. The same command goes on where it was."""
+    from raydistill.loading import load_config
+    from raydistill.search.space import check_space
+
+    loaded = load_config(config, overrides or [])
+    check_space(loaded)  # before anything heavy is loaded
+    from raydistill.search.sweep import sweep as work
+    from raydistill.search.table import Table, print_sweep
+
+    with Table() as table:
+        summary = work(loaded, progress=table, fresh=fresh, retry_failed=retry_failed)
+    without_winner = int(summary["winner"] is None)
+    return Outcome(lambda: summary, lambda console: print_sweep(console, summary), without_winner)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    check: Annotated[bool, typer.Option("--check", help="Also compute every loss once on a real batch.")] = False,
+    json: Json = False,
+) -> Outcome:
+    """Say what `distill` or `sweep` would do, what is in storage already, how large and how long it gets."""
+    from raydistill.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    if loaded.sweep is not None:
+        from raydistill import cluster
+
+        cluster.set_environment()  # trials are timed here with the threads that they will have
+    from raydistill import planning
+
+    made = planning.make_plan(loaded, check)
+    return Outcome(lambda: made, lambda console: planning.print_plan(console, made))
+
+
+@app.command()
+def report(
+    name: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Its key or how it begins; the newest.")] = None,
+    storage: StorageUrl = STORAGE,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    json: Json = False,
+) -> Outcome:
+    """Write the page of a finished sweep: finalists, Pareto front, importance, learning curves, all trials."""
+    from raydistill.search import page
+    from raydistill.storage import Storage
+
+    summary = page.find_summary(Storage(storage), name)
+    page.write_report(summary, out)
+    found = {"written": str(out), "summary": summary}
+    return Outcome(lambda: found, lambda console: print(f"{out}: {summary['verdict']}"))

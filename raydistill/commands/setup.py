@@ -1,0 +1,82 @@
+"""Commands to begin with: init, doctor, schema, losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raydistill.commands import app
+from raydistill.console import Outcome
+from raydistill.options import STORAGE, Json, StorageUrl
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@app.command()
+def init(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Lists the recipes without it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to copy it; ./RECIPE.yaml by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    json: Json = False,
+) -> Outcome:
+    """List the recipes that come with raydistill, or copy one to start from."""
+    from raydistill import starters
+
+    if recipe is None:
+        known = starters.list_recipes()
+        found = [{"name": name, "about": about} for name, about in known.items()]
+        return Outcome(lambda: {"recipes": found}, lambda console: print_columns(known))
+    target = out or Path(f"{recipe}.yaml")
+    starters.copy_recipe(recipe, target, force)
+    return Outcome(lambda: {"written": str(target)}, lambda console: print(f"{target}: run it with raydistill distill"))
+
+
+@app.command()
+def doctor(storage: StorageUrl = STORAGE, json: Json = False) -> Outcome:
+    """Check this machine: packages, storage, memory, threads, GPU, tracking. Exits 1 if a check fails."""
+    from raydistill.doctor import examine, print_checks
+
+    checks = examine(storage)
+    failed = any(check.state == "fail" for check in checks)
+    return Outcome(
+        lambda: {"ok": not failed, "checks": [vars(check) for check in checks]},
+        lambda console: print_checks(console, checks),
+        exit_code=int(failed),
+    )
+
+
+@app.command()
+def schema(json: Json = False) -> Outcome:
+    """Print the JSON schema of the config, for editors."""
+    from json import dumps
+
+    from raydistill.config import Config
+
+    found = Config.model_json_schema()
+    return Outcome(lambda: found, lambda console: print(dumps(found, indent=2)))
+
+
+@app.command()
+def losses(json: Json = False) -> Outcome:
+    """List the loss types with their settings."""
+    from raydistill.schema import list_losses
+
+    found = list_losses()
+
+    def show(console: Console) -> None:
+        for name, loss in found.items():
+            console.print(f"[bold]{name}[/]  {loss['about']}", soft_wrap=True)
+            for setting, value in loss["settings"].items():
+                line = f"    {setting}: {value['default']}    {value['about']}"
+                console.print(line, markup=False, style="dim", soft_wrap=True)
+
+    return Outcome(lambda: {"losses": found}, show)
+
+
+def print_columns(rows: dict[str, str]) -> None:
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        print(f"{name:{width}}  {text}")

@@ -1,0 +1,149 @@
+"""Finished models against each other on the same rows, now: metrics, paired differences, latency in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from raydistill.classifier import Classifier
+from raydistill.errors import ModelError
+from raydistill.evaluate import compare, metrics
+from raydistill.evaluate.metrics import Array
+from raydistill.evaluate.results import strict_json
+from raydistill.evaluate.testset import TestRows
+from raydistill.models.labels import label_order
+
+BATCH_ROWS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """What was measured; ``summary`` is JSON, see ``hold_contest``."""
+
+    rows: TestRows
+    class_names: tuple[str, ...]
+    """Order of all logits: the first model's own."""
+    labels: Array
+    """(N,) int64."""
+    logits: dict[str, Array]
+    """Model name -> (N, C)."""
+    summary: dict[str, Any]
+
+
+def hold_contest(
+    classifiers: Mapping[str, Classifier],
+    rows: TestRows,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+    latency: bool = True,
+) -> Contest:
+    """Measure every classifier on the same rows, and each of them paired with the first.
+
+    The summary: ``data`` {source, split, num_rows, labels}; ``bootstrap`` {samples, level}; ``models`` {name: {path,
+    runtime, max_length, num_parameters, bytes, latency_ms {p50, p95}, throughput, latency_setting (null without
+    latency), metrics {metric: {value, low, high}}, per_class, confusion, reliability}}; ``pairs``: a list of {first,
+    second, differences {metric: {value, low, high}} (second - first, paired bootstrap), agreement, mcnemar
+    {only_first, only_second, p}}; ``notes``. Raises ModelError where labels of models or data do not fit together.
+    """
+    names = list(classifiers)
+    first = classifiers[names[0]]
+    notes = list(rows.notes)
+    labels, notice = label_ids(rows.labels, first.labels, rows.class_names)
+    notes += [notice] if notice else []
+    logits = {}
+    for name, classifier in classifiers.items():
+        order, notice = label_order(classifier.labels, first.labels)
+        notes += [notice] if notice else []
+        logits[name] = classifier.logits(rows.texts)[:, list(order)]
+    samples = metrics.bootstrap(logits, labels, None, num_samples, seed)
+    values = {name: metrics.classification_metrics(found, labels) for name, found in logits.items()}
+    speeds = measure_speed(classifiers, rows.texts) if latency else {}
+    models = {
+        name: {
+            "path": str(classifier.folder),
+            "runtime": classifier.runtime,
+            "max_length": classifier.max_length,
+            "num_parameters": classifier.num_parameters,
+            "bytes": classifier.num_bytes,
+            **speed_section(speeds.get(name)),
+            "metrics": metrics.metric_intervals(values[name], samples[name]),
+            "per_class": metrics.per_class(logits[name], labels, first.labels),
+            "confusion": metrics.confusion(logits[name], labels, len(first.labels)),
+            "reliability": metrics.reliability(logits[name], labels),
+        }
+        for name, classifier in classifiers.items()
+    }
+    pairs = [
+        {
+            "first": names[0],
+            "second": name,
+            "differences": {
+                metric: metrics.interval(
+                    values[name][metric] - values[names[0]][metric], samples[name][metric] - samples[names[0]][metric]
+                )
+                for metric in metrics.METRICS
+            },
+            "agreement": compare.agreement(logits[names[0]], logits[name]),
+            "mcnemar": compare.mcnemar(logits[names[0]], logits[name], labels),
+        }
+        for name in names[1:]
+    ]
+    data = {"source": rows.source, "split": rows.split, "num_rows": rows.num_rows, "labels": list(first.labels)}
+    bootstrap = {"samples": num_samples, "level": metrics.LEVEL}
+    summary = {"data": data, "bootstrap": bootstrap, "models": models, "pairs": pairs, "notes": notes}
+    return Contest(rows, first.labels, labels, logits, strict_json(summary))
+
+
+def measure_speed(classifiers: Mapping[str, Classifier], texts: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Latency and throughput as ``evaluate.latency.measure_models`` gives them, at texts of median length."""
+    import torch
+
+    from raydistill.evaluate.latency import summarize, time_calls
+
+    order = sorted(range(len(texts)), key=lambda row: len("".join(texts[row])))
+    middle = len(order) // 2
+    many = [texts[row] for row in order[max(0, middle - BATCH_ROWS // 2) : middle + BATCH_ROWS // 2]]
+    many = [many[i % len(many)] for i in range(BATCH_ROWS)]
+    inputs = {name: (c.encode([texts[order[middle]]]), c.encode(many)) for name, c in classifiers.items()}
+    calls = {
+        name: (partial(classifiers[name].forward, one), partial(classifiers[name].forward, batch))
+        for name, (one, batch) in inputs.items()
+    }
+    device = next((c.device for c in classifiers.values() if c.device.type != "cpu"), torch.device("cpu"))
+    times = time_calls(calls, device)
+    return {
+        name: summarize(*times[name], *inputs[name])
+        | {"threads": torch.get_num_threads(), "device": classifiers[name].device.type}
+        for name in classifiers
+    }
+
+
+def speed_section(speed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A model's three fields on speed; all null where it was not measured."""
+    setting = dict(speed or {})
+    latency, throughput = setting.pop("latency_ms", None), setting.pop("throughput", None)
+    return {"latency_ms": latency, "throughput": throughput, "latency_setting": setting or None}
+
+
+def label_ids(labels: Sequence[str], own: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, str | None]:
+    """Class ids in the model's order, by name; a notice where the order had to be assumed.
+
+    The data may hold some of the model's classes only. Raises ModelError where a label is unknown to the model.
+    """
+    ids = {name: index for index, name in enumerate(own)}
+    if set(labels) <= set(own):
+        return np.array([ids[label] for label in labels], dtype=np.int64), None
+    if len(names) != len(own):
+        unknown = sorted(set(labels) - set(own))
+        raise ModelError(
+            f"The data has labels the model does not know: {', '.join(unknown[:5])}. Model: {', '.join(own)}. Rename "
+            "them in the data, or in id2label of the model's config.json."
+        )
+    order, notice = label_order(own, names)
+    place = {name: order[index] for index, name in enumerate(names)}
+    return np.array([place[label] for label in labels], dtype=np.int64), notice
