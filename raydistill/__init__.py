@@ -11,11 +11,27 @@ if TYPE_CHECKING:
 
     from raydistill.config import Config
     from raydistill.errors import RaydistillError
+    from raydistill.gate.rules import Gate
     from raydistill.loading import load_config
 
     Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
+    Rules: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Gate
 
-__all__ = ["Config", "RaydistillError", "__version__", "distill", "load_config", "plan", "sweep"]
+__all__ = [
+    "Config",
+    "RaydistillError",
+    "__version__",
+    "compare",
+    "distill",
+    "export",
+    "load_config",
+    "plan",
+    "promote",
+    "rollback",
+    "sweep",
+]
+
+STORAGE = "raydistill-storage"
 
 _HOMES = {"Config": "config", "RaydistillError": "errors", "load_config": "loading"}
 _PARTS = ("data", "evaluate", "losses", "models", "search", "tasks", "teacher", "train")
@@ -58,6 +74,60 @@ def sweep(
     from raydistill.search.sweep import sweep as run
 
     return run(load_config(config, overrides), progress=progress, fresh=fresh, retry_failed=retry_failed)
+
+
+def compare(
+    models: Sequence[str], data: str | None = None, *, split: str = "test", storage: str = STORAGE
+) -> dict[str, Any]:
+    """Measure models on the same rows, each paired with the first; see `raydistill.evaluate.contest.hold_contest`.
+
+    `models` are folders, `runs:/…` or `models:/NAME@ALIAS`; without `data` the rows are the test rows of the first
+    one's run. Raises RaydistillError.
+    """
+    from raydistill.comparison import compare_models
+    from raydistill.loading import optional_data
+
+    return compare_models(models, optional_data(data, None), split, storage=storage)
+
+
+def promote(
+    name: str,
+    *,
+    version: int | None = None,
+    gate: Rules | None = None,
+    data: str | None = None,
+    split: str = "test",
+    storage: str = STORAGE,
+    force: bool = False,
+    reason: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Judge a version (default: the challenger) against the champion and make it the champion if the gate lets it.
+
+    Returns the verdict, `verdict["verdict"]` being passed, refused, forced or unchanged. Raises RaydistillError.
+    """
+    from raydistill.gate.promotion import promote as run
+    from raydistill.loading import load_gate, optional_data
+
+    rules = None if gate is None else load_gate(gate)
+    return run(
+        name,
+        version=version,
+        gate=rules,
+        data=optional_data(data, None),
+        split=split,
+        storage=storage,
+        force=force,
+        reason=reason,
+        dry_run=dry_run,
+    )
+
+
+def rollback(name: str, *, storage: str = STORAGE) -> dict[str, Any]:
+    """Make the version that the champion replaced the champion again. Raises RaydistillError."""
+    from raydistill.gate.promotion import rollback as run
+
+    return run(name, storage=storage)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -63,10 +63,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the sorted (relative posix path, content) of all files in a folder, hex."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return _combined_digest((path.relative_to(folder).as_posix(), file_digest(path)) for path in files)
+def folder_digest(folder: Path, without: Collection[str] = ()) -> str:
+    """SHA-256 over the sorted (relative posix path, content) of all files in a folder but those of ``without``, hex."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return _combined_digest((name, file_digest(path)) for name, path in files.items() if name not in without)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from raydistill.config import Config
 from raydistill.evaluate.compare import read_predictions
+from raydistill.evaluate.disagreements import describe_disagreements
 from raydistill.evaluate.results import ModelOutcome, SplitRows, build_results
 from raydistill.evaluate.results import Outcome as Measured
+from raydistill.models.layer_map import layer_maps
+from raydistill.models.load import read_config
 from raydistill.recipes import baseline_settings
 from raydistill.stages import read_training
 
@@ -39,6 +43,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
             test=test.logits[name],
             validation=validation.logits[name],
             latency=about[name]["latency"],
+            latency_by_shape=about[name].get("latency_by_shape"),
             **extra.get(name, {}),
         )
         for name, path in paths.items()
@@ -57,11 +62,33 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         seconds={**clock.seconds, **outcome.seconds},
         reused=[*prepared.reused, *outcome.reused],
         curves={name: curve(entries) for name, entries in history.items()},
+        disagreements=describe_disagreements(
+            test.logits["student"],
+            test.logits["teacher"],
+            test.labels,
+            prepared.info.labels,
+            prepared.data.local() / "test.arrow",
+        ),
+        layers=describe_layers(config, outcome),
         config=config.model_dump(mode="json"),
         num_samples=config.evaluate.bootstrap_samples,
         seed=config.seed,
     )
     return build_results(measured) | {"notes": [*prepared.info.notes, *outcome.notes]}
+
+
+def describe_layers(config: Config, outcome: Outcome) -> dict[str, Any]:
+    """Which layers of the teacher those of the student start from and are compared with, as in ``results.json``."""
+    folders = {"student": outcome.student.local() / "model", "teacher": outcome.teacher.folder}
+    depths = {
+        name: read_config(folder, config.teacher.trust_remote_code).num_hidden_layers
+        for name, folder in folders.items()
+    }
+    start: list[list[int]] = []
+    if config.student.start == "teacher_layers":
+        chosen = read_training(outcome.student)["teacher_layers"]
+        start = [[0, 0], *([i, layer + 1] for i, layer in enumerate(chosen, 1))]
+    return {**depths, "start": start, "losses": layer_maps(config, depths["student"], depths["teacher"])}
 
 
 def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

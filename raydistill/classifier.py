@@ -15,8 +15,10 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
+from raydistill.data.paths import resolve_path
 from raydistill.errors import ConfigError
-from raydistill.models.folder import is_model_file
+from raydistill.formats import EXPORT_FILE
+from raydistill.models.folder import is_model_file, read_json
 from raydistill.models.labels import config_labels
 from raydistill.models.load import load_classifier, quiet, read_config, resolve_model
 from raydistill.storage import Storage
@@ -74,9 +76,9 @@ class Classifier:
 class TorchClassifier(Classifier):
     """A Hugging Face folder on torch, on the GPU where there is one; float32."""
 
-    def __init__(self, folder: Path, max_length: int | None = None) -> None:
+    def __init__(self, folder: Path, max_length: int | None = None, device: str | None = None) -> None:
         super().__init__(folder, max_length)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device(device)
         self.model = load_classifier(folder, None).to(self.device)  # type: ignore[arg-type]
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.runtime = "torch float32"
@@ -86,9 +88,21 @@ class TorchClassifier(Classifier):
         return cast(torch.Tensor, self.model(**inputs).logits.float())
 
 
-def open_folder(folder: Path, max_length: int | None = None) -> Classifier:
-    """The classifier in a local folder. Raises ModelError for one that is none, ConfigError for a wrong length."""
-    return TorchClassifier(folder, max_length)
+def pick_device(wanted: str | None) -> torch.device:
+    """``wanted``, or else the GPU where there is one."""
+    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def open_folder(folder: Path, max_length: int | None = None, device: str | None = None) -> Classifier:
+    """The classifier in a local folder, exported or not; ``device`` None takes the GPU where that is of use.
+
+    Raises ModelError for a folder that is none, ConfigError for a wrong length or a missing package.
+    """
+    if (folder / EXPORT_FILE).is_file():
+        from raydistill.formats.opening import open_export
+
+        return open_export(folder, max_length, device)
+    return TorchClassifier(folder, max_length, device)
 
 
 def model_folder(model: str, storage: str) -> Path:
@@ -97,7 +111,8 @@ def model_folder(model: str, storage: str) -> Path:
         from raydistill.registry import resolve_model_uri
 
         return resolve_model_uri(model, Storage(storage))
-    return resolve_model(model)
+    local = resolve_path(model)
+    return local if local is not None and (local / EXPORT_FILE).is_file() else resolve_model(model)
 
 
 def open_classifier(model: str, max_length: int | None, storage: str) -> Classifier:
@@ -106,7 +121,9 @@ def open_classifier(model: str, max_length: int | None, storage: str) -> Classif
 
 
 def stored_length(folder: Path) -> int | None:
-    """The length that a registered student was trained with: its MLmodel file says so; None for any other folder."""
+    """The length that a registered student was trained with, or an export made for; None for any other folder."""
+    if (folder / EXPORT_FILE).is_file():
+        return cast("int | None", read_json(folder / EXPORT_FILE).get("max_length"))
     if not (folder / "MLmodel").is_file():
         return None
     flavors = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8")).get("flavors", {})

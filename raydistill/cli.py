@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import cast
 
 import typer
 
-from raydistill.commands import app, distillation, models, setup, storage
+from raydistill.commands import app, distillation, models, registry, setup, storage
 from raydistill.console import INTERRUPTED, Outcome, run
 
-GROUPS = (distillation, models, setup, storage)
+GROUPS = (distillation, models, registry, setup, storage)
 """Each adds its commands to app; --help shows them in this order."""
 
 
@@ -33,4 +34,6 @@ def execute(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the `raydistill` script."""
+    # before torch is loaded: its threads spin while they wait, and beside another process a step took 5 times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(execute(sys.argv[1:]))

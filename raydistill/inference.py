@@ -12,7 +12,7 @@ from raydistill.classifier import BATCH_ROWS, Classifier, Text, open_classifier
 from raydistill.config import Data
 from raydistill.evaluate.contest import label_ids
 from raydistill.evaluate.metrics import confusion, intervals, per_class
-from raydistill.evaluate.testset import read_test_rows
+from raydistill.evidence import find_test_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +47,7 @@ def _predictions(classifier: Classifier, texts: Iterator[Text], batch: int) -> I
 
 def evaluate_model(
     model: str,
-    data: Data,
+    data: Data | None = None,
     split: str = "test",
     *,
     max_length: int | None = None,
@@ -57,16 +57,17 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Measure a classifier on the labelled rows of a split: metrics with 95 % intervals, per class, confusion.
 
-    Data without splits of its own is taken whole, and `notes` says so. Raises DataError, ModelError or ConfigError.
+    Without `data` they are the test rows of the run that the model comes from. Data without splits of its own is taken
+    whole, and `notes` says so. Raises DataError, ModelError or ConfigError.
     """
-    rows = read_test_rows(data, split)
+    rows = find_test_rows(model, data, split, storage)
     classifier = open_classifier(model, max_length, storage)
     labels, notice = label_ids(rows.labels, classifier.labels, rows.class_names)
     logits = classifier.logits(rows.texts)
     notes = [*rows.notes, *([notice] if notice else [])]
     return {
         "model": model,
-        "data": data.path,
+        "data": rows.source,
         "split": split,
         "num_rows": rows.num_rows,
         "max_length": classifier.max_length,

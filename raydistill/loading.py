@@ -11,17 +11,20 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from raydistill.config import Config, Data
 from raydistill.errors import ConfigError
+from raydistill.gate.rules import Gate
 from raydistill.problems import Path, Problem, dotted, explain
 from raydistill.schema import child_type, describe, entry_type, nearest, sections, unknown_name
+from raydistill.section import Section
 from raydistill.syntax import MAX_BYTES, MAX_NODES, Document, dump_yaml, parse_yaml
 
 MAX_DEPTH = 30
+S = TypeVar("S", bound=Section)
 
 
 def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:
@@ -46,20 +49,36 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | Config, ove
     for assignment in overrides:
         path = override(data, assignment)
         lines = {known: line for known, line in lines.items() if known[: len(path)] != path}
-    return validate(data, problems, name, lines)
+    return validate(data, problems, name, lines, Config)
 
 
-def validate(data: dict[str, Any], problems: list[Problem], name: str, lines: dict[Path, int]) -> Config:
-    """The Config, or one ConfigError with all problems."""
-    config = None
+def load_gate(source: str | os.PathLike[str] | Mapping[str, Any] | Gate) -> Gate:
+    """Read the rules of a gate. Raises ConfigError as ``load_config``."""
+    if isinstance(source, Gate):
+        return source
+    if isinstance(source, Mapping):
+        name, document = "gate", Document(source, {})
+    else:
+        name = os.fspath(source)
+        document = parse_yaml(read_text(name), name)
+    problems: list[Problem] = []
+    data = plain({} if document.data is None else document.data, (), problems, [0])
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}: expected names with values (min_retention: …), got a {type(data).__name__}.")
+    return validate(data, problems, name, dict(document.lines), Gate)
+
+
+def validate(data: dict[str, Any], problems: list[Problem], name: str, lines: dict[Path, int], section: type[S]) -> S:
+    """The section, or one ConfigError with all problems."""
+    found = None
     try:
         # JSON mode is strict about types ("3" is no number) and still takes lists for tuples.
-        config = Config.model_validate_json(json.dumps(data), strict=True)
+        found = section.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         known = {problem.path for problem in problems}
-        problems = problems + [problem for problem in explain(error, data) if problem.path not in known]
-    if config is not None and not problems:
-        return config
+        problems = problems + [problem for problem in explain(error, data, section) if problem.path not in known]
+    if found is not None and not problems:
+        return found
     problems.sort(key=lambda problem: line_of(problem.path, lines))
     texts = [f"line {lines[p.path]}: {p}" if p.path in lines and p.path else str(p) for p in problems]
     if len(texts) == 1:
@@ -222,3 +241,14 @@ def load_data(path: str, overrides: Sequence[str] = ()) -> Data:
         raise ConfigError(f"--set {strangers[0]}: only names of data are used here, for example data.max_length=64")
     rest = {"teacher": {"model": "-"}, "stages": {"distill": {"losses": {"task": {"type": "task"}}}}}
     return load_config({"data": {"path": path}, **rest}, overrides).data
+
+
+def optional_data(path: str | None, overrides: Sequence[str] | None) -> Data | None:
+    """The data section of ``--data``, or None without it. ConfigError for overrides of a section that is not there."""
+    if path is not None:
+        return load_data(path, overrides or [])
+    if overrides:
+        raise ConfigError(
+            f"--set {overrides[0]} says how to read --data, which is missing. Add --data, or leave it out."
+        )
+    return None

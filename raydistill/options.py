@@ -35,4 +35,10 @@ MaxLength = Annotated[
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, pkg://…, a hub name, runs:/… or models:/NAME@ALIAS.")
 ]
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A registered model, as registry.name in a config.")]
+DataPath = Annotated[
+    str | None,
+    typer.Option("--data", help="A file, a folder, pkg://… or a hub data set, with labels; default: the run's own."),
+]
+SplitName = Annotated[str, typer.Option("--split", help="Which rows, where the data has splits.")]
 Version = Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print it.")]

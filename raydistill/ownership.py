@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from filelock import FileLock, Timeout
+
 from raydistill.errors import ArtifactError, StaleOwner
 from raydistill.storage import LOCKS, Missing, Storage
 
@@ -65,6 +67,25 @@ class Owner:
 
     def _place(self) -> str:
         return self.storage.show(*self.folder)
+
+
+def is_held(storage: Storage, *parts: str) -> bool | None:
+    """Whether a process is in the body of ``storage.lock(*parts)`` now; None where that cannot be told.
+
+    Behind a URL it can be told for sure only of a holder that was silent for ABANDONED_SECONDS.
+    """
+    if not storage.is_local:
+        return not _is_free(Lease(storage, *parts)._newest()[1])
+    place = storage.path(LOCKS, *parts) + ".lock"
+    if not os.path.exists(place):
+        return False
+    try:
+        with FileLock(place, timeout=0, mode=0o666):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # another user's lock file
+        return None
 
 
 class Lease:

@@ -132,9 +132,9 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
 
 
 @contextmanager
-def tracked(prepared: Prepared) -> Iterator[RunRef]:
+def tracked(prepared: Prepared, kind: str = "distill") -> Iterator[RunRef]:
     """The MLflow run of this run key; what ends the body early ends the run as KILLED or FAILED."""
-    lineage = {"data": prepared.data.digest, "tokens": prepared.tokens.digest}
+    lineage = {"kind": kind, "data": prepared.data.digest, "tokens": prepared.tokens.digest}
     ref = start_run(prepared.config, prepared.storage, prepared.run_key, lineage)
     status = "FAILED"
     try:
@@ -176,22 +176,44 @@ def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
 
 
 def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str, Any]) -> dict[str, Any]:
-    """Log the results, store the student in MLflow and register it where the config names a model."""
+    """Log the results, store the student with its card in MLflow and register it where the config names a model."""
+    from raydistill.card import model_card, write_card
+    from raydistill.evidence import write_evidence
     from raydistill.plots import write_plots
 
     student, name = outcome.student.local() / "model", prepared.config.registry.name
-    max_length, has_pairs = prepared.config.data.max_length, prepared.info.has_pairs
+    card = model_card(results, prepared.info)
+    write_card(card, outcome.student)
+    kept: Any = {"card": card, "max_length": prepared.config.data.max_length, "has_pairs": prepared.info.has_pairs}
     if name is not None:
-        version = register_student(
-            ref, name, student, results, run_key=prepared.run_key, max_length=max_length, has_pairs=has_pairs
-        )
+        version = register_student(ref, name, student, results, run_key=prepared.run_key, **kept)
         results = {**results, "model_version": version}
     else:
-        log_student(ref, student, max_length=max_length, has_pairs=has_pairs)
+        log_student(ref, student, **kept)
     with tempfile.TemporaryDirectory() as folder:
         write_plots(results, Path(folder))
+        write_evidence(prepared.data, outcome.evaluation, Path(folder))
+        results = add_report(prepared, results, Path(folder))
         finish_run(ref, results, Path(folder), status="FINISHED")
     return results
+
+
+def add_report(prepared: Prepared, results: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Draw the run's page into ``folder`` and beside ``results.json``, and return the results that name it.
+
+    What can be wrong with a page is a note: the student is trained and measured, and `raydistill report` draws again.
+    """
+    from raydistill.pages.run import write_run_report
+
+    parts = ("runs", prepared.run_key, "report.html")
+    try:
+        write_run_report(results, folder / "report.html")
+        prepared.storage.upload(folder / "report.html", *parts)
+    except Exception as error:
+        logging.getLogger(__name__).exception("The report was not drawn.")
+        note = f"The report was not drawn: {type(error).__name__}: {error}"
+        return {**results, "report": None, "notes": [*results["notes"], note]}
+    return {**results, "report": prepared.storage.show(*parts)}
 
 
 def finished(prepared: Prepared) -> dict[str, Any] | None:

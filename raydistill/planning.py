@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact, Storage
-from raydistill.config import Config, HiddenCosine, HiddenMse
+from raydistill.config import Config
 from raydistill.data.prepare import data_key, read_info
 from raydistill.data.rows import Rows, load_tokenizer, tokens_key
 from raydistill.data.size import Size, estimated_size, measured_size
 from raydistill.errors import ConfigError, RaydistillError
 from raydistill.losses import Losses, all_teacher_needs, build_losses, build_stages
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
-from raydistill.models.layer_map import layer_map
+from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import is_classifier, label_notice, read_config
 from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import is_checkpoint, start_layers, student_config
@@ -174,16 +174,6 @@ def baseline_of(
     if teacher is None or tokens is None:
         return None
     return recipes.baseline_artifact(config, storage, teacher, tokens.digest, dtype)[0]
-
-
-def layer_maps(config: Config, num_student: int, num_teacher: int) -> dict[str, list[list[int]]]:
-    """Return the pairs (student, teacher) of hidden states of every loss that maps layers."""
-    return {
-        f"stages.{stage}.losses.{name}": [list(pair) for pair in layer_map(loss.layers, num_student, num_teacher)]
-        for stage, settings in config.stages.items()
-        for name, loss in settings.losses.items()
-        if isinstance(loss, HiddenMse | HiddenCosine)
-    }
 
 
 def steps(config: Config, size: Size) -> dict[str, int]:

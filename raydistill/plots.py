@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raydistill.pages.scales import cut_middle
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -78,7 +80,7 @@ def curves_figure(results: Mapping[str, Any]) -> Figure:
         label = f"{TITLES[name]}, sum" if len(terms) > 1 or name == "baseline" else TITLES[name]
         if not (name == "student" and len(terms) == 1):
             _line(losses, curves[name], "train/loss", color="#222222", label=label, lw=1.4, ls=style)
-    metric = _validation_metric(results, curves.values())
+    metric = validation_metric(results, curves.values())
     for name, points in curves.items():
         _line(scores, points, f"validation/{metric}", color=COLORS[name], label=TITLES[name], marker="o", ms=4, lw=1.4)
     teacher = (results["teacher"]["validation"] or {}).get(metric)
@@ -92,7 +94,7 @@ def curves_figure(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _validation_metric(results: Mapping[str, Any], curves: Iterable[list[dict[str, Any]]]) -> str:
+def validation_metric(results: Mapping[str, Any], curves: Iterable[list[dict[str, Any]]]) -> str:
     """The config's choice, unless the curves have only others."""
     found = {key for points in curves for point in points for key in point["metrics"] if key.startswith("validation/")}
     chosen = str((results["config"].get("evaluate") or {}).get("metric", "accuracy"))
@@ -147,7 +149,5 @@ def _legend(axis: Axes) -> None:
 
 
 def _short(name: str) -> str:
-    """A class name that fits an axis, cut in the middle as names often share a beginning; "$" would start a formula."""
-    half = MAX_NAME // 2
-    text = name if len(name) <= MAX_NAME else f"{name[: half - 1].rstrip()}…{name[-half:].lstrip()}"
-    return text.replace("$", r"\$")
+    """A class name that fits an axis; "$" would start a formula."""
+    return cut_middle(name, MAX_NAME).replace("$", r"\$")

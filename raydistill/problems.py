@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from raydistill.config import MODEL_NAME_PATTERN, NAME_PATTERN, Config
 from raydistill.schema import describe, nearest, section_for, sections, type_tag, unknown_name, variants
@@ -65,12 +65,12 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
-def explain(error: ValidationError, raw: Any) -> list[Problem]:
-    """Rephrase every error of a validation of `raw`; those of a union's variants become one."""
+def explain(error: ValidationError, raw: Any, root: type[BaseModel] = Config) -> list[Problem]:
+    """Rephrase every error of a validation of `raw` as a `root`; those of a union's variants become one."""
     problems: dict[Problem, None] = {}
     items = error.errors(include_url=False)
     for item in items:
-        place = locate(item["loc"], raw)
+        place = locate(item["loc"], raw, root)
         if place.union is not None:
             meant = variant_for(place.union)
             if meant is None:
@@ -80,12 +80,12 @@ def explain(error: ValidationError, raw: Any) -> list[Problem]:
                 continue
         problems.update(dict.fromkeys(rephrase(item["type"], item.get("ctx", {}), place)))
     # never empty: better pydantic's own words than an error that names nothing
-    return list(problems) or [Problem(locate(item["loc"], raw).path, item["msg"]) for item in items]
+    return list(problems) or [Problem(locate(item["loc"], raw, root).path, item["msg"]) for item in items]
 
 
-def locate(loc: tuple[str | int, ...], raw: Any) -> Place:
+def locate(loc: tuple[str | int, ...], raw: Any, root: type[BaseModel] = Config) -> Place:
     """Follow a pydantic location, telling names of the config from the labels of union members."""
-    place = Place(value=raw)
+    place = Place(annotation=root, value=raw)
     for part in loc:
         members = variants(place.annotation)
         if part == "[key]":

@@ -143,14 +143,20 @@ def print_notes(console: Console, results: Mapping[str, Any]) -> None:
 def print_next_steps(console: Console, results: Mapping[str, Any], config: Config) -> None:
     """Print the lines to type next."""
     from raydistill.artifacts import Storage
+    from raydistill.options import STORAGE
     from raydistill.tracking import redact, tracking_uri
 
     name, version = config.registry.name, results["model_version"]
+    if results.get("report"):
+        console.print(f"\nReport: {results['report']}", markup=False, soft_wrap=True)
     if name is not None:
         console.print(f"\nRegistered as {name} version {version}, alias challenger. Next:", markup=False)
     else:
         console.print("\nNext:")
     console.print(f'  raydistill predict {results["student"]["path"]} --text "…"', markup=False, soft_wrap=True)
+    if name is not None:
+        place = "" if config.storage == STORAGE else f" --storage {redact(config.storage)}"
+        console.print(f"  raydistill promote {name}{place}", markup=False, soft_wrap=True)
     uri = redact(tracking_uri(Storage(config.storage)))
     if uri.startswith("sqlite"):
         console.print(f"  mlflow ui --backend-store-uri {uri}", markup=False, soft_wrap=True)

@@ -1,14 +1,29 @@
-"""The recipes of jobs/: ready configs, listed and copied by `raydistill init`."""
+"""What `raydistill init` lists and copies from jobs/: recipes, which are ready configs, and other files."""
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from raydistill.errors import ConfigError
+from raydistill.options import STORAGE
 from raydistill.schema import nearest
 
 
-def recipes_folder() -> Path:
+@dataclass(frozen=True)
+class Starter:
+    """A file of jobs/; ``use`` gives the command that takes a copy of it."""
+
+    file: Path
+    about: str
+    use: Callable[[Path], str]
+    is_recipe: bool
+
+
+def starters_folder() -> Path:
     """`raydistill/jobs` in an installed wheel, `jobs` beside the package in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "jobs", package.parent / "jobs"):
@@ -17,34 +32,63 @@ def recipes_folder() -> Path:
     raise ConfigError(f"No recipes are installed beside {package}; install raydistill again.")
 
 
-def list_recipes() -> dict[str, str]:
-    """Recipe names and what their first comment line says."""
-    return {path.stem: first_comment(path) for path in sorted(recipes_folder().glob("*.yaml"))}
+def list_starters() -> dict[str, Starter]:
+    """Everything that can be copied, recipes first; ``about`` is what the file's first line says."""
+    files = sorted(path for path in starters_folder().iterdir() if path.suffix in (".yaml", ".py"))
+    found = [(path.stem, Starter(path, first_line(path), *OTHERS.get(path.stem, (run_with, True)))) for path in files]
+    return dict(sorted(found, key=lambda pair: not pair[1].is_recipe))
 
 
-def first_comment(path: Path) -> str:
+def list_recipes() -> dict[str, Starter]:
+    return {name: starter for name, starter in list_starters().items() if starter.is_recipe}
+
+
+def first_line(path: Path) -> str:
     line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return line.lstrip("# ").strip() if line.startswith("#") else ""
+    return line.lstrip('#" ').strip() if line.startswith(("#", '"""')) else ""
 
 
-def read_recipe(name: str) -> str:
-    """The text of a recipe; ConfigError with the nearest name where there is none."""
-    known = list_recipes()
+def run_with(copy: Path) -> str:
+    command = "sweep" if "\nsweep:" in copy.read_text(encoding="utf-8") else "distill"
+    return f"raydistill {command} {shlex.quote(str(copy))}"
+
+
+def promote_with(copy: Path) -> str:
+    return f"raydistill promote NAME --gate {shlex.quote(str(copy))}"
+
+
+def serve_with(copy: Path) -> str:
+    store = "" if os.environ.get("MLFLOW_TRACKING_URI") else f"MLFLOW_TRACKING_URI=sqlite:///{STORAGE}/mlflow.db "
+    folder = "" if copy.parent == Path() else f"--app-dir {shlex.quote(str(copy.parent))} "
+    return f"{store}serve run {folder}{copy.stem}:app name=NAME"
+
+
+OTHERS = {"gate": (promote_with, False), "serve": (serve_with, False)}
+
+
+def find_starter(name: str) -> Starter:
+    """The starter of this name; ConfigError with the nearest name where there is none."""
+    known = list_starters()
     if name not in known:
         near = nearest(name, known)
         hint = f"did you mean {near}? " if near else ""
-        raise ConfigError(f"There is no recipe {name!r}; {hint}Recipes: {', '.join(known)}.")
-    return (recipes_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        raise ConfigError(f"There is nothing called {name!r} to start from; {hint}Known: {', '.join(known)}.")
+    return known[name]
 
 
-def copy_recipe(name: str, target: Path, overwrite: bool = False) -> None:
-    """Copy a recipe to `target`; ConfigError where something is there already or it cannot be written."""
-    text = read_recipe(name)
+def copy_starter(name: str, target: Path | None = None, overwrite: bool = False) -> tuple[Path, str]:
+    """Copy a starter to ``target``, into this folder by default; where it is now, and the command that takes it.
+
+    Raises ConfigError where something is there already or it cannot be written.
+    """
+    starter = find_starter(name)
+    target = target or Path(starter.file.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "w" if overwrite else "x", encoding="utf-8") as file:
-            file.write(text)
+            file.write(starter.file.read_text(encoding="utf-8"))
     except FileExistsError:
         raise ConfigError(f"{target} exists already; choose another name with --out, or add --force.") from None
     except OSError as error:
         raise ConfigError(f"{target} cannot be written: {error.strerror}. Choose another place with --out.") from None
+    return target, starter.use(target)

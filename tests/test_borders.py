@@ -25,6 +25,7 @@ ALLOWED = {
     "mlflow": {
         "tracking.py",
         "registry/students.py",
+        "registry/runs.py",
         "registry/versions.py",
         "registry/aliases.py",
         "registry/evidence.py",

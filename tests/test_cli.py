@@ -108,7 +108,7 @@ def test_help_lists_the_commands(capfd: pytest.CaptureFixture[str]) -> None:
         (["cache"], "See: raydistill cache --help"),
         (["distill", "no.yaml"], "no.yaml does not exist"),
         (["distill", str(ROOT / "jobs" / "quickstart.yaml"), "--set", "sed=1"], "did you mean seed?"),
-        (["init", "quikstart"], "There is no recipe 'quikstart'; did you mean quickstart?"),
+        (["init", "quikstart"], "There is nothing called 'quikstart' to start from; did you mean quickstart?"),
         (["evaluate", "m", "--data", "x.csv", "--set", "seed=1"], "only names of data are used here"),
         (["predict", "m", "--text", "a", "--file", "b"], "--text and --file were both given"),
         (["predict", "m", "--file", "no-such-file"], "--file no-such-file cannot be read: No such file"),
@@ -236,10 +236,12 @@ def test_init_lists_copies_and_does_not_overwrite(capfd: pytest.CaptureFixture[s
     code, found = call_json(capfd, "init")
     assert code == 0
     assert {"quickstart"} <= {recipe["name"] for recipe in found["recipes"]}
-    assert all(recipe["about"] for recipe in found["recipes"])
+    assert {other["name"] for other in found["others"]} == {"gate", "serve"}
+    assert all(starter["about"].endswith(".") for starter in found["recipes"] + found["others"])
     assert "quickstart" in call(capfd, "init")[1]
     target = tmp_path / "new" / "job.yaml"
-    assert call_json(capfd, "init", "quickstart", "--out", str(target)) == (0, {"written": str(target)})
+    written = {"written": str(target), "command": f"raydistill distill {target}"}
+    assert call_json(capfd, "init", "quickstart", "--out", str(target)) == (0, written)
     assert target.read_text() == (ROOT / "jobs" / "quickstart.yaml").read_text()
     target.write_text("mine")
     code, _, err = call(capfd, "init", "quickstart", "--out", str(target))
@@ -253,7 +255,35 @@ def test_recipes_are_found_in_a_wheel(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "raydistill" / "jobs").mkdir(parents=True)
     (tmp_path / "raydistill" / "jobs" / "quickstart.yaml").write_text("# First line.\n")
     monkeypatch.setattr(starters, "__file__", str(tmp_path / "raydistill" / "starters.py"))
-    assert starters.list_recipes() == {"quickstart": "First line."}
+    assert {name: found.about for name, found in starters.list_recipes().items()} == {"quickstart": "First line."}
+
+
+LOCAL_STORE = "MLFLOW_TRACKING_URI=sqlite:///raydistill-storage/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "command"),
+    [
+        (["gate"], "gate.yaml", "raydistill promote NAME --gate gate.yaml"),
+        (["sweep"], "sweep.yaml", "raydistill sweep sweep.yaml"),
+        (["serve"], "serve.py", f"{LOCAL_STORE} serve run serve:app name=NAME"),
+        (["serve", "--out", "a b/my.py"], "a b/my.py", "serve run --app-dir 'a b' my:app name=NAME"),
+    ],
+)
+def test_init_says_what_comes_next(
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    file: str,
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if LOCAL_STORE not in command:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert call(capfd, "init", *arguments) == (0, f"{file} written. Next: {command}\n", "")
+    assert (tmp_path / file).read_bytes() == (ROOT / "jobs" / f"{arguments[0]}{Path(file).suffix}").read_bytes()
 
 
 def test_wheel_holds_every_package_and_the_recipes() -> None:
@@ -388,7 +418,7 @@ def test_report_writes_the_page_of_the_newest_sweep(capfd: pytest.CaptureFixture
     from raydistill.storage import Storage
 
     place, page = ("--storage", str(tmp_path / "storage")), tmp_path / "pages" / "report.html"
-    assert "There is no finished sweep" in call(capfd, "report", *place)[2]
+    assert "There is no finished run or sweep" in call(capfd, "report", *place)[2]
     summary = make_summary()
     Storage(tmp_path / "storage").write_json(summary, "runs", summary["sweep_key"], "sweep.json")
     code, out, _ = call(capfd, "report", *place, "--out", str(page))
@@ -399,3 +429,21 @@ def test_report_writes_the_page_of_the_newest_sweep(capfd: pytest.CaptureFixture
     assert (code, found["written"], found["summary"]["front"]) == (0, str(page), summary["front"])
     assert page.exists()
     assert call_json(capfd, "report", "nothing", *place)[0] == 2
+
+
+def test_report_writes_the_page_of_a_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from test_page import make_summary
+    from test_pages import make_results
+
+    from raydistill.storage import Storage
+
+    storage, page, results = Storage(tmp_path / "storage"), tmp_path / "run.html", make_results()
+    place = ("--storage", str(tmp_path / "storage"), "--out", str(page))
+    storage.write_json(results, "runs", "abc123", "results.json")
+    storage.write_json({"run_id": "0123456789"}, "runs", "abc123", "run.json")
+    code, out, _ = call(capfd, "report", *place)
+    assert (code, out) == (0, f"{page}: {results['verdict']}\n")
+    assert "<title>movies version 4</title>" in page.read_text()
+    storage.write_json(make_summary(), "runs", "fff456", "sweep.json")
+    code, found = call_json(capfd, "report", "01234567", *place)
+    assert (code, found["key"], found["results"]["labels"]) == (0, "abc123", results["labels"])

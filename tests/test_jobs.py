@@ -11,17 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from tiny import WORDS, save_tiny
 from toy import TOPICS
 
 from raydistill.config import Config
-from raydistill.loading import load_config
+from raydistill.gate.rules import Gate
+from raydistill.loading import load_config, load_gate
 from raydistill.planning import make_plan
+from raydistill.starters import list_starters
 
 JOBS = Path(__file__).parent.parent / "jobs"
-RECIPES = sorted(path for path in JOBS.rglob("*.yaml") if "kubernetes" not in path.parts)
+RECIPES = [starter.file for starter in list_starters().values() if starter.is_recipe]
 sys.path.insert(0, str(JOBS / "bench"))
+
+
+def test_every_config_is_a_recipe() -> None:
+    configs = [path for path in JOBS.rglob("*.yaml") if "kubernetes" not in path.parts and path.name != "gate.yaml"]
+    assert sorted(RECIPES) == sorted(configs)
 
 
 def test_there_is_a_quick_start() -> None:
@@ -35,6 +43,12 @@ def test_recipes_load(path: Path) -> None:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     assert first.startswith("# ")  # what `raydistill init` shows
     assert first.endswith(".")
+
+
+def test_the_gate_is_the_default_one() -> None:
+    gate = yaml.safe_load((JOBS / "gate.yaml").read_text(encoding="utf-8"))
+    assert gate.keys() == Gate.model_fields.keys()
+    assert load_gate(JOBS / "gate.yaml") == Gate()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raydistill.evaluate.latency import WARMUP_CALLS, measure_latency, measure_models
+from raydistill.evaluate.latency import SHAPE_CALLS, WARMUP_CALLS, measure_latency, measure_models, measure_shapes
 
 ROW = {"input_ids": torch.zeros(1, 16, dtype=torch.long)}
 BATCH = {"input_ids": torch.zeros(32, 16, dtype=torch.long)}
@@ -84,3 +84,29 @@ def test_models_take_turns_and_ratios_are_right() -> None:
     assert order == [True, False] * 8
     assert result["slow"]["latency_ms"]["p50"] / result["fast"]["latency_ms"]["p50"] == pytest.approx(3, rel=0.4)
     assert result["fast"]["throughput"] / result["slow"]["throughput"] == pytest.approx(3, rel=0.4)
+
+
+def shapes(*sizes: tuple[int, int]) -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": torch.zeros(size, dtype=torch.long)} for size in sizes]
+
+
+def test_shapes_are_timed_in_turns_the_smallest_first() -> None:
+    calls: list = []
+    models = {"slow": Sleeper(0.004, calls), "fast": Sleeper(0.001, calls)}
+    models["slow"].train()
+    found = measure_shapes(models, shapes((32, 8), (1, 8), (4, 16)), seconds=60)
+    for name in models:
+        assert [(entry["batch_size"], entry["length"]) for entry in found[name]] == [(1, 8), (4, 16), (32, 8)]
+    assert all(entry["ms"] >= 4 for entry in found["slow"])
+    assert all(entry["ms"] >= 1 for entry in found["fast"])
+    assert [size for _, size, *_ in calls] == [n for n in (1, 4, 32) for _ in range(2 * (1 + SHAPE_CALLS))]
+    assert [model for model, *_ in calls] == [models["slow"], models["fast"]] * (3 * (1 + SHAPE_CALLS))
+    assert all(not training and inference for _, _, training, inference, _ in calls)
+    assert models["slow"].training
+
+
+def test_shapes_that_would_take_too_long_are_left_out() -> None:
+    model = Sleeper(0.02)  # at 1.25 ms a token: a call at 512 tokens would be 0.64 s, and it needs two
+    found = measure_shapes({"model": model}, shapes((1, 8), (1, 16), (32, 16)), seconds=1.0)
+    assert [entry["length"] for entry in found["model"]] == [8, 16]
+    assert measure_shapes({"model": model}, [], seconds=1.0) == {"model": []}

@@ -7,25 +7,22 @@ import json
 import math
 import random
 import re
-import shutil
 import subprocess
-import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, browse, figures_of, traces
 
-from raydistill.artifacts import Storage
 from raydistill.errors import ConfigError
 from raydistill.loading import load_config
-from raydistill.search import page, parallel, scales
-from raydistill.search.page import find_summary, write_report
+from raydistill.pages import scales
+from raydistill.search import page, parallel
+from raydistill.search.page import write_report
 from raydistill.search.scene import Scene
 from raydistill.search.summary import Finalist, SeedOutcome, build_summary
 from raydistill.search.trials import Params, Trial
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SPACE = {
     "stages.distill.losses.kd.temperature": {"uniform": [1.0, 8.0]},
     "stages.distill.losses.kd.weight": {"loguniform": [0.1, 10.0]},
@@ -33,8 +30,6 @@ SPACE = {
     "stages.distill.losses.hidden": {"choice": [None, {"type": "hidden_mse", "weight": 0.5, "layers": "last"}]},
     "stages.distill.learning_rate": {"loguniform": [1e-5, 1e-3]},
 }
-OWN = "document.title='owned'"
-HOSTILE = f'</script><img src=x onerror="{OWN}"><script>{OWN}</script>\x00\x1b[31m\u202e\'"&{{{{7*7}}}}\ud800'
 
 
 def make_trial(number: int, dice: random.Random) -> dict[str, Any]:
@@ -185,58 +180,6 @@ def make_summary(objectives: dict[str, str] | None = None, num_trials: int = 24)
 def write(summary: dict[str, Any], folder: Path) -> str:
     write_report(json.loads(json.dumps(summary)), folder / "report.html")
     return (folder / "report.html").read_text("utf-8")
-
-
-class Tags(HTMLParser):
-    """Tags with their attributes, and the text that a reader sees, scripts and styles left out."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.said: list[str] = []
-        self.within = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.within = tag
-
-    def handle_data(self, data: str) -> None:
-        if self.within not in ("script", "style"):
-            self.said.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.said).split())
-
-
-def figures_of(text: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    return json.loads(found[1])
-
-
-def traces(figure: dict[str, Any]) -> dict[str, list[tuple[Any, Any]]]:
-    return {t["name"]: list(zip(t["x"], t["y"], strict=True)) for t in figure["data"]}
-
-
-def browse(path: Path, script: str = "", width: int = 1200) -> tuple[str, str]:
-    """The page's DOM and the browser's console, after a script of the test's own, without any network."""
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    page_text = path.read_text("utf-8")
-    if script:  # the page's own policy runs no other script
-        page_text = re.sub(r"<meta http-equiv[^>]*>", "", page_text, count=1)
-        page_text = page_text.replace("</body>", f"<script>{script}</script></body>")
-        path = path.with_name("scripted.html")
-        path.write_text(page_text, "utf-8")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", "--enable-logging=stderr"]
-    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={path.parent / 'profile'}"]
-    flags += [f"--window-size={width},1000", "--virtual-time-budget=3000", path.as_uri()]
-    done = subprocess.run([CHROMIUM, *flags], capture_output=True, timeout=60)
-    assert done.returncode == 0
-    console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
-    return done.stdout.decode(errors="replace"), "\n".join(console)
 
 
 @pytest.fixture(scope="module")
@@ -450,15 +393,9 @@ def hostile_summary(summary: dict[str, Any]) -> dict[str, Any]:
 
 def test_hostile_text_is_text(tmp_path: Path, summary: dict[str, Any]) -> None:
     text = write(hostile_summary(summary), tmp_path)
-    tags = Tags(text).tags
-    assert not [tag for tag, _ in tags if tag in ("img", "iframe", "object", "embed")]
-    assert len([tag for tag, _ in tags if tag == "b"]) == 2 * len(summary["finalists"])  # the template's own
-    assert len([tag for tag, _ in tags if tag == "script"]) == 3
-    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
-    assert not set(text) & {"\x00", "\x1b", "\u202e"}
-    figures = json.dumps(figures_of(text))
-    assert "<img" not in figures
-    assert "&lt;" in figures
+    assert_harmless(text)
+    assert len([tag for tag, _ in Tags(text).tags if tag == "b"]) == 2 * len(summary["finalists"])  # the template's own
+    assert "&lt;" in json.dumps(figures_of(text))
     dom, console = browse(tmp_path / "report.html")
     assert "<title>Sweep " in dom
     assert "<title>owned" not in dom
@@ -467,16 +404,7 @@ def test_hostile_text_is_text(tmp_path: Path, summary: dict[str, Any]) -> None:
 
 
 def test_page_fetches_nothing(report: Path) -> None:
-    tags = Tags(report.read_text("utf-8")).tags
-    assert not [(tag, a) for tag, a in tags for name in a if name in ("src", "href", "srcset", "data", "action")]
-    policy = next(a["content"] for tag, a in tags if tag == "meta" and a.get("http-equiv"))
-    assert policy is not None
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
-    assert "unsafe-eval" not in policy
-    styles = re.findall(r"<style>(.*?)</style>", report.read_text("utf-8"), re.DOTALL)[0]
-    assert "url(" not in styles
-    assert "@import" not in styles
+    assert_fetches_nothing(report.read_text("utf-8"))
 
 
 def test_a_browser_draws_it(report: Path) -> None:
@@ -539,27 +467,6 @@ def test_report_that_cannot_be_written(tmp_path: Path, summary: dict[str, Any]) 
     with pytest.raises(ConfigError, match="--out"):
         write_report(summary, tmp_path / "folder")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["file", "folder"]
-
-
-@pytest.mark.parametrize("kind", ["local", "memory"])
-def test_find_summary(tmp_path: Path, kind: str) -> None:
-    storage = Storage(tmp_path if kind == "local" else f"memory://{tmp_path.name}")
-    with pytest.raises(ConfigError, match="no finished sweep"):
-        find_summary(storage, None)
-    storage.write_json({}, "runs", "0000", "run.json")  # no sweep
-    for key in ("abc1", "fff1", "abd2"):
-        storage.write_json({"schema": 1, "sweep_key": key}, "runs", key, "sweep.json")
-        time.sleep(0.02)  # file times of some kernels step by 10 ms
-    assert find_summary(storage, None)["sweep_key"] == "abd2"
-    assert find_summary(storage, "f")["sweep_key"] == "fff1"
-    assert find_summary(storage, "abc")["sweep_key"] == "abc1"
-    with pytest.raises(ConfigError, match=r"begins with 'x'.*abc1, abd2, fff1"):
-        find_summary(storage, "x")
-    with pytest.raises(ConfigError, match="only one of 2 that begins with 'ab'"):
-        find_summary(storage, "ab")
-    storage.write_json({"schema": 7}, "runs", "new", "sweep.json")
-    with pytest.raises(ConfigError, match="schema 7"):
-        find_summary(storage, "new")
 
 
 @pytest.mark.parametrize(

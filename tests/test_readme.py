@@ -115,7 +115,7 @@ def test_options_named_in_the_text_exist(name: str) -> None:
     group: Any = typer.main.get_command(cli.app)
     found = [group, *group.commands.values()]
     found += [sub for command in group.commands.values() for sub in getattr(command, "commands", {}).values()]
-    assert any(name in option.opts for command in found for option in command.params)
+    assert any(name in [*option.opts, *option.secondary_opts] for command in found for option in command.params)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,6 @@ def test_model_uris_lead_to_a_folder(storage: Storage, student: Path, tmp_path: 
         assert open_classifier(uri, None, storage.url).max_length == 8
     with pytest.raises(TrackingError, match="nobody"):
         resolve_model_uri("models:/uris@nobody", storage)
-    with pytest.raises(TrackingError, match="there is no MLflow store"):
+    with pytest.raises(TrackingError, match="There is no MLflow store"):
         resolve_model_uri("models:/uris@challenger", Storage(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []

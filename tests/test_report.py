@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from raydistill.config import Config
 from raydistill.evaluate import compare, metrics
 from raydistill.plots import write_plots
-from raydistill.report import ModelOutcome, Outcome, SplitRows, build_results, print_results
+from raydistill.report import ModelOutcome, Outcome, SplitRows, build_results, print_next_steps, print_results
 
 LATENCY = {"batch_size": 32, "length": 16, "repeats": 40, "threads": 2, "device": "cpu", "dtype": "float32"}
 
@@ -261,3 +262,15 @@ def test_report_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("report", ["/storage/runs/abc/report.html", None])
+def test_next_steps_name_the_report(results: dict[str, Any], tmp_path: Path, report: str | None) -> None:
+    losses = {"stages": {"distill": {"losses": {"kd": {"type": "forward_kl"}}}}}
+    config = Config.model_validate(
+        {"storage": str(tmp_path), "data": {"path": "x"}, "teacher": {"model": "m"}, **losses}
+    )
+    stream = io.StringIO()
+    print_next_steps(Console(file=stream, width=80), results | {"report": report}, config)
+    assert ("Report: /storage/runs/abc/report.html" in stream.getvalue()) == (report is not None)
+    assert "raydistill predict models/x" in stream.getvalue()

@@ -314,6 +314,7 @@ def test_the_winner_is_the_best_mean_and_its_line_gives_distill_a_finished_run(s
     results = distill(load_config(as_file(tmp_path, swept.config), winner["set"]))
     assert results["reused"] == ["run"]
     assert results["student"]["path"] == winner["path"]
+    assert results["run_id"] in (Path(winner["path"]) / "README.md").read_text("utf-8")  # its model card
     assert results["run_id"] == summary["results"]["run_id"]
     seeds = next(f["seeds"] for f in summary["finalists"] if f["trial"] == winner["trial"])
     outcome = next(outcome for outcome in seeds if outcome["seed"] == winner["seed"])
@@ -338,6 +339,8 @@ def test_the_winner_is_registered_as_challenger_with_its_results(swept, mlflow_u
     assert run.data.tags["mlflow.parentRunId"] == summary["run_id"]
     path = client.download_artifacts(results["run_id"], "results.json")
     assert json.loads(Path(path).read_text())["student"]["path"] == summary["winner"]["path"]
+    pages = [results["report"], client.download_artifacts(results["run_id"], "report.html")]
+    assert all(summary["winner"]["path"] in Path(page).read_text("utf-8") for page in pages)
 
 
 def children(session: Session, uri: str) -> list[Run]:

@@ -82,16 +82,37 @@ def plan(
 
 @app.command()
 def report(
-    name: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Its key or how it begins; the newest.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN_OR_SWEEP]", help="Its key or MLflow run id, or how it begins; the newest."),
+    ] = None,
     storage: StorageUrl = STORAGE,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
     json: Json = False,
 ) -> Outcome:
-    """Write the page of a finished sweep: finalists, Pareto front, importance, learning curves, all trials."""
-    from raydistill.search import page
+    """Write the page of a finished run or sweep: one file of tables and pictures that needs no network."""
+    from raydistill.pages.found import find_finished
+    from raydistill.pages.run import write_run_report
+    from raydistill.search.page import write_report
     from raydistill.storage import Storage
 
-    summary = page.find_summary(Storage(storage), name)
-    page.write_report(summary, out)
-    found = {"written": str(out), "summary": summary}
-    return Outcome(lambda: found, lambda console: print(f"{out}: {summary['verdict']}"))
+    found = find_finished(Storage(storage), name)
+    write = write_report if found.kind == "sweep" else write_run_report
+    write(found.content, out)
+    made = {"written": str(out), "key": found.key, {"sweep": "summary", "run": "results"}[found.kind]: found.content}
+    return Outcome(lambda: made, lambda console: print(f"{out}: {found.content['verdict']}"))
+
+
+@app.command()
+def runs(
+    storage: StorageUrl = STORAGE,
+    experiment: Annotated[str | None, typer.Option("--experiment", help="Only this MLflow experiment.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of the newest.")] = 20,
+    trials: Annotated[bool, typer.Option("--trials", help="List the trials of sweeps, too.")] = False,
+    json: Json = False,
+) -> Outcome:
+    """List what ran, newest first: distillations, sweeps and gate verdicts with their headline figures."""
+    from raydistill import listing
+
+    rows = listing.listed(storage, experiment, limit, trials)
+    return Outcome(lambda: {"runs": rows}, lambda console: listing.print_rows(console, rows))

@@ -1,4 +1,4 @@
-"""Commands on finished models: evaluate, predict."""
+"""Commands on finished models: evaluate, compare, predict, export, push."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydistill.commands import app
-from raydistill.console import Outcome
-from raydistill.options import STORAGE, DataOverrides, Json, MaxLength, Model, StorageUrl
+from raydistill.console import Outcome, Progress
+from raydistill.formats import FORMATS
+from raydistill.options import STORAGE, DataOverrides, DataPath, Json, MaxLength, Model, SplitName, StorageUrl
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,21 +20,44 @@ if TYPE_CHECKING:
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[str, typer.Option("--data", help="A file, a folder, pkg://… or a hub data set, with labels.")],
-    split: Annotated[str, typer.Option("--split", help="Which rows, where the data has splits.")] = "test",
+    data: DataPath = None,
+    split: SplitName = "test",
     max_length: MaxLength = None,
     overrides: DataOverrides = None,
     storage: StorageUrl = STORAGE,
     json: Json = False,
 ) -> Outcome:
     """Measure a classifier on labelled data, with 95 % intervals."""
-    from raydistill.loading import load_data
+    from raydistill.loading import optional_data
 
-    settings = load_data(data, overrides or [])
+    settings = optional_data(data, overrides)
     from raydistill import inference
 
     scores = inference.evaluate_model(model, settings, split, max_length=max_length, storage=storage)
     return Outcome(lambda: scores, lambda console: inference.print_scores(console, scores))
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(metavar="A B [C…]", help="Models, named as for evaluate.")],
+    data: DataPath = None,
+    split: SplitName = "test",
+    max_length: MaxLength = None,
+    overrides: DataOverrides = None,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Also time them, in turns.")] = True,
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Measure several models on the same rows, each paired with the first: differences, McNemar's test, latency."""
+    from raydistill.loading import optional_data
+
+    settings = optional_data(data, overrides)
+    from raydistill import comparison
+
+    summary = comparison.compare_models(
+        models, settings, split, max_length=max_length, latency=latency, storage=storage
+    )
+    return Outcome(lambda: summary, lambda console: comparison.print_comparison(console, summary))
 
 
 @app.command()
@@ -61,3 +85,66 @@ def predict(
             print(f"{row['label']}\t{row['score']:.4f}\t{row['text']}", flush=True)
 
     return Outcome(lambda: {"model": model, "predictions": list(found)}, show)
+
+
+@app.command()
+def export(
+    model: Model,
+    formats: Annotated[
+        list[str], typer.Option("--format", help=f"{', '.join(FORMATS)}, or all. Repeatable: each in OUT/FORMAT.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make; a refused export goes to OUT.rejected.")],
+    data: DataPath = None,
+    split: SplitName = "test",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Check on at most so many rows.")] = 2000,
+    metric: Annotated[str, typer.Option("--metric", help="What an export must keep.")] = "accuracy",
+    margin: Annotated[float, typer.Option("--margin", min=0, help="How much it may lose: 0.01 is one point.")] = 0.01,
+    max_length: MaxLength = None,
+    overrides: DataOverrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Write a classifier for other runtimes, and check it on real rows. Exits 3 if an export is not good."""
+    from raydistill.loading import optional_data
+
+    settings = optional_data(data, overrides)
+    from raydistill.formats.export import export as work
+    from raydistill.formats.table import print_export
+
+    with Progress() as progress:
+        found = work(
+            model,
+            formats,
+            out,
+            data=settings,
+            split=split,
+            storage=storage,
+            max_length=max_length,
+            max_rows=rows,
+            metric=metric,
+            margin=margin,
+            force=force,
+            progress=progress,
+        )
+    return Outcome(lambda: found, lambda console: print_export(console, found), 0 if found["good"] else 3)
+
+
+@app.command()
+def push(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, pkg://…, runs:/… or models:/NAME@ALIAS.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; NAME alone is your own.")],
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Of a new repository: private by default. An old one stays as it is."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="The branch to commit to; main.")] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Send a model's files and its card to a Hugging Face hub; the token comes from HF_TOKEN or `hf auth login`."""
+    from raydistill import hub
+
+    pushed = hub.push_model(model, repo, private=private, revision=revision, message=message, storage=storage)
+    return Outcome(lambda: pushed, lambda console: hub.print_pushed(console, pushed))

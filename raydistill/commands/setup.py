@@ -17,21 +17,25 @@ if TYPE_CHECKING:
 
 @app.command()
 def init(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Lists the recipes without it.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to copy it; ./RECIPE.yaml by default.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Lists what there is without it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to copy it; this folder by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     json: Json = False,
 ) -> Outcome:
-    """List the recipes that come with raydistill, or copy one to start from."""
+    """List the recipes and other files that come with raydistill, or copy one to start from."""
     from raydistill import starters
 
-    if recipe is None:
-        known = starters.list_recipes()
-        found = [{"name": name, "about": about} for name, about in known.items()]
-        return Outcome(lambda: {"recipes": found}, lambda console: print_columns(known))
-    target = out or Path(f"{recipe}.yaml")
-    starters.copy_recipe(recipe, target, force)
-    return Outcome(lambda: {"written": str(target)}, lambda console: print(f"{target}: run it with raydistill distill"))
+    if name is None:
+        known = starters.list_starters()
+        found: dict[str, list[dict[str, str]]] = {"recipes": [], "others": []}
+        for starter, one in known.items():
+            found["recipes" if one.is_recipe else "others"].append({"name": starter, "about": one.about})
+        return Outcome(lambda: found, lambda console: print_columns({key: one.about for key, one in known.items()}))
+    target, command = starters.copy_starter(name, out, force)
+    return Outcome(
+        lambda: {"written": str(target), "command": command},
+        lambda console: print(f"{target} written. Next: {command}"),
+    )
 
 
 @app.command()

@@ -6,8 +6,9 @@ p50 ratio of two equal models strayed by up to 2 % this way, and by up to 100 % 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ WARMUP_CALLS = 3
 SECONDS_PER_MODEL = 1.0
 # A batch has one number, its median; five calls are enough for that where a p95 needs at least twenty.
 MIN_BATCH_CALLS = 5
+SHAPE_CALLS = 5
+SECONDS_FOR_SHAPES = 2.5
 
 Inputs = Mapping[str, "torch.Tensor"]
 
@@ -63,11 +66,45 @@ def measure_models(
         name: (partial(model, **_on_device(one, device)), partial(model, **_on_device(batch, device)))
         for name, (model, one, batch) in models.items()
     }
-    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    with _evaluating([model for model, _, _ in models.values()]), torch.inference_mode(), bfloat16:
+    with _evaluating([model for model, _, _ in models.values()], device, dtype):
         times = time_calls(calls, device, repeats=repeats, seconds=seconds)
     conditions = {"threads": torch.get_num_threads(), "device": device.type, "dtype": dtype}
     return {name: summarize(*times[name], one, batch) | conditions for name, (_, one, batch) in models.items()}
+
+
+def measure_shapes(
+    models: Mapping[str, nn.Module],
+    shapes: Iterable[Inputs],
+    *,
+    dtype: str = "float32",
+    seconds: float = SECONDS_FOR_SHAPES,
+) -> dict[str, list[dict[str, Any]]]:
+    """Time forward passes of several models in turn at each shape: inputs (B, L), the fewest tokens first.
+
+    A shape gets a call to warm up and five that count, fewer where time runs out. Once a shape would take more than is
+    left of ``seconds``, judged by the best time per token so far, it and the larger ones are left out.
+    Returns for each model a list of {batch_size, length, ms}: median milliseconds of a call.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    left, per_token = seconds, 0.0
+    with _evaluating(list(models.values()), device, dtype):
+        for shape in sorted(shapes, key=lambda inputs: inputs["input_ids"].numel()):
+            tokens = shape["input_ids"].numel()
+            if 2 * per_token * tokens > left:
+                break
+            inputs = _on_device(shape, device)
+            calls = {name: partial(model, **inputs) for name, model in models.items()}
+            once = _seconds(take_turns(calls, device, 1, 0.0, warmup_calls=0))
+            affordable = max(1, int(left / once) - 1)
+            times = take_turns(calls, device, min(SHAPE_CALLS, affordable), 0.0, warmup_calls=0)
+            left -= once + _seconds(times)
+            medians = {name: float(np.median(taken)) for name, taken in times.items()}
+            per_token = min(per_token or math.inf, sum(medians.values()) / tokens)
+            batch_size, length = shape["input_ids"].shape
+            for name, median in medians.items():
+                found[name].append({"batch_size": batch_size, "length": length, "ms": 1000 * median})
+    return found
 
 
 Call = Callable[[], object]
@@ -89,11 +126,16 @@ def time_calls(
 
 
 def take_turns(
-    calls: Mapping[str, Call], device: torch.device, min_calls: int, budget: float
+    calls: Mapping[str, Call],
+    device: torch.device,
+    min_calls: int,
+    budget: float,
+    *,
+    warmup_calls: int = WARMUP_CALLS,
 ) -> dict[str, list[float]]:
     """Seconds of each call, name by name in turn, until both min_calls and the budget (seconds) are reached."""
     for call in calls.values():
-        for _ in range(WARMUP_CALLS):
+        for _ in range(warmup_calls):
             call()
     _synchronize(device)
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -107,6 +149,10 @@ def take_turns(
             spent += times[name][-1]
         rounds += 1
     return times
+
+
+def _seconds(times: Mapping[str, list[float]]) -> float:
+    return sum(map(sum, times.values()))
 
 
 def summarize(row_times: list[float], batch_times: list[float], row: Inputs, batch: Inputs) -> dict[str, Any]:
@@ -137,13 +183,18 @@ def _synchronize(device: torch.device) -> None:
 
 
 @contextmanager
-def _evaluating(models: list[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule is as it was (a frozen part may be in another mode)."""
+def _evaluating(models: list[nn.Module], device: torch.device, dtype: str) -> Iterator[None]:
+    """Evaluation and inference mode inside, in ``dtype``; afterwards every submodule is as it was (a frozen part may
+    be in another mode)."""
+    import torch
+
+    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     training = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
     try:
-        yield
+        with torch.inference_mode(), bfloat16:
+            yield
     finally:
         for module, mode in training:
             module.training = mode

@@ -23,9 +23,16 @@ seconds             {phase: seconds}
 reused              names of the artefacts that were there already
 curves              {student, baseline, teacher}: list of {step, metrics: {name: value}}, at most 400 points and all
                     those with a ``validation/`` metric
+disagreements       up to 20 test rows on which student and teacher name different classes, the most confident first (by
+                    the smaller of both probabilities): list of {row, text, text_pair, label, student, teacher}; texts
+                    cut to 500 characters, ``text_pair`` and ``label`` may be null, a model {class, probability}
+layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
+                    layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
+                    {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states}
 config              the config of the run
 verdict             the result in a sentence or two
 notes               sentences about data and run, added by the pipeline
+report              where the run's page lies, added by the pipeline; null where it could not be drawn
 
 a model
 path                where its Hugging Face folder lies
@@ -34,6 +41,9 @@ bytes               size on disk of weights and config
 latency_ms          {p50, p95} of one row; null when not measured, as the next two
 throughput          rows a second at batch size latency_setting.batch_size
 latency_setting     {batch_size, length, repeats, threads, device, dtype}
+latency_by_shape    list of {batch_size, length, ms}: median of one call of teacher and student, in turns, the smallest
+                    shape first; those that would have taken too long are not there. Null for others: a baseline has
+                    the student's shape
 validation, test    {metric: {value, low, high}}, the metrics of ``evaluate.metrics.METRICS``; validation may be null
 agreement           with the teacher on test
 chance              {at_chance, reason, majority_class (name), majority_share}, see ``evaluate.compare.chance``
@@ -83,6 +93,8 @@ class ModelOutcome:
     """Logits (N, C); None for a champion of which only the test predictions were kept."""
     latency: Mapping[str, Any] | None = None
     """As ``evaluate.latency.measure_models`` returns it."""
+    latency_by_shape: Sequence[Mapping[str, Any]] | None = None
+    """As ``evaluate.latency.measure_shapes`` returns it."""
     steps: int | None = None
     """Optimizer steps (baseline)."""
     start: str | None = None
@@ -110,6 +122,10 @@ class Outcome:
     reused: Sequence[str] = ()
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """``student``, ``baseline``, ``teacher`` -> list of {step, metrics}."""
+    disagreements: Sequence[Mapping[str, Any]] = ()
+    """As ``evaluate.disagreements.describe_disagreements`` returns them."""
+    layers: Mapping[str, Any] | None = None
+    """{student, teacher, start, losses}, as in results.json."""
     config: Mapping[str, Any] = field(default_factory=dict)
     num_samples: int = 1000
     seed: int = 0
@@ -141,6 +157,8 @@ def build_results(outcome: Outcome) -> dict[str, Any]:
         "seconds": dict(outcome.seconds),
         "reused": list(outcome.reused),
         "curves": {name: _thin(points) for name, points in outcome.curves.items()},
+        "disagreements": outcome.disagreements,
+        "layers": outcome.layers,
     }
     results = strict_json(results)
     return results | {"config": strict_json(dict(outcome.config), digits=None), "verdict": verdict(results)}
@@ -179,6 +197,7 @@ def _section(name: str, model: ModelOutcome, outcome: Outcome, validation: _Scor
         "latency_ms": latency.pop("latency_ms", None),
         "throughput": latency.pop("throughput", None),
         "latency_setting": latency or None,
+        "latency_by_shape": model.latency_by_shape,
         "validation": validation.intervals(name),
         "test": intervals,
         "agreement": compare.agreement(model.test, outcome.teacher.test),

@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
 _VOCABULARIES = {
     name for name in TOKENIZER_FILES if "config" not in name and "special" not in name and "added" not in name
 }
+CARD = "README.md"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raydistill.config import LayerChoice
+from raydistill.config import Config, HiddenCosine, HiddenMse, LayerChoice
 from raydistill.errors import ConfigError
 
 
@@ -62,6 +62,16 @@ def layer_map(
                 f"Unknown layer map {layers!r}. Known: auto, uniform, last, first, or pairs [student, teacher]."
             )
     return _checked_pairs(layers, num_student, num_teacher)
+
+
+def layer_maps(config: Config, num_student: int, num_teacher: int) -> dict[str, list[list[int]]]:
+    """Return the pairs (student, teacher) of hidden states of every loss that maps layers."""
+    return {
+        f"stages.{stage}.losses.{name}": [list(pair) for pair in layer_map(loss.layers, num_student, num_teacher)]
+        for stage, settings in config.stages.items()
+        for name, loss in settings.losses.items()
+        if isinstance(loss, HiddenMse | HiddenCosine)
+    }
 
 
 def _checked_pairs(pairs: Sequence[Sequence[int]], num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 BATCH_ROWS = 32
+NO_LIMIT = 10**9
+"""A tokenizer that knows no limit says 10^30, which none of the fast ones takes as a length to cut to."""
 
 
 class Scorer:
@@ -20,12 +22,9 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForSequenceClassification.from_pretrained(folder).to(self.device).eval()
-        limits = [
-            max_length,
-            self.tokenizer.model_max_length,
-            getattr(self.model.config, "max_position_embeddings", None),
-        ]
-        self.max_length = min(limit for limit in limits if limit)
+        limits = [max_length, self.tokenizer.model_max_length, _num_positions(self.model)]
+        self.max_length = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
+        """Tokens that a row is cut to; None for a model that takes any number."""
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """A DataFrame with a column ``text`` [and ``text_pair``], or one column of any name; a row gives
@@ -43,15 +42,23 @@ class Scorer:
 
     @torch.inference_mode()
     def _score(self, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
-        inputs = self.tokenizer(
-            texts, pairs, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
+        cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        inputs = self.tokenizer(texts, pairs, padding=True, return_tensors="pt", **cut)
         scores, labels = self.model(**inputs.to(self.device)).logits.float().softmax(-1).max(-1)
         names = self.model.config.id2label
         return [
             {"label": names[label], "score": score}
             for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
         ]
+
+
+def _num_positions(model: torch.nn.Module) -> int | None:
+    """Tokens that the model has positions for; RoBERTa's kin count them from behind their padding index."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if positions and name.endswith(".position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(positions - module.padding_idx - 1)
+    return positions
 
 
 def _load_pyfunc(folder: str, model_config: dict[str, Any] | None = None) -> Scorer:

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from raydistill.registry.students import CHALLENGER, COMPLETE, DIGEST, log_student, register_student, write_model
-from raydistill.registry.versions import Version, list_versions, resolve_model_uri, version_by_alias
+from raydistill.registry.versions import (
+    Version,
+    known_versions,
+    list_versions,
+    model_names,
+    open_store,
+    resolve_model_uri,
+    run_file,
+    run_tags,
+    version_by_alias,
+    version_named,
+)
 
 __all__ = [
     "CHALLENGER",
     "COMPLETE",
     "DIGEST",
     "Version",
+    "known_versions",
     "list_versions",
     "log_student",
+    "model_names",
+    "open_store",
     "register_student",
     "resolve_model_uri",
+    "run_file",
+    "run_tags",
     "version_by_alias",
+    "version_named",
     "write_model",
 ]

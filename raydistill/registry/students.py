@@ -14,9 +14,10 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydistill.artifacts import folder_digest
+from raydistill.artifacts import file_digest, folder_digest
 from raydistill.errors import TrackingError
 from raydistill.lineage import headline, redact_values
+from raydistill.models.folder import CARD
 from raydistill.tracking import RUN_KEY, RunRef, open_client, reported, set_tags
 
 if TYPE_CHECKING:
@@ -29,13 +30,16 @@ COMPLETE = "raydistill.complete"
 SCORER = Path(__file__).parent.parent / "models" / "scorer.py"
 
 
-def log_student(ref: RunRef, student: Path, *, max_length: int | None = None, has_pairs: bool = False) -> str:
+def log_student(
+    ref: RunRef, student: Path, *, card: str | None = None, max_length: int | None = None, has_pairs: bool = False
+) -> str:
     """Store a Hugging Face folder as the run's model; its ``runs:/`` URI. The same content is uploaded once.
 
+    ``card``: text of the run's own model card; another run's may lie in the folder, so it is no part of the digest.
     ``max_length``: tokens that the stored scorer cuts a row to. ``has_pairs``: its input has columns ``text`` and
     ``text_pair``. Raises TrackingError.
     """
-    digest = folder_digest(student)
+    digest = folder_digest(student, without=(CARD,))
     with reported(ref.tracking_uri):
         client = open_client(ref.tracking_uri)
         if client.get_run(ref.run_id).data.tags.get(DIGEST) != digest or _missing_files(client, ref):
@@ -44,6 +48,8 @@ def log_student(ref: RunRef, student: Path, *, max_length: int | None = None, ha
                 write_model(student, folder, max_length=max_length, has_pairs=has_pairs)
                 client.log_artifacts(ref.run_id, str(folder), FOLDER)
             set_tags(client, ref.run_id, {DIGEST: digest})
+        if card is not None:
+            client.log_text(ref.run_id, card, f"{FOLDER}/{CARD}")
     return f"runs:/{ref.run_id}/{FOLDER}"
 
 
@@ -58,7 +64,8 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # advice to add an input example, which would load torch
-        code = Path(scratch) / "raydistill_scorer.py"
+        # named by its content: one process may load versions of two releases, and Python keeps one module of a name
+        code = Path(scratch) / f"raydistill_scorer_{file_digest(SCORER)[:8]}.py"
         shutil.copyfile(SCORER, code)
         mlflow.pyfunc.save_model(
             str(folder),
@@ -72,7 +79,7 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     tokenizer = folder / "components" / "tokenizer"
     tokenizer.mkdir(parents=True)
     for file in student.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
+        if file.is_file() and file.suffix != ".safetensors" and file.name != CARD:
             shutil.copyfile(file, tokenizer / file.name)
     model = Model.load(str(folder))
     model.add_flavor(
@@ -98,6 +105,7 @@ def register_student(
     results: Mapping[str, Any],
     *,
     run_key: str,
+    card: str | None = None,
     max_length: int | None = None,
     has_pairs: bool = False,
 ) -> int:
@@ -106,7 +114,7 @@ def register_student(
     A run has one version of a name: doing it again completes or returns that one, and leaves an alias that has moved on
     to a later run's version where it is. Raises TrackingError; the alias is set after everything else.
     """
-    source = log_student(ref, student, max_length=max_length, has_pairs=has_pairs)
+    source = log_student(ref, student, card=card, max_length=max_length, has_pairs=has_pairs)
     tags = {key: f"{value:.0f}" if value.is_integer() else f"{value:.6g}" for key, value in headline(results).items()}
     with reported(ref.tracking_uri):
         client = open_client(ref.tracking_uri)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raydistill.endpoint import sqlite_path, tracking_uri
 from raydistill.errors import TrackingError
 from raydistill.storage import Storage
-from raydistill.tracking import open_client, reported
+from raydistill.tracking import open_client, prepare_store, redact, reported
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -48,6 +51,12 @@ def list_versions(name: str, uri: str) -> list[Version]:
         return [_as_version(one, aliases) for one in found]
 
 
+def model_names(uri: str) -> list[str]:
+    """Names of the registered models in the store ``uri``, sorted; the first thousand."""
+    with reported(uri):
+        return sorted(model.name for model in open_client(uri).search_registered_models(max_results=1000))
+
+
 def version_by_alias(name: str, alias: str, uri: str) -> Version | None:
     """The version that has the alias, or None."""
     return next((version for version in list_versions(name, uri) if alias in version.aliases), None)
@@ -60,28 +69,92 @@ def _as_version(one: ModelVersion, aliases: Mapping[str, Any]) -> Version:
     )
 
 
-def resolve_model_uri(uri: str, storage: Storage) -> Path:
-    """The local folder of ``runs:/RUN/PATH``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, fetched if remote.
+def version_named(uri: str, store: str) -> Version:
+    """The version that ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` names. Raises TrackingError."""
+    name, _, number = uri.removeprefix("models:/").strip("/").partition("/")
+    name, _, alias = name.partition("@")
+    if not number and not alias:
+        raise TrackingError(f"{uri} names no version. Write models:/{name}/VERSION or models:/{name}@ALIAS.")
+    found = list_versions(name, store)
+    for version in found:
+        if alias in version.aliases if alias else str(version.version) == number:
+            return version
+    what = f"alias {alias!r}" if alias else f"version {number!r}"
+    if not found:
+        raise TrackingError(f"{uri}: there is no registered model {name!r} at {redact(store)}.")
+    raise TrackingError(f"{uri}: {name} has no {what}. `raydistill registry {name}` lists what it has.")
 
-    The store is the one that runs of ``storage`` are tracked in. Raises TrackingError where there is no such model.
-    """
+
+def run_tags(run_id: str, uri: str) -> dict[str, str] | None:
+    """Tags of a run; None where there is no such run. Raises TrackingError."""
+    with reported(uri):
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(open_client(uri).get_run(run_id).data.tags)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+def run_file(run_id: str, path: str, into: Path, uri: str) -> Path | None:
+    """A copy below ``into`` of one file among a run's artefacts; None where it has no such file."""
+    with reported(uri):
+        client = open_client(uri)
+        folder = path.rpartition("/")[0]
+        if path not in {file.path for file in client.list_artifacts(run_id, folder or None)}:
+            return None
+        return Path(client.download_artifacts(run_id, path, str(into)))
+
+
+def existing_store(storage: Storage) -> str:
+    """Address of the store that runs of ``storage`` are tracked in; TrackingError where there is none yet."""
     address = tracking_uri(storage)
     database = sqlite_path(address)
     if database is not None and not database.is_file():
         raise TrackingError(
-            f"{uri}: there is no MLflow store at {database}. Name the storage of the run with --storage, or set "
+            f"There is no MLflow store at {database}. Name the storage of the runs with --storage, or set "
             "MLFLOW_TRACKING_URI."
         )
+    return address
+
+
+def open_store(storage: Storage) -> str:
+    """Address of the store beside a storage, which has to be there and to answer. Raises TrackingError."""
+    uri = existing_store(storage)
+    prepare_store(uri)
+    return uri
+
+
+def known_versions(name: str, uri: str) -> list[Version]:
+    """All versions of a registered model, newest first; TrackingError, with the names there are, where it has none."""
+    found = list_versions(name, uri)
+    if not found:
+        names = model_names(uri)
+        known = f"It has {', '.join(names[:10])}." if names else "It has none."
+        raise TrackingError(
+            f"There is no registered model {name!r} with a version at {redact(uri)}. {known} `registry.name` in a "
+            "config registers the student of a run."
+        )
+    return found
+
+
+def resolve_model_uri(uri: str, storage: Storage, into: Path | None = None) -> Path:
+    """A local copy of ``runs:/RUN/PATH``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+
+    It lies below ``into``, or in a temporary folder that goes when the process ends. The store is the one that runs of
+    ``storage`` are tracked in. Raises TrackingError where there is no such model.
+    """
+    address = existing_store(storage)
     with reported(address):
         client = open_client(address)
         from mlflow.artifacts import download_artifacts
 
         if uri.startswith("models:/"):  # MLflow looks such names up in a global registry, not in the store it is given
-            name, _, version = uri.removeprefix("models:/").strip("/").partition("/")
-            if "@" in name:
-                name, _, alias = name.partition("@")
-                version = client.get_model_version_by_alias(name, alias).version
-            if not version:
-                raise TrackingError(f"{uri} names no version. Write models:/{name}/VERSION or models:/{name}@ALIAS.")
-            uri = client.get_model_version_download_uri(name, version)
-        return Path(download_artifacts(artifact_uri=uri, tracking_uri=address))
+            version = version_named(uri, address)
+            uri = client.get_model_version_download_uri(version.name, str(version.version))
+        if into is None:
+            into = Path(tempfile.mkdtemp(prefix="raydistill-"))
+            atexit.register(shutil.rmtree, into, ignore_errors=True)
+        return Path(download_artifacts(artifact_uri=uri, tracking_uri=address, dst_path=str(into)))

@@ -7,9 +7,9 @@ from typing import Any
 
 from raydistill.config import Config
 from raydistill.lineage import parameters
+from raydistill.registry.runs import COUNTS, PARENT
 from raydistill.tracking import RunRef, log_figures, log_params, open_client, open_run, reported, set_tags
 
-PARENT = "mlflow.parentRunId"
 HEADLINES = {"latency_ms": "latency_ms/p50"}
 """A sweep's names for figures that the run of a ``distill`` has under another one."""
 
@@ -39,12 +39,13 @@ def finish_child(ref: RunRef, status: str, *, values: Mapping[str, float], tags:
         client.set_terminated(ref.run_id, status)
 
 
-def log_winner(parent: RunRef, summary: Mapping[str, Any]) -> None:
-    """The winner's means over its seeds in the sweep's own run, ``winner/<split>/<metric>``. Raises TrackingError."""
-    if summary["winner"] is None:
-        return
-    won = next(found for found in summary["finalists"] if found["trial"] == summary["winner"]["trial"])
-    means = {f"winner/{s}/{m}": v["mean"] for s in ("validation", "test") for m, v in won[s].items()}
+def log_summary(parent: RunRef, summary: Mapping[str, Any]) -> None:
+    """In the sweep's own run: its trials by state, ``trials/<state>``, and the winner's means over its seeds,
+    ``winner/<split>/<metric>``. Raises TrackingError."""
+    means: dict[str, Any] = {f"{COUNTS}{state}": float(number) for state, number in summary["counts"].items()}
+    if summary["winner"] is not None:
+        won = next(found for found in summary["finalists"] if found["trial"] == summary["winner"]["trial"])
+        means |= {f"winner/{s}/{m}": v["mean"] for s in ("validation", "test") for m, v in won[s].items()}
     with reported(parent.tracking_uri):
         known = {name: mean for name, mean in means.items() if mean is not None}
         log_figures(open_client(parent.tracking_uri), parent.run_id, known)

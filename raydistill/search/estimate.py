@@ -19,9 +19,9 @@ from raydistill.config import Bounds, Config, Distribution, Stage, Sweep
 from raydistill.data.size import Size
 from raydistill.errors import ConfigError
 from raydistill.models.shape import student_config
+from raydistill.pages.scales import duration
 from raydistill.search.front import within
 from raydistill.search.proposals import DEFAULT_TRIALS
-from raydistill.search.scales import duration
 from raydistill.search.shared import count_parameters, shape_name, shapes_of
 from raydistill.search.space import check_space, ends, label, space_size, sweep_of, with_params
 from raydistill.search.timing import Machine, Sample, Speed, machine, num_cpus, time_student, time_teacher

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raydistill.pages.scales import ABSENT, cut, scale, setting, short_names, visible
 from raydistill.search import front
-from raydistill.search.scales import ABSENT, cut, scale, setting, short_names, visible
 from raydistill.search.trials import Trial
 
 if TYPE_CHECKING:

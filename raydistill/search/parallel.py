@@ -12,23 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raydistill.pages.figures import BLUE, GREEN, GREY, ORANGE, Picture, draw, escaped, is_finite
+from raydistill.pages.scales import cut, label, scale, setting, spoken
 from raydistill.search import space
-from raydistill.search.scales import cut, label, scale, setting, spoken
-from raydistill.search.scene import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    Picture,
-    Record,
-    Scene,
-    by_importance,
-    draw,
-    escaped,
-    is_finite,
-    measured,
-    quality,
-)
+from raydistill.search.scene import Record, Scene, by_importance, measured, quality
 
 MAX_CATEGORIES = 8  # that have room for their names on a telephone
 AXIS_PIXELS = 78

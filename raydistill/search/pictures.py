@@ -10,23 +10,9 @@ from functools import partial
 from itertools import accumulate, cycle
 from typing import Any
 
-from raydistill.search.scales import label, scale, spoken
-from raydistill.search.scene import (
-    BLUE,
-    GREEN,
-    GREY,
-    MAX_HOVER,
-    ORANGE,
-    PURPLE,
-    RED,
-    Picture,
-    Record,
-    Scene,
-    by_importance,
-    draw,
-    escaped,
-    measured,
-)
+from raydistill.pages.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Picture, draw, escaped
+from raydistill.pages.scales import label, scale, spoken
+from raydistill.search.scene import MAX_HOVER, Record, Scene, by_importance, measured
 
 MARKERS: dict[str, dict[str, Any]] = {
     "stopped early": {"color": ORANGE, "symbol": "circle-open", "size": 8},

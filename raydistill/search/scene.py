@@ -1,38 +1,20 @@
-"""What the pictures of a sweep's report share: the trials and their roles, colours, and the dress of a figure.
-
-Colours of lines and points are legible on white and on black; those of text and grid are the style sheet's, which
-follows the reader's theme.
-"""
+"""What the pictures of a sweep's report share: the trials and their roles."""
 
 from __future__ import annotations
 
 import html
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raydistill.pages.figures import escaped
+from raydistill.pages.scales import label, scale, setting
 from raydistill.search.front import first_validation
-from raydistill.search.scales import cut, label, scale, setting
 
 Record = Mapping[str, Any]
 """One of ``summary["trials"]``."""
 
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#2f86d1", "#d9702b", "#1f9e78", "#d64550", "#9a68c8", "#8a8f98"
 MAX_HOVER = 44  # characters of a line under the pointer: 420 pixels hold it
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure: plotly's JSON under a heading, with a sentence on how to read it."""
-
-    name: str
-    title: str
-    caption: str
-    figure: dict[str, Any]
-    small: bool = False
-    """One of several beside each other."""
 
 
 @dataclass(frozen=True)
@@ -91,37 +73,3 @@ def quality(scene: Scene, trials: Sequence[Record]) -> list[float]:
     values = [sign * trial["measures"][scene.main] for trial in trials]
     ordered = sorted(values)
     return [ordered.index(value) / max(len(values) - 1, 1) for value in values]
-
-
-def is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def escaped(text: str, length: int) -> str:
-    """For plotly, which reads a text's tags and entities itself."""
-    return html.escape(cut(text, length), quote=False)
-
-
-def draw(figure: Any, *, x: str = "", y: str = "", height: int = 420, **layout: Any) -> dict[str, Any]:
-    """Plotly's JSON of a figure in the report's dress."""
-    axis = {"gridcolor": GREY, "zeroline": False, "automargin": True, "title": {"standoff": 10}}
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 8, "r": 12, "t": 8, "b": 8},
-        font={"family": "system-ui, sans-serif", "size": 13},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "bgcolor": "rgba(0,0,0,0)"},
-        hoverlabel={"bgcolor": "#24292f", "font": {"color": "#ffffff", "size": 12}, "align": "left"},
-        hovermode="closest",
-    )
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
-    if x:
-        figure.update_xaxes(title_text=x)
-    if y:
-        figure.update_yaxes(title_text=y)
-    figure.update_layout(**layout)
-    content: dict[str, Any] = json.loads(figure.to_json())
-    return content

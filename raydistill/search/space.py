@@ -167,7 +167,7 @@ def with_params(config: Config, params: Params) -> Config:
     settings = {name: locate(name, data) for name in params}
     for name, shown in params.items():
         data = put(data, settings[name], value_of(space[name], shown))
-    return validate(data, [], "impossible combination", {})
+    return validate(data, [], "impossible combination", {}, Config)
 
 
 def default_params(config: Config) -> Params:

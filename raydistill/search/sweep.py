@@ -94,7 +94,7 @@ class Driver:
 
     def run(self, store: Future[None], retry_failed: bool) -> dict[str, Any]:
         store.result()
-        with tracked(self.prepared) as ref:
+        with tracked(self.prepared, "sweep") as ref:
             self.stop.is_obeyed = True
             return self.search_and_choose(ref, retry_failed)
 
@@ -197,7 +197,7 @@ class Driver:
         ref: RunRef,
     ) -> dict[str, Any]:
         """Write ``sweep.json`` and the report, here and in MLflow."""
-        from raydistill.search.children import log_winner
+        from raydistill.search.children import log_summary
         from raydistill.search.front import is_eligible, pareto_front
         from raydistill.search.page import write_report
         from raydistill.search.summary import build_summary
@@ -231,7 +231,7 @@ class Driver:
             write_report(summary, report)
             self.storage.upload(report, *self.parts, "report.html")
             (Path(folder) / "sweep.json").write_text(json.dumps(summary, indent=1))
-            log_winner(ref, summary)
+            log_summary(ref, summary)
             finish_run(ref, None, Path(folder), status="FINISHED")
         self.storage.write_json(summary, *self.parts, "sweep.json")  # last: a sweep that has it is finished
         return summary

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raydistill.console import Progress, stderr_console
+from raydistill.pages.scales import duration, scale, setting, short_names, visible
 from raydistill.search.grid import MARK, State, draw, first_line, overview, tally
-from raydistill.search.scales import duration, scale, setting, short_names, visible
 from raydistill.search.trials import Trial
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How a sweep's report writes numbers and names: units, digits, short names, text that cannot harm a page."""
+"""How pages and tables write numbers and names: units, digits, short names, text that cannot harm a page."""
 
 from __future__ import annotations
 
@@ -48,8 +48,16 @@ SCALES = {
     "macro_f1": Scale("macro F1", "%", 100, 1),
     "mcc": Scale("MCC"),
     "log_loss": Scale("log loss"),
+    "auc": Scale("AUC"),
+    "calibration_error": Scale("calibration error"),
+    "agreement": Scale("agreement with the teacher", "%", 100, 1),
+    "retention": Scale("share of the teacher's accuracy", "%", 100, 1),
     "num_parameters": Scale("parameters", tick_format="~s"),
     "latency_ms": Scale("latency", "ms", digits=2),
+    "p50": Scale("latency p50", "ms", digits=2),
+    "p95": Scale("latency p95", "ms", digits=2),
+    "throughput": Scale("rows a second", digits=0),
+    "bytes": Scale("size", "MB", 1e-6, 1),
 }
 
 
@@ -119,6 +127,12 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 def cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def cut_middle(text: str, length: int) -> str:
+    """A class name that fits an axis: names often share their beginning, so the end stays."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[: half - 1].rstrip()}…{text[-half:].lstrip()}"
 
 
 def visible(value: Any) -> Any:

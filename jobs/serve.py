@@ -1,0 +1,114 @@
+"""Answers over HTTP with models:/NAME@champion on Ray Serve and follows the alias; does not import raydistill.
+
+    pip install 'ray[serve]' mlflow torch transformers
+    export MLFLOW_TRACKING_URI=sqlite:///raydistill-storage/mlflow.db
+    serve run serve:app name=bbc-news                   # on a cluster add --working-dir .
+    curl 127.0.0.1:8000 -d '{"texts": ["Shares fall again"]}'
+    {"version":1,"results":[{"label":"business","score":0.89}]}
+
+It listens on 127.0.0.1; started from a Serve config file, on all interfaces, unless that says http_options: {host: …}.
+A row of a model of pairs is two texts: {"texts": [["premise", "hypothesis"]]}. A bad request gets {"detail": "why"}.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from tempfile import TemporaryDirectory
+
+import mlflow
+import pandas
+from fastapi import FastAPI, HTTPException, Request
+from pydantic import BaseModel, Field, ValidationError
+from ray import serve
+
+MAX_BYTES = 2**18  # of a request; 64 texts of 512 tokens are 200 kB
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 take minutes, and we ask again anyway
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+log = logging.getLogger("ray.serve")
+api = FastAPI(openapi_url=None)
+
+
+class Settings(BaseModel, extra="forbid"):  # of `serve run serve:app name=…`, or args: in a Serve config file
+    name: str
+    alias: str = "champion"
+    poll_seconds: float = Field(5, gt=0)
+
+
+class Query(BaseModel, extra="forbid"):
+    texts: list[str | tuple[str, str]] = Field(min_length=1, max_length=64)
+
+
+def find_version(settings: Settings) -> int:
+    try:
+        return int(mlflow.MlflowClient().get_model_version_by_alias(settings.name, settings.alias).version)
+    except mlflow.MlflowException as error:
+        where = f"models:/{settings.name}@{settings.alias}"
+        raise ValueError(f"{where}: {error}. Does MLFLOW_TRACKING_URI name its store?") from None
+
+
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=256)  # num_replicas=2, ray_actor_options={"num_gpus": 1}
+@serve.ingress(api)
+class Champion:
+    def __init__(self, settings: Settings, tracking_uri: str) -> None:
+        mlflow.set_tracking_uri(tracking_uri)
+        self.settings, self.serving = settings, (0, None, [])
+        self.update()
+        threading.Thread(target=self.follow, daemon=True).start()
+
+    def update(self) -> None:
+        """Load the version that the alias names now; the old one answers until the new one has scored a row."""
+        version = find_version(self.settings)
+        if version == self.serving[0]:
+            return
+        with TemporaryDirectory() as folder:
+            model = mlflow.pyfunc.load_model(f"models:/{self.settings.name}/{version}", dst_path=folder)
+        columns = model.metadata.get_input_schema().input_names()  # [0] or ["text", "text_pair"]
+        model.predict(pandas.DataFrame([["a"] * len(columns)], columns=columns))
+        self.serving = version, model, columns  # at once: requests are answered meanwhile
+        log.info(f"{self.settings.name} version {version} answers")
+
+    def follow(self) -> None:
+        pause = self.settings.poll_seconds
+        while True:
+            time.sleep(pause)
+            try:
+                self.update()
+                pause = self.settings.poll_seconds
+            except Exception as error:  # no registry, no alias, a broken version: keep what works, ask less often
+                pause = max(pause, min(2 * pause, 60))
+                log.warning(f"{self.settings.name} version {self.serving[0]} stays, next try in {pause:g} s: {error!r}")
+
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)
+    async def score(self, requests: list[list]) -> list[dict]:
+        version, model, columns = self.serving
+        rows = pandas.DataFrame([row for rows in requests for row in rows], columns=columns)
+        results = iter(await asyncio.to_thread(model.predict, rows))
+        return [{"version": version, "results": [next(results) for _ in rows]} for rows in requests]
+
+    @api.get("/")
+    async def about(self) -> dict:
+        return {"name": self.settings.name, "version": self.serving[0]}
+
+    @api.post("/")
+    async def answer(self, request: Request) -> dict:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BYTES:
+                raise HTTPException(413, f"The request has more than {MAX_BYTES} bytes.")
+        try:
+            rows = [[row] if isinstance(row, str) else row for row in Query.model_validate_json(body).texts]
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise HTTPException(422, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
+        if any(len(row) != len(self.serving[2]) for row in rows):
+            raise HTTPException(422, f"A row of this model is {len(self.serving[2])} text(s).")
+        return await self.score(rows)
+
+
+def app(settings: Settings) -> serve.Application:
+    find_version(settings)  # a wrong name ends here, with one error, and not in replicas that are started again
+    return Champion.bind(settings, mlflow.get_tracking_uri())

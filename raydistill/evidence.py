@@ -1,0 +1,152 @@
+"""What a finished run leaves for later judgements: per-row predictions on test, and which rows the student has seen.
+
+Both are artefacts of the MLflow run, so that a comparison needs neither the teacher nor the storage of the run; only
+the texts themselves stay in storage, with the run's data artefact.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydistill.artifacts import Artifact
+from raydistill.config import Data
+from raydistill.errors import ArtifactError, ConfigError, TrackingError
+from raydistill.evaluate.compare import Predictions, read_predictions
+from raydistill.evaluate.testset import TestRows, prepared_rows, read_test_rows
+from raydistill.registry import run_file, run_tags, version_named
+from raydistill.storage import Missing, Storage
+from raydistill.tracking import RUN_KEY, tracking_uri
+
+FOLDER = "evaluation"
+PREDICTIONS = "predictions-test.parquet"
+SEEN = "seen-rows.parquet"
+SEEN_SPLITS = ("train", "validation")
+
+
+def write_evidence(data: Artifact, evaluation: Artifact, folder: Path) -> None:
+    """Put the predictions on test rows and the hashes of training and validation rows into ``folder``/evaluation.
+
+    seen-rows.parquet: hash (16 bytes, the hexadecimal one of ``data.draft.row_hashes`` in binary) and split; 17 bytes
+    a row.
+    """
+    target = folder / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(evaluation.local() / PREDICTIONS, target / PREDICTIONS)
+    hashes: list[bytes] = []
+    splits: list[str] = []
+    for split in SEEN_SPLITS:
+        with pa.memory_map(str(data.local() / f"{split}.arrow")) as file:
+            found = pa.ipc.open_file(file).read_all().column("hash").to_pylist()
+        hashes += [bytes.fromhex(value) for value in found]
+        splits += [split] * len(found)
+    table = pa.table({"hash": pa.array(hashes, pa.binary(16)), "split": pa.array(splits).dictionary_encode()})
+    pq.write_table(table, target / SEEN, compression="zstd", use_dictionary=["split"])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Row hashes (hexadecimal) -> the split of the run that holds the row."""
+
+    splits: Mapping[str, str]
+
+    def leaked(self, hashes: Iterable[str]) -> dict[str, int]:
+        """How many of these rows the run has seen, by split."""
+        counts = Counter(self.splits[value] for value in hashes if value in self.splits)
+        return {split: counts[split] for split in SEEN_SPLITS}
+
+
+def read_seen(run_id: str, uri: str) -> Seen | None:
+    """The rows that a run was trained and selected on; None where it keeps no hashes."""
+    with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch:
+        path = run_file(run_id, f"{FOLDER}/{SEEN}", Path(scratch), uri)
+        if path is None:
+            return None
+        table = _read(path)
+    hashes, splits = table.column("hash").to_pylist(), table.column("split").to_pylist()
+    return Seen({value.hex(): split for value, split in zip(hashes, splits, strict=True)})
+
+
+def read_kept_predictions(run_id: str, uri: str) -> Predictions | None:
+    """Logits of teacher, student and baseline on the run's test rows; None where it keeps none."""
+    with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch:
+        path = run_file(run_id, f"{FOLDER}/{PREDICTIONS}", Path(scratch), uri)
+        return None if path is None else read_predictions(path.parent, "test")
+
+
+def find_test_rows(model: str, data: Data | None, split: str, storage: str) -> TestRows:
+    """The rows to measure ``model`` on: those of ``data``, or of the run that it comes from.
+
+    ``model``: ``runs:/…``, ``models:/…`` or the folder of a student in ``storage``. Raises ConfigError where the run or
+    its data cannot be found; then only ``data`` helps.
+    """
+    if data is not None:
+        return read_test_rows(data, split)
+    place = Storage(storage)
+    run_key = run_key_of(model, place)
+    if run_key is None:
+        raise ConfigError(
+            f"{model} comes from no run of the storage {place.show()}, so there are no test rows of its own. Name "
+            "labelled rows with --data, or the run's storage with --storage."
+        )
+    return run_rows(run_key, split, place)
+
+
+def run_rows(run_key: str, split: str, storage: Storage) -> TestRows:
+    """The rows of a split that a run prepared. Raises ConfigError where storage has them no more."""
+    try:
+        made = storage.read_json("runs", run_key, "run.json")["artifacts"]
+    except Missing:
+        made = []
+    for name in made:
+        kind, _, key = name.partition("/")
+        if kind == "data" and storage.artifact(kind, key).exists():
+            return prepared_rows(storage.artifact(kind, key), split)
+    raise ConfigError(
+        f"The data of run {run_key} is not in the storage {storage.show()}. Name labelled rows with --data, or the "
+        "run's storage with --storage."
+    )
+
+
+def run_key_of(model: str, storage: Storage) -> str | None:
+    """Key of the run that made a model; None where it cannot be told."""
+    if model.startswith("models:/"):
+        version = version_named(model, tracking_uri(storage))
+        return version.tags.get(RUN_KEY) or (run_tags(version.run_id, tracking_uri(storage)) or {}).get(RUN_KEY)
+    if model.startswith("runs:/"):
+        run_id = model.removeprefix("runs:/").strip("/").partition("/")[0]
+        tags = run_tags(run_id, tracking_uri(storage))
+        if tags is None:
+            raise TrackingError(f"{model}: there is no such run. `raydistill runs` lists them.")
+        return tags.get(RUN_KEY)
+    return _run_of_folder(Path(model), storage)
+
+
+def _run_of_folder(folder: Path, storage: Storage) -> str | None:
+    """The newest run that refers to ``<storage>/student/<key>/model``, or to a teacher's or baseline's folder."""
+    if not storage.is_local:
+        return None
+    root = Path(storage.root).resolve()
+    parts = folder.resolve().relative_to(root).parts if folder.resolve().is_relative_to(root) else ()
+    if len(parts) < 2:
+        return None
+    name = "/".join(parts[:2])
+    runs = [key for key in storage.list("runs") if storage.exists("runs", key, "run.json")]
+    users = [key for key in runs if name in storage.read_json("runs", key, "run.json").get("artifacts", ())]
+    return max(users, key=lambda key: storage.fs.modified(storage.path("runs", key, "run.json")), default=None)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(
+            f"{path.name} of the run cannot be read: {error}. Run the distillation again to write it."
+        ) from error

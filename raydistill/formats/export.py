@@ -1,0 +1,121 @@
+"""``export``: a classifier in other formats, each read back from disk and judged before it gets its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raydistill.classifier import TorchClassifier, model_folder, open_folder
+from raydistill.config import Data
+from raydistill.errors import ConfigError
+from raydistill.evaluate.testset import TestRows
+from raydistill.evidence import find_test_rows
+from raydistill.formats import EXPORT_FILE, FORMATS, SCHEMA, packages
+from raydistill.formats.checks import TORCH, Demand, check_exports
+from raydistill.formats.folders import check_targets, place, targets, workplace
+from raydistill.formats.writing import write_about, write_export
+from raydistill.options import STORAGE
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+def export(
+    model: str,
+    formats: Sequence[str],
+    out: str | Path,
+    *,
+    data: Data | None = None,
+    split: str = "test",
+    storage: str = STORAGE,
+    max_length: int | None = None,
+    max_rows: int = 2000,
+    metric: str = "accuracy",
+    margin: float = 0.01,
+    force: bool = False,
+    latency: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write MODEL in each format (``all`` for every one), check each on labelled rows, and say which are good.
+
+    One format goes to ``out``, several to ``out``/<format>; a refused one to <that>.rejected, and then what lay at its
+    place before stays there. Rows: those of ``data``, or else the test rows of the run that made the model; at most
+    ``max_rows``, drawn from ``seed``.
+
+    Returns {schema, model, source {path, digest}, max_length, data {source, split, num_rows, of_rows}, demand {metric,
+    margin}, torch {…}, formats {name: {path, opset, …}}, good, notes}; the sections as in ``checks.check_exports``.
+    Raises ConfigError, ModelError, DataError or TrackingError; a refused export raises nothing.
+    """
+    wanted, demand, out = chosen(formats), Demand(metric, margin), Path(out).expanduser().absolute()
+    demand.check()
+    places = targets(wanted, out)
+    check_targets(places, force)
+    for form in wanted:
+        packages.need(form)
+    tell = progress or (lambda entry: None)
+    folder = source_folder(model, storage)
+    rows = find_test_rows(model, data, split, storage)
+    sample = some_rows(rows, max_rows, seed)
+    source = TorchClassifier(folder, max_length, "cpu")
+    with workplace(out) as scratch:
+        made = {}
+        for form in wanted:
+            tell({"phase": "export", "note": form})
+            made[form] = write_export(form, source, model, scratch)
+        tell({"phase": "check", "note": f"{sample.num_rows:,} rows"})
+        classifiers = {TORCH: source} | {form: open_folder(scratch / form, device="cpu") for form in wanted}
+        checks = check_exports(classifiers, sample, demand, latency=latency, seed=seed)
+        common = {
+            "data": {"source": rows.source, "split": rows.split, "num_rows": sample.num_rows, "of_rows": rows.num_rows},
+            "demand": {"metric": metric, "margin": margin},
+            TORCH: checks.pop(TORCH),
+        }
+        sections = {form: finish(scratch / form, places[form], made[form], checks[form], common) for form in wanted}
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "source": {"path": str(folder), "digest": made[wanted[0]]["source"]["digest"]},
+        "max_length": source.max_length,
+        **common,
+        "formats": sections,
+        "good": all(section["good"] for section in sections.values()),
+        "notes": list(rows.notes),
+    }
+
+
+def finish(
+    folder: Path, target: Path, about: Mapping[str, Any], check: Mapping[str, Any], common: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the checks into export.json and move the folder where its verdict belongs; the format's section."""
+    write_about(folder, {**about, "good": check["good"], "checks": {**common, "export": check}})
+    path = place(folder, target, check["good"])
+    return {"path": str(path), "opset": about["opset"], "load": about["load"], **check}
+
+
+def chosen(formats: Sequence[str]) -> tuple[str, ...]:
+    """The formats in the order of FORMATS, each once. Raises ConfigError for none or an unknown one."""
+    unknown = [form for form in formats if form not in (*FORMATS, "all")]
+    if unknown or not formats:
+        problem = f"--format {unknown[0]}: not known" if unknown else "No format was named"
+        raise ConfigError(f"{problem}. There are {', '.join(FORMATS)}, and all.")
+    return tuple(form for form in FORMATS if "all" in formats or form in formats)
+
+
+def source_folder(model: str, storage: str) -> Path:
+    """The folder of MODEL. Raises ConfigError for one that is an export: what it lost does not come back."""
+    folder = model_folder(model, storage)
+    if (folder / EXPORT_FILE).is_file():
+        raise ConfigError(f"{model} is an export itself. Export the model that it was made from.")
+    return folder
+
+
+def some_rows(rows: TestRows, max_rows: int, seed: int) -> TestRows:
+    """At most ``max_rows`` of the rows, drawn without replacement, in their order."""
+    if rows.num_rows <= max_rows:
+        return rows
+    kept = np.zeros(rows.num_rows, dtype=bool)
+    kept[np.random.default_rng(seed).permutation(rows.num_rows)[:max_rows]] = True
+    return rows.only(kept)

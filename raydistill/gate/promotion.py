@@ -1,0 +1,229 @@
+"""Promotion and rollback: a challenger becomes the champion when every rule of the gate holds, or by force."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from raydistill.board import Show
+from raydistill.config import Data
+from raydistill.errors import ConfigError, TrackingError
+from raydistill.evaluate.results import strict_json
+from raydistill.evaluate.testset import TestRows, read_test_rows
+from raydistill.evidence import run_key_of, run_rows
+from raydistill.gate.judging import Measured, measure
+from raydistill.gate.rules import Gate, Ruling, judge
+from raydistill.lineage import redact
+from raydistill.pages.gate import write_gate_report
+from raydistill.registry import CHALLENGER, COMPLETE, Version, known_versions, list_versions, open_store
+from raydistill.registry.aliases import CHAMPION, Move, move_back, move_champion
+from raydistill.registry.verdicts import store_verdict
+from raydistill.storage import Storage
+
+SCHEMA = 1
+STORAGE = "raydistill-storage"
+
+
+def promote(
+    name: str,
+    *,
+    version: int | None = None,
+    gate: Gate | None = None,
+    data: Data | None = None,
+    split: str = "test",
+    storage: str = STORAGE,
+    force: bool = False,
+    reason: str | None = None,
+    dry_run: bool = False,
+    progress: Show = lambda entry: None,
+) -> dict[str, Any]:
+    """Judge a version (default: the alias ``challenger``) against the champion, and make it the champion if it passes.
+
+    The rows are those of ``data``, or the test rows of the challenger's run. Returns the verdict: ``verdict`` is
+    ``passed``, ``refused``, ``forced`` or ``unchanged`` (it is the champion already), ``moved`` whether the alias
+    moves, ``rules`` every rule with value and limit, ``comparison`` as ``evaluate.contest`` measured it. It is stored
+    with the version and as an MLflow run, unless ``dry_run``. Raises RaydistillError; nothing has moved then.
+    """
+    if force and not (reason or "").strip():
+        raise ConfigError("--force needs --reason: it is kept with the version.")
+    if reason is not None and not force:
+        raise ConfigError("--reason is kept for a promotion by --force only; add --force, or leave it out.")
+    place, rules = Storage(storage), gate or Gate()
+    uri = open_store(place)
+    waiting = {"phase": "wait", "note": f"another process promotes a version of {name}"}
+    with place.lock("registry", name, waiting=lambda: progress(waiting)):
+        found = known_versions(name, uri)
+        challenger, champion = pick(name, found, version), with_alias(found, CHAMPION)
+        if champion is not None and champion.version == challenger.version:
+            return unchanged(name, challenger)
+        rows = test_rows(challenger, data, split, place)
+        note = f"version {challenger.version} on {rows.num_rows:,} rows{_against(champion)}"
+        progress({"phase": "measure", "note": note})
+        measured = measure(rules, challenger, champion, rows, place, uri)
+        rulings = judge(rules, measured.facts)
+        failed = [ruling for ruling in rulings if ruling.verdict == "failed"]
+        decision = "passed" if not failed else "forced" if force else "refused"
+        moves = decision != "refused" and not dry_run
+        verdict = describe(challenger, champion, rules, rulings, measured, decision, moves, reason)
+        if not dry_run:
+            verdict["run_id"] = record(verdict, challenger, uri)
+        if moves:
+            check_unchanged(name, challenger, champion, uri)
+            move_champion(name, challenger.version, uri)
+    return verdict
+
+
+def rollback(name: str, *, storage: str = STORAGE) -> dict[str, Any]:
+    """Make the version that the champion replaced the champion again. Raises TrackingError where there is none."""
+    place = Storage(storage)
+    uri = open_store(place)
+    with place.lock("registry", name):
+        known_versions(name, uri)
+        move = move_back(name, uri)
+    return {"name": name, **asdict(move), "sentence": describe_move(name, move)}
+
+
+def describe_move(name: str, move: Move) -> str:
+    before = f"version {move.previous} is previous" if move.previous is not None else "there is no previous version"
+    if move.was == move.now:
+        return (
+            f"An earlier command on {name} was cut short before it moved the champion; it is version {move.now}, as it "
+            f"was, and {before}."
+        )
+    return f"Version {move.now} of {name} is the champion again instead of version {move.was}; {before}."
+
+
+def with_alias(found: list[Version], alias: str) -> Version | None:
+    return next((version for version in found if alias in version.aliases), None)
+
+
+def pick(name: str, found: list[Version], number: int | None) -> Version:
+    """The version to judge. Raises TrackingError for one that is not there or was not registered to its end."""
+    chosen = with_alias(found, CHALLENGER) if number is None else next((v for v in found if v.version == number), None)
+    listed = ", ".join(str(version.version) for version in found[:10])
+    if chosen is None:
+        what = "alias challenger" if number is None else f"version {number}"
+        raise TrackingError(f"{name} has no {what}. Its versions: {listed}. Name one with --version.")
+    if COMPLETE not in chosen.tags and chosen.run_id:
+        raise TrackingError(
+            f"Version {chosen.version} of {name} was not registered to its end. Run the command that made it again: "
+            "it completes the version."
+        )
+    return chosen
+
+
+def test_rows(challenger: Version, data: Data | None, split: str, place: Storage) -> TestRows:
+    """The rows of ``data``, or those of the challenger's run."""
+    if data is not None:
+        return read_test_rows(data, split)
+    run_key = run_key_of(f"models:/{challenger.name}/{challenger.version}", place)
+    if run_key is None:
+        raise ConfigError(
+            f"Version {challenger.version} of {challenger.name} comes from no run of raydistill, so there are no test "
+            "rows of its own. Name labelled rows with --data."
+        )
+    return run_rows(run_key, split, place)
+
+
+test_rows.__test__ = False  # type: ignore[attr-defined]
+
+
+def check_unchanged(name: str, challenger: Version, champion: Version | None, uri: str) -> None:
+    """TrackingError where the registry is not as it was judged: MLflow has no compare-and-set."""
+    now = list_versions(name, uri)
+    holder = with_alias(now, CHAMPION)
+    if (holder and holder.version) != (champion and champion.version):
+        was, is_now = (f"version {v.version}" if v else "none" for v in (champion, holder))
+        raise TrackingError(
+            f"The champion of {name} changed while version {challenger.version} was judged: it was {was} and is now "
+            f"{is_now}. Nothing was moved; run the same command again."
+        )
+    if challenger.version not in {version.version for version in now}:
+        raise TrackingError(
+            f"Version {challenger.version} of {name} was deleted while it was judged; nothing was moved."
+        )
+
+
+def describe(
+    challenger: Version,
+    champion: Version | None,
+    gate: Gate,
+    rulings: list[Ruling],
+    measured: Measured,
+    decision: str,
+    moves: bool,
+    reason: str | None,
+) -> dict[str, Any]:
+    """The verdict as JSON, schema 1."""
+    content = {
+        "schema": SCHEMA,
+        "name": challenger.name,
+        "version": challenger.version,
+        "champion": champion.version if champion else None,
+        "verdict": decision,
+        "sentence": sentence(challenger, champion, rulings, decision, moves, reason),
+        "reason": reason,
+        "moved": moves,
+        "previous": champion.version if champion and moves else None,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rules": [ruling.to_json() for ruling in rulings],
+        "gate": gate.model_dump(mode="json"),
+        "comparison": measured.contest.summary,
+        "retention": None if measured.retention is None else asdict(measured.retention),
+        "notes": measured.notes,
+        "run_id": None,
+    }
+    found: dict[str, Any] = strict_json(content)
+    return found
+
+
+def sentence(
+    challenger: Version,
+    champion: Version | None,
+    rulings: list[Ruling],
+    decision: str,
+    moves: bool,
+    reason: str | None,
+) -> str:
+    """The verdict for people."""
+    subject = f"Version {challenger.version} of {challenger.name}"
+    failed = "; ".join(f"{r.about} {r.shown['value']} ({r.shown['limit']})" for r in rulings if r.verdict == "failed")
+    if decision == "refused":
+        stays = f"version {champion.version} stays the champion" if champion else "there is still no champion"
+        return f"{subject} is refused, {stays}: {failed}."
+    before = f", version {champion.version} is kept as previous" if champion else ", the first one"
+    becomes = f"becomes the champion{before}" if moves else "would become the champion"
+    if decision == "forced":
+        return f"{subject} {becomes} by force, against the gate ({failed}). Reason: {reason}"
+    return f"{subject} passes every rule and {becomes}."
+
+
+def unchanged(name: str, version: Version) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "version": version.version,
+        "champion": version.version,
+        "verdict": "unchanged",
+        "sentence": f"Version {version.version} of {name} is the champion already; nothing was measured.",
+        "moved": False,
+        "rules": [],
+    }
+
+
+def record(verdict: Mapping[str, Any], challenger: Version, uri: str) -> str:
+    """Store the verdict and its report; the id of its MLflow run."""
+    with TemporaryDirectory(prefix="raydistill-") as scratch:
+        folder = Path(scratch)
+        (folder / "gate.json").write_text(redact(json.dumps(verdict, indent=2, ensure_ascii=False)), encoding="utf-8")
+        write_gate_report(verdict, folder / "gate.html")
+        return store_verdict(verdict, challenger, folder, uri)
+
+
+def _against(champion: Version | None) -> str:
+    return f", against version {champion.version}" if champion else "; there is no champion to compare with"

@@ -1,0 +1,55 @@
+"""A gate's verdict in MLflow: a run with its report, and tags on the version that was judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raydistill.lineage import redact_values
+from raydistill.registry.versions import Version
+from raydistill.tracking import log_figures, open_client, reported, set_tags
+
+KIND = "raydistill.kind"
+VERDICT = "raydistill.gate"
+MAX_TAG_LENGTH = 5000
+
+
+def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri: str) -> str:
+    """Log the verdict with the folder ``files`` as a run beside the version's own, then tag the version; the run's id.
+
+    Raises TrackingError.
+    """
+    rules = {rule["name"]: [rule["value"], rule["limit"], rule["verdict"]] for rule in verdict["rules"]}
+    facts = {
+        KIND: "gate",
+        "raydistill.verdict": verdict["verdict"],
+        "raydistill.model": version.name,
+        "raydistill.model_version": str(version.version),
+        "raydistill.champion": str(verdict["champion"] or ""),
+        "raydistill.challenger_run": version.run_id,
+        "mlflow.source.name": "raydistill",
+        "mlflow.source.type": "LOCAL",
+    }
+    with reported(uri):
+        client = open_client(uri)
+        experiment = client.get_run(version.run_id).info.experiment_id if version.run_id else "0"
+        run = client.create_run(experiment, tags=facts, run_name=f"gate {version.name} {version.version}")
+        run_id = str(run.info.run_id)
+        values = {f"gate/{name}": float(value) for name, (value, _, _) in rules.items() if value is not None}
+        log_figures(client, run_id, values)
+        client.log_artifacts(run_id, str(files))
+        set_tags(client, run_id, {"raydistill.sentence": verdict["sentence"][:MAX_TAG_LENGTH]})
+        client.set_terminated(run_id, "FINISHED")
+        tags = {
+            VERDICT: verdict["verdict"],
+            f"{VERDICT}_time": verdict["time"],
+            f"{VERDICT}_run": run_id,
+            f"{VERDICT}_reason": (verdict["reason"] or "")[:MAX_TAG_LENGTH],
+            f"{VERDICT}_against": str(verdict["champion"] or ""),
+            f"{VERDICT}_rules": json.dumps(rules)[:MAX_TAG_LENGTH],
+        }
+        for key, value in redact_values(tags).items():
+            client.set_model_version_tag(version.name, str(version.version), key, value)
+    return run_id

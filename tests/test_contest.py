@@ -1,0 +1,204 @@
+"""Models on the same rows: what is measured, paired, and refused; the rows themselves."""
+
+from __future__ import annotations
+
+import json
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from tiny import WORDS, save_tiny
+from toy import toy_config, write_toy_csv
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from raydistill import cli
+from raydistill.artifacts import Storage
+from raydistill.classifier import Classifier, open_folder
+from raydistill.comparison import compare_models
+from raydistill.config import Data
+from raydistill.data.prepare import prepare_data
+from raydistill.errors import ConfigError, DataError, ModelError
+from raydistill.evaluate.compare import mcnemar, paired_difference
+from raydistill.evaluate.contest import hold_contest, latency_ratio, measure_speed
+from raydistill.evaluate.testset import TestRows, known_classes, prepared_rows, read_test_rows
+from raydistill.loading import load_config, load_data
+
+LABELS = ("film", "money", "sport")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two random classifiers; the second has its labels in another order."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "a": save_tiny(root / "a", "bert", num_layers=2, labels=LABELS, seed=1),
+        "b": save_tiny(root / "b", "distilbert", num_layers=1, labels=("sport", "film", "money"), seed=2),
+    }
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_csv(tmp_path_factory.mktemp("data") / "rows.csv", 90, seed=3)
+
+
+@pytest.fixture(scope="module")
+def rows(csv: Path) -> TestRows:
+    return read_test_rows(load_data(str(csv)))
+
+
+def predicted(folder: Path, texts: tuple[Any, ...]) -> list[str]:
+    """Class names by transformers alone, row by row."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        ids = [int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in texts]
+    return [model.config.id2label[i] for i in ids]
+
+
+def test_figures_are_those_of_transformers_and_sklearn(folders: dict[str, Path], rows: TestRows) -> None:
+    contest = hold_contest({n: open_folder(f) for n, f in folders.items()}, rows, num_samples=200, latency=False)
+    summary = contest.summary
+    assert summary["data"] | {"source": ""} == {
+        "source": "",
+        "split": "test",
+        "num_rows": 90,
+        "labels": list(LABELS),
+    }
+    for name, folder in folders.items():
+        names = predicted(folder, rows.texts)
+        found = summary["models"][name]["metrics"]
+        assert found["accuracy"]["value"] == pytest.approx(accuracy_score(rows.labels, names), abs=1e-6)
+        macro = f1_score(rows.labels, names, average="macro")
+        assert found["macro_f1"]["value"] == pytest.approx(macro, abs=1e-5)
+        assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
+        assert [LABELS[i] for i in contest.logits[name].argmax(1)] == names  # in the first model's order
+        confusion = np.array(summary["models"][name]["confusion"])
+        assert confusion.sum(axis=1).tolist() == [rows.labels.count(label) for label in LABELS]
+        assert summary["models"][name]["latency_ms"] is None
+    json.dumps(summary, allow_nan=False)
+
+
+def test_pairs_are_second_minus_first_with_mcnemar(folders: dict[str, Path], rows: TestRows) -> None:
+    contest = hold_contest({n: open_folder(f) for n, f in folders.items()}, rows, num_samples=300, latency=False)
+    (pair,) = contest.summary["pairs"]
+    a, b = (np.array(predicted(folders[name], rows.texts)) == np.array(rows.labels) for name in "ab")
+    assert (pair["first"], pair["second"]) == ("a", "b")
+    assert pair["mcnemar"]["only_first"] == (a & ~b).sum()
+    assert pair["mcnemar"]["only_second"] == (b & ~a).sum()
+    expected = paired_difference("accuracy", contest.logits["b"], contest.logits["a"], contest.labels, num_samples=300)
+    for bound in ("value", "low", "high"):
+        assert pair["differences"]["accuracy"][bound] == pytest.approx(expected[bound], abs=1e-5)
+    assert pair["agreement"] == pytest.approx((contest.logits["a"].argmax(1) == contest.logits["b"].argmax(1)).mean())
+
+
+def logits_for(right: list[bool]) -> np.ndarray:
+    """Two classes, all labels 0: a row is right where its first logit is the larger one."""
+    return np.array([[1.0, 0.0] if is_right else [0.0, 1.0] for is_right in right])
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "both"), [(12, 3, 40), (0, 5, 1), (7, 7, 0), (0, 0, 9), (1, 0, 0)])
+def test_mcnemar_is_the_exact_binomial(only_a: int, only_b: int, both: int) -> None:
+    a = logits_for([True] * (only_a + both) + [False] * only_b)
+    b = logits_for([False] * only_a + [True] * (both + only_b))
+    found = mcnemar(a, b, np.zeros(len(a), dtype=int))
+    assert (found["only_first"], found["only_second"]) == (only_a, only_b)
+    total, less = only_a + only_b, min(only_a, only_b)
+    tail = sum(comb(total, k) for k in range(less + 1)) / 2**total
+    assert found["p"] == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_speed_is_measured_at_median_length_for_all(folders: dict[str, Path], rows: TestRows) -> None:
+    found, rounds = measure_speed({n: open_folder(f) for n, f in folders.items()}, rows.texts)
+    assert len(rounds["a"]) == len(rounds["b"]) == found["a"]["repeats"]
+    settings = [{k: speed[k] for k in ("batch_size", "device", "threads", "repeats")} for speed in found.values()]
+    assert settings[0] == settings[1]
+    assert settings[0]["batch_size"] == 32
+    lengths = sorted(len(text) for text in rows.texts)
+    middle = sorted(rows.texts, key=len)[len(lengths) // 2]
+    assert found["a"]["length"] == len(middle.split()) + 2  # with [CLS] and [SEP]
+    assert all(speed["latency_ms"]["p50"] > 0 and speed["throughput"] > 0 for speed in found.values())
+
+
+def test_the_ratio_of_latencies_is_taken_round_by_round() -> None:
+    """A neighbour that slows some rounds down for both does not change it."""
+    first = [0.002, 0.020, 0.002, 0.002, 0.030]
+    second = [0.003, 0.030, 0.003, 0.003, 0.045]
+    assert latency_ratio(first, second) == pytest.approx(1.5)
+    assert latency_ratio(first, [*second[:4], 9.0]) == pytest.approx(1.5)
+
+
+def test_models_of_other_labels_are_refused(folders: dict[str, Path], rows: TestRows, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", "bert", num_layers=1, labels=("art", "law", "web"))
+    with pytest.raises(ModelError, match="labels do not match"):
+        hold_contest({"a": open_folder(folders["a"]), "o": open_folder(other)}, rows, latency=False)
+    two = save_tiny(tmp_path / "two", "bert", num_layers=1, labels=("film", "money"))
+    with pytest.raises(ModelError, match="labels the model does not know: sport"):
+        hold_contest({"two": open_folder(two)}, rows, latency=False)
+
+
+def test_the_base_class_computes_nothing(folders: dict[str, Path]) -> None:
+    with pytest.raises(TypeError, match="open_folder"):
+        Classifier(folders["a"]).forward({})
+
+
+def test_prepared_rows_have_the_hashes_of_the_same_rows_read_anew(csv: Path, tmp_path: Path) -> None:
+    config = load_config(toy_config(tmp_path, data__path=str(csv), data__max_labeled=None))
+    data = prepare_data(config, Storage(str(tmp_path / "storage")))
+    prepared, read = prepared_rows(data), read_test_rows(load_data(str(csv)))
+    assert prepared.num_rows == 9
+    anew = dict(zip(read.hashes, zip(read.texts, read.labels, strict=True), strict=True))
+    for value, text, label in zip(prepared.hashes, prepared.texts, prepared.labels, strict=True):
+        assert anew[value] == (text, label)
+    assert prepared.class_names == read.class_names == LABELS
+
+
+def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('text,text_pair,label\na film,"good",2\n,,10\nthe plot,x,\na song,,2\nbad,poor,10\n')
+    rows = read_test_rows(Data(path=str(path)))
+    assert rows.texts == (("a film", "good"), ("bad", "poor"))  # a pair needs both, as in training
+    assert rows.labels == ("2", "10")
+    assert rows.class_names == ("2", "10")  # by value, not as text
+    assert any("3 rows without a label or text were left out" in note for note in rows.notes)
+    assert known_classes(["b", "a", "b"]) == ("a", "b")
+    path.write_text("text,label\na film,\n")
+    with pytest.raises(DataError, match="has a label"):
+        read_test_rows(Data(path=str(path)))
+
+
+def test_only_keeps_rows_together(rows: TestRows) -> None:
+    kept = rows.only(np.arange(rows.num_rows) % 3 == 0)
+    assert kept.num_rows == 30
+    assert (kept.texts[1], kept.labels[1], kept.hashes[1]) == (rows.texts[3], rows.labels[3], rows.hashes[3])
+
+
+def test_command_compares_and_refuses(
+    folders: dict[str, Path], csv: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (str(folder) for folder in folders.values())
+    common = ["--data", str(csv), "--storage", str(tmp_path / "storage")]
+    assert cli.execute(["compare", a, b, "--no-latency", "--json", *common]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert list(summary["models"]) == [a, b]
+    assert cli.execute(["compare", a, b, *common]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert f"A {a}" in shown
+    assert "McNemar's p" in shown
+    assert "latency p50, ms" in shown
+    word = "better than" if summary["pairs"][0]["differences"]["accuracy"]["low"] > 0 else "different from"
+    assert f"B is {word}" in shown or f"B is not measurably {word}" in shown or "B is worse than A" in shown
+    for wrong, said in (([a], "needs two models"), ([a, a], "given twice"), ([a, "nowhere"], "Cannot get the model")):
+        assert cli.execute(["compare", *wrong, *common]) != 0
+        assert said in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="comes from no run of the storage"):
+        compare_models([a, b], storage=str(tmp_path / "storage"))
+
+
+def test_words_of_the_toy_are_known_to_the_tokenizer(folders: dict[str, Path]) -> None:
+    """Otherwise every row would look the same to the models of this file."""
+    ids = open_folder(folders["a"]).encode([" ".join(WORDS[:20])])["input_ids"]
+    assert len(set(ids[0].tolist())) > 18

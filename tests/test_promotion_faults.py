@@ -1,0 +1,106 @@
+"""Promotions as processes: killed at random calls of the registry, and two at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from registered import LENIENT, aliases, make_life
+
+from raydistill.artifacts import Storage
+from raydistill.gate.promotion import promote, rollback
+from raydistill.registry.aliases import move_champion
+from raydistill.tracking import tracking_uri
+
+pytestmark = pytest.mark.slow
+
+PROCESS = """
+import os, signal, sys
+from mlflow import MlflowClient
+from raydistill.cli import execute
+
+number, made = int(sys.argv[1]), []
+names = ("set_model_version_tag", "set_registered_model_alias", "delete_registered_model_alias", "create_run")
+names += ("log_batch", "log_artifacts", "set_terminated")
+
+def counted(plain):
+    def call(*arguments, **named):
+        if len(made) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        made.append(plain)
+        return plain(*arguments, **named)
+    return call
+
+for name in names:
+    setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+code = execute(sys.argv[2:])
+print(len(made), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_life(tmp_path_factory.mktemp("life"))
+
+
+@pytest.fixture
+def place(life: Path, tmp_path: Path) -> Storage:
+    shutil.copytree(life / "storage", tmp_path / "storage")
+    (tmp_path / "gate.yaml").write_text(json.dumps(LENIENT.model_dump()))
+    return Storage(str(tmp_path / "storage"))
+
+
+def command(place: Storage, kill_at: int, *arguments: str) -> subprocess.Popen[str]:
+    gate = ["--gate", str(Path(place.root).parent / "gate.yaml")] if arguments[0] == "promote" else []
+    line = [sys.executable, "-c", PROCESS, str(kill_at), *arguments, "--storage", place.root, *gate]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+
+def test_kill_9_at_random_calls_never_leaves_the_name_without_a_champion(place: Storage) -> None:
+    """Promote and roll back, each killed before a call drawn at random, then repeated to its end."""
+    move_champion("toy", 1, tracking_uri(place))
+    draw = random.Random(4)
+    total = 0
+    with command(place, -1, "promote", "toy") as process:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        total = int(said.strip().splitlines()[-1])
+    assert total >= 12
+    rollback("toy", storage=place.root)
+    for number in [total - 2, *draw.sample(range(total - 2), 3)]:
+        with command(place, number, "promote", "toy") as process:
+            process.communicate(timeout=120)
+            assert process.returncode == -signal.SIGKILL
+        assert aliases(place)["champion"] == 1
+        assert promote("toy", gate=LENIENT, storage=place.root)["verdict"] == "passed"
+        assert aliases(place) == {"challenger": 3, "champion": 3, "previous": 1}
+        with command(place, 1, "rollback", "toy") as process:
+            process.communicate(timeout=120)
+            assert process.returncode == -signal.SIGKILL
+        assert aliases(place)["champion"] == 1
+        rollback("toy", storage=place.root)
+        assert aliases(place) == {"challenger": 3, "champion": 1}
+
+
+def test_two_processes_promote_one_after_the_other(place: Storage) -> None:
+    move_champion("toy", 2, tracking_uri(place))
+    processes = {
+        version: command(place, -1, "promote", "toy", "--version", str(version), "--json") for version in (1, 3)
+    }
+    against = {}
+    for version, process in processes.items():
+        with process:
+            out, said = process.communicate(timeout=180)
+            assert process.returncode == 0, said
+            against[version] = json.loads(out)["champion"]
+    first = next(version for version, champion in against.items() if champion == 2)
+    assert against[4 - first] == first
+    assert (aliases(place)["champion"], aliases(place)["previous"]) == (4 - first, first)
