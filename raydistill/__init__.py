@@ -90,6 +90,28 @@ def compare(
     return compare_models(models, optional_data(data, None), split, storage=storage)
 
 
+def export(
+    model: str,
+    formats: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    data: str | None = None,
+    split: str = "test",
+    margin: float = 0.01,
+    storage: str = STORAGE,
+) -> dict[str, Any]:
+    """Write a model in other formats, checked against torch on real rows: onnx, onnx-int8, torch-int8,
+    safetensors-bf16.
+
+    `found["formats"][name]` says for each whether it is good and where it lies; one that is not lies at OUT.rejected.
+    Raises RaydistillError.
+    """
+    from raydistill.formats.export import export as run
+    from raydistill.loading import optional_data
+
+    return run(model, formats, out, data=optional_data(data, None), split=split, margin=margin, storage=storage)
+
+
 def promote(
     name: str,
     *,

@@ -202,3 +202,16 @@ def test_words_of_the_toy_are_known_to_the_tokenizer(folders: dict[str, Path]) -
     """Otherwise every row would look the same to the models of this file."""
     ids = open_folder(folders["a"]).encode([" ".join(WORDS[:20])])["input_ids"]
     assert len(set(ids[0].tolist())) > 18
+
+
+@pytest.mark.parametrize(("family", "positions"), [("bert", 66), ("roberta", 65), ("distilbert", 66)])
+def test_lengths_end_where_the_positions_do(family: str, positions: int, tmp_path: Path) -> None:
+    """RoBERTa's first positions are before its padding index; a tokenizer without a limit of its own sets none."""
+    folder = save_tiny(tmp_path / family, family, num_layers=1, labels=LABELS)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": int(1e30)}))
+    classifier = open_folder(folder)
+    assert classifier.max_length == positions
+    assert np.isfinite(classifier.logits(["film " * 200])).all()
+    with pytest.raises(ConfigError, match=f"more than this model can take \\({positions}\\)"):
+        open_folder(folder, positions + 1)

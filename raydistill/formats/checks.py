@@ -51,7 +51,8 @@ def check_exports(
 
     Each gets {runtime, bytes, metric {value, low, high}, latency_ms, throughput, latency_setting}, an export also
     {difference {value, low, high} (export - torch, paired bootstrap), largest_logit_difference, agreement, good,
-    reasons, notes, latency_ratio (export ÷ torch, one row, median over the rounds)}. What is not finite is null. Raises ModelError or DataError where the rows do not fit the model.
+    reasons, notes, latency_ratio (export ÷ torch, one row, median over the rounds)}. What is not finite is null.
+    Raises ModelError or DataError where the rows do not fit the model.
     """
     labels, _ = label_ids(rows.labels, classifiers[TORCH].labels, rows.class_names)
     logits = {name: classifier.logits(rows.texts) for name, classifier in classifiers.items()}

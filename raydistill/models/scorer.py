@@ -22,7 +22,7 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForSequenceClassification.from_pretrained(folder).to(self.device).eval()
-        limits = [max_length, self.tokenizer.model_max_length, _num_positions(self.model)]
+        limits = [max_length, self.tokenizer.model_max_length, num_positions(self.model)]
         self.max_length = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
         """Tokens that a row is cut to; None for a model that takes any number."""
 
@@ -52,7 +52,7 @@ class Scorer:
         ]
 
 
-def _num_positions(model: torch.nn.Module) -> int | None:
+def num_positions(model: torch.nn.Module) -> int | None:
     """Tokens that the model has positions for; RoBERTa's kin count them from behind their padding index."""
     positions = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
