@@ -11,8 +11,10 @@ A row of a model of pairs is two texts: {"texts": [["premise", "hypothesis"]]}. 
 """
 
 import asyncio
+import functools
 import logging
 import os
+import re
 import threading
 import time
 from tempfile import TemporaryDirectory
@@ -25,8 +27,7 @@ from ray import serve
 
 MAX_BYTES = 2**18  # of a request; 64 texts of 512 tokens are 200 kB
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 take minutes, and we ask again anyway
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+plain = functools.partial(re.sub, r"://[^/\s]*@", "://")  # MLflow's errors hold the store's address, with its password
 log = logging.getLogger("ray.serve")
 api = FastAPI(openapi_url=None)
 
@@ -45,8 +46,8 @@ def find_version(settings: Settings) -> int:
     try:
         return int(mlflow.MlflowClient().get_model_version_by_alias(settings.name, settings.alias).version)
     except mlflow.MlflowException as error:
-        where = f"models:/{settings.name}@{settings.alias}"
-        raise ValueError(f"{where}: {error}. Does MLFLOW_TRACKING_URI name its store?") from None
+        name = f"models:/{settings.name}@{settings.alias}"
+        raise ValueError(f"{name}: {plain(str(error))}. Does MLFLOW_TRACKING_URI name its store?") from None
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=256)  # num_replicas=2, ray_actor_options={"num_gpus": 1}
@@ -71,15 +72,12 @@ class Champion:
         log.info(f"{self.settings.name} version {version} answers")
 
     def follow(self) -> None:
-        pause = self.settings.poll_seconds
         while True:
-            time.sleep(pause)
+            time.sleep(self.settings.poll_seconds)
             try:
                 self.update()
-                pause = self.settings.poll_seconds
-            except Exception as error:  # no registry, no alias, a broken version: keep what works, ask less often
-                pause = max(pause, min(2 * pause, 60))
-                log.warning(f"{self.settings.name} version {self.serving[0]} stays, next try in {pause:g} s: {error!r}")
+            except Exception as error:  # no registry, no alias, a broken version: what works stays
+                log.warning(f"{self.settings.name} version {self.serving[0]} stays: {plain(repr(error))}")
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)
     async def score(self, requests: list[list]) -> list[dict]:
@@ -111,4 +109,5 @@ class Champion:
 
 def app(settings: Settings) -> serve.Application:
     find_version(settings)  # a wrong name ends here, with one error, and not in replicas that are started again
-    return Champion.bind(settings, mlflow.get_tracking_uri())
+    here = f"sqlite:///{os.getcwd()}/"  # of a relative path: replicas run in another folder
+    return Champion.bind(settings, re.sub("^sqlite:///(?=[^/])", here, mlflow.get_tracking_uri()))

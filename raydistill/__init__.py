@@ -109,7 +109,9 @@ def export(
     from raydistill.formats.export import export as run
     from raydistill.loading import optional_data
 
-    return run(model, formats, out, data=optional_data(data, None), split=split, margin=margin, storage=storage)
+    return run(
+        model, formats, os.fspath(out), data=optional_data(data, None), split=split, margin=margin, storage=storage
+    )
 
 
 def promote(

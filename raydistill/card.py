@@ -10,6 +10,7 @@ from raydistill.evaluate.verdict import points
 from raydistill.lineage import package_versions
 from raydistill.models.folder import CARD
 from raydistill.naming import Source, bullets, data_source, escape, model_source, plain, source_of, start_source, table
+from raydistill.pages.loading import loading_code
 from raydistill.pages.scales import ABSENT, short_count
 from raydistill.storage import Storage
 
@@ -131,17 +132,8 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def usage(results: Mapping[str, Any], has_pairs: bool) -> str:
-    length = results["config"]["data"]["max_length"]
-    text = '{"text": "…", "text_pair": "…"}' if has_pairs else '"…"'
-    return "\n".join(
-        [
-            "```python",
-            "from transformers import pipeline",
-            f'classify = pipeline("text-classification", "FOLDER_OR_REPO", truncation=True, max_length={length})',
-            f"print(classify({text}))",
-            "```",
-        ]
-    )
+    code = loading_code("FOLDER_OR_REPO", results["config"]["data"]["max_length"], has_pairs)
+    return f"```python\n{code}\n```"
 
 
 def reached(results: Mapping[str, Any]) -> list[str]:

@@ -16,9 +16,9 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raydistill.data.paths import resolve_path
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, ModelError
 from raydistill.formats import EXPORT_FILE
-from raydistill.models.folder import is_model_file, read_json
+from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
 from raydistill.models.labels import config_labels
 from raydistill.models.load import load_classifier, quiet, read_config, resolve_model
 from raydistill.models.scorer import NO_LIMIT, num_positions
@@ -40,8 +40,7 @@ class Classifier:
     def __init__(self, folder: Path, max_length: int | None = None) -> None:
         self.folder = folder
         config = read_config(folder)
-        with quiet():
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = open_tokenizer(folder)
         self.labels = config_labels(config)
         limits = [self.tokenizer.model_max_length, position_limit(config)]
         longest = min(limit for limit in (*limits, NO_LIMIT) if limit)
@@ -88,6 +87,19 @@ class TorchClassifier(Classifier):
     @torch.inference_mode()
     def forward(self, inputs: Inputs) -> torch.Tensor:
         return cast(torch.Tensor, self.model(**inputs).logits.float())
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder. Raises ModelError where there is none, or a damaged one."""
+    way_out = f'Put its files there: `AutoTokenizer.from_pretrained(...).save_pretrained("{folder}")`.'
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make up an empty one
+        raise ModelError(f"The model folder {folder} has no tokenizer. {way_out}")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged tokenizer.json
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {said.rstrip('.:')}. {way_out}") from error
 
 
 def pick_device(wanted: str | None) -> torch.device:

@@ -11,7 +11,10 @@ from raydistill.config import Data
 from raydistill.errors import ConfigError
 from raydistill.evaluate.contest import hold_contest
 from raydistill.evaluate.verdict import points
-from raydistill.evidence import find_test_rows
+from raydistill.evidence import find_test_rows, read_seen
+from raydistill.registry import run_tags, version_named
+from raydistill.storage import Storage
+from raydistill.tracking import tracking_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +46,24 @@ def compare_models(
         raise ConfigError(f"At most {len(ascii_uppercase)} models can be compared at once; {len(models)} were given.")
     rows = find_test_rows(models[0], data, split, storage)
     classifiers = {model: open_classifier(model, max_length, storage) for model in models}
-    return hold_contest(classifiers, rows, latency=latency).summary
+    notes = [note for model in models for note in seen_note(model, rows.hashes, storage)]
+    summary = hold_contest(classifiers, rows, latency=latency).summary
+    return {**summary, "notes": [*summary["notes"], *notes]}
+
+
+def seen_note(model: str, hashes: Sequence[str], storage: str) -> list[str]:
+    """A sentence where a model's run has seen some of the rows; nothing where MLflow does not know its run."""
+    uri = tracking_uri(Storage(storage))
+    run_id: str | None = None
+    if model.startswith("models:/"):
+        run_id = version_named(model, uri).run_id
+    elif model.startswith("runs:/"):
+        run_id = model.removeprefix("runs:/").strip("/").partition("/")[0]
+    if not run_id or run_tags(run_id, uri) is None:
+        return []
+    seen = read_seen(run_id, uri)
+    found = sum(seen.leaked(hashes).values()) if seen is not None else 0
+    return [f"{found:,} of these rows stood in the training or validation rows of {model}."] if found else []
 
 
 def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:

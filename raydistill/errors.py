@@ -33,12 +33,6 @@ class TrackingError(RaydistillError):
     """The MLflow store cannot be used."""
 
 
-class GateRefused(RaydistillError):
-    """A model did not hold what was asked of it; nothing was moved or called good."""
-
-    exit_code = 3
-
-
 class Interrupted(RaydistillError):
     """The run was stopped on request; a checkpoint was written."""
 

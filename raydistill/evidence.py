@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydistill.artifacts import Artifact
@@ -21,9 +22,9 @@ from raydistill.config import Data
 from raydistill.errors import ArtifactError, ConfigError, TrackingError
 from raydistill.evaluate.compare import Predictions, read_predictions
 from raydistill.evaluate.testset import TestRows, prepared_rows, read_test_rows
-from raydistill.registry import run_file, run_tags, version_named
+from raydistill.registry import existing_store, run_file, run_tags, version_named
 from raydistill.storage import Missing, Storage
-from raydistill.tracking import RUN_KEY, tracking_uri
+from raydistill.tracking import RUN_KEY
 
 FOLDER = "evaluation"
 PREDICTIONS = "predictions-test.parquet"
@@ -51,15 +52,18 @@ def write_evidence(data: Artifact, evaluation: Artifact, folder: Path) -> None:
     pq.write_table(table, target / SEEN, compression="zstd", use_dictionary=["split"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seen:
-    """Row hashes (hexadecimal) -> the split of the run that holds the row."""
+    """The rows that a run was trained and selected on: an Arrow table of hash and split."""
 
-    splits: Mapping[str, str]
+    table: pa.Table
 
-    def leaked(self, hashes: Iterable[str]) -> dict[str, int]:
-        """How many of these rows the run has seen, by split."""
-        counts = Counter(self.splits[value] for value in hashes if value in self.splits)
+    def leaked(self, hashes: Sequence[str]) -> dict[str, int]:
+        """How many of these rows (hexadecimal hashes) the run has seen, by split."""
+        wanted = pa.array([bytes.fromhex(value) for value in set(hashes)], pa.binary(16))
+        found = self.table.filter(pc.is_in(self.table.column("hash"), value_set=wanted))
+        split_of = dict(zip(found.column("hash").to_pylist(), found.column("split").to_pylist(), strict=True))
+        counts = Counter(split_of.get(bytes.fromhex(value)) for value in hashes)
         return {split: counts[split] for split in SEEN_SPLITS}
 
 
@@ -67,11 +71,7 @@ def read_seen(run_id: str, uri: str) -> Seen | None:
     """The rows that a run was trained and selected on; None where it keeps no hashes."""
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch:
         path = run_file(run_id, f"{FOLDER}/{SEEN}", Path(scratch), uri)
-        if path is None:
-            return None
-        table = _read(path)
-    hashes, splits = table.column("hash").to_pylist(), table.column("split").to_pylist()
-    return Seen({value.hex(): split for value, split in zip(hashes, splits, strict=True)})
+        return None if path is None else Seen(_read(path))
 
 
 def read_kept_predictions(run_id: str, uri: str) -> Predictions | None:
@@ -117,12 +117,15 @@ def run_rows(run_key: str, split: str, storage: Storage) -> TestRows:
 
 def run_key_of(model: str, storage: Storage) -> str | None:
     """Key of the run that made a model; None where it cannot be told."""
+    uri = existing_store(storage) if model.startswith(("models:/", "runs:/")) else ""
     if model.startswith("models:/"):
-        version = version_named(model, tracking_uri(storage))
-        return version.tags.get(RUN_KEY) or (run_tags(version.run_id, tracking_uri(storage)) or {}).get(RUN_KEY)
+        version = version_named(model, uri)
+        if not version.run_id:
+            return version.tags.get(RUN_KEY)
+        return version.tags.get(RUN_KEY) or (run_tags(version.run_id, uri) or {}).get(RUN_KEY)
     if model.startswith("runs:/"):
         run_id = model.removeprefix("runs:/").strip("/").partition("/")[0]
-        tags = run_tags(run_id, tracking_uri(storage))
+        tags = run_tags(run_id, uri)
         if tags is None:
             raise TrackingError(f"{model}: there is no such run. `raydistill runs` lists them.")
         return tags.get(RUN_KEY)

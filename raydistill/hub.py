@@ -21,21 +21,18 @@ from raydistill.data.paths import is_url, resolve_path
 from raydistill.errors import ConfigError, ModelError, RaydistillError
 from raydistill.formats import EXPORT_FILE
 from raydistill.lineage import HIDDEN, package_versions, redact
-from raydistill.models.folder import CARD, TOKENIZER_FILES, is_model_file
+from raydistill.models.folder import is_model_file
+from raydistill.outgoing import advice, check_credentials, chosen_files
 from raydistill.storage import Storage
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from rich.console import Console
 
-FILES = (
-    *("config.json", "*_config.json", "*.safetensors", "*.safetensors.index.json", "*.onnx", "*.onnx[._]data"),
-    *(*TOKENIZER_FILES, "chat_template.jinja", EXPORT_FILE, CARD, "LICENSE*", "NOTICE*"),
-)
-"""Names that are sent; Python files only where config.json says that the model's code is in them."""
 MAIN = "main"
 MAX_REASON = 300
-OWN_PATH = re.compile(r'"((?:~|/[\w.-]+|[A-Za-z]:\\)[/\\][^"]*)"')
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.onnx", "*.onnx[._]data", EXPORT_FILE)
+"""Names that decide what a repository is loaded as: such files of an earlier model would be taken for this one's."""
 TOKENS = "https://huggingface.co/settings/tokens"
 WAYS_OUT = {
     400: "Mend what it says and run the command again.",
@@ -63,17 +60,24 @@ def push_model(
     revision: str | None = None,
     message: str | None = None,
     storage: str,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Send the model MODEL to the hub repository ``repo``, made private where it is new and ``private`` is None.
 
-    An existing one keeps its visibility; where ``private`` says otherwise nothing is sent. Raises ConfigError or
-    ModelError for names and folders that cannot be meant, PushError for what the hub refuses.
+    An existing one keeps its visibility; where ``private`` says otherwise nothing is sent. Weights of an earlier model
+    are deleted in the same commit. ``warn`` is told, before anything is sent, what the user may want to mend (default:
+    on stderr). Raises ConfigError or ModelError for names and folders that cannot be meant and for a credential in a
+    file, PushError for what the hub refuses.
     """
     check_repo(repo)
     folder = local_folder(model, storage)
     files, left_out = chosen_files(folder)
+    check_credentials(files)
+    told = advice(folder, files)
+    for text in told:
+        (warn or say)(text)
     pushed = talk(repo, partial(send, repo=repo, files=files, private=private, revision=revision, message=message))
-    told = [*advice(folder, files), *pushed.pop("warnings")]
+    told += pushed.pop("warnings")
     sizes = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
     return {"model": model, **pushed, "files": sizes, "left_out": left_out, "warnings": told}
 
@@ -89,20 +93,29 @@ def send(
             f"{name} exists and is {visibility(is_private)}, but --{visibility(private)} was given, so nothing was "
             "sent. Leave the option out, change the repository's settings on the hub, or name another one."
         )
-    commit = commit_files(api, name, files, revision or MAIN, message)
-    made = {"repo": name, "private": is_private, "revision": revision or MAIN}
+    commit, deleted = commit_files(api, name, files, revision or MAIN, message)
+    made = {"repo": name, "private": is_private, "revision": revision or MAIN, "deleted": deleted}
     return {**made, "commit": commit.oid, "url": str(commit.commit_url)}
 
 
-def commit_files(api: HfApi, name: str, files: Sequence[Path], revision: str, message: str | None) -> Any:
-    """One commit with all files; a branch that is not there begins at main. ``upload_folder`` may make several."""
-    from huggingface_hub import CommitOperationAdd
+def commit_files(
+    api: HfApi, name: str, files: Sequence[Path], revision: str, message: str | None
+) -> tuple[Any, list[str]]:
+    """One commit with all files and without other models' weights, and the names of these.
+
+    A branch that is not there begins at main. ``upload_folder`` may make several commits.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     if revision != MAIN and not revision.startswith("refs/"):
         api.create_branch(name, branch=revision, exist_ok=True)
     text = message or f"Upload with raydistill {package_versions().get('raydistill', '')}".rstrip()
-    operations = [CommitOperationAdd(path.name, str(path)) for path in files]
-    return api.create_commit(name, operations, commit_message=text, revision=revision)
+    sent = {path.name for path in files}
+    present = [entry for entry in api.list_repo_files(name, revision=revision) if "/" not in entry]
+    stale = sorted(entry for entry in present if entry not in sent and any(fnmatch(entry, p) for p in WEIGHTS))
+    operations: list[Any] = [CommitOperationAdd(path.name, str(path)) for path in files]
+    operations += [CommitOperationDelete(entry) for entry in stale]
+    return api.create_commit(name, operations, commit_message=text, revision=revision), stale
 
 
 def check_repo(repo: str) -> None:
@@ -137,26 +150,12 @@ def local_folder(model: str, storage: str) -> Path:
     return folder
 
 
-def chosen_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files of a model folder that are sent, and the names of what is not."""
-    has_code = '"auto_map"' in (folder / "config.json").read_text(encoding="utf-8")
-    patterns = (*FILES, "*.py") if has_code else FILES
-    entries = sorted(folder.iterdir())
-    files = [path for path in entries if path.is_file() and any(fnmatch(path.name, p) for p in patterns)]
-    return files, [path.name + "/" * path.is_dir() for path in entries if path not in files]
+def say(warning: str) -> None:
+    from rich.text import Text
 
+    from raydistill.console import stderr_console
 
-def advice(folder: Path, files: Sequence[Path]) -> list[str]:
-    """What the user may want to mend before others see it."""
-    found = []
-    if not (folder / CARD).is_file():
-        found.append(f"The model has no card, so others cannot know what it is. Put a {CARD} beside its config.json.")
-    for path in files:
-        if path.name.endswith(("config.json", EXPORT_FILE)):
-            named = OWN_PATH.search(path.read_text(encoding="utf-8", errors="replace"))
-            if named is not None:
-                found.append(f"{path.name} names a folder of this machine: {named[1]}.")
-    return found
+    stderr_console().print(Text(f"warning: {redact(warning)}"))
 
 
 def talk(repo: str, work: Callable[[HfApi], dict[str, Any]]) -> dict[str, Any]:
@@ -262,6 +261,8 @@ def print_pushed(console: Console, pushed: dict[str, Any]) -> None:
     told = [f"{len(files)} files, {size}: {', '.join(file['name'] for file in files)}."]
     if pushed["left_out"]:
         told.append(f"Not sent: {', '.join(pushed['left_out'])}.")
+    if pushed["deleted"]:
+        told.append(f"Deleted there, as it was of an earlier model: {', '.join(pushed['deleted'])}.")
     told += [f"Warning: {text}" for text in pushed["warnings"]]
     told.append(f"Pushed to {pushed['repo']} ({visibility(pushed['private'])}), {pushed['revision']}: {pushed['url']}")
     for line in told:

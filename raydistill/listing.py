@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -59,7 +60,7 @@ def row(
     """
     source = winner or run
     seconds = None if run.ended is None else (run.ended - run.started) / 1000
-    version = source.tags.get("raydistill.model_version")
+    version = source.tags.get("raydistill.model_version", "")
     return {
         "run_id": run.run_id,
         "experiment": run.experiment,
@@ -71,7 +72,7 @@ def row(
         "ended": None if run.ended is None else moment(run.ended),
         "seconds": seconds,
         "model": source.tags.get("raydistill.model"),
-        "model_version": int(version) if version else None,
+        "model_version": int(version) if re.fullmatch(r"[0-9]{1,18}", version) else None,
         "verdict": run.tags.get("raydistill.verdict"),
         "figures": figures(source.metrics),
         "trials": None if trials is None else dict(trials),
@@ -178,6 +179,8 @@ def took(row: Mapping[str, Any]) -> str:
         return ENDINGS.get(row["status"].upper(), row["status"])
     if row["verdict"]:
         return str(visible(row["verdict"]))
+    if row["seconds"] is None:  # MLflow's own server takes a run's state without its end
+        return ""
     minutes, seconds = divmod(max(round(row["seconds"]), 0), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 

@@ -24,7 +24,17 @@ from raydistill.errors import Interrupted, TrackingError
 from raydistill.models.folder import model_digest, resolve_model
 from raydistill.registry import log_student, register_student
 from raydistill.stopping import Stop, stoppable
-from raydistill.tracking import RunRef, drain, finish_run, log_data, prepare_store, start_run, tag_run, tracking_uri
+from raydistill.tracking import (
+    RunRef,
+    drain,
+    finish_run,
+    log_data,
+    log_files,
+    prepare_store,
+    start_run,
+    tag_run,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from raydistill.phases import Outcome
@@ -185,6 +195,9 @@ def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str
     card = model_card(results, prepared.info)
     write_card(card, outcome.student)
     kept: Any = {"card": card, "max_length": prepared.config.data.max_length, "has_pairs": prepared.info.has_pairs}
+    with tempfile.TemporaryDirectory() as folder:
+        write_evidence(prepared.data, outcome.evaluation, Path(folder))
+        log_files(ref, Path(folder))  # before there is a version: a gate may look at it at once
     if name is not None:
         version = register_student(ref, name, student, results, run_key=prepared.run_key, **kept)
         results = {**results, "model_version": version}
@@ -192,7 +205,6 @@ def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str
         log_student(ref, student, **kept)
     with tempfile.TemporaryDirectory() as folder:
         write_plots(results, Path(folder))
-        write_evidence(prepared.data, outcome.evaluation, Path(folder))
         results = add_report(prepared, results, Path(folder))
         finish_run(ref, results, Path(folder), status="FINISHED")
     return results

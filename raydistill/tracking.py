@@ -77,7 +77,7 @@ def start_run(config: Config, storage: Storage, run_key: str, lineage: Mapping[s
     with reported(uri):
         client = open_client(uri)
         with store_lock(uri):
-            experiment_id = _experiment(client, config.tracking.experiment, artifact_location(uri, storage))
+            experiment_id = experiment_named(client, config.tracking.experiment, artifact_location(uri, storage))
             run_id = open_run(client, experiment_id, run_key, config.tracking.run_name or run_key[:12])
         facts = describe_environment() | {"config_hash": config_hash(config), "seed": config.seed, "run_key": run_key}
         facts |= dict(lineage or {})
@@ -110,6 +110,12 @@ def log_data(ref: RunRef, data: Data, digest: str, num_rows: Mapping[str, int]) 
         )
         inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])]
         open_client(ref.tracking_uri).log_inputs(ref.run_id, datasets=inputs)
+
+
+def log_files(ref: RunRef, folder: Path) -> None:
+    """Log everything in a folder among the run's artefacts. Raises TrackingError."""
+    with reported(ref.tracking_uri):
+        open_client(ref.tracking_uri).log_artifacts(ref.run_id, str(folder))
 
 
 def finish_run(
@@ -179,9 +185,16 @@ def reported(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except Exception as error:  # artefact stores bring their own: botocore's NoCredentialsError, a missing boto3
+        if not isinstance(error, MlflowException | OSError | ImportError) and not is_of_store(error):
+            raise
         reason = redact(str(error)).strip().split("\n")[0][:500]
         raise TrackingError(f"MLflow at {redact(uri)}: {reason}. {way_out(uri, reason)}") from error
+
+
+def is_of_store(error: Exception) -> bool:
+    """Whether an error comes from the library of an artefact store."""
+    return type(error).__module__.partition(".")[0] in ("boto3", "botocore", "google", "azure", "requests", "urllib3")
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -214,7 +227,8 @@ def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in redact_values(tags).items()])
 
 
-def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
+def experiment_named(client: MlflowClient, name: str, location: str | None) -> str:
+    """Id of the experiment, made if it is not there. Raises TrackingError for a deleted one."""
     from mlflow.exceptions import MlflowException
 
     for attempt in (1, 2):

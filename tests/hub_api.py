@@ -83,12 +83,18 @@ class Hub:
             return 200, {}, {"transfer": "basic", "objects": [self.place(one) for one in json.loads(body)["objects"]]}
         if rest not in repo.branches:
             return 404, {"X-Error-Code": "RevisionNotFound"}, {"error": f"Invalid rev id: {rest}"}
+        if action == "GET tree":
+            return 200, {}, [self.entry(path, content) for path, content in repo.branches[rest].items()]
         if action == "POST preupload":
             files = json.loads(body)["files"]
             return 200, {}, {"files": [self.mode(repo.branches[rest], file["path"]) for file in files]}
         if action != "POST commit":  # Xet storage, which this hub does not have
             return 404, {}, {"error": "Not found"}
         return self.commit(name, repo, rest, [json.loads(line) for line in body.splitlines()])
+
+    @staticmethod
+    def entry(path: str, content: bytes) -> dict[str, Any]:
+        return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
 
     def mode(self, present: dict[str, bytes], path: str) -> dict[str, Any]:
         known = present.get(path)
@@ -108,6 +114,8 @@ class Hub:
                 repo.commits.append(value["summary"])
             elif line["key"] == "file":
                 repo.branches[branch][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del repo.branches[branch][value["path"]]
             else:
                 assert line["key"] == "lfsFile"
                 repo.branches[branch][value["path"]] = self.blobs[value["oid"]]

@@ -28,12 +28,12 @@ WORSE = {"stages__distill__num_epochs": 0.1, "stages__distill__learning_rate": 1
 NUM_ROWS, NUM_TEST = 480, 48
 
 
-def make_life(folder: Path) -> Path:
+def make_life(folder: Path, **more: str) -> Path:
     """A storage with three versions of ``toy``: 1 and 3 have learned (77 and 79 % right), 2 has not (25 %)."""
     toy_config(folder)
     write_toy_csv(folder / "toy.csv", NUM_ROWS)
     for changes in ({}, WORSE, {"train__seed": 7}):
-        distill(load_config(toy_config(folder, **(GOOD | changes))))
+        distill(load_config(toy_config(folder, **(GOOD | changes | more))))
     return folder
 
 

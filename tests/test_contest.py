@@ -18,14 +18,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from raydistill import cli
 from raydistill.artifacts import Storage
 from raydistill.classifier import Classifier, open_folder
-from raydistill.comparison import compare_models
+from raydistill.comparison import compare_models, seen_note
 from raydistill.config import Data
 from raydistill.data.prepare import prepare_data
 from raydistill.errors import ConfigError, DataError, ModelError
 from raydistill.evaluate.compare import mcnemar, paired_difference
-from raydistill.evaluate.contest import hold_contest, latency_ratio, measure_speed
+from raydistill.evaluate.contest import hold_contest, latency_ratio, latency_ratios, measure_speed
 from raydistill.evaluate.testset import TestRows, known_classes, prepared_rows, read_test_rows
 from raydistill.loading import load_config, load_data
+from raydistill.pipeline import distill
 
 LABELS = ("film", "money", "sport")
 
@@ -170,6 +171,56 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> 
         read_test_rows(Data(path=str(path)))
 
 
+def test_data_of_a_test_split_alone_is_taken(tmp_path: Path) -> None:
+    for folder, names in (("one", ["test.csv"]), ("two", ["test-0.csv", "test-1.csv"])):
+        (tmp_path / folder).mkdir()
+        for number, name in enumerate(names):
+            (tmp_path / folder / name).write_text(f"text,label\nfilm {number},art\nlaw {number},tax\n")
+        rows = read_test_rows(Data(path=str(tmp_path / folder)))
+        assert (rows.num_rows, rows.split) == (2 * len(names), "test")
+        assert not any("instead of" in note for note in rows.notes)
+        other = read_test_rows(Data(path=str(tmp_path / folder)), "validation")
+        assert other.num_rows == rows.num_rows
+        assert any("only the split 'test'" in note for note in other.notes)
+    (tmp_path / "train_and_test.csv").write_text("text,label\na film,art\n")
+    assert any(
+        "no split of its own" in n for n in read_test_rows(Data(path=str(tmp_path / "train_and_test.csv"))).notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [(["0", "-1", "1"], ["0", "1"]), (["-1", "1", "1"], ["-1", "1", "1"]), (["a", "b", ""], ["a", "b"])],
+)
+def test_minus_one_beside_zero_is_no_label(labels: list[str], kept: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"row {i},{label}\n" for i, label in enumerate(labels)))
+    rows = read_test_rows(Data(path=str(path)))
+    assert list(rows.labels) == kept
+    said = (
+        "1 rows without a label (-1 counts as none)"
+        if "-1" not in kept and "-1" in labels
+        else "1 rows without a label or"
+    )
+    assert any(said in note for note in rows.notes) == (len(kept) < 3)
+    path.write_text("text,label\na film,-1\n")
+    with pytest.raises(DataError, match="has a label"):
+        read_test_rows(Data(path=str(path)))
+
+
+def test_a_ratio_of_latencies_needs_one_device(folders: dict[str, Path], rows: TestRows) -> None:
+    models: dict[str, Classifier] = {name: open_folder(folder, device="cpu") for name, folder in folders.items()}
+    summary = hold_contest(models, rows.only(np.arange(rows.num_rows) < 9), num_samples=100).summary
+    assert summary["pairs"][0]["latency_ratio"] > 0
+    assert [model["runtime"] for model in summary["models"].values()] == ["torch float32, cpu"] * 2
+    rounds = {"a": [0.002, 0.004], "b": [0.003, 0.006]}
+    assert latency_ratios(models, rounds) == ({"b": pytest.approx(1.5)}, None)
+    models["b"].device = torch.device("cuda")
+    ratios, notice = latency_ratios(models, rounds)
+    assert ratios == {"b": None}
+    assert notice == "Latencies on different devices have no ratio: a on cpu, b on cuda."
+
+
 def test_only_keeps_rows_together(rows: TestRows) -> None:
     kept = rows.only(np.arange(rows.num_rows) % 3 == 0)
     assert kept.num_rows == 30
@@ -196,6 +247,23 @@ def test_command_compares_and_refuses(
         assert said in capfd.readouterr().err
     with pytest.raises(ConfigError, match="comes from no run of the storage"):
         compare_models([a, b], storage=str(tmp_path / "storage"))
+
+
+def test_rows_that_a_model_was_trained_on_are_said(folders: dict[str, Path], tmp_path: Path) -> None:
+    results = distill(load_config(toy_config(tmp_path, evaluate__baseline=False)))
+    run, other, storage = f"runs:/{results['run_id']}/student", str(folders["a"]), str(tmp_path / "storage")
+    version = f"models:/toy/{results['model_version']}"
+    counts = results["data"]["num_rows"]
+    data = load_data(str(tmp_path / "toy.csv"))
+    notes = compare_models([other, version], data, latency=False, storage=storage)["notes"]
+    assert f"{counts['train'] + counts['validation']} of these rows stood in the training or validation rows of " in (
+        " ".join(notes)
+    )
+    assert notes[-1].endswith(f"{version}.")
+    hashes = read_test_rows(data).hashes
+    assert seen_note(run, hashes, storage)[0].split()[0] == notes[-1].split()[0]
+    own = compare_models([version, other], latency=False, storage=storage)["notes"]
+    assert not any("stood in" in note for note in own)  # its own test rows
 
 
 def test_words_of_the_toy_are_known_to_the_tokenizer(folders: dict[str, Path]) -> None:

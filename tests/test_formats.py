@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from rich.console import Console
 from tiny import FAMILIES, MAX_LENGTH, WORDS, save_tiny, tiny_classifier, tiny_tokenizer
 from toy import TOPICS, write_toy_csv
@@ -24,15 +26,35 @@ from raydistill.config import Data
 from raydistill.errors import ConfigError, ModelError
 from raydistill.evaluate.contest import label_ids
 from raydistill.evaluate.testset import TestRows, read_test_rows
+from raydistill.evaluate.verdict import points
 from raydistill.formats import EXPORT_FILE, FORMATS
-from raydistill.formats.checks import Demand, judge
+from raydistill.formats.checks import Demand, judge, judge_shapes, measure_base
 from raydistill.formats.export import export, some_rows
+from raydistill.formats.folders import check_targets, place
+from raydistill.formats.onnx import describe_dynamic
+from raydistill.formats.packages import need
 from raydistill.formats.table import print_export
 from raydistill.formats.torch_formats import load_as_is
+from raydistill.formats.writing import public_name
 from raydistill.models.folder import TOKENIZER_FILES, model_digest
 
 LABELS = tuple(TOPICS)
 LENGTH = 20
+CARD = """---
+base_model: owner/base
+library_name: transformers
+model-index:
+- name: x
+  results:
+  - task: {type: text-classification}
+    dataset: {type: toy, name: toy}
+    metrics:
+    - {type: accuracy, value: 1.0}
+---
+# A model card
+
+pipeline("text-classification")
+"""
 
 
 def slow_but(quick: tuple[str, ...]) -> list[Any]:
@@ -53,7 +75,7 @@ def trained(folder: Path, rows: TestRows) -> Path:
             optimizer.zero_grad()
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text("# A model card\n")
+    (folder / "README.md").write_text(CARD)
     return folder
 
 
@@ -146,13 +168,15 @@ def test_every_format_is_measured_as_it_lies_on_disk(
         assert section["bytes"] == weights[0].stat().st_size + (folder / "config.json").stat().st_size
         about = json.loads((folder / EXPORT_FILE).read_text())
         assert (about["schema"], about["format"], about["good"]) == (1, form, True)
-        assert about["source"] == {"model": str(model), "digest": model_digest(model)}
+        assert about["source"] == {"model": model.name, "digest": model_digest(model)}
+        assert about["checks"]["data"]["source"] == "toy.csv"
+        assert "/" not in re.sub(r"https?://", "", (folder / EXPORT_FILE).read_text()).replace("rows/s", "")
         assert about["checks"]["export"]["metric"] == section["metric"]
         assert about["checks"]["data"]["num_rows"] == rows.num_rows
         assert [side["axes"] for side in about["inputs"]] == [["batch", "length"]] * 3
         assert [side["axes"] for side in about["outputs"]] == [["batch", 3]]
         assert about["opset"] == (20 if form.startswith("onnx") else None)
-        assert (folder / "README.md").read_text() == "# A model card\n"
+        check_card((folder / "README.md").read_text(), form, about)
         for name in TOKENIZER_FILES:
             assert (folder / name).is_file() == (model / name).is_file()
         assert not [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pkl", ".py")]
@@ -160,6 +184,21 @@ def test_every_format_is_measured_as_it_lies_on_disk(
     assert differences["onnx"] < 1e-4 < differences["safetensors-bf16"] < 0.1
     assert 1e-3 < differences["onnx-int8"] < 1.0
     assert 1e-3 < differences["torch-int8"] < 1.0
+
+
+def check_card(text: str, form: str, about: dict[str, Any]) -> None:
+    """The card is the export's own: it loads as export.json says, and holds what was measured."""
+    card = ModelCard(text)
+    assert card.data.library_name == ("onnxruntime" if form.startswith("onnx") else "transformers")
+    assert (card.data.pipeline_tag, card.data.base_model) == ("text-classification", "owner/base")
+    assert card.data.eval_results is None  # float32's
+    assert form in card.data.tags
+    assert "\n".join(about["load"]) in card.text
+    for section in (about["checks"]["torch"], about["checks"]["export"]):
+        value, low, high = (points(section["metric"][name]) for name in ("value", "low", "high"))
+        assert f"| {value} [{low}, {high}] |" in card.text
+    assert about["checks"]["export"]["runtime"] in card.text
+    assert not {"pipeline(", "A model card", "tmp"} & set(card.text.split())
 
 
 def test_token_types_go_into_the_graph(exported: tuple[Path, dict[str, Any]], model: Path) -> None:
@@ -335,10 +374,109 @@ def test_only_an_export_is_replaced(model: Path, data: Data, tmp_path: Path) -> 
     assert (home / "letter.txt").read_text() == "dear"
 
 
+def a_folder(path: Path, **files: str) -> Path:
+    path.mkdir(parents=True)
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(content)
+    return path
+
+
+def test_a_users_own_folder_is_never_deleted(tmp_path: Path) -> None:
+    """Neither under the name of a refused export, nor where it came while the export was made."""
+    out, own = tmp_path / "out", a_folder(tmp_path / "out.rejected", letter="dear")
+    with pytest.raises(ConfigError, match=r"out\.rejected is there and is no export, so it stays"):
+        check_targets({"onnx": out}, force=True)
+    made = a_folder(tmp_path / "made", export="{}")
+    for good in (True, False):
+        with pytest.raises(ConfigError, match="no export, so it stays"):
+            place(made, out, good, force=True)
+    own.rename(out)
+    for good, goal in ((True, out), (False, tmp_path / "out.rejected")):
+        if good:
+            with pytest.raises(ConfigError, match="no export, so it stays"):
+                place(made, out, good, force=True)
+        else:
+            assert place(made, out, good) == goal
+    assert (out / "letter.json").read_text() == "dear"
+
+
+def test_an_old_export_comes_back_where_the_new_one_cannot_be_placed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, made = a_folder(tmp_path / "out", export="old"), a_folder(tmp_path / "made", export="new")
+    a_folder(tmp_path / "out.old", letter="dear")
+    replace, seen = os.replace, []
+
+    def failing(source: Path, goal: Path) -> None:
+        if source == made:
+            seen.append((tmp_path / "out.old-2" / EXPORT_FILE).read_text())
+            raise OSError(28, "No space left on device")
+        replace(source, goal)
+
+    monkeypatch.setattr("raydistill.formats.folders.os.replace", failing)
+    with pytest.raises(ConfigError, match=r"Cannot put the export at .*/out: No space left"):
+        place(made, out, True, force=True)
+    assert (seen, (out / EXPORT_FILE).read_text()) == (["old"], "old")
+    with pytest.raises(ConfigError, match="--force replaces it"):
+        place(made, out, True)
+    monkeypatch.undo()
+    place(made, out, True, force=True)
+    assert (out / EXPORT_FILE).read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.old"]
+
+
+def test_a_model_whose_own_logits_are_not_finite_is_no_base(model: Path, data: Data, tmp_path: Path) -> None:
+    source = TorchClassifier(model, LENGTH, "cpu")
+    with torch.no_grad():
+        source.model.classifier.bias[0] = torch.nan
+    with pytest.raises(ModelError, match="own logits of 120 of 120 rows are not finite"):
+        measure_base(source, read_test_rows(data), Demand())
+
+
+def test_rows_must_not_depend_on_their_batch(model: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier that has lost the mask gives a padded row other logits."""
+    rows, source = read_test_rows(data), TorchClassifier(model, LENGTH, "cpu")
+    logits = source.logits(rows.texts)
+    assert judge_shapes("onnx", source, rows, logits) == []
+    assert judge_shapes("onnx", source, rows, np.full_like(logits, np.nan)) == []  # has its own reason
+    encode = source.encode
+
+    def without_mask(texts: Any) -> Any:
+        inputs = encode(texts)
+        return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+    monkeypatch.setattr(source, "encode", without_mask)
+    padded = TestRows(("team", "team " * 12), rows.labels[:2], rows.class_names, rows.hashes[:2], "x", "test")
+    reasons = judge_shapes("safetensors-bf16", source, padded, logits[:2] * 0 + source.logits(padded.texts[:1])[0])
+    assert "In a padded batch of 3 rows a logit differs by" in reasons[-1]
+
+
+@pytest.mark.parametrize("axes", [(2, "length"), ("batch", 11)])
+def test_a_graph_of_one_size_is_refused(axes: tuple[Any, Any], tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("input_ids", "logits")]
+    graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["logits"])], "g", sides[:1], sides[1:])
+    save(helper.make_model(graph), tmp_path / "model.onnx")
+    fixed = next(axis for axis in axes if isinstance(axis, int))
+    with pytest.raises(ModelError, match=f"fixes an axis of input_ids at {fixed}"):
+        describe_dynamic(tmp_path / "model.onnx")
+
+
+def test_exports_name_no_folder_and_no_credential(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert public_name(str(model)) == "model"
+    monkeypatch.chdir(model)
+    assert public_name(".") == "model"
+    assert public_name("models:/news@champion") == "models:/news@champion"
+    assert public_name("s3://key:secret@bucket/rows/test.csv") == "test.csv"
+    assert public_name("https://ann:hunter2@host/rows.csv?sig=abc") == "https://host/rows.csv"
+    assert public_name("owner/name") == "owner/name"
+
+
 def test_what_is_wrong_is_said_before_any_work(
     tmp_path: Path, model: Path, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(message: str, formats: list[str], **settings: Any) -> None:
+    def refuse(message: str, formats: str | list[str], **settings: Any) -> None:
         with pytest.raises(ConfigError, match=message):
             export(str(model), formats, tmp_path / "out", data=data, **settings)
 
@@ -346,6 +484,13 @@ def test_what_is_wrong_is_said_before_any_work(
     refuse("No format was named", [])
     refuse("--metric acuracy: not known; did you mean accuracy?", ["onnx"], metric="acuracy")
     refuse("--margin -0.1 is below 0", ["onnx"], margin=-0.1)
+    for margin in (np.inf, np.nan):
+        refuse("is no number to compare with", ["onnx"], margin=margin)
+    refuse("--format onxx: not known", "onxx")
+    with monkeypatch.context() as patch:
+        patch.setattr("raydistill.formats.packages.version", lambda name: "2.9.1+cpu" if name == "torch" else "9.9")
+        refuse(r"onnx needs torch 2\.11 or newer; 2\.9\.1\+cpu is installed.*in a checkout", ["onnx"])
+        need("safetensors-bf16")
     monkeypatch.setattr("raydistill.formats.packages.find_spec", lambda name: None)
     refuse(r"needs the package onnx.*pip install 'raydistill\[export\]'", ["onnx"])
     refuse("needs the package torchao", ["torch-int8"])

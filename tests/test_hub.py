@@ -21,6 +21,7 @@ from raydistill import hub as pushing
 from raydistill.config import Config
 from raydistill.errors import ConfigError, ModelError, RaydistillError
 from raydistill.hub import PushError, push_model
+from raydistill.outgoing import CREDENTIALS
 from raydistill.registry import register_student, write_model
 from raydistill.storage import Storage
 from raydistill.tracking import start_run
@@ -158,12 +159,56 @@ def test_python_files_go_where_the_config_needs_them(hub: Hub, student: Path, tm
     assert "own.py" in hub.repos["me/tiny"].branches["main"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"_name_or_path": "https://ann:hunter2@example.org/model"}'),
+        ("export.json", '{"source": "s3://bucket/x?X-Amz-Signature=0123456789abcdef"}'),
+        ("README.md", f"Download it with {TOKEN}."),
+        ("tokenizer_config.json", '{"bos_token": "<s>", "api_key": "0123456789abcdef"}'),
+    ],
+)
+def test_a_credential_is_never_sent(hub: Hub, student: Path, tmp_path: Path, name: str, content: str) -> None:
+    folder = Path(shutil.copytree(student, tmp_path / "spoiled"))
+    (folder / name).write_text("\n" + content)
+    with pytest.raises(ConfigError, match=rf"{name} names a credential in line 2.*Take it out") as caught:
+        push(folder)
+    assert not any(secret in str(caught.value) for secret in (TOKEN, "hunter2", "0123456789"))
+    assert hub.requests == []
+
+
+def test_what_looks_like_a_credential_and_is_none_goes() -> None:
+    for text in (
+        '"bos_token": "<s>"',
+        "https://***@host/x",
+        "https://ann:***@host",
+        "hf_quantizer",
+        "ssh://git@host/x",
+    ):
+        assert CREDENTIALS.search(text) is None
+
+
+def test_weights_of_an_earlier_model_are_deleted_in_the_same_commit(hub: Hub, student: Path, tmp_path: Path) -> None:
+    hub.repos["me/tiny"] = Repo(True)
+    earlier = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "model.onnx", "model.onnx.data")
+    kept = ("notes.txt", "onnx/model.onnx", "LICENSE")
+    hub.repos["me/tiny"].branches["main"] = dict.fromkeys((*earlier, "export.json", *kept), b"old")
+    pushed = push(student)
+    assert pushed["deleted"] == sorted([*earlier, "export.json"])
+    assert hub.repos["me/tiny"].branches["main"] == contents(student) | dict.fromkeys(kept, b"old")
+    assert len(hub.repos["me/tiny"].commits) == 1
+    assert push(student)["deleted"] == []
+
+
 def test_a_missing_card_and_a_path_of_this_machine_are_warned_of(hub: Hub, student: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(student, tmp_path / "bare"))
     (folder / "README.md").unlink()
     config = json.loads((folder / "config.json").read_text()) | {"_name_or_path": "/home/ann/model"}
     (folder / "config.json").write_text(json.dumps(config))
-    card, path = push(folder)["warnings"]
+    said: list[tuple[str, int]] = []
+    warnings = push(folder, warn=lambda text: said.append((text, len(hub.requests))))["warnings"]
+    assert said == [(text, 0) for text in warnings]  # before anything was sent
+    card, path = warnings
     assert "no card" in card
     assert path == "config.json names a folder of this machine: /home/ann/model."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tiny import MAX_LENGTH, save_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raydistill import cli
-from raydistill.classifier import stored_length
+from raydistill.classifier import open_folder, stored_length
 from raydistill.config import Data
 from raydistill.errors import ConfigError, DataError, ModelError
 from raydistill.evaluate.contest import label_ids
@@ -125,6 +126,25 @@ def test_label_ids_by_name_case_and_number() -> None:
     ids, notice = label_ids(["2", "0"], ("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2"))
     assert ids.tolist() == [2, 0]
     assert notice is not None
+    ids, notice = label_ids(["1", "1"], ("neg", "pos"), ("1",))
+    assert ids.tolist() == [1, 1]
+    assert notice is not None
+    assert "neg, pos" in notice
+    for labels, own in ((["2"], ("neg", "pos")), (["0"], ("1", "2")), (["pop"], ("neg", "pos"))):
+        with pytest.raises(ModelError, match="labels the model does not know") as error:
+            label_ids(labels, own, tuple(labels) * 2)
+        assert "task.labels" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["gone", "broken", "no vocabulary"])
+def test_a_folder_without_a_tokenizer_is_refused(model: Path, tmp_path: Path, damage: str) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (folder / "tokenizer.json").write_text("{") if damage == "broken" else (folder / "tokenizer.json").unlink()
+    if damage == "gone":
+        (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelError, match="tokenizer") as error:
+        open_folder(folder)
+    assert f'save_pretrained("{folder}")' in str(error.value)
 
 
 def test_commands_print_labels_and_scores(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,9 @@ from raydistill.endpoint import DEFAULTS
 from raydistill.errors import TrackingError
 from raydistill.evaluate.results import build_results
 from raydistill.lineage import headline
-from raydistill.listing import listed, print_rows
+from raydistill.listing import listed, print_rows, row
 from raydistill.registry import register_student
-from raydistill.registry.runs import PAGE
+from raydistill.registry.runs import PAGE, Found
 from raydistill.search.children import adopt, finish_child, log_summary, start_child
 from raydistill.storage import Storage
 from raydistill.tracking import RunRef, finish_run, open_client, start_run
@@ -228,6 +228,15 @@ def test_the_table_shows_what_counts(storage: Storage) -> None:
     assert lines["distill bad"].split()[-1] == "failed"
     assert lines["distill ended"].split()[-1] == "stopped"
     assert lines["distill open"].split()[-1] == "running"
+
+
+def test_a_run_without_an_end_or_with_a_strange_version_does_not_end_the_list(storage: Storage) -> None:
+    rows = rows_of(storage)
+    for version in ("", "two", "²", "9" * 5000):
+        tags = {"raydistill.model": "news", "raydistill.model_version": version}
+        rows.append(row(Found("id", "e", "odd", "FINISHED", 1, None, tags, {}, False), storage))
+        assert (rows[-1]["model_version"], rows[-1]["ended"], rows[-1]["seconds"]) == (None, None, None)
+    assert len([line for line in shown(rows).splitlines() if " odd " in f"{line} "]) == 4
 
 
 def test_the_command(storage: Storage, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, browse, figures_of, traces
 from test_report import outcome
+from tiny import save_tiny
 
+from raydistill.classifier import open_folder
 from raydistill.errors import ConfigError
 from raydistill.evaluate.results import build_results
 from raydistill.pages import comparison, layers, run
+from raydistill.pages.loading import loading_code
 from raydistill.pages.run import write_run_report
 
 LAYERS = {
@@ -104,7 +108,7 @@ def test_what_the_page_says(report: Path, results: dict[str, Any]) -> None:
         "4,000 to train on, 150 of them labelled; 500 of test",
         "730 steps, start: same",
         "2 CPU threads, float32",
-        'classify = pipeline("text-classification", model="/storage/student/abc/model")',
+        'pipeline("text-classification", "/storage/student/abc/model", truncation=True, max_length=16)',
         "The 4 test rows on which both are most sure",
         "at most 16 tokens",
         "distill.losses.hidden",
@@ -242,10 +246,46 @@ def test_layer_map_of_any_depth(depths: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("path", ["/a/model", 'C:\\a "b"\\model', "/ü/it's"])
 def test_loading_code_is_python(path: str) -> None:
-    code = run.loading_code(path)
-    assert len(code.splitlines()) == 3
-    (call,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword)]
-    assert ast.literal_eval(call.value) == path
+    for length, has_pairs in ((16, False), (None, True)):
+        code = loading_code(path, length, has_pairs)
+        assert len(code.splitlines()) == 3
+        (made,) = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and len(n.args) == 2]
+        assert ast.literal_eval(made.args[1]) == path
+        given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in made.keywords}
+        assert given == {"truncation": True} | ({"max_length": length} if length else {})
+        assert ("text_pair" in code) == has_pairs
+
+
+def test_page_and_card_load_the_student_alike(tmp_path: Path) -> None:
+    results = make_results()
+    said = html.unescape(write(results, tmp_path))
+    assert loading_code(results["student"]["path"], 16) in said
+    pairs = results | {"disagreements": [disagreement("a", "b", "c", "d") | {"text_pair": "e"}]}
+    assert loading_code(results["student"]["path"], 16, True) in html.unescape(write(pairs, tmp_path))
+
+
+@pytest.mark.parametrize("has_pairs", [False, True])
+def test_loading_code_answers_as_the_classifier_does(tmp_path: Path, has_pairs: bool) -> None:
+    """Also where a text is longer than the model's positions."""
+    folder = save_tiny(tmp_path / "model", "bert", num_layers=1, labels=("a", "b"))
+    text = ("film " * 20 + "tax ") * 20
+    code = loading_code(str(folder), 16, has_pairs).replace("…", text)
+    names: dict[str, Any] = {"print": lambda found: names.update(found=found)}
+    exec(code, names)
+    found = names["found"] if isinstance(names["found"], dict) else names["found"][0]
+    (logits,) = open_folder(folder, 16, "cpu").logits([(text, text) if has_pairs else text])
+    scores = np.exp(logits) / np.exp(logits).sum()
+    assert found["label"] == "ab"[int(scores.argmax())]
+    assert found["score"] == pytest.approx(scores.max(), abs=1e-5)
+
+
+def test_latency_says_which_model_ran_where() -> None:
+    made = make_results()
+    contenders = run.run_contenders(made)
+    assert "teacher on" not in comparison.latency_setting(contenders).lower()
+    made["teacher"]["latency_setting"] = made["teacher"]["latency_setting"] | {"device": "cuda"}
+    said = comparison.latency_setting(run.run_contenders(made)).lower()
+    assert "teacher on cuda, student on" in said
 
 
 def bare_results() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from toy import write_toy_csv
 
 from raydistill import cli
 from raydistill.artifacts import Storage
-from raydistill.errors import ConfigError, RaydistillError, TrackingError
+from raydistill.errors import ConfigError, ModelError, RaydistillError, TrackingError
 from raydistill.evidence import read_kept_predictions, read_seen
 from raydistill.gate import promotion
 from raydistill.gate.promotion import promote, rollback
@@ -43,6 +43,11 @@ def place(life: Path, tmp_path: Path) -> Storage:
 
 def tags(place: Storage, version: int) -> dict[str, str]:
     return dict(client(place).get_model_version("toy", str(version)).tags)
+
+
+def crown(place: Storage, version: int) -> None:
+    """Make a version the first champion."""
+    move_champion("toy", version, None, tracking_uri(place))
 
 
 def judged(place: Storage, version: int | None = None, gate: Gate = LENIENT, **more: Any) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def test_a_whole_life(place: Storage) -> None:
 
 
 def test_comparison_is_paired_on_the_rows_of_the_run(place: Storage) -> None:
-    move_champion("toy", 1, tracking_uri(place))
+    crown(place, 1)
     verdict = judged(place, 3)
     summary = verdict["comparison"]
     run = client(place).get_model_version("toy", "3").run_id
@@ -141,7 +146,7 @@ def test_rows_that_leaked_into_training_are_found(place: Storage, life: Path, tm
     run = client(place).get_model_version("toy", "1").run_id
     seen = read_seen(run, tracking_uri(place))
     assert seen is not None
-    assert len(seen.splits) == NUM_ROWS - NUM_TEST
+    assert seen.table.num_rows == NUM_ROWS - NUM_TEST
     fresh = write_toy_csv(tmp_path / "fresh.csv", 60, seed=5)
     lines = fresh.read_text().splitlines()
     leaked = (life / "toy.csv").read_text().splitlines()[1:61]
@@ -165,7 +170,7 @@ def rule_counts(why: str) -> Iterator[int]:
 
 
 def test_rows_the_champion_was_trained_on_are_told(place: Storage, life: Path) -> None:
-    move_champion("toy", 1, tracking_uri(place))
+    crown(place, 1)
     verdict = judged(place, 3, data=load_data(str(life / "toy.csv")), dry_run=True)
     assert any("favours the champion" in note for note in verdict["notes"])
 
@@ -179,7 +184,7 @@ def relabel(place: Storage, version: int, names: list[str]) -> None:
     config["label2id"] = {name: i for i, name in enumerate(names)}
     (folder / "config.json").write_text(json.dumps(config))
     made = client(place).create_model_version("toy", str(folder))
-    move_champion("toy", int(made.version), tracking_uri(place))
+    crown(place, int(made.version))
 
 
 def test_other_labels_than_the_champions_are_refused(place: Storage) -> None:
@@ -234,8 +239,8 @@ def during_measurement(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object
     """Let something happen between the judgement and the move."""
     plain = promotion.measure
 
-    def measure(*arguments: Any) -> Any:
-        found = plain(*arguments)
+    def measure(*arguments: Any, **named: Any) -> Any:
+        found = plain(*arguments, **named)
         act()
         return found
 
@@ -243,9 +248,9 @@ def during_measurement(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object
 
 
 def test_a_version_deleted_meanwhile_moves_nothing(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    move_champion("toy", 1, tracking_uri(place))
+    crown(place, 1)
     during_measurement(monkeypatch, lambda: client(place).delete_model_version("toy", "3"))
-    with pytest.raises(TrackingError, match=r"Version.*3|version 3"):
+    with pytest.raises(TrackingError, match="Version 3 of toy was deleted while it was judged, so nothing was moved"):
         judged(place, 3)
     assert aliases(place) == {"champion": 1}
 
@@ -253,17 +258,28 @@ def test_a_version_deleted_meanwhile_moves_nothing(place: Storage, monkeypatch: 
 def test_a_champion_moved_meanwhile_by_another_tool_moves_nothing(
     place: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move_champion("toy", 1, tracking_uri(place))
+    crown(place, 1)
     other = lambda: client(place).set_registered_model_alias("toy", "champion", "2")  # noqa: E731
     during_measurement(monkeypatch, other)
     with pytest.raises(TrackingError, match=r"it was version 1 and is now version 2. Nothing was moved"):
         judged(place, 3)
     assert aliases(place)["champion"] == 2
+    assert "raydistill.gate" not in tags(place, 3)  # no verdict of a promotion that did not happen
+
+
+def test_a_rollback_does_not_wait_for_a_measurement(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = tracking_uri(place)
+    crown(place, 1)
+    move_champion("toy", 2, 1, uri)
+    during_measurement(monkeypatch, lambda: rollback("toy", storage=place.root))
+    with pytest.raises(TrackingError, match="it was version 2 and is now version 1"):
+        judged(place, 3)
+    assert aliases(place) == {"challenger": 3, "champion": 1}
 
 
 def test_two_promotions_at_once_follow_each_other(place: Storage) -> None:
     """The second waits, and judges against the champion that the first has made."""
-    move_champion("toy", 2, tracking_uri(place))
+    crown(place, 2)
     results: dict[int, Any] = {}
     waited = threading.Event()
 
@@ -275,7 +291,7 @@ def test_two_promotions_at_once_follow_each_other(place: Storage) -> None:
         except RaydistillError as error:
             results[version] = error
 
-    with place.lock("registry", "toy"):
+    with place.lock("promotions", "toy"):
         threads = [threading.Thread(target=work, args=(version,)) for version in (1, 3)]
         for thread in threads:
             thread.start()
@@ -359,14 +375,14 @@ def test_killed_between_any_two_calls_a_promotion_leaves_a_champion_and_can_be_r
     uri = tracking_uri(place)
     start = {"champion": 2, "previous": 1, "replaced": {1: "", 2: "1", 3: ""}}
     reset(place, **start)  # type: ignore[arg-type]
-    total = calls_of(lambda: move_champion("toy", 3, uri))
+    total = calls_of(lambda: move_champion("toy", 3, 2, uri))
     assert total == 4
     for number in range(total):
         reset(place, **start)  # type: ignore[arg-type]
         with pytest.MonkeyPatch.context() as patch:
             kill_after(patch, number)
             with pytest.raises(Killed):
-                move_champion("toy", 3, uri)
+                move_champion("toy", 3, 2, uri)
         found = aliases(place)
         assert found["champion"] == (3 if number == total - 1 else 2)
         assert found["previous"] in (1, 2)
@@ -374,7 +390,7 @@ def test_killed_between_any_two_calls_a_promotion_leaves_a_champion_and_can_be_r
             if found["previous"] == 2:
                 assert rollback("toy", storage=place.root)["now"] == 2
                 assert aliases(place) == {"challenger": 3, "champion": 2, "previous": 1}
-            move_champion("toy", 3, uri)
+            move_champion("toy", 3, 2, uri)
         assert aliases(place) == {"challenger": 3, "champion": 3, "previous": 2}
         assert rollback("toy", storage=place.root)["now"] == 2
         assert aliases(place) == {"challenger": 3, "champion": 2, "previous": 1}
@@ -384,7 +400,7 @@ def test_killed_between_any_two_calls_a_rollback_leaves_a_champion_and_can_be_re
     start = {"champion": 3, "previous": 2, "replaced": {1: "", 2: "1", 3: "2"}}
     reset(place, **start)  # type: ignore[arg-type]
     total = calls_of(lambda: rollback("toy", storage=place.root))
-    assert total == 3
+    assert total == 4
     for number in range(total):
         reset(place, **start)  # type: ignore[arg-type]
         with pytest.MonkeyPatch.context() as patch:
@@ -397,8 +413,9 @@ def test_killed_between_any_two_calls_a_rollback_leaves_a_champion_and_can_be_re
         assert aliases(place) == {"challenger": 3, "champion": 2, "previous": 1}
 
 
+@pytest.mark.slow
 def test_killed_anywhere_a_whole_promotion_can_be_repeated(place: Storage) -> None:
-    move_champion("toy", 1, tracking_uri(place))
+    crown(place, 1)
     total = 12  # of its calls; the last ones move the alias, as above
     for number in range(0, total, 3):
         with pytest.MonkeyPatch.context() as patch:
@@ -412,12 +429,61 @@ def test_killed_anywhere_a_whole_promotion_can_be_repeated(place: Storage) -> No
 
 def test_rollback_to_a_deleted_version_says_so(place: Storage) -> None:
     uri = tracking_uri(place)
-    move_champion("toy", 1, uri)
-    move_champion("toy", 3, uri)
+    move_champion("toy", 1, None, uri)
+    move_champion("toy", 3, 1, uri)
     client(place).delete_model_version("toy", "1")  # takes its alias with it
     with pytest.raises(TrackingError, match=r"Version 1 of toy, which the champion \(version 3\) replaced, has been"):
         rollback("toy", storage=place.root)
     assert aliases(place)["champion"] == 3
+
+
+def test_a_deleted_champion_gives_way_to_previous(place: Storage) -> None:
+    crown(place, 1)
+    move_champion("toy", 3, 1, tracking_uri(place))
+    client(place).delete_model_version("toy", "3")  # takes its aliases with it
+    assert aliases(place) == {"previous": 1}
+    assert rollback("toy", storage=place.root)["was"] is None
+    assert aliases(place) == {"champion": 1}
+
+
+def test_rollbacks_end_where_promotions_went_in_a_circle(place: Storage) -> None:
+    uri = tracking_uri(place)
+    crown(place, 1)
+    for version, old in ((2, 1), (3, 2), (1, 3)):
+        move_champion("toy", version, old, uri)
+    assert [rollback("toy", storage=place.root)["now"] for _ in range(3)] == [3, 2, 1]
+    with pytest.raises(TrackingError, match="no version before its champion"):
+        rollback("toy", storage=place.root)
+
+
+def test_a_champion_that_cannot_be_opened_is_named_and_gives_way_to_force(place: Storage) -> None:
+    relabel(place, 1, ["film", "money", "sport"])
+    (Path(place.root) / "relabelled-1" / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"The champion, version 4 of toy, cannot be opened: .*config.json"):
+        judged(place, 3)
+    verdict = judged(place, 3, force=True, reason="the champion is broken")
+    assert verdict["moved"]
+    assert any("cannot be opened" in note for note in verdict["notes"])
+    assert aliases(place) == {"challenger": 3, "champion": 3, "previous": 4}
+
+
+def test_versions_and_tags_of_other_tools_are_taken_as_they_are(
+    place: Storage, capfd: pytest.CaptureFixture[str], life: Path
+) -> None:
+    """A version registered by hand has no run, figures or evidence; a tag may be any text."""
+    one = client(place)
+    one.set_model_version_tag("toy", "1", "validation_status", "approved")
+    made = one.create_model_version("toy", str(resolve_model_uri("models:/toy/1", place, Path(place.root))))
+    with pytest.raises(ConfigError, match="comes from no run of raydistill"):
+        judged(place, int(made.version))
+    verdict = judged(place, int(made.version), data=load_data(str(life / "toy.csv")))
+    assert failed(verdict) == ["leaked_rows", "retention"]
+    assert tags(place, int(made.version))["raydistill.gate"] == "refused"
+    assert one.get_run(verdict["run_id"]).data.tags["raydistill.model_version"] == str(made.version)
+    assert cli.execute(["registry", "toy", "--json", "--storage", place.root]) == 0
+    listed = json.loads(capfd.readouterr().out)["versions"]
+    assert "validation_status" not in listed[3]["figures"]
+    assert listed[0]["figures"] == {}
 
 
 def test_commands_exit_codes_and_json(place: Storage, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -427,7 +493,7 @@ def test_commands_exit_codes_and_json(place: Storage, tmp_path: Path, capfd: pyt
     assert cli.execute(["promote", "toy", "--version", "1", "--gate", str(gate), *common]) == 0
     shown = capfd.readouterr().out
     assert "retention" in shown
-    assert "Version 1 of toy passes every rule and becomes the champion" in " ".join(shown.split())
+    assert "Version 1 of toy passes every rule. It is the champion now, the first one." in " ".join(shown.split())
     assert cli.execute(["promote", "toy", "--version", "2", "--gate", str(gate), "--json", *common]) == 3
     verdict = json.loads(capfd.readouterr().out)
     assert verdict["verdict"] == "refused"

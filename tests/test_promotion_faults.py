@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from registered import LENIENT, aliases, make_life
+from test_tracking import free_port, start_server, stop_server
 
 from raydistill.artifacts import Storage
 from raydistill.gate.promotion import promote, rollback
@@ -66,7 +67,7 @@ def command(place: Storage, kill_at: int, *arguments: str) -> subprocess.Popen[s
 
 def test_kill_9_at_random_calls_never_leaves_the_name_without_a_champion(place: Storage) -> None:
     """Promote and roll back, each killed before a call drawn at random, then repeated to its end."""
-    move_champion("toy", 1, tracking_uri(place))
+    move_champion("toy", 1, None, tracking_uri(place))
     draw = random.Random(4)
     total = 0
     with command(place, -1, "promote", "toy") as process:
@@ -90,8 +91,30 @@ def test_kill_9_at_random_calls_never_leaves_the_name_without_a_champion(place: 
         assert aliases(place) == {"challenger": 3, "champion": 1}
 
 
+def test_it_is_the_same_with_a_server_and_storage_behind_a_url(
+    s3_storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    server = start_server(tmp_path, port)
+    url = f"{s3_storage_url}/promotion"
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("RAYDISTILL_CACHE", str(tmp_path / "node-cache"))
+        make_life(tmp_path, storage=url)
+        place = Storage(url)
+        assert promote("toy", version=1, gate=LENIENT, storage=url)["moved"]
+        assert promote("toy", version=2, gate=LENIENT, storage=url)["verdict"] == "refused"
+        verdict = promote("toy", gate=LENIENT, storage=url)
+        assert (verdict["verdict"], verdict["champion"]) == ("passed", 1)
+        assert aliases(place) == {"challenger": 3, "champion": 3, "previous": 1}
+        assert rollback("toy", storage=url)["now"] == 1
+        assert aliases(place) == {"challenger": 3, "champion": 1}
+    finally:
+        stop_server(server)
+
+
 def test_two_processes_promote_one_after_the_other(place: Storage) -> None:
-    move_champion("toy", 2, tracking_uri(place))
+    move_champion("toy", 2, None, tracking_uri(place))
     processes = {
         version: command(place, -1, "promote", "toy", "--version", str(version), "--json") for version in (1, 3)
     }

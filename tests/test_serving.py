@@ -6,6 +6,7 @@ import ast
 import itertools
 import json
 import os
+import runpy
 import secrets
 import shutil
 import signal
@@ -307,6 +308,47 @@ def test_the_application_imports_nothing_of_raydistill() -> None:
     assert [name for name in imported if name.startswith("raydistill")] == []
 
 
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of serve.py, run in this process; its setting of the environment is undone."""
+    pytest.importorskip("fastapi")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return runpy.run_path(str(SERVE))
+
+
+def test_errors_are_shown_without_passwords(program: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"http://someone:hunter2@127.0.0.1:{free_port()}")
+    try:
+        with pytest.raises(ValueError, match="models:/toy@champion") as error:
+            program["app"](program["Settings"](name="toy"))
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert "hunter2" not in str(error.value)
+    assert "127.0.0.1" in str(error.value)
+    said = program["plain"]("no postgresql://a:b%40c@db/x, https://u@h/y; models:/toy@champion is 1")
+    assert said == "no postgresql://db/x, https://h/y; models:/toy@champion is 1"
+
+
+@pytest.mark.parametrize("name", ["relative", "absolute"])
+def test_replicas_find_a_store_of_a_relative_path(
+    program: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = "mlflow.db" if name == "relative" else f"{tmp_path}/mlflow.db"
+    client, before = MlflowClient(tracking_uri=f"sqlite:///{place}"), mlflow.get_tracking_uri()
+    client.create_registered_model("toy")
+    client.create_model_version("toy", str(tmp_path))
+    client.set_registered_model_alias("toy", "champion", "1")
+    mlflow.set_tracking_uri(f"sqlite:///{place}")
+    try:
+        bound = program["app"](program["Settings"](name="toy"))
+    finally:
+        mlflow.set_tracking_uri(before)
+    arguments = bound._bound_deployment.init_args
+    assert arguments[1] == f"sqlite:///{tmp_path}/mlflow.db"
+
+
 @pytest.mark.slow
 def test_a_version_loads_in_three_ways_with_the_same_answers(folder: Path) -> None:
     with using(folder):
@@ -442,7 +484,7 @@ def test_the_old_version_stays_when_the_new_one_is_broken_or_the_alias_gone(serv
     wanted = expected(served.folder, FIRST)
     for version, reason in ((BROKEN, "toy version 1 stays"), (None, "alias champion not found")):
         served.registry.move(version)
-        served.wait_for_line("WARNING", "next try in", reason)
+        served.wait_for_line("WARNING", "stays", reason)
         status, found = served.ask(*TEXTS)
         assert (status, found["version"]) == (200, FIRST)
         assert same(found["results"], wanted)

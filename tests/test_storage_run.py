@@ -75,6 +75,7 @@ def test_two_processes_with_one_config_make_one_run(tmp_path):
     assert len(steps) == len({" ".join(line.split()[:3]) for line in steps})
 
 
+@pytest.mark.slow
 def test_two_students_at_once_share_teacher_and_signals(tmp_path):
     changed = {**SHORT, "student__num_layers": 1}
     first, second = run_together(tmp_path, toy_config(tmp_path, **SHORT), toy_config(tmp_path, **changed))

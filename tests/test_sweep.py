@@ -500,6 +500,7 @@ def at_most(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_trials_all_fail_has_no_winner_and_says_why(ray_cluster, tmp_path):
     space = {RATE: {"choice": [TOO_FAST, 2 * TOO_FAST]}}
     search = {"space": space, "scheduler": "asha", "num_trials": 2}  # asha asks every trial for its score

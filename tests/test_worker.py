@@ -122,6 +122,7 @@ def test_the_quick_start_runs_end_to_end_in_one_worker_group(one, mlflow_uri):
     assert_recorded_once(one.storage)
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_student(one, ray_cluster, inputs, tmp_path):
     two = run(ray_cluster, shrunk(inputs, tmp_path, "train.num_workers=2"))
     assert two.starts == ["0", "1"]
@@ -131,6 +132,7 @@ def test_two_workers_give_the_same_student(one, ray_cluster, inputs, tmp_path):
     assert two.storage.list("runs") == one.storage.list("runs")
 
 
+@pytest.mark.slow
 def test_a_run_stopped_with_one_worker_goes_on_with_two(one, ray_cluster, inputs, tmp_path):
     sent: list[int] = []
 

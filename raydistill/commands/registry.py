@@ -82,5 +82,6 @@ def rollback(name: ModelName, storage: StorageUrl = STORAGE, json: Json = False)
     """Make the version that the champion replaced the champion again."""
     from raydistill.gate.promotion import rollback as work
 
-    moved = work(name, storage=storage)
+    with Progress() as progress:
+        moved = work(name, storage=storage, progress=progress)
     return Outcome(lambda: moved, lambda console: print(moved["sentence"]))

@@ -39,20 +39,23 @@ class Source:
     """Rows that could not be read, by reason."""
 
 
-def read_source(data: Data) -> Source:
-    """All splits the source has. Raises DataError for content that cannot be read, ConfigError for a wrong name."""
+def read_source(data: Data, *, needs_train: bool = True) -> Source:
+    """All splits the source has. Raises DataError for content that cannot be read, ConfigError for a wrong name.
+
+    Without ``needs_train`` a training split may be absent, and the name of a single file says its split too.
+    """
     found = locate(data)
     if found.kind == "text_folder":
         source = _read_text_folder(found)
     elif found.kind in SUFFIXES:
-        source = _read_tables(found, data.columns, "data.path")
+        source = _read_tables(found, data.columns, "data.path", needs_train)
     elif found.kind in ("datasets", "hub"):
         source = _read_datasets(found, data.columns, data.revision, "data.path")
     else:
         raise ConfigError(
             f"{found.name} holds texts without labels. Name it in data.unlabeled; data.path needs labels."
         )
-    if source.tables and "train" not in source.tables:
+    if needs_train and source.tables and "train" not in source.tables:
         raise DataError(
             f"{found.name} has no training split, only {', '.join(source.tables)}. Add a file or folder train."
         )
@@ -106,8 +109,9 @@ def _read_text_folder(found: Location) -> Source:
     return Source(tables, None, notes + _not_utf8(broken), {"not UTF-8": len(broken)} if broken else {})
 
 
-def _read_tables(found: Location, columns: Columns, role: str) -> Source:
-    splits = [split_of(file.name) if len(found.files) > 1 else "train" for file in found.files]
+def _read_tables(found: Location, columns: Columns, role: str, needs_train: bool = True) -> Source:
+    is_alone = len(found.files) == 1
+    splits = ["train" if is_alone and needs_train else _named_split(file.name, is_alone) for file in found.files]
     notes = []
     if not any(splits):
         splits = ["train"] * len(splits)
@@ -129,6 +133,16 @@ def _read_tables(found: Location, columns: Columns, role: str) -> Source:
     notes.append(f"Columns of {role}: " + ", ".join(f"{what} = {name}" for what, name in used.items()) + ".")
     joined = {split: _joined(parts, found.name) for split, parts in tables.items()}
     return Source(joined, next(iter(names), None), notes)
+
+
+def _named_split(name: str, is_alone: bool) -> str | None:
+    """The split that a file's name speaks of; a file on its own may speak of several, which then says nothing."""
+    try:
+        return split_of(name)
+    except ConfigError:
+        if is_alone:
+            return None
+        raise
 
 
 def _read_datasets(found: Location, columns: Columns, revision: str | None, role: str) -> Source:

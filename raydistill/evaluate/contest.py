@@ -48,7 +48,8 @@ def hold_contest(
     runtime, max_length, num_parameters, bytes, latency_ms {p50, p95}, throughput, latency_setting (null without
     latency), metrics {metric: {value, low, high}}, per_class, confusion, reliability}}; ``pairs``: a list of {first,
     second, differences {metric: {value, low, high}} (second - first, paired bootstrap), agreement, mcnemar
-    {only_first, only_second, p}, latency_ratio (second ÷ first)}; ``notes``. Raises ModelError where labels of models
+    {only_first, only_second, p}, latency_ratio (second ÷ first; null without latency, or on different devices)};
+    ``notes``. Raises ModelError where labels of models
     or data do not fit together.
     """
     names = list(classifiers)
@@ -58,16 +59,18 @@ def hold_contest(
     notes += [notice] if notice else []
     logits = {}
     for name, classifier in classifiers.items():
-        order, notice = label_order(classifier.labels, first.labels)
+        order, notice = own_order(name, classifier.labels, names[0], first.labels)
         notes += [notice] if notice else []
         logits[name] = classifier.logits(rows.texts)[:, list(order)]
     samples = metrics.bootstrap(logits, labels, None, num_samples, seed)
     values = {name: metrics.classification_metrics(found, labels) for name, found in logits.items()}
     speeds, rounds = measure_speed(classifiers, rows.texts) if latency else ({}, {})
+    ratios, notice = latency_ratios(classifiers, rounds) if latency else ({}, None)
+    notes += [notice] if notice else []
     models = {
         name: {
             "path": str(classifier.folder),
-            "runtime": classifier.runtime,
+            "runtime": f"{classifier.runtime}, {classifier.device.type}",
             "max_length": classifier.max_length,
             "num_parameters": classifier.num_parameters,
             "bytes": classifier.num_bytes,
@@ -80,8 +83,7 @@ def hold_contest(
         for name, classifier in classifiers.items()
     }
     pairs = [
-        pair_section(names[0], name, logits, labels, values, samples)
-        | {"latency_ratio": latency_ratio(rounds[names[0]], rounds[name]) if latency else None}
+        pair_section(names[0], name, logits, labels, values, samples) | {"latency_ratio": ratios.get(name)}
         for name in names[1:]
     ]
     data = {"source": rows.source, "split": rows.split, "num_rows": rows.num_rows, "labels": list(first.labels)}
@@ -142,6 +144,19 @@ def measure_speed(
     return speeds, {name: row_times for name, (row_times, _) in times.items()}
 
 
+def latency_ratios(
+    classifiers: Mapping[str, Classifier], rounds: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, float | None], str | None]:
+    """``latency_ratio`` of every model to the first, None for one on another device; then a notice says so."""
+    (first, base), *others = classifiers.items()
+    elsewhere = [name for name, classifier in others if classifier.device.type != base.device.type]
+    ratios = {name: None if name in elsewhere else latency_ratio(rounds[first], rounds[name]) for name, _ in others}
+    if not elsewhere:
+        return ratios, None
+    where = ", ".join(f"{name} on {classifiers[name].device.type}" for name in (first, *elsewhere))
+    return ratios, f"Latencies on different devices have no ratio: {where}."
+
+
 def latency_ratio(first: Sequence[float], second: Sequence[float]) -> float:
     """Median over the rounds of second ÷ first, whose calls follow each other.
 
@@ -158,20 +173,37 @@ def speed_section(speed: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"latency_ms": latency, "throughput": throughput, "latency_setting": setting or None}
 
 
-def label_ids(labels: Sequence[str], own: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, str | None]:
-    """Class ids in the model's order, by name; a notice where the order had to be assumed.
+def own_order(name: str, found: Sequence[str], first: str, labels: Sequence[str]) -> tuple[tuple[int, ...], str | None]:
+    """As ``label_order``, for two finished models: neither can be given other labels by a setting."""
+    try:
+        return label_order(found, labels)
+    except ModelError as error:
+        raise ModelError(
+            f"The models' labels do not match. {first}: {', '.join(labels)}. {name}: {', '.join(found)}. Compare "
+            "models of the same labels, or rename them in id2label of a model's config.json."
+        ) from error
 
-    The data may hold some of the model's classes only. Raises ModelError where a label is unknown to the model.
+
+def label_ids(labels: Sequence[str], own: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, str | None]:
+    """Class ids in the model's order, by name or position; a notice where the order had to be assumed.
+
+    ``names``: all classes of the data; it may hold some of the model's only. Numbers 0…C-1 beside C other names stand
+    for these, as in ``data.labels.encode_labels``. Raises ModelError where a label is unknown to the model.
     """
     ids = {name: index for index, name in enumerate(own)}
     if set(labels) <= set(own):
         return np.array([ids[label] for label in labels], dtype=np.int64), None
-    if len(names) != len(own):
+    positions = {str(index): index for index in range(len(own))}
+    if set(labels) <= set(positions) and not any(name.lstrip("-").isdecimal() for name in own):
+        said = f"The data's labels are numbers, so 0 to {len(own) - 1} were taken for the model's labels in their order"
+        return np.array([positions[label] for label in labels], dtype=np.int64), f"{said}: {', '.join(own)}."
+    try:
+        order, notice = label_order(own, names)
+    except ModelError as error:
         unknown = sorted(set(labels) - set(own))
         raise ModelError(
             f"The data has labels the model does not know: {', '.join(unknown[:5])}. Model: {', '.join(own)}. Rename "
             "them in the data, or in id2label of the model's config.json."
-        )
-    order, notice = label_order(own, names)
+        ) from error
     place = {name: order[index] for index, name in enumerate(names)}
     return np.array([place[label] for label in labels], dtype=np.int64), notice

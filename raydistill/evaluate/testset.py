@@ -54,18 +54,21 @@ class TestRows:
 def read_test_rows(data: Data, split: str = "test") -> TestRows:
     """The labelled rows of a split; data without splits of its own is taken whole, and a note says so.
 
-    Raises DataError where nothing has a label, ConfigError for a split that the data lacks.
+    A label -1 is none beside 0, or alone, where the data does not name it as a class. Raises DataError where nothing
+    has a label, ConfigError for a split that the data lacks.
     """
-    source = read_source(data)
+    source = read_source(data, needs_train=False)
     notes = list(source.notes)
     if split not in source.tables:
         if len(source.tables) > 1:
             near = nearest(split, source.tables)
             hint = f"did you mean {near}? " if near else ""
             raise ConfigError(f"--split {split}: no such split; {hint}The data has {', '.join(source.tables)}.")
+        (only,) = source.tables
+        own = "no split of its own" if only == "train" else f"only the split {only!r}"
         notes.append(
-            f"The data has no split of its own, so all its rows were taken instead of {split!r}: the figures are too "
-            "good where the model was trained on some of them."
+            f"The data has {own}, so all its rows were taken instead of {split!r}: the figures are too good where the "
+            "model was trained on some of them."
         )
     table = source.tables.get(split, next(iter(source.tables.values())))
     if "label" not in table.column_names:
@@ -73,12 +76,15 @@ def read_test_rows(data: Data, split: str = "test") -> TestRows:
             "The data has no labels, so nothing can be measured. Name the column: --set data.columns.label=…"
         )
     labels = table.column("label").to_pylist()
+    absent = means_none(labels, source.label_names)
+    labels = [None if absent and label == "-1" else label for label in labels]
     part, _ = Part.of(table, np.arange(table.num_rows))
     kept = np.array([row for row in part.labels if labels[row] is not None], dtype=np.int64)
     if not len(kept):
         raise DataError(f"No row of {split!r} has a label, so nothing can be measured.")
     if len(kept) < len(labels):
-        notes.append(f"{len(labels) - len(kept)} rows without a label or text were left out.")
+        none = " (-1 counts as none)" if absent else ""
+        notes.append(f"{len(labels) - len(kept)} rows without a label{none} or text were left out.")
     names = [name for name in ("text", "text_pair") if name in table.column_names]
     texts = table.select(names).take(pa.array(kept))
     wanted = tuple(labels[row] for row in kept)
@@ -98,6 +104,15 @@ def prepared_rows(data: Artifact, split: str = "test") -> TestRows:
     texts = as_texts(table.select([name for name in ("text", "text_pair") if name in table.column_names]))
     hashes = tuple(table.column("hash").to_pylist())
     return TestRows(texts, names, info.labels, hashes, f"the run's own data ({data})", split)
+
+
+def means_none(labels: Sequence[str | None], names: Sequence[str] | None) -> bool:
+    """Whether "-1" is no class here: the data names none so, and its other labels, if any, begin at 0.
+
+    -1 beside 1 alone are two classes.
+    """
+    found = {label for label in labels if label is not None}
+    return "-1" in found and "-1" not in (names or ()) and (found == {"-1"} or "0" in found)
 
 
 def as_texts(table: pa.Table) -> tuple[Text, ...]:

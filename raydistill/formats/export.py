@@ -14,9 +14,11 @@ from raydistill.errors import ConfigError
 from raydistill.evaluate.testset import TestRows
 from raydistill.evidence import find_test_rows
 from raydistill.formats import EXPORT_FILE, FORMATS, SCHEMA, packages
-from raydistill.formats.checks import TORCH, Demand, check_exports
+from raydistill.formats.card import write_export_card
+from raydistill.formats.checks import TORCH, Demand, check_exports, measure_base
 from raydistill.formats.folders import check_targets, place, targets, workplace
-from raydistill.formats.writing import write_about, write_export
+from raydistill.formats.writing import public_name, write_about, write_export
+from raydistill.lineage import redact
 from raydistill.options import STORAGE
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -24,7 +26,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 def export(
     model: str,
-    formats: Sequence[str],
+    formats: str | Sequence[str],
     out: str | Path,
     *,
     data: Data | None = None,
@@ -60,6 +62,7 @@ def export(
     rows = find_test_rows(model, data, split, storage)
     sample = some_rows(rows, max_rows, seed)
     source = TorchClassifier(folder, max_length, "cpu")
+    base = measure_base(source, sample, demand, seed)
     with workplace(out) as scratch:
         made = {}
         for form in wanted:
@@ -67,36 +70,58 @@ def export(
             made[form] = write_export(form, source, model, scratch)
         tell({"phase": "check", "note": f"{sample.num_rows:,} rows"})
         classifiers = {TORCH: source} | {form: open_folder(scratch / form, device="cpu") for form in wanted}
-        checks = check_exports(classifiers, sample, demand, latency=latency, seed=seed)
+        checks = check_exports(classifiers, sample, demand, base, latency=latency, seed=seed)
         common = {
-            "data": {"source": rows.source, "split": rows.split, "num_rows": sample.num_rows, "of_rows": rows.num_rows},
+            "data": rows_section(redact(rows.source), sample, rows.num_rows),
             "demand": {"metric": metric, "margin": margin},
             TORCH: checks.pop(TORCH),
         }
-        sections = {form: finish(scratch / form, places[form], made[form], checks[form], common) for form in wanted}
+        public = {**common, "data": rows_section(public_data(rows.source, data), sample, rows.num_rows)}
+        sections = {
+            form: finish(scratch / form, places[form], made[form], checks[form], public, source.folder, force)
+            for form in wanted
+        }
     return {
         "schema": SCHEMA,
-        "model": model,
+        "model": redact(model),
         "source": {"path": str(folder), "digest": made[wanted[0]]["source"]["digest"]},
         "max_length": source.max_length,
         **common,
         "formats": sections,
         "good": all(section["good"] for section in sections.values()),
-        "notes": list(rows.notes),
+        "notes": [redact(note) for note in (*rows.notes, base.notice) if note],
     }
 
 
 def finish(
-    folder: Path, target: Path, about: Mapping[str, Any], check: Mapping[str, Any], common: Mapping[str, Any]
+    folder: Path,
+    target: Path,
+    made: Mapping[str, Any],
+    check: Mapping[str, Any],
+    common: Mapping[str, Any],
+    source: Path,
+    force: bool,
 ) -> dict[str, Any]:
-    """Write the checks into export.json and move the folder where its verdict belongs; the format's section."""
-    write_about(folder, {**about, "good": check["good"], "checks": {**common, "export": check}})
-    path = place(folder, target, check["good"])
+    """Write the checks into export.json, and the card, and move the folder where its verdict belongs; the section."""
+    about = {**made, "good": check["good"], "checks": {**common, "export": check}}
+    write_about(folder, about)
+    write_export_card(folder, about, source)
+    path = place(folder, target, check["good"], force)
     return {"path": str(path), "opset": about["opset"], "load": about["load"], **check}
 
 
-def chosen(formats: Sequence[str]) -> tuple[str, ...]:
+def rows_section(source: str, sample: TestRows, num_rows: int) -> dict[str, Any]:
+    return {"source": source, "split": sample.split, "num_rows": sample.num_rows, "of_rows": num_rows}
+
+
+def public_data(source: str, data: Data | None) -> str:
+    """What export.json calls the rows; those of the model's own run are named by no path already."""
+    return redact(source) if data is None else public_name(source)
+
+
+def chosen(formats: str | Sequence[str]) -> tuple[str, ...]:
     """The formats in the order of FORMATS, each once. Raises ConfigError for none or an unknown one."""
+    formats = [formats] if isinstance(formats, str) else formats
     unknown = [form for form in formats if form not in (*FORMATS, "all")]
     if unknown or not formats:
         problem = f"--format {unknown[0]}: not known" if unknown else "No format was named"

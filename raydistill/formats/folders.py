@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -25,12 +26,28 @@ def check_targets(found: Mapping[str, Path], force: bool) -> None:
     for target in found.values():
         if len(found) > 1 and (target.parent / EXPORT_FILE).is_file():
             raise ConfigError(f"{target.parent} is an export itself, of one format. Choose another --out for several.")
-        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-            continue
-        if not (target / EXPORT_FILE).is_file():
-            raise ConfigError(f"{target} is there and is no export, so it stays. Choose another --out.")
-        if not force:
+        if len(found) > 1 and os.path.lexists(target.parent) and not target.parent.is_dir():
+            raise ConfigError(f"{target.parent} is a file. Choose another --out.")
+        check_replaceable(target)
+        check_replaceable(rejected(target))
+        if not force and not is_free(target):
             raise ConfigError(f"{target} is there. --force replaces it, once the new export is good.")
+
+
+def rejected(target: Path) -> Path:
+    """Where a refused export goes."""
+    return target.with_name(target.name + REJECTED)
+
+
+def is_free(path: Path) -> bool:
+    """Whether nothing lies there but, at most, an empty folder."""
+    return not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises ConfigError for what is neither free nor an export."""
+    if not is_free(path) and not (path / EXPORT_FILE).is_file():
+        raise ConfigError(f"{path} is there and is no export, so it stays. Choose another --out.")
 
 
 @contextmanager
@@ -47,15 +64,44 @@ def workplace(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def place(made: Path, target: Path, good: bool) -> Path:
-    """Move a finished export to ``target``, a refused one to <target>.rejected: then ``target`` stays as it is."""
-    rejected = target.with_name(target.name + REJECTED)
-    goal = target if good else rejected
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    old = made.with_name(f"{made.name}.old")
-    if goal.exists():
-        os.replace(goal, old)  # goes with the workplace
-    os.replace(made, goal)
+def place(made: Path, target: Path, good: bool, force: bool = False) -> Path:
+    """Move a finished export to ``target``, a refused one to <target>.rejected: then ``target`` stays as it is.
+
+    Looks again at what lies there, as the work takes minutes. Raises ConfigError; then all stays as it was.
+    """
+    goal = target if good else rejected(target)
     if good:
-        shutil.rmtree(rejected, ignore_errors=True)  # of an earlier attempt
+        check_targets({"": target}, force)
+    check_replaceable(goal)
+    try:
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        swap(made, goal)
+    except OSError as error:
+        raise ConfigError(f"Cannot put the export at {goal}: {error.strerror}. Choose another --out.") from error
+    if good and os.path.lexists(rejected(target)):
+        discard(rejected(target))  # of an earlier attempt
     return goal
+
+
+def swap(made: Path, goal: Path) -> None:
+    """Put ``made`` where ``goal`` is; the old one lies beside it as <goal>.old meanwhile, and comes back on failure."""
+    if is_free(goal):
+        os.replace(made, goal)
+        return
+    names = (goal.with_name(f"{goal.name}.old{'' if i == 1 else -i}") for i in itertools.count(1))
+    old = next(name for name in names if not os.path.lexists(name))
+    os.replace(goal, old)
+    try:
+        os.replace(made, goal)
+    except BaseException:
+        os.replace(old, goal)
+        raise
+    discard(old)
+
+
+def discard(export: Path) -> None:
+    """Delete an export, or the link to one; leave what is neither."""
+    if export.is_symlink():
+        export.unlink()
+    elif (export / EXPORT_FILE).is_file():
+        shutil.rmtree(export, ignore_errors=True)

@@ -62,7 +62,7 @@ def write_onnx(source: TorchClassifier, folder: Path) -> dict[str, Any]:
                 f"torch.onnx cannot export a {source.model.config.model_type} model: {first_line(error)}. The formats "
                 "safetensors-bf16 and torch-int8 do not need it."
             ) from error
-    return describe(folder / FILE)
+    return describe_dynamic(folder / FILE)
 
 
 def example_inputs(source: Classifier) -> dict[str, torch.Tensor]:
@@ -107,7 +107,7 @@ def write_int8(exact: Path, folder: Path) -> dict[str, Any]:
             raise ModelError(
                 f"onnxruntime cannot quantise this model: {first_line(error)}. Export it as onnx or torch-int8."
             ) from error
-    return describe(folder / FILE) | {"settings": {"weights": "int8", "activations": "uint8", **QUANTIZER}}
+    return describe_dynamic(folder / FILE) | {"settings": {"weights": "int8", "activations": "uint8", **QUANTIZER}}
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -128,6 +128,20 @@ def describe(path: Path) -> dict[str, Any]:
 
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     return {"opset": opsets["ai.onnx"], "inputs": sides(model.graph.input), "outputs": sides(model.graph.output)}
+
+
+def describe_dynamic(path: Path) -> dict[str, Any]:
+    """As ``describe``. Raises ModelError for a graph that takes one batch size or one length only."""
+    found = describe(path)
+    axes = [(side["name"], axis) for side in found["inputs"] for axis in side["axes"]]
+    axes += [(side["name"], side["axes"][0]) for side in found["outputs"] if side["axes"]]
+    fixed = [f"{name} at {axis}" for name, axis in axes if isinstance(axis, int) and axis > 0]
+    if fixed:
+        raise ModelError(
+            f"The graph fixes an axis of {', '.join(fixed)}, so it would not take any batch and length. The formats "
+            "safetensors-bf16 and torch-int8 do."
+        )
+    return found
 
 
 class OnnxClassifier(Classifier):
@@ -155,4 +169,12 @@ class OnnxClassifier(Classifier):
         self.runtime = f"onnxruntime {release('onnxruntime')} {'int8' if form == 'onnx-int8' else 'float32'}"
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
-        return torch.from_numpy(self.session.run(None, {name: inputs[name].numpy() for name in self.inputs})[0])
+        feeds = {name: inputs[name].numpy() for name in self.inputs}
+        try:
+            return torch.from_numpy(self.session.run(None, feeds)[0])
+        except Exception as error:  # onnxruntime's kinds derive from Exception or RuntimeError
+            shape = " x ".join(map(str, feeds[self.inputs[0]].shape))
+            raise ModelError(
+                f"onnxruntime cannot compute {self.folder / FILE} for a batch of {shape} tokens: {first_line(error)}. "
+                "Export the model in another format."
+            ) from error

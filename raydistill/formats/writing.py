@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.classifier import Classifier, TorchClassifier
+from raydistill.data.paths import is_url, resolve_path
 from raydistill.formats import EXPORT_FILE, FORMATS, SCHEMA, packages
-from raydistill.models.folder import CARD, TOKENIZER_FILES, model_digest
+from raydistill.lineage import redact
+from raydistill.models.folder import TOKENIZER_FILES, model_digest
+from raydistill.naming import source_of
 
 OF_ENCODING = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Model input -> attribute of ``tokenizers.Encoding``."""
@@ -28,7 +31,7 @@ def write_export(form: str, source: TorchClassifier, model: str, scratch: Path) 
         "good": None,
         "runtime": FORMATS[form],
         "versions": packages.versions(form),
-        "source": {"model": model, "digest": model_digest(source.folder)},
+        "source": {"model": public_name(model), "digest": model_digest(source.folder)},
         "labels": list(source.labels),
         "max_length": source.max_length,
         **graph,
@@ -64,13 +67,21 @@ def write_weights(form: str, source: TorchClassifier, folder: Path) -> dict[str,
 
 
 def copy_companions(source: Classifier, folder: Path) -> None:
-    """config.json, the tokenizer's files and the model card; tokenizer.json also where the model has an older kind."""
-    for name in ("config.json", CARD, *TOKENIZER_FILES):
+    """config.json and the tokenizer's files; tokenizer.json also where the model has an older kind."""
+    for name in ("config.json", *TOKENIZER_FILES):
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
     backend = getattr(source.tokenizer, "backend_tokenizer", None)
     if backend is not None and not (folder / "tokenizer.json").is_file():
         backend.save(str(folder / "tokenizer.json"))
+
+
+def public_name(name: str) -> str:
+    """What a folder that leaves this machine calls a model or data: no credentials and no path of this machine."""
+    if name.startswith(("runs:/", "models:/")):
+        return redact(name)
+    path = None if name.startswith("pkg://") or is_url(name) else resolve_path(name)
+    return source_of(name if path is None else str(path)).name
 
 
 def write_about(folder: Path, content: Mapping[str, Any]) -> None:
@@ -90,14 +101,14 @@ def load_lines(form: str, source: Classifier, inputs: Sequence[str]) -> list[str
             f'max_length={length}, return_tensors="pt")',
             "logits = model(**rows).logits",
         ]
-    feeds = ", ".join(f'"{name}": numpy.array([row.{OF_ENCODING[name]} for row in rows])' for name in inputs)
+    feeds = ", ".join(f"{name!r}: numpy.array([row.{OF_ENCODING[name]} for row in rows])" for name in inputs)
     return [
         "import numpy, onnxruntime, tokenizers",
         'tokenizer, session = tokenizers.Tokenizer.from_file("tokenizer.json"), '
         'onnxruntime.InferenceSession("model.onnx")',
         f"tokenizer.enable_truncation({length})",
-        f'tokenizer.enable_padding(direction="{tokenizer.padding_side}", pad_id={tokenizer.pad_token_id}, '
-        f'pad_type_id={tokenizer.pad_token_type_id}, pad_token="{tokenizer.pad_token}")',
+        f"tokenizer.enable_padding(direction={str(tokenizer.padding_side)!r}, pad_id={tokenizer.pad_token_id}, "
+        f"pad_type_id={tokenizer.pad_token_type_id}, pad_token={str(tokenizer.pad_token)!r})",
         'rows = tokenizer.encode_batch(["a text", "another one"])',
         f'logits = session.run(["logits"], {{{feeds}}})[0]',
     ]

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from raydistill.classifier import Classifier, open_folder
-from raydistill.errors import DataError
+from raydistill.errors import DataError, ModelError, RaydistillError
 from raydistill.evaluate import metrics
 from raydistill.evaluate.compare import Predictions, chance
 from raydistill.evaluate.contest import Contest, hold_contest
@@ -35,17 +35,35 @@ class Measured:
 
 
 def measure(
-    gate: Gate, challenger: Version, champion: Version | None, rows: TestRows, storage: Storage, uri: str
+    gate: Gate,
+    challenger: Version,
+    champion: Version | None,
+    rows: TestRows,
+    storage: Storage,
+    uri: str,
+    *,
+    force: bool = False,
 ) -> Measured:
-    """Download both models and measure them on ``rows``, paired and in turns. Raises RaydistillError."""
+    """Download both models and measure them on ``rows``, paired and in turns.
+
+    Raises RaydistillError, ModelError for a version that cannot be opened; with ``force`` such a champion is left out.
+    """
     if not rows.num_rows:
         raise DataError(f"{rows.source} has no labelled row in {rows.split}, so nothing can be judged.")
+    notes = []
     with ExitStack() as stack:
         models: dict[str, Classifier] = {}
         for role, version in ((CHAMPION, champion), (CHALLENGER, challenger)):
-            if version is not None:
-                scratch = Path(stack.enter_context(TemporaryDirectory(prefix="raydistill-")))
+            if version is None:
+                continue
+            scratch = Path(stack.enter_context(TemporaryDirectory(prefix="raydistill-")))
+            try:
                 models[role] = open_folder(resolve_model_uri(_uri(version), storage, scratch))
+            except RaydistillError as error:
+                said = f"The {role}, version {version.version} of {version.name}, cannot be opened: {error}"
+                if role == CHALLENGER or not force:
+                    raise ModelError(said) from error
+                notes.append(said)
         labels = {role: tuple(model.labels) for role, model in models.items()}
         comparable = CHAMPION not in labels or set(labels[CHAMPION]) == set(labels[CHALLENGER])
         entrants = models if comparable else {CHALLENGER: models[CHALLENGER]}
@@ -66,7 +84,8 @@ def measure(
         leaked=None if seen is None else seen.leaked(rows.hashes),
         num_rows=rows.num_rows,
     )
-    return Measured(facts, contest, retention, [*summary["notes"], *_champion_leak(champion, rows, uri)])
+    notes += [*summary["notes"], *_champion_leak(champion, rows, uri)]
+    return Measured(facts, contest, retention, notes)
 
 
 def find_retention(gate: Gate, contest: Contest, challenger: Version, uri: str) -> tuple[Retention | None, str]:

@@ -24,6 +24,7 @@ from raydistill.registry import CHALLENGER, COMPLETE, Version, known_versions, l
 from raydistill.registry.aliases import CHAMPION, Move, move_back, move_champion
 from raydistill.registry.verdicts import store_verdict
 from raydistill.storage import Storage
+from raydistill.tracking import RUN_KEY
 
 SCHEMA = 1
 STORAGE = "raydistill-storage"
@@ -45,9 +46,9 @@ def promote(
     """Judge a version (default: the alias ``challenger``) against the champion, and make it the champion if it passes.
 
     The rows are those of ``data``, or the test rows of the challenger's run. Returns the verdict: ``verdict`` is
-    ``passed``, ``refused``, ``forced`` or ``unchanged`` (it is the champion already), ``moved`` whether the alias
-    moves, ``rules`` every rule with value and limit, ``comparison`` as ``evaluate.contest`` measured it. It is stored
-    with the version and as an MLflow run, unless ``dry_run``. Raises RaydistillError; nothing has moved then.
+    ``passed``, ``refused``, ``forced`` or ``unchanged`` (it is the champion already), ``moved`` whether the alias has
+    moved, ``rules`` every rule with value and limit, ``comparison`` as ``evaluate.contest`` measured it. It is stored
+    with the version and as an MLflow run, unless ``dry_run``. Raises RaydistillError.
     """
     if force and not (reason or "").strip():
         raise ConfigError("--force needs --reason: it is kept with the version.")
@@ -55,8 +56,8 @@ def promote(
         raise ConfigError("--reason is kept for a promotion by --force only; add --force, or leave it out.")
     place, rules = Storage(storage), gate or Gate()
     uri = open_store(place)
-    waiting = {"phase": "wait", "note": f"another process promotes a version of {name}"}
-    with place.lock("registry", name, waiting=lambda: progress(waiting)):
+    waiting = {"phase": "wait", "note": f"another process works on {name}"}
+    with place.lock("promotions", name, waiting=lambda: progress(waiting)):
         found = known_versions(name, uri)
         challenger, champion = pick(name, found, version), with_alias(found, CHAMPION)
         if champion is not None and champion.version == challenger.version:
@@ -64,25 +65,29 @@ def promote(
         rows = test_rows(challenger, data, split, place)
         note = f"version {challenger.version} on {rows.num_rows:,} rows{_against(champion)}"
         progress({"phase": "measure", "note": note})
-        measured = measure(rules, challenger, champion, rows, place, uri)
+        measured = measure(rules, challenger, champion, rows, place, uri, force=force)
         rulings = judge(rules, measured.facts)
         failed = [ruling for ruling in rulings if ruling.verdict == "failed"]
         decision = "passed" if not failed else "forced" if force else "refused"
-        moves = decision != "refused" and not dry_run
-        verdict = describe(challenger, champion, rules, rulings, measured, decision, moves, reason)
-        if not dry_run:
-            verdict["run_id"] = record(verdict, challenger, uri)
-        if moves:
+        verdict = describe(challenger, champion, rules, rulings, measured, decision, reason)
+        if dry_run:
+            return verdict
+        with place.lock("registry", name, waiting=lambda: progress(waiting)):  # short, so that a rollback can begin
             check_unchanged(name, challenger, champion, uri)
-            move_champion(name, challenger.version, uri)
+            verdict["run_id"] = record(verdict, challenger, uri, place)
+            if decision != "refused":
+                move_champion(name, challenger.version, champion.version if champion else None, uri)
+                verdict |= {"moved": True, "previous": champion.version if champion else None}
+                verdict["sentence"] += _moved(champion)
     return verdict
 
 
-def rollback(name: str, *, storage: str = STORAGE) -> dict[str, Any]:
+def rollback(name: str, *, storage: str = STORAGE, progress: Show = lambda entry: None) -> dict[str, Any]:
     """Make the version that the champion replaced the champion again. Raises TrackingError where there is none."""
     place = Storage(storage)
     uri = open_store(place)
-    with place.lock("registry", name):
+    waiting = {"phase": "wait", "note": f"another process moves the champion of {name}"}
+    with place.lock("registry", name, waiting=lambda: progress(waiting)):
         known_versions(name, uri)
         move = move_back(name, uri)
     return {"name": name, **asdict(move), "sentence": describe_move(name, move)}
@@ -92,9 +97,11 @@ def describe_move(name: str, move: Move) -> str:
     before = f"version {move.previous} is previous" if move.previous is not None else "there is no previous version"
     if move.was == move.now:
         return (
-            f"An earlier command on {name} was cut short before it moved the champion; it is version {move.now}, as it "
-            f"was, and {before}."
+            f"An earlier promotion or rollback of {name} was cut short and is ended now: version {move.now} is the "
+            f"champion, {before}."
         )
+    if move.was is None:
+        return f"The champion of {name} had been deleted: version {move.now} is the champion now; {before}."
     return f"Version {move.now} of {name} is the champion again instead of version {move.was}; {before}."
 
 
@@ -109,7 +116,7 @@ def pick(name: str, found: list[Version], number: int | None) -> Version:
     if chosen is None:
         what = "alias challenger" if number is None else f"version {number}"
         raise TrackingError(f"{name} has no {what}. Its versions: {listed}. Name one with --version.")
-    if COMPLETE not in chosen.tags and chosen.run_id:
+    if COMPLETE not in chosen.tags and RUN_KEY in chosen.tags:  # other tools' versions have neither
         raise TrackingError(
             f"Version {chosen.version} of {name} was not registered to its end. Run the command that made it again: "
             "it completes the version."
@@ -145,7 +152,8 @@ def check_unchanged(name: str, challenger: Version, champion: Version | None, ur
         )
     if challenger.version not in {version.version for version in now}:
         raise TrackingError(
-            f"Version {challenger.version} of {name} was deleted while it was judged; nothing was moved."
+            f"Version {challenger.version} of {name} was deleted while it was judged, so nothing was moved. "
+            f"`raydistill registry {name}` lists what there is."
         )
 
 
@@ -156,7 +164,6 @@ def describe(
     rulings: list[Ruling],
     measured: Measured,
     decision: str,
-    moves: bool,
     reason: str | None,
 ) -> dict[str, Any]:
     """The verdict as JSON, schema 1."""
@@ -166,10 +173,10 @@ def describe(
         "version": challenger.version,
         "champion": champion.version if champion else None,
         "verdict": decision,
-        "sentence": sentence(challenger, champion, rulings, decision, moves, reason),
+        "sentence": sentence(challenger, champion, rulings, decision, reason),
         "reason": reason,
-        "moved": moves,
-        "previous": champion.version if champion and moves else None,
+        "moved": False,
+        "previous": None,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "rules": [ruling.to_json() for ruling in rulings],
         "gate": gate.model_dump(mode="json"),
@@ -183,27 +190,26 @@ def describe(
 
 
 def sentence(
-    challenger: Version,
-    champion: Version | None,
-    rulings: list[Ruling],
-    decision: str,
-    moves: bool,
-    reason: str | None,
+    challenger: Version, champion: Version | None, rulings: list[Ruling], decision: str, reason: str | None
 ) -> str:
-    """The verdict for people."""
+    """The judgement for people; what it led to is added once it has happened."""
     subject = f"Version {challenger.version} of {challenger.name}"
     failed = "; ".join(f"{r.about} {r.shown['value']} ({r.shown['limit']})" for r in rulings if r.verdict == "failed")
     if decision == "refused":
         stays = f"version {champion.version} stays the champion" if champion else "there is still no champion"
         return f"{subject} is refused, {stays}: {failed}."
-    before = f", version {champion.version} is kept as previous" if champion else ", the first one"
-    becomes = f"becomes the champion{before}" if moves else "would become the champion"
     if decision == "forced":
-        return f"{subject} {becomes} by force, against the gate ({failed}). Reason: {reason}"
-    return f"{subject} passes every rule and {becomes}."
+        return f"{subject} is let through by force, against the gate ({failed}). Reason: {reason}."
+    return f"{subject} passes every rule."
+
+
+def _moved(champion: Version | None) -> str:
+    before = f", version {champion.version} is kept as previous" if champion else ", the first one"
+    return f" It is the champion now{before}."
 
 
 def unchanged(name: str, version: Version) -> dict[str, Any]:
+    """The verdict on a version that is the champion already: nothing was measured, stored or moved."""
     return {
         "schema": SCHEMA,
         "name": name,
@@ -211,18 +217,26 @@ def unchanged(name: str, version: Version) -> dict[str, Any]:
         "champion": version.version,
         "verdict": "unchanged",
         "sentence": f"Version {version.version} of {name} is the champion already; nothing was measured.",
+        "reason": None,
         "moved": False,
+        "previous": None,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "rules": [],
+        "gate": None,
+        "comparison": None,
+        "retention": None,
+        "notes": [],
+        "run_id": None,
     }
 
 
-def record(verdict: Mapping[str, Any], challenger: Version, uri: str) -> str:
+def record(verdict: Mapping[str, Any], challenger: Version, uri: str, place: Storage) -> str:
     """Store the verdict and its report; the id of its MLflow run."""
     with TemporaryDirectory(prefix="raydistill-") as scratch:
         folder = Path(scratch)
         (folder / "gate.json").write_text(redact(json.dumps(verdict, indent=2, ensure_ascii=False)), encoding="utf-8")
         write_gate_report(verdict, folder / "gate.html")
-        return store_verdict(verdict, challenger, folder, uri)
+        return store_verdict(verdict, challenger, folder, uri, place)
 
 
 def _against(champion: Version | None) -> str:

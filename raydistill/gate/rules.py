@@ -198,6 +198,13 @@ def judge_latency(gate: Gate, facts: Facts) -> Ruling:
         return skipped("latency", about, no_champion(facts))
     own, other = (model["latency_ms"]["p50"] for model in (facts.challenger, facts.champion))
     ratio = facts.pair["latency_ratio"]
+    if ratio is None:
+        why = "the two models compute on different devices"
+        return (
+            switched_off("latency", about, None)
+            if limit is None
+            else unknown("latency", about, limit, f"<= {limit:g}", why)
+        )
     if limit is None:
         return switched_off("latency", about, ratio, f"{ratio:.2f}")
     shown = {"value": f"{ratio:.2f}", "limit": f"<= {limit:g}"}

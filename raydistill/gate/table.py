@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from raydistill.evaluate.verdict import points
@@ -91,13 +92,20 @@ def version_cells(version: Version) -> list[str]:
 
 
 def number(text: str | None, factor: float, form: str) -> str:
-    return ABSENT if text is None else form.format(factor * float(text))
+    return form.format(factor * float(text)) if text is not None and is_number(text) else ABSENT
+
+
+def is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def describe_version(version: Version) -> dict[str, Any]:
     """A version as JSON: figures from its tags, its aliases, the last verdict."""
     tags = version.tags
-    figures = {name: float(value) for name, value in tags.items() if not name.startswith(("raydistill.", "mlflow."))}
+    figures = {name: float(value) for name, value in tags.items() if "." not in name and is_number(value)}
     verdict = {
         key.removeprefix(f"{VERDICT}_") if key != VERDICT else "verdict": value
         for key, value in tags.items()

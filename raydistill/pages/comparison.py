@@ -102,10 +102,17 @@ def interval(name: str, figure: Mapping[str, float | None]) -> str:
 
 def latency_setting(contenders: Sequence[Contender]) -> str:
     """Under which conditions speeds were measured, in a sentence; empty where none was."""
-    setting = next((c.model["latency_setting"] for c in contenders if c.model.get("latency_setting")), None)
-    if setting is None:
+    settings = {c.title: c.model["latency_setting"] for c in contenders if c.model.get("latency_setting")}
+    if not settings:
         return ""
-    device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
+    setting = next(iter(settings.values()))
+    devices = {
+        title: f"{each['threads']} CPU threads" if each["device"] == "cpu" else str(each["device"])
+        for title, each in settings.items()
+    }
+    device = next(iter(devices.values()))
+    if len(set(devices.values())) > 1:
+        device = ", ".join(f"{title} on {where}" for title, where in devices.items())
     text = f"Latency of 1 row, rows a second in batches of {setting['batch_size']}"
     text += f", of {setting['length']} tokens" if setting.get("length") else ""
     return f"{text}; {device}{', ' + setting['dtype'] if setting.get('dtype') else ''}, models in turns."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from raydistill.pages.comparison import (
 )
 from raydistill.pages.figures import Picture
 from raydistill.pages.layers import draw_layers
+from raydistill.pages.loading import loading_code
 from raydistill.pages.render import clean, render, write_page, yaml_text
 from raydistill.pages.scales import ABSENT, cut, scale
 from raydistill.plots import TITLES
@@ -53,6 +53,7 @@ def page_text(results: Mapping[str, Any]) -> str:
     shown = clean(results)
     contenders = run_contenders(shown)
     config, student = shown["config"], shown["student"]
+    max_length = (config.get("data") or {}).get("max_length")
     return render(
         "run.html",
         pictures(shown, contenders),
@@ -66,8 +67,8 @@ def page_text(results: Mapping[str, Any]) -> str:
         disagreements=[judged(row) for row in shown.get("disagreements") or []],
         drawing=draw_layers(shown["layers"]) if shown.get("layers") else None,
         start=(config.get("student") or {}).get("start", "teacher_layers"),
-        loading=loading_code(student["path"]),
-        max_length=(config.get("data") or {}).get("max_length"),
+        loading=loading_code(student["path"], max_length, shows_pairs(shown)),
+        max_length=max_length,
         num_labeled=sum(entry["support"] for entry in student["per_class"]),
         notes=shown.get("notes") or [],
         config=yaml_text(config),
@@ -195,13 +196,11 @@ def without_gaps(text: str | None) -> str | None:
     return None if text is None else "\n".join(line for line in text.splitlines() if line.strip())
 
 
-def loading_code(path: str) -> str:
-    """Three lines of Python that use the student."""
-    model = json.dumps(path, ensure_ascii=False)
-    return (
-        "from transformers import pipeline\n"
-        f'classify = pipeline("text-classification", model={model})\n'
-        'print(classify("…"))'
+def shows_pairs(results: Mapping[str, Any]) -> bool:
+    """Whether a row is two texts, by the config or by a row that is shown."""
+    columns = (results["config"].get("data") or {}).get("columns") or {}
+    return bool(columns.get("text_pair")) or any(
+        row.get("text_pair") is not None for row in results.get("disagreements") or []
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from raydistill.registry.students import CHALLENGER, COMPLETE, DIGEST, log_student, register_student, write_model
 from raydistill.registry.versions import (
     Version,
+    existing_store,
     known_versions,
     list_versions,
     model_names,
@@ -21,6 +22,7 @@ __all__ = [
     "COMPLETE",
     "DIGEST",
     "Version",
+    "existing_store",
     "known_versions",
     "list_versions",
     "log_student",

@@ -24,29 +24,31 @@ ROLLED_BACK = "raydistill.rolled_back"
 
 @dataclass(frozen=True)
 class Move:
-    """What a rollback did; ``was`` equals ``now`` where it only ended an earlier command that was cut short."""
+    """What a rollback did; ``was`` equals ``now`` where it only ended an earlier command that was cut short, and is
+    None where the champion's version had been deleted."""
 
-    was: int
+    was: int | None
     now: int
     previous: int | None
 
 
-def move_champion(name: str, version: int, uri: str) -> int | None:
-    """Make a version the champion and the old champion ``previous``; the old one, or None. Raises TrackingError.
+def move_champion(name: str, version: int, old: int | None, uri: str) -> None:
+    """Make a version the champion instead of ``old``, which becomes ``previous``.
 
     ``previous`` moves first: killed before the last step, both aliases name the old champion, which is still in place.
+    Raises TrackingError where another process has moved the alias; MLflow has no compare-and-set, so two that move it
+    within the same milliseconds are told apart afterwards only.
     """
     with reported(uri):
         client = open_client(uri)
-        old = _alias(client, name, CHAMPION)
-        if old == version:
-            return None
+        _expect(name, old, _alias(client, name, CHAMPION))
         client.set_model_version_tag(name, str(version), REPLACED, "" if old is None else str(old))
         if old is not None:
             client.set_registered_model_alias(name, PREVIOUS, str(old))
+        _expect(name, old, _alias(client, name, CHAMPION))
         client.set_registered_model_alias(name, CHAMPION, str(version))
         client.set_model_version_tag(name, str(version), PROMOTED, _now())
-    return old
+        _expect(name, version, _alias(client, name, CHAMPION))
 
 
 def move_back(name: str, uri: str) -> Move:
@@ -57,8 +59,12 @@ def move_back(name: str, uri: str) -> Move:
     with reported(uri):
         client = open_client(uri)
         champion, previous = _alias(client, name, CHAMPION), _alias(client, name, PREVIOUS)
-        if champion is None:
+        if champion is None and previous is None:
             raise TrackingError(f"{name} has no champion, so there is nothing to roll back.")
+        if champion is None:  # its version was deleted, and the alias with it
+            assert previous is not None
+            client.set_registered_model_alias(name, CHAMPION, str(previous))
+            return Move(None, previous, _set_previous(client, name, previous))
         if previous == champion:  # a promotion or rollback was cut short: the champion is the right one already
             return Move(champion, champion, _set_previous(client, name, champion))
         target = previous if previous is not None else _replaced(client, name, champion)
@@ -73,8 +79,18 @@ def move_back(name: str, uri: str) -> Move:
             )
         client.set_registered_model_alias(name, CHAMPION, str(target))
         now_previous = _set_previous(client, name, target)
+        client.set_model_version_tag(name, str(champion), REPLACED, "")  # or promotions of old versions make a circle
         client.set_model_version_tag(name, str(champion), ROLLED_BACK, _now())
     return Move(champion, target, now_previous)
+
+
+def _expect(name: str, wanted: int | None, found: int | None) -> None:
+    if wanted != found:
+        was, is_now = ("none" if version is None else f"version {version}" for version in (wanted, found))
+        raise TrackingError(
+            f"The champion of {name} was moved by another process: it was {was} and is now {is_now}. Look with "
+            f"`raydistill registry {name}`, then run the same command again."
+        )
 
 
 def _set_previous(client: MlflowClient, name: str, champion: int) -> int | None:

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raydistill.endpoint import artifact_location
 from raydistill.lineage import redact_values
-from raydistill.registry.versions import Version
-from raydistill.tracking import log_figures, open_client, reported, set_tags
+from raydistill.registry.versions import Version, run_tags
+from raydistill.storage import Storage
+from raydistill.tracking import experiment_named, log_figures, open_client, reported, set_tags
 
 KIND = "raydistill.kind"
 VERDICT = "raydistill.gate"
 MAX_TAG_LENGTH = 5000
+EXPERIMENT = "raydistill"
+"""Where verdicts on versions without a run of their own go."""
 
 
-def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri: str) -> str:
+def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri: str, storage: Storage) -> str:
     """Log the verdict with the folder ``files`` as a run beside the version's own, then tag the version; the run's id.
 
     Raises TrackingError.
@@ -34,7 +38,10 @@ def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri
     }
     with reported(uri):
         client = open_client(uri)
-        experiment = client.get_run(version.run_id).info.experiment_id if version.run_id else "0"
+        if version.run_id and run_tags(version.run_id, uri) is not None:
+            experiment = client.get_run(version.run_id).info.experiment_id
+        else:
+            experiment = experiment_named(client, EXPERIMENT, artifact_location(uri, storage))
         run = client.create_run(experiment, tags=facts, run_name=f"gate {version.name} {version.version}")
         run_id = str(run.info.run_id)
         values = {f"gate/{name}": float(value) for name, (value, _, _) in rules.items() if value is not None}
