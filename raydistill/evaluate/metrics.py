@@ -168,8 +168,9 @@ def resample(example_ids: Array, num_samples: int, seed: int) -> Iterator[Array]
 class WeightedMetrics:
     """METRICS of one model's rows under many weightings at once; logits (N, C), labels (N,)."""
 
-    def __init__(self, logits: Array, labels: Array) -> None:
+    def __init__(self, logits: Array, labels: Array, auc: bool = True) -> None:
         check_rows(logits, labels)
+        self.has_auc = auc
         self.probs, self.labels, self.num_classes = probabilities(logits), labels, logits.shape[1]
         predictions = logits.argmax(axis=1)
         self.truth, self.guess = self._one_hot(labels), self._one_hot(predictions)
@@ -198,7 +199,7 @@ class WeightedMetrics:
 
     def _auc(self, weights: Array) -> Array:
         """Weight of the (positive, negative) pairs in the right order, ties half, over the weight of all pairs."""
-        if len(np.unique(self.labels)) < self.num_classes:
+        if not self.has_auc or len(np.unique(self.labels)) < self.num_classes:
             return np.full(weights.shape[1], np.nan)
         classes = [1] if self.num_classes == 2 else range(self.num_classes)
         return np.mean([self._one_against_rest(weights, c) for c in classes], axis=0)
@@ -243,12 +244,21 @@ def _divide(a: Array, b: Array) -> Array:
 
 
 def bootstrap(
-    logits: Mapping[str, Array], labels: Array, example_ids: Array | None, num_samples: int, seed: int
+    logits: Mapping[str, Array],
+    labels: Array,
+    example_ids: Array | None,
+    num_samples: int,
+    seed: int,
+    *,
+    auc: bool = True,
 ) -> dict[str, dict[str, Array]]:
-    """Metrics of several models on the same resamples: model -> metric -> (num_samples,), paired by position."""
+    """Metrics of several models on the same resamples: model -> metric -> (num_samples,), paired by position.
+
+    Without ``auc``, most of the time on large splits, that metric is NaN.
+    """
     from threadpoolctl import threadpool_limits
 
-    metrics = {name: WeightedMetrics(values, labels) for name, values in logits.items()}
+    metrics = {name: WeightedMetrics(values, labels, auc) for name, values in logits.items()}
     ids = np.arange(len(labels)) if example_ids is None else example_ids
     # The products are small: a second core gains nothing, and where it is busy, waiting for it costs 10x.
     with threadpool_limits(1, user_api="blas"):

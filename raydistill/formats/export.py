@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.classifier import TorchClassifier, model_folder, open_folder
+from raydistill.classifier import Classifier, TorchClassifier, model_folder, open_folder
 from raydistill.config import Data
 from raydistill.errors import ConfigError
 from raydistill.evaluate.testset import TestRows
@@ -81,15 +81,22 @@ def export(
             form: finish(scratch / form, places[form], made[form], checks[form], public, source.folder, force)
             for form in wanted
         }
+    notes = [redact(note) for note in (*rows.notes, base.notice) if note]
+    return outcome(redact(model), made[wanted[0]], source, common, sections) | {"notes": notes}
+
+
+def outcome(
+    model: str, made: Mapping[str, Any], source: Classifier, common: Mapping[str, Any], sections: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``export`` returns, but for the notes; ``made``: the export.json of any of the formats."""
     return {
         "schema": SCHEMA,
-        "model": redact(model),
-        "source": {"path": str(folder), "digest": made[wanted[0]]["source"]["digest"]},
+        "model": model,
+        "source": {"path": str(source.folder), "digest": made["source"]["digest"]},
         "max_length": source.max_length,
         **common,
         "formats": sections,
         "good": all(section["good"] for section in sections.values()),
-        "notes": [redact(note) for note in (*rows.notes, base.notice) if note],
     }
 
 

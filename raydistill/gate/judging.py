@@ -116,7 +116,7 @@ def ratio(gate: Gate, student: np.ndarray, teacher: np.ndarray, labels: np.ndarr
     values = {name: metrics.classification_metrics(found, labels)[gate.metric] for name, found in both.items()}
     if not values["teacher"] > 0:
         return Retention(None, None, None, len(labels), where)
-    samples = metrics.bootstrap(both, labels, None, gate.bootstrap_samples, 0)
+    samples = metrics.bootstrap(both, labels, None, gate.bootstrap_samples, 0, auc=False)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = samples["student"][gate.metric] / samples["teacher"][gate.metric]
     found = metrics.interval(values["student"] / values["teacher"], ratios)

@@ -48,7 +48,7 @@ class Gate(Section):
     """Test rows whose text stood in the challenger's training or validation rows."""
     above_chance: bool = True
     """Refuse a model that is no better than always giving the most frequent label."""
-    bootstrap_samples: int = Field(default=2000, ge=100)
+    bootstrap_samples: int = Field(default=1000, ge=100)
     """Resamples behind every interval."""
 
 
