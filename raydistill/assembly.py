@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from raydistill.champion import find_champion
 from raydistill.config import Config
 from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.disagreements import describe_disagreements
@@ -48,6 +49,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         )
         for name, path in paths.items()
     }
+    champion, notes = find_champion(config.registry.name, ref, test, prepared.info.labels)
     splits = prepared.info.counts
     measured = Measured(
         class_names=prepared.info.labels,
@@ -56,6 +58,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         teacher=models["teacher"],
         student=models["student"],
         baseline=models.get("baseline"),
+        champion=champion,
         run_id=ref.run_id,
         num_rows={split: counts.rows for split, counts in splits.items()},
         labeled={split: counts.labeled for split, counts in splits.items()},
@@ -74,7 +77,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         num_samples=config.evaluate.bootstrap_samples,
         seed=config.seed,
     )
-    return build_results(measured) | {"notes": [*prepared.info.notes, *outcome.notes]}
+    return build_results(measured) | {"notes": [*prepared.info.notes, *outcome.notes, *notes]}
 
 
 def describe_layers(config: Config, outcome: Outcome) -> dict[str, Any]:
