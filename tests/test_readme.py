@@ -261,3 +261,17 @@ def test_names_of_settings_in_the_text_exist() -> None:
     }
     assert named >= {"data.columns", "teacher.finetune", "train.max_failures"}
     assert {name for name in named if name not in known and not name.endswith((".py", ".yaml", ".json"))} == set()
+
+
+def test_the_table_of_the_gate_has_its_defaults() -> None:
+    from raydistill.gate.rules import Gate
+
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("|")]
+    shown = {cells[2].strip("`"): cells[1] for cells in rows if len(cells) == 3 and cells[2].startswith("`")}
+    defaults = Gate().model_dump()
+    assert set(shown) == set(defaults) - {"metric", "bootstrap_samples"}
+    words = {"max_leaked_rows": "none", "above_chance": "yes", "max_bytes": "no limit"}
+    for name, text in shown.items():
+        number = defaults[name] if name != "non_inferiority_margin" else -defaults[name]
+        assert text == words.get(name, text)
+        assert name in words or text.endswith(f" {number:g}")
