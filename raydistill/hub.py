@@ -77,9 +77,10 @@ def push_model(
     for text in told:
         (warn or say)(text)
     pushed = talk(repo, partial(send, repo=repo, files=files, private=private, revision=revision, message=message))
-    told += pushed.pop("warnings")
+    for text in (told_by_hub := pushed.pop("warnings")):
+        (warn or say)(text)
     sizes = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
-    return {"model": model, **pushed, "files": sizes, "left_out": left_out, "warnings": told}
+    return {"model": model, **pushed, "files": sizes, "left_out": left_out, "warnings": told + told_by_hub}
 
 
 def send(
@@ -263,7 +264,6 @@ def print_pushed(console: Console, pushed: dict[str, Any]) -> None:
         told.append(f"Not sent: {', '.join(pushed['left_out'])}.")
     if pushed["deleted"]:
         told.append(f"Deleted there, as it was of an earlier model: {', '.join(pushed['deleted'])}.")
-    told += [f"Warning: {text}" for text in pushed["warnings"]]
     told.append(f"Pushed to {pushed['repo']} ({visibility(pushed['private'])}), {pushed['revision']}: {pushed['url']}")
     for line in told:
         console.print(Text(line), soft_wrap=True)
