@@ -21,7 +21,7 @@ from raydistill.workplace import Job, Workplace
 
 Result = TypeVar("Result")
 
-STOP_SECONDS = 6.0
+STOP_SECONDS = 5.0
 """After a wish to stop, workers get so long to write a checkpoint before the cluster is taken down."""
 
 OF_ONE_RANK = (ArtifactError, StaleOwner, TrackingError)
