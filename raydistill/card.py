@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raydistill.evaluate.verdict import points
+from raydistill.evaluate.verdict import figure, points
 from raydistill.lineage import package_versions
 from raydistill.models.folder import CARD
 from raydistill.naming import Source, bullets, data_source, escape, model_source, plain, source_of, start_source, table
@@ -278,11 +278,8 @@ def measured(interval: Mapping[str, float | None], name: str) -> str:
     value, low, high = (interval[part] for part in ("value", "low", "high"))
     if value is None:
         return ABSENT
-
-    def write(number: float) -> str:
-        return points(number) if ROWS[name].endswith("%") else f"{number:.3f}"
-
-    return write(value) if low is None or high is None else f"{write(value)} [{write(low)}, {write(high)}]"
+    shown = figure(name, value)
+    return shown if low is None or high is None else f"{shown} [{figure(name, low)}, {figure(name, high)}]"
 
 
 def latency(model: Mapping[str, Any]) -> str:

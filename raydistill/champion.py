@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from raydistill.evaluate.compare import Predictions
 from raydistill.evaluate.results import ModelOutcome
-from raydistill.registry import Version, version_by_alias
+from raydistill.registry import version_by_alias
 from raydistill.registry.aliases import CHAMPION
 
 if TYPE_CHECKING:
@@ -29,22 +27,19 @@ def find_champion(
     from raydistill.evidence import read_kept_predictions  # it loads torch
 
     kept = read_kept_predictions(version.run_id, ref.tracking_uri)
-    place = {} if kept is None else {value: row for row, value in enumerate(kept.hashes)}
-    known = {"num_parameters", "bytes"} <= version.tags.keys()
-    if kept is None or not known or set(kept.class_names) != set(labels) or not place.keys() >= set(test.hashes):
+    logits = None
+    if kept is not None and set(kept.class_names) == set(labels):
+        logits = kept.of_rows("student", test.hashes, labels)
+    if logits is None or not {"num_parameters", "bytes"} <= version.tags.keys():
         return None, [
             f"The champion, version {version.version} of {name}, is not in the table: its run does not hold its "
             f"predictions of these test rows and labels. `raydistill promote {name}` measures both on the same rows."
         ]
-    return outcome_of(version, kept, np.array([place[value] for value in test.hashes]), labels), []
-
-
-def outcome_of(version: Version, kept: Predictions, rows: np.ndarray, labels: tuple[str, ...]) -> ModelOutcome:
-    order = [kept.class_names.index(label) for label in labels]
-    return ModelOutcome(
+    outcome = ModelOutcome(
         path=f"models:/{version.name}/{version.version}",
         num_parameters=int(float(version.tags["num_parameters"])),
         num_bytes=int(float(version.tags["bytes"])),
-        test=kept.logits["student"][rows][:, order],
+        test=logits,
         version=version.version,
     )
+    return outcome, []

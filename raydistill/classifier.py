@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from raydistill.data.paths import resolve_path
 from raydistill.errors import ConfigError, ModelError
 from raydistill.formats import EXPORT_FILE
+from raydistill.models.checks import first_line
 from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
 from raydistill.models.labels import config_labels
 from raydistill.models.load import load_classifier, quiet, read_config, resolve_model
@@ -98,8 +99,8 @@ def open_tokenizer(folder: Path) -> Any:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception for a damaged tokenizer.json
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {said.rstrip('.:')}. {way_out}") from error
+        said = first_line(error)[:300].rstrip(".:")
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {said}. {way_out}") from error
 
 
 def pick_device(wanted: str | None) -> torch.device:

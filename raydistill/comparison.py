@@ -10,9 +10,10 @@ from raydistill.classifier import open_classifier
 from raydistill.config import Data
 from raydistill.errors import ConfigError
 from raydistill.evaluate.contest import hold_contest
-from raydistill.evaluate.verdict import points
-from raydistill.evidence import find_test_rows, read_seen
-from raydistill.registry import run_tags, version_named
+from raydistill.evaluate.verdict import figure, points
+from raydistill.evidence import find_test_rows, read_seen, run_id_of
+from raydistill.options import STORAGE
+from raydistill.registry import run_tags
 from raydistill.storage import Storage
 from raydistill.tracking import tracking_uri
 
@@ -31,7 +32,7 @@ def compare_models(
     *,
     max_length: int | None = None,
     latency: bool = True,
-    storage: str = "raydistill-storage",
+    storage: str = STORAGE,
 ) -> dict[str, Any]:
     """Measure several models on the same rows: those of ``data``, or the test rows of the first model's run.
 
@@ -54,11 +55,7 @@ def compare_models(
 def seen_note(model: str, hashes: Sequence[str], storage: str) -> list[str]:
     """A sentence where a model's run has seen some of the rows; nothing where MLflow does not know its run."""
     uri = tracking_uri(Storage(storage))
-    run_id: str | None = None
-    if model.startswith("models:/"):
-        run_id = version_named(model, uri).run_id
-    elif model.startswith("runs:/"):
-        run_id = model.removeprefix("runs:/").strip("/").partition("/")[0]
+    run_id = run_id_of(model, uri)
     if not run_id or run_tags(run_id, uri) is None:
         return []
     seen = read_seen(run_id, uri)
@@ -97,7 +94,7 @@ def comparison_table(summary: Mapping[str, Any], letters: Mapping[str, str]) -> 
     table.add_row("  95 % interval", *bounds, style="dim")
     for metric, label in METRICS.items():
         values = [model["metrics"][metric]["value"] for model in models]
-        shown = (ABSENT if v is None else points(v) if label.endswith("%") else f"{v:.3f}" for v in values)
+        shown = (ABSENT if v is None else figure(metric, v) for v in values)
         table.add_row(label, *shown)
     parameters = (ABSENT if m["num_parameters"] is None else f"{m['num_parameters'] / 1e6:.1f} M" for m in models)
     table.add_row("parameters", *parameters)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
-INTERRUPTED = 130
+REFUSED, INTERRUPTED = 3, 130
 
 
 @dataclass(frozen=True)

@@ -117,19 +117,24 @@ def run_rows(run_key: str, split: str, storage: Storage) -> TestRows:
 
 def run_key_of(model: str, storage: Storage) -> str | None:
     """Key of the run that made a model; None where it cannot be told."""
-    uri = existing_store(storage) if model.startswith(("models:/", "runs:/")) else ""
+    if not model.startswith(("models:/", "runs:/")):
+        return _run_of_folder(Path(model), storage)
+    uri = existing_store(storage)
+    if model.startswith("models:/") and (key := version_named(model, uri).tags.get(RUN_KEY)):
+        return key
+    run_id = run_id_of(model, uri)
+    tags = run_tags(run_id, uri) if run_id else {}
+    if tags is None and model.startswith("runs:/"):
+        raise TrackingError(f"{model}: there is no such run. `raydistill runs` lists them.")
+    return (tags or {}).get(RUN_KEY)
+
+
+def run_id_of(model: str, uri: str) -> str | None:
+    """MLflow's id of the run that ``models:/…`` or ``runs:/…`` comes from; None for a version without a run, and for
+    any other name. Raises TrackingError where there is no such version."""
     if model.startswith("models:/"):
-        version = version_named(model, uri)
-        if not version.run_id:
-            return version.tags.get(RUN_KEY)
-        return version.tags.get(RUN_KEY) or (run_tags(version.run_id, uri) or {}).get(RUN_KEY)
-    if model.startswith("runs:/"):
-        run_id = model.removeprefix("runs:/").strip("/").partition("/")[0]
-        tags = run_tags(run_id, uri)
-        if tags is None:
-            raise TrackingError(f"{model}: there is no such run. `raydistill runs` lists them.")
-        return tags.get(RUN_KEY)
-    return _run_of_folder(Path(model), storage)
+        return version_named(model, uri).run_id or None
+    return model.removeprefix("runs:/").strip("/").partition("/")[0] if model.startswith("runs:/") else None
 
 
 def _run_of_folder(folder: Path, storage: Storage) -> str | None:

@@ -13,6 +13,7 @@ from raydistill.config import Data
 from raydistill.evaluate.contest import label_ids
 from raydistill.evaluate.metrics import confusion, intervals, per_class
 from raydistill.evidence import find_test_rows
+from raydistill.options import STORAGE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,7 @@ def predict_texts(
     batch: int = BATCH_ROWS,
     *,
     max_length: int | None = None,
-    storage: str = "raydistill-storage",
+    storage: str = STORAGE,
 ) -> Iterator[dict[str, Any]]:
     """Yield {text[, text_pair], label, score} for every text in order; `batch` of them are held at a time.
 
@@ -51,7 +52,7 @@ def evaluate_model(
     split: str = "test",
     *,
     max_length: int | None = None,
-    storage: str = "raydistill-storage",
+    storage: str = STORAGE,
     num_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raydistill.evaluate.results import ModelOutcome, Outcome, SplitRows, build_results
-from raydistill.evaluate.verdict import points
+from raydistill.evaluate.verdict import figure, points
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +79,7 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, 
     rows["  95 % interval"] = [_bounds(m["test"]["accuracy"]) for m in models.values()]
     for metric, label in ROWS.items():
         values = [m["test"][metric]["value"] for m in models.values()]
-        rows[label] = [ABSENT if v is None else points(v) if label.endswith("%") else f"{v:.3f}" for v in values]
+        rows[label] = [ABSENT if v is None else figure(metric, v) for v in values]
     teacher = results["teacher"]["test"]["accuracy"]["value"]
     rows["agreement, %"] = [ABSENT if n == "teacher" else points(m["agreement"]) for n, m in models.items()]
     rows["retention, %"] = [

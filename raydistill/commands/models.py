@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydistill.commands import app
-from raydistill.console import Outcome, Progress
+from raydistill.console import REFUSED, Outcome, Progress
 from raydistill.formats import FORMATS
 from raydistill.options import STORAGE, DataOverrides, DataPath, Json, MaxLength, Model, SplitName, StorageUrl
 
@@ -127,7 +127,7 @@ def export(
             force=force,
             progress=progress,
         )
-    return Outcome(lambda: found, lambda console: print_export(console, found), 0 if found["good"] else 3)
+    return Outcome(lambda: found, lambda console: print_export(console, found), 0 if found["good"] else REFUSED)
 
 
 @app.command()

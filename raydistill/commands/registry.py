@@ -7,10 +7,8 @@ from typing import Annotated
 import typer
 
 from raydistill.commands import app
-from raydistill.console import Outcome, Progress
+from raydistill.console import REFUSED, Outcome, Progress
 from raydistill.options import STORAGE, DataOverrides, DataPath, Json, ModelName, SplitName, StorageUrl
-
-REFUSED = 3
 
 
 @app.command()

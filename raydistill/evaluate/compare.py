@@ -103,6 +103,16 @@ class Predictions:
     """Model name -> (N, C) float32."""
     class_names: tuple[str, ...]
 
+    def of_rows(self, model: str, hashes: Sequence[str], class_names: Sequence[str]) -> Array | None:
+        """A model's logits of these rows, classes in the order of ``class_names``, which are its own; None where the
+        model or one of the rows is not among those kept."""
+        place = {value: row for row, value in enumerate(self.hashes)}
+        if model not in self.logits or not place.keys() >= set(hashes):
+            return None
+        order = [self.class_names.index(name) for name in class_names]
+        found: Array = self.logits[model][[place[value] for value in hashes]][:, order]
+        return found
+
 
 def write_predictions(
     folder: Path,

@@ -80,6 +80,15 @@ def _interval(difference: Mapping[str, float]) -> str:
     return f"difference {value} points, 95 % interval {low} to {high}"
 
 
+UNITLESS = ("auc", "mcc", "log_loss", "calibration_error")
+"""Metrics that are written as they are; all others are shares, written in percent."""
+
+
+def figure(metric: str, value: float) -> str:
+    """A metric's value, or a difference of values, as tables write it: in points, or with three digits."""
+    return f"{value:.3f}" if metric in UNITLESS else points(value)
+
+
 def points(share: float) -> str:
     """A share, or a difference of shares, in percentage points with one digit; never "-0.0"."""
     return f"{round(100 * share, 1) + 0.0:.1f}"

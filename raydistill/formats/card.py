@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from raydistill.evaluate.verdict import UNITLESS
 from raydistill.formats import FORMATS
-from raydistill.formats.checks import IN_PERCENT, TORCH
+from raydistill.formats.checks import TORCH
 from raydistill.formats.table import cells, conditions, interval
 from raydistill.models.folder import CARD
 from raydistill.naming import bullets, escape, table
@@ -70,7 +71,7 @@ def verdict(check: Mapping[str, Any]) -> str:
 def checks_table(form: str, checks: Mapping[str, Any]) -> str:
     """The model and its export side by side."""
     metric = checks["demand"]["metric"]
-    unit = ", %" if metric in IN_PERCENT else ""
+    unit = "" if metric in UNITLESS else ", %"
     sections = [checks[TORCH], checks["export"]]
     columns = [cells(section, metric) for section in sections]
     rows = []

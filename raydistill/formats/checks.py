@@ -16,7 +16,7 @@ from raydistill.evaluate.contest import label_ids, latency_ratio, measure_speed,
 from raydistill.evaluate.metrics import METRICS, Array
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.testset import TestRows
-from raydistill.evaluate.verdict import points
+from raydistill.evaluate.verdict import UNITLESS, figure
 from raydistill.formats import EXACT
 from raydistill.schema import nearest
 
@@ -29,7 +29,6 @@ Six families of tiny models and a MiniLM: onnx-int8 0.026 at most (one scale for
 0.013, bfloat16 0.005. A mask or a size that the export lost shows as more.
 """
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
-IN_PERCENT = (*(name for name in METRICS if name not in (*LOWER_IS_BETTER, "auc", "mcc")),)
 NUM_SAMPLES = 1000
 TORCH = "torch"
 
@@ -189,4 +188,4 @@ def judge_metric(difference: Mapping[str, float | None], demand: Demand) -> tupl
 
 def amount(value: float, metric: str) -> str:
     """A difference of a metric for people: points where the metric is a share."""
-    return f"{points(value)} points" if metric in IN_PERCENT else f"{value:.3f}"
+    return figure(metric, value) + ("" if metric in UNITLESS else " points")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from raydistill.board import Show
 from raydistill.classifier import Classifier, TorchClassifier, model_folder, open_folder
 from raydistill.config import Data
 from raydistill.errors import ConfigError
@@ -20,8 +21,6 @@ from raydistill.formats.folders import check_targets, place, targets, workplace
 from raydistill.formats.writing import public_name, write_about, write_export
 from raydistill.lineage import redact
 from raydistill.options import STORAGE
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 def export(
@@ -39,7 +38,7 @@ def export(
     force: bool = False,
     latency: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Show = lambda entry: None,
 ) -> dict[str, Any]:
     """Write MODEL in each format (``all`` for every one), check each on labelled rows, and say which are good.
 
@@ -57,7 +56,6 @@ def export(
     check_targets(places, force)
     for form in wanted:
         packages.need(form)
-    tell = progress or (lambda entry: None)
     folder = source_folder(model, storage)
     rows = find_test_rows(model, data, split, storage)
     sample = some_rows(rows, max_rows, seed)
@@ -66,9 +64,9 @@ def export(
     with workplace(out) as scratch:
         made = {}
         for form in wanted:
-            tell({"phase": "export", "note": form})
+            progress({"phase": "export", "note": form})
             made[form] = write_export(form, source, model, scratch)
-        tell({"phase": "check", "note": f"{sample.num_rows:,} rows"})
+        progress({"phase": "check", "note": f"{sample.num_rows:,} rows"})
         classifiers = {TORCH: source} | {form: open_folder(scratch / form, device="cpu") for form in wanted}
         checks = check_exports(classifiers, sample, demand, base, latency=latency, seed=seed)
         common = {

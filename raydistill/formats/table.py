@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raydistill.evaluate.verdict import points
-from raydistill.formats.checks import IN_PERCENT, TORCH, amount
+from raydistill.evaluate.verdict import UNITLESS, figure, points
+from raydistill.formats.checks import TORCH, amount
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ def export_table(found: Mapping[str, Any]) -> Table:
     metric = found["demand"]["metric"]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("format", no_wrap=True)
-    unit = ", %" if metric in IN_PERCENT else ""
+    unit = "" if metric in UNITLESS else ", %"
     for heading in (f"{metric.replace('_', ' ')}{unit}", "difference", "logits", "same", "MB", "ms", "rows/s"):
         table.add_column(heading, justify="right", no_wrap=heading != metric)
     for form, section in {"torch float32": found[TORCH], **found["formats"]}.items():
@@ -62,10 +62,10 @@ def cells(section: Mapping[str, Any], metric: str) -> list[str]:
     value, difference = section["metric"], section.get("difference")
     largest, same = section.get("largest_logit_difference"), section.get("agreement")
     return [
-        ABSENT if value is None else figure(value["value"], metric),
+        ABSENT if value is None else figure(metric, value["value"]),
         ABSENT
         if difference is None
-        else f"{'+' if difference['value'] > 0 else ''}{figure(difference['value'], metric)}",
+        else f"{'+' if difference['value'] > 0 else ''}{figure(metric, difference['value'])}",
         ABSENT if largest is None else f"{largest:.1g}",
         ABSENT if same is None else points(same),
         f"{section['bytes'] / 1e6:.1f}",
@@ -74,12 +74,8 @@ def cells(section: Mapping[str, Any], metric: str) -> list[str]:
     ]
 
 
-def figure(value: float, metric: str) -> str:
-    return points(value) if metric in IN_PERCENT else f"{value:.3f}"
-
-
 def interval(found: Mapping[str, float] | None, metric: str) -> str:
-    return "" if found is None else f"[{figure(found['low'], metric)}, {figure(found['high'], metric)}]"
+    return "" if found is None else f"[{figure(metric, found['low'])}, {figure(metric, found['high'])}]"
 
 
 def conditions(found: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from raydistill.classifier import Classifier, open_folder
 from raydistill.errors import DataError, ModelError, RaydistillError
 from raydistill.evaluate import metrics
-from raydistill.evaluate.compare import Predictions, chance
+from raydistill.evaluate.compare import chance
 from raydistill.evaluate.contest import Contest, hold_contest
 from raydistill.evaluate.testset import TestRows
 from raydistill.evidence import read_kept_predictions, read_seen
@@ -94,20 +94,12 @@ def find_retention(gate: Gate, contest: Contest, challenger: Version, uri: str) 
     kept = read_kept_predictions(challenger.run_id, uri) if challenger.run_id else None
     if kept is None or "teacher" not in kept.logits:
         return None, NOT_KEPT
-    place = {value: row for row, value in enumerate(kept.hashes)}
-    found = np.array([place.get(value, -1) for value in contest.rows.hashes])
-    if (found >= 0).all():
-        teacher = in_order(kept, contest.class_names)[found]
+    teacher = kept.of_rows("teacher", contest.rows.hashes, contest.class_names)
+    if teacher is not None:
         return ratio(gate, contest.logits[CHALLENGER], teacher, contest.labels, "evaluated now"), ""
     labelled = kept.labels >= 0
     student, teacher = kept.logits["student"][labelled], kept.logits["teacher"][labelled]
     return ratio(gate, student, teacher, kept.labels[labelled], "its run's own test rows, as predicted then"), ""
-
-
-def in_order(kept: Predictions, class_names: tuple[str, ...]) -> np.ndarray:
-    """The teacher's kept logits (N, C), classes in the order of ``class_names``; the student has the run's names."""
-    order = [kept.class_names.index(name) for name in class_names]
-    return np.asarray(kept.logits["teacher"][:, order])
 
 
 def ratio(gate: Gate, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, where: str) -> Retention:

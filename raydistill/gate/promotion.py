@@ -19,6 +19,7 @@ from raydistill.evidence import run_key_of, run_rows
 from raydistill.gate.judging import Measured, measure
 from raydistill.gate.rules import Gate, Ruling, judge
 from raydistill.lineage import redact
+from raydistill.options import STORAGE
 from raydistill.pages.gate import write_gate_report
 from raydistill.registry import CHALLENGER, COMPLETE, Version, known_versions, list_versions, open_store
 from raydistill.registry.aliases import CHAMPION, Move, move_back, move_champion
@@ -27,7 +28,6 @@ from raydistill.storage import Storage
 from raydistill.tracking import RUN_KEY
 
 SCHEMA = 1
-STORAGE = "raydistill-storage"
 
 
 def promote(

@@ -9,11 +9,11 @@ from typing import Any
 
 from raydistill.endpoint import artifact_location
 from raydistill.lineage import redact_values
-from raydistill.registry.versions import Version, run_tags
+from raydistill.registry.runs import KIND
+from raydistill.registry.versions import Version, find_run
 from raydistill.storage import Storage
 from raydistill.tracking import experiment_named, log_figures, open_client, reported, set_tags
 
-KIND = "raydistill.kind"
 VERDICT = "raydistill.gate"
 MAX_TAG_LENGTH = 5000
 EXPERIMENT = "raydistill"
@@ -38,8 +38,9 @@ def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri
     }
     with reported(uri):
         client = open_client(uri)
-        if version.run_id and run_tags(version.run_id, uri) is not None:
-            experiment = client.get_run(version.run_id).info.experiment_id
+        judged = find_run(version.run_id, uri) if version.run_id else None
+        if judged is not None:
+            experiment = judged.info.experiment_id
         else:
             experiment = experiment_named(client, EXPERIMENT, artifact_location(uri, storage))
         run = client.create_run(experiment, tags=facts, run_name=f"gate {version.name} {version.version}")

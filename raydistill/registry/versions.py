@@ -16,6 +16,7 @@ from raydistill.storage import Storage
 from raydistill.tracking import open_client, prepare_store, redact, reported
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 
@@ -87,11 +88,17 @@ def version_named(uri: str, store: str) -> Version:
 
 def run_tags(run_id: str, uri: str) -> dict[str, str] | None:
     """Tags of a run; None where there is no such run. Raises TrackingError."""
+    run = find_run(run_id, uri)
+    return None if run is None else dict(run.data.tags)
+
+
+def find_run(run_id: str, uri: str) -> Run | None:
+    """MLflow's run; None where there is no such run. Raises TrackingError."""
     with reported(uri):
         from mlflow.exceptions import MlflowException
 
         try:
-            return dict(open_client(uri).get_run(run_id).data.tags)
+            return open_client(uri).get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
