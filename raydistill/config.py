@@ -151,6 +151,28 @@ class Finetune(Optimization):
     accuracy an early epoch's near-uniform ones teach little."""
 
 
+Resources = dict[str, Annotated[float, Field(ge=0)]]
+
+
+class Pool(Section):
+    """Teachers in actors of their own, on other devices and nodes than the training workers. They may come and go."""
+
+    min: int = Field(default=1, ge=1)
+    """Work begins when so many teachers are there; later it goes on with one."""
+    max: int = Field(default=1, ge=1)
+    """So many are asked for; an autoscaler brings nodes for them."""
+    resources: Resources | None = None
+    """What each teacher asks for, for example {GPU: 0.5}; by default one GPU where the cluster has some, else a CPU.
+    Where there are nodes with the resource ``teacher``, teachers are placed on those."""
+    accelerator_type: str | None = Field(default=None, min_length=1)
+    """A kind of GPU by Ray's name, for example L4."""
+    max_ahead_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Signals that teachers may have ready for each training worker; beyond that they wait for the student."""
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_pool(self)
+
+
 class ModelTeacher(Section):
     type: Literal["model"] = "model"
     model: str = Field(min_length=1)
@@ -161,8 +183,11 @@ class ModelTeacher(Section):
     """Run Python code that comes with the model. Only for models whose code you have read."""
     finetune: Finetune | None = None
     """Fine-tune the model on the labelled rows first; the best epoch by validation is kept."""
-    mode: Literal["auto", "cached", "online"] = "auto"
-    """``cached``: record its signals once; ``online``: run it beside the student; ``auto``: by ``max_cache_bytes``."""
+    mode: Literal["auto", "cached", "online", "pool"] = "auto"
+    """``cached``: record its signals once; ``online``: run it beside the student; ``pool``: teacher actors compute
+    ahead of it; ``auto``: by ``max_cache_bytes``."""
+    pool: Pool | None = None
+    """Teacher actors: they record (``cached``) or compute ahead of the student (``pool``)."""
     max_cache_bytes: int = Field(default=20_000_000_000, ge=0)
     """Up to this size ``auto`` records signals that are wider than logits."""
 
@@ -190,8 +215,12 @@ class Student(Section):
 class Train(Section):
     num_workers: int = Field(default=1, ge=0)
     """Ray Train workers; 0 runs everything in the calling process without Ray."""
-    resources_per_worker: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    min_workers: int | None = Field(default=None, ge=1)
+    """Elastic training: begin, or go on, with so many workers while the cluster has no room for ``num_workers``."""
+    resources_per_worker: Resources | None = None
     """For example {CPU: 4, GPU: 1}; by default one GPU where the cluster has some, else an even share of the CPUs."""
+    accelerator_type: str | None = Field(default=None, min_length=1)
+    """A kind of GPU by Ray's name, for example A100."""
     max_failures: int = Field(default=3, ge=0)
     """How often a worker group that lost a worker is started again."""
     global_batch_size: int = Field(default=32, ge=1)
@@ -208,6 +237,9 @@ class Train(Section):
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of student and baseline: order of the rows, dropout, random starts. None: that of the config. With another
     one data and teacher stay what they are."""
+
+    def mistakes(self) -> list[rules.Mistake]:
+        return rules.check_train(self)
 
 
 class Baseline(Section):

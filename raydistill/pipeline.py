@@ -112,8 +112,11 @@ def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
         "storage": True,
         "sweep": True,
         "data": {"path", "unlabeled"},
-        "teacher": {"model"},
-        "train": {"num_workers", "resources_per_worker", "max_failures", "tokens_per_micro_batch", "checkpoint_steps"},
+        "teacher": {"model", "pool"},
+        "train": {
+            *("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures"),
+            *("tokens_per_micro_batch", "checkpoint_steps"),
+        },
     }
     settings = config.model_dump(mode="json", exclude=excluded)
     return recipe_key({"config": settings, "tokens": tokens.digest, "source": model_digest(source), "dtype": dtype})

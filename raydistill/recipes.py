@@ -170,10 +170,11 @@ def signal_bytes(signals: Iterable[str], teacher: PretrainedConfig, num_rows: in
 
 
 def choose_mode(teacher: ModelTeacher, sizes: dict[str, int]) -> tuple[str, str]:
-    """Return the teacher's mode, ``cached`` or ``online``, and why."""
+    """Return the teacher's mode, ``cached``, ``online`` or ``pool``, and why."""
     if teacher.mode != "auto":
         return teacher.mode, f"teacher.mode: {teacher.mode}"
     total = sum(sizes.values())
     if total <= teacher.max_cache_bytes:
         return "cached", f"its signals take {total:,} bytes, within teacher.max_cache_bytes"
-    return "online", f"its signals would take {total:,} bytes, more than teacher.max_cache_bytes"
+    wide = "online" if teacher.pool is None else "pool"
+    return wide, f"its signals would take {total:,} bytes, more than teacher.max_cache_bytes"

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
         Columns,
         Config,
         Distribution,
+        Pool,
         Split,
         Stage,
         Student,
         Sweep,
         TextClassification,
+        Train,
     )
 
 Mistake = tuple[tuple[str, ...], str]
@@ -98,8 +100,28 @@ def check_student(student: Student) -> list[Mistake]:
     return mistakes
 
 
+def check_pool(pool: Pool) -> list[Mistake]:
+    return [(("min",), f"{pool.min} is above max ({pool.max}).")] if pool.min > pool.max else []
+
+
+def check_train(train: Train) -> list[Mistake]:
+    if train.min_workers is None or train.min_workers <= train.num_workers:
+        return []
+    return [(("min_workers",), f"{train.min_workers} is above num_workers ({train.num_workers}).")]
+
+
 def check_config(config: Config) -> list[Mistake]:
-    return [*check_layer_maps(config), *check_baseline(config), *check_exchange(config)]
+    return [*check_layer_maps(config), *check_baseline(config), *check_exchange(config), *check_teachers(config)]
+
+
+def check_teachers(config: Config) -> list[Mistake]:
+    """Teachers in actors of their own need Ray."""
+    teacher = config.teacher
+    name = "pool" if teacher.pool is not None else "mode"
+    if config.train.num_workers > 0 or (teacher.pool is None and teacher.mode != "pool"):
+        return []
+    text = "teacher actors need Ray, and train.num_workers: 0 works without; set it to 1 or more, or remove this."
+    return [(("teacher", name), text)]
 
 
 def check_exchange(config: Config) -> list[Mistake]:

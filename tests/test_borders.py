@@ -15,11 +15,18 @@ PACKAGE = ROOT / "raydistill"
 HEAVY = ("torch", "ray", "mlflow", "transformers", "datasets", "pandas", "scipy", "sklearn", "matplotlib")
 ALLOWED = {
     "ray": {
-        "cluster.py",
+        "cluster/connection.py",
+        "cluster/resources.py",
+        "cluster/placement.py",
+        "cluster/jobs.py",
+        "cluster/nodes.py",
         "search/actor.py",
         "search/schedulers.py",
         "search/tuning.py",
-        "teacher/pool.py",
+        "teacher/pool/actor.py",
+        "teacher/pool/teachers.py",
+        "teacher/pool/signals.py",
+        "teacher/pool/recording.py",
         "train/worker.py",
     },
     "mlflow": {

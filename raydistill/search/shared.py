@@ -68,7 +68,12 @@ def share(place: Workplace) -> Shared:
     with place.phase("record"):
         needs: set[str] = set()
         for config in signal_configs(place.config):
-            mode, _, wanted = teacher_mode(place, teacher, config)
+            mode, why, wanted = teacher_mode(place, teacher, config)
+            if mode == "pool":
+                raise ConfigError(
+                    f"teacher.mode: pool feeds one student, and a sweep trains many ({why}). Write cached, which "
+                    "records once for all trials (teacher.max_cache_bytes), or online."
+                )
             needs |= wanted if mode == "cached" else set()
         signals = record_split(place, teacher, "train", needs)
         record_split(place, teacher, "validation", {"logits"})
