@@ -5,7 +5,9 @@ Nothing here knows about workers but ``rank_share``, so the rows of a batch neve
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +65,24 @@ def epoch_batches(
     full = [batch for batch in batches if len(batch) == global_batch_size]
     short = [batch for batch in batches if len(batch) < global_batch_size]
     return [full[i] for i in random.permutation(len(full))] + short
+
+
+class BatchPlan:
+    """The global batches of a stage by step, one epoch after another. Keeps one epoch: each thread has its own plan."""
+
+    def __init__(
+        self, rows: np.ndarray, lengths: np.ndarray, labels: np.ndarray, *, seed: int, global_batch_size: int
+    ) -> None:
+        self._cut = partial(epoch_batches, rows, lengths, labels, seed=seed, global_batch_size=global_batch_size)
+        self._steps_per_epoch = math.ceil(len(rows) / global_batch_size)
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the rows (ids) of the global batch of a step, counted over all epochs."""
+        epoch, k = divmod(step, self._steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._cut(epoch=epoch))
+        return self._epoch[1][k]
 
 
 def _spread_labeled(order: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from raydistill.models.load import new_classifier, seeded
 from raydistill.models.precision import attention_implementation
 from raydistill.search.space import sweep_of
 from raydistill.tasks import make_task
+from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints
 from raydistill.train.device import Device
 from raydistill.train.group import Group
@@ -219,7 +220,7 @@ def training(
     )
 
 
-class EmptySignals:
+class EmptySignals(Signals):
     """Signals of zeros in the shapes that a teacher's have."""
 
     def __init__(self, needs: frozenset[str], teacher: PretrainedConfig) -> None:

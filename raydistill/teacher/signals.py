@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,20 +13,29 @@ from raydistill.models.capture import capture
 from raydistill.train.device import Device
 
 
-class Signals(Protocol):
-    """``batch`` returns the signals of these rows: row-level (B, …), token-level (N, …) flat, in the rows' order."""
+class Signals(ABC):
+    """What a loop asks for teacher signals."""
 
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]: ...
+    @abstractmethod
+    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the signals of these rows: row-level (B, …), token-level (N, …) flat, in the rows' order."""
+
+    def foresee(self, steps: Iterator[list[np.ndarray]]) -> None:  # noqa: B027, most sources need no foresight
+        """Learn what is asked for from here on: each step's micro-batches (row ids), computed when it is looked at."""
+
+    def wait(self, parts: Sequence[np.ndarray]) -> bool:
+        """Wait a moment, a second or so, for the signals of a step's micro-batches; whether all are there."""
+        return True
 
 
-class NoSignals:
+class NoSignals(Signals):
     """For stages in which no teacher speaks."""
 
     def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
 
-class OnlineSignals:
+class OnlineSignals(Signals):
     """The teacher runs in the training process: evaluation mode, no gradient."""
 
     def __init__(self, teacher: nn.Module, needs: Collection[str], device: Device) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from raydistill.artifacts import Artifact, FileInfo, Storage, recipe_key
 from raydistill.errors import ArtifactError
 from raydistill.models.capture import is_token_level
+from raydistill.teacher.signals import Signals
 
 SHARD_ROWS = 1_000
 SHARD_TOKENS = 65_536
@@ -97,7 +98,7 @@ def find_shards(artifact: Artifact) -> dict[int, tuple[str, FileInfo]]:
     return found
 
 
-class RecordedSignals:
+class RecordedSignals(Signals):
     """Signals read from the store, by row number."""
 
     def __init__(self, artifacts: dict[str, Artifact], num_rows: int, *, verify: bool = False) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from raydistill.config import Optimization
 from raydistill.config import Train as TrainSettings
-from raydistill.data.batches import Batch, epoch_batches, micro_batches, rank_share
+from raydistill.data.batches import Batch, BatchPlan, micro_batches, rank_share
 from raydistill.data.rows import Rows
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.losses.base import Losses
@@ -69,6 +69,8 @@ class Setup:
     group: Group
     device: Device
     should_stop: Callable[[], bool] = lambda: False
+    should_save: Callable[[], bool] = lambda: False
+    """Whether a checkpoint is wanted at once: this rank's node is about to be taken away. Told once a notice."""
     until: int | None = None
     """Leave after this step with a checkpoint: from there on the stage has other settings. None: to the end."""
     save_at_validation: bool = False
@@ -127,7 +129,7 @@ class Stage:
         self.optimizer = build_optimizer(self.parameters, setup.optimization)
         self.names = list(setup.losses.terms)
         self.log_steps = max(1, min(LOG_STEPS, setup.schedule.num_steps // 20))
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self.plan = self._plan()
         self._sums: list[Tensor] = []
         self._counts: list[float] = []
         self._reset_sums()
@@ -142,6 +144,8 @@ class Stage:
         first, end = progress.step, min(setup.until or schedule.num_steps, schedule.num_steps)
         if first >= end:
             return
+        ahead = self._plan()
+        setup.signals.foresee(self.parts(ahead, step) for step in range(first, end))
         with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
             pending = pool.submit(self.collate, first)
             for step in range(first, end):
@@ -168,27 +172,21 @@ class Stage:
     def collate(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step; runs one step ahead in a thread."""
         setup = self.setup
-        rows, group_size = setup.rows, setup.losses.group_size
-        share = rank_share(self.plan(step), setup.group.rank, setup.group.size, group_size)
-        parts = micro_batches(share, rows.lengths, tokens=setup.settings.tokens_per_micro_batch, group_size=group_size)
+        rows = setup.rows
+        parts = self.parts(self.plan, step)
         return [Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids)) for ids in parts]
 
-    def plan(self, step: int) -> np.ndarray:
-        """Return the rows of the global batch of ``step``."""
+    def _plan(self) -> BatchPlan:
         setup = self.setup
-        size = setup.settings.global_batch_size
-        epoch, k = divmod(step, math.ceil(len(setup.row_ids) / size))
-        if self._epoch[0] != epoch:
-            batches = epoch_batches(
-                setup.row_ids,
-                setup.rows.lengths,
-                setup.rows.labels,
-                seed=setup.seed,
-                epoch=epoch,
-                global_batch_size=size,
-            )
-            self._epoch = (epoch, batches)
-        return self._epoch[1][k]
+        size, rows = setup.settings.global_batch_size, setup.rows
+        return BatchPlan(setup.row_ids, rows.lengths, rows.labels, seed=setup.seed, global_batch_size=size)
+
+    def parts(self, plan: BatchPlan, step: int) -> list[np.ndarray]:
+        """Rows (ids) of this rank's micro-batches of a step."""
+        setup = self.setup
+        group_size, tokens = setup.losses.group_size, setup.settings.tokens_per_micro_batch
+        share = rank_share(plan.batch(step), setup.group.rank, setup.group.size, group_size)
+        return micro_batches(share, setup.rows.lengths, tokens=tokens, group_size=group_size)
 
     def take_step(self, step: int, batches: list[Batch], counts: list[float]) -> None:
         """One optimizer step over this rank's micro-batches; ``counts`` are those of the whole global batch."""
@@ -233,15 +231,21 @@ class Stage:
             return setup.losses(student, teacher, batch, counts)
 
     def _agree(self, batches: list[Batch], progress: Progress) -> list[float]:
-        """Sum the counts over all ranks, and with them the wish to stop: all ranks leave at the same step."""
-        *counts, stop = self.setup.group.sum([*self.setup.losses.counts(batches), float(self.setup.should_stop())])
-        if stop:
-            self._save(progress)
-            raise Interrupted(
-                f"{self.setup.name} stopped after step {progress.step} of {self.setup.schedule.num_steps}; "
-                "a checkpoint was written."
-            )
-        return counts
+        """Sum the counts over all ranks, and with them what ranks wish: all leave, save, or wait at the same step."""
+        setup = self.setup
+        while True:
+            waits = not setup.signals.wait([batch.row_ids for batch in batches])
+            wishes = map(float, (setup.should_stop(), setup.should_save(), waits))
+            *counts, stop, save, someone_waits = setup.group.sum([*setup.losses.counts(batches), *wishes])
+            if stop or save:
+                self._save(progress)
+            if stop:
+                raise Interrupted(
+                    f"{setup.name} stopped after step {progress.step} of {setup.schedule.num_steps}; "
+                    "a checkpoint was written."
+                )
+            if not someone_waits:
+                return counts
 
     def _validate(self, progress: Progress, is_last: bool) -> Report:
         setup = self.setup
