@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import ArtifactError
+from raydistill.faults import Damaged, Missing, explain, is_disk_full, is_transient
 from raydistill.ownership import Owner
-from raydistill.storage import STAGING, Damaged, Missing, Storage, check_name, explain, is_disk_full
+from raydistill.storage import STAGING, Storage, check_name
 
 __all__ = [
     "FORMAT_VERSION",
@@ -206,7 +207,7 @@ class Artifact:
             manifest = Manifest.of({name: FileInfo.of(path) for name, path in files.items()}, recipe, parents or {})
             self._commit(staging, manifest)
         except Exception as error:
-            if is_disk_full(error):
+            if is_disk_full(error) or (isinstance(error, OSError) and is_transient(error)):
                 raise explain(error, "write", str(staging)) from error
             raise
         finally:
@@ -228,23 +229,24 @@ class Artifact:
         self.storage.upload(local, self.kind, self.key, name)
         return info
 
+    def unseal(self) -> None:
+        """Remove the manifest only: the files stay for whoever makes the artefact whole again."""
+        self.storage.delete(self.kind, self.key, MANIFEST)
+
     def names(self) -> list[str]:
         """Names of the files in the folder, sealed or not, without the manifest and files that are being written."""
         return [name for name in self.storage.files(self.kind, self.key) if name != MANIFEST]
 
     def delete(self) -> None:
         """Remove the artefact; one that is not there is fine."""
-        self.storage.delete(self.kind, self.key, MANIFEST)  # first: half of an artefact must not be believed
+        self.unseal()  # first: half of an artefact must not be believed
         self.storage.delete(self.kind, self.key)
 
     def _staging(self) -> Path:
         """A new folder: on the storage's own disk, so that the commit is one rename, or a temporary one for a URL."""
         folder = Path(self.storage.path(STAGING) if self.storage.is_local else tempfile.gettempdir())
         folder /= f"{self.kind}-{self.key}-{uuid.uuid4().hex[:12]}"
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise explain(error, "write", str(folder)) from error
+        self.storage.attempt("write", lambda: folder.mkdir(parents=True, exist_ok=True), self.kind, self.key)
         return folder
 
     def _commit(self, staging: Path, manifest: Manifest) -> None:
@@ -257,14 +259,15 @@ class Artifact:
                 if not self.exists():  # a process that took over the lock after this one stalled comes first
                     self._write_manifest(manifest)
                 return
-            Storage(str(staging)).write_json(manifest.to_json(), MANIFEST)
+            self.storage.write_json(manifest.to_json(), STAGING, staging.name, MANIFEST)
             final = Path(self.storage.path(self.kind, self.key))
-            try:
+
+            def move() -> None:
                 final.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(final, ignore_errors=True)  # leftovers of a killed process
                 os.rename(staging, final)
-            except OSError as error:
-                raise explain(error, "write", str(final)) from error
+
+            self.storage.attempt("write", move, self.kind, self.key)
 
     def _write_manifest(self, manifest: Manifest) -> None:
         self.storage.write_json(manifest.to_json(), self.kind, self.key, MANIFEST)

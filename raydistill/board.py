@@ -52,6 +52,10 @@ class Board:
             else:
                 self.storage.write_json({**entry, "owner": self.owner.number}, *self.run, "progress.json")
 
+    def clear(self) -> None:
+        """Forget how far an earlier worker group of this run was."""
+        self.storage.delete(*self.run, "progress.json")
+
     def read(self) -> dict[str, Any] | None:
         if not self.storage.exists(*self.run, "progress.json"):
             return None

@@ -9,10 +9,10 @@ from typing import cast
 
 import typer
 
-from raydistill.commands import app, distillation, models, registry, setup, storage
+from raydistill.commands import app, distillation, models, registry, remote, setup, storage
 from raydistill.console import INTERRUPTED, Outcome, run
 
-GROUPS = (distillation, models, registry, setup, storage)
+GROUPS = (distillation, models, registry, remote, setup, storage)
 """Each adds its commands to app; --help shows them in this order."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from raydistill.errors import RaydistillError
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 REFUSED, INTERRUPTED = 3, 130
+CONTROLS = re.compile(r"(\x1b\[[0-9;]*m)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but for tabs, ends of lines and colours: texts and class names of a data set may hold any."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,25 @@ class Outcome:
     show: Callable[[Console], None]
     """Prints the same for people."""
     exit_code: int = 0
+
+
+def harmless(text: str) -> str:
+    """The text as a terminal may show it: no title to set, no screen to clear, nothing to type for the user."""
+    return CONTROLS.sub(lambda found: found[1] or "\N{REPLACEMENT CHARACTER}", text)
+
+
+class HarmlessStream:
+    """A text stream whose control characters other than rich's colours are shown and not obeyed."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(harmless(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def stdout_console() -> Console:
@@ -144,7 +166,8 @@ def run(command: Callable[[Sequence[str]], Any], arguments: Sequence[str], usage
                 if as_json:
                     emit(to_json(outcome.data()))
                 else:
-                    outcome.show(stdout_console())
+                    with redirect_stdout(cast("IO[str]", HarmlessStream(sys.stdout))):
+                        outcome.show(stdout_console())
                 sys.stdout.flush()
                 return outcome.exit_code
             except BrokenPipeError:
@@ -174,7 +197,7 @@ def fail(emit: Callable[[str], None], as_json: bool, kind: str, message: str, ex
     else:
         from rich.text import Text
 
-        stderr_console().print(Text.assemble(("error: ", "bold red"), (message, "red")))
+        stderr_console().print(Text.assemble(("error: ", "bold red"), (harmless(message), "red")))
     return exit_code
 
 

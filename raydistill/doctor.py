@@ -1,4 +1,4 @@
-"""Checks of this machine, one line each with the way to mend what fails; nothing is started and no cluster is used."""
+"""Checks of this machine, or of every node of a cluster, one line each with the way to mend what fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raydistill.endpoint import check_server, sqlite_path, tracking_uri
 from raydistill.errors import RaydistillError
@@ -56,6 +56,24 @@ def examine(storage_url: str) -> list[Check]:
         except RaydistillError as error:
             checks.append(Check(name, "fail", redact(str(error)), "see the message"))
     return checks
+
+
+def examine_cluster(address: str, storage_url: str) -> tuple[list[Check], list[dict[str, Any]]]:
+    """Check every node of the Ray cluster at ``address``, this process included; also what each node said.
+
+    Raises RaydistillError where the cluster cannot be reached, ConfigError for an address that is none.
+    """
+    from raydistill.cluster.health import facts_of, judge
+    from raydistill.cluster.nodes import ask_nodes
+
+    storage = Storage(storage_url)
+    checks, tracking = [], None
+    try:
+        tracking = tracking_uri(storage)
+    except RaydistillError as error:
+        checks.append(Check("tracking", "fail", redact(str(error)), "see the message"))
+    reports = ask_nodes(address, storage.url, tracking)
+    return [*judge(reports, storage.url, tracking), *checks], [facts_of(report) for report in reports]
 
 
 def check_python() -> Check:

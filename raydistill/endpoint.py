@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import AbstractContextManager, nullcontext
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Environment variables that are set where the user has not."""
 SERVER = ("http://", "https://")
@@ -67,6 +71,24 @@ def store_lock(uri: str) -> AbstractContextManager[Any]:
     return FileLock(f"{database}.lock")
 
 
+@contextmanager
+def made_whole(uri: str) -> Iterator[str]:
+    """Yield the address to set a store up at: its own, or where a sqlite database is not there yet that of a file which
+    takes its name at a clean exit. MLflow can neither use nor mend one whose making was cut off, say by a full disk."""
+    database = sqlite_path(uri)
+    if database is None or database.exists():
+        yield uri
+        return
+    begun = f".{database.name}.part-"
+    try:
+        partial = database.with_name(f"{begun}{uuid.uuid4().hex[:8]}")
+        yield f"sqlite:///{partial}"
+        os.replace(partial, database)
+    finally:
+        for left in database.parent.glob(f"{begun}*"):
+            left.unlink(missing_ok=True)
+
+
 def check_server(uri: str) -> None:
     """TrackingError after seconds instead of minutes where nothing answers; any answer at all will do."""
     if not uri.startswith(SERVER):
@@ -97,6 +119,8 @@ def way_out(uri: str, reason: str) -> str:
         return f"Another MLflow version wrote it: back it up, then run: mlflow db upgrade {redact(uri)}"
     if "not found" in reason.lower() or "no run with id" in reason.lower():
         return "Check name, version and alias; the store is the storage folder's unless MLFLOW_TRACKING_URI is set."
+    if any(words in reason for words in ("disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))):
+        return "Free space there (`raydistill cache gc` removes what no run refers to), then run the command again."
     if uri.startswith(SERVER):
         return (
             "Start the server, correct MLFLOW_TRACKING_URI, or unset it to track in the storage folder; for a slow "

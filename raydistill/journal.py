@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -70,6 +71,7 @@ class Writer:
 
     def close(self, timeout: float = 30.0) -> int:
         """Send what can be sent within ``timeout`` seconds; the number of values that only the file has."""
+        self._journal.flush()
         self._deadline = time.monotonic() + timeout
         self._stop.set()
         self._thread.join(timeout)
@@ -142,32 +144,74 @@ class Sender:
 
 
 class Journal:
-    """Appends to one file, from any thread; a line cut off by a killed writer is closed first and later ignored."""
+    """Appends to one file, from any thread; a line cut off by a killed writer is closed first and later ignored.
+
+    What cannot be written, to a full disk or one that is away, waits in memory for the next line.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._lock = threading.Lock()
+        self._file: io.FileIO | None = None
+        self._waiting = b""
         self._broken = False
-        torn = _is_torn(path)
-        self._file = path.open("ab", buffering=0)
-        if torn:
-            self._file.write(b"\n")
 
     def append(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one line and return; never raises: what cannot be written is reported to the log, once."""
         try:
             values = {key: float(value) for key, value in metrics.items()}
             line = json.dumps({"step": int(step), "time": time.time_ns() // 1_000_000, "metrics": values})
-            with self._lock:
-                self._file.write(line.encode() + b"\n")
-        except (OSError, TypeError, ValueError) as error:
-            if not self._broken:
-                logger.warning("Metrics of step %s were not written to %s: %s", step, self.path, error)
-            self._broken = True
+        except (TypeError, ValueError) as error:
+            self._report(f"Metrics of step {step} were not written: {error}")
+            return
+        self._write(line.encode() + b"\n")
+
+    def flush(self) -> None:
+        """Write what waits in memory, if that can be done now."""
+        self._write(b"")
 
     def close(self) -> None:
-        self._file.close()
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        with self._lock:
+            self._waiting += line
+            try:
+                file = self._open()
+                while self._waiting:  # of a disk that is filling up the beginning of a line may fit
+                    self._waiting = self._waiting[file.write(self._waiting) or 0 :]
+            except OSError as error:
+                self._report(f"Metrics wait in memory, as {self.path} cannot be written: {error}")
+
+    def _open(self) -> io.FileIO:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torn = _is_torn(self.path)
+            self._file = io.FileIO(self.path, "ab")
+            if torn:
+                self._waiting = b"\n" + self._waiting
+        return self._file
+
+    def _report(self, what: str) -> None:
+        if not self._broken:
+            logger.warning(what)
+        self._broken = True
+
+
+def write_history(path: Path, histories: Mapping[str, Iterable[Mapping[str, float]]]) -> None:
+    """Write what models' training reported as a metrics file: the writer's own may lie on a node that is gone.
+
+    ``histories``: reports by model, each with its ``step``; the student's names are plain, others get a prefix.
+    """
+    journal = Journal(path)
+    for kind, history in histories.items():
+        prefix = "" if kind == "student" else f"{kind}/"
+        for report in history:
+            metrics = {f"{prefix}{k}": v for k, v in report.items() if k not in ("step", "validated")}
+            journal.append(metrics, int(report["step"]))
+    journal.close()
 
 
 def read_points(path: Path, offset: int, at_least: int) -> tuple[list[Point], int]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 
 from raydistill.errors import ArtifactError, StaleOwner
+from raydistill.outages import tried_once
 from raydistill.storage import LOCKS, Missing, Storage
 
 HEARTBEAT_SECONDS = 4.0
@@ -109,8 +110,8 @@ class Lease:
             yield
         finally:
             self._stop.set()
-            beat.join()
-            with suppress(ArtifactError):  # unreachable storage: the lease then ends by itself after 20 s
+            beat.join(HEARTBEAT_SECONDS)
+            with suppress(ArtifactError), tried_once():  # of storage that is away the lease ends by itself after 20 s
                 self._write(released=True)
         if self.lost:
             raise ArtifactError(
@@ -121,8 +122,9 @@ class Lease:
     def _acquire(self, waiting: Callable[[], None] | None) -> None:
         seen, since = b"", time.monotonic()
         while True:
+            asked = time.monotonic()
             number, content = self._newest()
-            if content != seen:
+            if content != seen or time.monotonic() - asked > HEARTBEAT_SECONDS:  # storage that is away hides heartbeats
                 seen, since = content, time.monotonic()
             if _is_free(content) or time.monotonic() - since > LEASE_SECONDS:
                 self.number = number + 1
@@ -139,7 +141,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with suppress(ArtifactError):  # storage is away for a moment: the next beat tries again
+            with suppress(ArtifactError), tried_once():  # storage is away for a moment: the next beat tries again
                 self._write()
 
     def _newest(self) -> tuple[int, bytes]:

@@ -17,12 +17,13 @@ from raydistill.config import Config, Stage, TaskLoss
 from raydistill.errors import ModelError
 from raydistill.evaluate.measure import evaluate
 from raydistill.losses import all_teacher_needs, build_stages
-from raydistill.models.load import is_classifier, model_digest, resolve_model
+from raydistill.models.load import is_classifier, resolve_model
 from raydistill.models.student import build_student, student_config
+from raydistill.outages import OUTAGES
 from raydistill.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.stages import StageReport, publish, read_training, stage_history, stage_reports, train_on_labels
 from raydistill.teacher.record import Wanted, record
-from raydistill.teacher.store import signal_artifact
+from raydistill.teacher.store import reopen_damaged, signal_artifact
 from raydistill.workplace import Workplace
 
 
@@ -49,6 +50,7 @@ def run_phases(place: Workplace) -> Outcome:
     baseline = train_baseline(place, teacher)
     evaluation = evaluate(place, teacher, recorded, student, baseline)
     place.flush()
+    place.notes += OUTAGES.take_notes()
     return Outcome(teacher, recorded, mode, student, baseline, evaluation, place.seconds, place.reused, place.notes)
 
 
@@ -58,30 +60,37 @@ def fit_teacher(place: Workplace) -> TeacherIdentity:
     The recording reads it back from its artefact, 0.2 s: another process may have published the same teacher first,
     from another number of threads, and signals belong to the weights whose digest they carry.
     """
-    settings = place.config.teacher
     with place.phase("teacher"):
-        source = resolve_model(settings.model, settings.revision, settings.trust_remote_code)
-        source_digest = model_digest(source)
-        if settings.finetune is None:
-            if not is_classifier(source):
-                raise ModelError(
-                    f"teacher.model: {settings.model} is an encoder without a trained classification head. "
-                    "Add teacher.finetune (for example {num_epochs: 3}), or name a fine-tuned classifier."
-                )
-            return TeacherIdentity(source, source_digest, source_digest, None)
-        recipe = recipes.teacher_recipe(place.config, source_digest, place.job.tokens.digest, place.device.dtype)
-        artifact = recipes.artifact_of(place.job.storage, "teacher", recipe)
+        source = source_teacher(place.config)
+        if place.config.teacher.finetune is None:
+            return source
+        artifact, recipe = teacher_artifact(place, source)
         if place.has(artifact, "teacher"):
             place.replay("teacher", read_training(artifact)["history"])
         else:
-            model = place.load(source, dropout=None)
-            stage = Stage(**settings.finetune.model_dump(exclude={"metric"}), losses={"task": TaskLoss()})
-            stages = {"finetune": stage}
-            history = train_on_labels(place, "teacher", model, stages, metric=settings.finetune.metric)
-            parents = {"tokens": place.job.tokens.digest, "source": source_digest}
-            publish(place, artifact, recipe, parents, model, source, {"history": history})
-    folder = artifact.local() / "model"
-    return TeacherIdentity(folder, model_digest(folder), source_digest, artifact)
+            settings = place.config.teacher.finetune
+            model = place.load(source.folder, dropout=None)
+            stage = Stage(**settings.model_dump(exclude={"metric"}), losses={"task": TaskLoss()})
+            history = train_on_labels(place, "teacher", model, {"finetune": stage}, metric=settings.metric)
+            parents = {"tokens": place.job.tokens.digest, "source": source.digest}
+            publish(place, artifact, recipe, parents, model, source.folder, {"history": history})
+    return recipes.identify_teacher(place.config.teacher, artifact)
+
+
+def source_teacher(config: Config) -> TeacherIdentity:
+    """The teacher before any fine-tuning. Raises ModelError for a plain encoder that would not get any."""
+    source = recipes.identify_teacher(config.teacher, None)
+    if config.teacher.finetune is None and not is_classifier(source.folder):
+        raise ModelError(
+            f"teacher.model: {config.teacher.model} is an encoder without a trained classification head. "
+            "Add teacher.finetune (for example {num_epochs: 3}), or name a fine-tuned classifier."
+        )
+    return source
+
+
+def teacher_artifact(place: Workplace, source: TeacherIdentity) -> tuple[Artifact, Recipe]:
+    recipe = recipes.teacher_recipe(place.config, source.digest, place.job.tokens.digest, place.device.dtype)
+    return recipes.artifact_of(place.job.storage, "teacher", recipe), recipe
 
 
 def record_teacher(place: Workplace, teacher: TeacherIdentity) -> tuple[str, Recorded]:
@@ -89,9 +98,15 @@ def record_teacher(place: Workplace, teacher: TeacherIdentity) -> tuple[str, Rec
     with place.phase("record"):
         mode, why, needs = teacher_mode(place, teacher, place.config)
         place.notes.append(f"Teacher mode {mode}: {why}.")
-        splits = {"train": needs if mode == "cached" else frozenset(), "validation": {"logits"}, "test": {"logits"}}
+        splits = recorded_signals(mode, needs)
         recorded = {split: record_split(place, teacher, split, signals) for split, signals in splits.items()}
     return mode, recorded
+
+
+def recorded_signals(mode: str, needs: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Which signals of which split are recorded: of the training rows only those of a cached teacher."""
+    logits = frozenset({"logits"})
+    return {"train": needs if mode == "cached" else frozenset(), "validation": logits, "test": logits}
 
 
 def teacher_mode(place: Workplace, teacher: TeacherIdentity, config: Config) -> tuple[str, str, frozenset[str]]:
@@ -109,6 +124,7 @@ def record_split(
 ) -> dict[str, Artifact]:
     """Record the signals of one split that are missing; where each lies."""
     wanted = {signal: wanted_signal(place, teacher, signal, split) for signal in sorted(signals)}
+    reopen_split(place, split, wanted)
     missing = {s: item for s, item in wanted.items() if not place.has(item.artifact, f"signals of {split}")}
     if missing:
         record(
@@ -123,6 +139,17 @@ def record_split(
             progress=place.recording_progress(split),
         )
     return {signal: item.artifact for signal, item in wanted.items()}
+
+
+def reopen_split(place: Workplace, split: str, wanted: dict[str, Wanted]) -> None:
+    """Let shards that do not fit their checksums be recorded again, and say so."""
+    found = {s: reopen_damaged(item.artifact) for s, item in wanted.items()} if place.group.is_first else None
+    for signal, names in place.group.broadcast(found).items():
+        if names:
+            where = place.job.storage.show("signals", wanted[signal].artifact.key)
+            place.notes.append(
+                f"Damaged, and recorded again: {', '.join(names)} in {where} ({signal} of {split}); check that disk."
+            )
 
 
 def wanted_signal(place: Workplace, teacher: TeacherIdentity, signal: str, split: str) -> Wanted:
@@ -147,6 +174,8 @@ def train_student(place: Workplace, teacher: TeacherIdentity, mode: str, recorde
         else:
             for _ in student_reports(place, teacher, mode, recorded["train"]):
                 pass
+        if place.feed is not None:
+            place.feed.close()  # teachers hold devices that others may wait for
     return artifact
 
 
@@ -176,7 +205,7 @@ def student_reports(
         seed=recipes.student_seed(config),
         attn_implementation=place.attention,
     )
-    if mode == "cached" and not is_trial:
+    if mode != "online" and not is_trial:
         place.teacher_model = None  # its memory is the student's now
     yield from stage_reports(
         place,

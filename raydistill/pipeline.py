@@ -137,11 +137,25 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
         with clock.phase("register", show):
             if (metrics := metrics_path(storage, *parts)).exists():
                 drain(ref, metrics)  # what the writer could not send while the tracking server was away
+            if not storage.is_local:
+                drain_histories(ref, outcome)
             results = assemble(prepared, ref, outcome, clock)
             results = publish(prepared, ref, outcome, results)
     results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
     storage.write_json(results, *parts, "results.json")
     return results
+
+
+def drain_histories(ref: RunRef, outcome: Outcome) -> None:
+    """Send what the models' training reported: the writer's own file lies on a node that may be gone."""
+    from raydistill.journal import write_history
+    from raydistill.stages import read_training
+
+    models = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        write_history(path, {kind: read_training(a)["history"] for kind, a in models.items() if a is not None})
+        drain(ref, path)
 
 
 @contextmanager
@@ -178,13 +192,17 @@ def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
 
         return run_local(job, show, stop)
     show({"phase": "start", "note": "Ray"})
-    with cluster.connected():
+    with cluster.connected(cluster.object_store_bytes(job.config)):
         from raydistill.phases import run_phases
         from raydistill.train.worker import run_workers
 
         stop.listen()
         if stop.is_set():
             raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
+        if cluster.has_teacher_actors(job.config):
+            from raydistill.teacher.pool.driver import run_with_pool
+
+            return run_with_pool(job, show, stop)
         return run_workers(job, show, stop, run_phases)
 
 

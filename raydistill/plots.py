@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from itertools import cycle
 from pathlib import Path
@@ -30,8 +31,10 @@ def write_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
     if any(results["curves"].values()):
         figures["curves"] = curves_figure(results)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.12)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a class name beyond the font is drawn as boxes
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.12)
     return [folder / f"{name}.png" for name in figures]
 
 

@@ -37,11 +37,16 @@ def check_losses(
 
     Losses and gradients are computed on at most 16 rows, labelled ones among them; the model is left as it was.
     """
-    labeled, others = row_ids[rows.labels[row_ids] >= 0], row_ids[rows.labels[row_ids] < 0]
-    ids = np.concatenate([labeled[: NUM_ROWS // 2], others[:NUM_ROWS], labeled[NUM_ROWS // 2 :]])[:NUM_ROWS]
+    ids = sample_rows(rows, row_ids)
     batch = Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids))
     norms = gradient_norms(model, losses, signals, batch, device)
     return [f"stages.{stage}: {finding}" for finding in [*_judge_sizes(norms), *judge_weights(losses)]]
+
+
+def sample_rows(rows: Rows, row_ids: np.ndarray) -> np.ndarray:
+    """Ids of the rows that losses are checked on."""
+    labeled, others = row_ids[rows.labels[row_ids] >= 0], row_ids[rows.labels[row_ids] < 0]
+    return np.concatenate([labeled[: NUM_ROWS // 2], others[:NUM_ROWS], labeled[NUM_ROWS // 2 :]])[:NUM_ROWS]
 
 
 def gradient_norms(

@@ -39,6 +39,18 @@ class TeacherIdentity:
         return {"teacher": self.artifact.digest if self.artifact else self.digest}
 
 
+def identify_teacher(settings: ModelTeacher, artifact: Artifact | None) -> TeacherIdentity:
+    """The teacher as this node sees it: the model of the config, or its fine-tuned weights in ``artifact``."""
+    from raydistill.models.folder import model_digest, resolve_model
+
+    source = resolve_model(settings.model, settings.revision, settings.trust_remote_code)
+    digest = model_digest(source)
+    if artifact is None:
+        return TeacherIdentity(source, digest, digest, None)
+    folder = artifact.local() / "model"
+    return TeacherIdentity(folder, model_digest(folder), digest, artifact)
+
+
 def training_settings(train: Train) -> Recipe:
     """The settings of ``train`` that determine a result."""
     return train.model_dump(include={"global_batch_size", "max_grad_norm", "early_stopping"})

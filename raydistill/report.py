@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "Outcome",
     "SplitRows",
     "build_results",
+    "print_distilled",
     "print_next_steps",
     "print_notes",
     "print_results",
@@ -134,6 +136,13 @@ def conditions(results: Mapping[str, Any]) -> str:
     return text
 
 
+def print_distilled(console: Console, results: Mapping[str, Any], config: Config) -> None:
+    """Print everything that a distillation ends with: notes, table, verdict, and the lines to type next."""
+    print_notes(console, results)
+    print_results(console, results)
+    print_next_steps(console, results, config)
+
+
 def print_notes(console: Console, results: Mapping[str, Any]) -> None:
     """Print what was found on the way: skipped and removed rows, choices made, findings of the pre-flight."""
     for note in results.get("notes", []):
@@ -157,6 +166,7 @@ def print_next_steps(console: Console, results: Mapping[str, Any], config: Confi
     if name is not None:
         place = "" if config.storage == STORAGE else f" --storage {redact(config.storage)}"
         console.print(f"  raydistill promote {name}{place}", markup=False, soft_wrap=True)
-    uri = redact(tracking_uri(Storage(config.storage)))
+    # a machine that only submits may lack the package that opens the storage's URL
+    uri = redact(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(Storage(config.storage)))
     if uri.startswith("sqlite"):
         console.print(f"  mlflow ui --backend-store-uri {uri}", markup=False, soft_wrap=True)

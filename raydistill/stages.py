@@ -16,9 +16,10 @@ from transformers import AutoConfig, PreTrainedModel
 from raydistill import recipes
 from raydistill.artifacts import Artifact
 from raydistill.config import Metric, Optimization, Stage
+from raydistill.errors import Interrupted
 from raydistill.losses import build_losses
 from raydistill.models.load import save_model
-from raydistill.preflight import check_losses
+from raydistill.preflight import check_losses, sample_rows
 from raydistill.recipes import TeacherIdentity
 from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
 from raydistill.train.loop import Report, Schedule, Setup, train
@@ -69,10 +70,13 @@ def stage_reports(
     offset, last = 0, list(stages)[-1]
     for name, whole in stages.items():
         row_ids = np.flatnonzero(rows.labels >= 0) if labeled_only else recipes.stage_rows(whole, rows.labels)
+        so_far = [{**entry, "step": entry["step"] + offset} for entry in place.history(kind, name)]
+        place.replay(kind, so_far)  # what a worker on a lost node had not sent; the rest is not sent again
         for stage, until in segments(whole):
             losses = build_losses(stage.losses, place.task, model.config, teacher_config, seed=seed)
             signals = stage_signals(place, losses.teacher_needs, recorded, teacher)
             if kind == "student" and not is_trial:
+                await_signals(place, signals, sample_rows(rows, row_ids))
                 place.notes += check_losses(name, model, losses, signals, rows, row_ids, place.device)
             setup = Setup(
                 name=f"{kind}.{name}",
@@ -91,6 +95,7 @@ def stage_reports(
                 group=place.group,
                 device=place.device,
                 should_stop=place.board.should_stop,
+                should_save=place.should_save,
                 until=until,
                 save_at_validation=save_at_validation,
             )
@@ -151,7 +156,20 @@ def stage_signals(
         return NoSignals()
     if recorded:
         return place.recorded({signal: recorded[signal] for signal in sorted(needs)})
+    if place.feed is not None:
+        return place.feed.signals(needs, AutoConfig.from_pretrained(teacher.folder), place.rows["train"].lengths)
     return OnlineSignals(place.teacher(teacher), needs, place.device)
+
+
+def await_signals(place: Workplace, signals: Signals, row_ids: np.ndarray) -> None:
+    """Wait for the signals of these rows before a stage begins; in it the loop waits. Raises Interrupted on a stop."""
+    while True:
+        waits = not signals.wait([row_ids])
+        someone_waits, stop = place.group.sum([float(waits), float(place.board.should_stop())])
+        if stop:
+            raise Interrupted("The run was stopped before training began; everything finished so far is kept.")
+        if not someone_waits:
+            return
 
 
 def publish(

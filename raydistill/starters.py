@@ -34,7 +34,10 @@ def starters_folder() -> Path:
 
 def list_starters() -> dict[str, Starter]:
     """Everything that can be copied, recipes first; ``about`` is what the file's first line says."""
-    files = sorted(path for path in starters_folder().iterdir() if path.suffix in (".yaml", ".py"))
+    folder = starters_folder()
+    files = sorted(
+        path for path in [*folder.iterdir(), *folder.glob("kubernetes/*")] if path.suffix in (".yaml", ".py")
+    )
     found = [(path.stem, Starter(path, first_line(path), *OTHERS.get(path.stem, (run_with, True)))) for path in files]
     return dict(sorted(found, key=lambda pair: not pair[1].is_recipe))
 
@@ -63,7 +66,21 @@ def serve_with(copy: Path) -> str:
     return f"{store}serve run {folder}{copy.stem}:app name=NAME"
 
 
-OTHERS = {"gate": (promote_with, False), "serve": (serve_with, False)}
+def start_with(copy: Path) -> str:
+    return f"ray up {shlex.quote(str(copy))}"
+
+
+def apply_with(copy: Path) -> str:
+    return f"kubectl apply -f {shlex.quote(str(copy))}"
+
+
+OTHERS = {
+    "cluster": (start_with, False),
+    "gate": (promote_with, False),
+    "raycluster": (apply_with, False),
+    "rayjob": (apply_with, False),
+    "serve": (serve_with, False),
+}
 
 
 def find_starter(name: str) -> Starter:

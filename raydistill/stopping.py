@@ -9,8 +9,11 @@ from contextlib import contextmanager
 
 from raydistill.board import Show
 from raydistill.errors import Interrupted
+from raydistill.outages import OUTAGES, STOPPED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOOK_SECONDS = 1.0
+"""After a wish to stop it is looked this often whether the run hangs in a request to its storage."""
 
 
 class Stop(threading.Event):
@@ -33,21 +36,29 @@ class Stop(threading.Event):
             raise Interrupted("The run was stopped; everything finished so far is kept.")
         self.set()
         self.show({"phase": "stop", "note": "a checkpoint is written at the next step; once more ends the run at once"})
+        signal.signal(signal.SIGALRM, self._look)
+        signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
+
+    def _look(self, signum: int, frame: object) -> None:
+        if OUTAGES.is_hanging():
+            raise Interrupted(STOPPED)
 
 
 @contextmanager
 def stoppable(show: Show) -> Iterator[Stop]:
     """Turn SIGINT and SIGTERM into a ``Stop``; a second signal ends the run at once. Raises Interrupted."""
     stop = Stop(show)
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    stop.listen()
-    try:
-        yield stop
-    except Interrupted as error:
-        raise Interrupted(f"{error} The same command goes on from there.") from error
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    with OUTAGES.obeying(stop, lambda note: show({"phase": "wait", "note": note})):
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
+        before = {signum: signal.getsignal(signum) for signum in (*SIGNALS, signal.SIGALRM)}
+        stop.listen()
+        try:
+            yield stop
+        except Interrupted as error:
+            raise Interrupted(f"{error} The same command goes on from there.") from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)

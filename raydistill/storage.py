@@ -1,13 +1,13 @@
 """Storage: one place, local folder or fsspec URL, that every process of a run reads and writes.
 
 Local writes are atomic (temporary file, then ``os.replace``), remote ones are as object stores are. Listings are never
-cached, so that a reader sees what another process wrote a moment ago. Endpoints and credentials are fsspec's own
+cached, so that a reader sees what another process wrote a moment ago. A storage that is away for a while is waited for,
+see outages.py. Endpoints and credentials are fsspec's own
 business; s3fs takes ``AWS_ENDPOINT_URL`` and the ``AWS_*`` credentials from the environment by itself.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 from filelock import FileLock, Timeout
@@ -24,6 +24,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from raydistill.errors import ArtifactError, RaydistillError
+from raydistill.faults import Damaged, Missing, explain
+from raydistill.outages import OUTAGES, connection_options, tried_once
 
 if TYPE_CHECKING:
     from raydistill.artifacts import Artifact
@@ -32,15 +34,8 @@ PARTIAL = ".part"
 """End of the name of a file that is being written; such names begin with a dot and are never listed."""
 LOCKS = ".locks"
 STAGING = ".staging"
+Result = TypeVar("Result")
 Names = list[str]  # inside Storage the name ``list`` is its method
-
-
-class Missing(ArtifactError):
-    """Nothing lies at that place in storage."""
-
-
-class Damaged(ArtifactError):
-    """Something in storage is not what was written there."""
 
 
 class Storage:
@@ -53,7 +48,7 @@ class Storage:
         self.url = text.rstrip("/") or "/"
         self.fs: fsspec.AbstractFileSystem
         try:
-            self.fs, root = url_to_fs(self.url, use_listings_cache=False)
+            self.fs, root = url_to_fs(self.url, use_listings_cache=False, **connection_options(self.url))
         except (ImportError, ValueError) as error:
             raise ArtifactError(
                 f"Cannot open the storage {self.url}: {error}. Use a local folder or a URL whose fsspec package is "
@@ -64,8 +59,8 @@ class Storage:
         if self.is_local:
             self.url = self.root or "/"
 
-    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
-        return Storage, (self.url,)
+    def __reduce__(self) -> tuple[Callable[[str], Storage], tuple[str]]:
+        return known, (self.url,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Storage) and self.url == other.url
@@ -94,25 +89,24 @@ class Storage:
         return Artifact(self, kind, key)
 
     def exists(self, *parts: str) -> bool:
-        with self._explained("look for", *parts):
-            return bool(self.fs.exists(self.path(*parts)))
+        return self.attempt("look for", lambda: bool(self.fs.exists(self.path(*parts))), *parts)
 
     def read_bytes(self, *parts: str) -> bytes:
         """Content of one file; Missing (an ArtifactError) where there is none."""
-        with self._explained("read", *parts):
-            return bytes(self.fs.cat_file(self.path(*parts)))
+        return self.attempt("read", lambda: bytes(self.fs.cat_file(self.path(*parts))), *parts)
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write one file: a reader sees the old content or the new one, also after a power cut."""
-        with self._explained("write", *parts):
-            if self.is_local:
-                _replace(Path(self.path(*parts)), partial(_write_synced, data=data))
-            else:
-                self.fs.pipe_file(self.path(*parts), data)
+        place = self.path(*parts)
+        if self.is_local:
+            self.attempt("write", lambda: _replace(Path(place), partial(_write_synced, data=data)), *parts)
+        else:
+            self.attempt("write", lambda: self.fs.pipe_file(place, data), *parts)
 
     def create(self, data: bytes, *parts: str) -> bool:
         """Write one file only if there is none; False when somebody else was first (atomic on S3, GCS and memory)."""
-        with self._explained("write", *parts):
+
+        def create() -> bool:
             try:
                 self.fs.pipe_file(self.path(*parts), data, mode="create")
             except OSError as error:  # S3 answers 409 "conflicting operation" to the slower of two simultaneous writers
@@ -120,6 +114,8 @@ class Storage:
                     return False
                 raise
             return True
+
+        return self.attempt("write", create, *parts) or self.attempt("read", lambda: self._holds(data, *parts), *parts)
 
     def read_json(self, *parts: str) -> Any:
         data = self.read_bytes(*parts)
@@ -136,17 +132,23 @@ class Storage:
     def delete(self, *parts: str) -> None:
         """Remove a file or a whole folder; one that is not there is fine."""
         assert parts, "delete() without a place would remove the whole storage"
-        with self._explained("delete", *parts), suppress(FileNotFoundError):
-            self.fs.rm(self.path(*parts), recursive=True)
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):
+                self.fs.rm(self.path(*parts), recursive=True)
+
+        self.attempt("delete", delete, *parts)
 
     def list(self, *parts: str) -> Names:
         """Sorted names right below a place, hidden ones left out; empty where there is no such folder."""
-        with self._explained("list", *parts):
+
+        def entries() -> Names:
             try:
-                entries = self._fresh().ls(self.path(*parts), detail=False)
+                return [str(entry) for entry in self._fresh().ls(self.path(*parts), detail=False)]
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        names = {PurePosixPath(str(entry)).name for entry in entries}
+
+        names = {PurePosixPath(entry).name for entry in self.attempt("list", entries, *parts)}
         return sorted(name for name in names if name and not name.startswith("."))
 
     def files(self, *parts: str) -> dict[str, int]:
@@ -156,8 +158,7 @@ class Storage:
     def infos(self, *parts: str) -> dict[str, dict[str, Any]]:
         """The same as ``files`` with fsspec's own description of each file."""
         base = self.path(*parts)
-        with self._explained("list", *parts):
-            found = self._fresh().find(base, detail=True)
+        found = self.attempt("list", lambda: self._fresh().find(base, detail=True), *parts)
         named = {str(full)[len(base) + 1 :]: info for full, info in found.items() if not str(full).endswith("/")}
         return {name: info for name, info in sorted(named.items()) if not _is_partial(name)}
 
@@ -166,12 +167,13 @@ class Storage:
         pairs = [(p, (*parts, p.relative_to(local).as_posix())) for p in sorted(local.rglob("*")) if p.is_file()]
         if local.is_file():
             pairs = [(local, parts)]
-        with self._explained("write", *parts):
-            if self.is_local:
-                for source, target in pairs:
-                    _replace(Path(self.path(*target)), partial(shutil.copyfile, source))
-            elif pairs:
-                self.fs.put([str(source) for source, _ in pairs], [self.path(*target) for _, target in pairs])
+        if self.is_local:
+            for source, target in pairs:
+                copy = partial(_replace, Path(self.path(*target)), partial(shutil.copyfile, source))
+                self.attempt("write", copy, *target)
+        elif pairs:
+            sources, targets = [str(source) for source, _ in pairs], [self.path(*target) for _, target in pairs]
+            self.attempt("write", lambda: self.fs.put(sources, targets), *parts)
 
     def download(self, local: Path, *parts: str, names: Collection[str] | None = None) -> None:
         """Copy a file, or a folder or the named files in it, to exactly ``local``; Missing where there is nothing."""
@@ -180,10 +182,13 @@ class Storage:
             raise Missing(f"There is nothing at {self.show(*parts)}. Check `storage` and the name.")
         targets = [local / check_name(name) if name else local for name in names]
         sources = [self.path(*parts, name) if name else self.path(*parts) for name in names]
-        with self._explained("copy", *parts, to=local):
+
+        def copy() -> None:
             for folder in {target.parent for target in targets}:
                 folder.mkdir(parents=True, exist_ok=True)
             self.fs.get(sources, [str(target) for target in targets])
+
+        self.attempt("copy", copy, *parts, to=local)
 
     @contextmanager
     def lock(self, *parts: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
@@ -198,15 +203,19 @@ class Storage:
                 yield
             return
         place = Path(self.path(LOCKS, *parts) + ".lock")
-        with self._explained("lock", *parts):
+        lock = FileLock(place, mode=0o666)  # the umask decides whether others may share the storage
+
+        def acquire(timeout: float) -> bool:
             place.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(place, mode=0o666)  # the umask decides whether others may share the storage
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if waiting is not None:
-                    waiting()
-                lock.acquire(poll_interval=0.1)
+            with suppress(Timeout):
+                lock.acquire(timeout=timeout, poll_interval=0.1)
+            return lock.is_locked
+
+        if not self.attempt("lock", lambda: acquire(0), *parts):
+            if waiting is not None:
+                waiting()
+            while not self.attempt("lock", lambda: acquire(5), *parts):
+                pass  # in turns shorter than a request that hangs
         try:
             yield
         finally:
@@ -215,56 +224,40 @@ class Storage:
     def check(self) -> None:
         """Write, read and delete a small file; ArtifactError with the way out where that fails."""
         marker = (STAGING, f"check-{uuid.uuid4().hex}")
-        self.write_bytes(b"raydistill", *marker)
-        if self.read_bytes(*marker) != b"raydistill":
-            raise ArtifactError(
-                f"The storage {self.show()} returns other bytes than were written. Use another `storage`."
-            )
-        self.delete(*marker)
+        with tried_once():
+            self.write_bytes(b"raydistill", *marker)
+            if self.read_bytes(*marker) != b"raydistill":
+                raise ArtifactError(
+                    f"The storage {self.show()} returns other bytes than were written. Use another `storage`."
+                )
+            self.delete(*marker)
 
     def _fresh(self) -> fsspec.AbstractFileSystem:
         self.fs.invalidate_cache()  # use_listings_cache=False is ignored by some file systems
         return self.fs
 
-    @contextmanager
-    def _explained(self, action: str, *parts: str, to: Path | None = None) -> Iterator[None]:
-        """Turn whatever the file system raises into an ArtifactError that names the place and the way out."""
+    def attempt(self, action: str, call: Callable[[], Result], *parts: str, to: Path | None = None) -> Result:
+        """Call the file system, again while it is away (outages.py). Whatever it raises in the end becomes an
+        ArtifactError that names the place and the way out."""
         try:
-            yield
+            return OUTAGES.attempt(call, self.url)
         except RaydistillError:
             raise
         except Exception as error:
             raise explain(error, action, f"{self.show(*parts)}{f' to {to}' if to else ''}") from error
 
-
-def explain(error: Exception, action: str, place: str) -> ArtifactError:
-    """What happened, why, and the way out, for an error of a file system."""
-    what = f"Cannot {action} {place}"
-    if is_disk_full(error):
-        return ArtifactError(
-            f"{what}: the disk is full. Free space (`raydistill cache gc` removes what no run refers to) "
-            "or name a place on a bigger disk: `storage`, RAYDISTILL_CACHE for a node's copies, TMPDIR for temporary "
-            "files. Then run the command again."
-        )
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-        return ArtifactError(
-            f"{what}: permission denied ({error}). Make it writable for this user, check the credentials, "
-            "or name another place as `storage`."
-        )
-    if isinstance(error, FileNotFoundError):
-        return Missing(f"{what}: it does not exist. Check `storage` (a bucket must exist) and the name.")
-    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-        return ArtifactError(f"{what}: a file lies where a folder is needed, or the reverse. Name another `storage`.")
-    return ArtifactError(
-        f"{what}: {type(error).__name__}: {error}. Check the network, the credentials and the endpoint "
-        "(AWS_ENDPOINT_URL for S3), then run the command again."
-    )
+    def _holds(self, data: bytes, *parts: str) -> bool:
+        """Whether a file has this content: the answer to a request that went well may have been lost."""
+        with suppress(FileNotFoundError):
+            return bool(self.fs.cat_file(self.path(*parts)) == data)
+        return False
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """True for a full disk or quota, also where a library (safetensors, torch) hides the error number in its text."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
+def known(url: str) -> Storage:
+    """The storage in another process, which need not make sure once more that it answers."""
+    storage = Storage(url)
+    OUTAGES.know(storage.url)
+    return storage
 
 
 def check_name(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raydistill.endpoint import DEFAULTS, artifact_location, check_server, store_lock, way_out
+from raydistill.endpoint import DEFAULTS, artifact_location, check_server, made_whole, store_lock, way_out
 from raydistill.endpoint import tracking_uri as tracking_uri  # part of this module's interface, as is redact
 from raydistill.errors import TrackingError
 from raydistill.journal import Guard, Point, Sender, Writer, metric_name
@@ -63,7 +63,8 @@ def prepare_store(uri: str) -> None:
     """
     with reported(uri), store_lock(uri):
         check_server(uri)
-        open_client(uri).search_experiments(max_results=1)
+        with made_whole(uri) as address:
+            open_client(address).search_experiments(max_results=1)
 
 
 def start_run(config: Config, storage: Storage, run_key: str, lineage: Mapping[str, Any] | None = None) -> RunRef:
@@ -126,6 +127,7 @@ def finish_run(
     ``status``: FINISHED, FAILED or KILLED. Doing it again changes nothing. Raises TrackingError.
     """
     with reported(ref.tracking_uri):
+        check_server(ref.tracking_uri)  # 4 s, and not 90, to end a run whose server hangs
         client = open_client(ref.tracking_uri)
         if results is not None:
             log_figures(client, ref.run_id, figures(results))
@@ -193,8 +195,9 @@ def reported(uri: str) -> Iterator[None]:
 
 
 def is_of_store(error: Exception) -> bool:
-    """Whether an error comes from the library of an artefact store."""
-    return type(error).__module__.partition(".")[0] in ("boto3", "botocore", "google", "azure", "requests", "urllib3")
+    """Whether an error comes from the library of a database or of an artefact store."""
+    libraries = ("sqlalchemy", "alembic", "boto3", "botocore", "google", "azure", "requests", "urllib3")
+    return type(error).__module__.partition(".")[0] in libraries
 
 
 def open_client(uri: str) -> MlflowClient:

@@ -27,6 +27,7 @@ from raydistill.evaluate.predict import predict
 from raydistill.models.load import attention_implementation, load_classifier
 from raydistill.recipes import TeacherIdentity
 from raydistill.tasks import make_task
+from raydistill.teacher.signals import Feed
 from raydistill.teacher.store import RecordedSignals
 from raydistill.tracking import RunRef, Tracker
 from raydistill.train.checkpoint import Checkpoints
@@ -88,7 +89,8 @@ class Splits(dict[str, Rows]):
 
 
 class Workplace:
-    """One rank's tools. ``observed`` is called on every rank after each report of a training loop."""
+    """One rank's tools. ``observed`` is called on every rank after each report of a training loop; ``should_save`` says
+    there that this rank wishes a checkpoint now."""
 
     def __init__(
         self,
@@ -97,16 +99,19 @@ class Workplace:
         device: Device,
         board: Board,
         observed: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        should_save: Callable[[], bool] = lambda: False,
     ) -> None:
         self.job, self.group, self.device = job, group, device
         self.config = job.config
-        self.observed = observed
+        self.observed, self.should_save = observed, should_save
         self.board = board
         self.task = make_task(job.config.task, job.labels)
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         self.notes: list[str] = []
         self.teacher_model: PreTrainedModel | None = None
+        self.feed: Feed | None = None
+        """Teachers in actors of their own, in ``teacher.mode: pool``."""
         self._tracker: Tracker | None = None
         self._recorded: dict[tuple[str, ...], RecordedSignals] = {}
         self._loop = ("", 0, 0.0)
@@ -124,11 +129,12 @@ class Workplace:
         return Splits(self.job.tokens)
 
     def recorded(self, artifacts: dict[str, Artifact]) -> RecordedSignals:
-        """Signals of the training rows from the store, mapped once; rank 0 verifies their checksums."""
+        """Signals of the training rows from the store, mapped once. A trial verifies their checksums, which other runs
+        have done when they looked what is recorded."""
         keys = tuple(artifact.key for artifact in artifacts.values())
         if keys not in self._recorded:
             num_rows = self.rows["train"].num_rows
-            self._recorded[keys] = RecordedSignals(artifacts, num_rows, verify=self.group.is_first)
+            self._recorded[keys] = RecordedSignals(artifacts, num_rows, verify=bool(self.job.folder))
         return self._recorded[keys]
 
     @cached_property
@@ -253,7 +259,7 @@ class Workplace:
 
     def flush(self) -> None:
         if self._tracker is not None:
-            self._tracker.close(timeout=10.0)
+            self._tracker.close(timeout=2.0 if self.board.should_stop() else 10.0)
             self._tracker = None
 
     def hashes(self, split: str) -> list[str]:

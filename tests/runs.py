@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,10 @@ def write_config(folder: Path, config: Mapping[str, Any], name: str = "config.ya
 class Command:
     """``raydistill distill``, or ``sweep``, in a process of its own session, all that it does counted in a file."""
 
-    def __init__(self, config: Path, counts: Path, *, name: str = "distill", **environment: str) -> None:
+    def __init__(
+        self, config: Path, counts: Path, *, name: str = "distill", within: Sequence[str] = (), **environment: str
+    ) -> None:
+        """``within``: a command that runs it, such as nsenter."""
         self.counts = counts
         # files and not pipes: what a killed driver leaves behind would hold a pipe open
         self.out, self.err = (counts.with_name(f"{uuid.uuid4().hex[:8]}.{kind}") for kind in ("out", "err"))
@@ -143,7 +146,7 @@ class Command:
         }
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from raydistill.cli import main; main()", name, str(config), "--json"],
+                [*within, sys.executable, "-c", "from raydistill.cli import main; main()", name, str(config), "--json"],
                 env={**clean, **settings, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,

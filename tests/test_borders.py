@@ -20,6 +20,8 @@ ALLOWED = {
         "cluster/placement.py",
         "cluster/jobs.py",
         "cluster/nodes.py",
+        "cluster/entry.py",
+        "cluster/probe.py",
         "search/actor.py",
         "search/schedulers.py",
         "search/tuning.py",
@@ -27,6 +29,7 @@ ALLOWED = {
         "teacher/pool/teachers.py",
         "teacher/pool/signals.py",
         "teacher/pool/recording.py",
+        "train/interfaces.py",
         "train/worker.py",
     },
     "mlflow": {

@@ -236,7 +236,7 @@ def test_init_lists_copies_and_does_not_overwrite(capfd: pytest.CaptureFixture[s
     code, found = call_json(capfd, "init")
     assert code == 0
     assert {"quickstart"} <= {recipe["name"] for recipe in found["recipes"]}
-    assert {other["name"] for other in found["others"]} == {"gate", "serve"}
+    assert {other["name"] for other in found["others"]} == {"cluster", "gate", "raycluster", "rayjob", "serve"}
     assert all(starter["about"].endswith(".") for starter in found["recipes"] + found["others"])
     assert "quickstart" in call(capfd, "init")[1]
     target = tmp_path / "new" / "job.yaml"
@@ -266,6 +266,7 @@ LOCAL_STORE = "MLFLOW_TRACKING_URI=sqlite:///raydistill-storage/mlflow.db"
     [
         (["gate"], "gate.yaml", "raydistill promote NAME --gate gate.yaml"),
         (["sweep"], "sweep.yaml", "raydistill sweep sweep.yaml"),
+        (["cluster"], "cluster.yaml", "ray up cluster.yaml"),
         (["serve"], "serve.py", f"{LOCAL_STORE} serve run serve:app name=NAME"),
         (["serve", "--out", "a b/my.py"], "a b/my.py", "serve run --app-dir 'a b' my:app name=NAME"),
     ],
@@ -292,7 +293,7 @@ def test_wheel_holds_every_package_and_the_recipes() -> None:
     packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert set(tool["packages"]) == packages | {"raydistill.jobs"}
     assert tool["package-dir"]["raydistill.jobs"] == "jobs"
-    assert tool["package-data"]["raydistill.jobs"] == ["*.yaml"]
+    assert tool["package-data"]["raydistill.jobs"] == ["*.yaml", "kubernetes/*.yaml"]
 
 
 def test_schema_and_losses(capfd: pytest.CaptureFixture[str]) -> None:

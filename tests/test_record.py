@@ -118,13 +118,13 @@ def test_another_batch_budget_changes_nothing(toy, small_shards):
 
 def count_shards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
-    original = record_module._record_shard
+    original = record_module.record_shard
 
     def counting(teacher: Any, rows: Any, row_ids: Any, index: int, *rest: Any) -> Any:
         seen.append(index)
         return original(teacher, rows, row_ids, index, *rest)
 
-    monkeypatch.setattr(record_module, "_record_shard", counting)
+    monkeypatch.setattr(record_module, "record_shard", counting)
     return seen
 
 
@@ -195,8 +195,8 @@ def record_on_rank(folder: Path) -> dict[str, Any]:
     toy = make_toy(folder)
     items = wanted(toy, "ranks")
     seen: list[int] = []
-    original = record_module._record_shard
-    record_module._record_shard = lambda *a: (seen.append(a[3]), original(*a))[1]
+    original = record_module.record_shard
+    record_module.record_shard = lambda *a: (seen.append(a[3]), original(*a))[1]
     record(toy.teacher(), toy.rows(), items, tokens=400, device=Device(), group=Group())
     return {"seen": seen, "rank": Group().rank}
 

@@ -161,7 +161,7 @@ def test_a_mistake_found_in_a_worker_arrives_as_its_own_error_at_once(ray_cluste
 
 def test_more_workers_than_the_cluster_can_hold_are_refused_at_once(ray_cluster, inputs, tmp_path):
     before = len(ray_cluster.read_text().splitlines())
-    with pytest.raises(ConfigError, match=r"3 workers .* the cluster has 2\. Lower train\.num_workers"):
+    with pytest.raises(ConfigError, match=r"workers need 3 × 1 CPU, the cluster has 2\. Lower train\.num_workers"):
         distill(shrunk(inputs, tmp_path, "train.num_workers=3"))
     assert ranks_started(ray_cluster, before) == []
     assert not Path(tmp_path, "ray").exists()

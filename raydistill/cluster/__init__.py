@@ -1,7 +1,13 @@
 """Ray itself: joining or starting a cluster, and what it has to offer."""
 
 from raydistill.cluster.connection import DEFAULTS, OBJECT_STORE_BYTES, connected, set_environment
-from raydistill.cluster.resources import TRIALS_AT_ONCE, groups_at_once, worker_resources
+from raydistill.cluster.resources import (
+    TRIALS_AT_ONCE,
+    groups_at_once,
+    has_teacher_actors,
+    object_store_bytes,
+    worker_resources,
+)
 
 __all__ = [
     "DEFAULTS",
@@ -9,6 +15,8 @@ __all__ = [
     "TRIALS_AT_ONCE",
     "connected",
     "groups_at_once",
+    "has_teacher_actors",
+    "object_store_bytes",
     "set_environment",
     "worker_resources",
 ]

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from raydistill.cluster.entry import check_entry
 from raydistill.errors import RaydistillError
 
 DEFAULTS = {
     # Ray Train empties its result queue at this interval: at its default of 2 s a run of ten reports loses 20 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # Some clouds give 30 s of notice before they take a node; Ray's default would take 5 of them.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Workers keep the driver's folder, so that relative paths mean the same everywhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -49,10 +52,11 @@ def set_environment() -> None:
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names or that this process is in; otherwise start one here, and end it.
 
-    Raises RaydistillError where the cluster cannot be reached.
+    ``object_store_bytes``: size of the object store of a cluster that is started. Raises RaydistillError where the
+    cluster cannot be reached.
     """
     set_environment()
     import ray
@@ -63,9 +67,11 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            if address not in ("auto", "local") and not address.startswith("ray://"):
+                check_entry(address)  # Ray itself tries for 20 s with a wrong token, and for minutes at a wrong port
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            _start_local()
+            _start_local(object_store_bytes)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         way_out = "Check RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN" if address else "Run raydistill doctor"
@@ -76,7 +82,7 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _start_local() -> None:
+def _start_local(object_store_bytes: int) -> None:
     """Start a cluster of this machine alone."""
     import ray
 
@@ -85,5 +91,5 @@ def _start_local() -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=object_store_bytes,
     )

@@ -1,40 +1,137 @@
-"""What worker groups ask of a cluster, and how many of them it holds."""
+"""What worker groups ask of a cluster, how many of them it holds, and what it can never hold."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
+from dataclasses import replace
 
-from raydistill.config import Train
+from raydistill.cluster.connection import OBJECT_STORE_BYTES
+from raydistill.cluster.placement import TRAINER, can_grow, known_nodes, least_workers, living_nodes, teacher_resources
+from raydistill.cluster.room import KIND, Node, Wanted, even_share, kind_of_gpu, mark, marked, place, room
+from raydistill.config import Config, Pool, Train
 from raydistill.errors import ConfigError
 
 TRIALS_AT_ONCE = 4
 """Trials that share a machine without GPUs, where it has as many cores: a search learns little from more at a time."""
 
 
-def worker_resources(train: Train, *, groups: int = 1) -> dict[str, float]:
+def worker_resources(
+    train: Train, *, groups: int = 1, pool: Pool | None = None, is_trial: bool = False
+) -> dict[str, float]:
     """Return what each worker asks for: a GPU where the cluster has them, and an even share of the CPUs.
 
-    ``groups``: worker groups that should find room side by side without GPUs. Raises ConfigError where the cluster can
-    never hold one.
+    ``groups``: worker groups that should find room side by side on a machine without GPUs. ``pool``: teachers that run
+    at the same time. ``is_trial``: workers of a trial go anywhere, others to nodes for training where there are some.
+    Raises ConfigError where the cluster can never hold them.
     """
-    import ray
-
-    total = ray.cluster_resources()
-    if train.resources_per_worker is not None:
-        wanted = dict(train.resources_per_worker)
-    elif total.get("GPU", 0) >= train.num_workers:
-        wanted = {"CPU": max(1.0, total.get("CPU", 1) // total["GPU"]), "GPU": 1.0}
-    else:
-        wanted = {"CPU": max(1.0, total.get("CPU", 1) // (train.num_workers * groups))}
-    can_grow = bool(os.environ.get("RAY_ADDRESS"))  # an autoscaler may bring nodes; a cluster of this machine cannot
-    for name, amount in wanted.items():
-        if amount * train.num_workers > total.get(name, 0) and not can_grow:
-            raise ConfigError(
-                f"train.num_workers: {train.num_workers} workers with {amount:g} {name} each need "
-                f"{amount * train.num_workers:g}, but the cluster has {total.get(name, 0):g}. "
-                "Lower train.num_workers or train.resources_per_worker."
-            )
+    nodes = known_nodes()
+    wanted = wanted_by_workers(train, nodes, groups=groups, pool=pool, is_trial=is_trial)
+    if not can_grow():
+        check_room(train, wanted, pool, nodes)
     return wanted
+
+
+def wanted_by_workers(
+    train: Train, nodes: Sequence[Node], *, groups: int = 1, pool: Pool | None = None, is_trial: bool = False
+) -> dict[str, float]:
+    """As ``worker_resources``, on any nodes, whether or not they find room there."""
+    if train.resources_per_worker is not None:
+        wanted = dict(train.resources_per_worker) | kind_of_gpu(train.accelerator_type)
+    else:
+        wanted = _default(train, groups, beside_teachers(train, pool, nodes), is_trial)
+    return wanted if is_trial else wanted | mark(TRAINER, wanted, least_workers(train), nodes)
+
+
+def _default(train: Train, groups: int, nodes: Sequence[Node], is_trial: bool) -> dict[str, float]:
+    gpu, need = {"GPU": 1.0} | kind_of_gpu(train.accelerator_type), least_workers(train)
+    preferred = [] if is_trial else marked(TRAINER, nodes)
+    for some in (preferred, nodes):
+        with_gpu = [node for node in some if node.total.get("GPU")]
+        if (at_once := int(room(gpu, with_gpu))) >= need:
+            return {"CPU": even_share(at_once, with_gpu, gpu)} | gpu
+    if train.accelerator_type:
+        return {"CPU": 1.0} | gpu
+    candidates = [node for node in preferred if not node.total.get("GPU")] or list(nodes)
+    if groups > 1:
+        candidates = [replace(max(candidates, key=lambda node: node.total.get("CPU", 0.0)), count=1)]
+    return {"CPU": even_share(train.num_workers * groups, candidates)}
+
+
+def beside_teachers(train: Train, pool: Pool | None, nodes: Sequence[Node]) -> Sequence[Node]:
+    """What nodes have left beside as many teachers of the pool as leave each worker a CPU, at least its least."""
+    if pool is None:
+        return nodes
+    wanted = teacher_resources(pool, train, nodes)
+    worker = {"CPU": 1.0} if train.resources_per_worker is None else train.resources_per_worker
+    for count in range(int(min(room(wanted, nodes), pool.max)), pool.min, -1):
+        placed = place(wanted, count, nodes)
+        if room(worker, placed.rest) >= train.num_workers:
+            return placed.rest
+    return place(wanted, pool.min, nodes).rest
+
+
+def check_room(train: Train, wanted: Wanted, pool: Pool | None, nodes: Sequence[Node]) -> None:
+    """Raise ConfigError where the least that a run needs at one time does not fit: its workers, beside its teachers."""
+    least = least_workers(train)
+    _check("train.num_workers", "workers", wanted, least, nodes, "train.num_workers or train.resources_per_worker")
+    if pool is None:
+        return
+    teacher = teacher_resources(pool, train, nodes)
+    check_teachers(pool, nodes, train)
+    if place(teacher, pool.min, place(wanted, least, nodes).rest).num >= pool.min:
+        return
+    if place(wanted, least, place(teacher, pool.min, nodes).rest).num >= least:
+        return
+    raise ConfigError(
+        f"teacher.pool: no room for teachers, {pool.min} × ({described(teacher)}), beside training workers, {least} × "
+        f"({described(wanted)}), on {summary(nodes)}. Lower teacher.pool.min, teacher.pool.resources or "
+        "train.resources_per_worker (shares such as GPU: 0.5 will do), or set teacher.mode to cached or online."
+    )
+
+
+def check_teachers(pool: Pool, nodes: Sequence[Node] | None = None, train: Train | None = None) -> None:
+    """Raise ConfigError where a cluster that cannot grow can never hold the least teachers of a pool."""
+    if can_grow():
+        return
+    nodes = known_nodes() if nodes is None else nodes
+    teacher = teacher_resources(pool, train, nodes)
+    _check("teacher.pool", "teachers", teacher, pool.min, nodes, "teacher.pool.min or teacher.pool.resources")
+
+
+def _check(setting: str, who: str, wanted: Wanted, count: int, nodes: Sequence[Node], way_out: str) -> None:
+    for name, amount in sorted(wanted.items(), key=lambda pair: not pair[0].startswith(KIND)):
+        there = sum(node.total.get(name, 0.0) * node.count for node in nodes)
+        if amount * count <= there + 1e-6:  # 3 × 0.1 is a little more than 0.3
+            continue
+        if name.startswith(KIND):
+            kind = name.removeprefix(KIND)
+            raise ConfigError(f"{setting}: the cluster has no GPU of the kind {kind}. Change accelerator_type.")
+        raise ConfigError(
+            f"{setting}: {who} need {count} × {amount:g} {name}, the cluster has {there:g}. Lower {way_out}."
+        )
+    if room(wanted, nodes) < count:
+        raise ConfigError(
+            f"{setting}: {who} need {count} × ({described(wanted)}), which do not fit on {summary(nodes)}. "
+            f"Lower {way_out}."
+        )
+
+
+def described(wanted: Wanted) -> str:
+    """``2 CPU, 1 GPU, L4``: without shares of marks."""
+    plain = [name for name in ("CPU", "GPU") if wanted.get(name)]
+    plain += sorted(name for name, amount in wanted.items() if name not in ("CPU", "GPU", "memory") and amount >= 0.01)
+    parts = [f"{wanted[name]:g} {name}" for name in plain if not name.startswith(KIND)]
+    parts += [f"{wanted['memory'] / 2**30:.1f} GiB"] if wanted.get("memory") else []
+    return ", ".join([*parts, *(name.removeprefix(KIND) for name in wanted if name.startswith(KIND))]) or "no CPU"
+
+
+def summary(nodes: Sequence[Node]) -> str:
+    """``2 nodes with 4 CPU, 1 GPU and 1 node with no CPU``."""
+    counts: dict[str, int] = {}
+    for node in nodes:
+        text = described({name: node.total.get(name, 0.0) for name in ("CPU", "GPU")})
+        counts[text] = counts.get(text, 0) + node.count
+    return " and ".join(f"{n} {'node' if n == 1 else 'nodes'} with {text}" for text, n in counts.items()) or "no node"
 
 
 def groups_at_once(train: Train, resources: dict[str, float]) -> int | None:
@@ -42,10 +139,18 @@ def groups_at_once(train: Train, resources: dict[str, float]) -> int | None:
 
     Groups of several workers are counted on the nodes that are there: more than fit would wait for each other.
     """
-    import ray
-
-    if os.environ.get("RAY_ADDRESS") and train.num_workers == 1:
+    if can_grow() and train.num_workers == 1:
         return None
-    total = ray.cluster_resources()
-    rooms = [total.get(name, 0) // (amount * train.num_workers) for name, amount in resources.items() if amount > 0]
-    return max(1, int(min(rooms, default=1)))
+    workers = min(room(resources, living_nodes()), 10_000.0)  # without end where nothing is asked for
+    return max(1, int(workers // train.num_workers))
+
+
+def has_teacher_actors(config: Config) -> bool:
+    """Whether teachers may run in actors of their own."""
+    return config.teacher.pool is not None or config.teacher.mode == "pool"
+
+
+def object_store_bytes(config: Config) -> int:
+    """Bytes that a cluster of this machine sets aside: twice what teachers may have ready; a step has its own, too."""
+    ahead = (config.teacher.pool or Pool()).max_ahead_bytes if has_teacher_actors(config) else 0
+    return OBJECT_STORE_BYTES + 2 * ahead * config.train.num_workers

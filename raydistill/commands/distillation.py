@@ -27,11 +27,9 @@ def distill(config: ConfigFile, overrides: Overrides = None, json: Json = False)
         results = work(loaded, progress=progress)
 
     def show(console: Console) -> None:
-        from raydistill.report import print_next_steps, print_notes, print_results
+        from raydistill.report import print_distilled
 
-        print_notes(console, results)
-        print_results(console, results)
-        print_next_steps(console, results, loaded)
+        print_distilled(console, results, loaded)
 
     return Outcome(lambda: results, show)
 
@@ -64,20 +62,44 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     check: Annotated[bool, typer.Option("--check", help="Also compute every loss once on a real batch.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also say where everything would go on the cluster of RAY_ADDRESS.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="The same for this cluster; auto: the one here."),
+    ] = None,
     json: Json = False,
 ) -> Outcome:
     """Say what `distill` or `sweep` would do, what is in storage already, how large and how long it gets."""
     from raydistill.loading import load_config
 
     loaded = load_config(config, overrides or [])
-    if loaded.sweep is not None:
-        from raydistill import cluster
+    state = None
+    if cluster or address:
+        from raydistill.cluster.placement import read_cluster
 
-        cluster.set_environment()  # trials are timed here with the threads that they will have
+        state = read_cluster(address)  # first, because the rest takes longer
+    if loaded.sweep is not None:
+        from raydistill.cluster import set_environment
+
+        set_environment()  # trials are timed here with the threads that they will have
     from raydistill import planning
 
     made = planning.make_plan(loaded, check)
-    return Outcome(lambda: made, lambda console: planning.print_plan(console, made))
+    if state is not None:
+        from raydistill.cluster.forecast import forecast
+
+        made["cluster"] = forecast(loaded, made["teacher"]["mode"], state, made.get("sweep", {}).get("trials"))
+
+    def show(console: Console) -> None:
+        planning.print_plan(console, made)
+        if state is not None:
+            from raydistill.cluster.forecast import print_forecast
+
+            print_forecast(console, made["cluster"])
+
+    return Outcome(lambda: made, show)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,14 +39,34 @@ def init(
 
 
 @app.command()
-def doctor(storage: StorageUrl = STORAGE, json: Json = False) -> Outcome:
-    """Check this machine: packages, storage, memory, threads, GPU, tracking. Exits 1 if a check fails."""
-    from raydistill.doctor import examine, print_checks
+def doctor(
+    storage: StorageUrl = STORAGE,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="ADDRESS", help="A Ray cluster: HOST:PORT, auto, or http://HEAD:8265."),
+    ] = None,
+    json: Json = False,
+) -> Outcome:
+    """Check this machine: packages, storage, memory, threads, GPU, tracking. Exits 1 if a check fails.
 
-    checks = examine(storage)
+    With --address check every node of a cluster: versions, storage that all have in common, tracking, GPUs, clocks,
+    disk, shared memory, token. HOST:PORT and auto are for a machine of that cluster; http://HEAD:8265 for any other:
+    the check runs there as a job.
+    """
+    from raydistill.doctor import examine, examine_cluster, print_checks
+
+    if address is not None and "://" in address:
+        from raydistill.commands.remote import submit
+
+        return submit(["doctor", "--storage", storage], address)
+    nodes: dict[str, Any] = {}
+    if address is None:
+        checks = examine(storage)
+    else:
+        checks, nodes["nodes"] = examine_cluster(address, storage)
     failed = any(check.state == "fail" for check in checks)
     return Outcome(
-        lambda: {"ok": not failed, "checks": [vars(check) for check in checks]},
+        lambda: {"ok": not failed, "checks": [vars(check) for check in checks], **nodes},
         lambda console: print_checks(console, checks),
         exit_code=int(failed),
     )

@@ -33,7 +33,7 @@ def hub_commit(name: str, revision: str | None) -> str:
     except Exception as error:  # the hub client's, httpx's and the offline mode's errors share no base class
         reference = f"datasets--{repository.replace('/', '--')}/refs/{revision or 'main'}"
         cached = Path(HF_HUB_CACHE) / reference
-        if cached.is_file():
+        if os.path.isfile(cached):  # and not Path.is_file, which raises for a name that is too long
             return cached.read_text().strip()
         raise ConfigError(
             f"{name} is no local file or folder, and no data set on the Hugging Face hub answers to that name: "

@@ -123,7 +123,8 @@ def train_in_group(config: dict[str, Any], shared: Shared) -> None:
     """One trial as a Ray Train group of its own, for students that train on several workers."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from raydistill.train.worker import explain, make_trainer
+    from raydistill.train.failures import explain
+    from raydistill.train.worker import make_trainer
 
     order = Order.from_plain(config["trial"])
     job: Job = trial_job(shared, order)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
+from raydistill import recipes
 from raydistill.artifacts import Artifact
 from raydistill.config import Config
 from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import measure_models
 from raydistill.models.fields import intermediate
-from raydistill.models.load import model_digest, new_classifier, resolve_model
+from raydistill.models.load import new_classifier
 from raydistill.models.student import student_config
 from raydistill.phases import fit_teacher, record_split, teacher_mode
 from raydistill.recipes import TeacherIdentity
@@ -66,17 +67,9 @@ def share(place: Workplace) -> Shared:
     """Fit the teacher, record the union of the signals, measure the shapes; every rank runs this."""
     teacher = fit_teacher(place)
     with place.phase("record"):
-        needs: set[str] = set()
-        for config in signal_configs(place.config):
-            mode, why, wanted = teacher_mode(place, teacher, config)
-            if mode == "pool":
-                raise ConfigError(
-                    f"teacher.mode: pool feeds one student, and a sweep trains many ({why}). Write cached, which "
-                    "records once for all trials (teacher.max_cache_bytes), or online."
-                )
-            needs |= wanted if mode == "cached" else set()
-        signals = record_split(place, teacher, "train", needs)
-        record_split(place, teacher, "validation", {"logits"})
+        splits = shared_signals(place, teacher)
+        signals = record_split(place, teacher, "train", splits["train"])
+        record_split(place, teacher, "validation", splits["validation"])
     with place.phase("shapes"):
         shapes = measure_shapes(place, AutoConfig.from_pretrained(teacher.folder))
     place.flush()
@@ -90,6 +83,21 @@ def share(place: Workplace) -> Shared:
         tuple(place.reused),
         tuple(place.notes),
     )
+
+
+def shared_signals(place: Workplace, teacher: TeacherIdentity) -> dict[str, frozenset[str]]:
+    """Which signals of which split are recorded: of the training rows what any trial may need. ConfigError for a pool
+    that should feed them."""
+    needs: set[str] = set()
+    for config in signal_configs(place.config):
+        mode, why, wanted = teacher_mode(place, teacher, config)
+        if mode == "pool":
+            raise ConfigError(
+                f"teacher.mode: pool feeds one student, and a sweep trains many ({why}). Write cached, which "
+                "records once for all trials (teacher.max_cache_bytes), or online."
+            )
+        needs |= wanted if mode == "cached" else set()
+    return {"train": frozenset(needs), "validation": frozenset({"logits"})}
 
 
 def save_shared(shared: Shared) -> None:
@@ -114,16 +122,10 @@ def load_shared(job: Job) -> Shared | None:
         return None
     content = storage.read_json(*job.run_parts, "shared.json")
     signals = {name: storage.artifact("signals", key) for name, key in content["signals"].items()}
-    settings = job.config.teacher
-    source = resolve_model(settings.model, settings.revision, settings.trust_remote_code)
-    digest = model_digest(source)
-    teacher = TeacherIdentity(source, digest, digest, None)
-    if content["teacher"] is not None:
-        artifact = storage.artifact("teacher", content["teacher"])
-        if not artifact.exists():
-            return None
-        folder = artifact.local() / "model"
-        teacher = TeacherIdentity(folder, model_digest(folder), digest, artifact)
+    artifact = None if content["teacher"] is None else storage.artifact("teacher", content["teacher"])
+    if artifact is not None and not artifact.exists():
+        return None
+    teacher = recipes.identify_teacher(job.config.teacher, artifact)
     if not all(artifact.exists() for artifact in signals.values()):
         return None
     return Shared(

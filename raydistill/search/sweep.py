@@ -132,7 +132,12 @@ class Driver:
         shared = load_shared(job)
         if shared is None:
             with self.clock.phase("teacher", self.quiet):
-                shared = run_workers(job, self.show, self.stop, share)
+                if self.config.teacher.pool is not None:
+                    from raydistill.teacher.pool.driver import share_with_pool
+
+                    shared = share_with_pool(job, self.show, self.stop)
+                else:
+                    shared = run_workers(job, self.show, self.stop, share)
             save_shared(shared)
         return shared
 

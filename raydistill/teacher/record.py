@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ class Wanted:
 Files = dict[str, dict[str, FileInfo]]
 """Signal → file name → size and checksum."""
 
+Present = dict[str, dict[int, tuple[str, FileInfo]]]
+"""Signal → shard → its file on storage."""
+
+STOPPED = "Recording stopped; the shards recorded so far are kept."
+
 
 def record(
     teacher: PreTrainedModel,
@@ -55,28 +60,41 @@ def record(
     Raises Interrupted when asked to stop; finished shards stay and are not computed again.
     """
     shards = cut_shards(rows.lengths)
-    present = group.broadcast({s: find_shards(w.artifact) for s, w in wanted.items()} if group.is_first else None)
-    missing = [i for i in range(len(shards)) if any(i not in present[signal] for signal in wanted)]
+    present = group.broadcast(find_present(wanted) if group.is_first else None)
+    missing = find_missing(len(shards), present)
     nn.Module.to(teacher, device.torch_device).eval()
     mine: Files = {signal: {} for signal in wanted}
     total = sum(len(shards[i]) for i in missing)
     started, done, stopped = time.perf_counter(), 0, False
-    for index in missing[group.rank :: group.size]:
+    for index, signals in list(missing.items())[group.rank :: group.size]:
         if stopped := should_stop():
             break
-        signals = [signal for signal in wanted if index not in present[signal]]
-        for signal, (name, info) in _record_shard(
-            teacher, rows, shards[index], index, {s: wanted[s] for s in signals}, tokens, device, owner
-        ).items():
+        lacking = {signal: wanted[signal] for signal in signals}
+        made = record_shard(teacher, rows, shards[index], index, lacking, tokens, device, owner)
+        for signal, (name, info) in made.items():
             mine[signal][name] = info
         done += len(shards[index])
         progress(min(done * group.size, total), total, done * group.size / (time.perf_counter() - started))
     if group.sum([float(stopped)])[0]:
-        raise Interrupted("Recording stopped; the shards recorded so far are kept.")
-    _seal(wanted, present, group.gather(mine), group, owner)
+        raise Interrupted(STOPPED)
+    recorded = group.gather(mine)
+    if group.is_first:
+        seal(wanted, present, recorded, owner)
+    group.barrier()
 
 
-def _record_shard(
+def find_present(wanted: Mapping[str, Wanted]) -> Present:
+    """The whole shards of artefacts that may not be sealed yet; damaged ones are removed."""
+    return {signal: find_shards(item.artifact) for signal, item in wanted.items()}
+
+
+def find_missing(num_shards: int, present: Present) -> dict[int, list[str]]:
+    """Shards that are still to be recorded, each with the signals that lack it."""
+    lacking = {i: [signal for signal in present if i not in present[signal]] for i in range(num_shards)}
+    return {index: signals for index, signals in lacking.items() if signals}
+
+
+def record_shard(
     teacher: PreTrainedModel,
     rows: Rows,
     row_ids: np.ndarray,
@@ -86,6 +104,7 @@ def _record_shard(
     device: Device,
     owner: Owner | None,
 ) -> dict[str, tuple[str, FileInfo]]:
+    """Run the teacher over one shard and put it on storage; by signal the file's name, size and checksum."""
     parts: dict[str, list[torch.Tensor]] = {signal: [] for signal in wanted}
     for ids in micro_batches(row_ids, rows.lengths, tokens=tokens):
         with torch.inference_mode(), device.autocast():
@@ -104,20 +123,12 @@ def _record_shard(
     return files
 
 
-def _seal(
-    wanted: Mapping[str, Wanted],
-    present: Mapping[str, dict[int, tuple[str, FileInfo]]],
-    recorded: list[Files],
-    group: Group,
-    owner: Owner | None,
-) -> None:
-    """Rank 0 writes the manifests once every rank's shards are on storage."""
-    if group.is_first:
-        if owner is not None:
-            owner.check()
-        for signal, item in wanted.items():
-            files = dict(present[signal].values())
-            for of_rank in recorded:
-                files |= of_rank[signal]
-            item.artifact.seal(dict(sorted(files.items())), item.recipe, item.parents)
-    group.barrier()
+def seal(wanted: Mapping[str, Wanted], present: Present, recorded: Sequence[Files], owner: Owner | None) -> None:
+    """Write the manifests, once every shard is on storage: those that were ``present``, and the ``recorded`` ones."""
+    if owner is not None:
+        owner.check()
+    for signal, item in wanted.items():
+        files = dict(present[signal].values())
+        for made in recorded:
+            files |= made[signal]
+        item.artifact.seal(dict(sorted(files.items())), item.recipe, item.parents)

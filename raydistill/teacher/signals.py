@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from raydistill.models.capture import capture
 from raydistill.train.device import Device
@@ -26,6 +28,17 @@ class Signals(ABC):
     def wait(self, parts: Sequence[np.ndarray]) -> bool:
         """Wait a moment, a second or so, for the signals of a step's micro-batches; whether all are there."""
         return True
+
+
+class Feed(Protocol):
+    """A pool of teachers, as a training worker sees it."""
+
+    def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray) -> Signals:
+        """What the teachers say about rows of the training split; ``lengths``: tokens of each of its rows."""
+        ...
+
+    def close(self) -> None:
+        """Say that no more signals will be asked for."""
 
 
 class NoSignals(Signals):

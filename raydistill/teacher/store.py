@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raydistill.artifacts import Artifact, FileInfo, Storage, recipe_key
+from raydistill.artifacts import MANIFEST, Artifact, Damaged, FileInfo, Storage, recipe_key
 from raydistill.errors import ArtifactError
 from raydistill.models.capture import is_token_level
 from raydistill.teacher.signals import Signals
@@ -96,6 +96,34 @@ def find_shards(artifact: Artifact) -> dict[int, tuple[str, FileInfo]]:
         else:
             artifact.storage.delete(artifact.kind, artifact.key, name)
     return found
+
+
+def reopen_damaged(artifact: Artifact) -> list[str]:
+    """Open an artefact whose files do not fit its manifest for recording them again, and no others.
+
+    Names of these files, which are removed; none where all fit or nothing is sealed yet. Reads the artefact once.
+    """
+    if not artifact.exists() or fits(artifact):
+        return []
+    with artifact.storage.lock("commit", artifact.kind, artifact.key):
+        if not artifact.exists() or fits(artifact):  # another process has mended it meanwhile
+            return []
+        try:
+            names = set(artifact.manifest().files)
+        except Damaged:
+            names = {MANIFEST}
+        artifact.unseal()
+        return sorted(names - {name for name, _ in find_shards(artifact).values()})
+
+
+def fits(artifact: Artifact) -> bool:
+    """Whether every file of a sealed artefact has the size and checksum that its manifest names."""
+    try:
+        artifact.check_sizes(artifact.storage.files(artifact.kind, artifact.key), artifact.manifest())
+        artifact.local(verify=True)
+    except Damaged:
+        return False
+    return True
 
 
 class RecordedSignals(Signals):

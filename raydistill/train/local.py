@@ -7,8 +7,10 @@ import threading
 import torch
 
 from raydistill.board import Board, Show
+from raydistill.errors import RaydistillError
 from raydistill.phases import Outcome, run_phases
 from raydistill.train.device import Device, keep_freed_memory
+from raydistill.train.failures import known
 from raydistill.train.group import Group
 from raydistill.workplace import Job, Workplace
 
@@ -21,5 +23,9 @@ def run_local(job: Job, show: Show, stop: threading.Event) -> Outcome:
     place = Workplace(job, Group(device.torch_device), device, board)
     try:
         return run_phases(place)
+    except Exception as error:
+        if isinstance(error, RaydistillError) or (found := known(error, "The run")) is None:
+            raise
+        raise found from error
     finally:
         place.flush()

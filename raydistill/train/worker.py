@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import torch
 
-from raydistill.artifacts import Storage
+from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board, Show
 from raydistill.cluster import worker_resources
+from raydistill.config import Pool
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TrackingError
+from raydistill.faults import not_common
 from raydistill.train.device import Device, keep_freed_memory
+from raydistill.train.failures import explain
 from raydistill.train.group import Group
+from raydistill.train.notice import Notice
 from raydistill.workplace import Job, Workplace
 
 Result = TypeVar("Result")
@@ -24,24 +30,48 @@ Result = TypeVar("Result")
 STOP_SECONDS = 5.0
 """After a wish to stop, workers get so long to write a checkpoint before the cluster is taken down."""
 
+START_FAILURES = 120
+"""Times that a worker group may fail to start. Each is a minute of waiting for room: a node of a cloud takes 2 to 10
+minutes to come, and every node that is lost later waits again."""
+
+RESIZE_SECONDS = 60.0
+"""An elastic group looks at this interval whether it can grow; growing repeats the steps since a checkpoint."""
+
+GROUPS = itertools.count(1)
+"""Numbers the worker groups of this process: a run with a pool has two."""
+
 OF_ONE_RANK = (ArtifactError, StaleOwner, TrackingError)
 """Errors that may meet one rank alone: raised, so that Ray ends the others and tries again. All the rest meet every
 rank at the same place and are returned, because trying again would not help."""
 
 
-def run_workers(job: Job, show: Show, stop: threading.Event, phases: Callable[[Workplace], Result]) -> Result:
+def run_workers(
+    job: Job,
+    show: Show,
+    stop: threading.Event,
+    phases: Callable[[Workplace], Result],
+    watch: Callable[[], None] = lambda: None,
+    pool: Pool | None = None,
+) -> Result:
     """Run ``phases`` in one Ray Train worker group; ``show`` gets its progress, ``stop`` ends it with a checkpoint.
+
+    ``watch`` is called several times a second meanwhile; what it raises ends the run. ``pool``: teachers that need
+    their place beside the workers.
 
     Returns what rank 0's ``phases`` return. Raises the RaydistillError that ended the phases, or one that names the
     worker and its error.
     """
     board = Board(job.storage, job.board_parts, job.owner)
+    board.clear()
     # In a thread of its own: Ray's handler for Ctrl-C, which kills workers after 12 s, is only set in the main thread.
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
-    fitting = pool.submit(lambda: make_trainer(job, phases, f"{job.run_key}-{job.owner.number}").fit().return_value)
-    pool.shutdown(wait=False)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+    name = f"{job.run_key}-{job.owner.number}-{next(GROUPS)}"
+    callbacks = [loss_teller(board)]
+    fitting = thread.submit(lambda: make_trainer(job, phases, name, callbacks, pool=pool).fit().return_value)
+    thread.shutdown(wait=False)
     asked_at: float | None = None
     while not wait([fitting], timeout=0.2).done:
+        watch()
         if stop.is_set() and asked_at is None:
             asked_at = time.monotonic()
             board.request_stop()
@@ -60,23 +90,33 @@ def run_workers(job: Job, show: Show, stop: threading.Event, phases: Callable[[W
     return outcome
 
 
-def make_trainer(job: Job, phases: Callable[[Workplace], Any], name: str, callbacks: Sequence[Any] = ()) -> Any:
+def make_trainer(
+    job: Job,
+    phases: Callable[[Workplace], Any],
+    name: str,
+    callbacks: Sequence[Any] = (),
+    pool: Pool | None = None,
+) -> Any:
     """A trainer whose workers run ``phases``. ``name``: a fresh one a start, as Ray would silently resume, or refuse, a
     run of the same name."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
+    from ray.train import RunConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
-    resources = worker_resources(job.config.train)
+    from raydistill.train.interfaces import HostsConfig
+
+    train = job.config.train
+    resources = worker_resources(train, pool=pool, is_trial=bool(job.folder))
     use_gpu = resources.get("GPU", 0) > 0
     storage_path, filesystem = ray_storage(job.storage)
     return TorchTrainer(
         cast("Any", _worker),
         train_loop_config={"job": job, "phases": phases},
         # a torch that was built for CPUs has no nccl, whatever the nodes claim to have
-        torch_config=TorchConfig(backend="nccl" if use_gpu and torch.distributed.is_nccl_available() else "gloo"),
+        torch_config=HostsConfig(backend="nccl" if use_gpu and torch.distributed.is_nccl_available() else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=job.config.train.num_workers,
+            num_workers=num_workers(job),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=use_gpu,
             resources_per_worker=resources,
         ),
@@ -84,10 +124,33 @@ def make_trainer(job: Job, phases: Callable[[Workplace], Any], name: str, callba
             name=name,
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=job.config.train.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=START_FAILURES),
             callbacks=list(callbacks),
         ),
     )
+
+
+def num_workers(job: Job) -> int | tuple[int, int]:
+    """Workers of a group; where it is elastic, the fewest and the most. A trial keeps the place that Tune gave it."""
+    train = job.config.train
+    if train.min_workers is None or job.folder:
+        return train.num_workers
+    return train.min_workers, train.num_workers
+
+
+def loss_teller(board: Board) -> Any:
+    """Hears from Ray which workers were lost, and posts it as progress: new nodes may take minutes to come."""
+    from ray.train import UserCallback
+
+    class LossTeller(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+            causes = ", ".join(sorted({type(error).__name__ for error in worker_exceptions.values()}))
+            note = f"lost worker {ranks} ({causes}); the group goes on from its last checkpoint when it has room"
+            with suppress(ArtifactError):
+                board.post("restart", 0, 0, "", 0.0, note)
+
+    return LossTeller()
 
 
 def _worker(config: dict[str, Any]) -> Any:
@@ -101,9 +164,11 @@ def _worker(config: dict[str, Any]) -> Any:
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     board = Board(job.storage, job.board_parts, job.owner)
-    place = Workplace(job, Group(device.torch_device), device, board, observed=ray.train.report)
+    notice = Notice(preemption_deadline)
+    group = Group(device.torch_device)
+    place = Workplace(job, group, device, board, observed=ray.train.report, should_save=notice.is_due)
     try:
-        check_storage(job.storage, job.run_parts, place.group)
+        check_storage(job.storage, job.run_parts, place.group, job.owner)
         return config["phases"](place)
     except OF_ONE_RANK:
         raise
@@ -113,15 +178,28 @@ def _worker(config: dict[str, Any]) -> Any:
         place.flush()
 
 
-def check_storage(storage: Storage, run: tuple[str, ...], group: Group) -> None:
-    """Every rank writes a marker that every rank reads: storage that nodes do not share is found before any work."""
+def preemption_deadline() -> float | None:
+    """When a node with workers of this group will be taken away, in seconds since the epoch; None without notice.
+
+    Ray's own function for it is a collective, which every step would have to pay for; the loop's ranks agree anyway.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    return None if info is None else (info.deadline_ms or 0) / 1000
+
+
+def check_storage(storage: Storage, run: tuple[str, ...], group: Group, owner: Owner | None = None) -> None:
+    """Every rank writes a marker that every rank reads: storage that nodes do not share is found before any work.
+
+    The file of the ``owner`` is the driver's marker: all ranks may be on one node, which is not the driver's.
+    """
     storage.write_bytes(b"", *run, "markers", str(group.rank))
     group.barrier()
     missing = [rank for rank in range(group.size) if not storage.exists(*run, "markers", str(rank))]
+    missing += [-1] if owner is not None and not storage.exists(*owner.folder, "owner.json") else []
     if group.sum([float(len(missing))])[0]:
-        raise RaydistillError(
-            f"storage: {storage.url} is not the same place on every node. Use a URL (s3://, gs://) or a shared folder."
-        )
+        raise not_common(storage.url)
 
 
 def ray_storage(storage: Storage) -> tuple[str, Any]:
@@ -132,15 +210,3 @@ def ray_storage(storage: Storage) -> tuple[str, Any]:
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     return path, PyFileSystem(FSSpecHandler(storage.fs))
-
-
-def explain(error: BaseException) -> RaydistillError:
-    """Turn what ``fit`` raised into one message that names the worker and the cause."""
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None) or error}
-    rank, cause = min(failures.items())
-    if isinstance(cause, RaydistillError):
-        return cause
-    return RaydistillError(
-        f"Worker {rank} failed: {type(cause).__name__}: {cause}\n"
-        "Everything finished so far is kept; the same command goes on from there."
-    )

@@ -1,0 +1,183 @@
+"""Where a run's parts would go on a cluster as it is now, what only an autoscaler can bring, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from raydistill.cluster.placement import TEACHER, TRAINER, State, least_workers, teacher_resources
+from raydistill.cluster.resources import TRIALS_AT_ONCE, described, summary, wanted_by_workers
+from raydistill.cluster.room import KIND, Node, Wanted, marked, place, room
+from raydistill.config import Config, Pool, Train
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WORKERS, TEACHERS, TRIALS = "training workers", "teachers", "trials"
+SETTINGS = {
+    WORKERS: "train.num_workers or train.resources_per_worker",
+    TEACHERS: "teacher.pool.min or teacher.pool.resources",
+    TRIALS: "train.num_workers or train.resources_per_worker",
+}
+Views = tuple[Sequence[Node], Sequence[Node]]
+"""What is free now, and the same nodes empty; both with the nodes that may come."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """So many that ask for the same, and where they would go."""
+
+    name: str
+    phase: str
+    """``training``, ``recording`` or ``search``: those of one phase are there at the same time."""
+    count: int
+    """As many as there may be at a time; of trials with several workers, these workers."""
+    least: int
+    """Work does not begin with fewer."""
+    resources: dict[str, float]
+    """What each asks for."""
+    now: dict[str, int]
+    """How many on which node that has room for them."""
+    new: dict[str, int]
+    """How many on nodes of which group, which an autoscaler has to bring first."""
+    waiting: int
+    """Those that find room only when something else on the cluster has ended."""
+    missing: int
+    """Those that the cluster can never hold."""
+
+
+def forecast(config: Config, mode: str, state: State, num_trials: int | None = None) -> dict[str, Any]:
+    """Return the cluster's nodes, the roles and what to know about them, as plain data.
+
+    ``mode``: how the teacher's signals are got. ``num_trials``: of a sweep.
+    """
+    roles = _roles(config, mode, state, num_trials)
+    nodes = [*state.nodes, *state.coming]
+    return {
+        "address": state.address,
+        "nodes": [
+            {"name": node.name, "there": node.is_there, "count": node.count, "resources": dict(node.total)}
+            for node in nodes
+        ],
+        "roles": [asdict(role) for role in roles],
+        "findings": [*_missing(roles, nodes), *_findings(config.train, roles, nodes)],
+    }
+
+
+def _roles(config: Config, mode: str, state: State, num_trials: int | None) -> list[Role]:
+    """Workers, teachers and trials; those that run at the same time find room beside each other."""
+    train, nodes = config.train, [*state.nodes, *state.coming]
+    views: Views = ([*state.free, *state.coming], nodes)
+    if train.num_workers == 0:
+        return []
+    pool = config.teacher.pool or (Pool() if mode == "pool" else None)
+    beside = pool if mode == "pool" else None
+    wanted = wanted_by_workers(train, nodes, pool=beside)
+    workers, left = _role(WORKERS, "training", (least_workers(train), train.num_workers), wanted, views)
+    roles = [workers]
+    if pool is not None and mode in ("pool", "cached"):
+        wanted = teacher_resources(pool, train if beside else None, nodes)
+        phase = "training" if beside else "recording"
+        roles.append(_role(TEACHERS, phase, (pool.min, pool.max), wanted, left if beside else views)[0])
+    if config.sweep is not None and num_trials is not None:
+        wanted = wanted_by_workers(train, nodes, groups=TRIALS_AT_ONCE, is_trial=True)
+        limit = min(num_trials, config.sweep.max_concurrent_trials or num_trials)
+        count = train.num_workers * max(
+            1, int(min(float(limit * train.num_workers), room(wanted, nodes)) // train.num_workers)
+        )
+        roles.append(_role(TRIALS, "search", (train.num_workers, count), wanted, views)[0])
+    return roles
+
+
+def _role(name: str, phase: str, counts: tuple[int, int], wanted: Wanted, views: Views) -> tuple[Role, Views]:
+    """The role, and what it leaves. ``counts``: the least and the most."""
+    least, count = counts
+    free, whole = (place(wanted, count, nodes) for nodes in views)
+    missing = count - max(free.num, whole.num)
+    now: dict[str, int] = {}
+    new: dict[str, int] = {}
+    for node, num in free.on:
+        side = now if node.is_there else new
+        side[node.name] = side.get(node.name, 0) + num
+    waiting = count - free.num - missing
+    return Role(name, phase, count, least, dict(wanted), now, new, waiting, missing), (free.rest, whole.rest)
+
+
+def _missing(roles: Sequence[Role], nodes: Sequence[Node]) -> Iterator[str]:
+    """What the cluster can never hold, and the ways out."""
+    for role in roles:
+        if role.missing:
+            begins = role.count - role.missing >= role.least
+            yield (
+                f"{role.missing} of {role.count} {role.name} with {described(role.resources)} each find no place on "
+                f"{summary(nodes)}; "
+                + ("the others begin without them. " if begins else "the run would wait for them without end. ")
+                + f"Add nodes, or lower {SETTINGS[role.name]}."
+            )
+
+
+def _findings(train: Train, roles: Sequence[Role], nodes: Sequence[Node]) -> Iterator[str]:
+    """What else to know of where things go, a sentence each."""
+    if not roles:
+        yield "train.num_workers: 0 runs everything in the calling process; nothing goes to a cluster."
+        return
+    gpus = room({"GPU": 1.0}, [node for node in nodes if "GPU" in node.total])
+    if gpus and train.resources_per_worker is None and not roles[0].resources.get("GPU"):
+        yield (
+            f"Workers get no GPU: the nodes that they may use have fewer than {train.num_workers}. Lower "
+            "train.num_workers, or set train.resources_per_worker, for example {GPU: 0.5}."
+        )
+    for role in roles:
+        mark = {WORKERS: TRAINER, TEACHERS: TEACHER}.get(role.name)
+        if mark and marked(mark, nodes) and mark not in role.resources:
+            why = "are kept for what needs a GPU, or too small"
+            if role.resources.get("GPU"):
+                why = f"hold {room(role.resources, marked(mark, nodes)):g} of {role.least}"
+            yield f"The {mark} nodes {why}: {role.name} go to any nodes."
+        kinds = [name for name in role.resources if name.startswith(KIND)]
+        for kind in [kind for kind in kinds if not any(node.total.get(kind) for node in nodes)]:
+            yield f"No node that is there has a GPU of the kind {kind.removeprefix(KIND)}; see that new nodes have one."
+        if role.waiting:
+            yield f"{role.waiting} of {role.count} {role.name} wait until others on the cluster make room."
+
+
+def print_forecast(console: Console, found: Mapping[str, Any]) -> None:
+    """Print a forecast below the lines of a plan."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(Text(f"cluster    {found['address']}"))
+    for count, there, text in _kinds(found["nodes"]):
+        console.print(Text(f"           {count if there else f'up to {count} more'} × {text}"))
+    table = Table("role", "how many", "each asks for", "where", box=None, pad_edge=False)
+    for role in found["roles"]:
+        least = f"{role['least']} to " if role["least"] < role["count"] else ""
+        name = f"{role['name']} ({role['phase']})" if role["name"] == TEACHERS else role["name"]
+        table.add_row(name, f"{least}{role['count']}", Text(described(role["resources"])), Text(_where(role)))
+    if found["roles"]:
+        console.print(table)
+    for finding in found["findings"]:
+        console.print(Text.assemble(("! ", "yellow"), finding))
+
+
+def _where(role: Mapping[str, Any]) -> str:
+    parts = [f"{count} on {node}" for node, count in role["now"].items()]
+    parts += [f"{count} on new {group} nodes" for group, count in role["new"].items()]
+    parts += [f"{role['waiting']} later"] if role["waiting"] else []
+    parts += [f"{role['missing']} nowhere"] if role["missing"] else []
+    return ", ".join(parts)
+
+
+def _kinds(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool, str]]:
+    """Like nodes together: how many, whether they are there, what they are for and have."""
+    counts: dict[tuple[bool, str], int] = {}
+    for node in nodes:
+        has = {name: amount for name, amount in node["resources"].items() if name in ("CPU", "GPU") or KIND in name}
+        others = [
+            name for name in node["resources"] if name not in has and name not in ("memory", "object_store_memory")
+        ]
+        marks = sorted(name for name in others if not name.startswith("node:") and "_group" not in name)
+        key = (node["there"], ": ".join(filter(None, [", ".join(marks), described(has)])))
+        counts[key] = counts.get(key, 0) + node["count"]
+    return [(count, there, text) for (there, text), count in counts.items()]

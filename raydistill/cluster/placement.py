@@ -1,0 +1,148 @@
+"""Where things run: teachers on nodes for teachers, workers on nodes for training, anywhere where there are none."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raydistill.cluster.room import Node, announced_nodes, kind_of_gpu, mark, marked, room
+from raydistill.config import Pool, Train
+from raydistill.errors import ConfigError, RaydistillError
+from raydistill.lineage import redact
+
+TEACHER, TRAINER = "teacher", "trainer"
+"""Custom resources of the nodes for one of them."""
+
+
+def living_nodes() -> list[Node]:
+    """The nodes of the cluster that this process has joined, by address."""
+    import ray
+
+    nodes = [Node(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return sorted(nodes, key=lambda node: node.name)
+
+
+def known_nodes() -> list[Node]:
+    """Nodes that are there, and those that an autoscaler may bring."""
+    living = living_nodes()
+    return [*living, *announced_nodes(living)]
+
+
+def preferred(name: str) -> bool:
+    """Whether there are, or can come, nodes marked with ``name`` (teacher, trainer)."""
+    return bool(marked(name, known_nodes()))
+
+
+def can_grow() -> bool:
+    """Whether nodes may come: to a cluster that ``RAY_ADDRESS`` names, but not to one of this machine alone."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def least_workers(train: Train) -> int:
+    """Workers without which training does not begin."""
+    return train.min_workers or train.num_workers
+
+
+def teacher_resources(pool: Pool, train: Train | None = None, nodes: Sequence[Node] | None = None) -> dict[str, float]:
+    """What each teacher actor asks for, marks included.
+
+    ``train``: workers that run at the same time (``teacher.mode: pool``). By default a whole GPU, where so many are
+    left beside the workers that the pool can begin, else a CPU.
+    """
+    nodes = known_nodes() if nodes is None else nodes
+    wanted = dict(pool.resources) if pool.resources is not None else _teacher_default(pool, train, nodes)
+    wanted |= kind_of_gpu(pool.accelerator_type)
+    return wanted | mark(TEACHER, wanted, pool.min, nodes)
+
+
+def _teacher_default(pool: Pool, train: Train | None, nodes: Sequence[Node]) -> dict[str, float]:
+    gpu = {"CPU": 1.0, "GPU": 1.0}
+    kind = kind_of_gpu(pool.accelerator_type)
+    if kind or room(gpu, marked(TEACHER, nodes)) >= pool.min or _gpus_left(train, nodes) >= pool.min:
+        return gpu
+    return {"CPU": 1.0}
+
+
+def _gpus_left(train: Train | None, nodes: Sequence[Node]) -> float:
+    """GPUs that training workers do not take."""
+    total = room({"GPU": 1.0}, [node for node in nodes if "GPU" in node.total])
+    if train is None:
+        return total
+    if train.resources_per_worker is not None:
+        return total - train.resources_per_worker.get("GPU", 0.0) * train.num_workers
+    return total - train.num_workers if total >= least_workers(train) else total
+
+
+def teacher_options(pool: Pool, train: Train | None = None) -> dict[str, Any]:
+    """Ray's options of a teacher actor: ``num_cpus``, ``num_gpus``, ``resources``, ``memory``, ``scheduling_strategy``.
+
+    ``train``: as for ``teacher_resources``. Teachers are spread over nodes: a node that is lost takes few with it.
+    """
+    wanted = teacher_resources(pool, train)
+    options: dict[str, Any] = {
+        "num_cpus": wanted.pop("CPU", 0.0),
+        "num_gpus": wanted.pop("GPU", 0.0),
+        "scheduling_strategy": "SPREAD",
+    }
+    if "memory" in wanted:
+        options["memory"] = wanted.pop("memory")
+    return options | {"resources": wanted}
+
+
+@dataclass(frozen=True)
+class State:
+    """A cluster as it is now."""
+
+    address: str
+    nodes: tuple[Node, ...]
+    free: tuple[Node, ...]
+    """The same nodes with what is not taken."""
+
+    @property
+    def coming(self) -> list[Node]:
+        """What its autoscaler may bring, as the head node announces it."""
+        return announced_nodes(self.nodes)
+
+
+CONNECT_SECONDS = 5.0
+
+
+def read_cluster(address: str | None = None) -> State:
+    """Ask the cluster at ``HOST:6379`` (``auto``: the one of this machine; None: ``RAY_ADDRESS``) without joining it.
+
+    Raises ConfigError where none is named, RaydistillError where it does not answer, or not to this process.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise ConfigError(
+            "No cluster is named: set RAY_ADDRESS or give --address HOST:6379, or auto for this machine's."
+        )
+    if "://" in address:
+        raise ConfigError(f"{redact(address)} is no address of a cluster's nodes. Give HOST:6379 of the head node.")
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus  # type: ignore[attr-defined]
+
+    try:
+        address = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()  # Ray's own client waits for 40 s
+        answer = GcsClient(address).get_cluster_status(timeout_s=CONNECT_SECONDS)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise RaydistillError(
+            f"Could not reach the Ray cluster at {address}: {str(error).splitlines()[0] or type(error).__name__}. "
+            "Give HOST:6379 of its head node as --address or RAY_ADDRESS, and where it asks for a token set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
+        ) from error
+    reply = GetClusterStatusReply.FromString(answer)
+    found = sorted(reply.cluster_resource_state.node_states, key=lambda state: state.node_ip_address)
+    alive = [state for state in found if state.status in (NodeStatus.RUNNING, NodeStatus.IDLE)]
+    return State(
+        address,
+        tuple(Node(state.node_ip_address, dict(state.total_resources)) for state in alive),
+        tuple(Node(state.node_ip_address, dict(state.available_resources)) for state in alive),
+    )

@@ -1,0 +1,83 @@
+"""One teacher of a pool: it computes the signals of training rows, or records shards. Lives in a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raydistill.artifacts import Artifact, FileInfo
+from raydistill.board import Board
+from raydistill.faults import not_common
+from raydistill.recipes import identify_teacher
+from raydistill.teacher import record
+from raydistill.teacher.record import Wanted
+from raydistill.teacher.signals import OnlineSignals
+from raydistill.teacher.store import cut_shards
+from raydistill.train.device import Device, keep_freed_memory
+from raydistill.train.group import Group
+from raydistill.workplace import Job, Workplace
+
+Packed = dict[str, tuple[np.ndarray, str]]
+"""Signal → its values and their dtype in torch, which numpy may not have."""
+
+
+class Teacher:
+    """The teacher of a job, alone on its device; ``artifact``: its fine-tuned weights, if there are any."""
+
+    def __init__(self, job: Job, artifact: Artifact | None) -> None:
+        self.job, self.artifact = replace(job, run=None), artifact
+
+    def open(self) -> str:
+        """Load the weights; the node that this is."""
+        keep_freed_memory()
+        if threads := os.environ.get("OMP_NUM_THREADS"):  # Ray's, by the CPUs that the actor asked for
+            torch.set_num_threads(int(threads))
+        job = self.job
+        if not job.storage.exists(*job.owner.folder, "owner.json"):  # the driver wrote it
+            raise not_common(job.storage.url)
+        device = Device("cuda" if torch.cuda.is_available() else "cpu", job.dtype)
+        self.place = Workplace(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
+        self.model = self.place.load(identify_teacher(job.config.teacher, self.artifact).folder, dropout=0.0)
+        nn.Module.to(self.model, device.torch_device).eval()
+        return socket.gethostname()
+
+    def is_alive(self) -> bool:
+        return True
+
+    def signals(self, row_ids: np.ndarray, needs: Collection[str]) -> Packed:
+        """Signals of these training rows as ``OnlineSignals`` gives them: the same function, batch and padding."""
+        place = self.place
+        inputs = place.device.move(place.rows["train"].inputs(row_ids))
+        return pack(OnlineSignals(self.model, needs, place.device).batch(row_ids, inputs))
+
+    def record(self, split: str, index: int, wanted: Mapping[str, Wanted]) -> dict[str, tuple[str, FileInfo]]:
+        """Record one shard of a split; by signal the file's name, size and checksum."""
+        place, rows = self.place, self.place.rows[split]
+        row_ids = cut_shards(rows.lengths)[index]
+        tokens, owner = place.inference_tokens, self.job.owner
+        return record.record_shard(self.model, rows, row_ids, index, wanted, tokens, place.device, owner)
+
+
+def pack(signals: Mapping[str, Tensor]) -> Packed:
+    """Tensors as arrays, which Ray hands over without a copy."""
+    packed = {}
+    for signal, tensor in signals.items():
+        values = tensor.detach().cpu().contiguous()
+        is_known = values.dtype != torch.bfloat16
+        array: Any = values.numpy() if is_known else values.view(torch.int16).numpy()
+        packed[signal] = (array, str(values.dtype).removeprefix("torch."))
+    return packed
+
+
+def unpack(packed: Packed) -> dict[str, Tensor]:
+    """The tensors again, in memory of their own: what lies in Ray's store cannot be written to."""
+    return {
+        signal: torch.from_numpy(array.copy()).view(getattr(torch, dtype)) for signal, (array, dtype) in packed.items()
+    }

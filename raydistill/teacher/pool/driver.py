@@ -1,0 +1,169 @@
+"""A run with a pool, seen from the driver: fine-tune, record with the pool, train beside it or without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from raydistill.artifacts import Artifact
+from raydistill.board import Board, Show
+from raydistill.cluster import worker_resources
+from raydistill.cluster.placement import teacher_options
+from raydistill.cluster.resources import check_teachers
+from raydistill.config import Pool
+from raydistill.phases import (
+    Outcome,
+    fit_teacher,
+    recorded_signals,
+    reopen_split,
+    run_phases,
+    source_teacher,
+    student_artifact,
+    teacher_artifact,
+    teacher_mode,
+    wanted_signal,
+)
+from raydistill.recipes import TeacherIdentity, identify_teacher
+from raydistill.stopping import Stop
+from raydistill.teacher.pool.actor import Teacher
+from raydistill.teacher.pool.recording import record_in_pool
+from raydistill.teacher.pool.signals import PoolFeed
+from raydistill.teacher.pool.teachers import TeacherPool
+from raydistill.teacher.record import Wanted
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+from raydistill.train.worker import run_workers
+from raydistill.workplace import Job, Workplace
+
+if TYPE_CHECKING:
+    from raydistill.search.shared import Shared
+
+
+class Made(Protocol):
+    """What a worker group returns that says how long it took and what it found there; a dataclass."""
+
+    @property
+    def seconds(self) -> dict[str, float]: ...
+    @property
+    def reused(self) -> Any: ...
+    @property
+    def notes(self) -> Any: ...
+
+
+Result = TypeVar("Result", bound=Made)
+
+
+def run_with_pool(job: Job, show: Show, stop: Stop) -> Outcome:
+    """Run all phases with teachers in actors of their own; phases whose artefacts are there are skipped."""
+    run = PooledRun(job, show, stop)
+    teacher = run.teacher()
+    mode, _, needs = teacher_mode(run.place, teacher, job.config)
+    wanted = find_unrecorded(run.place, teacher, recorded_signals(mode, needs))
+    feeds = mode == "pool" and not student_artifact(run.place, teacher, mode)[0].exists()
+    if wanted or feeds:
+        with run.pool(teacher, feeds=feeds) as pool:
+            run.record(pool, wanted)
+            if feeds:
+                phases = partial(run_fed, feed=PoolFeed(pool.desk, run.settings.max_ahead_bytes))
+                return run.completed(run_workers(job, show, stop, phases, watch=pool.tend, pool=run.settings))
+    return run.completed(run_workers(job, show, stop, run_phases))
+
+
+def share_with_pool(job: Job, show: Show, stop: Stop) -> Shared:
+    """What all trials of a sweep share, the signals recorded by a pool."""
+    from raydistill.search.shared import share, shared_signals
+
+    run = PooledRun(job, show, stop)
+    teacher = run.teacher()
+    wanted = find_unrecorded(run.place, teacher, shared_signals(run.place, teacher))
+    if wanted:
+        with run.pool(teacher, feeds=False) as pool:
+            run.record(pool, wanted)
+    return run.completed(run_workers(job, show, stop, share))
+
+
+class PooledRun:
+    """What a run with a pool does before its last worker group. ConfigError where the cluster can never hold it."""
+
+    def __init__(self, job: Job, show: Show, stop: Stop) -> None:
+        self.job, self.show, self.stop = job, show, stop
+        self.settings = job.config.teacher.pool or Pool()
+        check_teachers(self.settings)
+        if job.config.teacher.mode == "pool":
+            worker_resources(job.config.train, pool=self.settings)  # refuses workers that find no place beside them
+        self.place = driver_place(job)
+        self.seconds: dict[str, float] = {}
+        self.made: set[str] = set()
+
+    def teacher(self) -> TeacherIdentity:
+        """The teacher that speaks; a worker group of its own fine-tunes it where that is still to be done."""
+        found = find_teacher(self.place)
+        if found is None:
+            self.seconds["teacher"], artifact = run_workers(self.job, self.show, self.stop, fine_tune)
+            self.made.add("teacher")
+            found = identify_teacher(self.job.config.teacher, artifact)
+        return found
+
+    def pool(self, teacher: TeacherIdentity, *, feeds: bool) -> TeacherPool:
+        """The pool, to be entered. ``feeds``: training workers take their place at the same time."""
+        options = teacher_options(self.settings, self.job.config.train if feeds else None)
+        return TeacherPool(self.settings, options, Teacher, (self.job, teacher.artifact), self.show)
+
+    def record(self, pool: TeacherPool, wanted: Mapping[str, Mapping[str, Wanted]]) -> None:
+        """Record what is wanted of each split."""
+        with self.place.phase("record"):
+            record_in_pool(pool, self.place.rows, wanted, owner=self.job.owner, stop=self.stop, show=self.show)
+        self.seconds["record"] = self.place.seconds["record"]
+        self.made |= {f"signals of {split}" for split in wanted}
+
+    def completed(self, result: Result) -> Result:
+        """The result of the last worker group, with what was made before it, which is not called reused."""
+        seconds = {name: result.seconds.get(name, 0.0) + value for name, value in self.seconds.items()}
+        reused = type(result.reused)(name for name in result.reused if name not in self.made)
+        changes: dict[str, Any] = {"seconds": {**result.seconds, **seconds}, "reused": reused}
+        changes["notes"] = type(result.notes)([*self.place.notes, *result.notes])
+        return cast("Result", replace(cast("Any", result), **changes))
+
+
+def driver_place(job: Job) -> Workplace:
+    """What the driver needs of the tools of a rank: it loads no weights, tracks nothing and owns no device."""
+    board = Board(job.storage, job.board_parts, job.owner, listener=lambda entry: None, stop=lambda: False)
+    return Workplace(replace(job, run=None), Group(), Device("cpu", job.dtype), board)
+
+
+def find_teacher(place: Workplace) -> TeacherIdentity | None:
+    """The teacher that speaks; None while it is still to be fine-tuned."""
+    source = source_teacher(place.config)
+    if place.config.teacher.finetune is None:
+        return source
+    artifact, _ = teacher_artifact(place, source)
+    return identify_teacher(place.config.teacher, artifact) if artifact.exists() else None
+
+
+def fine_tune(place: Workplace) -> tuple[float, Artifact | None]:
+    """What each worker of the first group runs; seconds, and where the teacher lies."""
+    teacher = fit_teacher(place)
+    place.flush()
+    return place.seconds["teacher"], teacher.artifact
+
+
+def find_unrecorded(
+    place: Workplace, teacher: TeacherIdentity, splits: Mapping[str, frozenset[str]]
+) -> dict[str, dict[str, Wanted]]:
+    """The signals that are still to be recorded, by split."""
+    found: dict[str, dict[str, Wanted]] = {}
+    for split, signals in splits.items():
+        wanted = {signal: wanted_signal(place, teacher, signal, split) for signal in sorted(signals)}
+        reopen_split(place, split, wanted)
+        missing = {signal: item for signal, item in wanted.items() if not item.artifact.exists()}
+        if missing:
+            found[split] = missing
+    return found
+
+
+def run_fed(place: Workplace, feed: PoolFeed) -> Outcome:
+    """What each training worker runs beside the pool."""
+    place.feed = feed
+    return run_phases(place)

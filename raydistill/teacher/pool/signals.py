@@ -1,0 +1,223 @@
+"""Signals from a pool of teachers, as a training worker asks for them: ahead of the student, by a budget of bytes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from raydistill.errors import RaydistillError
+from raydistill.models.capture import is_token_level, signal_width
+from raydistill.teacher.pool.actor import unpack
+from raydistill.teacher.pool.teachers import LOST
+from raydistill.teacher.signals import Signals
+
+WAIT_SECONDS = 1.0
+REFRESH_SECONDS = 2.0
+MAX_DEATHS = 10
+"""Teachers that may die of one micro-batch: preemptions are rarer, and what kills every teacher ends the run."""
+
+
+@dataclass(frozen=True)
+class PoolFeed:
+    """What a training worker is handed; picklable."""
+
+    desk: Any
+    max_ahead_bytes: int
+
+    def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray) -> PoolSignals:
+        return PoolSignals(self.desk, needs, Sizes.of(teacher, needs, lengths), self.max_ahead_bytes)
+
+    def close(self) -> None:
+        self.desk.close.remote()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of signals: so many a row and a token, float32."""
+
+    per_row: int
+    per_token: int
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, teacher: PreTrainedConfig, needs: Collection[str], lengths: np.ndarray) -> Sizes:
+        widths = {signal: 4 * signal_width(teacher, signal) for signal in needs}
+        tokens = sum(width for signal, width in widths.items() if is_token_level(signal))
+        return cls(sum(widths.values()) - tokens, tokens, lengths)
+
+    def bytes(self, row_ids: np.ndarray) -> int:
+        return self.per_row * len(row_ids) + self.per_token * int(self.lengths[row_ids].sum())
+
+
+@dataclass(eq=False)
+class Request:
+    """A micro-batch whose signals are wanted."""
+
+    row_ids: np.ndarray
+    bytes: int
+    teacher: int = -1
+    answer: Any = None
+    """Ray's promise; None while no teacher has it."""
+    values: dict[str, Tensor] | None = None
+    deaths: int = 0
+
+
+class PoolSignals(Signals):
+    """Asks the teachers that the desk knows; the work of one that dies goes to another.
+
+    A step's signals are asked for one step before it at the latest, and earlier while all that was asked for in advance
+    stays within ``max_ahead_bytes``. Not for several threads.
+    """
+
+    def __init__(self, desk: Any, needs: Collection[str], sizes: Sizes, max_ahead_bytes: int) -> None:
+        self.desk, self.needs, self.sizes, self.max_ahead_bytes = desk, frozenset(needs), sizes, max_ahead_bytes
+        self._teachers: dict[int, Any] = {}
+        self._gone: set[int] = set()
+        self._load: Counter[int] = Counter()
+        self._refreshed_at = -1e9
+        self._steps: Iterator[list[np.ndarray]] = iter(())
+        self._next: list[np.ndarray] | None = None
+        self._ahead: deque[list[Request]] = deque()
+        self._current: list[Request] = []
+
+    def foresee(self, steps: Iterator[list[np.ndarray]]) -> None:
+        self._steps, self._next = steps, next(steps, None)
+        self._ahead.clear()
+        self._current = []
+
+    def wait(self, parts: Sequence[np.ndarray]) -> bool:
+        if not same_rows(self._current, parts):
+            self._turn_to(parts)
+        self._look_ahead()
+        return self._collect(self._current, WAIT_SECONDS)
+
+    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = next((r for r in self._current if np.array_equal(r.row_ids, row_ids)), None)
+        request = found or self._request(row_ids)
+        while not self._collect([request], WAIT_SECONDS):
+            pass
+        if found is not None:
+            self._current.remove(found)
+        assert request.values is not None
+        return request.values
+
+    def _turn_to(self, parts: Sequence[np.ndarray]) -> None:
+        """Make these the present step's requests: those that were sent ahead, or new ones."""
+        if not self._ahead:
+            self._send_step()
+        while self._ahead and not same_rows(self._ahead[0], parts):
+            self._ahead.popleft()  # a step in which this rank has no rows is not asked about
+        self._current = self._ahead.popleft() if self._ahead else [self._request(row_ids) for row_ids in parts]
+
+    def _look_ahead(self) -> None:
+        """Send the next step's requests, and more while their bytes allow."""
+        while self._next is not None:
+            waiting = sum(request.bytes for step in self._ahead for request in step)
+            size = sum(map(self.sizes.bytes, self._next))
+            if self._ahead and waiting + size > self.max_ahead_bytes:
+                return
+            self._send_step()
+
+    def _send_step(self) -> None:
+        if self._next is not None:
+            self._ahead.append([self._request(row_ids) for row_ids in self._next])
+            self._next = next(self._steps, None)
+
+    def _request(self, row_ids: np.ndarray) -> Request:
+        request = Request(row_ids, self.sizes.bytes(row_ids))
+        self._send(request)
+        return request
+
+    def _send(self, request: Request) -> None:
+        """Give the request to the teacher with the least to do; it stays here where there is none."""
+        if not self._teachers:
+            self._refresh()
+        if self._teachers:
+            request.teacher = min(self._teachers, key=lambda number: (self._load[number], number))
+            self._load[request.teacher] += 1
+            actor = self._teachers[request.teacher]
+            request.answer = actor.signals.remote(request.row_ids, self.needs)
+
+    def _collect(self, requests: Sequence[Request], seconds: float) -> bool:
+        """Wait up to so many seconds for the answers; whether all are there."""
+        until = time.monotonic() + seconds
+        while True:
+            self._refresh()
+            missing = [request for request in requests if request.values is None]
+            if not missing:
+                return True
+            for request in missing:
+                if request.answer is None:
+                    self._send(request)
+            left = until - time.monotonic()
+            asked = {request.answer: request for request in missing if request.answer is not None}
+            if left <= 0:
+                return False
+            if not asked:
+                time.sleep(min(left, 0.2))
+                continue
+            for answer in ray.wait(list(asked), num_returns=len(asked), timeout=min(left, 0.5))[0]:
+                self._take(asked[answer])
+
+    def _take(self, request: Request) -> None:
+        self._load[request.teacher] -= 1
+        answer, request.answer = request.answer, None
+        try:
+            request.values = unpack(ray.get(answer))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RaydistillError):
+                raise error.cause from error
+            raise RaydistillError(
+                f"A teacher failed: {type(error.cause).__name__}: {error.cause}. For memory lower "
+                "train.tokens_per_micro_batch or raise teacher.pool.resources."
+            ) from error
+        except ray.exceptions.ActorUnavailableError:
+            self._drop(request.teacher)  # the desk names it again, if it is only the network
+        except LOST as error:
+            request.deaths += 1
+            if request.deaths >= MAX_DEATHS:
+                raise RaydistillError(
+                    f"{request.deaths} teachers died of the same {len(request.row_ids)} rows, the last so: {error}. "
+                    "If it is for memory, lower train.tokens_per_micro_batch or raise teacher.pool.resources."
+                ) from error
+            self._gone.add(request.teacher)
+            self._drop(request.teacher)
+
+    def _refresh(self) -> None:
+        """Ask the desk who is there, now and then."""
+        if time.monotonic() - self._refreshed_at < (REFRESH_SECONDS if self._teachers else 0.2):
+            return
+        self._refreshed_at = time.monotonic()
+        try:
+            known = ray.get(self.desk.teachers.remote(), timeout=30)
+        except (*LOST, ray.exceptions.GetTimeoutError) as error:
+            raise RaydistillError("The driver of this run, which looks after the teachers, is gone.") from error
+        teachers = {number: actor for number, actor in known.items() if number not in self._gone}
+        for number in self._teachers.keys() - teachers.keys():
+            self._drop(number)
+        self._teachers = teachers
+
+    def _drop(self, number: int) -> None:
+        """Nothing more goes to this teacher, and what it has not answered goes to others."""
+        self._teachers.pop(number, None)
+        self._load.pop(number, None)
+        for request in [*self._current, *(request for step in self._ahead for request in step)]:
+            if request.teacher == number and request.answer is not None and request.values is None:
+                if ray.wait([request.answer], timeout=0)[0]:
+                    continue  # answered, or failed: it tells by itself
+                request.answer = None
+                self._send(request)
+
+
+def same_rows(requests: Sequence[Request], parts: Sequence[np.ndarray]) -> bool:
+    return len(requests) == len(parts) and all(
+        np.array_equal(request.row_ids, row_ids) for request, row_ids in zip(requests, parts, strict=True)
+    )

@@ -1,0 +1,205 @@
+"""The pool itself, in the driver: actors that are asked for, watched, and replaced when they die."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raydistill.board import Show
+from raydistill.cluster.resources import described
+from raydistill.config import Pool
+from raydistill.errors import RaydistillError
+
+PING_SECONDS = 2.0
+SILENT_SECONDS = 10.0
+"""A teacher that is there within this time is not worth a word: actor and weights take 4 to 8 s."""
+REMIND_SECONDS = 30.0
+RETRY_SECONDS = 5.0
+MAX_FAILED_STARTS = 3
+"""Teachers that fail to load one after another, none being there: the next would fail as well."""
+
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+)
+"""What is raised for the work of a teacher, or of a node, that is gone."""
+
+
+class Desk:
+    """Where training workers ask for the teachers that are there; an actor, on the driver's node."""
+
+    def __init__(self) -> None:
+        self._teachers: dict[int, Any] = {}
+        self._is_open = True
+
+    def publish(self, teachers: dict[int, Any]) -> None:
+        self._teachers = teachers
+
+    def teachers(self) -> dict[int, Any]:
+        """Handles of the teachers by number; a number is never used again."""
+        return self._teachers
+
+    def close(self) -> None:
+        self._is_open = False
+
+    def is_open(self) -> bool:
+        return self._is_open
+
+
+@dataclass
+class Member:
+    """One teacher that was asked for."""
+
+    number: int
+    actor: Any
+    answer: Any
+    """What it was asked last: to open, later whether it is alive."""
+    is_ready: bool = False
+    asked_at: float = 0.0
+
+
+class TeacherPool:
+    """Up to ``pool.max`` teachers. ``tend`` is called now and then; leaving the context ends them all.
+
+    ``kind(*arguments)`` makes a teacher, in an actor with ``options``.
+    """
+
+    def __init__(self, pool: Pool, options: dict[str, Any], kind: type, arguments: tuple[Any, ...], show: Show) -> None:
+        self.pool, self.show = pool, show
+        self._make: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options)
+        self._arguments = arguments
+        asks = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0), **options.get("resources", {})}
+        self._asks = described(asks)
+        self._members: list[Member] = []
+        self._number = 0
+        self._failed_starts = 0
+        self._begin_at = time.monotonic()  # of asking for the teachers that are missing
+        self._has_begun = False
+        self._missed_at: float | None = time.monotonic()
+        self._said_at = -1e9
+        self.desk: Any = None
+
+    def __enter__(self) -> TeacherPool:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._open_answer = self.desk.is_open.remote()
+        self.tend()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if self.desk is not None:
+            ray.kill(self.desk)
+            self.desk = None
+
+    def close(self) -> None:
+        """End all teachers: an actor that stays keeps its node from going."""
+        for member in self._members:
+            ray.kill(member.actor)
+        self._members = []
+        self.pool = self.pool.model_copy(update={"max": 0})
+
+    @property
+    def ready(self) -> dict[int, Any]:
+        """The teachers that work can be given to, by number; none before ``pool.min`` are there for the first time."""
+        found = {member.number: member.actor for member in self._members if member.is_ready}
+        self._has_begun = self._has_begun or len(found) >= self.pool.min
+        return found if self._has_begun else {}
+
+    def tend(self) -> None:
+        """Look after the teachers: replace the dead, publish the living, end them all once nobody needs them.
+
+        Raises RaydistillError where none can be started.
+        """
+        before = self.ready
+        self._look()
+        if time.monotonic() >= self._begin_at:
+            while len(self._members) < self.pool.max:
+                self._add()
+        if (now := self.ready).keys() != before.keys():
+            self.desk.publish.remote(now)
+        self._tell(now)
+        if ray.wait([self._open_answer], timeout=0)[0]:
+            if not ray.get(self._open_answer):
+                self.close()
+            self._open_answer = self.desk.is_open.remote()
+
+    def _add(self) -> None:
+        self._number += 1
+        actor = self._make.remote(*self._arguments)
+        self._members.append(Member(self._number, actor, actor.open.remote(), asked_at=time.monotonic()))
+
+    def _ask(self, member: Member) -> None:
+        member.answer, member.asked_at = member.actor.is_alive.remote(), time.monotonic()
+
+    def _look(self) -> None:
+        """Read what teachers have answered."""
+        asked = {member.answer: member for member in self._members if member.answer is not None}
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else []
+        for answer in answered:
+            member = asked[answer]
+            member.answer = None
+            try:
+                ray.get(answer)
+            except ray.exceptions.ActorUnavailableError:
+                continue
+            except LOST as error:
+                self._bury(member, error)
+            except ray.exceptions.RayTaskError as error:
+                self._bury(member, error)
+                self._judge(error)
+            else:
+                member.is_ready, self._failed_starts = True, 0
+        for member in self._members:
+            if member.answer is None and time.monotonic() - member.asked_at >= PING_SECONDS:
+                self._ask(member)
+
+    def _bury(self, member: Member, error: Exception) -> None:
+        logging.getLogger(__name__).warning("Teacher %d is gone: %s", member.number, str(error).splitlines()[0])
+        self._members.remove(member)
+        ray.kill(member.actor)
+        if not member.is_ready:
+            self._begin_at = time.monotonic() + RETRY_SECONDS
+
+    def _judge(self, error: ray.exceptions.RayTaskError) -> None:
+        """End the run where teachers fail to load again and again, and none is there."""
+        self._failed_starts += 1
+        if self.ready or self._failed_starts < MAX_FAILED_STARTS:
+            return
+        cause = error.cause
+        if isinstance(cause, RaydistillError):
+            raise cause
+        raise RaydistillError(
+            f"teacher.pool: {self._failed_starts} teachers in a row could not be loaded: {type(cause).__name__}: "
+            f"{cause}. Correct teacher.model, or give each more room with teacher.pool.resources."
+        ) from error
+
+    def _tell(self, ready: dict[int, Any]) -> None:
+        """Say that there is no teacher, in the beginning and then now and again, and that there is one again."""
+        now = time.monotonic()
+        if ready or not self.pool.max:
+            if self._missed_at is not None and self._said_at > self._missed_at:
+                self.show({"phase": "teachers", "note": f"{len(ready)} of {self.pool.max} there"})
+            self._missed_at = None
+            return
+        self._missed_at = now if self._missed_at is None else self._missed_at
+        if now - self._missed_at >= SILENT_SECONDS and now - self._said_at >= REMIND_SECONDS:
+            self._said_at = now
+            there = sum(member.is_ready for member in self._members)
+            self.show(
+                {
+                    "phase": "teachers",
+                    "note": f"waiting for a teacher: {there} of at least {self.pool.min} there, each asks for "
+                    f"{self._asks}. Work goes on once the cluster has room; teacher.pool.resources asks for less",
+                }
+            )

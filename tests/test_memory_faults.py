@@ -1,0 +1,186 @@
+"""Out of memory, on a GPU, a machine or in the object store: the message names the setting to change."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from toy import toy_config
+
+from raydistill.errors import ArtifactError, RaydistillError
+from raydistill.loading import load_config
+from raydistill.pipeline import distill
+from raydistill.train import loop
+from raydistill.train.failures import KEPT, explain, known
+
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB\nOf the allocated ..."
+GB = 10**9
+ROOM_BYTES = 4 * GB
+"""The workers of the test may take so much before Ray kills them; what else the machine holds does not count."""
+
+
+class GroupError(Exception):
+    """As Ray Train's: one error a rank."""
+
+    def __init__(self, failures: dict[int, Exception]) -> None:
+        super().__init__(f"{len(failures)} workers failed")
+        self.worker_failures = failures
+
+
+def text_of(*failures: Exception) -> str:
+    return str(explain(GroupError(dict(enumerate(failures)))))
+
+
+def test_the_rank_that_failed_is_named_and_not_those_that_waited_for_it():
+    echo = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2121")
+    assert text_of(echo, torch.OutOfMemoryError(CUDA)).startswith("Worker 1 ran out of GPU memory")
+    assert text_of(echo, ValueError("odd")) == f"Worker 1 failed: ValueError: odd{KEPT}"
+    assert text_of(echo, echo).startswith("Worker 0 failed: RuntimeError")
+    own = ArtifactError("of ours")
+    assert explain(GroupError({0: torch.OutOfMemoryError(CUDA), 1: own})) is own
+    assert str(explain(ValueError("early"))) == f"Worker 0 failed: ValueError: early{KEPT}"
+
+
+def test_gpu_memory_names_the_micro_batch_and_one_line_of_torch():
+    text = str(known(torch.OutOfMemoryError(CUDA), "Worker 3"))
+    assert "train.tokens_per_micro_batch" in text
+    assert "79.10 GiB" in text
+    assert "Of the allocated" not in text
+
+
+def test_memory_that_torch_cannot_get_is_known():
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(10**15)
+    text = str(known(found.value, "The run"))
+    assert text.startswith("The run was ended because its machine ran out of memory")
+    assert "train.resources_per_worker" in text
+    assert known(MemoryError(), "x") is not None
+    assert known(ValueError("x"), "x") is None
+
+
+def test_a_full_disk_is_known():
+    found = known(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/shard.arrow"), "Worker 0")
+    assert isinstance(found, ArtifactError)
+    assert "/tmp/shard.arrow: the disk is full" in str(found)
+    assert "TMPDIR" in str(found)
+
+
+@pytest.mark.slow
+def test_without_ray_the_run_says_it_too_and_goes_on(tmp_path, monkeypatch):
+    step = loop.Stage.take_step
+
+    def take_step(self: Any, number: int, *arguments: Any) -> None:
+        if self.setup.name == "student.distill" and number == 7:
+            raise torch.OutOfMemoryError(CUDA)
+        step(self, number, *arguments)
+
+    config = load_config(toy_config(tmp_path, evaluate__baseline=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stage, "take_step", take_step)
+        with pytest.raises(RaydistillError, match=r"ran out of GPU memory.*79.10 GiB.*tokens_per_micro_batch"):
+            distill(config)
+    assert "teacher" in distill(config)["reused"]
+
+
+@contextmanager
+def ray_with(**settings: str) -> Iterator[None]:
+    """A Ray of 2 CPUs whose daemons have these settings."""
+    import ray
+
+    from raydistill import cluster
+
+    cluster.set_environment()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        for name, value in settings.items():
+            patch.setenv(f"RAY_{name}", value)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=cluster.OBJECT_STORE_BYTES,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker() -> Callable[[dict[str, Any]], None]:
+    """What a worker does, made here so that it travels by value: the last rank fails, the others wait for it."""
+
+    def work(config: dict[str, Any]) -> None:
+        import time
+
+        import numpy as np
+        import ray.train
+
+        context = ray.train.get_context()
+        if context.get_world_rank() == context.get_world_size() - 1:
+            if config["kind"] == "gpu":
+                raise torch.OutOfMemoryError(config["text"])
+            kept: list[Any] = []
+            while config["kind"] == "host":
+                kept.append(np.ones(25_000_000))  # 200 MB
+                time.sleep(0.05)
+            kept = [ray.put(np.ones(4_000_000)) for _ in range(12)]
+        torch.distributed.barrier()
+
+    return work
+
+
+def failure_of(kind: str, num_workers: int, folder: Path) -> RaydistillError:
+    """What a user would read of a group that fails so."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+
+    trainer = TorchTrainer(
+        worker(),
+        train_loop_config={"kind": kind, "text": CUDA},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=num_workers),
+        run_config=RunConfig(
+            name=kind,
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        return explain(error)
+    raise AssertionError("nothing failed")
+
+
+@pytest.mark.slow
+def test_gpu_memory_and_a_full_object_store_on_ray(tmp_path):
+    with ray_with(local_fs_capacity_threshold="0.0001"):
+        gpu = str(failure_of("gpu", 2, tmp_path))
+        assert gpu.startswith("Worker 1 ran out of GPU memory"), gpu
+        store = str(failure_of("store", 1, tmp_path))
+    assert "object store" in store, store
+    assert "teacher.pool.max_ahead_bytes" in store
+
+
+@pytest.mark.slow
+def test_a_worker_that_takes_all_memory_of_a_machine_on_ray(tmp_path):
+    """Ray may end its own helpers as well: what they say of it is understood too."""
+    memory = psutil.virtual_memory()
+    share = min((memory.total - memory.available + ROOM_BYTES) / memory.total, 0.95)
+    with ray_with(memory_usage_threshold=f"{share:.3f}", memory_monitor_refresh_ms="100"):
+        host = str(failure_of("host", 1, tmp_path))
+    assert "its machine ran out of memory" in host, host
+    assert "GB used" in host
+    assert "train.tokens_per_micro_batch" in host
+    assert len(host.splitlines()) == 2

@@ -1,0 +1,314 @@
+"""A pool of teachers: the same student as with the teacher online, whoever dies, comes late or is slow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import check_artifacts, read_weights, same_weights
+from toy import relative_difference, toy_config, without_key_biases
+
+from raydistill import recipes
+from raydistill.artifacts import Owner, Storage
+from raydistill.board import Board
+from raydistill.errors import Interrupted, RaydistillError
+from raydistill.loading import load_config
+from raydistill.phases import record_teacher, run_phases
+from raydistill.pipeline import prepare
+from raydistill.teacher.pool.actor import Teacher, pack, unpack
+from raydistill.teacher.pool.driver import driver_place, find_teacher, find_unrecorded
+from raydistill.teacher.pool.recording import record_in_pool
+from raydistill.teacher.pool.signals import PoolFeed
+from raydistill.teacher.pool.teachers import TeacherPool
+from raydistill.train.device import Device
+from raydistill.train.group import Group
+from raydistill.workplace import Job, Workplace
+
+HIDDEN = {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.1}
+NUM_STEPS = 36
+OPTIONS = {"num_cpus": 0.5}
+
+
+def make_job(folder: Path, mode: str, **changes: Any) -> Job:
+    """A run whose teacher needs no fine-tuning: what is tested is how it speaks."""
+    made = toy_config(
+        folder,
+        teacher__mode=mode,
+        stages__distill__losses__hidden=HIDDEN,
+        stages__distill__num_epochs=3,
+        evaluate__baseline=False,
+        train__num_workers=1,
+        train__tokens_per_micro_batch=120,
+        **changes,
+    )
+    made["teacher"].pop("finetune")
+    made["teacher"]["model"] = str(folder / "classifier")
+    config = load_config(made)
+    prepared = prepare(config, Storage(config.storage))
+    return replace(prepared.job(Owner.acquire(prepared.storage, "runs", prepared.run_key), None), run=None)  # type: ignore[arg-type]
+
+
+def local_place(job: Job, stop: Callable[[], bool] = lambda: False) -> Workplace:
+    board = Board(job.storage, job.board_parts, job.owner, listener=lambda entry: None, stop=stop)
+    return Workplace(job, Group(), Device("cpu", job.dtype), board)
+
+
+def student(job: Job, feed: PoolFeed | None = None) -> dict[str, torch.Tensor]:
+    """Run the phases in this process; the student's weights."""
+    place = local_place(job)
+    place.feed = feed
+    return read_weights(run_phases(place).student.local() / "model")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import save_tiny
+
+    made = tmp_path_factory.mktemp("pool")
+    save_tiny(made / "classifier", "bert", num_layers=4, seed=3, labels=("film", "money", "sport"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def online(folder: Path) -> dict[str, torch.Tensor]:
+    return student(make_job(folder, "online"))
+
+
+@dataclass
+class Tended:
+    """A pool that a thread looks after, as the driver does beside a worker group."""
+
+    pool: TeacherPool
+    told: list[str] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def feed(self, max_ahead_bytes: int = 2**20) -> PoolFeed:
+        return PoolFeed(self.pool.desk, max_ahead_bytes)
+
+
+@contextmanager
+def tended(job: Job, most: int, least: int = 1, kind: type = Teacher, **options: Any) -> Iterator[Tended]:
+    config = load_config_pool(job, least, most)
+    told: list[str] = []
+    pool = TeacherPool(config, {**OPTIONS, **options}, kind, (job, None), lambda entry: told.append(entry["note"]))
+    made, ended = Tended(pool, told), threading.Event()
+
+    def tend() -> None:
+        while not ended.wait(0.05):
+            try:
+                pool.tend()
+            except RaydistillError as error:
+                made.error = error
+                return
+
+    with pool:
+        thread = threading.Thread(target=tend)
+        thread.start()
+        try:
+            yield made
+        finally:
+            ended.set()
+            thread.join()
+
+
+def load_config_pool(job: Job, least: int, most: int) -> Any:
+    from raydistill.config import Pool
+
+    return Pool(min=least, max=most)
+
+
+def signal_lines(counts: Path, begin: int = 0) -> list[list[str]]:
+    return [line.split() for line in counts.read_text().splitlines()[begin:] if line.startswith("signals ")]
+
+
+def num_lines(counts: Path) -> int:
+    return len(counts.read_text().splitlines())
+
+
+def test_packed_tensors_come_back_bit_by_bit() -> None:
+    tensors = {
+        "logits": torch.randn(3, 2),
+        "hidden_states[1]": torch.randn(5, 4).bfloat16(),
+        "hidden_states[2]": torch.randn(0, 4, dtype=torch.float16),
+    }
+    back = unpack(pack(tensors))
+    assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+@pytest.mark.slow
+class TestFeeding:
+    def test_the_student_is_that_of_online_and_within_half_precision_that_of_cached(
+        self, folder: Path, online: Mapping[str, torch.Tensor], ray_cluster: Path
+    ) -> None:
+        job = make_job(folder, "pool")
+        with tended(job, 1) as made:
+            fed = student(job, made.feed())
+            waited_until(lambda: made.pool.ready == {})  # the workers said that they need them no more
+        assert same_weights(fed, online)
+        cached = student(make_job(folder, "cached"))
+        difference = relative_difference(without_key_biases(cached), without_key_biases(dict(online)))
+        assert 0 < max(difference.values()) < 5e-3
+
+    def test_teachers_that_die_and_come_change_nothing(
+        self, folder: Path, online: Mapping[str, torch.Tensor], ray_cluster: Path
+    ) -> None:
+        """Killed at random moments; of each only what it held is computed again."""
+        job = make_job(folder, "pool", seed=0, tracking__run_name="killed")
+        draw, begin, killed = np.random.default_rng(7), num_lines(ray_cluster), 0
+        moments = sorted(int(n) for n in draw.integers(5, 60, 3))
+        with tended(job, 2) as made:
+            thread = threading.Thread(target=lambda: results.append(student(job, made.feed())))
+            results: list[dict[str, torch.Tensor]] = []
+            forget_student(job)
+            thread.start()
+            for moment in moments:
+                waited_until(lambda at=moment: len(signal_lines(ray_cluster, begin)) >= at or not thread.is_alive())
+                if not thread.is_alive():
+                    break
+                os.kill(int(signal_lines(ray_cluster, begin)[-1][-1]), signal.SIGKILL)
+                killed += 1
+            thread.join(120)
+        assert killed == 3
+        assert same_weights(results[0], online)
+        asked = [tuple(line[1:4]) for line in signal_lines(ray_cluster, begin)]
+        assert 0 < len({line[-1] for line in signal_lines(ray_cluster, begin)}) <= 2 + killed
+        assert len(asked) <= num_micro_batches(job) + killed * most_in_flight(job)
+
+    def test_teachers_wait_for_the_student(self, folder: Path, ray_cluster: Path) -> None:
+        """Without bytes to spare no more than the next step is computed ahead."""
+        job = make_job(folder, "pool")
+        place = local_place(job)
+        teacher = find_teacher(place)
+        assert teacher is not None
+        with tended(job, 1) as made:
+            place.feed = made.feed(max_ahead_bytes=0)
+            begin = num_lines(ray_cluster)
+            from transformers import AutoConfig
+
+            rows = place.rows["train"]
+            signals = place.feed.signals({"logits"}, AutoConfig.from_pretrained(teacher.folder), rows.lengths)
+            steps = [[np.arange(step * 4, step * 4 + 4)] for step in range(10)]
+            signals.foresee(iter(steps))
+            for done, parts in enumerate(steps):
+                while not signals.wait(parts):
+                    pass
+                signals.batch(parts[0], {})
+                time.sleep(0.1)
+                assert len(signal_lines(ray_cluster, begin)) <= done + 2
+        assert len(signal_lines(ray_cluster, begin)) == len(steps)
+
+    def test_without_any_teacher_it_waits_and_says_so(
+        self, folder: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("raydistill.teacher.pool.teachers.SILENT_SECONDS", 0.5)
+        job = make_job(folder, "pool")
+        forget_student(job)
+        asked = threading.Event()
+        with tended(job, 1, resources={"nowhere": 1}) as made:
+            place = local_place(job, stop=asked.is_set)
+            place.feed = made.feed()
+            threading.Timer(3.0, asked.set).start()
+            with pytest.raises(Interrupted, match="stopped"):
+                run_phases(place)
+        assert len(made.told) == 1
+        assert "0 of at least 1 there" in made.told[0]
+        assert "teacher.pool.resources" in made.told[0]
+
+    def test_teachers_that_cannot_be_loaded_end_the_run_with_the_reason(
+        self, folder: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("raydistill.teacher.pool.teachers.RETRY_SECONDS", 0.1)
+        job = make_job(folder, "pool")
+        missing = replace(job, tokens=replace(job.tokens, key="0" * 20))
+        with tended(missing, 2) as made:
+            waited_until(lambda: made.error is not None)
+        assert "There is no artefact tokens/" in str(made.error)
+
+
+@pytest.mark.slow
+class TestRecording:
+    def test_shards_recorded_by_a_pool_are_those_of_a_worker(
+        self, tmp_path: Path, folder: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One of two teachers is killed on the way; every artefact has the same content as one worker's."""
+        monkeypatch.setattr("raydistill.teacher.store.SHARD_ROWS", 20)
+        alone, pooled = (make_job(folder, "cached", storage=str(tmp_path / name)) for name in ("alone", "pooled"))
+        place = local_place(alone)
+        teacher = find_teacher(place)
+        assert teacher is not None
+        _, recorded = record_teacher(place, teacher)
+        theirs = driver_place(pooled)
+        signals = {split: frozenset(names) for split, names in recorded.items()}
+        wanted = find_unrecorded(theirs, teacher, signals)
+        assert wanted.keys() == recorded.keys()
+        begin = num_lines(ray_cluster)
+        options = {"runtime_env": {"env_vars": {"RAYDISTILL_SHARD_ROWS": "20", "RAYDISTILL_SHARD_SECONDS": "0.2"}}}
+        killed: list[int] = []
+
+        def kill() -> None:
+            waited_until(lambda: len(shard_lines(ray_cluster, begin)) >= 3)
+            killed.append(int(shard_lines(ray_cluster, begin)[-1].split()[-1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        pool = TeacherPool(
+            load_config_pool(pooled, 1, 2), {**OPTIONS, **options}, Teacher, (pooled, None), lambda entry: None
+        )
+        with pool:
+            record_in_pool(
+                pool, theirs.rows, wanted, owner=pooled.owner, stop=threading.Event(), show=lambda entry: None
+            )
+        thread.join()
+        for split, names in recorded.items():
+            for name, artifact in names.items():
+                assert wanted[split][name].artifact.digest == artifact.digest
+        check_artifacts(pooled.storage)
+        shards = shard_lines(ray_cluster, begin)
+        assert len(shards) <= len({line.rsplit(" ", 1)[0] for line in shards}) + 2
+        assert find_unrecorded(theirs, teacher, signals) == {}
+
+
+def shard_lines(counts: Path, begin: int) -> list[str]:
+    return [line for line in counts.read_text().splitlines()[begin:] if line.startswith("shard ")]
+
+
+def waited_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def forget_student(job: Job) -> None:
+    """Remove the student of an earlier test of the same recipe."""
+    teacher = recipes.identify_teacher(job.config.teacher, None)
+    artifact, _ = recipes.student_artifact(job.config, job.storage, teacher, job.tokens.digest, job.dtype, "pool")
+    artifact.delete()
+    job.storage.delete("runs", job.run_key, "student")
+
+
+def num_micro_batches(job: Job) -> int:
+    """Micro-batches of the whole training, and one of the check before it."""
+    from raydistill.data.batches import BatchPlan, micro_batches
+
+    rows = local_place(job).rows["train"]
+    size = job.config.train.global_batch_size
+    plan = BatchPlan(np.arange(rows.num_rows), rows.lengths, rows.labels, seed=0, global_batch_size=size)
+    tokens = job.config.train.tokens_per_micro_batch
+    return 1 + sum(len(micro_batches(plan.batch(step), rows.lengths, tokens=tokens)) for step in range(NUM_STEPS))
+
+
+def most_in_flight(job: Job) -> int:
+    """Micro-batches that fit into 1 MiB ahead of the student: all of two steps and more."""
+    return 40
