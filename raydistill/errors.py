@@ -29,6 +29,10 @@ class StaleOwner(RaydistillError):
     """A newer process has taken over the run; this one must not write any more."""
 
 
+class TeacherError(RaydistillError):
+    """Teachers in actors of their own fail, or cannot be had; this may meet one training worker alone."""
+
+
 class TrackingError(RaydistillError):
     """The MLflow store cannot be used."""
 

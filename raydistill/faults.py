@@ -77,3 +77,18 @@ def is_disk_full(error: BaseException) -> bool:
     """True for a full disk or quota, also where a library (safetensors, torch) hides the error number in its text."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
+
+
+def is_there(place: str) -> bool:
+    """Whether a local path exists; fsspec says no as well where the disk does not answer."""
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def raise_unless_missing(error: Exception) -> None:
+    """Raise what a listing met, unless it is that there is nothing to list."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error

@@ -24,7 +24,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from raydistill.errors import ArtifactError, RaydistillError
-from raydistill.faults import Damaged, Missing, explain
+from raydistill.faults import Damaged, Missing, explain, is_there, raise_unless_missing
 from raydistill.outages import OUTAGES, connection_options, tried_once
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ class Storage:
         return Artifact(self, kind, key)
 
     def exists(self, *parts: str) -> bool:
-        return self.attempt("look for", lambda: bool(self.fs.exists(self.path(*parts))), *parts)
+        place = self.path(*parts)
+        look = partial(is_there, place) if self.is_local else lambda: bool(self.fs.exists(place))
+        return self.attempt("look for", look, *parts)
 
     def read_bytes(self, *parts: str) -> bytes:
         """Content of one file; Missing (an ArtifactError) where there is none."""
@@ -158,7 +160,8 @@ class Storage:
     def infos(self, *parts: str) -> dict[str, dict[str, Any]]:
         """The same as ``files`` with fsspec's own description of each file."""
         base = self.path(*parts)
-        found = self.attempt("list", lambda: self._fresh().find(base, detail=True), *parts)
+        options = {"on_error": raise_unless_missing} if self.is_local else {}
+        found = self.attempt("list", lambda: self._fresh().find(base, detail=True, **options), *parts)
         named = {str(full)[len(base) + 1 :]: info for full, info in found.items() if not str(full).endswith("/")}
         return {name: info for name, info in sorted(named.items()) if not _is_partial(name)}
 

@@ -92,3 +92,16 @@ def test_reasons_where_the_command_gave_none(log: str, made: dict[str, Any], exp
         outcome(made, "distill", read(log))
     assert str(caught.value).startswith("Job x failed: ")
     assert expected in str(caught.value)
+
+
+def test_a_result_on_a_line_that_a_library_began() -> None:
+    assert read('Batches:  50%{"verdict": "better"}').result == {"verdict": "better"}
+
+
+def test_a_result_of_another_version_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    made = outcome(job("SUCCEEDED", 0), "distill", read('{"verdict": "better", "unheard_of": 1}'))
+    made.show(Console())
+    assert "unheard_of" in capsys.readouterr().out
+    assert made.exit_code == 0

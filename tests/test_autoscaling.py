@@ -46,11 +46,23 @@ exit $?
 """The shell is the namespace's first process, and stays: somebody has to wait for processes that lost their parent."""
 
 
-def autoscaling() -> dict[str, Any]:
-    """A head without GPU, and up to three nodes with one each, which are no real ones."""
+def autoscaling(groups: dict[str, int], marks: bool = False, head_cpus: int = 1) -> dict[str, Any]:
+    """A head without GPU and, by group, up to so many nodes with one each, which are no real ones.
+
+    ``marks``: nodes have their group's name as a resource.
+    """
+    nodes = {
+        name: {
+            "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 80 * 2**20, **({name: 1} if marks else {})},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": count,
+        }
+        for name, count in groups.items()
+    }
     return {
         "cluster_name": "fake",
-        "max_workers": MAX_NODES,
+        "max_workers": sum(groups.values()),
         "idle_timeout_minutes": IDLE_SECONDS / 60,
         "upscaling_speed": 1.0,
         "provider": {
@@ -60,13 +72,8 @@ def autoscaling() -> dict[str, Any]:
             "head_node_id": HEAD_NODE_ID,
         },
         "available_node_types": {
-            "trainer": {
-                "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 80 * 2**20},
-                "node_config": {},
-                "min_workers": 0,
-                "max_workers": MAX_NODES,
-            },
-            "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+            **nodes,
+            "ray.head.default": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
         },
         "head_node_type": "ray.head.default",
         "auth": {},
@@ -94,7 +101,7 @@ def environment() -> dict[str, str]:
 
 def start_head(folder: Path) -> None:
     path = folder / "autoscaling.json"
-    path.write_text(json.dumps(autoscaling()))
+    path.write_text(json.dumps(autoscaling({"trainer": MAX_NODES})))
     command = ["ray", "start", "--head", "--num-cpus=1", f"--object-store-memory={100 * 2**20}"]
     subprocess.run(
         [*command, "--include-dashboard=false", f"--autoscaling-config={path}"], check=True, timeout=90, stdout=2
@@ -130,11 +137,12 @@ def run_inside(folder: Path, config: Path) -> None:
     (folder / "trace.json").write_text(json.dumps({"trace": trace, "code": sweep.returncode, "ended": ended - started}))
 
 
-def test_nodes_come_for_the_trials_and_go_afterwards(tmp_path, capsys):
+def test_nodes_come_for_teachers_and_trials_and_go_afterwards(tmp_path, capsys):
     config = toy_config(
         tmp_path,
         stages__distill__num_epochs=10,
         teacher__finetune__num_epochs=2,
+        teacher__pool={"min": 1, "max": 2, "resources": {"GPU": 1}},
         evaluate__baseline=False,
         train__num_workers=1,
         train__resources_per_worker={"CPU": 1, "GPU": 1},

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from runs import COUNTING, write_config
-from test_autoscaling import HEAD_NODE_ID, IDLE_SECONDS, INSIDE, LISTS, environment
+from test_autoscaling import INSIDE, autoscaling, environment
 from test_faults import patience
 from tiny import save_tiny
 from toy import toy_config
@@ -27,43 +26,9 @@ GROUPS = {"trainer": 1, "teacher": 2}
 NUM_SHARDS = 6
 
 
-def autoscaling() -> dict[str, Any]:
-    """The groups of cluster.yaml, small: a GPU a node, which is no real one."""
-    groups = {
-        name: {
-            "resources": {"CPU": 1, "GPU": 1, name: 1, "object_store_memory": 80 * 2**20},
-            "node_config": {},
-            "min_workers": 0,
-            "max_workers": count,
-        }
-        for name, count in GROUPS.items()
-    }
-    return {
-        "cluster_name": "fake",
-        "max_workers": sum(GROUPS.values()),
-        "idle_timeout_minutes": IDLE_SECONDS / 60,
-        "upscaling_speed": 1.0,
-        "provider": {
-            "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-            "launch_multiple": True,
-            "head_node_id": HEAD_NODE_ID,
-        },
-        "available_node_types": {
-            **groups,
-            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        },
-        "head_node_type": "ray.head.default",
-        "auth": {},
-        "docker": {},
-        "file_mounts": {},
-        **{name: [] for name in LISTS},
-    }
-
-
 def start_head(folder: Path) -> None:
     path = folder / "autoscaling.json"
-    path.write_text(json.dumps(autoscaling()))
+    path.write_text(json.dumps(autoscaling(GROUPS, marks=True, head_cpus=0)))
     told = {}
     for name, count in GROUPS.items():
         told |= {f"{name}_group": count, f"{name}_group_cpus": 1, f"{name}_group_gpus": 1}

@@ -166,9 +166,15 @@ def test_an_address_that_is_none(monkeypatch):
         read_cluster("http://127.0.0.1:8265")
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379", "junk"])
-def test_a_cluster_that_does_not_answer(address):
-    with pytest.raises(RaydistillError, match="Could not reach the Ray cluster at") as caught:
+@pytest.mark.parametrize(
+    ("address", "way_out"),
+    [
+        ("127.0.0.1:9", "Check that the head runs"),
+        ("no-such-host.invalid:6379", "Check that the head runs"),
+        ("junk", "RAY_AUTH_TOKEN"),
+    ],
+)
+def test_a_cluster_that_does_not_answer(address, way_out):
+    with pytest.raises(RaydistillError, match=way_out) as caught:
         read_cluster(address)
     assert caught.value.exit_code == 1
-    assert "RAY_AUTH_TOKEN" in str(caught.value)

@@ -19,7 +19,7 @@ from tiny import save_tiny
 from toy import toy_config
 
 from raydistill.cluster.placement import teacher_resources
-from raydistill.cluster.resources import check_room, wanted_by_workers
+from raydistill.cluster.resources import check_room, teachers_beside, wanted_by_workers
 from raydistill.cluster.room import SHARE, Node, announced_nodes, even_share, mark, place, room
 from raydistill.config import Pool, Train
 from raydistill.errors import ConfigError
@@ -155,6 +155,21 @@ def test_workers_leave_room_for_teachers_at_their_side():
     assert wanted_by_workers(train(), [node(16, 2)], pool=pool()) == {"CPU": 15, "GPU": 1}
     apart = [node(8, trainer=1), node(8, teacher=1)]
     assert wanted_by_workers(train(), apart, pool=pool(max=4)) == {"CPU": 8, "trainer": SHARE}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "pool", "expected"),
+    [(4, 2, Pool(max=8), 2), (2, 1, Pool(max=2), 1), (8, 1, Pool(max=2), 2), (4, 3, Pool(max=4), 1)],
+)
+def test_teachers_leave_every_worker_its_place(cpus, workers, pool, expected, monkeypatch):
+    """They come first: as many as are asked for would leave the workers none, on a cluster that cannot grow."""
+    train, nodes = Train(num_workers=workers), [node(cpus)]
+    assert teachers_beside(train, pool, nodes) == expected
+    wanted = wanted_by_workers(train, nodes, pool=pool)
+    rest = place(teacher_resources(pool, train, nodes), expected, nodes).rest
+    assert place(wanted, workers, rest).num == workers
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
+    assert teachers_beside(train, pool, nodes) == pool.max
 
 
 @pytest.mark.parametrize(

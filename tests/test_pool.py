@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,25 +165,27 @@ class TestFeeding:
     ) -> None:
         """Killed at random moments; of each only what it held is computed again."""
         job = make_job(folder, "pool", seed=0, tracking__run_name="killed")
-        draw, begin, killed = np.random.default_rng(7), num_lines(ray_cluster), 0
+        draw, begin = np.random.default_rng(7), num_lines(ray_cluster)
+        killed: list[int] = []
         moments = sorted(int(n) for n in draw.integers(5, 60, 3))
         with tended(job, 2) as made:
-            thread = threading.Thread(target=lambda: results.append(student(job, made.feed())))
+            thread = threading.Thread(target=lambda: results.append(student(job, made.feed(max_ahead_bytes=0))))
             results: list[dict[str, torch.Tensor]] = []
             forget_student(job)
             thread.start()
             for moment in moments:
-                waited_until(lambda at=moment: len(signal_lines(ray_cluster, begin)) >= at or not thread.is_alive())
-                if not thread.is_alive():
+                is_due = partial(newest_worker, ray_cluster, begin, moment, killed)
+                waited_until(lambda due=is_due: due() is not None or not thread.is_alive())
+                if (pid := is_due()) is None:
                     break
-                os.kill(int(signal_lines(ray_cluster, begin)[-1][-1]), signal.SIGKILL)
-                killed += 1
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
             thread.join(120)
-        assert killed == 3
+        assert len(killed) == 3
         assert same_weights(results[0], online)
         asked = [tuple(line[1:4]) for line in signal_lines(ray_cluster, begin)]
-        assert 0 < len({line[-1] for line in signal_lines(ray_cluster, begin)}) <= 2 + killed
-        assert len(asked) <= num_micro_batches(job) + killed * most_in_flight(job)
+        assert 0 < len({line[-1] for line in signal_lines(ray_cluster, begin)}) <= 2 + len(killed)
+        assert len(asked) <= num_micro_batches(job) + len(killed) * 2 * most_per_step(job)
 
     def test_teachers_wait_for_the_student(self, folder: Path, ray_cluster: Path) -> None:
         """Without bytes to spare no more than the next step is computed ahead."""
@@ -265,10 +268,11 @@ class TestRecording:
         pool = TeacherPool(
             load_config_pool(pooled, 1, 2), {**OPTIONS, **options}, Teacher, (pooled, None), lambda entry: None
         )
+        given: dict[str, Any] = {"owner": pooled.owner, "stop": threading.Event(), "show": lambda entry: None}
         with pool:
-            record_in_pool(
-                pool, theirs.rows, wanted, owner=pooled.owner, stop=threading.Event(), show=lambda entry: None
-            )
+            record_in_pool(pool, theirs.rows, wanted, **given)
+            wanted["train"]["logits"].artifact.unseal()  # as where the driver was killed before it sealed the last one
+            record_in_pool(pool, theirs.rows, {"train": wanted["train"]}, **given)
         thread.join()
         for split, names in recorded.items():
             for name, artifact in names.items():
@@ -298,17 +302,29 @@ def forget_student(job: Job) -> None:
     job.storage.delete("runs", job.run_key, "student")
 
 
-def num_micro_batches(job: Job) -> int:
-    """Micro-batches of the whole training, and one of the check before it."""
+def newest_worker(counts: Path, begin: int, at_least: int, without: list[int]) -> int | None:
+    """The process that computed the newest of so many micro-batches; None while there are fewer, or it is dead."""
+    lines = signal_lines(counts, begin)
+    pid = int(lines[-1][-1]) if len(lines) >= at_least else 0
+    return pid if pid and pid not in without else None
+
+
+def micro_batches_of(job: Job) -> list[int]:
+    """Micro-batches of each step."""
     from raydistill.data.batches import BatchPlan, micro_batches
 
     rows = local_place(job).rows["train"]
     size = job.config.train.global_batch_size
     plan = BatchPlan(np.arange(rows.num_rows), rows.lengths, rows.labels, seed=0, global_batch_size=size)
     tokens = job.config.train.tokens_per_micro_batch
-    return 1 + sum(len(micro_batches(plan.batch(step), rows.lengths, tokens=tokens)) for step in range(NUM_STEPS))
+    return [len(micro_batches(plan.batch(step), rows.lengths, tokens=tokens)) for step in range(NUM_STEPS)]
 
 
-def most_in_flight(job: Job) -> int:
-    """Micro-batches that fit into 1 MiB ahead of the student: all of two steps and more."""
-    return 40
+def num_micro_batches(job: Job) -> int:
+    """Micro-batches of the whole training, and one of the check before it."""
+    return 1 + sum(micro_batches_of(job))
+
+
+def most_per_step(job: Job) -> int:
+    """The most that a teacher can hold of a step; without bytes to spare the next one is computed beside it."""
+    return max(micro_batches_of(job))

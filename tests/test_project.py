@@ -72,6 +72,18 @@ def test_git_tells_what_is_ignored(root: Path) -> None:
     assert "ignored/big.txt" in select(open_project()).files
 
 
+def test_where_git_does_not_answer_nothing_is_sent(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder of another owner: all files would go, those that git ignores among them."""
+    git(root, "init", "-q")
+    fill(root, "train.py", "local_settings.py")
+    (stub := tmp_path / "bin" / "git").parent.mkdir()
+    stub.write_text("#!/bin/sh\necho 'fatal: detected dubious ownership' >&2\nexit 128\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}:/usr/bin:/bin")
+    with pytest.raises(ConfigError, match=r"dubious ownership.*must not be sent"):
+        select(open_project())
+
+
 def test_links(root: Path, tmp_path: Path) -> None:
     fill(root, "a.py", "rows.csv", ".env")
     fill(tmp_path, "outside.py", "folder/inside.py")

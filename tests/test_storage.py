@@ -145,3 +145,24 @@ def test_a_real_full_disk_and_missing_permission(local: Storage) -> None:
         (OSError(errno.EROFS, "read-only"), "permission"),
     ):
         assert words in str(explain(error, "write", "/x"))
+
+
+def test_a_disk_that_does_not_answer_is_not_an_empty_one(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that "is not there" would be begun anew and deleted."""
+    local.write_bytes(b"1", "runs", "a", "last.json")
+    assert local.exists("runs", "a", "last.json")
+    assert not local.exists("runs", "b", "last.json")
+    assert local.files("runs", "b") == {}
+    monkeypatch.setenv("RAYDISTILL_STORAGE_RETRY_SECONDS", "0")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        with pytest.raises(ArtifactError, match="Input/output error"):
+            local.exists("runs", "a", "last.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        with pytest.raises(ArtifactError, match="Input/output error"):
+            local.files("runs", "a")

@@ -24,7 +24,10 @@ MISSING = re.compile(r"No module named '?([\w.]+)'?$", re.MULTILINE)
 
 
 class Transcript:
-    """Takes a job's log in pieces and hands on its lines, without credentials; the last JSON object is the result."""
+    """Takes a job's log in pieces and hands on its lines, without credentials; the last JSON object is the result.
+
+    It may follow on a line what a library printed without ending it.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -52,7 +55,9 @@ class Transcript:
             self.part = ""
 
     def take(self, line: str) -> None:
-        if (found := json_object(line)) is not None:
+        if (found := json_object(line)) is None and (start := line.find('{"')) > 0:
+            found = json_object(line[start:])
+        if found is not None:
             self.result = found
         elif not OF_RAY.match(line):
             self.tail.append(redact(line))
@@ -121,7 +126,15 @@ def reason(job: Mapping[str, Any], transcript: Transcript) -> str:
 
 
 def show(command: str, console: Console, result: Mapping[str, Any]) -> None:
-    """Print the result of a command that ran elsewhere."""
+    """Print the result of a command that ran elsewhere; as JSON where another raydistill made it."""
+    try:
+        show_as(command, console, result)
+    except (RaydistillError, KeyError, TypeError, AttributeError):
+        console.print_json(data=dict(result))
+
+
+def show_as(command: str, console: Console, result: Mapping[str, Any]) -> None:
+    """Print a result as the command itself does."""
     match command:
         case "distill":
             from raydistill.loading import load_config

@@ -205,6 +205,7 @@ def follow(client: Any, job_id: str, transcript: Transcript, show: Show) -> Any:
             if info.status.value == "PENDING":
                 show({"phase": "pending", "note": "the cluster makes room and unpacks the project"})
             else:
+                show({"phase": "running", "note": f"job {job_id}"})
                 transcript.rewind()
                 with suppress(aiohttp.ClientError, RuntimeError):  # a lost connection: looked at again below
                     asyncio.run(_stream(client, job_id, transcript.feed))
@@ -258,4 +259,9 @@ def stop(client: Any, job_id: str) -> dict[str, Any]:
         message = f"Job {job_id} ended by itself meanwhile: {info.status.value}."
     else:
         message = str(failure(job, read(read_log(client, job_id))))
-    return {**job, "stopped": True, "waited": round(time.monotonic() - began, 1), "message": message}
+    return {
+        **job,
+        "stopped": info.status.value == "STOPPED",
+        "waited": round(time.monotonic() - began, 1),
+        "message": message,
+    }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raydistill.cluster.entry import check_port
 from raydistill.cluster.room import Node, announced_nodes, kind_of_gpu, mark, marked, room
 from raydistill.config import Pool, Train
 from raydistill.errors import ConfigError, RaydistillError
@@ -38,7 +38,7 @@ def preferred(name: str) -> bool:
 
 def can_grow() -> bool:
     """Whether nodes may come: to a cluster that ``RAY_ADDRESS`` names, but not to one of this machine alone."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def least_workers(train: Train) -> int:
@@ -121,7 +121,10 @@ def read_cluster(address: str | None = None) -> State:
             "No cluster is named: set RAY_ADDRESS or give --address HOST:6379, or auto for this machine's."
         )
     if "://" in address:
-        raise ConfigError(f"{redact(address)} is no address of a cluster's nodes. Give HOST:6379 of the head node.")
+        raise ConfigError(
+            f"{redact(address)} is no address of a cluster's nodes. Give HOST:6379 of the head "
+            "node, on a machine of that cluster."
+        )
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -129,12 +132,12 @@ def read_cluster(address: str | None = None) -> State:
 
     try:
         address = canonicalize_bootstrap_address_or_die(address)
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()  # Ray's own client waits for 40 s
+        check_port(address)  # Ray's own client waits for 40 s
         answer = GcsClient(address).get_cluster_status(timeout_s=CONNECT_SECONDS)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise RaydistillError(
-            f"Could not reach the Ray cluster at {address}: {str(error).splitlines()[0] or type(error).__name__}. "
+            f"Could not reach the Ray cluster at {address}: {why}. "
             "Give HOST:6379 of its head node as --address or RAY_ADDRESS, and where it asks for a token set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
         ) from error

@@ -22,11 +22,13 @@ MAX_FILES = 10_000
 SECRETS = (
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*.ovpn", "*.env", ".env*"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "credentials*", "*_credentials.*", "*-credentials.*"),
-    *("secret", "secrets", "secret.*", "secrets.*", "*.secret", "*.secrets", "token", "auth_token", "*.token"),
+    *("secret", "secrets", "secret.*", "secrets.*", "*.secret", "*.secrets", "token", "*_token", "*.token", "token.*"),
+    *("*_token.*", "*api_key*", "*api-key*", "*apikey*", "password*", "passwd*", "*-key.json", "*_key.json"),
     *("*service_account*.json", "*service-account*.json", "kubeconfig*", "*.tfstate*", "*.tfvars", "htpasswd"),
     *(".netrc", "_netrc", ".pgpass", ".git", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".ray"),
 )
-"""Names of files and folders that never leave this machine, not even where a command names them."""
+"""Names of files and folders that never leave this machine, not even where a command names them; Python code may have
+names such as secrets.py."""
 DATA = (
     *("*.parquet", "*.pq", "*.arrow", "*.feather", "*.csv", "*.tsv", "*.jsonl", "*.ndjson", "*.h5", "*.hdf5"),
     *("*.npy", "*.npz", "*.pkl", "*.pickle", "*.joblib", "*.db", "*.db-*", "*.sqlite*", "*.zip", "*.gz", "*.tar"),
@@ -68,6 +70,9 @@ class Selection:
     left_out: dict[str, int]
 
 
+NOTHING = Selection((), 0, {})
+
+
 def open_project(folder: str | os.PathLike[str] | None = None) -> Project:
     """The project in this folder, by default the working directory. Raises ConfigError where it cannot be one."""
     here = Path.cwd().resolve()
@@ -94,6 +99,11 @@ def select(project: Project, named: Collection[Path] = (), storage: Path | None 
     left_out: dict[str, int] = {}
     for path in named:
         sizes[named_file(project, path)] = path.stat().st_size
+        if len(sizes) > MAX_FILES:
+            raise ConfigError(
+                f"The data that the config names has more than {MAX_FILES:,} files, too many to travel with a job. "
+                "Make one parquet file of them, or put them where the cluster can read them, for example s3://bucket/…"
+            )
     for name in listed(project.root):
         if name in sizes:
             continue
@@ -130,13 +140,24 @@ def named_file(project: Project, path: Path) -> str:
 
 
 def listed(root: Path) -> list[str]:
-    """Files below the root: by git, which knows what is ignored, or all but hidden and cache folders."""
-    try:
-        command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    """Files below the root: by git, which knows what is ignored, or all but hidden and cache folders.
+
+    Raises ConfigError in a repository that git does not read: files that it ignores would be sent.
+    """
+    if not any((above / ".git").exists() for above in (root, *root.parents)):
         return sorted(walk(root))
-    if done.returncode != 0 or not done.stdout:  # a folder that a repository around it ignores lists nothing
+    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        why = os.fsdecode(done.stderr).strip().splitlines()[:1] if done.returncode else []
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = [str(error)]
+    if why:
+        raise ConfigError(
+            f"git does not tell what belongs to {root} ({why[0]}), and files that it ignores must not be sent. Mend "
+            "that, or name another folder with --project."
+        )
+    if not done.stdout:  # a folder that a repository around it ignores lists nothing
         return sorted(walk(root))
     return sorted({os.fsdecode(name) for name in done.stdout.split(b"\0") if name})
 
@@ -177,7 +198,9 @@ def why_not(root: Path, name: str, storage: Path | None) -> str | None:
 
 
 def is_secret(name: str) -> bool:
-    return any(matches(part, SECRETS) for part in name.split("/"))
+    *folders, last = name.split("/")
+    parts = folders if last.endswith(".py") else [*folders, last]
+    return any(matches(part, SECRETS) for part in parts)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

@@ -56,7 +56,14 @@ class Request:
         value = self.config.storage if self.config is not None else self.params["storage"]
         return Place("storage", value, "storage")
 
+    def sends_project(self) -> bool:
+        """Whether the command needs files of the project: a check of the nodes does not."""
+        return self.name != "doctor"
+
     def needs_tracking(self) -> bool:
+        """Whether it is refused without a tracking store; doctor says so itself."""
+        if self.name == "doctor":
+            return False
         return self.name != "evaluate" or self.params["model"].startswith(("runs:/", "models:/"))
 
     def words(self, changes: Mapping[str, str]) -> list[str]:

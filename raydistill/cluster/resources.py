@@ -70,6 +70,18 @@ def beside_teachers(train: Train, pool: Pool | None, nodes: Sequence[Node]) -> S
     return place(wanted, pool.min, nodes).rest
 
 
+def teachers_beside(train: Train, pool: Pool, nodes: Sequence[Node] | None = None) -> int:
+    """How many teachers a cluster that cannot grow holds beside all training workers; ``pool.max`` where it can.
+
+    Teachers are placed first: more of them would take the workers' places.
+    """
+    if can_grow():
+        return pool.max
+    nodes = known_nodes() if nodes is None else nodes
+    rest = place(wanted_by_workers(train, nodes, pool=pool), train.num_workers, nodes).rest
+    return max(pool.min, min(pool.max, int(min(room(teacher_resources(pool, train, nodes), rest), pool.max))))
+
+
 def check_room(train: Train, wanted: Wanted, pool: Pool | None, nodes: Sequence[Node]) -> None:
     """Raise ConfigError where the least that a run needs at one time does not fit: its workers, beside its teachers."""
     least = least_workers(train)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raydistill.commands import app
-from raydistill.console import Outcome, Progress, stderr_console
+from raydistill.console import Outcome, Progress, harmless, stderr_console
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.lineage import redact
 from raydistill.options import Json
@@ -65,8 +65,9 @@ def submit(
     job_id = check_id(name) or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     selection = None
     try:
-        storage = Path(wanted.storage().value) if "://" not in wanted.storage().value else None
-        selection = packing.select(place, found.files, storage)
+        text = wanted.storage().value.removeprefix("file://")
+        storage = None if "://" in text else Path(text).expanduser().resolve()
+        selection = packing.select(place, found.files, storage) if wanted.sends_project() else packing.NOTHING
     except ConfigError as error:
         found.problems.append(str(error))
     check_server(url, found)
@@ -127,10 +128,10 @@ def logs(
         return followed(client, job, url, (info.metadata or {}).get(server.COMMAND, ""))
     lines: list[str] = []
     result = answers.read(server.read_log(client, job), lines.append).result
-    if result is not None and "error" in result:
-        lines.append(f"error: {redact(result['error']['message'])}")
+    if result is not None and isinstance(error := result.get("error"), dict):
+        lines.append(f"error: {redact(str(error.get('message')))}")
     told = {**server.describe(info), "log": "\n".join(lines), "result": result}
-    return Outcome(lambda: told, lambda console: print("\n".join(lines)))
+    return Outcome(lambda: told, lambda console: print("\n".join(map(harmless, lines))))
 
 
 def check_id(name: str | None) -> str | None:
@@ -182,7 +183,7 @@ def followed(client: Any, job_id: str, url: str, command: str) -> Outcome:
     from raydistill.cluster import answers
     from raydistill.cluster import jobs as server
 
-    transcript = answers.Transcript(lambda line: print(line, file=sys.stderr, flush=True))
+    transcript = answers.Transcript(lambda line: print(harmless(line), file=sys.stderr, flush=True))
     try:
         with Progress() as progress:
             info = server.follow(client, job_id, transcript, progress)

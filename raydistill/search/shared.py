@@ -86,16 +86,13 @@ def share(place: Workplace) -> Shared:
 
 
 def shared_signals(place: Workplace, teacher: TeacherIdentity) -> dict[str, frozenset[str]]:
-    """Which signals of which split are recorded: of the training rows what any trial may need. ConfigError for a pool
-    that should feed them."""
+    """Which signals of which split are recorded: of the training rows what any trial may need.
+
+    Signals that are too wide to record come from a teacher in each trial, as a pool feeds one student only.
+    """
     needs: set[str] = set()
     for config in signal_configs(place.config):
-        mode, why, wanted = teacher_mode(place, teacher, config)
-        if mode == "pool":
-            raise ConfigError(
-                f"teacher.mode: pool feeds one student, and a sweep trains many ({why}). Write cached, which "
-                "records once for all trials (teacher.max_cache_bytes), or online."
-            )
+        mode, _, wanted = teacher_mode(place, teacher, config)
         needs |= wanted if mode == "cached" else set()
     return {"train": frozenset(needs), "validation": frozenset({"logits"})}
 

@@ -53,6 +53,11 @@ def check_space(config: Config) -> None:
     space = sweep_of(config).space
     if config.train.num_workers == 0:
         raise ConfigError("train.num_workers: a sweep runs on Ray; write 1 or more (0 is for distill alone).")
+    if config.teacher.mode == "pool":
+        raise ConfigError(
+            "teacher.mode: pool feeds one student, and a sweep trains many. Write cached, which records once for all "
+            "trials (teacher.pool may do it), or online."
+        )
     problems = [
         f"sweep.space.{name}: {text}" for name, values in space.items() for text in problems_of(config, name, values)
     ]

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
@@ -17,8 +17,16 @@ from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board, Show
 from raydistill.cluster import worker_resources
 from raydistill.config import Pool
-from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TrackingError
+from raydistill.errors import (
+    ArtifactError,
+    Interrupted,
+    RaydistillError,
+    StaleOwner,
+    TeacherError,
+    TrackingError,
+)
 from raydistill.faults import not_common
+from raydistill.outages import tried_once
 from raydistill.train.device import Device, keep_freed_memory
 from raydistill.train.failures import explain
 from raydistill.train.group import Group
@@ -40,7 +48,7 @@ RESIZE_SECONDS = 60.0
 GROUPS = itertools.count(1)
 """Numbers the worker groups of this process: a run with a pool has two."""
 
-OF_ONE_RANK = (ArtifactError, StaleOwner, TrackingError)
+OF_ONE_RANK = (ArtifactError, StaleOwner, TeacherError, TrackingError)
 """Errors that may meet one rank alone: raised, so that Ray ends the others and tries again. All the rest meet every
 rank at the same place and are returned, because trying again would not help."""
 
@@ -69,6 +77,21 @@ def run_workers(
     callbacks = [loss_teller(board)]
     fitting = thread.submit(lambda: make_trainer(job, phases, name, callbacks, pool=pool).fit().return_value)
     thread.shutdown(wait=False)
+    try:
+        await_end(fitting, board, show, stop, watch)
+    except BaseException:
+        board.request_stop()  # a Ray that was there before this run stays, and its workers with it
+        raise
+    if (error := fitting.exception()) is not None:
+        raise explain(error) from error
+    outcome: Result | RaydistillError = fitting.result()
+    if isinstance(outcome, RaydistillError):
+        raise outcome
+    return outcome
+
+
+def await_end(fitting: Future[Any], board: Board, show: Show, stop: threading.Event, watch: Callable[[], None]) -> None:
+    """Watch a worker group until it ends. Raises Interrupted where it was stopped and does not answer in time."""
     asked_at: float | None = None
     while not wait([fitting], timeout=0.2).done:
         watch()
@@ -82,12 +105,6 @@ def run_workers(
             raise Interrupted("The run was stopped; the workers did not answer in time, the last checkpoint is kept.")
         if progress is not None:
             show(progress)
-    if (error := fitting.exception()) is not None:
-        raise explain(error) from error
-    outcome: Result | RaydistillError = fitting.result()
-    if isinstance(outcome, RaydistillError):
-        raise outcome
-    return outcome
 
 
 def make_trainer(
@@ -147,7 +164,7 @@ def loss_teller(board: Board) -> Any:
             ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
             causes = ", ".join(sorted({type(error).__name__ for error in worker_exceptions.values()}))
             note = f"lost worker {ranks} ({causes}); the group goes on from its last checkpoint when it has room"
-            with suppress(ArtifactError):
+            with suppress(ArtifactError), tried_once():  # in Ray's controller, which must not wait
                 board.post("restart", 0, 0, "", 0.0, note)
 
     return LossTeller()

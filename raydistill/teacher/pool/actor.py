@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +43,9 @@ class Teacher:
         job = self.job
         if not job.storage.exists(*job.owner.folder, "owner.json"):  # the driver wrote it
             raise not_common(job.storage.url)
-        device = Device("cuda" if torch.cuda.is_available() else "cpu", job.dtype)
+        # an actor that asked for no GPU sees them all the same, and would load onto a training worker's
+        has_gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
+        device = Device("cuda" if has_gpu else "cpu", job.dtype)
         self.place = Workplace(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
         self.model = self.place.load(identify_teacher(job.config.teacher, self.artifact).folder, dropout=0.0)
         nn.Module.to(self.model, device.torch_device).eval()

@@ -11,13 +11,12 @@ from raydistill.artifacts import Artifact
 from raydistill.board import Board, Show
 from raydistill.cluster import worker_resources
 from raydistill.cluster.placement import teacher_options
-from raydistill.cluster.resources import check_teachers
+from raydistill.cluster.resources import check_teachers, teachers_beside
 from raydistill.config import Pool
 from raydistill.phases import (
     Outcome,
     fit_teacher,
     recorded_signals,
-    reopen_split,
     run_phases,
     source_teacher,
     student_artifact,
@@ -108,8 +107,11 @@ class PooledRun:
 
     def pool(self, teacher: TeacherIdentity, *, feeds: bool) -> TeacherPool:
         """The pool, to be entered. ``feeds``: training workers take their place at the same time."""
-        options = teacher_options(self.settings, self.job.config.train if feeds else None)
-        return TeacherPool(self.settings, options, Teacher, (self.job, teacher.artifact), self.show)
+        train, settings = self.job.config.train, self.settings
+        options = teacher_options(settings, train if feeds else None)
+        if feeds:
+            settings = settings.model_copy(update={"max": teachers_beside(train, settings)})
+        return TeacherPool(settings, options, Teacher, (self.job, teacher.artifact), self.show)
 
     def record(self, pool: TeacherPool, wanted: Mapping[str, Mapping[str, Wanted]]) -> None:
         """Record what is wanted of each split."""
@@ -156,7 +158,6 @@ def find_unrecorded(
     found: dict[str, dict[str, Wanted]] = {}
     for split, signals in splits.items():
         wanted = {signal: wanted_signal(place, teacher, signal, split) for signal in sorted(signals)}
-        reopen_split(place, split, wanted)
         missing = {signal: item for signal, item in wanted.items() if not item.artifact.exists()}
         if missing:
             found[split] = missing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ from raydistill.teacher.store import cut_shards
 AT_ONCE = 2
 """Shards a teacher holds: the one it works on and the next, so that it never waits for the driver."""
 POLL_SECONDS = 0.2
-MAX_DEATHS = 5
-"""Teachers that may die of one shard."""
+MAX_FAILURES = 5
+"""Teachers that may die of one shard, or fail at it."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,23 @@ def record_in_pool(
         present = find_present(signals)
         missing = find_missing(len(shards), present)
         todo = [Shard(split, i, len(shards[i]), {s: signals[s] for s in lacking}) for i, lacking in missing.items()]
-        seal(signals, present, [Recording(pool, todo, stop, show).run()], owner)
+        seal(signals, present, [Recording(pool, todo, [*signals], stop, show).run()], owner)
 
 
 class Recording:
     """The shards of one split on their way through the pool."""
 
-    def __init__(self, pool: TeacherPool, todo: list[Shard], stop: threading.Event, show: Show) -> None:
+    def __init__(
+        self, pool: TeacherPool, todo: list[Shard], signals: Sequence[str], stop: threading.Event, show: Show
+    ) -> None:
         self.pool, self.stop, self.show = pool, stop, show
         self.todo = deque(todo)
         self.total = sum(shard.rows for shard in todo)
         self.given: dict[Any, tuple[int, Shard]] = {}
         """Ray's promise → teacher, shard."""
-        self.deaths: Counter[int] = Counter()
+        self.failures: Counter[int] = Counter()
         self.gone: set[int] = set()
-        self.made: Files = {signal: {} for shard in todo for signal in shard.wanted}
+        self.made: Files = {signal: {} for signal in signals}
 
     def run(self) -> Files:
         started, done = time.monotonic(), 0
@@ -106,25 +108,27 @@ class Recording:
         number, shard = self.given.pop(answer)
         try:
             recorded = ray.get(answer)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RaydistillError):
-                raise error.cause from error
-            raise RaydistillError(
-                f"A teacher failed at shard {shard.index} of {shard.split}: {type(error.cause).__name__}: "
-                f"{error.cause}. Finished shards are kept; the same command goes on from there."
-            ) from error
-        except LOST as error:
-            self.todo.appendleft(shard)
-            if isinstance(error, ray.exceptions.ActorUnavailableError):
-                return 0
-            self.gone.add(number)
-            self.deaths[shard.index] += 1
-            if self.deaths[shard.index] >= MAX_DEATHS:
-                raise RaydistillError(
-                    f"{MAX_DEATHS} teachers died while they recorded shard {shard.index} of {shard.split}: {error}. "
-                    "Give each more room with teacher.pool.resources. Finished shards are kept."
-                ) from error
+        except (ray.exceptions.RayTaskError, *LOST) as error:
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+            if isinstance(cause, RaydistillError):
+                raise cause from error
+            self.put_back(number, shard, cause)
             return 0
         for signal, (name, info) in recorded.items():
             self.made[signal][name] = info
         return shard.rows
+
+    def put_back(self, number: int, shard: Shard, error: BaseException) -> None:
+        """Let another teacher try: this one is gone, or its device is too small. RaydistillError after five of them."""
+        self.todo.appendleft(shard)
+        if isinstance(error, ray.exceptions.ActorUnavailableError):
+            return
+        if isinstance(error, LOST):
+            self.gone.add(number)
+        self.failures[shard.index] += 1
+        if self.failures[shard.index] >= MAX_FAILURES:
+            raise RaydistillError(
+                f"{MAX_FAILURES} attempts to record shard {shard.index} of {shard.split} failed, the last with "
+                f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}. Give each teacher more room with "
+                "teacher.pool.resources. Finished shards are kept; the same command goes on from there."
+            ) from error

@@ -13,7 +13,7 @@ import ray
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from raydistill.errors import RaydistillError
+from raydistill.errors import RaydistillError, TeacherError
 from raydistill.models.capture import is_token_level, signal_width
 from raydistill.teacher.pool.actor import unpack
 from raydistill.teacher.pool.teachers import LOST
@@ -83,6 +83,7 @@ class PoolSignals(Signals):
         self._gone: set[int] = set()
         self._load: Counter[int] = Counter()
         self._refreshed_at = -1e9
+        self._asked: Any = None
         self._steps: Iterator[list[np.ndarray]] = iter(())
         self._next: list[np.ndarray] | None = None
         self._ahead: deque[list[Request]] = deque()
@@ -168,14 +169,15 @@ class PoolSignals(Signals):
                 self._take(asked[answer])
 
     def _take(self, request: Request) -> None:
-        self._load[request.teacher] -= 1
+        if request.teacher in self._teachers:
+            self._load[request.teacher] -= 1
         answer, request.answer = request.answer, None
         try:
             request.values = unpack(ray.get(answer))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RaydistillError):
-                raise error.cause from error
-            raise RaydistillError(
+                raise TeacherError(str(error.cause)) from error
+            raise TeacherError(
                 f"A teacher failed: {type(error.cause).__name__}: {error.cause}. For memory lower "
                 "train.tokens_per_micro_batch or raise teacher.pool.resources."
             ) from error
@@ -184,7 +186,7 @@ class PoolSignals(Signals):
         except LOST as error:
             request.deaths += 1
             if request.deaths >= MAX_DEATHS:
-                raise RaydistillError(
+                raise TeacherError(
                     f"{request.deaths} teachers died of the same {len(request.row_ids)} rows, the last so: {error}. "
                     "If it is for memory, lower train.tokens_per_micro_batch or raise teacher.pool.resources."
                 ) from error
@@ -192,14 +194,20 @@ class PoolSignals(Signals):
             self._drop(request.teacher)
 
     def _refresh(self) -> None:
-        """Ask the desk who is there, now and then."""
-        if time.monotonic() - self._refreshed_at < (REFRESH_SECONDS if self._teachers else 0.2):
+        """Ask the desk who is there, now and then, without waiting for it while some teacher is known."""
+        if self._asked is None:
+            if time.monotonic() - self._refreshed_at < (REFRESH_SECONDS if self._teachers else 0.2):
+                return
+            self._asked = self.desk.teachers.remote()
+        if not ray.wait([self._asked], timeout=0 if self._teachers else 0.2)[0]:
             return
-        self._refreshed_at = time.monotonic()
+        answer, self._asked, self._refreshed_at = self._asked, None, time.monotonic()
         try:
-            known = ray.get(self.desk.teachers.remote(), timeout=30)
-        except (*LOST, ray.exceptions.GetTimeoutError) as error:
-            raise RaydistillError("The driver of this run, which looks after the teachers, is gone.") from error
+            known = ray.get(answer)
+        except ray.exceptions.ActorDiedError as error:
+            raise TeacherError("The driver of this run, which looks after the teachers, is gone.") from error
+        except LOST:
+            return  # the network: those that are known still answer
         teachers = {number: actor for number, actor in known.items() if number not in self._gone}
         for number in self._teachers.keys() - teachers.keys():
             self._drop(number)
@@ -211,7 +219,7 @@ class PoolSignals(Signals):
         self._load.pop(number, None)
         for request in [*self._current, *(request for step in self._ahead for request in step)]:
             if request.teacher == number and request.answer is not None and request.values is None:
-                if ray.wait([request.answer], timeout=0)[0]:
+                if ray.wait([request.answer], timeout=0, fetch_local=False)[0]:
                     continue  # answered, or failed: it tells by itself
                 request.answer = None
                 self._send(request)

@@ -23,9 +23,15 @@ REMIND_SECONDS = 30.0
 RETRY_SECONDS = 5.0
 MAX_FAILED_STARTS = 3
 """Teachers that fail to load one after another, none being there: the next would fail as well."""
+MAX_LOST_STARTS = 10
+"""Teachers that are lost while they load, as by a kernel that has no memory for them; nodes may be lost, too."""
 
 LOST = (
+    ray.exceptions.ActorUnschedulableError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.OutOfMemoryError,
     ray.exceptions.RayActorError,
+    ray.exceptions.RuntimeEnvSetupError,
     ray.exceptions.ObjectLostError,
     ray.exceptions.NodeDiedError,
     ray.exceptions.WorkerCrashedError,
@@ -80,7 +86,7 @@ class TeacherPool:
         self._asks = described(asks)
         self._members: list[Member] = []
         self._number = 0
-        self._failed_starts = 0
+        self._failed_starts = self._lost_starts = 0
         self._begin_at = time.monotonic()  # of asking for the teachers that are missing
         self._has_begun = False
         self._missed_at: float | None = time.monotonic()
@@ -137,10 +143,13 @@ class TeacherPool:
     def _add(self) -> None:
         self._number += 1
         actor = self._make.remote(*self._arguments)
-        self._members.append(Member(self._number, actor, actor.open.remote(), asked_at=time.monotonic()))
+        member = Member(self._number, actor, None)
+        self._ask(member)
+        self._members.append(member)
 
     def _ask(self, member: Member) -> None:
-        member.answer, member.asked_at = member.actor.is_alive.remote(), time.monotonic()
+        question = member.actor.is_alive if member.is_ready else member.actor.open
+        member.answer, member.asked_at = question.remote(), time.monotonic()
 
     def _look(self) -> None:
         """Read what teachers have answered."""
@@ -155,11 +164,12 @@ class TeacherPool:
                 continue
             except LOST as error:
                 self._bury(member, error)
+                self._count_lost(member, error)
             except ray.exceptions.RayTaskError as error:
                 self._bury(member, error)
                 self._judge(error)
             else:
-                member.is_ready, self._failed_starts = True, 0
+                member.is_ready, self._failed_starts, self._lost_starts = True, 0, 0
         for member in self._members:
             if member.answer is None and time.monotonic() - member.asked_at >= PING_SECONDS:
                 self._ask(member)
@@ -170,6 +180,17 @@ class TeacherPool:
         ray.kill(member.actor)
         if not member.is_ready:
             self._begin_at = time.monotonic() + RETRY_SECONDS
+
+    def _count_lost(self, member: Member, error: Exception) -> None:
+        """End the run where teacher after teacher is lost while it loads."""
+        self._lost_starts += not member.is_ready
+        if member.is_ready or self.ready or self._lost_starts < MAX_LOST_STARTS:
+            return
+        raise RaydistillError(
+            f"teacher.pool: {self._lost_starts} teachers in a row were lost while they loaded, the last so: "
+            f"{str(error).splitlines()[0]}. If it is for memory, give each more with teacher.pool.resources "
+            "(memory: 8.0e+9 asks for 8 GB)."
+        ) from error
 
     def _judge(self, error: ray.exceptions.RayTaskError) -> None:
         """End the run where teachers fail to load again and again, and none is there."""
