@@ -157,7 +157,7 @@ class Command:
     def lines(self) -> list[str]:
         return self.counts.read_text().splitlines() if self.counts.exists() else []
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120.0) -> bool:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 300.0) -> bool:
         """Wait for the condition; False where the process ended before."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -170,7 +170,7 @@ class Command:
     def wait_for_line(self, start: str) -> bool:
         return self.wait_until(lambda: any(line.startswith(start) for line in self.lines()))
 
-    def end(self, seconds: float = 180.0) -> tuple[int, dict[str, Any], str]:
+    def end(self, seconds: float = 400.0) -> tuple[int, dict[str, Any], str]:
         """Wait for the end: exit code, the JSON object of stdout, stderr."""
         code = self.process.wait(seconds)
         text = self.out.read_text()

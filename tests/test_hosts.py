@@ -153,6 +153,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": "/tmp",  # whatever TMPDIR says: /tmp/ray is what every host has for itself
         "OMP_NUM_THREADS": "1",
     }
     script = ["sh", "-c", INSIDE, "sh", str(folder / "ray-here"), sys.executable, __file__, str(folder)]

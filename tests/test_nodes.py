@@ -186,7 +186,7 @@ def test_a_node_that_hangs_and_one_without_raydistill_are_lines(
         hanging = cluster.add_node(**small)
         raylet = hanging.all_processes["raylet"][0].process
         os.kill(raylet.pid, signal.SIGSTOP)
-        reports = ask_nodes(cluster.address, str(tmp_path / "storage"), None, seconds=patience(8.0))
+        reports = ask_nodes(cluster.address, str(tmp_path / "storage"), None, seconds=patience(25.0))
     finally:
         if raylet is not None:
             os.kill(raylet.pid, signal.SIGCONT)
