@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from raydistill.cluster.probe import cache_folder, existing, version
 from raydistill.endpoint import check_server, sqlite_path, tracking_uri
 from raydistill.errors import RaydistillError
 from raydistill.lineage import redact
@@ -96,19 +97,10 @@ def check_packages() -> Check:
             continue
         if not wanted.specifier.contains(found, prereleases=True):
             bad.append(f"{wanted.name} is {found}, needs {wanted.specifier}")
-    versions = ", ".join(
-        f"{name} {version_of(name)}" for name in ("torch", "ray", "transformers", "mlflow", "datasets")
-    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "transformers", "mlflow", "datasets"))
     if bad:
         return Check("packages", "fail", "; ".join(bad), "pip install --upgrade raydistill")
     return Check("packages", "ok", versions)
-
-
-def version_of(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
 
 
 def check_storage(url: str) -> Check:
@@ -120,19 +112,13 @@ def check_storage(url: str) -> Check:
 def check_disk(url: str) -> Check:
     """Free space where local storage lies; a URL's is not known, the node's cache is looked at instead."""
     storage = Storage(url)
-    cache = Path(os.environ.get("RAYDISTILL_CACHE") or "~/.cache/raydistill").expanduser()
-    folder = existing_folder(Path(storage.root) if storage.is_local else cache)
+    folder = existing(Path(storage.root) if storage.is_local else cache_folder())
     free = shutil.disk_usage(folder).free
     detail = f"{free / GIGABYTE:.1f} GB free at {folder}"
     if free < FREE_BYTES[1]:
         hint = "free some with raydistill cache gc, or name another --storage"
         return Check("disk", "fail" if free < FREE_BYTES[0] else "warn", detail, hint)
     return Check("disk", "ok", detail)
-
-
-def existing_folder(path: Path) -> Path:
-    """The path itself or the nearest folder above it that exists."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def check_shared_memory() -> Check:
@@ -180,7 +166,7 @@ def check_tracking(url: str) -> Check:
     uri = tracking_uri(Storage(url))
     check_server(uri)
     database = sqlite_path(uri)
-    if database is not None and not os.access(existing_folder(database.parent), os.W_OK):
+    if database is not None and not os.access(existing(database.parent), os.W_OK):
         hint = "make it writable or set MLFLOW_TRACKING_URI to another place"
         return Check("tracking", "fail", f"the folder of {redact(uri)} cannot be written", hint)
     return Check("tracking", "ok", redact(uri))

@@ -74,7 +74,7 @@ def fit_teacher(place: Workplace) -> TeacherIdentity:
             history = train_on_labels(place, "teacher", model, {"finetune": stage}, metric=settings.metric)
             parents = {"tokens": place.job.tokens.digest, "source": source.digest}
             publish(place, artifact, recipe, parents, model, source.folder, {"history": history})
-    return recipes.identify_teacher(place.config.teacher, artifact)
+    return recipes.fine_tuned(source, artifact)
 
 
 def source_teacher(config: Config) -> TeacherIdentity:

@@ -31,11 +31,6 @@ def known_nodes() -> list[Node]:
     return [*living, *announced_nodes(living)]
 
 
-def preferred(name: str) -> bool:
-    """Whether there are, or can come, nodes marked with ``name`` (teacher, trainer)."""
-    return bool(marked(name, known_nodes()))
-
-
 def can_grow() -> bool:
     """Whether nodes may come: to a cluster that ``RAY_ADDRESS`` names, but not to one of this machine alone."""
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")

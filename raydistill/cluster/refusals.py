@@ -96,13 +96,13 @@ def check_place(place: Place, project: Project, shared: Sequence[Path], found: F
     value = place.value.removeprefix("file://")
     if place.kind == "hub" or value.startswith(("pkg://", "runs:/", "models:/")):
         return
-    if "://" in value:
+    path = place.local
+    if path is None:
         if value.startswith(("memory:", "local:")):
             found.problems.append(
                 f"{place.setting}: {redact(value)} exists in one process only. Use a URL (s3://, gs://)."
             )
         return
-    path = Path(os.path.abspath(os.path.expanduser(value)))
     if below_one(path, shared):
         change(place, str(path), found)
     elif place.kind == "storage":
@@ -177,8 +177,8 @@ def check_tracking(request: Request, shared: Sequence[Path], address: str, found
     uri = found.environment.get("MLFLOW_TRACKING_URI", "")
     scheme = urlsplit(uri).scheme if "://" in uri else ""
     if not uri:
-        storage = Path(os.path.abspath(os.path.expanduser(request.storage().value.removeprefix("file://"))))
-        if "://" not in request.storage().value.removeprefix("file://") and below_one(storage, shared):
+        storage = request.storage().local
+        if storage is not None and below_one(storage, shared):
             found.warnings.append(shared_sqlite(storage / "mlflow.db"))
         else:
             found.problems.append(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raydistill.errors import ConfigError
@@ -29,6 +31,12 @@ class Place:
     kind: Kind
     can_change: bool = True
     """Whether the setting can be overridden on the command line."""
+
+    @property
+    def local(self) -> Path | None:
+        """The absolute path on this machine that the value would be, there or not; None for a URL."""
+        text = self.value.removeprefix("file://")
+        return None if "://" in text else Path(os.path.abspath(os.path.expanduser(text)))
 
 
 @dataclass(frozen=True)

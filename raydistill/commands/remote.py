@@ -8,7 +8,6 @@ import secrets
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,9 +64,9 @@ def submit(
     job_id = check_id(name) or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     selection = None
     try:
-        text = wanted.storage().value.removeprefix("file://")
-        storage = None if "://" in text else Path(text).expanduser().resolve()
-        selection = packing.select(place, found.files, storage) if wanted.sends_project() else packing.NOTHING
+        storage = wanted.storage().local
+        kept = storage.resolve() if storage is not None else None
+        selection = packing.select(place, found.files, kept) if wanted.sends_project() else packing.NOTHING
     except ConfigError as error:
         found.problems.append(str(error))
     check_server(url, found)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raydistill.artifacts import Artifact, FileInfo
 from raydistill.board import Board
 from raydistill.faults import not_common
-from raydistill.recipes import identify_teacher
+from raydistill.recipes import teacher_folder
 from raydistill.teacher import record
 from raydistill.teacher.record import Wanted
 from raydistill.teacher.signals import OnlineSignals
@@ -47,7 +47,7 @@ class Teacher:
         has_gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         device = Device("cuda" if has_gpu else "cpu", job.dtype)
         self.place = Workplace(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
-        self.model = self.place.load(identify_teacher(job.config.teacher, self.artifact).folder, dropout=0.0)
+        self.model = self.place.load(teacher_folder(job.config.teacher, self.artifact), dropout=0.0)
         nn.Module.to(self.model, device.torch_device).eval()
         return socket.gethostname()
 

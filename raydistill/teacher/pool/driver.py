@@ -24,7 +24,7 @@ from raydistill.phases import (
     teacher_mode,
     wanted_signal,
 )
-from raydistill.recipes import TeacherIdentity, identify_teacher
+from raydistill.recipes import TeacherIdentity, fine_tuned, identify_teacher
 from raydistill.stopping import Stop
 from raydistill.teacher.pool.actor import Teacher
 from raydistill.teacher.pool.recording import record_in_pool
@@ -141,7 +141,7 @@ def find_teacher(place: Workplace) -> TeacherIdentity | None:
     if place.config.teacher.finetune is None:
         return source
     artifact, _ = teacher_artifact(place, source)
-    return identify_teacher(place.config.teacher, artifact) if artifact.exists() else None
+    return fine_tuned(source, artifact) if artifact.exists() else None
 
 
 def fine_tune(place: Workplace) -> tuple[float, Artifact | None]:
