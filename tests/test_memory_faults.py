@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import logging
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from toy import toy_config
 
+from raydistill import cluster
 from raydistill.errors import ArtifactError, RaydistillError
 from raydistill.loading import load_config
 from raydistill.pipeline import distill
@@ -90,32 +91,6 @@ def test_without_ray_the_run_says_it_too_and_goes_on(tmp_path, monkeypatch):
     assert "teacher" in distill(config)["reused"]
 
 
-@contextmanager
-def ray_with(**settings: str) -> Iterator[None]:
-    """A Ray of 2 CPUs whose daemons have these settings."""
-    import ray
-
-    from raydistill import cluster
-
-    cluster.set_environment()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in settings.items():
-            patch.setenv(f"RAY_{name}", value)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=cluster.OBJECT_STORE_BYTES,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def worker() -> Callable[[dict[str, Any]], None]:
     """What a worker does, made here so that it travels by value: the last rank fails, the others wait for it."""
 
@@ -139,8 +114,26 @@ def worker() -> Callable[[dict[str, Any]], None]:
     return work
 
 
-def failure_of(kind: str, num_workers: int, folder: Path) -> RaydistillError:
-    """What a user would read of a group that fails so."""
+def failures_of(groups: Mapping[str, int], folder: Path, **settings: str) -> list[str]:
+    """What a user would read of groups of so many workers that fail one after another, under a Ray of these settings.
+
+    In a process of its own, which must have no other Ray.
+    """
+    context = multiprocessing.get_context("spawn")
+    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=context) as pool:
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(f"RAY_{name}", value)
+        return pool.submit(run_groups, groups, folder).result()
+
+
+def run_groups(groups: Mapping[str, int], folder: Path) -> list[str]:
+    with cluster.connected():
+        return [failure_of(kind, num_workers, folder) for kind, num_workers in groups.items()]
+
+
+def failure_of(kind: str, num_workers: int, folder: Path) -> str:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig
@@ -159,16 +152,14 @@ def failure_of(kind: str, num_workers: int, folder: Path) -> RaydistillError:
     try:
         trainer.fit()
     except Exception as error:
-        return explain(error)
+        return str(explain(error))
     raise AssertionError("nothing failed")
 
 
 @pytest.mark.slow
 def test_gpu_memory_and_a_full_object_store_on_ray(tmp_path):
-    with ray_with(local_fs_capacity_threshold="0.0001"):
-        gpu = str(failure_of("gpu", 2, tmp_path))
-        assert gpu.startswith("Worker 1 ran out of GPU memory"), gpu
-        store = str(failure_of("store", 1, tmp_path))
+    gpu, store = failures_of({"gpu": 2, "store": 1}, tmp_path, local_fs_capacity_threshold="0.0001")
+    assert gpu.startswith("Worker 1 ran out of GPU memory"), gpu
     assert "object store" in store, store
     assert "teacher.pool.max_ahead_bytes" in store
 
@@ -178,8 +169,8 @@ def test_a_worker_that_takes_all_memory_of_a_machine_on_ray(tmp_path):
     """Ray may end its own helpers as well: what they say of it is understood too."""
     memory = psutil.virtual_memory()
     share = min((memory.total - memory.available + ROOM_BYTES) / memory.total, 0.95)
-    with ray_with(memory_usage_threshold=f"{share:.3f}", memory_monitor_refresh_ms="100"):
-        host = str(failure_of("host", 1, tmp_path))
+    settings = {"memory_usage_threshold": f"{share:.3f}", "memory_monitor_refresh_ms": "100"}
+    (host,) = failures_of({"host": 1}, tmp_path, **settings)
     assert "its machine ran out of memory" in host, host
     assert "GB used" in host
     assert "train.tokens_per_micro_batch" in host

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from clusters import LocalCluster
 from test_faults import patience
 
 from raydistill import cli
 from raydistill.cluster import health, probe
 from raydistill.cluster.entry import check_entry
-from raydistill.cluster.nodes import NodeReport, ask_nodes
+from raydistill.cluster.nodes import NodeReport, joined
 from raydistill.errors import ConfigError, RaydistillError
 
 GIGABYTE = 10**9
@@ -164,46 +168,52 @@ def test_a_probe_leaves_nothing_in_storage(tmp_path: Path, monkeypatch: pytest.M
     assert facts["packages"].keys() == FACTS["packages"].keys()
 
 
-@pytest.mark.slow
-def test_a_node_that_hangs_and_one_without_raydistill_are_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
-) -> None:
-    """Three nodes of this machine: a good one, one that cannot import raydistill, and one whose raylet is stopped."""
-    from ray.cluster_utils import Cluster
+def test_a_driver_of_one_cluster_does_not_answer_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    with (
+        pytest.raises(RaydistillError, match=r"driver of the Ray cluster at 10\.0\.0\.1:6379.*ray\.shutdown"),
+        joined("10.0.0.2:6379"),
+    ):
+        raise AssertionError("joined")
+    assert os.environ["RAY_ADDRESS"] == "10.0.0.9:6379"
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    blocking = tmp_path / "blocking"
-    blocking.mkdir()
-    (blocking / "sitecustomize.py").write_text(WITHOUT_RAYDISTILL)
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    raylet = None
+
+@pytest.mark.slow
+def test_a_node_that_hangs_and_one_without_raydistill_are_lines(tmp_path: Path) -> None:
+    """Three nodes of this machine: a good one, one that cannot import raydistill, and one whose raylet is stopped."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_RAYDISTILL)
+    cluster, storage = LocalCluster(tmp_path), tmp_path / "storage"
+    hanging = None
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(blocking))
-            cluster.add_node(**small)
-        hanging = cluster.add_node(**small)
-        raylet = hanging.all_processes["raylet"][0].process
-        os.kill(raylet.pid, signal.SIGSTOP)
-        reports = ask_nodes(cluster.address, str(tmp_path / "storage"), None, seconds=patience(25.0))
+        bare = cluster.add(env_vars={"PYTHONPATH": str(tmp_path)})
+        hanging = cluster.add()
+        os.kill(hanging.raylet, signal.SIGSTOP)
+        words = ["doctor", "--address", cluster.environment["RAY_ADDRESS"], "--storage", str(storage), "--json"]
+        done = subprocess.run(
+            [sys.executable, "-c", "from raydistill.cli import main; main()", *words],
+            env={**os.environ, **cluster.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=patience(120),
+        )
     finally:
-        if raylet is not None:
-            os.kill(raylet.pid, signal.SIGCONT)
-        cluster.shutdown()
-    checks = {check.name: check for check in health.judge(reports, "storage", None)}
-    assert len(reports) == 4
-    (silent,) = [report for report in reports if report.problem]
-    assert silent.node_id == hanging.node_id
-    assert checks["nodes"].state == "fail"
-    assert silent.name in checks["nodes"].detail
-    (bare,) = [report for report in reports if report.write_problem]
-    assert "No module named 'raydistill'" in bare.write_problem
-    assert bare.name in checks["storage"].detail
-    assert checks["token"].state == "warn"
-    assert abs(reports[1].offset_s) < patience(1.0)
-    assert "RAY_ADDRESS" not in os.environ
-    assert [path for path in (tmp_path / "storage").rglob("*") if path.is_file()] == []
+        if hanging is not None:
+            os.kill(hanging.raylet, signal.SIGCONT)
+        cluster.stop()
+    found = json.loads(done.stdout)
+    names = {row["name"].split("/")[-1].split(" ")[0]: row["name"] for row in found["nodes"]}
+    checks = {check["name"]: check for check in found["checks"]}
+    assert (done.returncode, found["ok"], len(names)) == (1, False, 4), found
+    assert checks["nodes"]["state"] == "fail"
+    # silent for 30 s, or given up by Ray's own health check before
+    assert checks["nodes"]["detail"].startswith(f"1 of 3 do not answer: {names[hanging.id[:6]]}: ")
+    assert checks["storage"]["state"] == "fail"
+    assert f"{names[bare.id[:6]]}: ModuleNotFoundError: No module named 'raydistill'" in checks["storage"]["detail"]
+    assert checks["token"]["state"] == checks["clocks"]["state"] == "ok"
+    assert [path for path in storage.rglob("*") if path.is_file()] == []
 
 
 WITHOUT_RAYDISTILL = """

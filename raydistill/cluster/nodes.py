@@ -17,6 +17,7 @@ from typing import Any
 from raydistill.cluster import probe
 from raydistill.cluster.connection import connected, set_environment
 from raydistill.cluster.entry import check_entry
+from raydistill.errors import RaydistillError
 from raydistill.storage import STAGING
 
 ANSWER_SECONDS = 30.0
@@ -65,14 +66,23 @@ def ask_nodes(address: str, url: str, tracking: str | None, seconds: float = ANS
 def joined(address: str) -> Iterator[None]:
     """Be a driver of the cluster at ``address``; fails within seconds where that cannot be.
 
-    auto: the one that RAY_ADDRESS names, as in a job, otherwise the one that this machine is a node of.
+    auto: the one that RAY_ADDRESS names, as in a job, otherwise the one that this machine is a node of. Raises
+    RaydistillError also where this process is the driver of another cluster: a process can only be in one.
     """
     before = dict(os.environ)
     if address == "auto":
         address = before.get("RAY_ADDRESS") or address
     os.environ["RAY_ADDRESS"] = address
     set_environment()
+    import ray
+
     try:
+        own = ray.get_runtime_context().gcs_address if ray.is_initialized() else address
+        if address not in ("auto", own):
+            raise RaydistillError(
+                f"This process is a driver of the Ray cluster at {own} already, and cannot join the one at {address} "
+                "as well. Call ray.shutdown() before, or ask from a process of its own."
+            )
         check_entry(address)
         with connected():
             yield
