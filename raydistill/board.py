@@ -10,7 +10,9 @@ from raydistill.artifacts import Owner, Storage
 
 LOCAL_INTERVAL_S = 0.2
 REMOTE_INTERVAL_S = 3.0
-"""A request to an object store takes up to 0.1 s: so seldom that neither side notices it."""
+"""A write to an object store takes up to 0.1 s: so seldom that neither side notices it."""
+REMOTE_LOOK_S = 1.0
+"""Looking takes 0.02 to 0.05 s; a wish to stop should be seen soon, as clouds and users wait some 10 s for its end."""
 
 
 Show = Callable[[Mapping[str, Any]], None]
@@ -36,6 +38,7 @@ class Board:
         self.storage, self.run, self.owner = storage, run, owner
         self.listener, self.stop = listener, stop
         self.interval_s = LOCAL_INTERVAL_S if storage.is_local else REMOTE_INTERVAL_S
+        self.look_s = LOCAL_INTERVAL_S if storage.is_local else REMOTE_LOOK_S
         self._posted_at = self._looked_at = -1e9
         self._stop = False
 
@@ -69,7 +72,7 @@ class Board:
         if self.stop is not None:
             return self.stop()
         now = time.monotonic()
-        if not self._stop and now - self._looked_at >= self.interval_s:
+        if not self._stop and now - self._looked_at >= self.look_s:
             self._looked_at = now
             if self.storage.exists(*self.run, "stop.json"):
                 self._stop = self.storage.read_json(*self.run, "stop.json").get("owner") == self.owner.number

@@ -25,7 +25,6 @@ ALLOWED = {
         "search/actor.py",
         "search/schedulers.py",
         "search/tuning.py",
-        "teacher/pool/actor.py",
         "teacher/pool/teachers.py",
         "teacher/pool/signals.py",
         "teacher/pool/recording.py",

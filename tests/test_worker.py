@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ import pytest
 from runs import metric_steps, mlflow_runs, only_run_key, predictions, read_weights, recorded_rows, versions
 from toy import relative_difference, toy_config, without_key_biases
 
-from raydistill.artifacts import Storage
+from raydistill.artifacts import Owner, Storage
 from raydistill.cache import list_artifacts
 from raydistill.config import Config
 from raydistill.errors import ConfigError, Interrupted
 from raydistill.loading import load_config
-from raydistill.pipeline import distill
+from raydistill.pipeline import distill, prepare
 
 pytestmark = pytest.mark.ray
 
@@ -157,6 +159,25 @@ def test_a_mistake_found_in_a_worker_arrives_as_its_own_error_at_once(ray_cluste
     assert str(caught.value).startswith("teacher.finetune.freeze: '*nothing*' matches no parameter")
     assert "Traceback" not in str(caught.value)
     assert ranks_started(ray_cluster, before) == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_a_mistake_that_meets_one_rank_ends_the_others_as_well(ray_cluster, inputs, tmp_path):
+    """Such as a model that only one node cannot load: the others wait at the next collective, for up to 30 minutes."""
+    import raydistill.train.worker as module
+
+    def phases(place):
+        if place.group.rank == 1:
+            raise ConfigError("of one rank")
+        place.group.barrier()
+
+    config = shrunk(inputs, tmp_path, "train.num_workers=2", "train.max_failures=0")
+    prepared = prepare(config, Storage(config.storage))
+    job = replace(prepared.job(Owner.acquire(prepared.storage, "runs", prepared.run_key), None), run=None)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match="of one rank"):
+        module.run_workers(job, lambda entry: None, threading.Event(), phases)
+    assert time.monotonic() - started < module.TOGETHER_SECONDS + 60
 
 
 def test_more_workers_than_the_cluster_can_hold_are_refused_at_once(ray_cluster, inputs, tmp_path):

@@ -1,6 +1,6 @@
 """Ray itself: joining or starting a cluster, and what it has to offer."""
 
-from raydistill.cluster.connection import DEFAULTS, OBJECT_STORE_BYTES, connected, set_environment
+from raydistill.cluster.connection import DEFAULTS, OBJECT_STORE_BYTES, connected, has_gpu, set_environment
 from raydistill.cluster.resources import (
     TRIALS_AT_ONCE,
     groups_at_once,
@@ -15,6 +15,7 @@ __all__ = [
     "TRIALS_AT_ONCE",
     "connected",
     "groups_at_once",
+    "has_gpu",
     "has_teacher_actors",
     "object_store_bytes",
     "set_environment",

@@ -82,6 +82,14 @@ def connected(object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
         ray.shutdown()
 
 
+def has_gpu() -> bool:
+    """Whether this worker or actor was given a GPU; one that asked for none sees them all the same."""
+    import ray
+    import torch
+
+    return torch.cuda.is_available() and bool(ray.get_gpu_ids())
+
+
 def _start_local(object_store_bytes: int) -> None:
     """Start a cluster of this machine alone."""
     import ray

@@ -12,6 +12,7 @@ from typing import Any
 import ray.tune
 import torch
 
+from raydistill.cluster import has_gpu
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.search.shared import Shared
 from raydistill.search.trial import FOLDER, Order, TrialBoard, trial_job, trial_reports
@@ -46,7 +47,7 @@ class TrialActor(ray.tune.Trainable):
         keep_freed_memory()
         torch.set_num_threads(num_threads)
         self.shared, self.exchanges = shared, exchanges
-        device = Device("cuda" if torch.cuda.is_available() else "cpu", shared.job.dtype)
+        device = Device("cuda" if has_gpu() else "cpu", shared.job.dtype)
         self.place = Workplace(shared.job, Group(device.torch_device), device, self._board())
         self.reports: Iterator[dict[str, Any]] | None = None
         self._take(config["trial"])

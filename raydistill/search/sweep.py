@@ -145,7 +145,7 @@ class Driver:
         """What trials run on; ConfigError where the cluster can never hold one."""
         from raydistill.search.tuning import Crew
 
-        resources = cluster.worker_resources(self.config.train, groups=cluster.TRIALS_AT_ONCE)
+        resources = cluster.worker_resources(self.config.train, groups=cluster.TRIALS_AT_ONCE, is_trial=True)
         room = cluster.groups_at_once(self.config.train, resources)
         limits = [limit for limit in (room, self.sweep.max_concurrent_trials) if limit is not None]
         return Crew(self.config.train.num_workers, resources, min(limits, default=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -88,6 +89,21 @@ class Group:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def all_come(self, name: str, seconds: float) -> bool:
+        """Whether every rank calls this within so many seconds; other than a barrier it may be called by some alone.
+
+        Meant for the end of a group: a name serves once.
+        """
+        if self.size == 1:
+            return True
+        store = dist.distributed_c10d._get_default_store()
+        try:
+            store.set(f"{name}/{self.rank}", "here")
+            store.wait([f"{name}/{rank}" for rank in range(self.size)], timedelta(seconds=seconds))
+        except RuntimeError:  # too late, or rank 0, which keeps the store, is gone
+            return False
+        return True
 
     def _communication_device(self) -> torch.device:
         return self.device if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -15,7 +15,7 @@ import torch
 
 from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board, Show
-from raydistill.cluster import worker_resources
+from raydistill.cluster import has_gpu, worker_resources
 from raydistill.config import Pool
 from raydistill.errors import (
     ArtifactError,
@@ -35,7 +35,7 @@ from raydistill.workplace import Job, Workplace
 
 Result = TypeVar("Result")
 
-STOP_SECONDS = 5.0
+STOP_SECONDS = 8.0
 """After a wish to stop, workers get so long to write a checkpoint before the cluster is taken down."""
 
 START_FAILURES = 120
@@ -49,8 +49,10 @@ GROUPS = itertools.count(1)
 """Numbers the worker groups of this process: a run with a pool has two."""
 
 OF_ONE_RANK = (ArtifactError, StaleOwner, TeacherError, TrackingError)
-"""Errors that may meet one rank alone: raised, so that Ray ends the others and tries again. All the rest meet every
-rank at the same place and are returned, because trying again would not help."""
+"""Errors that may meet one rank alone: raised, so that Ray ends the others and tries again. All the rest are expected
+to meet every rank at the same place, and are then returned, because trying again would not help."""
+TOGETHER_SECONDS = 20.0
+"""Within this time the other ranks meet the same error, or it is one of this rank alone, for which they would wait."""
 
 
 def run_workers(
@@ -93,18 +95,22 @@ def run_workers(
 def await_end(fitting: Future[Any], board: Board, show: Show, stop: threading.Event, watch: Callable[[], None]) -> None:
     """Watch a worker group until it ends. Raises Interrupted where it was stopped and does not answer in time."""
     asked_at: float | None = None
+    look_at, progress = 0.0, None
     while not wait([fitting], timeout=0.2).done:
         watch()
         if stop.is_set() and asked_at is None:
             asked_at = time.monotonic()
             board.request_stop()
-        progress = board.read()
+        if (now := time.monotonic()) >= look_at:
+            look_at = now + board.look_s
+            with suppress(ArtifactError):  # what ends a run is an error of its workers, which write
+                progress = board.read() or progress
+            if progress is not None:
+                show(progress)
         if asked_at is not None and progress is None:
             raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
         if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
             raise Interrupted("The run was stopped; the workers did not answer in time, the last checkpoint is kept.")
-        if progress is not None:
-            show(progress)
 
 
 def make_trainer(
@@ -124,17 +130,15 @@ def make_trainer(
 
     train = job.config.train
     resources = worker_resources(train, pool=pool, is_trial=bool(job.folder))
-    use_gpu = resources.get("GPU", 0) > 0
     storage_path, filesystem = ray_storage(job.storage)
     return TorchTrainer(
         cast("Any", _worker),
         train_loop_config={"job": job, "phases": phases},
-        # a torch that was built for CPUs has no nccl, whatever the nodes claim to have
-        torch_config=HostsConfig(backend="nccl" if use_gpu and torch.distributed.is_nccl_available() else "gloo"),
+        torch_config=HostsConfig(backend=backend(resources.get("GPU", 0.0), train.num_workers)),
         scaling_config=ScalingConfig(
             num_workers=num_workers(job),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-            use_gpu=use_gpu,
+            use_gpu=resources.get("GPU", 0.0) > 0,
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
@@ -145,6 +149,14 @@ def make_trainer(
             callbacks=list(callbacks),
         ),
     )
+
+
+def backend(gpus: float, num_workers: int) -> str:
+    """How workers with so many GPUs each reach one another. nccl refuses workers that share a GPU; gloo takes tensors
+    on it, too."""
+    is_shared = gpus < 1 and num_workers > 1
+    # a torch that was built for CPUs has no nccl, whatever the nodes claim to have
+    return "gloo" if not gpus or is_shared or not torch.distributed.is_nccl_available() else "nccl"
 
 
 def num_workers(job: Job) -> int | tuple[int, int]:
@@ -177,7 +189,7 @@ def _worker(config: dict[str, Any]) -> Any:
 
     keep_freed_memory()
     job: Job = config["job"]
-    device = Device(str(ray.train.torch.get_device()) if torch.cuda.is_available() else "cpu", job.dtype)
+    device = Device(str(ray.train.torch.get_device()) if has_gpu() else "cpu", job.dtype)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     board = Board(job.storage, job.board_parts, job.owner)
@@ -190,6 +202,8 @@ def _worker(config: dict[str, Any]) -> Any:
     except OF_ONE_RANK:
         raise
     except RaydistillError as error:
+        if not group.all_come("error", TOGETHER_SECONDS):
+            raise
         return error
     finally:
         place.flush()

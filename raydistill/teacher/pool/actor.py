@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor, nn
 
 from raydistill.artifacts import Artifact, FileInfo
 from raydistill.board import Board
+from raydistill.cluster import has_gpu
 from raydistill.faults import not_common
 from raydistill.recipes import teacher_folder
 from raydistill.teacher import record
@@ -43,9 +43,7 @@ class Teacher:
         job = self.job
         if not job.storage.exists(*job.owner.folder, "owner.json"):  # the driver wrote it
             raise not_common(job.storage.url)
-        # an actor that asked for no GPU sees them all the same, and would load onto a training worker's
-        has_gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
-        device = Device("cuda" if has_gpu else "cpu", job.dtype)
+        device = Device("cuda" if has_gpu() else "cpu", job.dtype)
         self.place = Workplace(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
         self.model = self.place.load(teacher_folder(job.config.teacher, self.artifact), dropout=0.0)
         nn.Module.to(self.model, device.torch_device).eval()
