@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,40 @@ import torch
 
 from raydistill import cache
 from raydistill.artifacts import Storage
+
+FAULT = ("fault", "when", "repeated", "weights differ by", "time")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a test found out in numbers: shown when all tests have ended, whichever process they ran in."""
+
+    note: Callable[[str, object], None]
+
+    def line(self, text: str) -> None:
+        self.note("line", text)
+
+    def fault(self, fault: str, when: str, repeated: str, time: str = "", difference: float = 0.0) -> None:
+        """A row of the table of faults; ``difference``: relative, of weights to those of an undisturbed run."""
+        self.note("fault", [fault, when, repeated, f"{difference:.1e}" if difference else "0", time])
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Measured:
+    return Measured(record_property)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    told = [entry for report in terminalreporter.getreports("passed") for entry in report.user_properties]
+    rows = [cells for name, cells in told if name == "fault"]
+    if told:
+        terminalreporter.section("measured")
+    if rows:
+        for cells in (FAULT, ["---"] * len(FAULT), *rows):
+            terminalreporter.write_line(f"| {' | '.join(cells)} |")
+    for name, text in told:
+        if name == "line":
+            terminalreporter.write_line(text)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -137,7 +137,7 @@ def run_inside(folder: Path, config: Path) -> None:
     (folder / "trace.json").write_text(json.dumps({"trace": trace, "code": sweep.returncode, "ended": ended - started}))
 
 
-def test_nodes_come_for_teachers_and_trials_and_go_afterwards(tmp_path, capsys):
+def test_nodes_come_for_teachers_and_trials_and_go_afterwards(tmp_path, measured):
     config = toy_config(
         tmp_path,
         stages__distill__num_epochs=10,
@@ -165,8 +165,8 @@ def test_nodes_come_for_teachers_and_trials_and_go_afterwards(tmp_path, capsys):
     log = f"{done.stderr[-3000:]}\n{(tmp_path / 'err').read_text() if (tmp_path / 'err').exists() else ''}"
     assert done.returncode == 0, log
     told = json.loads((tmp_path / "trace.json").read_text())
-    with capsys.disabled():
-        print(f"\nnodes (second, count): {told['trace']}, the sweep ended at {told['ended']:.1f}")
+    trace = ", ".join(f"{count} from {second} s" for second, count in told["trace"])
+    measured.line(f"nodes of an autoscaled sweep, which ended at {told['ended']:.1f} s: {trace}")
     assert told["code"] == 0, log
     summary = json.loads((tmp_path / "out").read_text())
     assert summary["counts"]["completed"] == sum(summary["counts"].values()) == NUM_TRIALS

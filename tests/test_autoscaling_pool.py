@@ -68,7 +68,7 @@ def run_inside(folder: Path, config: Path) -> None:
     (folder / "trace.json").write_text(json.dumps({"trace": trace, "code": run.returncode, "ended": ended - started}))
 
 
-def test_teachers_bring_their_nodes_and_workers_theirs(tmp_path, capsys):
+def test_teachers_bring_their_nodes_and_workers_theirs(tmp_path, measured):
     config = toy_config(
         tmp_path,
         data__max_labeled=None,
@@ -101,8 +101,8 @@ def test_teachers_bring_their_nodes_and_workers_theirs(tmp_path, capsys):
     log = f"{done.stderr[-3000:]}\n{(tmp_path / 'err').read_text() if (tmp_path / 'err').exists() else ''}"
     assert done.returncode == 0, log
     told = json.loads((tmp_path / "trace.json").read_text())
-    with capsys.disabled():
-        print(f"\nnodes (second, trainer, teacher): {told['trace']}, the run ended at {told['ended']:.1f}")
+    trace = ", ".join(f"{trainers} + {teachers} from {second} s" for second, trainers, teachers in told["trace"])
+    measured.line(f"trainer + teacher nodes of an autoscaled pool, which ended at {told['ended']:.1f} s: {trace}")
     assert told["code"] == 0, log
 
     roles = json.loads((tmp_path / "plan").read_text())["cluster"]["roles"]

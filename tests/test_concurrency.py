@@ -92,7 +92,7 @@ def test_twenty_threads_log_to_one_sqlite_and_lose_nothing(tmp_path):
         assert sorted(point.step for point in history) == list(range(NUM_STEPS))
 
 
-def test_one_of_two_runs_that_share_a_teacher_is_killed_again_and_again(tmp_path):
+def test_one_of_two_runs_that_share_a_teacher_is_killed_again_and_again(tmp_path, measured):
     """The other one finishes, and neither leaves anything broken, whatever the first was just writing."""
     draw = np.random.default_rng(17)
     alone = toy_config(tmp_path, **SHORT, storage=str(tmp_path / "alone"))
@@ -124,6 +124,14 @@ def test_one_of_two_runs_that_share_a_teacher_is_killed_again_and_again(tmp_path
     assert results["student"]["num_parameters"] == second["student"]["num_parameters"]
     for model in ("teacher", "student", "baseline"):
         assert same_weights(read_weights(results[model]["path"]), read_weights(second[model]["path"])), model
+    alone, both = (sum(line.startswith(("step ", "shard ")) for line in c.lines()) for c in (reference, other))
+    shared_work = sum(line.startswith(("step teacher.", "shard ")) for line in reference.lines())
+    repeated = both - (2 * alone - shared_work)
+    measured.fault(
+        "one of two runs that share a teacher, 3 times",
+        "at most 2.5 s after its first step",
+        f"{repeated} of {alone} steps and shards",
+    )
 
 
 def test_threads_that_open_one_run_at_once_get_the_same(tmp_path):

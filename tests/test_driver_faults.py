@@ -90,7 +90,7 @@ def kill_inside(command: Command, phases: Phases, stage: str, after: float) -> b
     return is_inside
 
 
-def test_a_driver_killed_in_every_stage_ends_with_the_same_student(cluster, tmp_path, capsys):
+def test_a_driver_killed_in_every_stage_ends_with_the_same_student(cluster, tmp_path, measured):
     """The undisturbed run is one without Ray, slowed down in the same way, which also tells how long stages take."""
     folder = tmp_path / "whole"
     alone = Command(make_config(folder, 0), folder / "counts", **SLOWED)
@@ -132,8 +132,5 @@ def test_a_driver_killed_in_every_stage_ends_with_the_same_student(cluster, tmp_
     repeated = {kind: sum(n - 1 for line, n in work.items() if line.startswith(kind)) for kind in ("step", "shard")}
     assert repeated["step"] <= CHECKPOINT_STEPS
     assert repeated["shard"] <= 1
-    with capsys.disabled():
-        at = ", ".join(f"{stage} at {moments[stage]:.2f} of {lengths[stage]:.1f} s" for stage in STAGES)
-        print(
-            f"\ndriver killed in {at}: {repeated['step']} steps and {repeated['shard']} shards repeated, weights equal"
-        )
+    at = ", ".join(f"{stage} at {moments[stage]:.2f} of {lengths[stage]:.1f} s" for stage in STAGES)
+    measured.fault("driver on a cluster, 5 times", at, f"{repeated['step']} steps, {repeated['shard']} shards")

@@ -156,7 +156,7 @@ def draw_moments(whole: Whole) -> list[tuple[str, float, float]]:
     return [("time", float(draw.uniform(3, 9)), 0.0), *work, ("work", whole.num_pieces, float(draw.uniform(0, 2)))]
 
 
-def test_a_driver_killed_ten_times_ends_with_the_same_weights(whole, tmp_path):
+def test_a_driver_killed_ten_times_ends_with_the_same_weights(whole, tmp_path, measured):
     """Every restart repeats at most the steps since a checkpoint, and one shard."""
     config = make_config(tmp_path, 1)
     command, kills = None, 0
@@ -177,6 +177,11 @@ def test_a_driver_killed_ten_times_ends_with_the_same_weights(whole, tmp_path):
     repeated = {kind: sum(n - 1 for line, n in work.items() if line.startswith(kind)) for kind in ("step", "shard")}
     assert repeated["step"] <= CHECKPOINT_STEPS * kills
     assert repeated["shard"] <= kills
+    measured.fault(
+        f"driver, {kills} times",
+        f"while Ray starts, then at random in {whole.num_pieces} steps and shards, then at the registration",
+        f"{repeated['step']} steps, {repeated['shard']} shards",
+    )
 
 
 def kill_worker(command: Command, start: str, rank: int, ignore: set[str]) -> set[str]:
@@ -191,7 +196,7 @@ def kill_worker(command: Command, start: str, rank: int, ignore: set[str]) -> se
     return ignore | {line.split()[-1] for line in command.lines()}
 
 
-def test_killed_workers_are_replaced_and_nothing_is_lost(tmp_path):
+def test_killed_workers_are_replaced_and_nothing_is_lost(tmp_path, measured):
     """One of two is killed while recording, later the other one while the student trains."""
     draw = np.random.default_rng(3)
     shard, step = int(draw.integers(1, 4)), int(draw.integers(15, 70))
@@ -210,11 +215,14 @@ def test_killed_workers_are_replaced_and_nothing_is_lost(tmp_path):
     assert starts == {"0": 3, "1": 3}
     assert_ended_like(whole, folder, results)
     steps = Counter(" ".join(line.split()[:4]) for line in command.lines() if line.startswith("step "))
-    assert sum(n - 1 for n in steps.values()) <= 2 * CHECKPOINT_STEPS
+    repeated = sum(n - 1 for n in steps.values())
+    assert repeated <= 2 * CHECKPOINT_STEPS
+    when = f"shard {shard} of the recording; step {step} of 96 of the student"
+    measured.fault("one of two workers, then the other", when, f"{repeated} steps, of both together")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, name):
+def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, measured, name):
     config, number = make_config(tmp_path, 1), getattr(signal, name)
     command = start(config, tmp_path)
     storage = Storage(str(tmp_path / "storage"))
@@ -227,7 +235,8 @@ def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, na
             command.kill(number)
         code, answer, _ = command.end()
         assert code == 130
-        assert time.monotonic() - sent < patience(10.0)
+        took = time.monotonic() - sent
+        assert took < patience(10.0)
         assert answer["error"]["type"] == "Interrupted"
         assert "same command" in answer["error"]["message"]
         stopped_at = storage.read_json("runs", only_run_key(storage), "student", "distill", "last.json")["step"]
@@ -243,6 +252,7 @@ def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, na
     assert_ended_like(whole, tmp_path, results)
     assert f"step student.distill {stopped_at} 0" in " ".join(command.lines()[before : before + 2])
     assert max(work_done(command.lines()).values()) == 1
+    measured.fault(f"{name} to a local run", f"step {stopped_at} of 96", "0 steps", f"ended after {took:.1f} s")
 
 
 @pytest.mark.parametrize("seconds", [1.0, 5.0])

@@ -173,12 +173,11 @@ def checks_of(answer: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {check["name"]: check for check in answer["out"]["checks"]}
 
 
-def test_two_hosts_train_together_over_the_link(folder: Path, told: dict[str, Any], capsys: Any) -> None:
+def test_two_hosts_train_together_over_the_link(folder: Path, told: dict[str, Any], measured: Any) -> None:
     """Nobody names an interface: by its own name each host is 127.0.0.1."""
     answer = told["distill"]
     assert answer["code"] == 0, answer
-    with capsys.disabled():
-        print(f"\ntwo hosts: {answer['seconds']:.0f} s")
+    measured.line(f"a run of two workers on two hosts: {answer['seconds']:.0f} s")
     steps = {host: count_steps(folder / f"counts-{host}") for host in ("here", "other")}
     ranks = [{rank for _, _, rank in steps[host]} for host in ("here", "other")]
     assert sorted(ranks, key=min) == [{"0"}, {"1"}]

@@ -211,7 +211,7 @@ def run(group: Group, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
     made.clean_up()
 
 
-def test_a_node_that_vanishes_in_training_is_replaced(whole, group, run, capsys):
+def test_a_node_that_vanishes_in_training_is_replaced(whole, group, run, measured):
     group.have(3)
     draw = np.random.default_rng(11)
     step, who = int(draw.integers(20, NUM_STEPS - 60)), int(draw.integers(2))
@@ -227,11 +227,13 @@ def test_a_node_that_vanishes_in_training_is_replaced(whole, group, run, capsys)
     assert run.sizes() == [2, 2]
     assert run.repeated_steps() <= 5
     assert "lost worker" in run.told()
-    tell(capsys, f"node of rank {who} killed at step {step}: {run.repeated_steps()} steps repeated, {again:.1f} s")
+    measured.fault(
+        f"node of worker {who} of two", f"step {step} of {NUM_STEPS}", f"{run.repeated_steps()} steps", went_on(again)
+    )
 
 
 @pytest.mark.parametrize("run", [{"checkpoint_steps": 1000}], indirect=True)
-def test_a_node_that_is_drained_has_its_checkpoint_written_at_once(whole, group, run, capsys):
+def test_a_node_that_is_drained_has_its_checkpoint_written_at_once(whole, group, run, measured):
     group.have(3)
     draw = np.random.default_rng(12)
     step, who, seconds = int(draw.integers(20, 60)), int(draw.integers(2)), 15.0
@@ -251,15 +253,16 @@ def test_a_node_that_is_drained_has_its_checkpoint_written_at_once(whole, group,
     whole.assert_same(run.folder, results)
     assert run.sizes() == [2, 2]
     assert 0 < run.repeated_steps() <= LAST_SECONDS / STEP_SECONDS + 5
-    tell(
-        capsys,
-        f"node of rank {who} drained at step {step} ({seconds:.0f} s): checkpoint after {saved_after:.1f} s, "
-        f"{run.repeated_steps()} steps repeated, other nodes after {again:.1f} s",
+    measured.fault(
+        f"node of worker {who} of two drained, {seconds:.0f} s notice",
+        f"step {step} of {NUM_STEPS}",
+        f"{run.repeated_steps()} steps",
+        f"checkpoint after {saved_after:.1f} s, {went_on(again)}",
     )
 
 
 @pytest.mark.parametrize("run", [{"train__min_workers": 1}], indirect=True)
-def test_an_elastic_group_shrinks_and_grows(whole, group, run, capsys):
+def test_an_elastic_group_shrinks_and_grows(whole, group, run, measured):
     group.have(2)
     draw = np.random.default_rng(13)
     step, who = int(draw.integers(10, 40)), int(draw.integers(2))
@@ -279,14 +282,16 @@ def test_an_elastic_group_shrinks_and_grows(whole, group, run, capsys):
     results = run.end()
     difference = whole.assert_close(run.folder, results)
     assert run.repeated_steps() <= 2 * 5
-    tell(
-        capsys,
-        f"elastic: node of rank {who} killed at step {step}, one worker after {shrunk:.1f} s, two again {grown:.1f} s "
-        f"after a node came; {run.repeated_steps()} steps repeated, weights within {difference:.1e}",
+    measured.fault(
+        f"elastic, two workers to one to two: node of worker {who}",
+        f"step {step} of {NUM_STEPS}",
+        f"{run.repeated_steps()} steps",
+        f"one worker after {shrunk:.1f} s, two {grown:.1f} s after a node came",
+        difference,
     )
 
 
-def test_signals_to_a_driver_on_a_cluster_end_it_with_a_checkpoint(whole, group, run, capsys):
+def test_signals_to_a_driver_on_a_cluster_end_it_with_a_checkpoint(whole, group, run, measured):
     group.have(2)
     draw = np.random.default_rng(14)
     steps = sorted(int(step) for step in draw.integers(20, NUM_STEPS - 40, 2))
@@ -313,12 +318,13 @@ def test_signals_to_a_driver_on_a_cluster_end_it_with_a_checkpoint(whole, group,
     whole.assert_same(run.folder, results)
     assert run.repeated_steps() == 0
     assert len(group.cluster.alive()) == 3
-    tell(
-        capsys, f"SIGINT and SIGTERM at steps {steps}: ended after {took[0]:.1f} and {took[1]:.1f} s, 0 steps repeated"
+    measured.fault(
+        "SIGINT, then SIGTERM, to a driver on a cluster",
+        f"steps {steps[0]} and {steps[1]} of {NUM_STEPS}",
+        "0 steps",
+        f"ended after {took[0]:.1f} and {took[1]:.1f} s",
     )
 
 
-def tell(capsys: pytest.CaptureFixture[str], line: str) -> None:
-    """Print a line of the table of faults."""
-    with capsys.disabled():
-        print(f"\n{line}")
+def went_on(seconds: float) -> str:
+    return f"trained again after {seconds:.1f} s"

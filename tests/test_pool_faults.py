@@ -27,6 +27,7 @@ SLOWED = {
     "RAYDISTILL_STEP_SECONDS": "0.1",
 }
 NUM_STEPS = 72
+CHECKPOINT_STEPS = 5
 STEPS_AHEAD = 2
 STEP_BYTES = 16 * 3 * 4
 """Signals of a step: logits of 16 rows."""
@@ -40,6 +41,7 @@ def make_config(folder: Path, mode: str, **changes: Any) -> Path:
         teacher__finetune__num_epochs=2,
         stages__distill__num_epochs=6,
         evaluate__baseline=False,
+        train__checkpoint_steps=CHECKPOINT_STEPS,
         **changes,
     )
     return write_config(folder, config)
@@ -81,9 +83,10 @@ class Ran:
     told: str
 
 
-def run_alone(folder: Path, mode: str) -> dict[str, Any]:
-    """The same without Ray and without a pool."""
-    command = Command(make_config(folder, mode, train__num_workers=0), folder / "counts", RAYDISTILL_SHARD_ROWS="20")
+def run_alone(folder: Path, mode: str, num_workers: int = 0) -> dict[str, Any]:
+    """The same without a pool and, without workers, without Ray."""
+    config = make_config(folder, mode, train__num_workers=num_workers)
+    command = Command(config, folder / "counts", RAYDISTILL_SHARD_ROWS="20")
     try:
         code, results, err = command.end(patience(180.0))
     finally:
@@ -118,7 +121,7 @@ def assert_same(folder: Path, results: dict[str, Any], alone: dict[str, Any]) ->
     check_artifacts(Storage(str(folder / "storage")))
 
 
-def test_a_node_lost_while_its_teacher_records(place, commands, tmp_path, capsys):
+def test_a_node_lost_while_its_teacher_records(place, commands, tmp_path, measured):
     alone = run_alone(tmp_path / "alone", "cached")
     folder, moment = tmp_path / "run", int(np.random.default_rng(21).integers(2, 8))
     place.have_teachers(2)
@@ -133,11 +136,10 @@ def test_a_node_lost_while_its_teacher_records(place, commands, tmp_path, capsys
     shards = Counter(" ".join(line.split()[:3]) for line in place.cluster.lines()[begin:] if line.startswith("shard "))
     repeated = sum(shards.values()) - len(shards)
     assert repeated <= 2  # the one it worked on, and the next, if it was told to begin it
-    with capsys.disabled():
-        print(f"\nnode of a teacher killed at shard {moment} of {len(shards)}: {repeated} repeated, weights equal")
+    measured.fault("node of a teacher that records", f"shard {moment} of {len(shards)}", f"{repeated} shards")
 
 
-def test_nodes_lost_while_their_teachers_feed_a_student(place, commands, tmp_path, capsys):
+def test_nodes_lost_while_their_teachers_feed_a_student(place, commands, tmp_path, measured):
     """First one of two, then the last: training waits, says so, and goes on once a node is there."""
     alone = run_alone(tmp_path / "alone", "online")
     folder = tmp_path / "run"
@@ -164,5 +166,35 @@ def test_nodes_lost_while_their_teachers_feed_a_student(place, commands, tmp_pat
     assert repeated <= len(moments) * (STEPS_AHEAD + 2)
     steps = [line for line in place.cluster.lines()[begin:] if line.startswith("step student.")]
     assert len(steps) == NUM_STEPS
-    with capsys.disabled():
-        print(f"\nnodes of both teachers killed at micro-batches {moments}: {repeated} repeated, weights equal")
+    measured.fault(
+        "nodes of both teachers of a pool, one after the other",
+        f"micro-batches {moments[0]} and {moments[1]} of {NUM_STEPS}",
+        f"{repeated} micro-batches, 0 steps",
+    )
+
+
+def test_a_worker_lost_while_teachers_feed_two(place, commands, tmp_path, measured):
+    """Both draw on the same teachers, and so does the next group, from the checkpoint on."""
+    alone = run_alone(tmp_path / "alone", "online", num_workers=2)
+    folder, draw = tmp_path / "run", np.random.default_rng(23)
+    step, who = int(draw.integers(10, NUM_STEPS - 20)), int(draw.integers(2))
+    place.cluster.add(num_cpus=1, resources={"trainer": 1})
+    place.have_teachers(2)
+    begin = len(place.cluster.lines())
+    config = make_config(folder, "pool", teacher__pool={"min": 1, "max": 2}, train__num_workers=2)
+    command = place.cluster.start(config, folder, **SLOWED)
+    commands.append(command)
+
+    def steps(*words: object) -> list[str]:
+        start = " ".join(("step student.distill", *map(str, words)))
+        return [line for line in place.cluster.lines()[begin:] if line.startswith(start)]
+
+    assert command.wait_until(lambda: bool(steps(step, who, "")), patience(180.0)), command.out.read_text()
+    os.kill(int(steps(step, who, "")[0].split()[-1]), signal.SIGKILL)
+    code, results, err = command.end(patience(240.0))
+    assert code == 0, err
+    assert_same(folder, results, alone)
+    repeated = [sum(line.split()[3] == rank for line in steps()) - NUM_STEPS for rank in ("0", "1")]
+    assert max(repeated) <= CHECKPOINT_STEPS
+    when = f"step {step} of {NUM_STEPS}"
+    measured.fault(f"worker {who} of two that a pool feeds", when, f"{max(repeated)} steps")

@@ -303,7 +303,7 @@ def work_repeated(command: Command) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_s3_that_goes_away_for_30_seconds_costs_30_seconds(s3, whole, tmp_path):
+def test_s3_that_goes_away_for_30_seconds_costs_30_seconds(s3, whole, tmp_path, measured):
     """First a wish to stop while it is away, then an outage in the student's training, and one while recording."""
     draw = np.random.default_rng(5)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -322,7 +322,8 @@ def test_s3_that_goes_away_for_30_seconds_costs_30_seconds(s3, whole, tmp_path):
         assert stop_seconds < patience(10.0)
         s3.start()
         command = start(config, tmp_path, **environment)
-        assert wait_for(command, f"step student.distill {draw.integers(5, 60)} ")
+        step = draw.integers(5, 60)
+        assert wait_for(command, f"step student.distill {step} ")
         s3.stop()
         time.sleep(OUTAGE_SECONDS)
         s3.start()
@@ -335,18 +336,23 @@ def test_s3_that_goes_away_for_30_seconds_costs_30_seconds(s3, whole, tmp_path):
     assert any("did not answer for" in note for note in results["notes"]), results["notes"]
     assert_same_models(results, whole)
     assert check_artifacts(Storage("s3://bucket/away")) == 11
-    assert work_repeated(command)["step"] == 0
-    assert work_repeated(command)["shard"] <= 1
+    repeated = work_repeated(command)
+    assert repeated["step"] == 0
+    assert repeated["shard"] <= 1
+    measured.fault("S3, and SIGTERM while it is away", "recording", "", f"ended after {stop_seconds:.1f} s")
+    work = f"0 steps, {repeated['shard']} shards"
+    measured.fault(f"S3 for {OUTAGE_SECONDS:.0f} s", f"step {step} of 72", work)
 
 
 @pytest.mark.slow
-def test_a_disk_that_fails_for_30_seconds_under_a_ray_run(whole, tmp_path):
+def test_a_disk_that_fails_for_30_seconds_under_a_ray_run(whole, tmp_path, measured):
     """Driver and worker wait for it, and neither is started again."""
     away = tmp_path / "away"
     config = write_config(tmp_path, toy_config(tmp_path, **LENGTHY, train__num_workers=1))
     command = start(config, tmp_path, RAYDISTILL_AWAY_FILE=str(away))
+    step = np.random.default_rng(9).integers(5, 60)
     try:
-        assert wait_for(command, f"step student.distill {np.random.default_rng(9).integers(5, 60)} ")
+        assert wait_for(command, f"step student.distill {step} ")
         away.touch()
         time.sleep(OUTAGE_SECONDS)
         away.unlink()
@@ -359,6 +365,7 @@ def test_a_disk_that_fails_for_30_seconds_under_a_ray_run(whole, tmp_path):
     assert_same_models(results, whole)
     assert work_repeated(command) == {"step": 0, "shard": 0}
     assert sum(line.startswith("start ") for line in command.lines()) == 1
+    measured.fault(f"writes to a disk for {OUTAGE_SECONDS:.0f} s", f"step {step} of 72", "0 steps, 0 shards")
 
 
 class SmallDisk:
@@ -387,7 +394,7 @@ class SmallDisk:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nsenter"), reason="needs root, for a disk of its own")
-def test_a_disk_that_is_full_is_told_breaks_nothing_and_with_more_room_the_run_goes_on(whole, tmp_path):
+def test_a_disk_that_is_full_is_told_breaks_nothing_and_with_more_room_the_run_goes_on(whole, tmp_path, measured):
     """First in the making of MLflow's database, then, with that elsewhere, in whatever the run was just writing."""
     storage = Path(whole["student"]["path"]).parents[3]
     used = sum(path.stat().st_size for path in storage.rglob("*") if path.is_file() and path.name != "mlflow.db")
@@ -423,10 +430,13 @@ def test_a_disk_that_is_full_is_told_breaks_nothing_and_with_more_room_the_run_g
         left = command.clean_up()
         disk.close()
     assert left == []
+    when = f"at {0.08:.0%}, {', '.join(f'{share:.0%}' for share in shares)} of the bytes that a run writes"
+    work = ", ".join(f"{count} {kind}s" for kind, count in work_repeated(command).items())
+    measured.fault(f"room on the disk, {len(told)} times", when, work)
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_is_named_and_recorded_again_alone(tmp_path, monkeypatch):
+def test_a_damaged_shard_is_named_and_recorded_again_alone(tmp_path, monkeypatch, measured):
     """Two of the recorded training shards, and one of the test rows, are damaged between two runs that share them."""
     monkeypatch.setattr(store, "SHARD_ROWS", 40)
     short = {**LENGTHY, "stages__distill__num_epochs": 1, "evaluate__baseline": False}
@@ -460,3 +470,4 @@ def test_a_damaged_shard_is_named_and_recorded_again_alone(tmp_path, monkeypatch
     assert {artifact.key: artifact.digest for artifact in artifacts} == digests
     assert check_artifacts(storage) == check_artifacts(Storage(str(tmp_path / "undamaged"))) + 2
     assert same_weights(read_weights(results["student"]["path"]), read_weights(reference["student"]["path"]))
+    measured.fault("shards: one truncated, one flipped, one missing", "between two runs", "those 3 shards")

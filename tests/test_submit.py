@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+import yaml
 from runs import COUNTING, mlflow_runs, read_weights, same_weights, versions, write_config
 from test_faults import patience
 from test_tracking import free_port
@@ -270,9 +271,8 @@ def test_what_cannot_work_is_told_at_once_and_nothing_is_sent(head: Head) -> Non
     assert head.run("submit", "promote", "--jsn")[0] == 2
 
 
-def test_first_step_after_seconds(life: Life, capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        print(f"\n{life.first_step:.1f} s from submit to the first training step; stopped in {life.stopping:.1f} s")
+def test_first_step_after_seconds(life: Life, measured: Any) -> None:
+    measured.line(f"from submit to the first training step: {life.first_step:.1f} s")
     assert life.first_step < patience(60)
 
 
@@ -299,7 +299,9 @@ def test_stop_writes_a_checkpoint_within_ten_seconds(head: Head, life: Life) -> 
     assert (code, out) == (0, "Job first had ended before: STOPPED.\n")
 
 
-def test_the_same_command_goes_on_and_ends_like_an_undisturbed_run(head: Head, life: Life, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_and_ends_like_an_undisturbed_run(
+    head: Head, life: Life, tmp_path: Path, measured: Any
+) -> None:
     code, out, err = life.ended
     assert code == 0, err
     results = json.loads(out)
@@ -311,6 +313,8 @@ def test_the_same_command_goes_on_and_ends_like_an_undisturbed_run(head: Head, l
     changes = {"storage": str(tmp_path / "storage"), "train": config.train.model_copy(update={"num_workers": 0})}
     whole = distill(config.model_copy(update=changes))
     assert same_weights(read_weights(results["student"]["path"]), read_weights(whole["student"]["path"]))
+    when = f"step {life.steps_before[-1]} of 72"
+    measured.fault("raydistill stop, of a submitted job", when, "0 steps", f"ended after {life.stopping:.1f} s")
 
 
 def test_nothing_private_is_sent(head: Head, life: Life) -> None:
@@ -337,6 +341,27 @@ def test_promote_and_evaluate(head: Head, life: Life) -> None:
     code, out, err = evaluate.end()
     assert code == 0, err
     assert out.startswith("models:/toy@challenger on 24 rows of")  # as the local command prints it
+
+
+def test_sweep_and_doctor(head: Head, life: Life) -> None:
+    """Both trials at once on the two CPUs, with the teacher of the run before; then what doctor says of the node."""
+    config = yaml.safe_load((head.project / "config.yaml").read_text())
+    space = {"stages.distill.learning_rate": {"choice": [1e-4, 1e-3]}}
+    config["sweep"] = {"space": space, "search": "grid", "scheduler": "none", "final_seeds": 1}
+    write_config(head.project, config, "sweep.yaml")
+    before = len(head.counts.read_text())
+    code, out, err = head.submit("sweep", "sweep.yaml", "--json").end()
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["counts"]["completed"] == sum(summary["counts"].values()) == 2
+    kinds = {" ".join(line.split()[:2]) for line in head.counts.read_text()[before:].splitlines()}
+    assert kinds == {"start run", "step student.distill"}  # no teacher, no shard
+    code, out, err = head.submit("doctor", "--storage", str(head.common / "storage"), "--json").end()
+    assert code == 0, err
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert checks["nodes"]["detail"].startswith("1 answer: ")
+    for name in ("versions", "packages", "token", "storage", "tracking", "clocks"):
+        assert checks[name]["state"] == "ok", checks[name]
 
 
 def test_jobs_and_logs(head: Head, life: Life) -> None:

@@ -83,8 +83,8 @@ def kill_driver(command: Command, steps: int) -> None:
     command.process.wait()
 
 
-def check_work(counts: Path, num_students: int, repeated: int) -> None:
-    """Every step of every student was taken, and at most so many of them twice; the teacher spoke once."""
+def check_work(counts: Path, num_students: int, repeated: int) -> int:
+    """Every step of every student was taken, and at most so many of them twice, which are counted; the teacher once."""
     lines = [line.split() for line in counts.read_text().splitlines()]
     steps = Counter(int(fields[2]) for fields in lines if " ".join(fields[:2]) == STEP.strip())
     assert steps.keys() == set(range(NUM_STEPS))
@@ -93,10 +93,11 @@ def check_work(counts: Path, num_students: int, repeated: int) -> None:
     assert sum(more) <= repeated < NUM_STEPS
     others = Counter(tuple(fields[:3]) for fields in lines if fields[0] == "shard" or fields[1] == "teacher.finetune")
     assert set(others.values()) == {1}
+    return sum(more)
 
 
-def check_end(folder: Path, summary: dict[str, Any], repeated: int) -> None:
-    """Everything is there, and no more than so many steps were repeated: fewer than one trial has."""
+def check_end(folder: Path, summary: dict[str, Any], repeated: int) -> int:
+    """Everything is there, and no more than so many steps were repeated: fewer than one trial has; how many were."""
     trials, finals = read_ledger(folder, "trials"), read_ledger(folder, "finals")
     assert summary["counts"]["completed"] == sum(summary["counts"].values()) == NUM_TRIALS
     assert summary["stopped_by"] == "num_trials"
@@ -109,7 +110,7 @@ def check_end(folder: Path, summary: dict[str, Any], repeated: int) -> None:
     assert len(everything) == NUM_TRIALS + len(summary["finalists"]) * NUM_SEEDS
     for trial in everything:
         assert [entry["step"] for entry in trial.history] == [12 * n for n in range(1, 9)]
-    check_work(folder / "counts", len(everything), repeated)
+    again = check_work(folder / "counts", len(everything), repeated)
     storage = Storage(str(folder / "storage"))
     check_artifacts(storage)
     work = ("runs", summary["sweep_key"], "work")
@@ -117,6 +118,7 @@ def check_end(folder: Path, summary: dict[str, Any], repeated: int) -> None:
     runs = mlflow_runs(f"sqlite:///{folder / 'storage' / 'mlflow.db'}")
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(runs) == 2 + len(everything)  # the sweep, the winner's line, its trials
+    return again
 
 
 def check_students(folder: Path, config: Path, numbers: list[int]) -> None:
@@ -138,7 +140,7 @@ def draw_moments() -> list[int]:
     return [int(first), int(second), int(search + draw.integers(3 * CHECKPOINT_STEPS * AT_ONCE, NUM_STEPS))]
 
 
-def test_a_driver_killed_in_search_and_finals_loses_no_finished_trial(tmp_path):
+def test_a_driver_killed_in_search_and_finals_loses_no_finished_trial(tmp_path, measured):
     config = make_config(tmp_path)
     command, kept, open_trials = None, {}, set()
     try:
@@ -160,16 +162,18 @@ def test_a_driver_killed_in_search_and_finals_loses_no_finished_trial(tmp_path):
     assert completed(tmp_path).items() >= kept.items()
     assert len(kept) >= NUM_TRIALS
     assert open_trials
-    check_end(tmp_path, summary, 3 * AT_ONCE * CHECKPOINT_STEPS)
+    repeated = check_end(tmp_path, summary, 3 * AT_ONCE * CHECKPOINT_STEPS)
     check_students(tmp_path, config, sorted(open_trials)[:2])
     begun = len(command.lines())
     again = start(config, tmp_path)
     code, same, _ = again.end()
     assert (code, same) == (0, summary)
     assert len(again.lines()) == begun
+    when = f"steps {', '.join(map(str, draw_moments()))} of all trials"
+    measured.fault("driver of a sweep, 3 times", when, f"{repeated} steps")
 
 
-def test_a_killed_trial_actor_is_replaced_and_its_trial_goes_on(tmp_path):
+def test_a_killed_trial_actor_is_replaced_and_its_trial_goes_on(tmp_path, measured):
     config = make_config(tmp_path)
     steps = int(np.random.default_rng(5).integers(2 * NUM_STEPS + 10, 3 * NUM_STEPS))
     command = start(config, tmp_path)
@@ -183,5 +187,6 @@ def test_a_killed_trial_actor_is_replaced_and_its_trial_goes_on(tmp_path):
     assert code == 0, err
     assert left == []
     assert len({fields[-1] for fields in student_steps(command)}) >= AT_ONCE + 1
-    check_end(tmp_path, summary, CHECKPOINT_STEPS)
+    repeated = check_end(tmp_path, summary, CHECKPOINT_STEPS)
     check_students(tmp_path, config, [NUM_TRIALS - 1])
+    measured.fault("actor of a trial", f"step {steps} of all trials", f"{repeated} steps")
