@@ -157,7 +157,8 @@ def stage_signals(
     if recorded:
         return place.recorded({signal: recorded[signal] for signal in sorted(needs)})
     if place.feed is not None:
-        return place.feed.signals(needs, AutoConfig.from_pretrained(teacher.folder), place.rows["train"].lengths)
+        config, lengths = AutoConfig.from_pretrained(teacher.folder), place.rows["train"].lengths
+        return place.feed.signals(needs, config, lengths, place.group.rank)
     return OnlineSignals(place.teacher(teacher), needs, place.device)
 
 

@@ -153,23 +153,38 @@ def test_workers_leave_room_for_teachers_at_their_side():
     assert wanted_by_workers(train(num_workers=2), [node(4)], pool=pool(min=1, max=8)) == {"CPU": 1}
     assert wanted_by_workers(train(), [node(2)], pool=pool()) == {"CPU": 1}
     assert wanted_by_workers(train(), [node(16, 2)], pool=pool()) == {"CPU": 15, "GPU": 1}
+    # so many teachers as there may be would take the workers' GPUs
+    assert wanted_by_workers(train(num_workers=2), [node(16, 4)], pool=pool(max=4)) == {"CPU": 7, "GPU": 1}
+    shared = pool(max=8, resources={"GPU": 0.5})
+    assert wanted_by_workers(train(), [node(8, 2)], pool=shared) == {"CPU": 8, "GPU": 1}
+    assert wanted_by_workers(train(), [node(8, 1)], pool=shared) == {"CPU": 8}  # the teacher has half of the only GPU
     apart = [node(8, trainer=1), node(8, teacher=1)]
     assert wanted_by_workers(train(), apart, pool=pool(max=4)) == {"CPU": 8, "trainer": SHARE}
 
 
 @pytest.mark.parametrize(
-    ("cpus", "workers", "pool", "expected"),
-    [(4, 2, Pool(max=8), 2), (2, 1, Pool(max=2), 1), (8, 1, Pool(max=2), 2), (4, 3, Pool(max=4), 1)],
+    ("nodes", "workers", "pool", "expected"),
+    [
+        ([node(4)], 2, Pool(max=8), 2),
+        ([node(2)], 1, Pool(max=2), 1),
+        ([node(8)], 1, Pool(max=2), 2),
+        ([node(4)], 3, Pool(max=4), 1),
+        ([node(16, 4)], 2, Pool(max=4), 2),
+        ([node(8, 2, "10.0.0.1"), node(8, 2, "10.0.0.2")], 1, Pool(max=8), 3),
+        ([node(16, 4)], 3, Pool(max=4, resources={"GPU": 0.25}), 4),
+        (cluster(head(teacher=(6, 8, 1), trainer=(2, 16, 1))), 2, Pool(max=4), 4),
+    ],
 )
-def test_teachers_leave_every_worker_its_place(cpus, workers, pool, expected, monkeypatch):
-    """They come first: as many as are asked for would leave the workers none, on a cluster that cannot grow."""
-    train, nodes = Train(num_workers=workers), [node(cpus)]
+@pytest.mark.parametrize("address", ["", "10.0.0.9:6379"])
+def test_teachers_leave_every_worker_its_place(nodes, workers, pool, expected, address, monkeypatch):
+    """They come first: as many as are asked for would leave the workers none, where no more nodes come."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    train = Train(num_workers=workers)
     assert teachers_beside(train, pool, nodes) == expected
     wanted = wanted_by_workers(train, nodes, pool=pool)
     rest = place(teacher_resources(pool, train, nodes), expected, nodes).rest
     assert place(wanted, workers, rest).num == workers
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
-    assert teachers_beside(train, pool, nodes) == pool.max
+    assert wanted.get("GPU", 0) == any(node.total.get("GPU") for node in nodes)
 
 
 @pytest.mark.parametrize(

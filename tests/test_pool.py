@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from runs import check_artifacts, read_weights, same_weights
 from toy import relative_difference, toy_config, without_key_biases
@@ -22,15 +24,15 @@ from toy import relative_difference, toy_config, without_key_biases
 from raydistill import recipes
 from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board
-from raydistill.errors import Interrupted, RaydistillError
+from raydistill.errors import Interrupted, RaydistillError, TeacherError
 from raydistill.loading import load_config
 from raydistill.phases import record_teacher, run_phases
 from raydistill.pipeline import prepare
 from raydistill.teacher.pool.actor import Teacher, pack, unpack
 from raydistill.teacher.pool.driver import driver_place, find_teacher, find_unrecorded
 from raydistill.teacher.pool.recording import record_in_pool
-from raydistill.teacher.pool.signals import PoolFeed
-from raydistill.teacher.pool.teachers import TeacherPool
+from raydistill.teacher.pool.signals import MAX_FAILURES, PoolFeed, PoolSignals, Sizes
+from raydistill.teacher.pool.teachers import TeacherPool, went_with_node
 from raydistill.train.device import Device
 from raydistill.train.group import Group
 from raydistill.workplace import Job, Workplace
@@ -146,10 +148,118 @@ def test_packed_tensors_come_back_bit_by_bit() -> None:
     assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
 
+@pytest.mark.parametrize("rank", range(3))
+def test_requests_go_round_all_teachers_and_each_rank_begins_with_another(rank: int) -> None:
+    """Also where every answer is there before the next request, and all teachers have equally little to do."""
+    asked: list[int] = []
+
+    def teacher(number: int) -> Any:
+        return SimpleNamespace(signals=SimpleNamespace(remote=lambda *arguments: asked.append(number)))
+
+    signals = PoolSignals(None, {"logits"}, Sizes(4, 0, np.ones(8, dtype=int)), 0, rank)
+    signals._teachers = {number: teacher(number) for number in (3, 4, 6)}
+    for _ in range(6):
+        request = signals._request(np.arange(2))
+        signals._load[request.teacher] -= 1  # answered
+    assert sorted(asked) == [3, 3, 4, 4, 6, 6]
+    assert asked[:3] == asked[3:]
+    assert asked[0] == {0: 3, 1: 4, 2: 3}[rank]
+    signals._load[4] = 5
+    asked.clear()
+    for _ in range(2):
+        signals._request(np.arange(2))
+    assert 4 not in asked
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ray.exceptions.NodeDiedError("gone"), True),
+        (ray.exceptions.ActorDiedError(), False),
+        (ray.exceptions.WorkerCrashedError(), False),
+    ],
+)
+def test_a_teacher_that_went_with_its_node_is_no_fault_of_its_work(error: Exception, expected: bool) -> None:
+    assert went_with_node(error) is expected
+
+
+def failing(folder: Path, how_many: int, error: str) -> type:
+    """Teachers of which the first so many fail at all work. Made in a function: Ray then sends it as it is."""
+    folder.mkdir()
+
+    class Failing(Teacher):
+        def open(self) -> str:
+            (folder / str(os.getpid())).touch()
+            self.fails = len(list(folder.iterdir())) <= how_many
+            return super().open()
+
+        def signals(self, row_ids: Any, needs: Any) -> Any:
+            if self.fails:
+                raise RuntimeError(error)
+            return super().signals(row_ids, needs)
+
+        def record(self, split: str, index: int, wanted: Any) -> Any:
+            if self.fails:
+                raise RuntimeError(error)
+            return super().record(split, index, wanted)
+
+    return Failing
+
+
+@pytest.mark.slow
+class TestFailing:
+    def test_a_teacher_that_fails_is_replaced_and_the_student_is_the_same(
+        self, folder: Path, online: Mapping[str, torch.Tensor], ray_cluster: Path, tmp_path: Path
+    ) -> None:
+        """As on a device with a fault, which answers faster than all others and so would get most of the work."""
+        job = make_job(folder, "pool")
+        forget_student(job)
+        with tended(job, 2, kind=failing(tmp_path / "opened", 1, "CUDA error: uncorrectable ECC error")) as made:
+            assert same_weights(student(job, made.feed()), online)
+            assert made.error is None
+            assert made.pool._number >= 3  # the two, and the one that took its place
+
+    def test_rows_at_which_every_teacher_fails_end_the_run_with_the_reason(
+        self, folder: Path, ray_cluster: Path, tmp_path: Path
+    ) -> None:
+        job = make_job(folder, "pool")
+        forget_student(job)
+        with tended(job, 1, kind=failing(tmp_path / "opened", 99, "CUDA out of memory")) as made:
+            with pytest.raises(TeacherError, match="A teacher failed: RuntimeError: CUDA out of memory"):
+                student(job, made.feed())
+            waited_until(lambda: made.error is not None)
+        assert "train.tokens_per_micro_batch" in str(made.error)
+        assert len(list((tmp_path / "opened").iterdir())) == MAX_FAILURES
+
+    @pytest.mark.parametrize("how_many", [1, 99])
+    def test_shards_go_to_other_teachers(
+        self, how_many: int, tmp_path: Path, folder: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("raydistill.teacher.store.SHARD_ROWS", 20)
+        monkeypatch.setattr("raydistill.teacher.pool.recording.MAX_FAILURES", 2)
+        job = make_job(folder, "cached", storage=str(tmp_path / "storage"))
+        place = driver_place(job)
+        teacher = find_teacher(place)
+        assert teacher is not None
+        wanted = find_unrecorded(place, teacher, {"train": frozenset({"logits"})})
+        kind = failing(tmp_path / "opened", how_many, "CUDA error")
+        options = {**OPTIONS, "runtime_env": {"env_vars": {"RAYDISTILL_SHARD_ROWS": "20"}}}
+        pool = TeacherPool(load_config_pool(job, 2, 2), options, kind, (job, None), lambda entry: None)
+        given: dict[str, Any] = {"owner": job.owner, "stop": threading.Event(), "show": lambda entry: None}
+        if how_many == 1:
+            with pool:
+                record_in_pool(pool, place.rows, wanted, **given)
+            check_artifacts(job.storage)
+            assert find_unrecorded(place, teacher, {"train": frozenset({"logits"})}) == {}
+            return
+        with pool, pytest.raises(RaydistillError, match=r"2 attempts to record shard .* RuntimeError: CUDA error"):
+            record_in_pool(pool, place.rows, wanted, **given)
+
+
 @pytest.mark.slow
 class TestFeeding:
     def test_the_student_is_that_of_online_and_within_half_precision_that_of_cached(
-        self, folder: Path, online: Mapping[str, torch.Tensor], ray_cluster: Path
+        self, folder: Path, online: Mapping[str, torch.Tensor], ray_cluster: Path, measured: Any
     ) -> None:
         job = make_job(folder, "pool")
         with tended(job, 1) as made:
@@ -159,9 +269,12 @@ class TestFeeding:
         cached = student(make_job(folder, "cached"))
         difference = relative_difference(without_key_biases(cached), without_key_biases(dict(online)))
         assert 0 < max(difference.values()) < 5e-3
+        measured.line(
+            f"weights of pool against online: equal; of cached (float16): within {max(difference.values()):.1e}"
+        )
 
     def test_teachers_that_die_and_come_change_nothing(
-        self, folder: Path, online: Mapping[str, torch.Tensor], ray_cluster: Path
+        self, folder: Path, online: Mapping[str, torch.Tensor], ray_cluster: Path, measured: Any
     ) -> None:
         """Killed at random moments; of each only what it held is computed again."""
         job = make_job(folder, "pool", seed=0, tracking__run_name="killed")
@@ -185,7 +298,13 @@ class TestFeeding:
         assert same_weights(results[0], online)
         asked = [tuple(line[1:4]) for line in signal_lines(ray_cluster, begin)]
         assert 0 < len({line[-1] for line in signal_lines(ray_cluster, begin)}) <= 2 + len(killed)
-        assert len(asked) <= num_micro_batches(job) + len(killed) * 2 * most_per_step(job)
+        repeated = len(asked) - num_micro_batches(job)
+        assert repeated <= len(killed) * 2 * most_per_step(job)
+        measured.fault(
+            "teachers of a pool, 3 times",
+            f"micro-batches {', '.join(map(str, moments))} of {num_micro_batches(job)}",
+            f"{repeated} micro-batches, 0 steps",
+        )
 
     def test_teachers_wait_for_the_student(self, folder: Path, ray_cluster: Path) -> None:
         """Without bytes to spare no more than the next step is computed ahead."""
@@ -199,7 +318,7 @@ class TestFeeding:
             from transformers import AutoConfig
 
             rows = place.rows["train"]
-            signals = place.feed.signals({"logits"}, AutoConfig.from_pretrained(teacher.folder), rows.lengths)
+            signals = place.feed.signals({"logits"}, AutoConfig.from_pretrained(teacher.folder), rows.lengths, 0)
             steps = [[np.arange(step * 4, step * 4 + 4)] for step in range(10)]
             signals.foresee(iter(steps))
             for done, parts in enumerate(steps):
@@ -241,7 +360,7 @@ class TestFeeding:
 @pytest.mark.slow
 class TestRecording:
     def test_shards_recorded_by_a_pool_are_those_of_a_worker(
-        self, tmp_path: Path, folder: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, folder: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch, measured: Any
     ) -> None:
         """One of two teachers is killed on the way; every artefact has the same content as one worker's."""
         monkeypatch.setattr("raydistill.teacher.store.SHARD_ROWS", 20)
@@ -279,7 +398,9 @@ class TestRecording:
                 assert wanted[split][name].artifact.digest == artifact.digest
         check_artifacts(pooled.storage)
         shards = shard_lines(ray_cluster, begin)
-        assert len(shards) <= len({line.rsplit(" ", 1)[0] for line in shards}) + 2
+        repeated = len(shards) - len({line.rsplit(" ", 1)[0] for line in shards})
+        assert repeated <= 2
+        measured.fault("one of two teachers that record", "shard 3", f"{repeated} shards")
         assert find_unrecorded(theirs, teacher, signals) == {}
 
 

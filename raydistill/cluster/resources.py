@@ -58,25 +58,34 @@ def _default(train: Train, groups: int, nodes: Sequence[Node], is_trial: bool) -
 
 
 def beside_teachers(train: Train, pool: Pool | None, nodes: Sequence[Node]) -> Sequence[Node]:
-    """What nodes have left beside as many teachers of the pool as leave each worker a CPU, at least its least."""
+    """What nodes have left beside as many teachers of the pool as leave each worker its place, at least its least."""
     if pool is None:
         return nodes
     wanted = teacher_resources(pool, train, nodes)
-    worker = {"CPU": 1.0} if train.resources_per_worker is None else train.resources_per_worker
+    rest = place(wanted, pool.min, nodes).rest
+    worker = _least_share(train, rest)
     for count in range(int(min(room(wanted, nodes), pool.max)), pool.min, -1):
         placed = place(wanted, count, nodes)
         if room(worker, placed.rest) >= train.num_workers:
             return placed.rest
-    return place(wanted, pool.min, nodes).rest
+    return rest
+
+
+def _least_share(train: Train, nodes: Sequence[Node]) -> Wanted:
+    """What each worker gets at least: where the nodes hold a GPU for each, also that."""
+    if train.resources_per_worker is not None:
+        return dict(train.resources_per_worker) | kind_of_gpu(train.accelerator_type)
+    gpu = {"CPU": 1.0, "GPU": 1.0} | kind_of_gpu(train.accelerator_type)
+    enough = room(gpu, [node for node in nodes if node.total.get("GPU")]) >= least_workers(train)
+    return gpu if enough or train.accelerator_type else {"CPU": 1.0}
 
 
 def teachers_beside(train: Train, pool: Pool, nodes: Sequence[Node] | None = None) -> int:
-    """How many teachers a cluster that cannot grow holds beside all training workers; ``pool.max`` where it can.
+    """How many teachers the nodes that are there, or announced, hold beside all training workers; ``pool.min`` to
+    ``pool.max``.
 
-    Teachers are placed first: more of them would take the workers' places.
+    Teachers are placed first, and again wherever one has died: more of them would take the workers' places.
     """
-    if can_grow():
-        return pool.max
     nodes = known_nodes() if nodes is None else nodes
     rest = place(wanted_by_workers(train, nodes, pool=pool), train.num_workers, nodes).rest
     return max(pool.min, min(pool.max, int(min(room(teacher_resources(pool, train, nodes), rest), pool.max))))

@@ -33,7 +33,7 @@ class Signals(ABC):
 class Feed(Protocol):
     """A pool of teachers, as a training worker sees it."""
 
-    def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray) -> Signals:
+    def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int) -> Signals:
         """What the teachers say about rows of the training split; ``lengths``: tokens of each of its rows."""
         ...
 

@@ -15,7 +15,7 @@ from raydistill.artifacts import Owner
 from raydistill.board import Show
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, RaydistillError
-from raydistill.teacher.pool.teachers import LOST, TeacherPool
+from raydistill.teacher.pool.teachers import LOST, TeacherPool, is_final, went_with_node
 from raydistill.teacher.record import STOPPED, Files, Wanted, find_missing, find_present, seal
 from raydistill.teacher.store import cut_shards
 
@@ -71,6 +71,7 @@ class Recording:
         """Ray's promise → teacher, shard."""
         self.failures: Counter[int] = Counter()
         self.gone: set[int] = set()
+        """Teachers that died or failed; nothing more is given to them."""
         self.made: Files = {signal: {} for signal in signals}
 
     def run(self) -> Files:
@@ -110,7 +111,7 @@ class Recording:
             recorded = ray.get(answer)
         except (ray.exceptions.RayTaskError, *LOST) as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-            if isinstance(cause, RaydistillError):
+            if is_final(cause):
                 raise cause from error
             self.put_back(number, shard, cause)
             return 0
@@ -119,14 +120,19 @@ class Recording:
         return shard.rows
 
     def put_back(self, number: int, shard: Shard, error: BaseException) -> None:
-        """Let another teacher try: this one is gone, or its device is too small. RaydistillError after five of them."""
+        """Let another teacher try: this one is gone, or fails. RaydistillError after five of them."""
         self.todo.appendleft(shard)
-        if isinstance(error, ray.exceptions.ActorUnavailableError):
+        if isinstance(error, ray.exceptions.ActorUnavailableError) or number in self.gone:
             return
-        if isinstance(error, LOST):
-            self.gone.add(number)
+        self.gone.add(number)
+        if isinstance(error, LOST) and went_with_node(error):
+            return
+        if not isinstance(error, LOST):
+            self.pool.replace(number, f"{type(error).__name__}: {error}")
         self.failures[shard.index] += 1
         if self.failures[shard.index] >= MAX_FAILURES:
+            if isinstance(error, RaydistillError):
+                raise error
             raise RaydistillError(
                 f"{MAX_FAILURES} attempts to record shard {shard.index} of {shard.split} failed, the last with "
                 f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}. Give each teacher more room with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
@@ -16,11 +17,13 @@ from transformers import PreTrainedConfig
 from raydistill.errors import RaydistillError, TeacherError
 from raydistill.models.capture import is_token_level, signal_width
 from raydistill.teacher.pool.actor import unpack
-from raydistill.teacher.pool.teachers import LOST
+from raydistill.teacher.pool.teachers import LOST, Complaint, is_final, went_with_node
 from raydistill.teacher.signals import Signals
 
 WAIT_SECONDS = 1.0
 REFRESH_SECONDS = 2.0
+MAX_FAILURES = 3
+"""Teachers that may fail at one micro-batch: one of them may have a bad device, or too small a one."""
 MAX_DEATHS = 10
 """Teachers that may die of one micro-batch: preemptions are rarer, and what kills every teacher ends the run."""
 
@@ -32,8 +35,8 @@ class PoolFeed:
     desk: Any
     max_ahead_bytes: int
 
-    def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray) -> PoolSignals:
-        return PoolSignals(self.desk, needs, Sizes.of(teacher, needs, lengths), self.max_ahead_bytes)
+    def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int) -> PoolSignals:
+        return PoolSignals(self.desk, needs, Sizes.of(teacher, needs, lengths), self.max_ahead_bytes, rank)
 
     def close(self) -> None:
         self.desk.close.remote()
@@ -68,6 +71,7 @@ class Request:
     """Ray's promise; None while no teacher has it."""
     values: dict[str, Tensor] | None = None
     deaths: int = 0
+    failures: int = 0
 
 
 class PoolSignals(Signals):
@@ -77,11 +81,15 @@ class PoolSignals(Signals):
     stays within ``max_ahead_bytes``. Not for several threads.
     """
 
-    def __init__(self, desk: Any, needs: Collection[str], sizes: Sizes, max_ahead_bytes: int) -> None:
+    def __init__(self, desk: Any, needs: Collection[str], sizes: Sizes, max_ahead_bytes: int, rank: int) -> None:
+        self._rank = rank
         self.desk, self.needs, self.sizes, self.max_ahead_bytes = desk, frozenset(needs), sizes, max_ahead_bytes
         self._teachers: dict[int, Any] = {}
         self._gone: set[int] = set()
         self._load: Counter[int] = Counter()
+        self._used: dict[int, int] = {}
+        """When, in requests, a teacher was last asked."""
+        self._turns = itertools.count(1)
         self._refreshed_at = -1e9
         self._asked: Any = None
         self._steps: Iterator[list[np.ndarray]] = iter(())
@@ -142,10 +150,16 @@ class PoolSignals(Signals):
         if not self._teachers:
             self._refresh()
         if self._teachers:
-            request.teacher = min(self._teachers, key=lambda number: (self._load[number], number))
+            request.teacher = min(self._teachers, key=self._preference)
             self._load[request.teacher] += 1
+            self._used[request.teacher] = next(self._turns)
             actor = self._teachers[request.teacher]
             request.answer = actor.signals.remote(request.row_ids, self.needs)
+
+    def _preference(self, number: int) -> tuple[int, int, int]:
+        """Least of the teacher to ask: with the least to do for this rank, then that it has not asked for longest. Each
+        rank begins with another one."""
+        return self._load[number], self._used.get(number, 0), (number - self._rank) % len(self._teachers)
 
     def _collect(self, requests: Sequence[Request], seconds: float) -> bool:
         """Wait up to so many seconds for the answers; whether all are there."""
@@ -175,16 +189,11 @@ class PoolSignals(Signals):
         try:
             request.values = unpack(ray.get(answer))
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RaydistillError):
-                raise TeacherError(str(error.cause)) from error
-            raise TeacherError(
-                f"A teacher failed: {type(error.cause).__name__}: {error.cause}. For memory lower "
-                "train.tokens_per_micro_batch or raise teacher.pool.resources."
-            ) from error
+            self._complain(request, error)
         except ray.exceptions.ActorUnavailableError:
             self._drop(request.teacher)  # the desk names it again, if it is only the network
         except LOST as error:
-            request.deaths += 1
+            request.deaths += not went_with_node(error)
             if request.deaths >= MAX_DEATHS:
                 raise TeacherError(
                     f"{request.deaths} teachers died of the same {len(request.row_ids)} rows, the last so: {error}. "
@@ -192,6 +201,23 @@ class PoolSignals(Signals):
                 ) from error
             self._gone.add(request.teacher)
             self._drop(request.teacher)
+
+    def _complain(self, request: Request, error: ray.exceptions.RayTaskError) -> None:
+        """Have the driver replace a teacher that failed at a request, which goes to another, or end the run."""
+        cause = error.cause
+        text = (
+            str(cause)
+            if isinstance(cause, RaydistillError)
+            else f"A teacher failed: {type(cause).__name__}: {cause}. For memory lower train.tokens_per_micro_batch or "
+            "raise teacher.pool.resources."
+        )
+        request.failures += 1
+        is_last = is_final(cause) or request.failures >= MAX_FAILURES
+        self.desk.complain.remote(Complaint(request.teacher, text, is_last))
+        if is_last:
+            raise TeacherError(text) from error
+        self._gone.add(request.teacher)
+        self._drop(request.teacher)
 
     def _refresh(self) -> None:
         """Ask the desk who is there, now and then, without waiting for it while some teacher is known."""

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydistill.board import Show
 from raydistill.cluster.resources import described
 from raydistill.config import Pool
-from raydistill.errors import RaydistillError
+from raydistill.errors import ArtifactError, RaydistillError
 
 PING_SECONDS = 2.0
 SILENT_SECONDS = 10.0
@@ -39,12 +39,33 @@ LOST = (
 """What is raised for the work of a teacher, or of a node, that is gone."""
 
 
+def went_with_node(error: Exception) -> bool:
+    """Whether a teacher is gone because its node is: no fault of what it worked on."""
+    is_of_node = isinstance(error, (ray.exceptions.NodeDiedError, ray.exceptions.LocalRayletDiedError))
+    return is_of_node or getattr(error, "preempted", False) or "its node has died" in str(error)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether a teacher's error would meet every other one as well; storage may be away for a single node."""
+    return isinstance(error, RaydistillError) and not isinstance(error, ArtifactError)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A teacher failed at its work, in words; ``is_last``: no other is to try."""
+
+    number: int
+    text: str
+    is_last: bool
+
+
 class Desk:
     """Where training workers ask for the teachers that are there; an actor, on the driver's node."""
 
     def __init__(self) -> None:
         self._teachers: dict[int, Any] = {}
         self._is_open = True
+        self._complaints: list[Complaint] = []
 
     def publish(self, teachers: dict[int, Any]) -> None:
         self._teachers = teachers
@@ -56,8 +77,13 @@ class Desk:
     def close(self) -> None:
         self._is_open = False
 
-    def is_open(self) -> bool:
-        return self._is_open
+    def complain(self, complaint: Complaint) -> None:
+        self._complaints.append(complaint)
+
+    def take_news(self) -> tuple[bool, list[Complaint]]:
+        """Whether workers still need teachers, and the complaints since this was last asked."""
+        complaints, self._complaints = self._complaints, []
+        return self._is_open, complaints
 
 
 @dataclass
@@ -96,7 +122,7 @@ class TeacherPool:
     def __enter__(self) -> TeacherPool:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
-        self._open_answer = self.desk.is_open.remote()
+        self._news = self.desk.take_news.remote()
         self.tend()
         return self
 
@@ -123,22 +149,35 @@ class TeacherPool:
         return found if self._has_begun else {}
 
     def tend(self) -> None:
-        """Look after the teachers: replace the dead, publish the living, end them all once nobody needs them.
+        """Look after the teachers: replace those that are dead or fail, publish the living, end them all once nobody
+        needs them.
 
-        Raises RaydistillError where none can be started.
+        Raises RaydistillError where none can be started, or several failed at the same rows.
         """
         before = self.ready
         self._look()
+        if ray.wait([self._news], timeout=0)[0]:
+            self._read(*ray.get(self._news))
+            self._news = self.desk.take_news.remote()
         if time.monotonic() >= self._begin_at:
             while len(self._members) < self.pool.max:
                 self._add()
         if (now := self.ready).keys() != before.keys():
             self.desk.publish.remote(now)
         self._tell(now)
-        if ray.wait([self._open_answer], timeout=0)[0]:
-            if not ray.get(self._open_answer):
-                self.close()
-            self._open_answer = self.desk.is_open.remote()
+
+    def _read(self, is_open: bool, complaints: list[Complaint]) -> None:
+        for complaint in complaints:
+            if complaint.is_last:
+                raise RaydistillError(complaint.text)
+            self.replace(complaint.number, complaint.text)
+        if not is_open:
+            self.close()
+
+    def replace(self, number: int, reason: str) -> None:
+        """End a teacher that fails at its work; another takes its place, perhaps on another device."""
+        for member in [member for member in self._members if member.number == number]:
+            self._bury(member, reason)
 
     def _add(self) -> None:
         self._number += 1
@@ -163,10 +202,10 @@ class TeacherPool:
             except ray.exceptions.ActorUnavailableError:
                 continue
             except LOST as error:
-                self._bury(member, error)
+                self._bury(member, str(error))
                 self._count_lost(member, error)
             except ray.exceptions.RayTaskError as error:
-                self._bury(member, error)
+                self._bury(member, str(error))
                 self._judge(error)
             else:
                 member.is_ready, self._failed_starts, self._lost_starts = True, 0, 0
@@ -174,8 +213,8 @@ class TeacherPool:
             if member.answer is None and time.monotonic() - member.asked_at >= PING_SECONDS:
                 self._ask(member)
 
-    def _bury(self, member: Member, error: Exception) -> None:
-        logging.getLogger(__name__).warning("Teacher %d is gone: %s", member.number, str(error).splitlines()[0])
+    def _bury(self, member: Member, reason: str) -> None:
+        logging.getLogger(__name__).warning("Teacher %d is gone: %s", member.number, reason.splitlines()[0])
         self._members.remove(member)
         ray.kill(member.actor)
         if not member.is_ready:
