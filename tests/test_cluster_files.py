@@ -188,6 +188,24 @@ def test_everything_finds_its_group_while_only_the_head_is_there():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_object_store_finds_room_in_shared_memory(path):
+    """Ray's own size, 30 % of the memory, would be more than that, and then on the disk."""
+    if path == AWS:
+        config = aws()
+        (size,) = [option for option in config["docker"]["run_options"] if option.startswith("--shm-size=")]
+        starts = [c for c in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]) if "start" in c]
+        stores = [int(re.search(r"--object-store-memory=(\d+)", command)[1]) for command in starts]
+        assert stores == [4e9, 4e9]
+        assert max(stores) < int(size.removeprefix("--shm-size=").removesuffix("g")) * 2**30
+        return
+    spec = spec_of(path)
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        (shm,) = [volume for volume in group["template"]["spec"]["volumes"] if volume["name"] == "shm"]
+        store = int(group["rayStartParams"]["object-store-memory"])
+        assert 1e9 < store < int(shm["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_is_closed(path):
     text = text_of(path)
     assert "0.0.0.0" not in text

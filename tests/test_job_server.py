@@ -122,3 +122,14 @@ def test_the_command_line_starts_without_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_request_has_an_end_and_a_large_project_its_time() -> None:
+    given: list[tuple[object, float]] = []
+
+    def request(method: str, *, data: bytes | None = None, timeout: float) -> None:
+        given.append((data, timeout))
+
+    jobs.bounded(request, "GET")
+    jobs.bounded(request, "PUT", data=bytes(10**6))
+    assert given == [(None, 60.0), (bytes(10**6), 70.0)]

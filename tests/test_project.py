@@ -160,3 +160,5 @@ def test_too_much_is_no_project(folder: str, root: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(root.parent))
     with pytest.raises(ConfigError, match="too much to be a project"):
         open_project(str(root.parent) if folder == "home" else os.sep)
+    monkeypatch.chdir(root.parent)
+    assert open_project(is_sent=False).root == root.parent  # as for a check of the nodes

@@ -22,7 +22,7 @@ HEAD = "http://head.example:8265"
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
+    for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -162,6 +162,31 @@ def test_tracking(folder: Path, uri: str, problem: str | None, monkeypatch: pyte
     assert len(found.problems) == (problem is not None), found.problems
     assert problem is None or problem in found.problems[0]
     assert "pw" not in str(found.problems)
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_travels_unless_it_is_of_this_machine(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "https://minio.example:9000")
+    found = check()[1]
+    assert (found.problems, found.environment[name]) == ([], "https://minio.example:9000")
+    monkeypatch.setenv(name, "http://localhost:9000")
+    (text,) = check()[1].problems
+    assert text.startswith(f"{name}: http://localhost:9000 means each node itself")
+
+
+def test_a_common_folder_may_be_reached_through_a_link(folder: Path) -> None:
+    """What is sent is spelt as --shared spells it: the link is only here."""
+    (folder / "link").symlink_to(folder / "common")
+    words = [word for change in ("storage=../link/made", "data.path=../link/rows.csv") for word in ("--set", change)]
+    found = check("config.yaml", *words, shared=("../common",))[1]
+    assert found.problems == []
+    assert found.changes == {"storage": f"{folder}/common/made", "data.path": f"{folder}/common/rows.csv"}
+    words = ["--set", "storage=../common/made"]
+    found = check("config.yaml", *words, shared=("../link",), env={"MLFLOW_TRACKING_URI": "sqlite:///../link/m.db"})[1]
+    assert found.changes["storage"] == f"{folder}/link/made"
+    assert found.environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{folder}/link/m.db"
 
 
 def test_a_loopback_server_may_be_the_only_node(folder: Path) -> None:

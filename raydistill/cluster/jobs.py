@@ -23,6 +23,8 @@ from raydistill.lineage import redact
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 60.0
 """Ray's client itself waits for ever."""
+SLOWEST_UPLOAD = 100_000.0
+"""Bytes a second below which sending the project is given up."""
 AWAY_SECONDS = 60.0
 """So long a job server may be away while a job is followed."""
 QUIET_SECONDS = 5.0
@@ -125,8 +127,14 @@ def connect(address: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     with reported():
         client: Any = JobSubmissionClient(address)
-    client._do_request = partial(client._do_request, timeout=REQUEST_SECONDS)
+    client._do_request = partial(bounded, client._do_request)
     return client
+
+
+def bounded(request: Callable[..., Any], *arguments: Any, data: bytes | None = None, **options: Any) -> Any:
+    """A request with an end; sending the project takes longer through a tunnel."""
+    seconds = REQUEST_SECONDS + len(data or b"") / SLOWEST_UPLOAD
+    return request(*arguments, data=data, timeout=seconds, **options)
 
 
 @contextmanager

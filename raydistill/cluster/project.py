@@ -73,8 +73,9 @@ class Selection:
 NOTHING = Selection((), 0, {})
 
 
-def open_project(folder: str | os.PathLike[str] | None = None) -> Project:
-    """The project in this folder, by default the working directory. Raises ConfigError where it cannot be one."""
+def open_project(folder: str | os.PathLike[str] | None = None, *, is_sent: bool = True) -> Project:
+    """The project in this folder, by default the working directory. Raises ConfigError where it cannot be one, or is
+    too much to be sent."""
     here = Path.cwd().resolve()
     root = Path(folder).expanduser().resolve() if folder is not None else here
     if not root.is_dir():
@@ -84,7 +85,7 @@ def open_project(folder: str | os.PathLike[str] | None = None) -> Project:
             f"--project {root} is not above the folder you are in, {here}, from which relative paths count. "
             "Change to the project, or leave the option out."
         )
-    if Path.home().resolve().is_relative_to(root) or root == Path(root.anchor):
+    if is_sent and (Path.home().resolve().is_relative_to(root) or root == Path(root.anchor)):
         raise ConfigError(f"{root} is too much to be a project. Change to the folder of your code, or use --project.")
     return Project(root, here)
 

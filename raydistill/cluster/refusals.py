@@ -18,7 +18,8 @@ from raydistill.lineage import redact
 STOP_SECONDS = 15
 """Ray's job server ends a job that was asked to stop with SIGKILL after so long; 3 s is its default, a checkpoint and
 the end of the workers take up to 10."""
-CARRIED = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+CARRIED = ("MLFLOW_TRACKING_URI", *ENDPOINTS, "AWS_DEFAULT_REGION")
 """Variables of this environment that a job gets; they name places and are no secrets."""
 SECRET_WORDS = ("token", "secret", "password", "passwd", "passphrase", "key", "credential", "credentials", "auth")
 SECRET_PARTS = {"pass", "pwd", "pat", "cookie"}
@@ -49,6 +50,8 @@ def examine(
         check_place(place, project, common, found)
     if request.needs_tracking():
         check_tracking(request, common, address, found)
+    for name in ENDPOINTS:
+        check_server_host(name, found.environment.get(name, ""), address, found)
     check_secrets(request, environment, found)
     if request.config is not None and request.config.train.num_workers == 0:
         found.warnings.append(
@@ -87,8 +90,14 @@ def shared_folders(names: Sequence[str], found: Findings) -> list[Path]:
     return folders
 
 
-def below_one(path: Path, folders: Sequence[Path]) -> bool:
-    return any(path.is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+def below_one(path: Path, folders: Sequence[Path]) -> Path | None:
+    """The path as it is spelt below one of the folders; None where it lies in none of them, links followed or not."""
+    for folder in folders:
+        if path.is_relative_to(folder):
+            return path
+        if path.resolve().is_relative_to(folder.resolve()):
+            return folder / path.resolve().relative_to(folder.resolve())
+    return None
 
 
 def check_place(place: Place, project: Project, shared: Sequence[Path], found: Findings) -> None:
@@ -103,8 +112,8 @@ def check_place(place: Place, project: Project, shared: Sequence[Path], found: F
                 f"{place.setting}: {redact(value)} exists in one process only. Use a URL (s3://, gs://)."
             )
         return
-    if below_one(path, shared):
-        change(place, str(path), found)
+    if (spelt := below_one(path, shared)) is not None:
+        change(place, str(spelt), found)
     elif place.kind == "storage":
         found.problems.append(local_storage(place))
     elif not os.path.exists(path):
@@ -178,18 +187,19 @@ def check_tracking(request: Request, shared: Sequence[Path], address: str, found
     scheme = urlsplit(uri).scheme if "://" in uri else ""
     if not uri:
         storage = request.storage().local
-        if storage is not None and below_one(storage, shared):
-            found.warnings.append(shared_sqlite(storage / "mlflow.db"))
+        spelt = below_one(storage, shared) if storage is not None else None
+        if spelt is not None:
+            found.warnings.append(shared_sqlite(spelt / "mlflow.db"))
         else:
             found.problems.append(
                 "tracking: MLFLOW_TRACKING_URI is not set, and a cluster needs an MLflow server that all nodes reach. "
                 "Add --env MLFLOW_TRACKING_URI=http://HOST:5000 (mlflow server --host 0.0.0.0 behind a firewall)."
             )
     elif scheme in ("http", "https"):
-        check_server_host(uri, address, found)
+        check_server_host("tracking", uri, address, found)
     elif (path := sqlite_path(uri)) is not None or scheme == "file" or (not scheme and uri != "databricks"):
-        path = path or Path(os.path.abspath(uri.removeprefix("file://")))
-        if not below_one(path, shared):
+        path = below_one(path or Path(os.path.abspath(uri.removeprefix("file://"))), shared)
+        if path is None:
             found.problems.append(
                 f"tracking: {redact(uri)} is a file of this machine. Set MLFLOW_TRACKING_URI to an MLflow server."
             )
@@ -206,11 +216,11 @@ def shared_sqlite(path: Path) -> str:
     )
 
 
-def check_server_host(uri: str, address: str, found: Findings) -> None:
+def check_server_host(setting: str, uri: str, address: str, found: Findings) -> None:
     host = urlsplit(uri).hostname or ""
     if host not in LOOPBACK:
         return
-    text = f"tracking: {redact(uri)} means each node itself."
+    text = f"{setting}: {redact(uri)} means each node itself."
     if urlsplit(address).hostname in LOOPBACK:  # the head itself, or a tunnel to it
         found.warnings.append(f"{text} That is right only where the server runs on the cluster's one node.")
     else:

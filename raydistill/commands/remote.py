@@ -59,7 +59,8 @@ def submit(
 
     commands: Any = typer.main.get_command(app)
     wanted = request.parse(commands.commands, words)
-    url, place, variables = server.server_address(address), packing.open_project(project), env or []
+    url, variables = server.server_address(address), env or []
+    place = packing.open_project(project, is_sent=wanted.sends_project())
     found = refusals.examine(wanted, place, shared or [], refusals.parse_environment(variables), url)
     job_id = check_id(name) or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     selection = None
