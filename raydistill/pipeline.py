@@ -86,6 +86,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
 
 def prepare(config: Config, storage: Storage) -> Prepared:
     """Prepare and tokenise the data; compute the key of the run."""
+    from raydistill.cluster.placement import device_type
     from raydistill.models.load import read_config
     from raydistill.models.precision import compute_dtype
     from raydistill.models.shape import student_config
@@ -100,7 +101,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
     data = prepare_data(config, storage)
     tokens = tokenize_data(data, source, config.data.max_length, storage)
-    dtype = compute_dtype(config.train.dtype, device_type(config))
+    dtype = compute_dtype(config.train.dtype, device_type(config.train))
     reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
     key = run_key(config, tokens, source, dtype)
     return Prepared(config, storage, data, tokens, read_info(data), source, dtype, key, tuple(reused))
@@ -267,15 +268,6 @@ def with_absolute_paths(config: Config) -> Config:
         path = resolve_path(student.start)
         student = student.model_copy(update={"start": str(path)}) if path is not None else student
     return config.model_copy(update={"teacher": teacher, "student": student})
-
-
-def device_type(config: Config) -> str:
-    """Return what workers will compute on: the GPU that the config asks for, or that this machine has."""
-    if (config.train.resources_per_worker or {}).get("GPU", 0) > 0:
-        return "cuda"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def say_waiting(show: Show) -> None:

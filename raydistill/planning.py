@@ -33,7 +33,8 @@ def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
 
     Raises RaydistillError for what would end the run before any work.
     """
-    from raydistill.pipeline import device_type, prepare
+    from raydistill.cluster.placement import device_type
+    from raydistill.pipeline import prepare
 
     storage = Storage(config.storage)
     source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
@@ -41,7 +42,7 @@ def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
     check_tokenizers(config, source)
     if check:
         prepare(config, storage)
-    dtype = compute_dtype(config.train.dtype, device_type(config))
+    dtype = compute_dtype(config.train.dtype, device_type(config.train))
     data = storage.artifact("data", data_key(config))
     tokens = tokens_artifact(storage, data, source, config.data.max_length)
     size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)

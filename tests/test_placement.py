@@ -18,11 +18,11 @@ from test_faults import patience
 from tiny import save_tiny
 from toy import toy_config
 
-from raydistill.cluster.placement import teacher_resources
+from raydistill.cluster.placement import State, device_type, teacher_resources
 from raydistill.cluster.resources import check_room, teachers_beside, wanted_by_workers
 from raydistill.cluster.room import SHARE, Node, announced_nodes, even_share, mark, place, room
 from raydistill.config import Pool, Train
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, RaydistillError
 
 
 def node(cpu: float = 0, gpu: float = 0, name: str = "10.0.0.1", **others: float) -> Node:
@@ -98,6 +98,35 @@ def test_a_worker_beside_nodes_of_a_running_group():
     both = cluster(*living, node(8, 1, trainer=1))
     assert len(both) == 3
     assert all(n.is_there for n in both)
+
+
+@pytest.mark.parametrize(
+    ("settings", "address", "nodes", "expected"),
+    [
+        ({}, "", [node(8)], "here"),
+        ({"num_workers": 0, "resources_per_worker": {"GPU": 1}}, "h:6379", [node(8, 1)], "here"),
+        ({"resources_per_worker": {"GPU": 0.5}}, "", [node(8)], "cuda"),
+        ({"resources_per_worker": {"CPU": 4}}, "h:6379", [node(8, 1)], "cpu"),
+        ({"accelerator_type": "L4"}, "", [node(8)], "cuda"),
+        ({}, "h:6379", [node(8)], "cpu"),
+        ({}, "h:6379", [node(8), node(8, 1)], "cuda"),
+        ({"num_workers": 2}, "h:6379", [head(trainer=(2, 8, 1))], "cuda"),  # nothing is there but the head, without GPU
+        ({}, "h:6379", None, "here"),
+    ],
+)
+@pytest.mark.parametrize("here", ["cpu", "cuda"])
+def test_what_workers_compute_on(settings, address, nodes, expected, here, monkeypatch):
+    """It decides on the dtype, and so on the run: the driver's own machine may have no GPU, or one that is not used."""
+
+    def read() -> State:
+        if nodes is None:
+            raise RaydistillError("away")
+        return State(address, tuple(nodes), tuple(nodes))
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: here == "cuda")
+    monkeypatch.setattr("raydistill.cluster.placement.read_cluster", read)
+    assert device_type(train(**settings)) == (here if expected == "here" else expected)
 
 
 @pytest.mark.parametrize(
