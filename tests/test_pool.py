@@ -24,7 +24,7 @@ from toy import relative_difference, toy_config, without_key_biases
 from raydistill import recipes
 from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board
-from raydistill.errors import Interrupted, RaydistillError, TeacherError
+from raydistill.errors import ArtifactError, Interrupted, RaydistillError, TeacherError
 from raydistill.loading import load_config
 from raydistill.phases import record_teacher, run_phases
 from raydistill.pipeline import prepare
@@ -183,7 +183,7 @@ def test_a_teacher_that_went_with_its_node_is_no_fault_of_its_work(error: Except
     assert went_with_node(error) is expected
 
 
-def failing(folder: Path, how_many: int, error: str) -> type:
+def failing(folder: Path, how_many: int, error: str, kind: type[Exception] = RuntimeError) -> type:
     """Teachers of which the first so many fail at all work. Made in a function: Ray then sends it as it is."""
     folder.mkdir()
 
@@ -200,7 +200,7 @@ def failing(folder: Path, how_many: int, error: str) -> type:
 
         def record(self, split: str, index: int, wanted: Any) -> Any:
             if self.fails:
-                raise RuntimeError(error)
+                raise kind(error)
             return super().record(split, index, wanted)
 
     return Failing
@@ -231,9 +231,15 @@ class TestFailing:
         assert "train.tokens_per_micro_batch" in str(made.error)
         assert len(list((tmp_path / "opened").iterdir())) == MAX_FAILURES
 
-    @pytest.mark.parametrize("how_many", [1, 99])
+    @pytest.mark.parametrize(("how_many", "error"), [(1, RuntimeError), (99, RuntimeError), (99, ArtifactError)])
     def test_shards_go_to_other_teachers(
-        self, how_many: int, tmp_path: Path, folder: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        how_many: int,
+        error: type[Exception],
+        tmp_path: Path,
+        folder: Path,
+        ray_cluster: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr("raydistill.teacher.store.SHARD_ROWS", 20)
         monkeypatch.setattr("raydistill.teacher.pool.recording.MAX_FAILURES", 2)
@@ -242,7 +248,7 @@ class TestFailing:
         teacher = find_teacher(place)
         assert teacher is not None
         wanted = find_unrecorded(place, teacher, {"train": frozenset({"logits"})})
-        kind = failing(tmp_path / "opened", how_many, "CUDA error")
+        kind = failing(tmp_path / "opened", how_many, "of each", error)
         options = {**OPTIONS, "runtime_env": {"env_vars": {"RAYDISTILL_SHARD_ROWS": "20"}}}
         pool = TeacherPool(load_config_pool(job, 2, 2), options, kind, (job, None), lambda entry: None)
         given: dict[str, Any] = {"owner": job.owner, "stop": threading.Event(), "show": lambda entry: None}
@@ -252,7 +258,8 @@ class TestFailing:
             check_artifacts(job.storage)
             assert find_unrecorded(place, teacher, {"train": frozenset({"logits"})}) == {}
             return
-        with pool, pytest.raises(RaydistillError, match=r"2 attempts to record shard .* RuntimeError: CUDA error"):
+        message = "^of each$" if error is ArtifactError else r"2 attempts to record shard .* RuntimeError: of each"
+        with pool, pytest.raises(RaydistillError, match=message):
             record_in_pool(pool, place.rows, wanted, **given)
 
 

@@ -24,6 +24,8 @@ AT_ONCE = 2
 POLL_SECONDS = 0.2
 MAX_FAILURES = 5
 """Teachers that may die of one shard, or fail at it."""
+MAX_REFUSALS = 2
+"""Teachers that may find storage away, each after waiting for it, or say that what they record does not fit there."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,9 @@ class Recording:
         if not isinstance(error, LOST):
             self.pool.replace(number, f"{type(error).__name__}: {error}")
         self.failures[shard.index] += 1
+        if isinstance(error, RaydistillError) and self.failures[shard.index] >= MAX_REFUSALS:
+            raise error
         if self.failures[shard.index] >= MAX_FAILURES:
-            if isinstance(error, RaydistillError):
-                raise error
             raise RaydistillError(
                 f"{MAX_FAILURES} attempts to record shard {shard.index} of {shard.split} failed, the last with "
                 f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}. Give each teacher more room with "
