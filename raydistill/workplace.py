@@ -161,13 +161,13 @@ class Workplace:
 
     def has(self, artifact: Artifact, name: str) -> bool:
         """Whether storage holds the artefact, as rank 0 sees it; noted as reused."""
-        self.refer(artifact)
+        self._refer(artifact)
         present: bool = self.group.broadcast(artifact.exists() if self.group.is_first else None)
         if present and name not in self.reused:
             self.reused.append(name)
         return present
 
-    def refer(self, artifact: Artifact) -> None:
+    def _refer(self, artifact: Artifact) -> None:
         """Write that the run refers to the artefact, before it is used: ``raydistill cache gc`` keeps it then."""
         name = f"{artifact.kind}/{artifact.key}"
         if self.group.is_first and not self.job.folder and name not in self._referred:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,14 +24,12 @@ from toy import relative_difference, toy_config, without_key_biases
 from raydistill import recipes
 from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board
-from raydistill.cache import collect_garbage, list_artifacts
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, TeacherError
 from raydistill.loading import load_config
 from raydistill.phases import record_teacher, run_phases
 from raydistill.pipeline import prepare
-from raydistill.stopping import Stop
 from raydistill.teacher.pool.actor import Teacher, pack, unpack
-from raydistill.teacher.pool.driver import PooledRun, driver_place, find_teacher, find_unrecorded
+from raydistill.teacher.pool.driver import driver_place, find_teacher, find_unrecorded
 from raydistill.teacher.pool.recording import record_in_pool
 from raydistill.teacher.pool.signals import MAX_FAILURES, PoolFeed, PoolSignals, Sizes
 from raydistill.teacher.pool.teachers import TeacherPool, went_with_node
@@ -411,26 +409,6 @@ class TestRecording:
         assert repeated <= 2
         measured.fault("one of two teachers that record", "shard 3", f"{repeated} shards")
         assert find_unrecorded(theirs, teacher, signals) == {}
-
-    def test_garbage_collection_keeps_what_it_works_on(
-        self, tmp_path: Path, folder: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Recording may take longer than the day after which what no run refers to may go."""
-        job = make_job(folder, "cached", storage=str(tmp_path / "storage"))
-        run = PooledRun(job, lambda entry: None, Stop(lambda entry: None))
-        teacher = run.teacher()
-        wanted = find_unrecorded(run.place, teacher, {"train": frozenset({"logits"})})
-        kept: list[set[str]] = []
-
-        def record(*arguments: Any, **options: Any) -> None:
-            collect_garbage(job.storage, older_than_seconds=0)
-            kept.append({row.kind for row in list_artifacts(job.storage)})
-
-        monkeypatch.setattr("raydistill.teacher.pool.driver.record_in_pool", record)
-        assert not collect_garbage(job.storage, dry_run=True)
-        assert len(collect_garbage(job.storage, dry_run=True, older_than_seconds=0)) == 2
-        run.record(cast("Any", None), wanted)
-        assert kept == [{"data", "tokens"}]
 
 
 def shard_lines(counts: Path, begin: int) -> list[str]:

@@ -95,8 +95,6 @@ class PooledRun:
         self.place = driver_place(job)
         self.seconds: dict[str, float] = {}
         self.made: set[str] = set()
-        self.sources: list[Artifact] = []
-        """The fine-tuned teacher."""
 
     def teacher(self) -> TeacherIdentity:
         """The teacher that speaks; a worker group of its own fine-tunes it where that is still to be done."""
@@ -105,7 +103,6 @@ class PooledRun:
             self.seconds["teacher"], artifact = run_workers(self.job, self.show, self.stop, fine_tune)
             self.made.add("teacher")
             found = identify_teacher(self.job.config.teacher, artifact)
-        self.sources = [found.artifact] if found.artifact is not None else []
         return found
 
     def pool(self, teacher: TeacherIdentity, *, feeds: bool) -> TeacherPool:
@@ -118,8 +115,6 @@ class PooledRun:
 
     def record(self, pool: TeacherPool, wanted: Mapping[str, Mapping[str, Wanted]]) -> None:
         """Record what is wanted of each split."""
-        for artifact in [*self.sources, *(item.artifact for items in wanted.values() for item in items.values())]:
-            self.place.refer(artifact)
         with self.place.phase("record"):
             record_in_pool(pool, self.place.rows, wanted, owner=self.job.owner, stop=self.stop, show=self.show)
         self.seconds["record"] = self.place.seconds["record"]
