@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from raydistill.teacher.signals import Signals
 SHARD_ROWS = 1_000
 SHARD_TOKENS = 65_536
 """Longer rows make smaller shards: at width 768 a shard of one token-level signal stays at 100 MB."""
-READERS = 4
-"""Shards that are checked at a time: object stores answer each at 50 to 100 MB a second."""
 
 
 def cut_shards(lengths: np.ndarray) -> list[np.ndarray]:
@@ -85,19 +82,19 @@ def shard_name(index: int, digest: str) -> str:
 
 def find_shards(artifact: Artifact) -> dict[int, tuple[str, FileInfo]]:
     """Return the whole shards of an artefact that is not sealed yet; damaged ones are removed."""
-
-    def read(name: str) -> FileInfo:
-        content = artifact.storage.read_bytes(artifact.kind, artifact.key, name)
-        return FileInfo(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-    names = [name for name in sorted(artifact.names()) if name.endswith(".arrow") and not name.startswith(".")]
     found: dict[int, tuple[str, FileInfo]] = {}
-    with ThreadPoolExecutor(READERS) as readers:
-        for name, info in zip(names, readers.map(read, names), strict=True):
-            if name != shard_name(index := int(name[:5]), info.sha256):
-                artifact.storage.delete(artifact.kind, artifact.key, name)
-            elif index not in found:
-                found[index] = (name, info)
+    for name in sorted(artifact.names()):
+        if not name.endswith(".arrow") or name.startswith("."):
+            continue
+        index = int(name[:5])
+        if index in found:
+            continue
+        content = artifact.storage.read_bytes(artifact.kind, artifact.key, name)
+        digest = hashlib.sha256(content).hexdigest()
+        if name == shard_name(index, digest):
+            found[index] = (name, FileInfo(bytes=len(content), sha256=digest))
+        else:
+            artifact.storage.delete(artifact.kind, artifact.key, name)
     return found
 
 
