@@ -15,7 +15,7 @@ from raydistill.artifacts import Owner
 from raydistill.board import Show
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, RaydistillError
-from raydistill.teacher.pool.teachers import LOST, TeacherPool, is_final, went_with_node
+from raydistill.teacher.pool.teachers import LOST, TeacherPool, is_final, was_preempted
 from raydistill.teacher.record import STOPPED, Files, Wanted, find_missing, find_present, seal
 from raydistill.teacher.store import cut_shards
 
@@ -72,6 +72,7 @@ class Recording:
         self.given: dict[Any, tuple[int, Shard]] = {}
         """Ray's promise → teacher, shard."""
         self.failures: Counter[int] = Counter()
+        self.refusals: Counter[int] = Counter()
         self.gone: set[int] = set()
         """Teachers that died or failed; nothing more is given to them."""
         self.made: Files = {signal: {} for signal in signals}
@@ -127,13 +128,16 @@ class Recording:
         if isinstance(error, ray.exceptions.ActorUnavailableError) or number in self.gone:
             return
         self.gone.add(number)
-        if isinstance(error, LOST) and went_with_node(error):
+        if was_preempted(error):
             return
         if not isinstance(error, LOST):
             self.pool.replace(number, f"{type(error).__name__}: {error}")
+        if isinstance(error, RaydistillError):
+            self.refusals[shard.index] += 1
+            if self.refusals[shard.index] >= MAX_REFUSALS:
+                raise error
+            return
         self.failures[shard.index] += 1
-        if isinstance(error, RaydistillError) and self.failures[shard.index] >= MAX_REFUSALS:
-            raise error
         if self.failures[shard.index] >= MAX_FAILURES:
             raise RaydistillError(
                 f"{MAX_FAILURES} attempts to record shard {shard.index} of {shard.split} failed, the last with "

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from raydistill.errors import RaydistillError, TeacherError
 from raydistill.models.capture import is_token_level, signal_width
 from raydistill.teacher.pool.actor import unpack
-from raydistill.teacher.pool.teachers import LOST, Complaint, is_final, went_with_node
+from raydistill.teacher.pool.teachers import LOST, Complaint, is_final, was_preempted
 from raydistill.teacher.signals import Signals
 
 WAIT_SECONDS = 1.0
@@ -25,7 +25,7 @@ REFRESH_SECONDS = 2.0
 MAX_FAILURES = 3
 """Teachers that may fail at one micro-batch: one of them may have a bad device, or too small a one."""
 MAX_DEATHS = 10
-"""Teachers that may die of one micro-batch: preemptions are rarer, and what kills every teacher ends the run."""
+"""Teachers that may die of one micro-batch, preemptions apart: what kills every teacher ends the run."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class PoolSignals(Signals):
         except ray.exceptions.ActorUnavailableError:
             self._drop(request.teacher)  # the desk names it again, if it is only the network
         except LOST as error:
-            request.deaths += not went_with_node(error)
+            request.deaths += not was_preempted(error)
             if request.deaths >= MAX_DEATHS:
                 raise TeacherError(
                     f"{request.deaths} teachers died of the same {len(request.row_ids)} rows, the last so: {error}. "

@@ -39,10 +39,10 @@ LOST = (
 """What is raised for the work of a teacher, or of a node, that is gone."""
 
 
-def went_with_node(error: Exception) -> bool:
-    """Whether a teacher is gone because its node is: no fault of what it worked on."""
-    is_of_node = isinstance(error, (ray.exceptions.NodeDiedError, ray.exceptions.LocalRayletDiedError))
-    return is_of_node or getattr(error, "preempted", False) or "its node has died" in str(error)
+def was_preempted(error: BaseException) -> bool:
+    """Whether a teacher is gone because its node was taken away: no fault of what it worked on, as may be the end of a
+    node without notice, whose memory may have been too small."""
+    return isinstance(error, ray.exceptions.RayActorError) and error.preempted
 
 
 def is_final(error: BaseException) -> bool:
