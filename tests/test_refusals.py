@@ -174,6 +174,11 @@ def test_an_endpoint_travels_unless_it_is_of_this_machine(
     monkeypatch.setenv(name, "http://localhost:9000")
     (text,) = check()[1].problems
     assert text.startswith(f"{name}: http://localhost:9000 means each node itself")
+    assert check("config.yaml", "--set", "storage=gs://bucket/prefix")[1].problems == []  # S3 is not used
+    monkeypatch.setenv(name, "http://[bad]")
+    assert "is no address" in check()[1].problems[0]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://minio.example:9000")
+    assert check()[1].problems == []  # it comes first
 
 
 def test_a_common_folder_may_be_reached_through_a_link(folder: Path) -> None:
@@ -187,6 +192,8 @@ def test_a_common_folder_may_be_reached_through_a_link(folder: Path) -> None:
     found = check("config.yaml", *words, shared=("../link",), env={"MLFLOW_TRACKING_URI": "sqlite:///../link/m.db"})[1]
     assert found.changes["storage"] == f"{folder}/link/made"
     assert found.environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{folder}/link/m.db"
+    found = check("config.yaml", *words, shared=("../link",), env={"MLFLOW_TRACKING_URI": "../common/runs"})[1]
+    assert found.environment["MLFLOW_TRACKING_URI"] == f"file://{folder}/link/runs"
 
 
 def test_a_loopback_server_may_be_the_only_node(folder: Path) -> None:

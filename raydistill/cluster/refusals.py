@@ -18,7 +18,8 @@ from raydistill.lineage import redact
 STOP_SECONDS = 15
 """Ray's job server ends a job that was asked to stop with SIGKILL after so long; 3 s is its default, a checkpoint and
 the end of the workers take up to 10."""
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Of S3, the one that counts first."""
 CARRIED = ("MLFLOW_TRACKING_URI", *ENDPOINTS, "AWS_DEFAULT_REGION")
 """Variables of this environment that a job gets; they name places and are no secrets."""
 SECRET_WORDS = ("token", "secret", "password", "passwd", "passphrase", "key", "credential", "credentials", "auth")
@@ -50,8 +51,9 @@ def examine(
         check_place(place, project, common, found)
     if request.needs_tracking():
         check_tracking(request, common, address, found)
-    for name in ENDPOINTS:
-        check_server_host(name, found.environment.get(name, ""), address, found)
+    endpoint = next((name for name in ENDPOINTS if found.environment.get(name)), None)
+    if endpoint is not None and any(place.value.startswith(("s3://", "s3a://")) for place in request.places()):
+        check_server_host(endpoint, found.environment[endpoint], address, found)
     check_secrets(request, environment, found)
     if request.config is not None and request.config.train.num_workers == 0:
         found.warnings.append(
@@ -184,7 +186,7 @@ def pack(place: Place, path: Path, project: Project, found: Findings) -> None:
 def check_tracking(request: Request, shared: Sequence[Path], address: str, found: Findings) -> None:
     """MLflow must be a server that every node reaches, without a password that the dashboard would show."""
     uri = found.environment.get("MLFLOW_TRACKING_URI", "")
-    scheme = urlsplit(uri).scheme if "://" in uri else ""
+    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
     if not uri:
         storage = request.storage().local
         spelt = below_one(storage, shared) if storage is not None else None
@@ -204,8 +206,9 @@ def check_tracking(request: Request, shared: Sequence[Path], address: str, found
                 f"tracking: {redact(uri)} is a file of this machine. Set MLFLOW_TRACKING_URI to an MLflow server."
             )
             return
-        if sqlite_path(uri) is not None:
-            found.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{path}"
+        is_sqlite = sqlite_path(uri) is not None
+        found.environment["MLFLOW_TRACKING_URI"] = f"{'sqlite:///' if is_sqlite else 'file://'}{path}"
+        if is_sqlite:
             found.warnings.append(shared_sqlite(path))
 
 
@@ -217,7 +220,11 @@ def shared_sqlite(path: Path) -> str:
 
 
 def check_server_host(setting: str, uri: str, address: str, found: Findings) -> None:
-    host = urlsplit(uri).hostname or ""
+    try:
+        host = urlsplit(uri).hostname or ""
+    except ValueError as error:
+        found.problems.append(f"{setting}: {redact(uri)} is no address ({error}). Correct it.")
+        return
     if host not in LOOPBACK:
         return
     text = f"{setting}: {redact(uri)} means each node itself."
