@@ -86,7 +86,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
 
 def prepare(config: Config, storage: Storage) -> Prepared:
     """Prepare and tokenise the data; compute the key of the run."""
-    from raydistill.cluster.placement import device_type
+    from raydistill.cluster.resources import device_type
     from raydistill.models.load import read_config
     from raydistill.models.precision import compute_dtype
     from raydistill.models.shape import student_config
@@ -101,7 +101,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
     data = prepare_data(config, storage)
     tokens = tokenize_data(data, source, config.data.max_length, storage)
-    dtype = compute_dtype(config.train.dtype, device_type(config.train))
+    dtype = compute_dtype(config.train.dtype, device_type(config))
     reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
     key = run_key(config, tokens, source, dtype)
     return Prepared(config, storage, data, tokens, read_info(data), source, dtype, key, tuple(reused))

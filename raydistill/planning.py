@@ -27,13 +27,16 @@ from raydistill.train.loop import Schedule
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from raydistill.cluster.placement import State
 
-def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
+
+def make_plan(config: Config, check: bool = False, state: State | None = None) -> dict[str, Any]:
     """Return the plan as plain data. With ``check`` the losses are computed once on real rows, which prepares the data.
 
-    Raises RaydistillError for what would end the run before any work.
+    ``state``: the cluster that it is for, else that of RAY_ADDRESS, or this machine. Raises RaydistillError for what
+    would end the run before any work.
     """
-    from raydistill.cluster.placement import device_type
+    from raydistill.cluster.resources import device_type
     from raydistill.pipeline import prepare
 
     storage = Storage(config.storage)
@@ -42,7 +45,7 @@ def make_plan(config: Config, check: bool = False) -> dict[str, Any]:
     check_tokenizers(config, source)
     if check:
         prepare(config, storage)
-    dtype = compute_dtype(config.train.dtype, device_type(config.train))
+    dtype = compute_dtype(config.train.dtype, device_type(config, state))
     data = storage.artifact("data", data_key(config))
     tokens = tokens_artifact(storage, data, source, config.data.max_length)
     size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)

@@ -18,11 +18,13 @@ from test_faults import patience
 from tiny import save_tiny
 from toy import toy_config
 
-from raydistill.cluster.placement import State, device_type, teacher_resources
-from raydistill.cluster.resources import check_room, teachers_beside, wanted_by_workers
+from raydistill.cluster.placement import State, teacher_resources
+from raydistill.cluster.resources import check_room, device_type, teachers_beside, wanted_by_workers
 from raydistill.cluster.room import SHARE, Node, announced_nodes, even_share, mark, place, room
-from raydistill.config import Pool, Train
-from raydistill.errors import ConfigError, RaydistillError
+from raydistill.config import Config, Pool, Teacher, Train
+from raydistill.errors import ConfigError
+from raydistill.loading import load_config
+from raydistill.planning import make_plan
 
 
 def node(cpu: float = 0, gpu: float = 0, name: str = "10.0.0.1", **others: float) -> Node:
@@ -110,23 +112,30 @@ def test_a_worker_beside_nodes_of_a_running_group():
         ({"accelerator_type": "L4"}, "", [node(8)], "cuda"),
         ({}, "h:6379", [node(8)], "cpu"),
         ({}, "h:6379", [node(8), node(8, 1)], "cuda"),
+        ({"num_workers": 2}, "h:6379", [node(8, 1)], "cpu"),  # they get no GPU
         ({"num_workers": 2}, "h:6379", [head(trainer=(2, 8, 1))], "cuda"),  # nothing is there but the head, without GPU
-        ({}, "h:6379", None, "here"),
+        ({}, "ray://h:10001", None, "here"),
     ],
 )
 @pytest.mark.parametrize("here", ["cpu", "cuda"])
 def test_what_workers_compute_on(settings, address, nodes, expected, here, monkeypatch):
     """It decides on the dtype, and so on the run: the driver's own machine may have no GPU, or one that is not used."""
-
-    def read() -> State:
-        if nodes is None:
-            raise RaydistillError("away")
-        return State(address, tuple(nodes), tuple(nodes))
-
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("torch.cuda.is_available", lambda: here == "cuda")
-    monkeypatch.setattr("raydistill.cluster.placement.read_cluster", read)
-    assert device_type(train(**settings)) == (here if expected == "here" else expected)
+    found = State(address, tuple(nodes or ()), tuple(nodes or ()))
+    monkeypatch.setattr("raydistill.cluster.resources.read_cluster", lambda: found)
+    assert device_type(Config.model_construct(train=train(**settings), teacher=Teacher(model="x"))) == (
+        here if expected == "here" else expected
+    )
+
+
+def test_the_cluster_that_a_plan_names_is_asked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("raydistill.cluster.resources.read_cluster", lambda: 1 / 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = load_config(toy_config(tmp_path, train__num_workers=1, train__dtype="auto"))
+    state = State("h:6379", (node(8, 1),), (node(8, 1),))
+    assert device_type(config, state) == "cuda"
+    assert make_plan(config, state=state)["teacher"]["dtype"] == "bfloat16"  # on a GPU; those of today are fast at it
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,23 +100,6 @@ class State:
     def coming(self) -> list[Node]:
         """What its autoscaler may bring, as the head node announces it."""
         return announced_nodes(self.nodes)
-
-
-def device_type(train: Train) -> str:
-    """What workers will compute on, ``cuda`` or ``cpu``: what the config asks for, or what the cluster has, or this
-    machine.
-
-    Nodes that come and go should not change it, as it decides on the dtype: any GPU that is there or announced counts.
-    """
-    if train.num_workers and (train.accelerator_type or train.resources_per_worker is not None):
-        return "cuda" if train.accelerator_type or (train.resources_per_worker or {}).get("GPU", 0) > 0 else "cpu"
-    if train.num_workers and can_grow():
-        with suppress(RaydistillError):  # told where the cluster is joined
-            state = read_cluster()
-            return "cuda" if any(node.total.get("GPU") for node in [*state.nodes, *state.coming]) else "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 CONNECT_SECONDS = 5.0

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from raydistill.cluster.connection import OBJECT_STORE_BYTES
-from raydistill.cluster.placement import TRAINER, can_grow, known_nodes, least_workers, living_nodes, teacher_resources
+from raydistill.cluster.placement import (
+    TRAINER,
+    State,
+    can_grow,
+    known_nodes,
+    least_workers,
+    living_nodes,
+    read_cluster,
+    teacher_resources,
+)
 from raydistill.cluster.room import KIND, Node, Wanted, even_share, kind_of_gpu, mark, marked, place, room
 from raydistill.config import Config, Pool, Train
 from raydistill.errors import ConfigError
@@ -164,6 +174,27 @@ def groups_at_once(train: Train, resources: dict[str, float]) -> int | None:
         return None
     workers = min(room(resources, living_nodes()), 10_000.0)  # without end where nothing is asked for
     return max(1, int(workers // train.num_workers))
+
+
+def device_type(config: Config, state: State | None = None) -> str:
+    """What workers will compute on, ``cuda`` or ``cpu``, which decides on the dtype: what the config asks for, what the
+    cluster offers (that of ``state``, or else of RAY_ADDRESS), or this machine.
+
+    Counted are all nodes that are there or announced, however busy: what comes and goes should not change a run's key.
+    Raises RaydistillError where the cluster does not answer.
+    """
+    train, address = config.train, os.environ.get("RAY_ADDRESS", "")
+    if train.num_workers and (train.accelerator_type or train.resources_per_worker is not None):
+        return "cuda" if train.accelerator_type or (train.resources_per_worker or {}).get("GPU", 0) > 0 else "cpu"
+    if train.num_workers and state is None and can_grow() and "://" not in address:
+        state = read_cluster()
+    if train.num_workers and state is not None:
+        pool = (config.teacher.pool or Pool()) if config.teacher.mode == "pool" else None
+        wanted = wanted_by_workers(train, [*state.nodes, *state.coming], pool=pool)
+        return "cuda" if wanted.get("GPU") else "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def has_teacher_actors(config: Config) -> bool:

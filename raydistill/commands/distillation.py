@@ -86,7 +86,7 @@ def plan(
         set_environment()  # trials are timed here with the threads that they will have
     from raydistill import planning
 
-    made = planning.make_plan(loaded, check)
+    made = planning.make_plan(loaded, check, state)
     if state is not None:
         from raydistill.cluster.forecast import forecast
 

@@ -52,13 +52,13 @@ def estimate_sweep(config: Config, teacher: PretrainedConfig, size: Size, plan: 
 
     Takes about 5 s. Raises ConfigError for a space that the sweep would refuse, or that leaves no shape to train.
     """
-    from raydistill.cluster.placement import device_type
+    from raydistill.cluster.resources import device_type
 
     check_space(config)
     sweep = sweep_of(config)
     shapes = sized_shapes(config, teacher)
     allowed = keep_allowed(shapes, sweep.constraints.get("num_parameters"))
-    computer = machine(config, device_type(config.train), num_cpus())
+    computer = machine(config, device_type(config), num_cpus())
     speed = measure(config, teacher, size, plan["teacher"], allowed, computer)
     seconds = [
         trial_seconds(drawn, allowed[name].num_parameters, size, speed)

@@ -36,8 +36,8 @@ from raydistill.workplace import Job, Workplace
 Result = TypeVar("Result")
 
 STOP_SECONDS = 5.0
-"""After a wish to stop, workers get so long to write a checkpoint before the cluster is taken down, which takes Ray up to
-4 s: all of it within 10."""
+"""After a wish to stop, workers get so long to write a checkpoint before the cluster is taken down, which takes Ray
+up to 4 s: all of it within 10."""
 
 START_FAILURES = 120
 """Times that a worker group may fail to start. Each is a minute of waiting for room: a node of a cloud takes 2 to 10
