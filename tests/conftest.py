@@ -91,8 +91,10 @@ def s3_storage_url() -> Iterator[str]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
             patch.delenv(name, raising=False)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
-        yield "s3://bucket/prefix"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # those of another server of this process
+        bucket = f"bucket-{uuid.uuid4().hex[:8]}"  # all moto servers of a process hold the same buckets
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
+        yield f"s3://{bucket}/prefix"
     server.stop()
 
 

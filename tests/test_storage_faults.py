@@ -266,9 +266,12 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     server = S3()
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
+    file_systems = fsspec.get_filesystem_class("s3")
+    file_systems.clear_instance_cache()  # those of another server of this process
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
     yield server
     server.stop()
+    file_systems.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")
