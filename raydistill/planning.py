@@ -45,7 +45,8 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
     check_tokenizers(config, source)
     if check:
         prepare(config, storage)
-    dtype = compute_dtype(config.train.dtype, device_type(config, state))
+    device = device_type(config, state)
+    dtype = compute_dtype(config.train.dtype, device)
     data = storage.artifact("data", data_key(config))
     tokens = tokens_artifact(storage, data, source, config.data.max_length)
     size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)
@@ -84,7 +85,7 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
     if config.sweep is not None:
         from raydistill.search.estimate import estimate_sweep
 
-        plan["sweep"] = estimate_sweep(config, source_config, size, plan)
+        plan["sweep"] = estimate_sweep(config, source_config, size, plan, device)
     return plan
 
 

@@ -136,6 +136,10 @@ def test_the_cluster_that_a_plan_names_is_asked_once(tmp_path, monkeypatch):
     state = State("h:6379", (node(8, 1),), (node(8, 1),))
     assert device_type(config, state) == "cuda"
     assert make_plan(config, state=state)["teacher"]["dtype"] == "bfloat16"  # on a GPU; those of today are fast at it
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")  # which nothing may ask
+    sweep = {"space": {"stages.distill.learning_rate": {"choice": [1e-4, 1e-3]}}, "search": "grid", "num_trials": 2}
+    config = load_config(toy_config(tmp_path, train__num_workers=1, train__dtype="float32", sweep=sweep))
+    assert make_plan(config, state=state)["sweep"]["trials"] == 2
 
 
 @pytest.mark.parametrize(

@@ -47,18 +47,19 @@ class Shape:
     student: PretrainedConfig
 
 
-def estimate_sweep(config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any]) -> dict[str, Any]:
+def estimate_sweep(
+    config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
+) -> dict[str, Any]:
     """Time and GPU hours of the sweep, from the other parts of the plan; every figure is an estimate.
 
-    Takes about 5 s. Raises ConfigError for a space that the sweep would refuse, or that leaves no shape to train.
+    ``device_type``: what workers will compute on. Takes about 5 s. Raises ConfigError for a space that the sweep would
+    refuse, or that leaves no shape to train.
     """
-    from raydistill.cluster.resources import device_type
-
     check_space(config)
     sweep = sweep_of(config)
     shapes = sized_shapes(config, teacher)
     allowed = keep_allowed(shapes, sweep.constraints.get("num_parameters"))
-    computer = machine(config, device_type(config), num_cpus())
+    computer = machine(config, device_type, num_cpus())
     speed = measure(config, teacher, size, plan["teacher"], allowed, computer)
     seconds = [
         trial_seconds(drawn, allowed[name].num_parameters, size, speed)
