@@ -203,7 +203,7 @@ def failing(folder: Path, how_many: int, error: str, kind: type[Exception] = Run
 
         def signals(self, row_ids: Any, needs: Any) -> Any:
             if self.fails:
-                raise RuntimeError(error)
+                raise kind(error)
             return super().signals(row_ids, needs)
 
         def record(self, split: str, index: int, wanted: Any) -> Any:

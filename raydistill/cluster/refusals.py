@@ -199,16 +199,15 @@ def check_tracking(request: Request, shared: Sequence[Path], address: str, found
             )
     elif scheme in ("http", "https"):
         check_server_host("tracking", uri, address, found)
-    elif (path := sqlite_path(uri)) is not None or scheme == "file" or (not scheme and uri != "databricks"):
-        path = below_one(path or Path(os.path.abspath(uri.removeprefix("file://"))), shared)
+    elif (sqlite := sqlite_path(uri)) is not None or scheme == "file" or (not scheme and uri != "databricks"):
+        path = below_one(sqlite or Path(os.path.abspath(uri.removeprefix("file://"))), shared)
         if path is None:
             found.problems.append(
                 f"tracking: {redact(uri)} is a file of this machine. Set MLFLOW_TRACKING_URI to an MLflow server."
             )
             return
-        is_sqlite = sqlite_path(uri) is not None
-        found.environment["MLFLOW_TRACKING_URI"] = f"{'sqlite:///' if is_sqlite else 'file://'}{path}"
-        if is_sqlite:
+        found.environment["MLFLOW_TRACKING_URI"] = f"{'file://' if sqlite is None else 'sqlite:///'}{path}"
+        if sqlite is not None:
             found.warnings.append(shared_sqlite(path))
 
 
