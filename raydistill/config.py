@@ -32,13 +32,17 @@ class Split(Section):
     """Share of the rows that are held out where the source has no such split of its own."""
 
     validation: float = Field(default=0.1, gt=0, lt=1)
+    """Rows that pick the best epoch."""
     test: float = Field(default=0.1, gt=0, lt=1)
+    """Rows that only the results look at."""
 
     def mistakes(self) -> list[rules.Mistake]:
         return rules.check_split(self)
 
 
 class Data(Section):
+    """The texts and their labels."""
+
     path: str = Field(min_length=1)
     """A file, a folder, ``pkg://package/path`` or the name of a data set on the Hugging Face hub."""
     format: Literal["auto", "text_folder", "parquet", "csv", "jsonl", "datasets", "hub"] = "auto"
@@ -56,6 +60,8 @@ class Data(Section):
 
 
 class TextClassification(Section):
+    """One class a row."""
+
     type: Literal["text_classification"] = "text_classification"
     labels: tuple[str, ...] | None = None
     """Class names in the order of the logits; by default taken from the data, sorted."""
@@ -72,6 +78,8 @@ LayerChoice = Literal["auto", "uniform", "last", "first"]
 
 
 class LossSection(Section):
+    """One term of the student's loss."""
+
     weight: float = Field(default=1.0, ge=0)
     """Factor of this term in the sum of all losses; 0 switches its gradient off."""
 
@@ -87,6 +95,7 @@ class ForwardKl(LossSection):
 
     type: Literal["forward_kl"] = "forward_kl"
     temperature: float = Field(default=2.0, gt=0)
+    """T, by which the logits of both are divided: the higher, the more the less likely classes count."""
 
 
 class LogitMse(LossSection):
@@ -118,8 +127,11 @@ class Optimization(Section):
     """Length and optimizer settings of one stage of training."""
 
     num_epochs: float = Field(default=3, gt=0)
+    """Passes over the training rows; 0.5 is half of one."""
     learning_rate: float = Field(default=5e-5, gt=0)
+    """AdamW's, where the warm-up ends."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's, of all weights but biases and norms."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -129,6 +141,8 @@ class Optimization(Section):
 
 
 class Change(Section):
+    """New values of a stage's settings from a step on."""
+
     step: int = Field(ge=1)
     """Optimizer steps of the stage after which the new values hold."""
     set: dict[str, float] = Field(min_length=1)
@@ -136,6 +150,8 @@ class Change(Section):
 
 
 class Stage(Optimization):
+    """One stage of the student's training: its losses, length and optimizer settings."""
+
     losses: dict[Name, Loss] = Field(min_length=1)
     """Named loss terms; the name is the metric key ``train/loss/<name>``."""
     changes: tuple[Change, ...] = ()
@@ -146,6 +162,8 @@ class Stage(Optimization):
 
 
 class Finetune(Optimization):
+    """Training of the teacher on the labelled rows."""
+
     metric: Metric = "log_loss"
     """Validation metric that picks the teacher's best epoch. Its probabilities are what a student learns, and at equal
     accuracy an early epoch's near-uniform ones teach little."""
@@ -174,6 +192,8 @@ class Pool(Section):
 
 
 class ModelTeacher(Section):
+    """A classifier, or an encoder that is fine-tuned first, and how its signals reach the student."""
+
     type: Literal["model"] = "model"
     model: str = Field(min_length=1)
     """A folder, ``pkg://package/path`` or a hub name: a fine-tuned classifier, or a plain encoder with ``finetune``."""
@@ -196,11 +216,16 @@ Teacher = ModelTeacher
 
 
 class Student(Section):
+    """Shape and start of the student; what is not set is as in the teacher."""
+
     num_layers: int | None = Field(default=None, ge=1)
-    """None: as many as the teacher."""
+    """Transformer layers. None: as many as the teacher."""
     hidden_size: int | None = Field(default=None, ge=1)
+    """Width of the hidden states, a multiple of ``num_heads``. None: the teacher's."""
     num_heads: int | None = Field(default=None, ge=1)
+    """Attention heads. None: the teacher's, or as many as keep their width in a narrower student."""
     intermediate_size: int | None = Field(default=None, ge=1)
+    """Width inside the feed-forward blocks. None: in proportion to ``hidden_size``."""
     start: str = Field(default="teacher_layers", min_length=1)
     """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
     teacher_layers: tuple[int, ...] | Literal["auto"] = "auto"
@@ -213,6 +238,8 @@ class Student(Section):
 
 
 class Train(Section):
+    """How training runs: workers, batches, checkpoints."""
+
     num_workers: int = Field(default=1, ge=0)
     """Ray Train workers; 0 runs everything in the calling process without Ray."""
     min_workers: int | None = Field(default=None, ge=1)
@@ -234,6 +261,7 @@ class Train(Section):
     early_stopping: int | None = Field(default=None, ge=1)
     """Stop after this many validations without a better score."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients with a larger norm are scaled down to it. None: never."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of student and baseline: order of the rows, dropout, random starts. None: that of the config. With another
     one data and teacher stay what they are."""
@@ -243,30 +271,43 @@ class Train(Section):
 
 
 class Baseline(Section):
+    """The same student trained without a teacher."""
+
     start: Literal["same", "pretrained"] = "same"
     """``same``: cut from the fine-tuned teacher like the student; ``pretrained``: from the encoder before that."""
 
 
 class Evaluate(Section):
+    """What is measured of the student and its rivals."""
+
     baseline: bool | Baseline = False
     """Also train the student without a teacher: labels only, the same number of steps."""
     metric: Metric = "accuracy"
     """Validation metric that picks the best epoch."""
     bootstrap_samples: int = Field(default=1000, ge=100)
+    """Resamples of the test rows behind each 95 % interval."""
     latency: bool = True
     """Measure latency and throughput of teacher and student."""
 
 
 class Registry(Section):
+    """MLflow's model registry."""
+
     name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN, max_length=200)
     """Registered model that the student becomes a version of; none: the student is not registered."""
 
 
 class Tracking(Section):
+    """How the run appears in MLflow."""
+
     experiment: str = Field(default="raydistill", min_length=1, max_length=200)
+    """MLflow experiment that the run belongs to."""
     run_name: str | None = None
+    """Name of the run; by default one is made."""
     tags: dict[str, str] = Field(default={})
+    """Tags of the run, to find it by."""
     system_metrics: bool = True
+    """Also log the load of CPUs, memory, disk and GPUs."""
 
 
 class Config(Section):
@@ -275,6 +316,7 @@ class Config(Section):
     storage: str = Field(default="raydistill-storage", min_length=1)
     """Folder or URL (s3://, gs://) for everything that is computed."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of everything that is drawn: splits, order of the rows, random starts."""
     data: Data
     task: Task = TextClassification()
     teacher: Teacher

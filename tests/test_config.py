@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from raydistill.config import Config
 from raydistill.errors import ConfigError
 from raydistill.loading import flatten, load_config, load_data, to_yaml
 from raydistill.schema import dotted_names, list_losses
@@ -369,6 +370,16 @@ TREES = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+def test_every_setting_is_described() -> None:
+    schema = Config.model_json_schema()
+    for name, section in {**schema["$defs"], "Config": schema}.items():
+        assert section.get("description"), name
+        # what a type stands for is told by its section
+        told = {field for field, about in section["properties"].items() if about.get("description") or "const" in about}
+        sections = {field for field, about in section["properties"].items() if "$ref" in about}
+        assert section["properties"].keys() - told - sections == set(), name
 
 
 def complaint(work: Callable[[], object]) -> str | None:

@@ -27,8 +27,12 @@ class Distribution(Section):
 
 
 class Bounds(Section):
+    """What a measure may be."""
+
     min: float | None = None
+    """Lowest value that is allowed."""
     max: float | None = None
+    """Highest value that is allowed."""
 
     def mistakes(self) -> list[rules.Mistake]:
         return rules.check_bounds(self)
