@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raydistill.config import Columns
 from raydistill.data.columns import canonical, choose_columns
+from raydistill.data.csv_faults import find_fault
 from raydistill.data.paths import DataFile
 from raydistill.errors import DataError
 
@@ -79,17 +80,25 @@ def _read_csv(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Ta
     from pyarrow import csv
 
     with _stream(file) as raw:
-        header = raw.readline().decode("utf-8-sig")
-    parse = csv.ParseOptions(delimiter=_delimiter(file.name, header), newlines_in_values=True)
+        delimiter = _delimiter(file.name, raw.readline().decode("utf-8-sig", "replace"))
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     read = csv.ReadOptions(block_size=_BLOCK_BYTES)
-    with _stream(file) as raw:
-        names = csv.open_csv(raw, read_options=read, parse_options=parse).schema.names
-    chosen = choose_columns(names, columns, file.name, need_label)
-    # everything is read as a string: a text "007" or a label "01" must not become a number
-    kept = list(chosen.values())
-    convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=kept)
-    with _stream(file) as raw:
-        return csv.read_csv(raw, read_options=read, parse_options=parse, convert_options=convert), chosen
+    kept: list[str] | None = None
+    try:
+        with _stream(file) as raw:
+            names = csv.open_csv(raw, read_options=read, parse_options=parse).schema.names
+        chosen = choose_columns(names, columns, file.name, need_label)
+        # everything is read as a string: a text "007" or a label "01" must not become a number
+        kept = list(chosen.values())
+        convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=kept)
+        with _stream(file) as raw:
+            return csv.read_csv(raw, read_options=read, parse_options=parse, convert_options=convert), chosen
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        with _stream(file) as raw:
+            fault = find_fault(raw, delimiter, kept)
+        if fault is None:
+            raise
+        raise DataError(f"{file.name} cannot be read as csv: {fault}.") from error
 
 
 def _delimiter(name: str, header: str) -> str:
