@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 REFUSED, INTERRUPTED = 3, 130
+UNWRAPPED = 10_000  # columns
 CONTROLS = re.compile(r"(\x1b\[[0-9;]*m)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but for tabs, ends of lines and colours: texts and class names of a data set may hold any."""
 
@@ -63,7 +64,8 @@ class HarmlessStream:
 def stdout_console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    # what reads a pipe or a file wants whole lines; rich would take 80 columns
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNWRAPPED)
 
 
 def stderr_console() -> Console:
@@ -113,7 +115,7 @@ class Progress:
 
 
 def describe_progress(entry: Mapping[str, Any]) -> str:
-    """One line: phase, a bar, done of total, rate, time left, note."""
+    """One line: phase, a bar, done of total, rate (below one a second: time of each), time left, note."""
     parts = [f"{entry['phase']:9}"]
     done, total, rate = entry.get("done", 0), entry.get("total", 0), entry.get("rate", 0.0)
     if total:
@@ -121,7 +123,8 @@ def describe_progress(entry: Mapping[str, Any]) -> str:
         parts.append(f"{'━' * filled}{'╌' * (20 - filled)} {done:,}/{total:,} {entry.get('unit', '')}".rstrip())
     if total and rate > 0:
         left = max(total - done, 0) / rate
-        parts.append(f"{rate:,.0f}/s, {int(left // 60)}:{int(left % 60):02} left")
+        speed = f"{rate:,.0f}/s" if rate >= 1 else f"{1 / rate:,.1f} s each"
+        parts.append(f"{speed}, {int(left // 60)}:{int(left % 60):02} left")
     return "  ".join([*parts, *([entry["note"]] if entry.get("note") else [])]).rstrip()
 
 

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from raydistill import cli, console, doctor, starters
 from raydistill.console import Outcome, Progress, describe_progress, to_json
@@ -401,6 +404,29 @@ def test_progress_lines_come_at_a_new_phase_and_now_and_then(capfd: pytest.Captu
     assert out == ""
     assert [line.split("s  ", 1)[1].split()[0] for line in err.splitlines()] == ["train", "evaluate"]
     assert describe_progress(entry) == "train      ━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ 5/20 steps  5/s, 0:03 left  loss 0.5"
+    assert describe_progress({**entry, "rate": 0.4}).endswith("5/20 steps  2.5 s each, 0:37 left  loss 0.5")
+
+
+def test_piped_output_is_not_wrapped(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said, row = "word " * 60 + "end", ["cell " * 20, "cell " * 20]
+
+    def show(console: Console) -> None:
+        console.print(said)
+        table = Table("one", "two")
+        table.add_row(*row)
+        console.print(table)
+
+    def print_it(_: Sequence[str]) -> Outcome:
+        return Outcome(dict, show)
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console.run(print_it, [], ValueError) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert said in lines
+    assert sum("cell" in line for line in lines) == 1
+    monkeypatch.setenv("COLUMNS", "60")
+    console.run(print_it, [], ValueError)
+    assert max(map(len, capfd.readouterr().out.splitlines())) <= 60
 
 
 def test_sweep_wants_a_sweep_section(capfd: pytest.CaptureFixture[str]) -> None:
