@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from raydistill.storage import Storage
 
 RUN_KEY = "raydistill.run_key"
+REQUEST = "raydistill.request"
+"""A random name for each request that makes a run."""
 SAMPLING_SECONDS = 5.0
 MAX_PARAM_LENGTH, MAX_DIGEST_LENGTH = 6000, 36  # MLflow's own limits
 
@@ -256,13 +259,30 @@ def open_run(
     client: MlflowClient, experiment_id: str, run_key: str, name: str, more: Mapping[str, str] | None = None
 ) -> str:
     """The run with this key, reopened, or a new one with the tags ``more``."""
-    found = client.search_runs(
-        [experiment_id], f"tags.`{RUN_KEY}` = '{run_key}'", max_results=1, order_by=["attributes.start_time ASC"]
-    )
+    found = _earliest(client, experiment_id, RUN_KEY, run_key)
+    if found is None:
+        return create_run(client, experiment_id, name, {RUN_KEY: run_key, **(more or {})})
+    client.update_run(found, status="RUNNING")
+    return found
+
+
+def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """A new run, one also where MLflow's client repeats the request because the answer was lost."""
+    request = uuid.uuid4().hex
+    facts = {**tags, REQUEST: request, "mlflow.source.name": "raydistill", "mlflow.source.type": "LOCAL"}
+    made = client.create_run(experiment_id, tags=facts, run_name=name)
+    return _earliest(client, experiment_id, REQUEST, request) or str(made.info.run_id)
+
+
+def _earliest(client: MlflowClient, experiment_id: str, tag: str, value: str) -> str | None:
+    """The first run with the tag; others that the same request made are deleted."""
+    found = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time ASC"])
     if not found:
-        tags = {RUN_KEY: run_key, "mlflow.source.name": "raydistill", "mlflow.source.type": "LOCAL", **(more or {})}
-        return str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
-    client.update_run(found[0].info.run_id, status="RUNNING")
+        return None
+    request = found[0].data.tags.get(REQUEST)
+    for twin in found[1:]:
+        if request is not None and twin.data.tags.get(REQUEST) == request:
+            client.delete_run(twin.info.run_id)
     return str(found[0].info.run_id)
 
 

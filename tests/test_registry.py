@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import save_tiny
@@ -198,6 +199,56 @@ def test_registration_cut_off_after_creation_is_completed(storage: Storage, stud
     (version,) = list_versions("cut", ref.tracking_uri)
     assert version.aliases == ("challenger",)
     assert version.tags.items() >= HEADLINE.items()
+
+
+def twice(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """What MLflow's HTTP client does where an answer is lost: the request arrives twice, the second answer counts."""
+    from mlflow import MlflowClient
+
+    for name in names:
+        plain = getattr(MlflowClient, name)
+
+        def call(self: MlflowClient, *arguments: Any, plain: Any = plain, **named: Any) -> Any:
+            plain(self, *arguments, **named)
+            return plain(self, *arguments, **named)
+
+        monkeypatch.setattr(MlflowClient, name, call)
+
+
+def test_a_repeated_request_leaves_one_version(
+    storage: Storage, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = run(storage, "repeated")
+    twice(monkeypatch, "create_model_version", "delete_model_version")
+    assert register(ref, "repeated", student) == 1
+    versions = list_versions("repeated", ref.tracking_uri)
+    assert [(version.version, version.aliases) for version in versions] == [(1, ("challenger",))]
+    assert versions[0].tags["raydistill.complete"] == "true"
+
+
+def test_an_orphan_never_becomes_the_challenger(storage: Storage, student: Path) -> None:
+    """Of two versions that an earlier release made of one run the second was registered to its end."""
+    first, second = run(storage, "orphan-a"), run(storage, "orphan-b")
+    client, source = open_client(first.tracking_uri), log_student(first, student)
+    client.create_registered_model("orphan")
+    client.create_model_version("orphan", source, run_id=first.run_id)
+    client.create_model_version("orphan", source, run_id=first.run_id)
+    client.set_model_version_tag("orphan", "2", "raydistill.complete", "true")
+    assert register(second, "orphan", student) == 3
+    assert register(first, "orphan", student) == 2
+    versions = list_versions("orphan", first.tracking_uri)
+    assert [(version.version, version.aliases) for version in versions] == [(3, ("challenger",)), (2, ())]
+
+
+def test_completing_an_older_version_leaves_the_alias_of_a_later_one(storage: Storage, student: Path) -> None:
+    first, second = run(storage, "late-a"), run(storage, "late-b")
+    client = open_client(first.tracking_uri)
+    client.create_registered_model("late")
+    client.create_model_version("late", log_student(first, student), run_id=first.run_id)
+    assert register(second, "late", student) == 2
+    assert register(first, "late", student) == 1
+    versions = list_versions("late", first.tracking_uri)
+    assert [(version.version, version.aliases) for version in versions] == [(2, ("challenger",)), (1, ())]
 
 
 def test_missing_weights_are_not_registered(storage: Storage, student: Path, tmp_path: Path) -> None:

@@ -194,6 +194,23 @@ def test_same_run_key_reopens_its_run(storage: Storage) -> None:
     assert len(client.search_runs([first.experiment_id], "tags.`raydistill.run_key` = 'key-b'")) == 1
 
 
+def test_a_repeated_request_leaves_one_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's HTTP client repeats a request whose answer was lost."""
+    from mlflow import MlflowClient
+
+    plain = MlflowClient.create_run
+
+    def twice(self: Any, *arguments: Any, **named: Any) -> Any:
+        plain(self, *arguments, **named)
+        return plain(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_run", twice)
+    ref = start_run(make_config(), storage, "key-twice")
+    client = open_client(ref.tracking_uri)
+    (run,) = client.search_runs([ref.experiment_id], "tags.`raydistill.run_key` = 'key-twice'")
+    assert run.info.run_id == ref.run_id == start_run(make_config(), storage, "key-twice").run_id
+
+
 def test_changed_setting_of_a_resumed_run_is_a_tag(storage: Storage) -> None:
     ref = start_run(make_config(), storage, "key-d")
     start_run(make_config(train={"num_workers": 3}), storage, "key-d")

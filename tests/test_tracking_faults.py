@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,14 @@ import pytest
 from runs import Command, metric_steps, mlflow_runs, read_weights, same_weights, versions, write_config
 from test_faults import patience
 from test_tracking import free_port, start_server, stop_server
+from tiny import save_tiny
 from toy import toy_config
 
 from raydistill.endpoint import DEFAULTS, made_whole, way_out
+from raydistill.loading import load_config
+from raydistill.registry import list_versions, register_student
+from raydistill.storage import Storage
+from raydistill.tracking import start_run
 
 NAMES = ("train/loss", "teacher/train/loss", "baseline/train/loss", "validation/accuracy", "train/learning_rate")
 MODELS = ("teacher", "student", "baseline")
@@ -49,6 +57,66 @@ def test_a_database_whose_making_is_cut_off_is_made_anew(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
     with made_whole(uri) as address:
         assert address == uri
+
+
+class LosesAnswers(ThreadingHTTPServer):
+    """A proxy that hands every request on to a server and loses the first answer of each that makes something."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), Forwarder)
+        self.port, self.lost = port, []
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Forwarder(BaseHTTPRequestHandler):
+    server: LosesAnswers
+
+    def forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        there = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        there.request(self.command, self.path, body, {**self.headers, "Connection": "close"})
+        answer = there.getresponse()
+        content = answer.read()
+        there.close()
+        if self.path.endswith("/create") and self.path not in self.server.lost:
+            self.server.lost.append(self.path)
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_answers_that_are_lost_leave_one_run_and_one_version(tmp_path, monkeypatch):
+    port = free_port()
+    server = start_server(tmp_path, port)
+    with LosesAnswers(port) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+            student = save_tiny(tmp_path / "student", "bert", num_layers=1, labels=("bad", "good"))
+            ref = start_run(load_config(toy_config(tmp_path)), Storage("memory://bucket"), "key")
+            assert register_student(ref, "toy", student, {}, run_key="key") == 1
+            assert register_student(ref, "toy", student, {}, run_key="key") == 1
+            made = {path.split("/mlflow/")[1] for path in proxy.lost}
+            assert made == {"experiments/create", "runs/create", "registered-models/create", "model-versions/create"}
+            (run,) = mlflow_runs(proxy.uri)
+            assert run.info.run_id == ref.run_id
+            assert [version.version for version in list_versions("toy", proxy.uri)] == [1]
+        finally:
+            proxy.shutdown()
+            stop_server(server)
 
 
 def steps_done(command: Command) -> int:

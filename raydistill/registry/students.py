@@ -22,6 +22,7 @@ from raydistill.tracking import RUN_KEY, RunRef, open_client, reported, set_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 FOLDER = "student"
 CHALLENGER = "challenger"
@@ -124,19 +125,41 @@ def register_student(
                 "that MLflow's artefact store keeps what is written to it, then run the same command again."
             )
         tags |= {RUN_KEY: run_key, DIGEST: client.get_run(ref.run_id).data.tags[DIGEST]}
-        found = client.search_model_versions(f"name = '{name}' and run_id = '{ref.run_id}'")
-        if found:
-            version = min(found, key=lambda one: int(one.version))
-        else:
+        version = _own_version(client, name, ref.run_id)
+        if version is None:
             _create_model(client, name)
-            version = client.create_model_version(name, source, run_id=ref.run_id)
+            made = client.create_model_version(name, source, run_id=ref.run_id)
+            version = _own_version(client, name, ref.run_id) or made
         if COMPLETE not in version.tags:
             for key, value in redact_values(tags).items():
                 client.set_model_version_tag(name, version.version, key, value)
-            client.set_registered_model_alias(name, CHALLENGER, version.version)
+            if int(client.get_registered_model(name).aliases.get(CHALLENGER, 0)) < int(version.version):
+                client.set_registered_model_alias(name, CHALLENGER, version.version)
             client.set_model_version_tag(name, version.version, COMPLETE, "true")
         set_tags(client, ref.run_id, {"raydistill.model": name, "raydistill.model_version": str(version.version)})
     return int(version.version)
+
+
+def _own_version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    """The run's version of the name: the one that is registered to its end, else the first.
+
+    Others are orphans, made when MLflow's client repeated a request whose answer was lost; they are deleted unless an
+    alias names them.
+    """
+    from mlflow.exceptions import MlflowException
+
+    own = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    found = sorted(own, key=lambda one: (COMPLETE not in one.tags, int(one.version)))
+    named = {int(number) for number in client.get_registered_model(name).aliases.values()} if found[1:] else set()
+    for orphan in found[1:]:
+        if COMPLETE in orphan.tags or int(orphan.version) in named:
+            continue
+        try:
+            client.delete_model_version(name, orphan.version)
+        except MlflowException as error:  # the answer to this one was lost, too
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return found[0] if found else None
 
 
 def _create_model(client: MlflowClient, name: str) -> None:

@@ -12,7 +12,7 @@ from raydistill.lineage import redact_values
 from raydistill.registry.runs import KIND
 from raydistill.registry.versions import Version, find_run
 from raydistill.storage import Storage
-from raydistill.tracking import experiment_named, log_figures, open_client, reported, set_tags
+from raydistill.tracking import create_run, experiment_named, log_figures, open_client, reported, set_tags
 
 VERDICT = "raydistill.gate"
 MAX_TAG_LENGTH = 5000
@@ -33,8 +33,6 @@ def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri
         "raydistill.model_version": str(version.version),
         "raydistill.champion": str(verdict["champion"] or ""),
         "raydistill.challenger_run": version.run_id,
-        "mlflow.source.name": "raydistill",
-        "mlflow.source.type": "LOCAL",
     }
     with reported(uri):
         client = open_client(uri)
@@ -43,8 +41,7 @@ def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri
             experiment = judged.info.experiment_id
         else:
             experiment = experiment_named(client, EXPERIMENT, artifact_location(uri, storage))
-        run = client.create_run(experiment, tags=facts, run_name=f"gate {version.name} {version.version}")
-        run_id = str(run.info.run_id)
+        run_id = create_run(client, experiment, f"gate {version.name} {version.version}", facts)
         values = {f"gate/{name}": float(value) for name, (value, _, _) in rules.items() if value is not None}
         log_figures(client, run_id, values)
         client.log_artifacts(run_id, str(files))
