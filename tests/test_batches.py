@@ -1,11 +1,13 @@
 """The batch plan: a pure function that loses and doubles no row, groups by length and spreads labelled rows."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydistill.data.batches import Batch, epoch_batches, micro_batches, rank_share
+from raydistill.data.batches import Batch, BatchPlan, epoch_batches, micro_batches, rank_share
 
 
 def make_rows(num_rows: int, num_labeled: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -55,6 +57,44 @@ def test_labeled_rows_are_spread_evenly():
     assert counts.std() < 1.0
 
 
+@pytest.mark.parametrize("num_labeled", [1, 9])
+def test_labeled_rows_lie_at_even_distances(num_labeled):
+    _, labels = make_rows(99, num_labeled)
+    (batch,) = epoch_batches(np.arange(99), np.full(99, 5), labels, seed=0, epoch=0, global_batch_size=99)
+    distance = 99 / num_labeled
+    assert np.flatnonzero(labels[batch] >= 0).tolist() == [int(distance * (k + 0.5)) for k in range(num_labeled)]
+
+
+def test_other_rows_share_a_batch_in_every_epoch():
+    """The plan shuffles rows, not batches alone."""
+    lengths, labels = np.full(256, 5), np.arange(256) % 4 - 1
+    epochs = [epoch_batches(np.arange(256), lengths, labels, seed=0, epoch=e, global_batch_size=8) for e in (0, 1)]
+    first, second = ({frozenset(batch.tolist()) for batch in epoch} for epoch in epochs)
+    assert not first & second
+    assert np.mean([max(batch) - min(batch) for batch in first]) > 128  # 8 rows at random span 199 of 256
+
+
+def test_a_plan_is_the_same_on_every_machine_and_in_every_version():
+    """Checkpoints are resumed by it. Many rows tie here, and a sort that is not stable orders them as the CPU likes."""
+    lengths, labels = np.arange(48) % 2 + 3, np.where(np.arange(48) % 4, -1, 0)
+    batches = epoch_batches(np.arange(48), lengths, labels, seed=1, epoch=2, global_batch_size=12)
+    assert [batch.tolist() for batch in batches] == [
+        [38, 12, 6, 2, 35, 40, 41, 3, 17, 8, 25, 19],
+        [5, 36, 15, 47, 11, 28, 7, 39, 29, 44, 33, 43],
+        [26, 20, 34, 30, 42, 16, 22, 14, 10, 24, 18, 46],
+        [45, 4, 27, 1, 23, 32, 37, 21, 31, 0, 9, 13],
+    ]
+
+
+def test_a_plan_counts_steps_over_all_epochs():
+    lengths, labels = make_rows(50, 10)
+    plan, rows = BatchPlan(np.arange(50), lengths, labels, seed=3, global_batch_size=8), np.arange(50)
+    epochs = [epoch_batches(rows, lengths, labels, seed=3, epoch=e, global_batch_size=8) for e in range(3)]
+    for step in (7, 13, 14, 20, 0):  # 7 steps an epoch
+        assert plan.batch(step).tolist() == epochs[step // 7][step % 7].tolist()
+    assert plan.batch(0) is plan.batch(0)  # cut once an epoch, not once a step
+
+
 def test_rows_of_like_length_share_a_batch():
     lengths, labels = make_rows(3200, 1600)
     batches = epoch_batches(np.arange(3200), lengths, labels, seed=0, epoch=0, global_batch_size=32)
@@ -79,12 +119,20 @@ def test_ranks_and_micro_batches_split_no_group(num_rows, world, group, budget):
     assert all(start % group == 0 for start in starts)
     for part in parts:
         assert len(part) <= group or lengths[part].max() * len(part) <= budget
+    for share in shares:  # and a part ends only where one more group would not fit
+        for part, following in pairwise(micro_batches(share, lengths, tokens=budget, group_size=group)):
+            longer = [*part, *following[:group]]
+            assert lengths[longer].max() * len(longer) > budget
 
 
 def test_shares_differ_by_at_most_one_group():
     sizes = [len(rank_share(np.arange(32), rank, 3)) for rank in range(3)]
     assert sum(sizes) == 32
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_rows_are_cut_one_by_one_where_no_loss_compares_them():
+    assert [part.tolist() for part in micro_batches(np.arange(3), np.full(3, 9), tokens=1)] == [[0], [1], [2]]
 
 
 def test_counts_of_a_batch():

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from toy import run_ranks
 
 from raydistill.artifacts import Owner, Storage
 from raydistill.board import REMOTE_LOOK_S, Board
 from raydistill.cluster import has_gpu
 from raydistill.errors import ArtifactError, Interrupted
+from raydistill.train import group as group_module
 from raydistill.train import worker
 from raydistill.train.group import Group
 from raydistill.train.worker import await_end, backend
@@ -30,6 +32,88 @@ def come(alone: int) -> tuple[bool, bool]:
 def test_a_rank_that_comes_alone_is_told_so(tmp_path: Path) -> None:
     assert run_ranks(come, 2, tmp_path, 1) == [(True, False), (True, False)]
     assert Group().all_come("error", 0.0)
+
+
+def parameters_of(rank: int) -> list[nn.Parameter]:
+    """Gradients that both ranks have, one has, none has; of two kinds; 24, 24, 16, -, 16 and 12 bytes."""
+    shapes = [(2, 3), (3, 2), (2,), (4,), (4,), (3,)]
+    dtypes = [torch.float32, torch.float32, torch.float64, torch.float32, torch.float32, torch.float32]
+    made = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    for i, ranks in enumerate([(0, 1), (0,), (0, 1), (), (1,), (0, 1)]):
+        if rank in ranks:
+            made[i].grad = torch.arange(made[i].numel(), dtype=dtypes[i]).view_as(made[i]) + 10 * i + 100 * rank
+    return made
+
+
+def collectives(folder: Path) -> dict[str, Any]:
+    """What each rank gets from each collective."""
+    group = Group()
+    found: dict[str, Any] = {"first": group.is_first, "size": group.size}
+    found["sum"] = group.sum([2.0**53 - 2 if group.is_first else 1.0, 0.5])
+    found["broadcast"] = group.broadcast({"of": group.rank})
+    found["gather"] = group.gather(f"rank {group.rank}")
+    calls: list[int] = []
+    reduce = torch.distributed.all_reduce
+    for name, limit in (("one bucket", group_module.BUCKET_BYTES), ("buckets", 40)):
+        parameters = parameters_of(group.rank)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.distributed, "all_reduce", lambda flat: (calls.append(len(flat)), reduce(flat))[1])
+            patch.setattr(group_module, "BUCKET_BYTES", limit)
+            group.sum_gradients(iter(parameters))
+        found[name] = [None if p.grad is None else p.grad.tolist() for p in parameters]
+        found[f"{name}, numbers a call"] = calls.copy()
+        calls.clear()
+    model = nn.BatchNorm1d(2)
+    with torch.no_grad():
+        for tensor in (model.weight, model.running_mean):
+            tensor.fill_(group.rank + 1)  # type: ignore[operator]
+    group.synchronize(model)
+    found["synchronized"] = {name: value.tolist() for name, value in model.state_dict().items()}
+    if group.rank == 1:
+        time.sleep(0.3)
+        (folder / "late").touch()
+    group.barrier()
+    found["waited"] = (folder / "late").exists()
+    return found
+
+
+def test_collectives_of_two_ranks(tmp_path: Path) -> None:
+    first, second = run_ranks(collectives, 2, tmp_path, tmp_path)
+    assert (first.pop("first"), second.pop("first")) == (True, False)
+    assert first == second
+    assert first["size"] == 2
+    assert first["sum"] == [2.0**53 - 1, 1.0]
+    assert first["broadcast"] == {"of": 0}
+    assert first["gather"] == ["rank 0", "rank 1"]
+    both = [[p.grad for p in parameters_of(rank)] for rank in (0, 1)]
+    summed = [sum(g for g in pair if g is not None) for pair in zip(*both, strict=True)]
+    for name in ("one bucket", "buckets"):
+        assert first[name] == [None if isinstance(total, int) else total.tolist() for total in summed]
+    assert first["one bucket, numbers a call"] == [6, 6 + 6 + 4 + 3, 2]  # who has what; then one call a dtype
+    assert first["buckets, numbers a call"] == [6, 6 + 6, 2, 4 + 3]
+    assert first["synchronized"] == {
+        **{"weight": [1.0, 1.0], "bias": [0.0, 0.0], "running_mean": [1.0, 1.0], "running_var": [1.0, 1.0]},
+        "num_batches_tracked": 0,
+    }
+    assert first["waited"]
+
+
+def test_one_process_needs_no_collective() -> None:
+    group, parameter = Group(), nn.Parameter(torch.ones(2))
+    assert (group.rank, group.size, group.is_first, group.device) == (0, 1, True, torch.device("cpu"))
+    assert group.sum((1.5, 2)) == [1.5, 2]
+    assert group.broadcast("x") == "x"
+    assert group.gather("x") == ["x"]
+    group.barrier()
+    group.synchronize(nn.Linear(2, 2))
+    group.sum_gradients([parameter])
+    assert parameter.grad is None
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("nccl", "meta"), ("gloo", "cpu")])
+def test_only_nccl_speaks_from_device_to_device(kind: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: kind)
+    assert Group(torch.device("meta"))._communication_device() == torch.device(expected)
 
 
 @pytest.mark.parametrize(

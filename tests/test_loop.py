@@ -13,7 +13,6 @@ import torch
 from test_losses import PairDistance
 from toy import Toy, make_toy, relative_difference, run_ranks, weights, without_key_biases
 
-from raydistill.config import Optimization
 from raydistill.data.batches import Batch
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.losses import ForwardKl, Losses, TaskLoss
@@ -22,7 +21,6 @@ from raydistill.tasks import TextClassification
 from raydistill.train.device import Device
 from raydistill.train.group import Group
 from raydistill.train.loop import Schedule, Setup, Stage, train
-from raydistill.train.optimizer import learning_rate
 
 FP32_GRADIENT = 5e-6
 """Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
@@ -267,15 +265,6 @@ def test_gradient_clipping_bounds_the_norm_of_the_step(toy):
     )
     stage.take_step(0, batches, [float(n) for n in setup.losses.counts(batches)])
     assert gradients == [pytest.approx(1e-3, rel=1e-3)]
-
-
-def test_learning_rate_rises_and_falls():
-    settings = Optimization(learning_rate=1.0, warmup_ratio=0.2)
-    rates = [learning_rate(step, 10, settings) for step in range(10)]
-    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
-    cosine = Optimization(learning_rate=1.0, warmup_ratio=0.0, schedule="cosine")
-    assert learning_rate(5, 10, cosine) == pytest.approx(0.5)
-    assert learning_rate(9, 10, Optimization(learning_rate=1.0, warmup_ratio=0.0, schedule="constant")) == 1.0
 
 
 def test_a_schedule_counts_steps_not_epochs():

@@ -5,10 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig
 
+from raydistill import config
 from raydistill.config import ForwardKl as ForwardKlSettings
 from raydistill.data.batches import Batch
-from raydistill.losses import ForwardKl, HiddenCosine, HiddenMse, LogitMse, Loss, Losses, TaskLoss
+from raydistill.losses import (
+    ForwardKl,
+    HiddenCosine,
+    HiddenMse,
+    LogitMse,
+    Loss,
+    Losses,
+    TaskLoss,
+    all_teacher_needs,
+    build_losses,
+    build_stages,
+)
 from raydistill.tasks import TextClassification
 
 
@@ -136,11 +149,43 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     assert sum(parts).item() == pytest.approx(total_of(losses, logits, teacher, whole).item(), rel=1e-6)
 
 
-def test_a_count_of_zero_gives_zero():
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_count_of_zero_gives_zero(count):
+    """No gradient either: AdamW would decay what has a gradient of zeros."""
     losses = Losses({"task": TaskLoss(TextClassification(("a", "b")))})
-    total, sums = losses({"logits": torch.randn(2, 2)}, {}, make_batch([-1, -1]), [0])
+    total, sums = losses({"logits": torch.randn(2, 2, requires_grad=True)}, {}, make_batch([-1, -1]), [count])
     assert total.item() == 0.0
+    assert not total.requires_grad
     assert [s.item() for s in sums] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [([1, -1, 0], [4, 6, 6]), ([1], [1, 1, 1]), ([-1], [4, 6, 6]), ([-1, -1], [0, 2, 2]), ([2, 0], [2, 0, 2])],
+)
+def test_the_total_is_the_weighted_sum_of_the_means(labels, counts):
+    terms = {
+        "task": TaskLoss(TextClassification(("a", "b", "c")), weight=0.5),
+        "kd": ForwardKl(3.0),
+        "mse": LogitMse(0.2),
+    }
+    student, teacher, batch = (
+        random_logits(len(labels), 3, 0).requires_grad_(),
+        random_logits(len(labels), 3, 1),
+        make_batch(labels),
+    )
+    total, sums = Losses(terms)({"logits": student}, {"logits": teacher}, batch, counts)
+    each = [loss({"logits": student}, {"logits": teacher}, batch).sum().item() for loss in terms.values()]
+    by_hand = [value if count else 0.0 for value, count in zip(each, counts, strict=True)]
+    assert [s.item() for s in sums] == pytest.approx(by_hand)
+    assert not any(s.requires_grad for s in sums)
+    weighted = zip((0.5, 3.0, 0.2), by_hand, counts, strict=True)
+    assert total.item() == pytest.approx(sum(w * value / max(count, 1) for w, value, count in weighted))
+
+
+def test_every_term_has_a_count():
+    with pytest.raises(ValueError, match="shorter"):
+        Losses({"kd": ForwardKl(), "mse": LogitMse()})({}, {}, make_batch([]), [0])
 
 
 class PairDistance(Loss):
@@ -172,5 +217,44 @@ def test_needs_are_the_union():
     assert losses.student_needs == {"logits", "hidden_states[1]", "hidden_states[2]"}
 
 
-def test_temperature_default_is_the_config_default():
+def test_defaults_are_those_of_the_config():
     assert ForwardKl().temperature == ForwardKlSettings().temperature
+    task = TextClassification(("a", "b"))
+    for loss in (ForwardKl(), LogitMse(), TaskLoss(task), HiddenMse(((1, 1),), 4, 4), PairDistance()):
+        assert loss.weight == ForwardKlSettings().weight
+
+
+KINDS = {
+    "task": (TaskLoss, config.TaskLoss(weight=0.1)),
+    "kd": (ForwardKl, config.ForwardKl(weight=0.2, temperature=5.0)),
+    "mse": (LogitMse, config.LogitMse(weight=0.3)),
+    "hidden": (HiddenMse, config.HiddenMse(weight=0.4, layers="last")),
+    "cosine": (HiddenCosine, config.HiddenCosine(weight=0.6, layers=((1, 2),))),
+}
+
+
+def test_every_type_of_the_config_becomes_its_loss():
+    task, student, teacher = TextClassification(("a", "b")), BertConfig(hidden_size=8), BertConfig(hidden_size=12)
+    student.num_hidden_layers, teacher.num_hidden_layers = 2, 4
+    stages = {
+        "one": config.Stage(losses={name: term for name, (_, term) in KINDS.items()}),
+        "two": config.Stage(losses={"mse": KINDS["mse"][1]}),
+    }
+    state = torch.random.get_rng_state()
+    built = build_stages(stages, task, student, teacher, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)  # the caller's draws do not depend on its losses
+    assert list(built) == ["one", "two"]
+    assert all_teacher_needs(built) == {"logits", "hidden_states[4]", "hidden_states[2]"}
+    losses = built["one"].terms
+    assert {name: (type(loss), loss.weight) for name, loss in losses.items()} == {
+        name: (kind, term.weight) for name, (kind, term) in KINDS.items()
+    }
+    assert losses["kd"].temperature == 5.0
+    assert losses["task"].task is task
+    assert (losses["hidden"].pairs, losses["cosine"].pairs) == (((2, 4),), ((1, 2),))
+    assert all(projection.weight.shape == (12, 8) for projection in losses["hidden"].projections)
+    same, other = (build_stages(stages, task, student, teacher, seed=seed)["one"] for seed in (3, 4))
+    weights = [next(iter(made["hidden"].parameters())) for made in (built["one"], same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert list(build_losses({"task": KINDS["task"][1]}, task, student, None, seed=0).terms) == ["task"]

@@ -84,6 +84,22 @@ def test_duplicates_leave_disjoint_splits_and_every_row_is_counted(train: Any, v
         assert kept == ([] if len(given_labels) > 1 else [*given_labels] or [-1])
 
 
+def test_what_duplicates_cost_is_told_by_reason() -> None:
+    texts = {"test": "aab", "validation": "bccdd", "train": "acdeefffgg"}
+    given = {"test": [0, 1, 0], "validation": [0, 1, 1, 0, -1], "train": [0, 0, 0, 1, 1, 0, 1, -1, -1, 2]}
+    hashes = {split: np.array([f"{ord(text):032x}" for text in row], "S32") for split, row in texts.items()}
+    found = find_duplicates(hashes, {split: np.array(labels) for split, labels in given.items()})
+    assert found.removed == {
+        "validation_in_test": 1,  # b
+        "train_in_held_out": 3,  # a, c, d
+        "train_conflicting": 3,  # f
+        "train_repeated": 2,  # e, and g without a label
+    }
+    assert found.repeated == {"test": 1, "validation": 2}
+    assert found.conflicting == {"test": 2, "validation": 0}
+    assert np.flatnonzero(found.keep["train"]).tolist() == [3, 9]
+
+
 def test_a_hash_is_of_text_and_pair() -> None:
     table = pa.table({"text": ["a", "ab", "a"], "text_pair": ["bc", "c", "bc"]})
     table = table.cast(pa.schema([("text", pa.large_string()), ("text_pair", pa.large_string())]))
