@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydistill.artifacts import Artifact
-from raydistill.config import Data
+from raydistill.config import Columns, Data
 from raydistill.errors import ArtifactError, ConfigError, TrackingError
 from raydistill.evaluate.compare import Predictions, read_predictions
 from raydistill.evaluate.testset import TestRows, prepared_rows, read_test_rows
 from raydistill.registry import existing_store, run_file, run_tags, version_named
+from raydistill.registry.versions import find_run
 from raydistill.storage import Missing, Storage
 from raydistill.tracking import RUN_KEY
 
@@ -88,7 +90,7 @@ def find_test_rows(model: str, data: Data | None, split: str, storage: str) -> T
     its data cannot be found; then only ``data`` helps.
     """
     if data is not None:
-        return read_test_rows(data, split)
+        return read_named_rows(data, split, columns_of(model, storage))
     place = Storage(storage)
     run_key = run_key_of(model, place)
     if run_key is None:
@@ -97,6 +99,34 @@ def find_test_rows(model: str, data: Data | None, split: str, storage: str) -> T
             "labelled rows with --data, or the run's storage with --storage."
         )
     return run_rows(run_key, split, place)
+
+
+def read_named_rows(data: Data, split: str, names: Columns) -> TestRows:
+    """The rows of ``data``, whose columns have these names where it has such columns and names none itself."""
+    own = {role: name for role, name in data.columns if name is not None}
+    known = data.model_copy(update={"columns": names.model_copy(update=own)})
+    if known != data:
+        with suppress(ConfigError):  # the run's own data had other names
+            return read_test_rows(known, split)
+    return read_test_rows(data, split)
+
+
+def columns_of(model: str, storage: str) -> Columns:
+    """How the columns were named in the data of the run that a model comes from; no names where it cannot be told."""
+    place = Storage(storage)
+    if not model.startswith(("models:/", "runs:/")):
+        run_key = _run_of_folder(Path(model), place)
+        try:
+            config = place.read_json("runs", run_key, "results.json")["config"] if run_key else {}
+        except Missing:
+            config = {}
+        return Columns(**config.get("data", {}).get("columns", {}))
+    uri = existing_store(place)
+    run_id = run_id_of(model, uri)
+    run = find_run(run_id, uri) if run_id else None
+    params = run.data.params if run is not None else {}
+    named = {role: params.get(f"data.columns.{role}") for role in Columns.model_fields}
+    return Columns(**{role: name for role, name in named.items() if name != "null"})
 
 
 def run_rows(run_key: str, split: str, storage: Storage) -> TestRows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from raydistill.options import STORAGE
 if TYPE_CHECKING:
     from rich.console import Console
 
+R = TypeVar("R")
 SHOWN = ("accuracy", "macro_f1", "mcc", "auc", "log_loss", "calibration_error")
 
 
@@ -29,21 +30,36 @@ def predict_texts(
     max_length: int | None = None,
     storage: str = STORAGE,
 ) -> Iterator[dict[str, Any]]:
-    """Yield {text[, text_pair], label, score} for every text in order; `batch` of them are held at a time.
+    """Yield {text[, text_pair], label, score, scores} for every text in order; `batch` of them are held at a time.
 
-    `score` is the probability of the label. Raises ModelError for a model that is no classifier, before the first text.
+    `scores` are the probabilities of all classes, `score` is that of the label; all three are None for an empty text.
+    Raises ModelError for a model that is no classifier, before the first text.
     """
-    classifier = open_classifier(model, max_length, storage)
-    return _predictions(classifier, iter(texts), batch)
+    labelled = label_rows(open_classifier(model, max_length, storage), ((None, text) for text in texts), batch)
+    return (found for _, found in labelled)
 
 
-def _predictions(classifier: Classifier, texts: Iterator[Text], batch: int) -> Iterator[dict[str, Any]]:
-    while chunk := list(islice(texts, batch)):
-        scores = torch.from_numpy(classifier.logits(chunk)).softmax(-1).numpy()
-        for text, row in zip(chunk, scores, strict=True):
+def label_rows(
+    classifier: Classifier, rows: Iterable[tuple[R, Text]], batch: int = BATCH_ROWS
+) -> Iterator[tuple[R, dict[str, Any]]]:
+    """Each row, whatever it is, with the prediction for its text, as ``predict_texts`` has it."""
+    left = iter(rows)
+    while chunk := list(islice(left, batch)):
+        logits = classifier.logits([text for _, text in chunk if not is_empty(text)])
+        scores = iter(torch.from_numpy(logits).softmax(-1).tolist())
+        for row, text in chunk:
             named = {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
-            best = int(row.argmax())
-            yield {**named, "label": classifier.labels[best], "score": float(row[best])}
+            if is_empty(text):
+                yield row, {**named, "label": None, "score": None, "scores": None}
+                continue
+            found = dict(zip(classifier.labels, next(scores), strict=True))
+            best = max(found, key=lambda name: found[name])
+            yield row, {**named, "label": best, "score": found[best], "scores": found}
+
+
+def is_empty(text: Text) -> bool:
+    """Whether there is nothing to label: no text, or one of two is missing. Training leaves such rows out, too."""
+    return not all(part.strip() for part in ((text,) if isinstance(text, str) else text))
 
 
 def evaluate_model(

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from tiny import save_tiny
 
+from raydistill import cli
 from raydistill.config import Config
 from raydistill.endpoint import DEFAULTS
 from raydistill.errors import TrackingError
+from raydistill.inference import predict_texts
 from raydistill.registry import list_versions, log_student, register_student, version_by_alias, write_model
 from raydistill.storage import Storage
 from raydistill.tracking import RunRef, open_client, start_run
@@ -58,9 +60,14 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("hf") / "student", "bert", num_layers=1, labels=LABELS)
 
 
-def run(storage: Storage, run_key: str) -> RunRef:
+def run(storage: Storage, run_key: str, **more: Any) -> RunRef:
     config = Config.model_validate(
-        {"data": {"path": "x"}, "teacher": {"model": "t"}, "stages": {"d": {"losses": {"kd": {"type": "forward_kl"}}}}}
+        {
+            "data": {"path": "x"},
+            **more,
+            "teacher": {"model": "t"},
+            "stages": {"d": {"losses": {"kd": {"type": "forward_kl"}}}},
+        }
     )
     return start_run(config, storage, run_key)
 
@@ -288,3 +295,37 @@ def test_model_uris_lead_to_a_folder(storage: Storage, student: Path, tmp_path: 
     with pytest.raises(TrackingError, match="There is no MLflow store"):
         resolve_model_uri("models:/uris@challenger", Storage(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_is_read_by_the_column_names_of_the_models_run(storage: Storage, student: Path, tmp_path: Path) -> None:
+    """Labelled data and tables for predict: the run's names where the table has them, else usual ones."""
+    from raydistill.config import Data
+    from raydistill.evidence import columns_of, find_test_rows
+
+    ref = run(storage, "columns", data={"path": "x", "columns": {"text": "body", "label": "stars"}})
+    register(ref, "columns", student)
+    (tmp_path / "own.csv").write_text("id,body,stars,text\n1,a good film,good,none\n")
+    (tmp_path / "usual.csv").write_text("text,label\na bad film,bad\n")
+    for model in ("models:/columns/1", f"runs:/{ref.run_id}/student"):
+        assert columns_of(model, storage.url).model_dump() == {"text": "body", "text_pair": None, "label": "stars"}
+        for name, text, label in (("own", "a good film", "good"), ("usual", "a bad film", "bad")):
+            rows = find_test_rows(model, Data(path=str(tmp_path / f"{name}.csv")), "test", storage.url)
+            assert (rows.texts, rows.labels) == ((text,), (label,))
+    asked = Data(path=str(tmp_path / "own.csv"), columns={"text": "text"})
+    assert find_test_rows("models:/columns/1", asked, "test", storage.url).texts == ("none",)
+    command = ["predict", "models:/columns/1", "--storage", storage.url, "--file", str(tmp_path / "own.csv")]
+    assert cli.execute([*command, "--out", str(tmp_path / "out.jsonl")]) == 0
+    (found,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    (plain,) = predict_texts(str(student), ["a good film"])
+    assert found["score_good"] == pytest.approx(plain["scores"]["good"], abs=1e-5)
+
+
+def test_columns_of_a_student_that_lies_in_storage(tmp_path: Path) -> None:
+    from raydistill.evidence import columns_of
+
+    place = Storage(str(tmp_path))
+    place.write_json({"artifacts": ["student/0123"]}, "runs", "key", "run.json")
+    folder = str(tmp_path / "student" / "0123" / "model")
+    assert columns_of(folder, place.url).text is None  # the run has no results yet
+    place.write_json({"config": {"data": {"columns": {"text": "body"}}}}, "runs", "key", "results.json")
+    assert columns_of(folder, place.url).text == "body"

@@ -16,6 +16,8 @@ from raydistill.options import STORAGE, DataOverrides, DataPath, Json, MaxLength
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from raydistill.config import Columns
+
 
 @app.command()
 def evaluate(
@@ -64,27 +66,53 @@ def compare(
 def predict(
     model: Model,
     text: Annotated[list[str] | None, typer.Option("--text", help="A text to classify. Repeatable.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="A file with one text a line; stdin without it.")] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Each text is two, with a tab between.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="A table (CSV, JSON lines, parquet), or one text a line; stdin without it."),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="Of a table, where the text is; twice for pairs. Default: as trained, or usual."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The table to write: .csv, .tsv, .jsonl or .parquet.")
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Each line is two texts, with a tab between.")] = False,
     max_length: MaxLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts of one forward pass.")] = 32,
     storage: StorageUrl = STORAGE,
     json: Json = False,
 ) -> Outcome:
-    """Label texts: one line each with label, score and text."""
-    from raydistill import texts
+    """Label texts: one line each with label, score and text. --json and --out have the scores of all classes.
 
-    lines = texts.read_texts(text, file, sys.stdin)
-    inputs = texts.split_pairs(lines) if pairs else lines
+    An empty text gets no label.
+    """
+    from raydistill import predictions, texts
+
+    if out is not None:
+        predictions.check_out(out, file)
+
+    def known() -> Columns:
+        from raydistill.evidence import columns_of
+
+        return columns_of(model, storage)
+
+    given = texts.read_given(text, file, column or [], pairs, sys.stdin, known)
     from raydistill import inference
 
-    found = inference.predict_texts(model, inputs, batch_size, max_length=max_length, storage=storage)
+    classifier = inference.open_classifier(model, max_length, storage)
+    found = inference.label_rows(classifier, given.rows, batch_size)
+    if out is not None:
+        counts = predictions.write_predictions(found, classifier.labels, given.columns, out)
+        told = {"model": model, "written": str(out), **counts}
+        return Outcome(lambda: told, lambda console: print(predictions.describe_written(told)))
 
     def show(console: Console) -> None:
-        for row in found:
-            print(f"{row['label']}\t{row['score']:.4f}\t{row['text']}", flush=True)
+        for _, row in found:
+            label, score = ("(empty)", "-") if row["label"] is None else (row["label"], f"{row['score']:.4f}")
+            print(f"{label}\t{score}\t{row['text']}", flush=True)
 
-    return Outcome(lambda: {"model": model, "predictions": list(found)}, show)
+    return Outcome(lambda: {"model": model, "predictions": [row for _, row in found]}, show)
 
 
 @app.command()

@@ -16,8 +16,12 @@ PAIR_NAMES = {"text": "text_pair", "sentence1": "sentence2", "premise": "hypothe
 LABEL_NAMES = ("label", "labels", "class", "category", "target")
 
 
-def choose_columns(names: Sequence[str], columns: Columns, where: str, need_label: bool) -> dict[str, str]:
+def choose_columns(
+    names: Sequence[str], columns: Columns, where: str, need_label: bool, setting: str = "data.columns.{}"
+) -> dict[str, str]:
     """Role (text, text_pair, label) to column name, as the config says or by usual names in any case.
+
+    ``setting``: where the user names the column of a role.
 
     Raises ConfigError for a configured column that is missing, DataError when none is recognised.
     """
@@ -31,7 +35,7 @@ def choose_columns(names: Sequence[str], columns: Columns, where: str, need_labe
         if wanted is not None and wanted in names:
             chosen[role] = wanted
         elif wanted is not None and (role != "label" or need_label):
-            raise ConfigError(f"data.columns.{role} is {wanted!r}, which {where} lacks. {nearest(wanted, names)}")
+            raise ConfigError(f"{setting.format(role)} is {wanted!r}, which {where} lacks. {nearest(wanted, names)}")
         elif wanted is None:
             usual = _usual_names(role, chosen)
             found = next((lower[name] for name in usual if name in lower), None)
@@ -40,7 +44,7 @@ def choose_columns(names: Sequence[str], columns: Columns, where: str, need_labe
             elif role == "text" or (role == "label" and need_label):
                 raise DataError(
                     f"{where} has no column that is recognised as the {role} ({', '.join(usual)}). "
-                    f"Its columns: {', '.join(names)}. Name it in data.columns.{role}."
+                    f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}."
                 )
     return chosen
 

@@ -80,7 +80,7 @@ def _read_csv(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Ta
     from pyarrow import csv
 
     with _stream(file) as raw:
-        delimiter = _delimiter(file.name, raw.readline().decode("utf-8-sig", "replace"))
+        delimiter = delimiter_of(file.name, raw.readline().decode("utf-8-sig", "replace"))
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     read = csv.ReadOptions(block_size=_BLOCK_BYTES)
     kept: list[str] | None = None
@@ -101,7 +101,8 @@ def _read_csv(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Ta
         raise DataError(f"{file.name} cannot be read as csv: {fault}.") from error
 
 
-def _delimiter(name: str, header: str) -> str:
+def delimiter_of(name: str, header: str) -> str:
+    """What separates the cells, by the file's name or its first line."""
     if ".tsv" in name.lower():
         return "\t"
     return "," if "," in header else next((d for d in ("\t", ";", "|") if d in header), ",")

@@ -14,8 +14,8 @@ from raydistill.board import Show
 from raydistill.config import Data
 from raydistill.errors import ConfigError, TrackingError
 from raydistill.evaluate.results import strict_json
-from raydistill.evaluate.testset import TestRows, read_test_rows
-from raydistill.evidence import run_key_of, run_rows
+from raydistill.evaluate.testset import TestRows
+from raydistill.evidence import find_test_rows, run_key_of, run_rows
 from raydistill.gate.judging import Measured, measure
 from raydistill.gate.rules import Gate, Ruling, judge
 from raydistill.lineage import redact
@@ -126,9 +126,10 @@ def pick(name: str, found: list[Version], number: int | None) -> Version:
 
 def test_rows(challenger: Version, data: Data | None, split: str, place: Storage) -> TestRows:
     """The rows of ``data``, or those of the challenger's run."""
+    model = f"models:/{challenger.name}/{challenger.version}"
     if data is not None:
-        return read_test_rows(data, split)
-    run_key = run_key_of(f"models:/{challenger.name}/{challenger.version}", place)
+        return find_test_rows(model, data, split, place.url)
+    run_key = run_key_of(model, place)
     if run_key is None:
         raise ConfigError(
             f"Version {challenger.version} of {challenger.name} comes from no run of raydistill, so there are no test "
