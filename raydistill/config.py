@@ -248,6 +248,8 @@ class Train(Section):
     """For example {CPU: 4, GPU: 1}; by default one GPU where the cluster has some, else an even share of the CPUs."""
     accelerator_type: str | None = Field(default=None, min_length=1)
     """A kind of GPU by Ray's name, for example A100."""
+    max_wait_minutes: float = Field(default=60, ge=0)
+    """So long a run waits while the cluster has no room for the least of its workers, or its teachers."""
     max_failures: int = Field(default=3, ge=0)
     """How often a worker group that lost a worker is started again."""
     global_batch_size: int = Field(default=32, ge=1)

@@ -22,7 +22,7 @@ from raydistill.errors import ConfigError, ModelError, RaydistillError
 from raydistill.formats import EXPORT_FILE
 from raydistill.lineage import HIDDEN, package_versions, redact
 from raydistill.models.folder import is_model_file
-from raydistill.outgoing import advice, check_credentials, chosen_files
+from raydistill.outgoing import advice, check_credentials, check_links, chosen_files
 from raydistill.storage import Storage
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def push_model(
     check_repo(repo)
     folder = local_folder(model, storage)
     files, left_out = chosen_files(folder)
+    check_links(folder, files)
     check_credentials(files)
     told = advice(folder, files)
     for text in told:

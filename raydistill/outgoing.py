@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raydistill.errors import ConfigError
 from raydistill.formats import EXPORT_FILE
+from raydistill.lineage import credential_line
 from raydistill.models.folder import CARD, TOKENIZER_FILES
 
 FILES = (
@@ -16,18 +17,6 @@ FILES = (
     *(*TOKENIZER_FILES, "chat_template.jinja", EXPORT_FILE, CARD, "LICENSE*", "NOTICE*"),
 )
 """Names that are sent; Python files only where config.json says that the model's code is in them."""
-CREDENTIALS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"://(?:[^/\s\"'<>@:]*:(?!\*\*\*@)[^/\s\"'<>]+|[^/\s\"'<>@:]{16,})@",  # user:password@ or token@ in an address
-        r"[?&](?i:(?:[\w-]*(?:token|signature|key|secret)|sig|password)=)[\w%+/.~-]{8,}",
-        r"\"(?i:(?:api_?key|\w*secret\w*|password|access_?token|auth_?token)\"\s*:\s*)\"(?!\*\*\*)[^\"\s]{8,}\"",
-        r"hf_[A-Za-z0-9]{20,}",
-        r"gh[pousr]_[A-Za-z0-9]{20,}",
-        r"A(?:KIA|SIA)(?<![\w+/]{5})[0-9A-Z]{16}(?![\w+/])",  # no part of base64, as tokenizers hold
-    )
-)
-"""Stricter than ``lineage.redact``, which takes out ``"bos_token": "<s>"`` too: this refuses to send."""
 BINARY = ("*.safetensors", "*.onnx", "*.onnx[._]data", "*.model")
 OWN_PATH = re.compile(r'"((?:~|/[\w.-]+|[A-Za-z]:\\)[/\\][^"]*)"')
 
@@ -41,15 +30,25 @@ def chosen_files(folder: Path) -> tuple[list[Path], list[str]]:
     return files, [path.name + "/" * path.is_dir() for path in entries if path not in files]
 
 
+def check_links(folder: Path, files: Sequence[Path]) -> None:
+    """Raises ConfigError for a link that leads out of the folder, unless into its own part of the hub's cache."""
+    root = folder.resolve()
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    for path in files:
+        target = path.resolve()
+        if not target.is_relative_to(root) and target.parent != blobs:
+            raise ConfigError(
+                f"{path} is a link that leads to {target}, out of the folder, so nothing was sent. Put a copy of what "
+                "you mean in its place, then push again."
+            )
+
+
 def check_credentials(files: Sequence[Path]) -> None:
     """Raises ConfigError for a file that would take a credential to the hub."""
     for path in files:
         if any(fnmatch(path.name, pattern) for pattern in BINARY):
             continue
-        text = path.read_text(encoding="utf-8", errors="replace")
-        found = next(filter(None, (pattern.search(text) for pattern in CREDENTIALS)), None)
-        if found is not None:
-            line = text.count("\n", 0, found.start()) + 1
+        if (line := credential_line(path.read_bytes())) is not None:
             raise ConfigError(
                 f"{path} names a credential in line {line}, so nothing was sent. Take it out of the file (and revoke "
                 "it where others have seen the file), then push again."

@@ -116,7 +116,7 @@ def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
         "teacher": {"model", "pool"},
         "train": {
             *("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures"),
-            *("tokens_per_micro_batch", "checkpoint_steps"),
+            *("max_wait_minutes", "tokens_per_micro_batch", "checkpoint_steps"),
         },
     }
     settings = config.model_dump(mode="json", exclude=excluded)

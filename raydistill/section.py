@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raydistill import rules
+from raydistill.lineage import redact_tree
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -23,6 +25,11 @@ class Section(BaseModel):
     def check(self) -> Self:
         rules.refuse(self.mistakes())
         return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Without credentials: what is shown of a section may be logged, or end on a dashboard."""
+        for name, value in super().__repr_args__():
+            yield name, redact_tree(value, name or "")
 
     def mistakes(self) -> list[rules.Mistake]:
         """What is wrong between fields that are each valid."""

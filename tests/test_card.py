@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,13 @@ def written(card: str, name: str) -> bool:
         "".join(c.content for c in t.children or []) for t in inline if {c.type for c in t.children or []} <= PLAIN
     ]
     return name in texts
+
+
+def test_results_hold_no_credentials() -> None:
+    tags = {"api_key": "hunter22", "a": "b"}
+    config = {"data": {"path": "https://ann:hunter22@host/x.csv"}, "tracking": {"tags": tags}}
+    found = build_results(replace(outcome(), config=config))["config"]
+    assert found == {"data": {"path": "https://***@host/x.csv"}, "tracking": {"tags": tags | {"api_key": "***"}}}
 
 
 def test_the_front_matter_is_the_hubs_and_says_what_was_measured() -> None:

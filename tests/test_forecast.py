@@ -100,7 +100,7 @@ def test_what_runs_at_the_same_time_shares_the_nodes_and_what_does_not_does_not(
             {"num_workers": 2, "resources_per_worker": {"CPU": 4, "GPU": 1}},
             [node(4, 1, A), node(8, 0, B)],
             "1 of 2 training workers with 4 CPU, 1 GPU each find no place on 1 node with 4 CPU, 1 GPU and 1 node with "
-            "8 CPU; the run would wait for them without end. Add nodes, or lower train.num_workers or "
+            "8 CPU; the run waits for them, up to train.max_wait_minutes. Add nodes, or lower train.num_workers or "
             "train.resources_per_worker.",
         ),
         (
@@ -112,8 +112,9 @@ def test_what_runs_at_the_same_time_shares_the_nodes_and_what_does_not_does_not(
         (
             {"num_workers": 2},
             [node(4, 1, A), node(4, 0, B)],
-            "Workers get no GPU: the nodes that they may use have fewer than 2. Lower train.num_workers, or set "
-            "train.resources_per_worker, for example {GPU: 0.5}.",
+            "1 of 2 training workers with 4 CPU, 1 GPU each find no place on 1 node with 4 CPU, 1 GPU and 1 node with "
+            "4 CPU; the run waits for them, up to train.max_wait_minutes. Add nodes, or lower train.num_workers or "
+            "train.resources_per_worker.",
         ),
         (
             {"resources_per_worker": {"CPU": 2}},

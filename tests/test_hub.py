@@ -21,7 +21,7 @@ from raydistill import hub as pushing
 from raydistill.config import Config
 from raydistill.errors import ConfigError, ModelError, RaydistillError
 from raydistill.hub import PushError, push_model
-from raydistill.outgoing import CREDENTIALS
+from raydistill.lineage import credential_line
 from raydistill.registry import register_student, write_model
 from raydistill.storage import Storage
 from raydistill.tracking import start_run
@@ -166,6 +166,8 @@ def test_python_files_go_where_the_config_needs_them(hub: Hub, student: Path, tm
         ("export.json", '{"source": "s3://bucket/x?X-Amz-Signature=0123456789abcdef"}'),
         ("README.md", f"Download it with {TOKEN}."),
         ("README.md", "AKIA" + "2B" * 8),
+        ("README.md", "-----BEGIN OPENSSH PRIVATE KEY-----"),
+        ("README.md", f"Set it to glpat-{'a1' * 10}."),
         ("tokenizer_config.json", '{"bos_token": "<s>", "api_key": "0123456789abcdef"}'),
     ],
 )
@@ -178,6 +180,25 @@ def test_a_credential_is_never_sent(hub: Hub, student: Path, tmp_path: Path, nam
     assert hub.requests == []
 
 
+def test_a_link_out_of_the_folder_is_not_followed(hub: Hub, student: Path, tmp_path: Path) -> None:
+    (key := tmp_path / "id_ed25519").write_text("mine")
+    folder = Path(shutil.copytree(student, tmp_path / "linked"))
+    (folder / "LICENSE").symlink_to(key)
+    with pytest.raises(ConfigError, match=r"LICENSE is a link that leads to .*id_ed25519, out of the folder"):
+        push(folder)
+    assert hub.requests == []
+    (folder / "LICENSE").unlink()
+    (folder / "LICENSE").symlink_to("config.json")
+    snapshot = tmp_path / "models--ann--toy" / "snapshots" / "abc"
+    (blobs := snapshot.parents[1] / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for index, path in enumerate(sorted(student.iterdir())):  # as the hub's own cache has it
+        shutil.copyfile(path, blobs / str(index))
+        (snapshot / path.name).symlink_to(f"../../blobs/{index}")
+    for good in (folder, snapshot):
+        assert push(good)["files"]
+
+
 def test_what_looks_like_a_credential_and_is_none_goes() -> None:
     for text in (
         '"bos_token": "<s>"',
@@ -186,8 +207,10 @@ def test_what_looks_like_a_credential_and_is_none_goes() -> None:
         "hf_quantizer",
         "ABAKIA" + "A" * 20,
         "ssh://git@host/x",
+        "risk-adjusted-student-of-a-teacher",
+        "-----BEGIN PUBLIC KEY-----",
     ):
-        assert not [pattern for pattern in CREDENTIALS if pattern.search(text)]
+        assert credential_line(text.encode()) is None
 
 
 def test_weights_of_an_earlier_model_are_deleted_in_the_same_commit(hub: Hub, student: Path, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ GPU_CLUSTER = cluster(head(trainer=(2, 16, 2), teacher=(4, 8, 1), cpu=(4, 16)))
         ([node(8)], {"num_workers": 3}, {"CPU": 2}),
         ([node(2)], {"num_workers": 4}, {"CPU": 1}),
         ([node(16, 2)], {}, {"CPU": 8, "GPU": 1}),
-        ([node(16, 2)], {"num_workers": 3}, {"CPU": 5}),
+        # too few GPUs: on CPUs it would be another run
+        ([node(16, 2)], {"num_workers": 3}, {"CPU": 8, "GPU": 1}),
         # by node: 7 CPUs each would fit into the sum, but the second into no node
         ([node(2), node(12)], {"num_workers": 2}, {"CPU": 6}),
         # nodes without GPUs do not raise what a worker asks for beside its GPU
@@ -70,7 +71,13 @@ GPU_CLUSTER = cluster(head(trainer=(2, 16, 2), teacher=(4, 8, 1), cpu=(4, 16)))
         ([node(1, 2)], {}, {"CPU": 1, "GPU": 1}),
         # elastic: it may begin with one
         ([node(8, 1)], {"num_workers": 2, "min_workers": 1}, {"CPU": 8, "GPU": 1}),
-        ([node(8, 1)], {"num_workers": 2}, {"CPU": 4}),
+        ([node(8, 1)], {"num_workers": 2}, {"CPU": 8, "GPU": 1}),
+        ([node(), *[node(8, 1, trainer=1)] * 8], {"num_workers": 16}, {"CPU": 8, "GPU": 1}),
+        (GPU_CLUSTER, {"num_workers": 16}, {"CPU": 8, "GPU": 1}),
+        # GPUs of others do not make it one on GPUs
+        ([node(8, trainer=1), node(8, 1)], {"num_workers": 2}, {"CPU": 4, "trainer": SHARE}),
+        ([node(8), node(8, 1, teacher=1)], {}, {"CPU": 8}),
+        ([node(), node(8, 1, teacher=1)], {}, {"CPU": 8, "GPU": 1}),
         ([node(8)], {"resources_per_worker": {"CPU": 3}}, {"CPU": 3}),
         ([node(8)], {"accelerator_type": "A100"}, {"CPU": 1, "GPU": 1, "accelerator_type:A100": SHARE}),
         ([node(8, trainer=1), node(32)], {}, {"CPU": 8, "trainer": SHARE}),
@@ -112,7 +119,8 @@ def test_a_worker_beside_nodes_of_a_running_group():
         ({"accelerator_type": "L4"}, "", [node(8)], "cuda"),
         ({}, "h:6379", [node(8)], "cpu"),
         ({}, "h:6379", [node(8), node(8, 1)], "cuda"),
-        ({"num_workers": 2}, "h:6379", [node(8, 1)], "cpu"),  # they get no GPU
+        ({"num_workers": 2}, "h:6379", [node(8, 1)], "cuda"),  # a node is missing: no reason to compute otherwise
+        ({"num_workers": 2}, "h:6379", [node(8, trainer=1), node(8, 1)], "cpu"),  # the GPU is not theirs
         ({"num_workers": 2}, "h:6379", [head(trainer=(2, 8, 1))], "cuda"),  # nothing is there but the head, without GPU
         ({}, "ray://h:10001", None, "here"),
     ],
@@ -199,7 +207,8 @@ def test_workers_leave_room_for_teachers_at_their_side():
     assert wanted_by_workers(train(num_workers=2), [node(16, 4)], pool=pool(max=4)) == {"CPU": 7, "GPU": 1}
     shared = pool(max=8, resources={"GPU": 0.5})
     assert wanted_by_workers(train(), [node(8, 2)], pool=shared) == {"CPU": 8, "GPU": 1}
-    assert wanted_by_workers(train(), [node(8, 1)], pool=shared) == {"CPU": 8}  # the teacher has half of the only GPU
+    half = {"CPU": 1, "GPU": 1}  # the teacher has half of the only GPU, so that there is no room: they are refused
+    assert wanted_by_workers(train(), [node(8, 1)], pool=shared) == half
     apart = [node(8, trainer=1), node(8, teacher=1)]
     assert wanted_by_workers(train(), apart, pool=pool(max=4)) == {"CPU": 8, "trainer": SHARE}
 
@@ -238,6 +247,13 @@ def test_teachers_leave_every_worker_its_place(nodes, workers, pool, expected, a
             {"resources_per_worker": {"GPU": 1}},
             None,
             "train.num_workers: workers need 1 × 1 GPU, the cluster has 0.",
+        ),
+        (
+            [node(16, 8)],
+            {"num_workers": 16},
+            None,
+            "workers need 16 × 1 GPU, the cluster has 8. Lower train.num_workers or train.resources_per_worker "
+            "({GPU: 0.5} shares GPUs, {CPU: 4} computes without).",
         ),
         ([node(2)], {"accelerator_type": "A100"}, None, "the cluster has no GPU of the kind A100"),
         (

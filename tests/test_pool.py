@@ -466,3 +466,21 @@ def num_micro_batches(job: Job) -> int:
 def most_per_step(job: Job) -> int:
     """The most that a teacher can hold of a step; without bytes to spare the next one is computed beside it."""
     return max(micro_batches_of(job))
+
+
+def test_teachers_that_find_no_room_end_the_run_after_the_setting(folder, monkeypatch):
+    monkeypatch.setattr("raydistill.teacher.pool.teachers.LOADING_SECONDS", 0.5)
+    monkeypatch.setattr("raydistill.teacher.pool.teachers.SILENT_SECONDS", 0.2)
+    job, told = make_job(folder, "pool"), []
+    options = {**OPTIONS, "resources": {"nowhere": 1}}
+    pool = TeacherPool(load_config_pool(job, 1, 1), options, Teacher, (job, None), told.append, max_wait_minutes=0)
+    message = r"no teachers for \d+ minutes \(0 of at least 1 there, each asks for .*nowhere\); a run waits 0 for them"
+
+    def tend() -> None:
+        while True:
+            pool.tend()
+            time.sleep(0.1)
+
+    with pool, pytest.raises(RaydistillError, match=message):
+        tend()
+    assert told[0]["note"].startswith("waiting for a teacher: 0 of at least 1 there")

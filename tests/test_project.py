@@ -12,10 +12,14 @@ from raydistill.cluster import project as packing
 from raydistill.cluster.project import MAX_FILE_BYTES, Project, open_project, select, staged
 from raydistill.errors import ConfigError
 
-CODE = ("train.py", "configs/run.yaml", "package/__init__.py", "package/page.html", "notes.md", "data.json")
+CODE = (
+    *("train.py", "configs/run.yaml", "package/__init__.py", "package/page.html", "notes.md", "data.json"),
+    *("tokenizer.json", "secretary.txt", "special_tokens_map.json", "max-token-length.txt", "api_token.py"),
+)
 SECRETS = (
     *(".env", ".env.local", "prod.env", "id_rsa", "deploy/id_ed25519.pub", "server.pem", "tls.KEY", "credentials.json"),
     *("CREDENTIALS", ".aws/config", "secrets.yaml", "keys/secret/words.txt", "gcp-service-account-prod.json", ".netrc"),
+    *("client_secret.json", "db_password.txt", "hf-token", "deploy/api-token.txt", "my-secrets.toml", "smtp_passwd"),
     *("auth_token", "kubeconfig.yaml", "terraform.tfstate", "aws_credentials.csv"),
 )
 HEAVY = (
@@ -59,6 +63,20 @@ def test_code_travels_and_nothing_else(root: Path, has_git: bool) -> None:
         assert left["data or weights"] == len(HEAVY)
         assert left["hidden"] == len(HIDDEN)
         assert left["caches"] == len(CACHED) + 2
+
+
+def test_a_credential_in_a_file_keeps_it_here(root: Path) -> None:
+    fill(root, "train.py", "rows.csv")
+    (root / "settings.py").write_text('URL = "x"\nDATABASE = "postgresql://ann:hunter22@db/x"\n')
+    (root / "key.txt").write_text("-----BEGIN RSA PRIVATE KEY-----\n")
+    (root / "picture.dat").write_bytes(b"\0://ann:hunter22@db/")
+    selection = select(open_project())
+    assert selection.files == ("picture.dat", "train.py")
+    assert selection.left_out["for a credential in line 2 of settings.py"] == 1
+    assert selection.left_out["for a credential in line 1 of key.txt"] == 1
+    (root / "rows.csv").write_text("text,label\nhf_" + "a1" * 15 + ",x\n")
+    with pytest.raises(ConfigError, match=r"rows.csv holds a credential in line 2 and is not sent\. Take it out"):
+        select(open_project(), named=[root / "rows.csv"])
 
 
 def test_git_tells_what_is_ignored(root: Path) -> None:

@@ -14,6 +14,7 @@ from raydistill.cluster.project import MAX_FILE_BYTES, open_project
 from raydistill.cluster.refusals import Findings, examine, is_secret_name, parse_environment
 from raydistill.cluster.request import Request, parse
 from raydistill.errors import ConfigError
+from raydistill.loading import load_config, to_yaml
 
 COMMANDS: Any = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 SERVER = "http://mlflow.example:5000"
@@ -238,6 +239,28 @@ def test_secret_values_are_not_sent(folder: Path) -> None:
     for value in ("hf_0123456789abcdef", "postgresql://me:pw@db/x", "AKIA0123456789ABCDEF"):
         (text,) = check(env={"MLFLOW_TRACKING_URI": SERVER, "SETTING": value})[1].problems
         assert value not in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data.path", "https://ann:hunter22@host/rows.csv"),
+        ("data.path", "https://host/rows.csv?X-Amz-Signature=hunter22"),
+        ("storage", "s3://AKIA0123456789ABCDEF:hunter22@bucket/prefix"),
+        ("tracking.tags.api_key", "hunter22"),
+        ("tracking.tags.note", "glpat-hunter22hunter22hunter22"),
+        ("student.start", "https://hunter22hunter22@host/model"),
+    ],
+)
+def test_a_config_with_a_secret_is_not_sent(setting: str, value: str, folder: Path) -> None:
+    """Whatever the setting, and in the file as well as on the command line."""
+    path = folder / "project" / "config.yaml"
+    config = load_config(str(path), [f'{setting}="{value}"'])
+    path.write_text(to_yaml(config))
+    problems = check()[1].problems
+    assert [text for text in problems if text.startswith(f"{setting}: holds a password or a key.")]
+    assert "hunter22" not in " ".join(problems)
+    assert "hunter22" not in f"{config!r} {config} {[config]}"
 
 
 def test_only_places_are_taken_from_this_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from toy import relative_difference, toy_config, without_key_biases
 from raydistill.artifacts import Owner, Storage
 from raydistill.cache import list_artifacts
 from raydistill.config import Config
-from raydistill.errors import ConfigError, Interrupted
+from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.loading import load_config
 from raydistill.pipeline import distill, prepare
 
@@ -188,3 +188,27 @@ def test_more_workers_than_the_cluster_can_hold_are_refused_at_once(ray_cluster,
     assert ranks_started(ray_cluster, before) == []
     assert not Path(tmp_path, "ray").exists()
     assert Storage(str(tmp_path)).exists("runs", only_run_key(Storage(str(tmp_path))), "owner.json")
+
+
+def test_on_a_cluster_that_others_own_room_is_looked_for_first(ray_cluster, inputs, tmp_path, monkeypatch):
+    """Nodes may come there; so many minutes are waited for them, here none."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    before = len(ray_cluster.read_text().splitlines())
+    with pytest.raises(RaydistillError, match=r"3 × \(1 CPU\); 1 node with 2 CPU hold 2 of them\. The run gave up"):
+        distill(shrunk(inputs, tmp_path, "train.num_workers=3", "train.max_wait_minutes=0"))
+    assert ranks_started(ray_cluster, before) == []
+
+
+def test_the_dashboard_is_shown_no_config(ray_cluster, inputs, tmp_path):
+    """Ray shows a trainer's settings as they print."""
+    from raydistill.train.worker import make_trainer
+
+    config = shrunk(inputs, tmp_path, 'tracking.tags={"note": "hunter22"}')
+    prepared = prepare(config, Storage(config.storage))
+    job = replace(prepared.job(Owner.acquire(prepared.storage, "runs", prepared.run_key), None), run=None)
+    trainer = make_trainer(job, lambda place: None, "x", {"CPU": 1.0})
+    assert trainer.train_loop_config is None
+    assert "hunter22" in repr(job)
+    assert "hunter22" not in f"{trainer.run_config} {trainer.scaling_config} {trainer.backend_config}"

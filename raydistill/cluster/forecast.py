@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from raydistill.cluster.placement import TEACHER, TRAINER, State, least_workers, teacher_resources
-from raydistill.cluster.resources import TRIALS_AT_ONCE, described, summary, wanted_by_workers
+from raydistill.cluster.resources import SETTING_OF_WORKERS, TRIALS_AT_ONCE, described, summary, wanted_by_workers
 from raydistill.cluster.room import KIND, Node, Wanted, marked, place, room
 from raydistill.config import Config, Pool, Train
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 WORKERS, TEACHERS, TRIALS = "training workers", "teachers", "trials"
 SETTINGS = {
-    WORKERS: "train.num_workers or train.resources_per_worker",
+    WORKERS: SETTING_OF_WORKERS,
     TEACHERS: "teacher.pool.min or teacher.pool.resources",
-    TRIALS: "train.num_workers or train.resources_per_worker",
+    TRIALS: SETTING_OF_WORKERS,
 }
+BEGINS = "the others begin without them."
+WAITS = "the run waits for them, up to train.max_wait_minutes."
 Views = tuple[Sequence[Node], Sequence[Node]]
 """What is free now, and the same nodes empty; both with the nodes that may come."""
 
@@ -112,8 +114,7 @@ def _missing(roles: Sequence[Role], nodes: Sequence[Node]) -> Iterator[str]:
             yield (
                 f"{role.missing} of {role.count} {role.name} with {described(role.resources)} each find no place on "
                 f"{summary(nodes)}; "
-                + ("the others begin without them. " if begins else "the run would wait for them without end. ")
-                + f"Add nodes, or lower {SETTINGS[role.name]}."
+                f"{BEGINS if begins else WAITS} Add nodes, or lower {SETTINGS[role.name]}."
             )
 
 
@@ -122,12 +123,6 @@ def _findings(train: Train, roles: Sequence[Role], nodes: Sequence[Node]) -> Ite
     if not roles:
         yield "train.num_workers: 0 runs everything in the calling process; nothing goes to a cluster."
         return
-    gpus = room({"GPU": 1.0}, [node for node in nodes if "GPU" in node.total])
-    if gpus and train.resources_per_worker is None and not roles[0].resources.get("GPU"):
-        yield (
-            f"Workers get no GPU: the nodes that they may use have fewer than {train.num_workers}. Lower "
-            "train.num_workers, or set train.resources_per_worker, for example {GPU: 0.5}."
-        )
     for role in roles:
         mark = {WORKERS: TRAINER, TEACHERS: TEACHER}.get(role.name)
         if mark and marked(mark, nodes) and mark not in role.resources:

@@ -41,6 +41,17 @@ def least_workers(train: Train) -> int:
     return train.min_workers or train.num_workers
 
 
+def takes_gpus(train: Train, nodes: Sequence[Node]) -> bool:
+    """Whether workers compute on GPUs: by the config, else where a node that is theirs has one, however few there are.
+
+    Too few are waited for or refused: on CPUs it would be another run, of another dtype.
+    """
+    if train.accelerator_type or train.resources_per_worker is not None:
+        return bool(train.accelerator_type or (train.resources_per_worker or {}).get("GPU"))
+    others = [node for node in nodes if node.amount("CPU") and not node.total.get(TEACHER)]
+    return any(node.total.get("GPU") for node in marked(TRAINER, nodes) or others or nodes)
+
+
 def teacher_resources(pool: Pool, train: Train | None = None, nodes: Sequence[Node] | None = None) -> dict[str, float]:
     """What each teacher actor asks for, marks included.
 
@@ -68,7 +79,7 @@ def _gpus_left(train: Train | None, nodes: Sequence[Node]) -> float:
         return total
     if train.resources_per_worker is not None:
         return total - train.resources_per_worker.get("GPU", 0.0) * train.num_workers
-    return total - train.num_workers if total >= least_workers(train) else total
+    return total - train.num_workers if takes_gpus(train, nodes) else total
 
 
 def teacher_options(pool: Pool, train: Train | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from raydistill.errors import ConfigError
+from raydistill.lineage import credential_line
 from raydistill.options import STORAGE
 
 MAX_FILE_BYTES = 10 * 10**6
@@ -25,6 +26,9 @@ SECRETS = (
     *("secret", "secrets", "secret.*", "secrets.*", "*.secret", "*.secrets", "token", "*_token", "*.token", "token.*"),
     *("*_token.*", "*api_key*", "*api-key*", "*apikey*", "password*", "passwd*", "*-key.json", "*_key.json"),
     *("*service_account*.json", "*service-account*.json", "kubeconfig*", "*.tfstate*", "*.tfvars", "htpasswd"),
+    *("*[-_.]secret", "*[-_.]secrets", "*[-_.]secret[-_.]*", "*[-_.]secrets[-_.]*", "secret[-_]*", "secrets[-_]*"),
+    *("*[-_.]password", "*[-_.]passwords", "*[-_.]password[-_.]*", "*[-_.]passwords[-_.]*", "*[-_.]passwd*"),
+    *("*-token", "*-token.*", "token[-_]*", "*[-_]credential", "*[-_]credentials", "*[-_]credential.*"),
     *(".netrc", "_netrc", ".pgpass", ".git", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".ray"),
 )
 """Names of files and folders that never leave this machine, not even where a command names them; Python code may have
@@ -94,7 +98,8 @@ def select(project: Project, named: Collection[Path] = (), storage: Path | None 
     """Choose the files: in a git checkout what git does not ignore, else all, without what never travels.
 
     ``named``: files that the command needs, taken whatever their kind. ``storage``: a folder that stays. Raises
-    ConfigError for a named secret, a named file above 10 MB, more than 10,000 files, or more than 100 MB.
+    ConfigError for a named secret, a credential in a named file, a named file above 10 MB, more than 10,000 files, or
+    more than 100 MB.
     """
     sizes: dict[str, int] = {}
     left_out: dict[str, int] = {}
@@ -136,6 +141,11 @@ def named_file(project: Project, path: Path) -> str:
         raise ConfigError(
             f"{name} has {size / 1e6:.1f} MB, and no more than {MAX_FILE_BYTES / 1e6:.0f} MB a file travel with a job. "
             "Put it where the cluster can read it, for example s3://bucket/…, and name that."
+        )
+    if (line := credential_line(path.read_bytes())) is not None:
+        raise ConfigError(
+            f"{name} holds a credential in line {line} and is not sent. Take it out, or put the file where the cluster "
+            "can read it, for example s3://bucket/…"
         )
     return name
 
@@ -195,7 +205,10 @@ def why_not(root: Path, name: str, storage: Path | None) -> str | None:
             return "data or weights"
     if storage is not None and target.is_relative_to(storage):
         return "storage"
-    return "above 10 MB" if target.stat().st_size > MAX_FILE_BYTES else None
+    if target.stat().st_size > MAX_FILE_BYTES:
+        return "above 10 MB"
+    line = credential_line(target.read_bytes())
+    return None if line is None else f"for a credential in line {line} of {name}"
 
 
 def is_secret(name: str) -> bool:

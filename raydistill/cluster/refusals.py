@@ -13,7 +13,7 @@ from raydistill.cluster.project import MAX_FILE_BYTES, Project, is_secret
 from raydistill.cluster.request import Place, Request
 from raydistill.endpoint import sqlite_path
 from raydistill.errors import ConfigError, RaydistillError
-from raydistill.lineage import redact
+from raydistill.lineage import credential_line, redact, redact_values
 
 STOP_SECONDS = 15
 """Ray's job server ends a job that was asked to stop with SIGKILL after so long; 3 s is its default, a checkpoint and
@@ -246,8 +246,16 @@ def check_secrets(request: Request, environment: Mapping[str, str], found: Findi
                 f"{name}: holds a password or a key. {HOST_ONLY} Give the address without it, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or AWS_*) where the nodes start."
             )
+    told = []
+    for name, value in request.settings().items():
+        if redact_values({name: value})[name] != value or has_user(value) or credential_line(value.encode()):
+            told.append(name)
+            found.problems.append(
+                f"{name}: holds a password or a key. A config goes into logs, results and MLflow. Take it out, and set "
+                "what it is for where the nodes start (AWS_*, HF_TOKEN, MLFLOW_TRACKING_PASSWORD)."
+            )
     for word in request.words(found.changes):
-        if redact(word) != word or has_user(word):
+        if not word.startswith(tuple(f"{name}=" for name in told)) and (redact(word) != word or has_user(word)):
             found.problems.append(
                 f"{redact(word)}: the command line holds a password or a key. {HOST_ONLY} Set it where the nodes start."
             )

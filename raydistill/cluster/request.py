@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,6 +64,11 @@ class Request:
         value = self.config.storage if self.config is not None else self.params["storage"]
         return Place("storage", value, "storage")
 
+    def settings(self) -> dict[str, str]:
+        """Every text in the config, or in what stands for one, by dotted name."""
+        part = self.config or self.data
+        return {} if part is None else dict(texts(part.model_dump(mode="json")))
+
     def sends_project(self) -> bool:
         """Whether the command needs files of the project: a check of the nodes does not."""
         return self.name != "doctor"
@@ -115,6 +120,14 @@ def parse(commands: Mapping[str, Any], words: Sequence[str]) -> Request:
 
         load_gate(params["gate"])
     return Request(name, command, params, None, optional_data(params.get("data"), params.get("overrides")))
+
+
+def texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield name, node
+    elif isinstance(node, Mapping | list):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from texts(value, f"{name}.{key}" if name else str(key))
 
 
 def data_places(data: Data) -> list[Place]:

@@ -15,12 +15,14 @@ from raydistill.cluster.placement import (
     least_workers,
     living_nodes,
     read_cluster,
+    takes_gpus,
     teacher_resources,
 )
 from raydistill.cluster.room import KIND, Node, Wanted, even_share, kind_of_gpu, mark, marked, place, room
 from raydistill.config import Config, Pool, Train
 from raydistill.errors import ConfigError
 
+SETTING_OF_WORKERS = "train.num_workers or train.resources_per_worker"
 TRIALS_AT_ONCE = 4
 """Trials that share a machine without GPUs, where it has as many cores: a search learns little from more at a time."""
 
@@ -48,23 +50,27 @@ def wanted_by_workers(
     if train.resources_per_worker is not None:
         wanted = dict(train.resources_per_worker) | kind_of_gpu(train.accelerator_type)
     else:
-        wanted = _default(train, groups, beside_teachers(train, pool, nodes), is_trial)
+        left = beside_teachers(train, pool, nodes)
+        preferred = [] if is_trial else marked(TRAINER, left)
+        on_gpus = takes_gpus(train, nodes)
+        wanted = _gpu_share(train, preferred, left) if on_gpus else _cpu_share(train, groups, preferred or left)
     return wanted if is_trial else wanted | mark(TRAINER, wanted, least_workers(train), nodes)
 
 
-def _default(train: Train, groups: int, nodes: Sequence[Node], is_trial: bool) -> dict[str, float]:
-    gpu, need = {"GPU": 1.0} | kind_of_gpu(train.accelerator_type), least_workers(train)
-    preferred = [] if is_trial else marked(TRAINER, nodes)
+def _gpu_share(train: Train, preferred: Sequence[Node], nodes: Sequence[Node]) -> dict[str, float]:
+    """A GPU, and the CPUs that are there for each of as many workers as there is room for at once."""
+    gpu = {"GPU": 1.0} | kind_of_gpu(train.accelerator_type)
     for some in (preferred, nodes):
         with_gpu = [node for node in some if node.total.get("GPU")]
-        if (at_once := int(room(gpu, with_gpu))) >= need:
-            return {"CPU": even_share(at_once, with_gpu, gpu)} | gpu
-    if train.accelerator_type:
-        return {"CPU": 1.0} | gpu
-    candidates = [node for node in preferred if not node.total.get("GPU")] or list(nodes)
+        if (at_once := int(room(gpu, with_gpu))) >= least_workers(train):
+            break
+    return {"CPU": even_share(max(1, at_once), with_gpu, gpu)} | gpu
+
+
+def _cpu_share(train: Train, groups: int, nodes: Sequence[Node]) -> dict[str, float]:
     if groups > 1:
-        candidates = [replace(max(candidates, key=lambda node: node.total.get("CPU", 0.0)), count=1)]
-    return {"CPU": even_share(train.num_workers * groups, candidates)}
+        nodes = [replace(max(nodes, key=lambda node: node.total.get("CPU", 0.0)), count=1)]
+    return {"CPU": even_share(train.num_workers * groups, nodes)}
 
 
 def beside_teachers(train: Train, pool: Pool | None, nodes: Sequence[Node]) -> Sequence[Node]:
@@ -73,7 +79,7 @@ def beside_teachers(train: Train, pool: Pool | None, nodes: Sequence[Node]) -> S
         return nodes
     wanted = teacher_resources(pool, train, nodes)
     rest = place(wanted, pool.min, nodes).rest
-    worker = _least_share(train, rest)
+    worker = _least_share(train, nodes)
     for count in range(int(min(room(wanted, nodes), pool.max)), pool.min, -1):
         placed = place(wanted, count, nodes)
         if room(worker, placed.rest) >= train.num_workers:
@@ -82,12 +88,10 @@ def beside_teachers(train: Train, pool: Pool | None, nodes: Sequence[Node]) -> S
 
 
 def _least_share(train: Train, nodes: Sequence[Node]) -> Wanted:
-    """What each worker gets at least: where the nodes hold a GPU for each, also that."""
+    """What each worker gets at least."""
     if train.resources_per_worker is not None:
         return dict(train.resources_per_worker) | kind_of_gpu(train.accelerator_type)
-    gpu = {"CPU": 1.0, "GPU": 1.0} | kind_of_gpu(train.accelerator_type)
-    enough = room(gpu, [node for node in nodes if node.total.get("GPU")]) >= least_workers(train)
-    return gpu if enough or train.accelerator_type else {"CPU": 1.0}
+    return {"CPU": 1.0} | ({"GPU": 1.0} if takes_gpus(train, nodes) else {}) | kind_of_gpu(train.accelerator_type)
 
 
 def teachers_beside(train: Train, pool: Pool, nodes: Sequence[Node] | None = None) -> int:
@@ -103,8 +107,10 @@ def teachers_beside(train: Train, pool: Pool, nodes: Sequence[Node] | None = Non
 
 def check_room(train: Train, wanted: Wanted, pool: Pool | None, nodes: Sequence[Node]) -> None:
     """Raise ConfigError where the least that a run needs at one time does not fit: its workers, beside its teachers."""
-    least = least_workers(train)
-    _check("train.num_workers", "workers", wanted, least, nodes, "train.num_workers or train.resources_per_worker")
+    least, way_out = least_workers(train), SETTING_OF_WORKERS
+    if wanted.get("GPU") and train.resources_per_worker is None:
+        way_out += " ({GPU: 0.5} shares GPUs, {CPU: 4} computes without)"
+    _check("train.num_workers", "workers", wanted, least, nodes, way_out)
     if pool is None:
         return
     teacher = teacher_resources(pool, train, nodes)
@@ -130,7 +136,7 @@ def check_teachers(pool: Pool, nodes: Sequence[Node] | None = None, train: Train
 
 
 def _check(setting: str, who: str, wanted: Wanted, count: int, nodes: Sequence[Node], way_out: str) -> None:
-    for name, amount in sorted(wanted.items(), key=lambda pair: not pair[0].startswith(KIND)):
+    for name, amount in sorted(wanted.items(), key=lambda pair: (not pair[0].startswith(KIND), pair[0] != "GPU")):
         there = sum(node.total.get(name, 0.0) * node.count for node in nodes)
         if amount * count <= there + 1e-6:  # 3 × 0.1 is a little more than 0.3
             continue
@@ -185,13 +191,11 @@ def device_type(config: Config, state: State | None = None) -> str:
     """
     train, address = config.train, os.environ.get("RAY_ADDRESS", "")
     if train.num_workers and (train.accelerator_type or train.resources_per_worker is not None):
-        return "cuda" if train.accelerator_type or (train.resources_per_worker or {}).get("GPU", 0) > 0 else "cpu"
+        return "cuda" if takes_gpus(train, ()) else "cpu"
     if train.num_workers and state is None and can_grow() and "://" not in address:
         state = read_cluster()
     if train.num_workers and state is not None:
-        pool = (config.teacher.pool or Pool()) if config.teacher.mode == "pool" else None
-        wanted = wanted_by_workers(train, [*state.nodes, *state.coming], pool=pool)
-        return "cuda" if wanted.get("GPU") else "cpu"
+        return "cuda" if takes_gpus(train, [*state.nodes, *state.coming]) else "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -29,7 +29,7 @@ disagreements       up to 20 test rows on which student and teacher name differe
 layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
                     layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
                     {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states}
-config              the config of the run
+config              the config of the run, without credentials
 verdict             the result in a sentence or two
 notes               sentences about data and run, added by the pipeline
 report              where the run's page lies, added by the pipeline; null where it could not be drawn
@@ -65,6 +65,7 @@ import numpy as np
 from raydistill.evaluate import compare, metrics
 from raydistill.evaluate.metrics import Array
 from raydistill.evaluate.verdict import verdict
+from raydistill.lineage import redact_tree
 
 SCHEMA = 1
 MAX_CURVE_POINTS = 400
@@ -161,7 +162,10 @@ def build_results(outcome: Outcome) -> dict[str, Any]:
         "layers": outcome.layers,
     }
     results = strict_json(results)
-    return results | {"config": strict_json(dict(outcome.config), digits=None), "verdict": verdict(results)}
+    return results | {
+        "config": strict_json(redact_tree(dict(outcome.config)), digits=None),
+        "verdict": verdict(results),
+    }
 
 
 class _Scores:

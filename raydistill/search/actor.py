@@ -124,13 +124,15 @@ def train_in_group(config: dict[str, Any], shared: Shared) -> None:
     """One trial as a Ray Train group of its own, for students that train on several workers."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from raydistill.cluster import worker_resources
     from raydistill.train.failures import explain
     from raydistill.train.worker import make_trainer
 
     order = Order.from_plain(config["trial"])
     job: Job = trial_job(shared, order)
     name = f"{job.run_key}-{job.owner.number}-{order.name}"
-    trainer = make_trainer(job, partial(report_trial, shared=shared), name, callbacks=[TuneReportCallback()])
+    resources = worker_resources(job.config.train, is_trial=True)
+    trainer = make_trainer(job, partial(report_trial, shared=shared), name, resources, [TuneReportCallback()])
     try:
         outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:

@@ -57,6 +57,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from raydistill.config import Config, Distribution, Sweep
 from raydistill.errors import ConfigError, ModelError
 from raydistill.evaluate.results import strict_json
+from raydistill.lineage import redact_tree
 from raydistill.search.front import first_validation, has_values
 from raydistill.search.space import default_params, sweep_of, value_of
 from raydistill.search.trials import Params, State, Trial
@@ -159,7 +160,7 @@ def build_summary(
         "shapes": strict_json(shapes),
         "teacher": strict_json(teacher),
         "seconds": strict_json(seconds),
-        "config": strict_json(config.model_dump(mode="json"), digits=None),
+        "config": strict_json(redact_tree(config.model_dump(mode="json")), digits=None),
         "notes": list(notes),
     }
     return summary | {"verdict": verdict(summary)}

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from raydistill import cluster
 from raydistill.artifacts import Owner, Storage, recipe_key
 from raydistill.board import Show
+from raydistill.cluster.waiting import Waiting
 from raydistill.config import Config
+from raydistill.lineage import redact_tree
 from raydistill.pipeline import Clock, Prepared, prepare, say_waiting, tracked
 from raydistill.search.space import check_space, sweep_of
 from raydistill.search.trials import Ledger
@@ -73,7 +75,7 @@ def finished(prepared: Prepared) -> dict[str, Any] | None:
     if not prepared.storage.exists(*parts):
         return None
     summary: dict[str, Any] = prepared.storage.read_json(*parts)
-    settings = sweep_of(prepared.config).model_dump(mode="json")
+    settings = redact_tree(sweep_of(prepared.config).model_dump(mode="json"))
     return summary if summary["config"]["sweep"] == settings else None
 
 
@@ -148,6 +150,7 @@ class Driver:
         resources = cluster.worker_resources(self.config.train, groups=cluster.TRIALS_AT_ONCE, is_trial=True)
         room = cluster.groups_at_once(self.config.train, resources)
         limits = [limit for limit in (room, self.sweep.max_concurrent_trials) if limit is not None]
+        self.waiting = Waiting(self.config.train, resources, self.show, who="workers of a trial")
         return Crew(self.config.train.num_workers, resources, min(limits, default=None))
 
     def search(self, shared: Shared, crew: Crew, ledger: Ledger, ref: RunRef) -> str | None:
@@ -175,6 +178,9 @@ class Driver:
     def view(self, phase: str, crew: Crew, trials: list[Trial], total: int) -> None:
         """Show how the trials are doing."""
         elapsed = time.perf_counter() - self.clock.started
+        states = {trial.state for trial in trials}
+        if self.waiting.look("waiting" in states and "running" not in states):
+            return
         self.show(
             {
                 "phase": phase,

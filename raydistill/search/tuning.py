@@ -216,7 +216,11 @@ def supervise(tuner: tune.Tuner, board: Board, stop: threading.Event, watch: Cal
     pool.shutdown(wait=False)
     asked_at: float | None = None
     while not wait([fitting], timeout=0.5).done:
-        watch()
+        try:
+            watch()
+        except BaseException:
+            board.request_stop()  # a Ray that was there before this sweep stays, and its trials with it
+            raise
         if stop.is_set() and asked_at is None:
             asked_at = time.monotonic()
             board.request_stop()

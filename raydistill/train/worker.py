@@ -16,6 +16,7 @@ import torch
 from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board, Show
 from raydistill.cluster import has_gpu, worker_resources
+from raydistill.cluster.waiting import Waiting
 from raydistill.config import Pool
 from raydistill.errors import (
     ArtifactError,
@@ -40,14 +41,17 @@ STOP_SECONDS = 5.0
 up to 4 s: all of it within 10."""
 
 START_FAILURES = 120
-"""Times that a worker group may fail to start. Each is a minute of waiting for room: a node of a cloud takes 2 to 10
-minutes to come, and every node that is lost later waits again."""
+"""Times that a worker group may fail to start, beside ``train.max_wait_minutes``, as waiting for room counts as a
+failure a minute: nodes may be lost, and waited for, more than once."""
 
 RESIZE_SECONDS = 60.0
 """An elastic group looks at this interval whether it can grow; growing repeats the steps since a checkpoint."""
 
 GROUPS = itertools.count(1)
 """Numbers the worker groups of this process: a run with a pool has two."""
+
+RESTART = "restart"
+"""Phase of a group that lost a worker and has not begun again."""
 
 OF_ONE_RANK = (ArtifactError, StaleOwner, TeacherError, TrackingError)
 """Errors that may meet one rank alone: raised, so that Ray ends the others and tries again. All the rest are expected
@@ -78,10 +82,13 @@ def run_workers(
     thread = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
     name = f"{job.run_key}-{job.owner.number}-{next(GROUPS)}"
     callbacks = [loss_teller(board)]
-    fitting = thread.submit(lambda: make_trainer(job, phases, name, callbacks, pool=pool).fit().return_value)
+    resources = worker_resources(job.config.train, pool=pool, is_trial=bool(job.folder))
+    waiting = Waiting(job.config.train, resources, show)
+    waiting.look(True)
+    fitting = thread.submit(lambda: make_trainer(job, phases, name, resources, callbacks).fit().return_value)
     thread.shutdown(wait=False)
     try:
-        await_end(fitting, board, show, stop, watch)
+        await_end(fitting, board, show, stop, watch, waiting.look)
     except BaseException:
         board.request_stop()  # a Ray that was there before this run stays, and its workers with it
         raise
@@ -93,8 +100,18 @@ def run_workers(
     return outcome
 
 
-def await_end(fitting: Future[Any], board: Board, show: Show, stop: threading.Event, watch: Callable[[], None]) -> None:
-    """Watch a worker group until it ends. Raises Interrupted where it was stopped and does not answer in time."""
+def await_end(
+    fitting: Future[Any],
+    board: Board,
+    show: Show,
+    stop: threading.Event,
+    watch: Callable[[], None],
+    look_for_room: Callable[[bool], bool] = lambda is_waiting: False,
+) -> None:
+    """Watch a worker group until it ends. Raises Interrupted where it was stopped and does not answer in time.
+
+    ``look_for_room`` is told whether the workers are still to begin, or to begin again; whether they lack room.
+    """
     asked_at: float | None = None
     look_at, progress = 0.0, None
     while not wait([fitting], timeout=0.2).done:
@@ -106,7 +123,8 @@ def await_end(fitting: Future[Any], board: Board, show: Show, stop: threading.Ev
             look_at = now + board.look_s
             with suppress(ArtifactError):  # what ends a run is an error of its workers, which write
                 progress = board.read() or progress
-            if progress is not None:
+            is_lacking = asked_at is None and look_for_room(progress is None or progress["phase"] == RESTART)
+            if progress is not None and not is_lacking:
                 show(progress)
         if asked_at is not None and progress is None:
             raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
@@ -118,11 +136,11 @@ def make_trainer(
     job: Job,
     phases: Callable[[Workplace], Any],
     name: str,
+    resources: dict[str, float],
     callbacks: Sequence[Any] = (),
-    pool: Pool | None = None,
 ) -> Any:
-    """A trainer whose workers run ``phases``. ``name``: a fresh one a start, as Ray would silently resume, or refuse, a
-    run of the same name."""
+    """A trainer whose workers, each with ``resources``, run ``phases``. ``name``: a fresh one a start, as Ray would
+    silently resume, or refuse, a run of the same name."""
     from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig, ScalingConfig
@@ -130,11 +148,14 @@ def make_trainer(
     from raydistill.train.interfaces import HostsConfig
 
     train = job.config.train
-    resources = worker_resources(train, pool=pool, is_trial=bool(job.folder))
     storage_path, filesystem = ray_storage(job.storage)
+    start_failures = START_FAILURES + int(train.max_wait_minutes)
+
+    def run() -> Any:  # in no train_loop_config, which Ray's dashboard shows
+        return _worker(job, phases)
+
     return TorchTrainer(
-        cast("Any", _worker),
-        train_loop_config={"job": job, "phases": phases},
+        cast("Any", run),
         torch_config=HostsConfig(backend=backend(resources.get("GPU", 0.0), train.num_workers)),
         scaling_config=ScalingConfig(
             num_workers=num_workers(job),
@@ -146,7 +167,7 @@ def make_trainer(
             name=name,
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=START_FAILURES),
+            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=start_failures),
             callbacks=list(callbacks),
         ),
     )
@@ -178,18 +199,17 @@ def loss_teller(board: Board) -> Any:
             causes = ", ".join(sorted({type(error).__name__ for error in worker_exceptions.values()}))
             note = f"lost worker {ranks} ({causes}); the group goes on from its last checkpoint when it has room"
             with suppress(ArtifactError), tried_once():  # in Ray's controller, which must not wait
-                board.post("restart", 0, 0, "", 0.0, note)
+                board.post(RESTART, 0, 0, "", 0.0, note)
 
     return LossTeller()
 
 
-def _worker(config: dict[str, Any]) -> Any:
+def _worker(job: Job, phases: Callable[[Workplace], Any]) -> Any:
     """What every Ray Train worker runs; returns the outcome, or the error that met every rank."""
     import ray.train
     import ray.train.torch
 
     keep_freed_memory()
-    job: Job = config["job"]
     device = Device(str(ray.train.torch.get_device()) if has_gpu() else "cpu", job.dtype)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
@@ -199,7 +219,7 @@ def _worker(config: dict[str, Any]) -> Any:
     place = Workplace(job, group, device, board, observed=ray.train.report, should_save=notice.is_due)
     try:
         check_storage(job.storage, job.run_parts, place.group, job.owner)
-        return config["phases"](place)
+        return phases(place)
     except OF_ONE_RANK:
         raise
     except RaydistillError as error:

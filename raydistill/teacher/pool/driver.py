@@ -111,7 +111,8 @@ class PooledRun:
         options = teacher_options(settings, train if feeds else None)
         if feeds:
             settings = settings.model_copy(update={"max": teachers_beside(train, settings)})
-        return TeacherPool(settings, options, Teacher, (self.job, teacher.artifact), self.show)
+        arguments = (self.job, teacher.artifact)
+        return TeacherPool(settings, options, Teacher, arguments, self.show, train.max_wait_minutes)
 
     def record(self, pool: TeacherPool, wanted: Mapping[str, Mapping[str, Wanted]]) -> None:
         """Record what is wanted of each split."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +22,8 @@ SILENT_SECONDS = 10.0
 """A teacher that is there within this time is not worth a word: actor and weights take 4 to 8 s."""
 REMIND_SECONDS = 30.0
 RETRY_SECONDS = 5.0
+LOADING_SECONDS = 300.0
+"""Teachers that find room at once may take so long to load."""
 MAX_FAILED_STARTS = 3
 """Teachers that fail to load one after another, none being there: the next would fail as well."""
 MAX_LOST_STARTS = 10
@@ -101,11 +104,19 @@ class Member:
 class TeacherPool:
     """Up to ``pool.max`` teachers. ``tend`` is called now and then; leaving the context ends them all.
 
-    ``kind(*arguments)`` makes a teacher, in an actor with ``options``.
+    ``kind(*arguments)`` makes a teacher, in an actor with ``options``. ``max_wait_minutes``: without any teacher.
     """
 
-    def __init__(self, pool: Pool, options: dict[str, Any], kind: type, arguments: tuple[Any, ...], show: Show) -> None:
-        self.pool, self.show = pool, show
+    def __init__(
+        self,
+        pool: Pool,
+        options: dict[str, Any],
+        kind: type,
+        arguments: tuple[Any, ...],
+        show: Show,
+        max_wait_minutes: float = math.inf,
+    ) -> None:
+        self.pool, self.show, self.max_wait_minutes = pool, show, max_wait_minutes
         self._make: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options)
         self._arguments = arguments
         asks = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0), **options.get("resources", {})}
@@ -245,7 +256,10 @@ class TeacherPool:
         ) from error
 
     def _tell(self, ready: dict[int, Any]) -> None:
-        """Say that there is no teacher, in the beginning and then now and again, and that there is one again."""
+        """Say that there is no teacher, in the beginning and then now and again, and that there is one again.
+
+        Raises RaydistillError where there is none for too long.
+        """
         now = time.monotonic()
         if ready or not self.pool.max:
             if self._missed_at is not None and self._said_at > self._missed_at:
@@ -253,13 +267,17 @@ class TeacherPool:
             self._missed_at = None
             return
         self._missed_at = now if self._missed_at is None else self._missed_at
+        there = sum(member.is_ready for member in self._members)
+        missing = f"{there} of at least {self.pool.min} there, each asks for {self._asks}"
+        if now - self._missed_at >= max(60 * self.max_wait_minutes, LOADING_SECONDS):
+            raise RaydistillError(
+                f"teacher.pool: no teachers for {(now - self._missed_at) / 60:.0f} minutes ({missing}); a run waits "
+                f"{self.max_wait_minutes:g} for them (train.max_wait_minutes). Add nodes or lower "
+                "teacher.pool.resources; the same command goes on from the last checkpoint."
+            )
         if now - self._missed_at >= SILENT_SECONDS and now - self._said_at >= REMIND_SECONDS:
             self._said_at = now
-            there = sum(member.is_ready for member in self._members)
-            self.show(
-                {
-                    "phase": "teachers",
-                    "note": f"waiting for a teacher: {there} of at least {self.pool.min} there, each asks for "
-                    f"{self._asks}. Work goes on once the cluster has room; teacher.pool.resources asks for less",
-                }
+            note = (
+                f"waiting for a teacher: {missing}. Work goes on once the cluster has room; teacher.pool.resources asks"
             )
+            self.show({"phase": "teachers", "note": f"{note} for less"})
