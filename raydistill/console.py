@@ -125,7 +125,7 @@ def describe_progress(entry: Mapping[str, Any]) -> str:
         left = max(total - done, 0) / rate
         speed = f"{rate:,.0f}/s" if rate >= 1 else f"{1 / rate:,.1f} s each"
         parts.append(f"{speed}, {int(left // 60)}:{int(left % 60):02} left")
-    return "  ".join([*parts, *([entry["note"]] if entry.get("note") else [])]).rstrip()
+    return harmless("  ".join([*parts, *([entry["note"]] if entry.get("note") else [])]).rstrip())
 
 
 @contextmanager

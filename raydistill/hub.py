@@ -155,9 +155,9 @@ def local_folder(model: str, storage: str) -> Path:
 def say(warning: str) -> None:
     from rich.text import Text
 
-    from raydistill.console import stderr_console
+    from raydistill.console import harmless, stderr_console
 
-    stderr_console().print(Text(f"warning: {redact(warning)}"))
+    stderr_console().print(Text(f"warning: {harmless(redact(warning))}"))
 
 
 def talk(repo: str, work: Callable[[HfApi], dict[str, Any]]) -> dict[str, Any]:
@@ -196,8 +196,10 @@ def hidden(token: str) -> Iterator[None]:
     """Take the token out of what the hub's client logs; show its progress bars on a terminal only."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+    from raydistill.console import harmless
+
     def hide(record: logging.LogRecord) -> bool:
-        record.msg, record.args = without(token, record.getMessage()), ()
+        record.msg, record.args = harmless(without(token, record.getMessage())), ()
         return True
 
     handlers = logging.getLogger("huggingface_hub").handlers

@@ -22,6 +22,7 @@ ALLOWED = {
         "cluster/nodes.py",
         "cluster/entry.py",
         "cluster/probe.py",
+        "cluster/waiting.py",
         "search/actor.py",
         "search/schedulers.py",
         "search/tuning.py",

@@ -117,21 +117,51 @@ def test_only_nccl_speaks_from_device_to_device(kind: str, expected: str, monkey
 
 
 @pytest.mark.parametrize(
-    ("gpus", "num_workers", "has_nccl", "expected"),
+    ("gpus", "num_workers", "expected"),
     [
-        (0.0, 2, True, "gloo"),
-        (1.0, 2, True, "nccl"),
-        (1.0, 2, False, "gloo"),
-        (0.5, 1, True, "nccl"),
-        (0.5, 2, True, "gloo"),  # nccl: "Duplicate GPU detected"
-        (2.0, 2, True, "nccl"),
+        (0.0, 2, "gloo"),
+        (1.0, 2, "nccl"),
+        (0.5, 1, "nccl"),
+        (0.5, 2, "gloo"),  # nccl: "Duplicate GPU detected"
+        (2.0, 2, "nccl"),
     ],
 )
+@pytest.mark.parametrize("has_nccl", [True, False])
 def test_workers_that_share_a_gpu_do_without_nccl(
-    gpus: float, num_workers: int, has_nccl: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    gpus: float, num_workers: int, expected: str, has_nccl: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever torch the driver has: on a head without GPUs it is often one for CPUs."""
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: has_nccl)
     assert backend(gpus, num_workers) == expected
+
+
+class Workers:
+    """Stands for Ray's worker group: each worker answers as its own torch would."""
+
+    def __init__(self, *have_nccl: bool) -> None:
+        self.have_nccl = have_nccl
+
+    def execute(self, question: Any) -> list[Any]:
+        return list(self.have_nccl) if question is torch.distributed.is_nccl_available else ["10.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "have_nccl", "taken"),
+    [
+        ("nccl", (True, True), "nccl"),
+        ("nccl", (True, False), "gloo"),  # the image of one node has a torch for CPUs
+        ("gloo", (True, True), "gloo"),
+    ],
+)
+def test_the_workers_own_torch_says_whether_there_is_nccl(
+    wanted: str, have_nccl: tuple[bool, ...], taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raydistill.train.interfaces import Backend, HostsConfig
+
+    started: list[str] = []
+    monkeypatch.setattr(Backend.__mro__[1], "on_start", lambda self, group, config: started.append(config.backend))
+    Backend().on_start(Workers(*have_nccl), HostsConfig(backend=wanted))
+    assert started == [taken]
 
 
 @pytest.mark.parametrize(("sees", "given", "expected"), [(True, [], False), (True, [0], True), (False, [], False)])

@@ -468,7 +468,8 @@ def most_per_step(job: Job) -> int:
     return max(micro_batches_of(job))
 
 
-def test_teachers_that_find_no_room_end_the_run_after_the_setting(folder, monkeypatch):
+@pytest.mark.slow
+def test_teachers_that_find_no_room_end_the_run_after_the_setting(folder, ray_cluster, monkeypatch):
     monkeypatch.setattr("raydistill.teacher.pool.teachers.LOADING_SECONDS", 0.5)
     monkeypatch.setattr("raydistill.teacher.pool.teachers.SILENT_SECONDS", 0.2)
     job, told = make_job(folder, "pool"), []
@@ -484,3 +485,31 @@ def test_teachers_that_find_no_room_end_the_run_after_the_setting(folder, monkey
     with pool, pytest.raises(RaydistillError, match=message):
         tend()
     assert told[0]["note"].startswith("waiting for a teacher: 0 of at least 1 there")
+
+
+@pytest.mark.slow
+def test_a_desk_that_dies_is_replaced(folder, ray_cluster):
+    """By itself, as for want of memory: teachers and workers go on, and what workers say is heard again."""
+    with tended(make_job(folder, "pool"), 1) as made:
+        desk = made.pool.desk
+        known = wait_for(lambda: ray.get(desk.teachers.remote()))
+        ray.kill(desk, no_restart=False)
+        assert wait_for(lambda: told_by(desk)) == known
+        desk.close.remote()
+        wait_for(lambda: not made.pool.pool.max)
+    assert made.error is None
+
+
+def told_by(desk):
+    try:
+        return ray.get(desk.teachers.remote(), timeout=10)
+    except ray.exceptions.RayError:
+        return None
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    return found

@@ -121,6 +121,16 @@ def test_the_verdict_is_kept_with_the_version_and_as_a_run(place: Storage) -> No
     assert stored["rules"] == verdict["rules"]
 
 
+def test_what_is_stored_says_what_came_of_it(place: Storage) -> None:
+    verdict = judged(place, 1)
+    assert verdict["moved"]
+    run = client(place).get_run(verdict["run_id"])
+    stored = json.loads(Path(client(place).download_artifacts(run.info.run_id, "gate.json")).read_text())
+    assert stored == verdict
+    assert run.data.tags["raydistill.sentence"] == verdict["sentence"]
+    assert "is the champion now" in Path(client(place).download_artifacts(run.info.run_id, "gate.html")).read_text()
+
+
 def test_a_dry_run_stores_and_moves_nothing(place: Storage) -> None:
     before = aliases(place), tags(place, 1)
     verdict = judged(place, 1, dry_run=True)

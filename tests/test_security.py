@@ -26,8 +26,11 @@ from runs import only_run_key, write_config
 from tiny import WORDS, save_tiny
 from toy import TOPICS, toy_config
 
-from raydistill import cli, console
+from raydistill import cli, console, hub
 from raydistill.artifacts import Storage
+from raydistill.cluster import jobs
+from raydistill.cluster.project import NOTHING
+from raydistill.commands import remote
 from raydistill.errors import RaydistillError
 from raydistill.loading import load_config
 from raydistill.pipeline import distill
@@ -223,6 +226,17 @@ def test_a_huge_config_is_refused_before_it_is_read(tmp_path: Path, capfd: pytes
 )
 def test_a_terminal_is_not_told_what_to_do(text: str, shown: str) -> None:
     assert console.harmless(text) == shown
+
+
+def test_what_others_say_goes_to_the_terminal_without_its_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    """A job server's version, a hub's warning, an error of a worker."""
+    order = "\x1b]0;owned\x07\x1b[2J"
+    remote.say_sending("http://head:8265", "job", NOTHING, [jobs.version_warning(f"2.{order}") or ""])
+    hub.say(f"renamed {order}")
+    console.Progress()({"phase": "wait", "note": f"away {order}"})
+    shown = capsys.readouterr().err
+    assert shown.count("owned") == 3
+    assert not set(shown) & set("\x1b\x07")
 
 
 CLASSES = {

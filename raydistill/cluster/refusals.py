@@ -199,16 +199,20 @@ def check_tracking(request: Request, shared: Sequence[Path], address: str, found
             )
     elif scheme in ("http", "https"):
         check_server_host("tracking", uri, address, found)
-    elif (sqlite := sqlite_path(uri)) is not None or scheme == "file" or (not scheme and uri != "databricks"):
-        path = below_one(sqlite or Path(os.path.abspath(uri.removeprefix("file://"))), shared)
+    elif scheme == "file" or (not scheme and uri != "databricks"):
+        found.problems.append(
+            f"tracking: {redact(uri)} is a folder, in which MLflow does not keep runs any more. Set "
+            "MLFLOW_TRACKING_URI to an MLflow server, or to sqlite:/// in a folder named by --shared."
+        )
+    elif (sqlite := sqlite_path(uri)) is not None:
+        path = below_one(sqlite, shared)
         if path is None:
             found.problems.append(
                 f"tracking: {redact(uri)} is a file of this machine. Set MLFLOW_TRACKING_URI to an MLflow server."
             )
             return
-        found.environment["MLFLOW_TRACKING_URI"] = f"{'file://' if sqlite is None else 'sqlite:///'}{path}"
-        if sqlite is not None:
-            found.warnings.append(shared_sqlite(path))
+        found.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{path}"
+        found.warnings.append(shared_sqlite(path))
 
 
 def shared_sqlite(path: Path) -> str:

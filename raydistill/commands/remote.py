@@ -162,7 +162,7 @@ def refusal(problems: list[str]) -> str:
 
 
 def say(text: str, style: str | None = "dim") -> None:
-    stderr_console().print(text, style=style, markup=False)
+    stderr_console().print(harmless(text), style=style, markup=False)
 
 
 def say_sending(url: str, job_id: str, selection: Any, warnings: list[str]) -> None:

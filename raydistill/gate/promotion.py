@@ -23,7 +23,7 @@ from raydistill.options import STORAGE
 from raydistill.pages.gate import write_gate_report
 from raydistill.registry import CHALLENGER, COMPLETE, Version, known_versions, list_versions, open_store
 from raydistill.registry.aliases import CHAMPION, Move, move_back, move_champion
-from raydistill.registry.verdicts import store_verdict
+from raydistill.registry.verdicts import amend_verdict, store_verdict
 from raydistill.storage import Storage
 from raydistill.tracking import RUN_KEY
 
@@ -79,6 +79,7 @@ def promote(
                 move_champion(name, challenger.version, champion.version if champion else None, uri)
                 verdict |= {"moved": True, "previous": champion.version if champion else None}
                 verdict["sentence"] += _moved(champion)
+                record(verdict, challenger, uri, place)
     return verdict
 
 
@@ -232,11 +233,13 @@ def unchanged(name: str, version: Version) -> dict[str, Any]:
 
 
 def record(verdict: Mapping[str, Any], challenger: Version, uri: str, place: Storage) -> str:
-    """Store the verdict and its report; the id of its MLflow run."""
+    """Store the verdict and its report, a second time once the champion has moved; the id of its MLflow run."""
     with TemporaryDirectory(prefix="raydistill-") as scratch:
         folder = Path(scratch)
         (folder / "gate.json").write_text(redact(json.dumps(verdict, indent=2, ensure_ascii=False)), encoding="utf-8")
         write_gate_report(verdict, folder / "gate.html")
+        if verdict["moved"]:
+            return amend_verdict(verdict, folder, uri)
         return store_verdict(verdict, challenger, folder, uri, place)
 
 

@@ -58,3 +58,13 @@ def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri
         for key, value in redact_values(tags).items():
             client.set_model_version_tag(version.name, str(version.version), key, value)
     return run_id
+
+
+def amend_verdict(verdict: Mapping[str, Any], files: Path, uri: str) -> str:
+    """Put what came of a stored verdict in its place: the folder ``files`` and the sentence. Raises TrackingError."""
+    run_id = str(verdict["run_id"])
+    with reported(uri):
+        client = open_client(uri)
+        client.log_artifacts(run_id, str(files))
+        set_tags(client, run_id, {"raydistill.sentence": verdict["sentence"][:MAX_TAG_LENGTH]})
+    return run_id

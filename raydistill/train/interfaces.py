@@ -1,11 +1,13 @@
-"""Which network interface the workers of several hosts talk over: the one with the address that Ray knows a host by."""
+"""What the workers talk over: nccl where their own torch has it, and between hosts the interface that Ray knows."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import psutil
+import torch.distributed as dist
 from ray.train.torch import TorchConfig
 from ray.util import get_node_ip_address
 
@@ -13,7 +15,7 @@ VARIABLE = "GLOO_SOCKET_IFNAME"
 
 
 class HostsConfig(TorchConfig):
-    """TorchConfig whose gloo finds other hosts.
+    """TorchConfig whose gloo finds other hosts, and which asks the workers, not the driver, whether they have nccl.
 
     By itself gloo takes the address that the host's own name resolves to, which /etc/hosts often gives as 127.0.0.1;
     the other hosts then knock at their own doors.
@@ -30,6 +32,8 @@ class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         if len(set(worker_group.execute(get_node_ip_address))) > 1:
             worker_group.execute(name_interface)
+        if backend_config.backend == "nccl" and not all(worker_group.execute(dist.is_nccl_available)):
+            backend_config = replace(backend_config, backend="gloo")  # a torch that was built for CPUs
         super().on_start(worker_group, backend_config)
 
 

@@ -174,11 +174,10 @@ def make_trainer(
 
 
 def backend(gpus: float, num_workers: int) -> str:
-    """How workers with so many GPUs each reach one another. nccl refuses workers that share a GPU; gloo takes tensors
-    on it, too."""
+    """How workers with so many GPUs each reach one another, where their torch can. nccl refuses workers that share a
+    GPU; gloo takes tensors on it, too."""
     is_shared = gpus < 1 and num_workers > 1
-    # a torch that was built for CPUs has no nccl, whatever the nodes claim to have
-    return "gloo" if not gpus or is_shared or not torch.distributed.is_nccl_available() else "nccl"
+    return "gloo" if not gpus or is_shared else "nccl"
 
 
 def num_workers(job: Job) -> int | tuple[int, int]:

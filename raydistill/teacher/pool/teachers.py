@@ -132,7 +132,7 @@ class TeacherPool:
 
     def __enter__(self) -> TeacherPool:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.desk = ray.remote(Desk).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
         self._news = self.desk.take_news.remote()
         self.tend()
         return self
@@ -167,15 +167,28 @@ class TeacherPool:
         """
         before = self.ready
         self._look()
-        if ray.wait([self._news], timeout=0)[0]:
-            self._read(*ray.get(self._news))
-            self._news = self.desk.take_news.remote()
+        is_known = self._take_news()
         if time.monotonic() >= self._begin_at:
             while len(self._members) < self.pool.max:
                 self._add()
-        if (now := self.ready).keys() != before.keys():
+        if (now := self.ready).keys() != before.keys() or not is_known:
             self.desk.publish.remote(now)
         self._tell(now)
+
+    def _take_news(self) -> bool:
+        """Read what the desk has to tell; whether it knows the teachers: Ray brings back one that died."""
+        if not ray.wait([self._news], timeout=0)[0]:
+            return True
+        try:
+            news = ray.get(self._news)
+        except LOST as error:
+            logging.getLogger(__name__).warning("The desk of the teachers is gone: %s", str(error).splitlines()[0])
+            return False
+        else:
+            self._read(*news)
+            return True
+        finally:
+            self._news = self.desk.take_news.remote()
 
     def _read(self, is_open: bool, complaints: list[Complaint]) -> None:
         for complaint in complaints:
