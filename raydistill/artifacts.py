@@ -40,7 +40,7 @@ __all__ = [
     "recipe_key",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Goes into every key: raise it when the content of any artefact changes meaning, and all of them are made anew."""
 MANIFEST = "manifest.json"
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

@@ -22,6 +22,7 @@ from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import tokenize_data
 from raydistill.errors import Interrupted, TrackingError
 from raydistill.models.folder import model_digest, resolve_model
+from raydistill.recipes import start_digest
 from raydistill.registry import log_student, register_student
 from raydistill.stopping import Stop, stoppable
 from raydistill.tracking import (
@@ -108,19 +109,25 @@ def prepare(config: Config, storage: Storage) -> Prepared:
 
 
 def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
-    """Key of a run: all of the config that determines what it makes, MLflow run and registered version included."""
+    """Key of a run: all of the config that determines what it makes, MLflow run and registered version included.
+
+    Models count by their content, the class names with the tokens.
+    """
     excluded: dict[str, Any] = {
         "storage": True,
         "sweep": True,
         "data": {"path", "unlabeled"},
         "teacher": {"model", "pool"},
+        "student": {"start"},
         "train": {
             *("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures"),
             *("max_wait_minutes", "tokens_per_micro_batch", "checkpoint_steps"),
         },
     }
     settings = config.model_dump(mode="json", exclude=excluded)
-    return recipe_key({"config": settings, "tokens": tokens.digest, "source": model_digest(source), "dtype": dtype})
+    digest = model_digest(source)
+    inputs = {"tokens": tokens.digest, "source": digest, "start": start_digest(config.student, digest)}
+    return recipe_key({"config": settings, **inputs, "dtype": dtype})
 
 
 def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:

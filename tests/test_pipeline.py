@@ -35,12 +35,15 @@ from tiny import save_tiny
 from toy import TOPICS, relative_difference, toy_config, without_key_biases, write_toy_csv
 
 from raydistill.artifacts import Storage
+from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, ModelError
 from raydistill.evaluate.metrics import classification_metrics
 from raydistill.loading import load_config
 from raydistill.models.folder import model_digest
-from raydistill.pipeline import distill, prepare
-from raydistill.recipes import teacher_recipe
+from raydistill.pipeline import Prepared, distill, prepare
+from raydistill.recipes import TeacherIdentity, baseline_artifact, student_artifact, teacher_recipe
+from raydistill.search.sweep import sweep_key
+from raydistill.teacher.store import signal_artifact
 from raydistill.train.loop import Stage
 
 HIDDEN = {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.1}
@@ -259,6 +262,78 @@ def test_a_changed_byte_of_an_input_is_a_miss_of_what_is_made_from_it(tmp_path, 
     path.write_bytes(content)
     after = changed_keys(tmp_path)
     assert {name for name in before if before[name] != after[name]} == missed
+
+
+def write_numbered(folder: Path, names: list[str] | None = None, **changes: Any) -> dict[str, Any]:
+    """A config for the toy with its topics as class ids, in a parquet file that gives them ``names``, if any."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    toy = toy_config(folder)
+    with (folder / "toy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    label = ClassLabel(names=names) if names else Value("int64")
+    columns = {"text": [row["text"] for row in rows], "label": [sorted(TOPICS).index(row["label"]) for row in rows]}
+    data = Dataset.from_dict(columns, Features({"text": Value("string"), "label": label}))
+    toy["data"]["path"] = str(folder / f"{names}.parquet")
+    data.to_parquet(toy["data"]["path"])
+    return toy | changes
+
+
+@pytest.mark.parametrize("how", ["renamed", "task.labels", "ClassLabel"])
+def test_class_names_are_part_of_all_that_is_made_from_the_rows(tmp_path, how):
+    """The very same texts and class ids under other names are other rows: nothing of theirs is reused."""
+    names, turned = sorted(TOPICS), sorted(TOPICS, reverse=True)
+    match how:
+        case "renamed":
+            before = toy_config(tmp_path)
+            other = tmp_path / "renamed.csv"
+            other.write_text((tmp_path / "toy.csv").read_text().replace(",film\n", ",cinema\n"))
+            after = toy_config(tmp_path, data__path=str(other))
+        case "task.labels":
+            before, after = (write_numbered(tmp_path, task={"labels": order}) for order in (names, turned))
+        case _:
+            before, after = (write_numbered(tmp_path, names=order) for order in (names, turned))
+    made = [prepare(load_config(config), Storage(str(tmp_path / "storage"))) for config in (before, after)]
+    rows = [Rows.open(each.tokens.local(), "train") for each in made]
+    assert np.array_equal(rows[0].labels, rows[1].labels)
+    assert np.array_equal(rows[0].values["input_ids"], rows[1].values["input_ids"])
+    keys = [all_keys(each) for each in made]
+    assert [name for name in keys[0] if keys[0][name] == keys[1][name]] == []
+
+
+def all_keys(made: Prepared) -> dict[str, str]:
+    """Keys of a run and of what it makes and records, were its teacher the same."""
+    teacher = TeacherIdentity(made.source, "digest", "digest", None)
+    common = (made.config, made.storage, teacher, made.tokens.digest, made.dtype)
+    signal = {"teacher_digest": "digest", "tokens_digest": made.tokens.digest, "dtype": made.dtype}
+    return {
+        "run": made.run_key,
+        "teacher": json.dumps(teacher_recipe(made.config, "digest", made.tokens.digest, made.dtype)),
+        "signal": signal_artifact(made.storage, "logits", "train", **signal)[0].key,
+        "student": student_artifact(*common, "cached")[0].key,
+        "baseline": baseline_artifact(*common)[0].key,
+    }
+
+
+@pytest.mark.parametrize("place", ["path", "pkg"])
+def test_a_start_that_was_trained_again_in_its_place_is_another_start(tmp_path, monkeypatch, place):
+    package = tmp_path / "starts"
+    folder = save_tiny(package / "model", "bert", num_layers=2, labels=tuple(sorted(TOPICS)), seed=1)
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    start = str(folder) if place == "path" else "pkg://starts/model"
+    space = {"space": {"student.start": {"choice": [start, "teacher_layers"]}}, "num_trials": 2}
+
+    def keys() -> tuple[str, str]:
+        config = load_config(toy_config(tmp_path, student={"start": start}))
+        run = prepare(config, Storage(config.storage))
+        searched = toy_config(tmp_path, sweep=space, train__num_workers=1)
+        return run.run_key, sweep_key(prepare(load_config(searched), Storage(config.storage)), fresh=False)
+
+    before = keys()
+    assert keys() == before
+    save_tiny(folder, "bert", num_layers=2, labels=tuple(sorted(TOPICS)), seed=2)
+    assert not set(keys()) & set(before)
 
 
 def test_settings_that_do_not_change_a_result_change_no_artifact(base):

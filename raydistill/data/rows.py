@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raydistill.artifacts import Artifact, Storage, recipe_key
 from raydistill.data.paths import SPLITS
-from raydistill.data.prepare import write_batch
+from raydistill.data.prepare import read_info, write_batch
 from raydistill.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, stora
     """The tokens artefact of a data artefact; made if it is not there.
 
     {split}.arrow: input_ids list<int32>[, token_type_ids list<int32>], label int64, example_id int64; info.json has
-    pad_token_id and max_length. Raises ModelError for a folder without a fast tokenizer, ConfigError when
+    pad_token_id, max_length and labels: class ids mean nothing without their names, so the digest, by which all that is
+    made from the rows is known, covers both. Raises ModelError for a folder without a fast tokenizer, ConfigError when
     ``max_length`` is more than its model takes.
     """
     from raydistill.models.load import tokenizer_digest
@@ -48,9 +49,8 @@ def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, stora
     with storage.lock("tokens", artifact.key + ".lock"):
         if not artifact.exists():
             tokenizer = load_tokenizer(tokenizer_folder, max_length)
-            source = data.local()
             with artifact.write(recipe, parents) as folder:
-                _write_tokens(tokenizer, source, folder, max_length)
+                _write_tokens(tokenizer, data, folder, max_length)
     return artifact
 
 
@@ -77,7 +77,8 @@ def load_tokenizer(folder: Path, max_length: int) -> Any:
     return tokenizer
 
 
-def _write_tokens(tokenizer: Any, source: Path, folder: Path, max_length: int) -> None:
+def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int) -> None:
+    source = data.local()
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     num_tokens = {}
     for split in SPLITS:
@@ -87,7 +88,8 @@ def _write_tokens(tokenizer: Any, source: Path, folder: Path, max_length: int) -
         num_tokens[split] = len(columns["input_ids"].values)
         columns |= {name: batch.column(name) for name in ("label", "example_id")}
         write_batch(folder / f"{split}.arrow", columns)
-    info = {"pad_token_id": pad, "max_length": max_length, "num_tokens": num_tokens}
+    labels = read_info(data).labels
+    info = {"pad_token_id": pad, "max_length": max_length, "num_tokens": num_tokens, "labels": labels}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 

@@ -18,6 +18,7 @@ from raydistill.cluster.waiting import Waiting
 from raydistill.config import Config
 from raydistill.lineage import redact_tree
 from raydistill.pipeline import Clock, Prepared, prepare, say_waiting, tracked
+from raydistill.recipes import start_digest
 from raydistill.search.space import check_space, sweep_of
 from raydistill.search.trials import Ledger
 from raydistill.stopping import Stop, stoppable
@@ -61,8 +62,13 @@ def sweep(
 
 def sweep_key(prepared: Prepared, fresh: bool) -> str:
     """Key of the sweep: the newest one with these settings, or the next with ``fresh``."""
-    settings = sweep_of(prepared.config).model_dump(mode="json", exclude=BUDGET)
-    key, storage = recipe_key({"run": prepared.run_key, "sweep": settings}), prepared.storage
+    from raydistill.search.shared import combinations
+
+    config, storage = prepared.config, prepared.storage
+    settings = sweep_of(config).model_dump(mode="json", exclude=BUDGET)
+    made = combinations(config, lambda name: name in ("student", "student.start"))
+    starts = {student.start: start_digest(student, "") for student in (config.student for config in made)}
+    key = recipe_key({"run": prepared.run_key, "sweep": settings, "starts": starts})
     attempts = [name for name in storage.list("runs") if name == key or name.startswith(f"{key}-")]
     newest = max((int(name.partition("-")[2] or 1) for name in attempts), default=0)
     number = newest + 1 if fresh else max(newest, 1)
