@@ -239,6 +239,7 @@ def limits(results: Mapping[str, Any]) -> list[str]:
         f"{', '.join(map(escape, names))}{', …' if more else ''}.",
         f"All figures are of {support:,} labelled test rows from the source above. On other texts they are not known.",
     ]
+    found += [escape(note) for note in results.get("notes", ()) if note.startswith("teacher.model:")]
     for name in ("student", "teacher"):
         if results[name]["chance"]["at_chance"]:
             found.append(f"**The {name} is at chance**: on test its accuracy is not measurably above a fixed answer's.")

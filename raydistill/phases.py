@@ -9,21 +9,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import AutoConfig
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact
 from raydistill.config import Config, Stage, TaskLoss
 from raydistill.errors import ModelError
+from raydistill.evaluate.compare import other_order
 from raydistill.evaluate.measure import evaluate
 from raydistill.losses import all_teacher_needs, build_stages
-from raydistill.models.load import is_classifier, resolve_model
+from raydistill.models.load import is_classifier, label_notice, resolve_model
 from raydistill.models.student import build_student, student_config
 from raydistill.outages import OUTAGES
 from raydistill.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.stages import StageReport, publish, read_training, stage_history, stage_reports, train_on_labels
 from raydistill.teacher.record import Wanted, record
-from raydistill.teacher.store import reopen_damaged, signal_artifact
+from raydistill.teacher.store import RecordedSignals, reopen_damaged, signal_artifact
 from raydistill.workplace import Workplace
 
 
@@ -98,15 +100,44 @@ def record_teacher(place: Workplace, teacher: TeacherIdentity) -> tuple[str, Rec
     with place.phase("record"):
         mode, why, needs = teacher_mode(place, teacher, place.config)
         place.notes.append(f"Teacher mode {mode}: {why}.")
-        splits = recorded_signals(mode, needs)
-        recorded = {split: record_split(place, teacher, split, signals) for split, signals in splits.items()}
+        recorded = record_splits(place, teacher, recorded_signals(mode, needs))
     return mode, recorded
+
+
+def record_splits(place: Workplace, teacher: TeacherIdentity, splits: dict[str, frozenset[str]]) -> Recorded:
+    """Record the signals of each split that are missing, after a look at what the teacher says of validation rows."""
+    validation = record_split(place, teacher, "validation", splits["validation"])
+    check_label_order(place, teacher, validation)
+    return {
+        split: validation if split == "validation" else record_split(place, teacher, split, signals)
+        for split, signals in splits.items()
+    }
 
 
 def recorded_signals(mode: str, needs: frozenset[str]) -> dict[str, frozenset[str]]:
     """Which signals of which split are recorded: of the training rows only those of a cached teacher."""
     logits = frozenset({"logits"})
     return {"train": needs if mode == "cached" else frozenset(), "validation": logits, "test": logits}
+
+
+def check_label_order(place: Workplace, teacher: TeacherIdentity, recorded: dict[str, Artifact]) -> None:
+    """Note where the teacher's classes are known by position only; ModelError where the rows speak for other ones."""
+    names = place.job.labels
+    notice = label_notice(teacher.folder, names, place.config.teacher.trust_remote_code)
+    if notice is None:
+        return
+    place.notes.append(f"teacher.model: {notice}")
+    labels = place.rows["validation"].labels
+    logits = RecordedSignals(recorded, len(labels)).batch(np.arange(len(labels)))["logits"].numpy()
+    if (order := other_order(logits, labels)) is None:
+        return
+    own, other = (100 * float((found.argmax(1) == labels).mean()) for found in (logits, logits[:, order]))
+    turned = ", ".join(names[i] for i in np.argsort(order))
+    raise ModelError(
+        f"teacher.model: it names its labels LABEL_0 to LABEL_{len(names) - 1} only. Taken in this order for "
+        f"{', '.join(names)}, it is right on {own:.1f} % of the validation rows; for {turned} on {other:.1f} %. Name "
+        f"them so in id2label of its config.json{' or in task.labels' if place.config.task.labels is None else ''}."
+    )
 
 
 def teacher_mode(place: Workplace, teacher: TeacherIdentity, config: Config) -> tuple[str, str, frozenset[str]]:

@@ -201,7 +201,7 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
     if config.teacher.finetune is None:
         if is_classifier(source):
             notice = label_notice(source, size.labels, config.teacher.trust_remote_code)
-            found += [notice] if notice else []
+            found += [f"teacher.model: {notice}"] if notice else []
         else:
             found.append(
                 f"teacher.model: {config.teacher.model} has no trained classification head; add teacher.finetune."

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from processes import KEY, damage, fill, kill, say_go, start, wait_for
 
 from raydistill import artifacts
-from raydistill.artifacts import FileInfo, Storage, file_digest, folder_digest, recipe_key
+from raydistill.artifacts import FORMAT_VERSION, FileInfo, Storage, file_digest, folder_digest, recipe_key
 from raydistill.cache import collect_garbage, list_artifacts
 from raydistill.errors import ArtifactError, RaydistillError
 
@@ -42,7 +42,7 @@ def test_key_ignores_order_and_survives_a_json_round_trip(recipe: dict[str, obje
 
 def test_key_is_stable_and_sensitive(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {"epochs": 3, "data": {"digest": "ab", "split": (0.1, 0.2)}, "dtype": "float32"}
-    assert recipe_key(recipe) == "c2b326ec57091e585cc5"
+    assert recipe_key(recipe) == "685ed88bbce4a7caa357"
     variants = [
         {**recipe, "epochs": 4},
         {**recipe, "epochs": "3"},
@@ -52,7 +52,7 @@ def test_key_is_stable_and_sensitive(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert len({recipe_key(variant) for variant in [recipe, *variants]}) == 6
     monkeypatch.setattr(artifacts, "FORMAT_VERSION", artifacts.FORMAT_VERSION + 1)
-    assert recipe_key(recipe) != "c2b326ec57091e585cc5"
+    assert recipe_key(recipe) != "685ed88bbce4a7caa357"
     with pytest.raises(ValueError):
         recipe_key({"rate": float("nan")})
     with pytest.raises(TypeError):
@@ -83,7 +83,8 @@ def test_write_then_read_everywhere(storage: Storage) -> None:
     manifest = artifact.manifest()
     assert manifest.files["sub/b.bin"].bytes == 256
     assert manifest.bytes == 263
-    assert (manifest.parents, manifest.recipe, manifest.format) == ({"source": "d" * 64}, {"text": "content"}, 1)
+    assert (manifest.parents, manifest.recipe) == ({"source": "d" * 64}, {"text": "content"})
+    assert manifest.format == FORMAT_VERSION
     folder = artifact.local(verify=True)
     assert (folder / "a.txt").read_text() == "content"
     assert manifest.files["a.txt"].sha256 == file_digest(folder / "a.txt")

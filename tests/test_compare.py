@@ -134,3 +134,33 @@ def test_missing_or_damaged_predictions_are_named(tmp_path: Path, content: bytes
         (tmp_path / "predictions-test.parquet").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"predictions-test\.parquet.*Evaluate the model again"):
         compare.read_predictions(tmp_path, "test")
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (2, 1, 0)])
+def test_an_order_of_classes_that_fits_far_better_is_found(order: tuple[int, ...]) -> None:
+    labels = np.repeat([0, 1, 2], [20, 8, 12])
+    logits = np.random.default_rng(0).normal(size=(40, 3)) + 4 * np.eye(3)[labels]
+    wrong = logits[:, order]  # what is called class i is class order[i]
+    found = compare.other_order(wrong, labels)
+    assert found is not None
+    assert np.array_equal(wrong[:, found], logits)
+    assert compare.other_order(logits, labels) is None
+
+
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(10, 2), (30, 10), (200, 3), (3000, 20)])
+def test_a_model_that_guesses_is_no_matter_of_order(num_rows: int, num_classes: int) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        logits, labels = rng.normal(size=(num_rows, num_classes)), rng.integers(0, num_classes, num_rows)
+        assert compare.other_order(logits, labels) is None
+
+
+def test_the_most_frequent_class_is_what_an_order_is_measured_against() -> None:
+    """A turned model of rare classes is found; few rows, or a weak model, prove nothing."""
+    labels = np.repeat([0, 1], [95, 5])
+    right = np.eye(2)[labels]
+    assert compare.other_order(right, labels) is None
+    assert compare.other_order(right[:, ::-1], labels) == (1, 0)
+    assert compare.other_order(right[-10:, ::-1], labels[-10:]) is None
+    weak = np.eye(2)[np.where(np.arange(100) < 45, labels, 1 - labels)]
+    assert compare.other_order(weak, labels) is None

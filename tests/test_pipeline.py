@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from rich.console import Console
 from runs import (
     Command,
     artifacts_of_run,
@@ -35,13 +37,15 @@ from tiny import save_tiny
 from toy import TOPICS, relative_difference, toy_config, without_key_biases, write_toy_csv
 
 from raydistill.artifacts import Storage
+from raydistill.classifier import open_folder
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, ModelError
 from raydistill.evaluate.metrics import classification_metrics
 from raydistill.loading import load_config
-from raydistill.models.folder import model_digest
+from raydistill.models.folder import CARD, model_digest
 from raydistill.pipeline import Prepared, distill, prepare
 from raydistill.recipes import TeacherIdentity, baseline_artifact, student_artifact, teacher_recipe
+from raydistill.report import print_notes
 from raydistill.search.sweep import sweep_key
 from raydistill.teacher.store import signal_artifact
 from raydistill.train.loop import Stage
@@ -450,6 +454,44 @@ def test_a_fine_tuned_teacher_is_used_as_it_is(unsteady):
 def test_an_encoder_without_a_head_is_refused_with_the_way_out(base):
     with pytest.raises(ModelError, match=r"Add teacher\.finetune"):
         run(base.folder, teacher={"model": str(base.folder / "encoder")})
+
+
+def nameless_teacher(base: Ran, folder: Path) -> dict[str, str]:
+    """The fine-tuned teacher of ``base``, as one of which nobody has named the classes."""
+    shutil.copytree(base.results["teacher"]["path"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = {f"LABEL_{i}": i for i in range(len(TOPICS))}
+    config |= {"label2id": names, "id2label": {str(i): name for name, i in names.items()}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return {"model": str(folder)}
+
+
+def test_classes_that_are_known_by_position_only_are_told_everywhere(base, tmp_path, capsys):
+    teacher = nameless_teacher(base, tmp_path / "teacher")
+    results = run(base.folder, teacher=teacher, evaluate__baseline=False).results
+    (note,) = [note for note in results["notes"] if "LABEL_0, LABEL_1, LABEL_2" in note]
+    assert note.startswith("teacher.model: ")
+    print_notes(Console(width=1000), results)
+    assert note in capsys.readouterr().out
+    assert "taken in this order for film, money, sport" in (Path(results["student"]["path"]) / CARD).read_text()
+    named = run(base.folder, **OTHER).results
+    assert not [note for note in named["notes"] if note.startswith("teacher.model: ")]
+
+
+def test_an_order_of_classes_that_the_rows_contradict_is_refused(base, tmp_path):
+    """The labels are what the teacher itself says, so in its own order it is right on every row."""
+    teacher = nameless_teacher(base, tmp_path / "teacher")
+    with (base.folder / "toy.csv").open(newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    said = open_folder(tmp_path / "teacher", max_length=20).logits(texts).argmax(axis=1)
+    with (tmp_path / "said.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(texts, (sorted(TOPICS)[i] for i in said), strict=True)])
+    turned = {"data__path": str(tmp_path / "said.csv"), "data__max_labeled": None, "teacher": teacher}
+    message = (
+        "Taken in this order for sport, film, money, .* % of the validation rows; for film, money, sport on 100.0 %"
+    )
+    with pytest.raises(ModelError, match=message):
+        run(base.folder, task={"labels": ["sport", "film", "money"]}, **turned)
 
 
 def test_online_gives_the_student_of_cached(other):

@@ -20,7 +20,7 @@ from raydistill.evaluate.latency import measure_models
 from raydistill.models.fields import intermediate
 from raydistill.models.load import new_classifier
 from raydistill.models.student import student_config
-from raydistill.phases import fit_teacher, record_split, teacher_mode
+from raydistill.phases import fit_teacher, record_splits, teacher_mode
 from raydistill.recipes import TeacherIdentity
 from raydistill.rules import may_change
 from raydistill.search.front import within
@@ -67,9 +67,7 @@ def share(place: Workplace) -> Shared:
     """Fit the teacher, record the union of the signals, measure the shapes; every rank runs this."""
     teacher = fit_teacher(place)
     with place.phase("record"):
-        splits = shared_signals(place, teacher)
-        signals = record_split(place, teacher, "train", splits["train"])
-        record_split(place, teacher, "validation", splits["validation"])
+        signals = record_splits(place, teacher, shared_signals(place, teacher))["train"]
     with place.phase("shapes"):
         shapes = measure_shapes(place, AutoConfig.from_pretrained(teacher.folder))
     place.flush()
