@@ -200,7 +200,7 @@ class ModelTeacher(Section):
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Only for models whose code you have read."""
+    """Run Python code that comes with the model. Only for models whose code you have read; the student has it, too."""
     finetune: Finetune | None = None
     """Fine-tune the model on the labelled rows first; the best epoch by validation is kept."""
     mode: Literal["auto", "cached", "online", "pool"] = "auto"

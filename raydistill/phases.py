@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import AutoConfig
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact
@@ -82,7 +81,7 @@ def fit_teacher(place: Workplace) -> TeacherIdentity:
 def source_teacher(config: Config) -> TeacherIdentity:
     """The teacher before any fine-tuning. Raises ModelError for a plain encoder that would not get any."""
     source = recipes.identify_teacher(config.teacher, None)
-    if config.teacher.finetune is None and not is_classifier(source.folder):
+    if config.teacher.finetune is None and not is_classifier(source.folder, config.teacher.trust_remote_code):
         raise ModelError(
             f"teacher.model: {config.teacher.model} is an encoder without a trained classification head. "
             "Add teacher.finetune (for example {num_epochs: 3}), or name a fine-tuned classifier."
@@ -142,7 +141,7 @@ def check_label_order(place: Workplace, teacher: TeacherIdentity, recorded: dict
 
 def teacher_mode(place: Workplace, teacher: TeacherIdentity, config: Config) -> tuple[str, str, frozenset[str]]:
     """Return how this config's losses get the teacher's signals, why, and which they need."""
-    teacher_config = AutoConfig.from_pretrained(teacher.folder)
+    teacher_config = place.read_config(teacher.folder)
     student = student_config(teacher_config, config.student)
     losses = build_stages(config.stages, place.task, student, teacher_config, seed=recipes.student_seed(config))
     needs, rows = all_teacher_needs(losses), place.rows["train"]

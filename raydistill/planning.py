@@ -199,7 +199,7 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
     if config.teacher.trust_remote_code:
         found.append(f"teacher.trust_remote_code: code that comes with {config.teacher.model} will be run.")
     if config.teacher.finetune is None:
-        if is_classifier(source):
+        if is_classifier(source, config.teacher.trust_remote_code):
             notice = label_notice(source, size.labels, config.teacher.trust_remote_code)
             found += [f"teacher.model: {notice}"] if notice else []
         else:
@@ -232,7 +232,8 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     assert tokens is not None
     info = read_info(storage.artifact("data", data_key(config)))
     rows, task = Rows.open(tokens.local(), "train"), make_task(config.task, info.labels)
-    teacher = load_classifier(source, info.labels, dropout=0.0, seed=config.seed)
+    trusted = config.teacher.trust_remote_code
+    teacher = load_classifier(source, info.labels, dropout=0.0, seed=config.seed, trust_remote_code=trusted)
     student = build_student(teacher, config.student, seed=config.seed).model
     device = Device("cpu", dtype)
     found = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact
@@ -64,7 +64,7 @@ def stage_reports(
     ``metric`` picks the best weights, by default that of the config. A trial's losses are not checked again.
     """
     rows = place.rows["train"]
-    teacher_config = AutoConfig.from_pretrained(teacher.folder) if teacher else None
+    teacher_config = place.read_config(teacher.folder) if teacher else None
     seed = place.config.seed if kind == "teacher" else recipes.student_seed(place.config)
     lengths = stage_lengths(place, kind, stages)
     offset, last = 0, list(stages)[-1]
@@ -157,7 +157,7 @@ def stage_signals(
     if recorded:
         return place.recorded({signal: recorded[signal] for signal in sorted(needs)})
     if place.feed is not None:
-        config, lengths = AutoConfig.from_pretrained(teacher.folder), place.rows["train"].lengths
+        config, lengths = place.read_config(teacher.folder), place.rows["train"].lengths
         return place.feed.signals(needs, config, lengths, place.group.rank)
     return OnlineSignals(place.teacher(teacher), needs, place.device)
 

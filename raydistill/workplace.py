@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from raydistill.artifacts import Artifact, Owner, Storage
 from raydistill.board import Board
@@ -24,7 +24,7 @@ from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
 from raydistill.evaluate.metrics import classification_metrics
 from raydistill.evaluate.predict import predict
-from raydistill.models.load import attention_implementation, load_classifier
+from raydistill.models.load import attention_implementation, load_classifier, read_config
 from raydistill.recipes import TeacherIdentity
 from raydistill.tasks import make_task
 from raydistill.teacher.signals import Feed
@@ -174,6 +174,9 @@ class Workplace:
             self._referred.append(name)
             facts = {"run_id": self.job.run.run_id if self.job.run else None, "artifacts": sorted(self._referred)}
             self.job.storage.write_json(facts, *self.job.run_parts, "run.json")
+
+    def read_config(self, folder: Path) -> PreTrainedConfig:
+        return read_config(folder, self.config.teacher.trust_remote_code)
 
     def load(self, folder: Path, *, dropout: float | None) -> PreTrainedModel:
         return load_classifier(

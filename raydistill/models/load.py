@@ -119,12 +119,21 @@ def _renew_output_layer(model: PreTrainedModel, report: dict[str, Any], seed: in
             layer.bias.zero_()
 
 
-def new_classifier(config: PreTrainedConfig, *, seed: int, attn_implementation: str | None = None) -> PreTrainedModel:
-    """Return a classifier of this shape with random weights drawn from ``seed``, in float32 and eval mode."""
+def new_classifier(
+    config: PreTrainedConfig, *, seed: int, attn_implementation: str | None = None, like: PreTrainedModel | None = None
+) -> PreTrainedModel:
+    """Return a classifier of this shape with random weights drawn from ``seed``, in float32 and eval mode.
+
+    Code that came with a model is run again where the config, or the model ``like``, is of such code already.
+    """
+    trusted = any(type(made).__module__.startswith("transformers_modules.") for made in (config, like))
     try:
         with quiet(), seeded(seed):
             model = AutoModelForSequenceClassification.from_config(
-                config, dtype=torch.float32, attn_implementation=supported_attention(config, attn_implementation)
+                config,
+                dtype=torch.float32,
+                trust_remote_code=trusted,
+                attn_implementation=supported_attention(config, attn_implementation),
             )
     except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
         raise ModelError(f"Cannot build a {config.model_type} model of this shape: {first_line(error)}") from error
@@ -169,8 +178,8 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
         raise ModelError(
-            f"Cannot read {folder / 'config.json'}: {first_line(error)}. A model that brings its own code needs "
-            "trust_remote_code: true, once you have read that code."
+            f"Cannot read {folder / 'config.json'}: {first_line(error)}. A model that brings its own code can be a "
+            "teacher only, with teacher.trust_remote_code: true, once you have read that code."
         ) from error
 
 

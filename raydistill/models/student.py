@@ -50,7 +50,7 @@ def build_student(
         layer_stack(source)  # refuse before anything is built
     config = shape(source.config, student)
     attention = attn_implementation or teacher.config._attn_implementation
-    model = new_classifier(config, seed=seed, attn_implementation=attention)
+    model = new_classifier(config, seed=seed, attn_implementation=attention, like=source)
     if config.hidden_size != source.config.hidden_size or student.num_heads:
         _check_runs(model)
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig
-
 from raydistill.config import Config
 from raydistill.errors import ConfigError
+from raydistill.models.load import read_config
 from raydistill.models.shape import student_config
 from raydistill.search.front import within
 from raydistill.search.proposals import Verdict
@@ -19,7 +18,7 @@ class Judge:
 
     def __init__(self, config: Config, shared: Shared) -> None:
         self.config, self.constraints = config, sweep_of(config).constraints
-        self.teacher = AutoConfig.from_pretrained(shared.teacher.folder)
+        self.teacher = read_config(shared.teacher.folder, config.teacher.trust_remote_code)
         self.shapes = {shape.name: shape for shape in shared.shapes}
 
     def __call__(self, params: Params) -> Verdict:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact
@@ -69,7 +69,7 @@ def share(place: Workplace) -> Shared:
     with place.phase("record"):
         signals = record_splits(place, teacher, shared_signals(place, teacher))["train"]
     with place.phase("shapes"):
-        shapes = measure_shapes(place, AutoConfig.from_pretrained(teacher.folder))
+        shapes = measure_shapes(place, place.read_config(teacher.folder))
     place.flush()
     return Shared(
         replace(place.job, run=None),
