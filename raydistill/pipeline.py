@@ -88,17 +88,12 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
 def prepare(config: Config, storage: Storage) -> Prepared:
     """Prepare and tokenise the data; compute the key of the run."""
     from raydistill.cluster.resources import device_type
-    from raydistill.models.load import read_config
     from raydistill.models.precision import compute_dtype
-    from raydistill.models.shape import student_config
-    from raydistill.planning import check_tokenizers
+    from raydistill.planning import check_models
 
     config = with_absolute_paths(config)
     source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
-    check_tokenizers(config, source)
-    student_config(
-        read_config(source, config.teacher.trust_remote_code), config.student
-    )  # raises for an impossible shape
+    check_models(config, source)
     before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
     data = prepare_data(config, storage)
     tokens = tokenize_data(data, source, config.data.max_length, storage)

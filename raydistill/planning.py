@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import PreTrainedConfig
+
 from raydistill import recipes
 from raydistill.artifacts import Artifact, Storage
 from raydistill.config import Config
@@ -12,11 +15,14 @@ from raydistill.data.prepare import data_key, read_info
 from raydistill.data.rows import Rows, load_tokenizer, tokens_key
 from raydistill.data.size import Size, estimated_size, measured_size
 from raydistill.errors import ConfigError, RaydistillError
+from raydistill.lineage import redact
 from raydistill.losses import Losses, all_teacher_needs, build_losses, build_stages
+from raydistill.models.checks import has_position_table
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
 from raydistill.models.layer_map import layer_maps
-from raydistill.models.load import is_classifier, label_notice, read_config
+from raydistill.models.load import is_classifier, label_notice, new_classifier, read_config
 from raydistill.models.precision import compute_dtype
+from raydistill.models.scorer import num_positions
 from raydistill.models.shape import is_checkpoint, start_layers, student_config
 from raydistill.preflight import check_losses, judge_weights
 from raydistill.tasks import make_task
@@ -41,8 +47,7 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
 
     storage = Storage(config.storage)
     source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
-    source_config = read_config(source, config.teacher.trust_remote_code)
-    check_tokenizers(config, source)
+    source_config, student = check_models(config, source)
     if check:
         prepare(config, storage)
     device = device_type(config, state)
@@ -50,7 +55,6 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
     data = storage.artifact("data", data_key(config))
     tokens = tokens_artifact(storage, data, source, config.data.max_length)
     size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)
-    student = student_config(source_config, config.student)
     task = make_task(config.task, size.labels)
     source_config.num_labels = task.num_labels
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
@@ -59,7 +63,7 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
     mode, why = recipes.choose_mode(config.teacher, sizes)
     known = tokens if tokens is not None and tokens.exists() else None
     plan: dict[str, Any] = {
-        "storage": storage.url,
+        "storage": redact(storage.url),
         "data": {"rows": size.num_rows, "tokens": size.num_tokens, "labeled": size.num_labeled},
         "labels": list(size.labels),
         "estimate": size.is_estimate,
@@ -87,6 +91,22 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
 
         plan["sweep"] = estimate_sweep(config, source_config, size, plan, device)
     return plan
+
+
+def check_models(config: Config, source: Path) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """Configs of teacher and student. Raises RaydistillError where they cannot go together, or not read such rows."""
+    check_tokenizers(config, source)
+    teacher = read_config(source, config.teacher.trust_remote_code)
+    student = student_config(teacher, config.student)
+    for name, shaped in ((config.teacher.model, teacher), (config.student.start, student)):
+        with torch.device("meta"):  # built without weights, 0.03 s: families differ in where positions begin
+            model = new_classifier(shaped, seed=0)
+        limit = num_positions(model)
+        if limit is not None and config.data.max_length > limit and has_position_table(model):
+            raise ConfigError(
+                f"data.max_length is {config.data.max_length}, but {name} has positions for {limit} tokens. Lower it."
+            )
+    return teacher, student
 
 
 def check_tokenizers(config: Config, teacher: Path) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
-from tiny import WORDS, save_tiny
-from toy import toy_config
+from tiny import FAMILIES, WORDS, save_tiny, without_tokenizer_limit
+from toy import TOPICS, toy_config
+from transformers import AutoModelForSequenceClassification
 
 from raydistill.errors import ConfigError
 from raydistill.loading import load_config
 from raydistill.pipeline import distill, prepare
-from raydistill.planning import make_plan, print_plan
+from raydistill.planning import check_models, make_plan, print_plan
 from raydistill.storage import Storage
 
 
@@ -29,6 +31,34 @@ def test_before_the_data_is_prepared_it_estimates_and_writes_nothing(tmp_path):
     assert states(plan)["data"] == "to do"
     assert states(plan)["student"] == "after teacher"
     assert not Path(config.storage).exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_beyond_the_positions_of_a_model_are_refused_before_any_work(tmp_path, family):
+    """Just where the forward pass would fail: families count positions from 0 or 1, or know no limit."""
+    teacher = without_tokenizer_limit(save_tiny(tmp_path / family, family, num_layers=2, labels=tuple(sorted(TOPICS))))
+    model = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
+
+    def runs(length: int) -> bool:
+        try:
+            model(input_ids=torch.full((1, length), 7), attention_mask=torch.ones(1, length, dtype=torch.long))
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    longest = max(length for length in range(64, 70) if runs(length))
+    assert longest == {"roberta": 65, "modernbert": 69, "deberta-v2": 69}.get(family, 66)
+    for length in (longest, longest + 1):
+        config = load_config(toy_config(tmp_path, teacher={"model": str(teacher)}, data__max_length=length))
+        if length > longest and longest < 69:
+            for refuse in (make_plan, lambda config: prepare(config, Storage(config.storage))):
+                with pytest.raises(
+                    ConfigError, match=rf"data\.max_length is {length}, but .* positions for {longest} "
+                ):
+                    refuse(config)
+            assert not Storage(config.storage).list("data")
+        else:
+            check_models(config, teacher)
 
 
 def test_the_estimate_is_close_to_the_count(tmp_path):

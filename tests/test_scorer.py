@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from tiny import VOCABULARY, save_tiny, tiny_tokenizer
+from tiny import VOCABULARY, save_tiny, tiny_tokenizer, without_tokenizer_limit
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -23,13 +22,6 @@ from raydistill.models.scorer import Scorer
 from raydistill.registry import students, write_model
 
 LONG = "good film " * 100
-
-
-def without_tokenizer_limit(folder: Path) -> Path:
-    """Many published tokenizers name no length; transformers then says 10^30."""
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10**30}))
-    return folder
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

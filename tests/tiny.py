@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def tiny_config(family: str, num_layers: int = 4, num_labels: int = 3) -> PreTra
         case "distilbert":
             return DistilBertConfig(**shared, dim=32, hidden_dim=64, n_layers=num_layers, n_heads=4)
         case "electra":
-            return ElectraConfig(**shared, **sizes, embedding_size=16)
+            return ElectraConfig(**shared, **sizes, embedding_size=20)
         case "modernbert":
             dropout = {"attention_dropout": 0.1, "mlp_dropout": 0.1, "embedding_dropout": 0.1}
             return ModernBertConfig(**shared, **sizes, **dropout, local_attention=8)
@@ -146,3 +147,10 @@ def save_tiny(
     model.save_pretrained(folder)
     tiny_tokenizer(family).save_pretrained(folder)
     return Path(folder)
+
+
+def without_tokenizer_limit(folder: Path) -> Path:
+    """Many published tokenizers name no length; transformers then says 10^30."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10**30}))
+    return folder

@@ -58,6 +58,12 @@ def check_vocabulary(folder: Path, config: PreTrainedConfig) -> None:
         )
 
 
+def has_position_table(model: PreTrainedModel) -> bool:
+    """Whether positions are rows of a table, which longer inputs fall out of; relative and rotated ones go on."""
+    tables = ("position_embeddings", "embed_positions", "wpe")
+    return any(name.rpartition(".")[2] in tables and hasattr(m, "num_embeddings") for name, m in model.named_modules())
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's message, without its full stop; the rest is advice for its own users."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
