@@ -6,6 +6,7 @@ import errno
 import os
 
 from raydistill.errors import ArtifactError, RaydistillError
+from raydistill.lineage import redact
 
 TRANSIENT = {
     *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT),
@@ -31,8 +32,8 @@ class Damaged(ArtifactError):
 
 
 def explain(error: Exception, action: str, place: str) -> ArtifactError:
-    """What happened, why, and the way out, for an error of a file system."""
-    what = f"Cannot {action} {place}"
+    """What happened, why, and the way out, for an error of a file system; without credentials of a URL."""
+    what, said = redact(f"Cannot {action} {place}"), redact(str(error))
     if is_disk_full(error):
         return ArtifactError(
             f"{what}: the disk is full. Free space (`raydistill cache gc` removes what no run refers to) "
@@ -41,7 +42,7 @@ def explain(error: Exception, action: str, place: str) -> ArtifactError:
         )
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return ArtifactError(
-            f"{what}: permission denied ({error}). Make it writable for this user, check the credentials, "
+            f"{what}: permission denied ({said}). Make it writable for this user, check the credentials, "
             "or name another place as `storage`."
         )
     if isinstance(error, FileNotFoundError):
@@ -50,13 +51,13 @@ def explain(error: Exception, action: str, place: str) -> ArtifactError:
         return ArtifactError(f"{what}: a file lies where a folder is needed, or the reverse. Name another `storage`.")
     remote = "the network, the credentials and the endpoint (AWS_ENDPOINT_URL for S3)"
     check = remote if "://" in place else "the disk, or the server behind it"
-    return ArtifactError(f"{what}: {type(error).__name__}: {error}. Check {check}, then run the command again.")
+    return ArtifactError(f"{what}: {type(error).__name__}: {said}. Check {check}, then run the command again.")
 
 
 def not_common(place: str) -> RaydistillError:
     """What to say of storage at ``place`` that another node does not find there."""
     return RaydistillError(
-        f"storage: {place} is not the same place on every node. Use a URL (s3://, gs://) or a shared folder."
+        f"storage: {redact(place)} is not the same place on every node. Use a URL (s3://, gs://) or a shared folder."
     )
 
 

@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from raydistill.errors import ArtifactError, RaydistillError
 from raydistill.faults import Damaged, Missing, explain, is_there, raise_unless_missing
+from raydistill.lineage import redact
 from raydistill.outages import OUTAGES, connection_options, tried_once
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ class Storage:
         self.fs: fsspec.AbstractFileSystem
         try:
             self.fs, root = url_to_fs(self.url, use_listings_cache=False, **connection_options(self.url))
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, OSError) as error:
             raise ArtifactError(
-                f"Cannot open the storage {self.url}: {error}. Use a local folder or a URL whose fsspec package is "
-                "installed (s3:// needs s3fs, gs:// needs gcsfs)."
+                f"Cannot open the storage {redact(self.url)}: {redact(str(error))}. Use a local folder or a URL whose "
+                "fsspec package is installed (s3:// needs s3fs, gs:// needs gcsfs)."
             ) from error
         self.root: str = str(root).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
@@ -80,7 +81,7 @@ class Storage:
     def show(self, *parts: str) -> str:
         """The place as a user reads it: a local path, or a URL without credentials."""
         full = self.path(*parts)
-        return full if self.is_local else str(self.fs.unstrip_protocol(full))
+        return full if self.is_local else redact(str(self.fs.unstrip_protocol(full)))
 
     def artifact(self, kind: str, key: str) -> Artifact:
         """The artefact at ``<root>/<kind>/<key>``, there or not."""

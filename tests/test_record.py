@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import Toy, make_toy, run_ranks
 
-from raydistill.artifacts import Artifact, Storage
+from raydistill.artifacts import Artifact, Storage, file_digest
 from raydistill.errors import ArtifactError, Interrupted
 from raydistill.losses import build_losses
 from raydistill.teacher import record as record_module
@@ -224,6 +224,15 @@ def test_shards_hold_every_row_once_and_are_bounded(monkeypatch):
     assert sorted(np.concatenate(shards)) == list(range(3000))
     assert all(len(shard) <= 1000 and lengths[shard].sum() <= 20_000 for shard in shards)
     assert [lengths[s].max() for s in shards] == sorted((lengths[s].max() for s in shards), reverse=True)
+
+
+def test_shards_are_known_by_number_however_many_there_are(tmp_path):
+    artifact = Storage(str(tmp_path)).artifact("signals", "0123456789abcdef0123")
+    for index in (7, 99_999, 100_000, 1_234_567):
+        path = tmp_path / "shard.arrow"
+        path.write_bytes(f"shard {index}".encode())
+        artifact.put(path, store.shard_name(index, file_digest(path)))
+    assert list(store.find_shards(artifact)) == [7, 100_000, 1_234_567, 99_999]
 
 
 def test_values_beyond_half_precision_are_refused(toy, tmp_path):

@@ -162,6 +162,31 @@ def test_heads_are_sliced_inside_where_their_number_stays() -> None:
     assert torch.equal(narrow.output.dense.bias, wide.output.dense.bias[:16])
 
 
+def test_heads_of_albert_are_sliced_as_those_of_others() -> None:
+    config = AlbertConfig(vocab_size=55, hidden_size=32, embedding_size=16, num_attention_heads=4, intermediate_size=64)
+    teacher = AutoModelForSequenceClassification.from_config(config)
+    build = build_student(teacher, Student(hidden_size=16, num_heads=4), seed=0)
+    kept = torch.tensor([8 * head + i for head in range(4) for i in range(4)])
+    wide, narrow = (
+        model.albert.encoder.albert_layer_groups[0].albert_layers[0].attention for model in (teacher, build.model)
+    )
+    assert torch.equal(narrow.value.weight, wide.value.weight[kept, :16])
+    assert torch.equal(narrow.dense.weight, wide.dense.weight[:16, kept])
+    assert torch.equal(narrow.dense.bias, wide.dense.bias[:16])
+
+
+def test_a_width_at_which_the_projection_of_embeddings_would_be_lost_is_refused() -> None:
+    teacher = tiny_classifier("electra")
+    with pytest.raises(ConfigError, match=r"hidden_size is 20, as wide as the teacher's embeddings.*electra"):
+        student_config(teacher.config, Student(hidden_size=20))
+    assert student_config(teacher.config, Student(hidden_size=20, start="random")).hidden_size == 20
+    build = build_student(teacher, Student(hidden_size=16), seed=0)
+    projection = build.model.electra.embeddings_project.weight
+    assert torch.equal(projection, teacher.electra.embeddings_project.weight[:16])
+    albert = AlbertConfig(vocab_size=55, hidden_size=32, embedding_size=16, num_attention_heads=4, intermediate_size=64)
+    assert student_config(albert, Student(hidden_size=16)).hidden_size == 16  # this family always has one
+
+
 def test_rotary_heads_keep_the_pairs_of_matching_frequency() -> None:
     """Heads of 8 cut to 4: pairs (0, 4) and (2, 6), whose frequencies are exactly those of a head of 4."""
     teacher = tiny_classifier("modernbert")
@@ -233,7 +258,7 @@ def test_widths_that_follow_hidden_size() -> None:
     distilbert = student_config(tiny_config("distilbert"), Student(hidden_size=16))
     assert (distilbert.dim, distilbert.hidden_dim, distilbert.n_heads) == (16, 32, 2)
     config = tiny_config("electra")
-    assert student_config(config, Student(hidden_size=24)).embedding_size == 16
+    assert student_config(config, Student(hidden_size=24)).embedding_size == 20
     config.embedding_size = config.hidden_size
     assert student_config(config, Student(hidden_size=24)).embedding_size == 24
 

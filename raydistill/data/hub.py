@@ -13,6 +13,7 @@ from raydistill.config import Columns
 from raydistill.data.columns import canonical, choose_columns
 from raydistill.data.paths import names_beside, split_of
 from raydistill.errors import ConfigError, DataError
+from raydistill.lineage import redact
 
 _WAY_OUT = "Check the name, data.revision, the network and HF_TOKEN; or give the path of a local file or folder."
 
@@ -63,7 +64,8 @@ def load_saved(path: Path | str) -> Any:
         return load_from_disk(str(path))
     except Exception as error:  # pyarrow, json and file-system errors, by what is damaged
         raise DataError(
-            f"{path} cannot be read as a folder that datasets' save_to_disk wrote: {_first_line(error)}. Save it again."
+            f"{redact(str(path))} cannot be read as a folder that datasets' save_to_disk wrote: "
+            f"{redact(_first_line(error))}. Save it again."
         ) from error
 
 

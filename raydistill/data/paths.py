@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import ConfigError, DataError
+from raydistill.lineage import redact
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {
@@ -185,14 +186,10 @@ def _list_remote(url: str) -> list[DataFile]:
         paths = fs.find(root)
     except Exception as error:  # every file system has its own error classes for a wrong bucket, key or host
         raise ConfigError(
-            f"{_without_secrets(url)} cannot be read: {type(error).__name__}: {_without_secrets(str(error))}. "
+            f"{redact(url)} cannot be read: {type(error).__name__}: {redact(str(error))}. "
             f"Check the address and the credentials in the environment."
         ) from error
     if not paths:
-        raise ConfigError(f"{_without_secrets(url)} does not exist or is an empty folder.")
+        raise ConfigError(f"{redact(url)} does not exist or is an empty folder.")
     root = root.rstrip("/") + "/"
     return [DataFile(path.removeprefix(root), path, fs) for path in paths]
-
-
-def _without_secrets(text: str) -> str:
-    return re.sub(r"://[^/@\s]+@", "://***@", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import torch
 from transformers import PreTrainedConfig
@@ -12,7 +13,7 @@ from raydistill.errors import ConfigError, ModelError
 from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
 from raydistill.models.labels import config_labels, set_labels
 from raydistill.models.layer_map import choose_layers
-from raydistill.models.load import read_config, resolve_model
+from raydistill.models.load import new_classifier, read_config, resolve_model
 
 
 def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTrainedConfig:
@@ -63,6 +64,7 @@ def shape(source: PreTrainedConfig, student: Student) -> PreTrainedConfig:
     _set_heads(config, source, student)
     if student.start != "random":
         _check_not_wider(config, source)
+        _check_projection(config, source)
     set_dropout_config(config, student.dropout)
     return config
 
@@ -125,6 +127,22 @@ def _check_not_wider(config: PreTrainedConfig, source: PreTrainedConfig) -> None
                 f"student.{named} is {getattr(config, field)}, wider than the {getattr(source, field)} of the model "
                 f"it starts from. Set it to at most {getattr(source, field)}, or student.start to random."
             )
+
+
+def _check_projection(config: PreTrainedConfig, source: PreTrainedConfig) -> None:
+    """Refuse a student as wide as narrower embeddings, where the family (electra) then leaves out their projection."""
+    narrow = getattr(source, "embedding_size", None)
+    if narrow in (None, source.hidden_size) or narrow != config.hidden_size:
+        return
+    with torch.device("meta"):
+        models = [new_classifier(copy.deepcopy(shaped), seed=0) for shaped in (source, config)]
+    before, after = ({re.sub(r"\d+", "", name) for name in model.state_dict()} for model in models)
+    if before - after:
+        raise ConfigError(
+            f"student.hidden_size is {narrow}, as wide as the teacher's embeddings: such a {source.model_type} model "
+            "has no projection between embeddings and layers, so the teacher's would be lost. Choose another "
+            "hidden_size, or student.start: random."
+        )
 
 
 def _set(config: PreTrainedConfig, field: str, value: int) -> None:

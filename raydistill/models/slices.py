@@ -22,7 +22,9 @@ _HEADS_OUT = re.compile(
     r"|query_global|key_global|value_global|pos_proj|pos_q_proj|pos_key_proj|pos_query_proj)\.(weight|bias)$"
     r"|\.(q_bias|v_bias)$"
 )
-_HEADS_IN = re.compile(r"\.(attention\.output\.dense|out_lin|attn\.o|attn\.Wo|o_proj|self_attn\.out_proj)\.weight$")
+_HEADS_IN = re.compile(
+    r"\.(attention\.(?:output\.)?dense|out_lin|attn\.o|attn\.Wo|o_proj|self_attn\.out_proj)\.weight$"
+)
 _FUSED_QKV = re.compile(r"\.(Wqkv|qkv|qkv_proj)\.(weight|bias)$")
 _FUSED_QKV_BY_HEAD = re.compile(r"\.self\.in_proj\.weight$")  # deberta: head by head its query, key and value
 _FUSED_GATE = re.compile(r"\.mlp\.(Wi|gate_up_proj|up_gate_proj)\.(weight|bias)$")

@@ -86,7 +86,7 @@ def find_shards(artifact: Artifact) -> dict[int, tuple[str, FileInfo]]:
     for name in sorted(artifact.names()):
         if not name.endswith(".arrow") or name.startswith("."):
             continue
-        index = int(name[:5])
+        index = int(name.partition("-")[0])
         if index in found:
             continue
         content = artifact.storage.read_bytes(artifact.kind, artifact.key, name)

@@ -110,8 +110,8 @@ class Checkpoints:
         for name, content in files.items():
             if len(content) != pointer["bytes"][name]:
                 raise ArtifactError(
-                    f"{self.storage.path(*self.parts, pointer['folder'], name)} has {len(content)} bytes, not "
-                    f"{pointer['bytes'][name]}: it was damaged. Delete {self.storage.path(*self.parts)} to train anew."
+                    f"{self.storage.show(*self.parts, pointer['folder'], name)} has {len(content)} bytes, not "
+                    f"{pointer['bytes'][name]}: it was damaged. Delete {self.storage.show(*self.parts)} to train anew."
                 )
         return files
 
