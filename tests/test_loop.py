@@ -273,6 +273,19 @@ def test_a_schedule_counts_steps_not_epochs():
     assert Schedule.of_epochs(3, 32, 1) == Schedule(1, 1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "epochs", "expected"),
+    [
+        (150, 30, Schedule(150, 10)),
+        (150, 200, Schedule(1000, 20)),
+        (150, 12, Schedule(60, 5)),
+        (640, 99, Schedule(1980, 20)),
+    ],
+)
+def test_short_epochs_are_validated_together_but_a_stage_at_least_twelve_times(rows, epochs, expected):
+    assert Schedule.of_epochs(rows, 32, epochs) == expected
+
+
 def test_reported_loss_is_the_weighted_sum_of_its_terms(toy):
     report = next(iter(train(toy.setup("report"))))
     values = report.metrics

@@ -39,32 +39,45 @@ class Checkpoints:
         self.storage = storage
         self.parts = parts
         self.owner = owner
+        self._best: tuple[int, float, bytes] | None = None
 
     def save_last(
         self, progress: Progress, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Write what an exact resume needs, then drop the checkpoint before it."""
-        files = {
-            "model.safetensors": to_bytes(model),
-            "losses.safetensors": to_bytes(losses),
-            "state.pt": _torch_bytes({"progress": vars(progress), "optimizer": optimizer.state_dict()}),
-        }
-        self._commit("last", progress.step, files, {})
+        """Write what an exact resume needs, then drop the checkpoint before it. A finished phase needs no optimizer."""
+        if self._best is not None:
+            step, score, weights = self._best
+            self._commit("best", step, {"model.safetensors": weights}, {"score": score})
+            self._best = None
+        state: dict[str, Any] = {"progress": vars(progress)}
+        files = {}
+        if not progress.finished:
+            files = {"model.safetensors": to_bytes(model), "losses.safetensors": to_bytes(losses)}
+            state["optimizer"] = optimizer.state_dict()
+        self._commit("last", progress.step, {**files, "state.pt": _torch_bytes(state)}, {})
 
-    def save_best(self, step: int, score: float, model: nn.Module) -> None:
-        """Write the weights of the best validation so far, then drop those before them."""
-        self._commit("best", step, {"model.safetensors": to_bytes(model)}, {"score": score})
+    def keep_best(self, step: int, score: float, model: nn.Module) -> None:
+        """Keep the weights of the best validation so far in memory; the next ``save_last`` writes them.
+
+        A resume begins at ``last``, so a validation after it is made again: writing at once would save nothing.
+        """
+        self._best = (step, score, to_bytes(model))
 
     def load_last(self, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-        """Restore model, losses and optimizer, and return the progress; None where nothing was saved."""
+        """Restore model, losses and optimizer and return the progress; None where nothing was saved.
+
+        Of a finished phase the weights that count are those of ``load_best``.
+        """
         files = self._read("last")
         if files is None:
             return None
-        model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
-        losses.load_state_dict(safetensors.torch.load(files["losses.safetensors"]))
         state = self._state(files)
-        optimizer.load_state_dict(state["optimizer"])
-        return Progress(**state["progress"])
+        progress = Progress(**state["progress"])
+        if not progress.finished:
+            model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
+            losses.load_state_dict(safetensors.torch.load(files["losses.safetensors"]))
+            optimizer.load_state_dict(state["optimizer"])
+        return progress
 
     def history(self) -> list[dict[str, Any]]:
         """Return the reports up to the last checkpoint."""

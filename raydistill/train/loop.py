@@ -30,6 +30,10 @@ from raydistill.train.group import Group
 from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_rates, trainable
 
 LOG_STEPS = 10
+SHORT_EPOCH_STEPS = 20
+"""Epochs shorter than this are validated together: of 5 steps, a validation and its weights cost more than learning."""
+NUM_VALIDATIONS = 12
+"""But no stage is validated less often than this for that reason."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,11 @@ class Schedule:
 
     @classmethod
     def of_epochs(cls, num_rows: int, global_batch_size: int, num_epochs: float) -> Schedule:
+        """Validation after each epoch, or after several short ones."""
         steps_per_epoch = math.ceil(num_rows / global_batch_size)
         num_steps = max(1, round(num_epochs * steps_per_epoch))
-        return cls(num_steps, min(steps_per_epoch, num_steps))
+        together = max(1, min(SHORT_EPOCH_STEPS, num_steps // NUM_VALIDATIONS) // steps_per_epoch)
+        return cls(num_steps, min(together * steps_per_epoch, num_steps))
 
 
 @dataclass(frozen=True)
@@ -255,7 +261,7 @@ class Stage:
         if progress.best_score is None or score > progress.best_score:
             progress.best_score, progress.best_step, progress.validations_without_gain = score, progress.step, 0
             if setup.group.is_first:
-                setup.checkpoints.save_best(progress.step, score, setup.model)
+                setup.checkpoints.keep_best(progress.step, score, setup.model)
         else:
             progress.validations_without_gain += 1
         patience = setup.settings.early_stopping
