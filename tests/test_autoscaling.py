@@ -20,7 +20,7 @@ from runs import write_config
 from toy import toy_config
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.chaos,
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, for namespaces"),
 ]
 

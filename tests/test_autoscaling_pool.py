@@ -18,7 +18,7 @@ from tiny import save_tiny
 from toy import toy_config
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.chaos,
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, for namespaces"),
 ]
 

@@ -20,8 +20,6 @@ from raydistill.endpoint import DEFAULTS
 from raydistill.storage import Storage
 from raydistill.tracking import Tracker, finish_run, open_client, prepare_store, start_run
 
-pytestmark = pytest.mark.slow
-
 NUM_TRIALS, NUM_STEPS = 20, 60
 SHORT = {"teacher__finetune__num_epochs": 4, "stages__distill__num_epochs": 2}
 
@@ -55,6 +53,7 @@ def run_at_once(target: Callable[..., None], jobs: list[tuple[Any, ...]], contex
     assert [process.exitcode for process in processes] == [0] * len(jobs)
 
 
+@pytest.mark.slow
 def test_twenty_processes_log_to_one_sqlite_and_lose_nothing(tmp_path):
     storage = Storage(str(tmp_path / "storage"))
     context = multiprocessing.get_context("forkserver")  # MLflow is imported once, 2 s, and not twenty times
@@ -76,6 +75,7 @@ def test_twenty_processes_log_to_one_sqlite_and_lose_nothing(tmp_path):
         assert points["validation/accuracy"] == [(step, step / NUM_STEPS) for step in range(NUM_STEPS)]
 
 
+@pytest.mark.slow
 def test_twenty_threads_log_to_one_sqlite_and_lose_nothing(tmp_path):
     """As the trials of a sweep on one machine do whose driver starts their runs."""
     from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +92,7 @@ def test_twenty_threads_log_to_one_sqlite_and_lose_nothing(tmp_path):
         assert sorted(point.step for point in history) == list(range(NUM_STEPS))
 
 
+@pytest.mark.chaos
 def test_one_of_two_runs_that_share_a_teacher_is_killed_again_and_again(tmp_path, measured):
     """The other one finishes, and neither leaves anything broken, whatever the first was just writing."""
     draw = np.random.default_rng(17)
@@ -134,6 +135,7 @@ def test_one_of_two_runs_that_share_a_teacher_is_killed_again_and_again(tmp_path
     )
 
 
+@pytest.mark.slow
 def test_threads_that_open_one_run_at_once_get_the_same(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 

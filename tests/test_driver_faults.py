@@ -18,7 +18,7 @@ from toy import toy_config
 
 from raydistill.artifacts import Storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos
 
 STAGES = ("prepare", "record", "train", "evaluate", "register")
 MODELS = ("teacher", "student", "baseline")

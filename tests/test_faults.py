@@ -29,8 +29,6 @@ from toy import toy_config
 
 from raydistill.artifacts import Storage
 
-pytestmark = pytest.mark.slow
-
 CHECKPOINT_STEPS = 5
 MODELS = ("teacher", "student", "baseline")
 LENGTHY = {
@@ -148,20 +146,25 @@ def kill_at(command: Command, moment: tuple[str, float, float]) -> bool:
     return True
 
 
-def draw_moments(whole: Whole) -> list[tuple[str, float, float]]:
-    """One kill while Ray starts, eight spread over the work, one while the student is registered."""
+def draw_moments(whole: Whole, count: int) -> list[tuple[str, float, float]]:
+    """One kill while Ray starts, so many spread over the work, one while the student is registered."""
     draw = np.random.default_rng(2026)
-    pieces = np.sort(draw.integers(1, whole.num_pieces, 8))
+    pieces = np.sort(draw.integers(1, whole.num_pieces, count))
     work = [("work", int(n), float(draw.uniform(0, 0.3))) for n in pieces]
     return [("time", float(draw.uniform(3, 9)), 0.0), *work, ("work", whole.num_pieces, float(draw.uniform(0, 2)))]
 
 
-def test_a_driver_killed_ten_times_ends_with_the_same_weights(whole, tmp_path, measured):
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(2, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.chaos)],
+    ids=["4 times", "10 times"],
+)
+def test_a_driver_killed_again_and_again_ends_with_the_same_weights(whole, tmp_path, measured, count):
     """Every restart repeats at most the steps since a checkpoint, and one shard."""
     config = make_config(tmp_path, 1)
     command, kills = None, 0
     try:
-        for moment in draw_moments(whole):
+        for moment in draw_moments(whole, count):
             command = start(config, tmp_path)
             kills += kill_at(command, moment)
         command = start(config, tmp_path)
@@ -170,7 +173,7 @@ def test_a_driver_killed_ten_times_ends_with_the_same_weights(whole, tmp_path, m
         left = command.clean_up() if command else []
     assert code == 0, err
     assert left == []
-    assert kills >= 8
+    assert kills >= count
     assert_ended_like(whole, tmp_path, results)
     work = work_done(command.lines())
     assert work.keys() == whole.work.keys()
@@ -196,6 +199,7 @@ def kill_worker(command: Command, start: str, rank: int, ignore: set[str]) -> se
     return ignore | {line.split()[-1] for line in command.lines()}
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced_and_nothing_is_lost(tmp_path, measured):
     """One of two is killed while recording, later the other one while the student trains."""
     draw = np.random.default_rng(3)
@@ -221,40 +225,49 @@ def test_killed_workers_are_replaced_and_nothing_is_lost(tmp_path, measured):
     measured.fault("one of two workers, then the other", when, f"{repeated} steps, of both together")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, measured, name):
-    config, number = make_config(tmp_path, 1), getattr(signal, name)
-    command = start(config, tmp_path)
-    storage = Storage(str(tmp_path / "storage"))
+@pytest.mark.slow
+def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, measured):
+    """First Ctrl-C, then, to the same command begun again, SIGTERM."""
+    config, storage = make_config(tmp_path, 1), Storage(str(tmp_path / "storage"))
+    stopped_at, before = -1, 0
     try:
-        assert command.wait_for_line("step student.distill 20 ")
-        sent = time.monotonic()
-        if name == "SIGINT":
-            os.killpg(command.process.pid, number)  # a terminal sends it to everything in the foreground
-        else:
-            command.kill(number)
-        code, answer, _ = command.end()
-        assert code == 130
-        took = time.monotonic() - sent
-        assert took < patience(10.0)
-        assert answer["error"]["type"] == "Interrupted"
-        assert "same command" in answer["error"]["message"]
-        stopped_at = storage.read_json("runs", only_run_key(storage), "student", "distill", "last.json")["step"]
-        assert stopped_at > 20
-        assert [run.info.status for run in mlflow_runs(tracking_uri(tmp_path))] == ["KILLED"]
-        before = len(command.lines())
+        for name, step in (("SIGINT", 20), ("SIGTERM", 40)):
+            command = start(config, tmp_path)
+            assert command.wait_for_line(f"step student.distill {step} ")
+            sent = time.monotonic()
+            if name == "SIGINT":
+                os.killpg(command.process.pid, signal.SIGINT)  # a terminal sends it to everything in the foreground
+            else:
+                command.kill(signal.SIGTERM)
+            code, answer, _ = command.end()
+            assert code == 130
+            took = time.monotonic() - sent
+            assert took < patience(10.0)
+            assert answer["error"]["type"] == "Interrupted"
+            assert "same command" in answer["error"]["message"]
+            assert [run.info.status for run in mlflow_runs(tracking_uri(tmp_path))] == ["KILLED"]
+            assert_goes_on(command, before, stopped_at)
+            stopped_at = storage.read_json("runs", only_run_key(storage), "student", "distill", "last.json")["step"]
+            assert stopped_at > step
+            before = len(command.lines())
+            measured.fault(f"{name} to a local run", f"step {stopped_at} of 96", "0 steps", f"ended after {took:.1f} s")
         command = start(config, tmp_path)
         code, results, err = command.end()
     finally:
         left = command.clean_up()
     assert code == 0, err
     assert left == []
+    assert_goes_on(command, before, stopped_at)
     assert_ended_like(whole, tmp_path, results)
-    assert f"step student.distill {stopped_at} 0" in " ".join(command.lines()[before : before + 2])
     assert max(work_done(command.lines()).values()) == 1
-    measured.fault(f"{name} to a local run", f"step {stopped_at} of 96", "0 steps", f"ended after {took:.1f} s")
 
 
+def assert_goes_on(command: Command, before: int, stopped_at: int) -> None:
+    """The first step after so many lines is the one at which the command before stopped."""
+    assert stopped_at < 0 or f"step student.distill {stopped_at} 0" in " ".join(command.lines()[before : before + 2])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 5.0])
 def test_ctrl_c_while_ray_starts_ends_the_command(tmp_path, seconds):
     command = start(make_config(tmp_path, 1), tmp_path)

@@ -164,7 +164,7 @@ def test_gpu_memory_and_a_full_object_store_on_ray(tmp_path):
     assert "teacher.pool.max_ahead_bytes" in store
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_worker_that_takes_all_memory_of_a_machine_on_ray(tmp_path):
     """Ray may end its own helpers as well: what they say of it is understood too."""
     memory = psutil.virtual_memory()

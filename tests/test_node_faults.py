@@ -32,8 +32,6 @@ from toy import relative_difference, toy_config, without_key_biases
 from raydistill.artifacts import Storage
 from raydistill.train.notice import LAST_SECONDS
 
-pytestmark = pytest.mark.slow
-
 STEP_SECONDS = 0.1
 NUM_STEPS = 240
 MODELS = ("teacher", "student")
@@ -211,6 +209,7 @@ def run(group: Group, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
     made.clean_up()
 
 
+@pytest.mark.slow
 def test_a_node_that_vanishes_in_training_is_replaced(whole, group, run, measured):
     group.have(3)
     draw = np.random.default_rng(11)
@@ -232,6 +231,7 @@ def test_a_node_that_vanishes_in_training_is_replaced(whole, group, run, measure
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [{"checkpoint_steps": 1000}], indirect=True)
 def test_a_node_that_is_drained_has_its_checkpoint_written_at_once(whole, group, run, measured):
     group.have(3)
@@ -261,6 +261,7 @@ def test_a_node_that_is_drained_has_its_checkpoint_written_at_once(whole, group,
     )
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("run", [{"train__min_workers": 1}], indirect=True)
 def test_an_elastic_group_shrinks_and_grows(whole, group, run, measured):
     group.have(2)
@@ -291,6 +292,7 @@ def test_an_elastic_group_shrinks_and_grows(whole, group, run, measured):
     )
 
 
+@pytest.mark.chaos
 def test_signals_to_a_driver_on_a_cluster_end_it_with_a_checkpoint(whole, group, run, measured):
     group.have(2)
     draw = np.random.default_rng(14)

@@ -19,7 +19,7 @@ from toy import toy_config
 
 from raydistill.artifacts import Storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos
 
 SLOWED = {
     "RAYDISTILL_SHARD_ROWS": "20",

@@ -347,7 +347,7 @@ def test_s3_that_goes_away_for_30_seconds_costs_30_seconds(s3, whole, tmp_path, 
     measured.fault(f"S3 for {OUTAGE_SECONDS:.0f} s", f"step {step} of 72", work)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_disk_that_fails_for_30_seconds_under_a_ray_run(whole, tmp_path, measured):
     """Driver and worker wait for it, and neither is started again."""
     away = tmp_path / "away"
@@ -401,7 +401,7 @@ def test_a_disk_that_is_full_is_told_breaks_nothing_and_with_more_room_the_run_g
     """First in the making of MLflow's database, then, with that elsewhere, in whatever the run was just writing."""
     storage = Path(whole["student"]["path"]).parents[3]
     used = sum(path.stat().st_size for path in storage.rglob("*") if path.is_file() and path.name != "mlflow.db")
-    shares = np.sort(np.exp(np.random.default_rng(23).uniform(np.log(0.1), np.log(0.8), 5)))
+    shares = np.sort(np.exp(np.random.default_rng(23).uniform(np.log(0.1), np.log(0.8), 3)))
     disk = SmallDisk(tmp_path / "disk", int(0.08 * used))
     config = write_config(tmp_path, toy_config(tmp_path, **LENGTHY, storage=str(disk.folder / "storage")))
     seen = Storage(str(disk.seen_from_here() / "storage"))
@@ -421,7 +421,7 @@ def test_a_disk_that_is_full_is_told_breaks_nothing_and_with_more_room_the_run_g
             assert code == 1
             told.append(results["error"]["message"])
         assert code == 0, err
-        assert len(told) >= 4, told
+        assert len(told) >= 3, told
         assert [text for text in told if "full" not in text and "No space left" not in text] == []
         assert [text for text in told if "ree space" not in text] == []
         assert len({text.split(":")[0] for text in told}) > 1, told

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.ray
 
 LAYERS, RATE, PAIRS = "student.num_layers", "stages.distill.learning_rate", "stages.distill.losses.hidden.layers"
 TOO_FAST = 1e9
-NUM_EPOCHS, STEPS_AN_EPOCH = 12, 12
+NUM_EPOCHS, STEPS_AN_EPOCH = 6, 12
 NUM_STEPS = NUM_EPOCHS * STEPS_AN_EPOCH
 SHAPES = {
     "teacher__finetune__num_epochs": 2,
@@ -513,26 +513,26 @@ def test_a_sweep_whose_trials_all_fail_has_no_winner_and_says_why(ray_cluster, t
 
 
 @pytest.mark.slow
-def test_eight_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cluster, tmp_path):
+def test_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cluster, tmp_path):
     """And give what one process gives, within rounding; nothing is dropped, which depends on the number of workers."""
     toy_config(tmp_path)
     path = tmp_path / "encoder" / "config.json"
     dropped = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     path.write_text(json.dumps(json.loads(path.read_text()) | dropped))
     space = {LAYERS: {"choice": [1, 2]}, RATE: {"loguniform": [5e-4, 5e-3]}}
-    settings = {"space": space, "search": "random", "scheduler": "asha", "num_trials": 8, "final_seeds": 1}
+    settings = {"space": space, "search": "random", "scheduler": "asha", "num_trials": 3, "final_seeds": 1}
     changes = SHAPES | {"stages__distill__num_epochs": 1, "train__num_workers": 2}
     config = load_config(toy_config(tmp_path, **changes, sweep=settings))
     with at_most(900):
         session = take_session(ray_cluster, config)
     assert session.summary["concurrency"] == 1
-    assert [trial.state for trial in session.trials.values()] == ["completed"] * 8
+    assert [trial.state for trial in session.trials.values()] == ["completed"] * 3
     ranks = Counter(line.split()[3] for line in session.lines if line.startswith("step student.distill "))
-    assert ranks == dict.fromkeys("01", STEPS_AN_EPOCH * (8 + len(session.finals)))
+    assert ranks == dict.fromkeys("01", STEPS_AN_EPOCH * (3 + len(session.finals)))
     shards = Counter(line.split()[1] for line in session.lines if line.startswith("shard train/"))
     assert shards == {"train/hidden_states[2]+logits": 1}
 
-    trial = session.trials[7]
+    trial = session.trials[2]
     made = trial_config(config, ((0, trial.params),))
     one = made.model_copy(
         update={"storage": str(tmp_path / "one"), "train": made.train.model_copy(update={"num_workers": 0})}
