@@ -51,6 +51,7 @@ class LocalCluster:
         path = os.pathsep.join(filter(None, (str(COUNTING), clean.get("PYTHONPATH"))))
         counting = {"PYTHONPATH": path, "RAYDISTILL_COUNT_FILE": str(self.counts), "OMP_NUM_THREADS": "1"}
         own = {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+        own["RAY_worker_niceness"] = "0"
         self.process = subprocess.Popen(
             [sys.executable, __file__],
             env={**clean, **token, **counting, **own, **environment},

@@ -23,6 +23,9 @@ DEFAULTS = {
     # Threads of torch's CPU kernels sleep, instead of spinning, while they wait for each other. With other processes on
     # the same cores (Ray's own are enough) a step is 5 to 10 times faster; torch reads it when it is first imported.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Ray gives workers a niceness of 15: whatever else runs on a core leaves them a thirtieth of it, in training and in
+    # what is measured as latency. A run without Ray is not nice either.
+    "RAY_worker_niceness": "0",
     # Tune's own files are not read by anybody: a sweep's trials lie in its ledger.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
