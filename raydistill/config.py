@@ -261,7 +261,7 @@ class Train(Section):
     checkpoint_steps: int = Field(default=100, ge=1)
     """Steps between two checkpoints: at most so many are repeated after a crash."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Stop after this many validations without a better score: one an epoch, or one for several epochs below 20 steps."""
+    """Stop after this many validations without a better score; there is one an epoch, or for several of few steps."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients with a larger norm are scaled down to it. None: never."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
