@@ -305,7 +305,7 @@ class Tracking(Section):
     experiment: str = Field(default="raydistill", min_length=1, max_length=200)
     """MLflow experiment that the run belongs to."""
     run_name: str | None = None
-    """Name of the run; by default one is made."""
+    """Name of the run; by default it says what the run is: ``mood 2 layers kd+task``."""
     tags: dict[str, str] = Field(default={})
     """Tags of the run, to find it by."""
     system_metrics: bool = True

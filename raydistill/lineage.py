@@ -10,7 +10,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -153,14 +153,29 @@ def headline(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
-    """The headline and every other number of ``results.json`` by path, for example ``teacher/test/accuracy``."""
-    found: dict[str, Any] = {name: results.get(name) for name in ("ratios", "seconds")}
+    """The headline and every other number of ``results.json`` by path, for example ``teacher/test/accuracy``; the
+    student's have no prefix, as its curves have none."""
+    models = {}
     for name in ("student", "teacher", "baseline", "champion"):
         model = results.get(name) or {}
-        found[name] = {part: model.get(part) for part in MODEL_FIGURES}
+        models[name] = {part: model.get(part) for part in MODEL_FIGURES}
         # of the weights that were kept; "<name>/validation/…" is the curve over the steps
-        found[name]["best_validation"] = model.get("validation")
-    return headline(results) | dict(_numbers(found))
+        models[name]["best_validation"] = model.get("validation")
+    student, rest = models.pop("student"), {name: results.get(name) for name in ("ratios", "seconds")}
+    return dict(_numbers(student | models | rest)) | headline(results)
+
+
+def run_name(config: Config, kind: str = "distill") -> str:
+    """What a run is, in words: ``mood 2 layers kd+task``, or ``mood sweep``."""
+    place = redact(config.data.path).partition("?")[0].rstrip("/")
+    subject = config.registry.name or PurePosixPath(place.replace("\\", "/")).stem
+    if kind == "sweep":
+        return f"{subject[:100]} sweep"
+    number, size = config.student.num_layers, config.student.hidden_size
+    layers = "all layers" if number is None else "1 layer" if number == 1 else f"{number} layers"
+    width = "" if size is None else f" of {size}"
+    losses = dict.fromkeys(name for stage in config.stages.values() for name in stage.losses)
+    return f"{subject[:100]} {layers}{width} {'+'.join(losses)[:100]}"
 
 
 def lineage_tags(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 HEADLINE = ("agreement", "num_parameters", "bytes", "latency_ms/p50")
 WHOLE = ("num_parameters", "bytes")
-FAMILIES = ("test/", "retention/", "student/best_validation/", "gate/")
+FAMILIES = ("test/", "retention/", "best_validation/", "gate/")
 """Metrics that a row has: these, and those that begin so."""
-HEADS = ("when", "what", "name", "acc %", "kept %", "param.", "ms", "size", "took")
+HEADS = ("key", "when", "what", "name", "acc %", "kept%", "param.", "ms", "size", "took")
 NAME = HEADS.index("name")
 ENDINGS = {"FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "waiting"}
 
@@ -135,7 +135,7 @@ def print_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def legend(rows: Sequence[Mapping[str, Any]]) -> str:
     kinds = {row["kind"] for row in rows}
-    told = ["acc, kept: accuracy on test, and its share of the teacher's. ms: median latency of one row."]
+    told = ["key: its beginning. acc, kept: accuracy on test, its share of the teacher's. ms: median latency of a row."]
     if "sweep" in kinds:
         told.append("sweep N: N trials were trained; the figures are the winner's.")
     if "trial" in kinds:
@@ -150,17 +150,18 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     from rich.filesize import decimal
 
     found = row["figures"]
-    accuracy = found.get("student/best_validation/accuracy" if row["kind"] == "trial" else "test/accuracy")
+    accuracy = found.get("best_validation/accuracy" if row["kind"] == "trial" else "test/accuracy")
     name = f"{row['model']} {row['model_version']}" if row["model_version"] else row["name"]
-    size = found.get("bytes")
+    size, latency = found.get("bytes"), found.get("latency_ms/p50")
     return (
+        visible(row["key"] or "")[:4] if row["kind"] in ("distill", "sweep") else "",
         when(row["started"]),
         what(row),
         " ".join(visible(name).split()),
         percent(accuracy),
         percent(found.get("retention/accuracy")),
         short_count(found["num_parameters"]) if "num_parameters" in found else "",
-        f"{found['latency_ms/p50']:.2f}" if "latency_ms/p50" in found else "",
+        f"{latency:.{2 if latency < 100 else 0}f}" if latency is not None else "",
         "" if size is None else decimal(size),
         took(row),
     )

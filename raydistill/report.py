@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from raydistill.evaluate.results import ModelOutcome, Outcome, SplitRows, build_results
@@ -152,8 +153,10 @@ def print_notes(console: Console, results: Mapping[str, Any]) -> None:
 def print_next_steps(console: Console, results: Mapping[str, Any], config: Config) -> None:
     """Print the lines to type next."""
     from raydistill.artifacts import Storage
+    from raydistill.endpoint import sqlite_path
+    from raydistill.errors import TrackingError
     from raydistill.options import STORAGE
-    from raydistill.tracking import redact, tracking_uri
+    from raydistill.tracking import page_of, redact, tracking_uri
 
     name, version = config.registry.name, results["model_version"]
     if results.get("report"):
@@ -168,5 +171,9 @@ def print_next_steps(console: Console, results: Mapping[str, Any], config: Confi
         console.print(f"  raydistill promote {name}{place}", markup=False, soft_wrap=True)
     # a machine that only submits may lack the package that opens the storage's URL
     uri = redact(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(Storage(config.storage)))
-    if uri.startswith("sqlite"):
-        console.print(f"  mlflow ui --backend-store-uri {uri}", markup=False, soft_wrap=True)
+    if (database := sqlite_path(uri)) is not None:
+        page = ""
+        if database.is_file():
+            with suppress(TrackingError):
+                page = f"   # http://127.0.0.1:5000/{page_of(uri, results['run_id'])}"
+        console.print(f"  mlflow ui --backend-store-uri {uri}{page}", markup=False, soft_wrap=True)

@@ -32,6 +32,7 @@ from raydistill.lineage import (
     lineage_tags,
     parameters,
     redact_values,
+    run_name,
 )
 from raydistill.lineage import redact as redact
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from raydistill.storage import Storage
 
 RUN_KEY = "raydistill.run_key"
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's page show runs and not what is for language models."""
 REQUEST = "raydistill.request"
 """A random name for each request that makes a run."""
 SAMPLING_SECONDS = 5.0
@@ -82,7 +85,8 @@ def start_run(config: Config, storage: Storage, run_key: str, lineage: Mapping[s
         client = open_client(uri)
         with store_lock(uri):
             experiment_id = experiment_named(client, config.tracking.experiment, artifact_location(uri, storage))
-            run_id = open_run(client, experiment_id, run_key, config.tracking.run_name or run_key[:12])
+            name = config.tracking.run_name or run_name(config, str((lineage or {}).get("kind", "distill")))
+            run_id = open_run(client, experiment_id, run_key, name)
         facts = describe_environment() | {"config_hash": config_hash(config), "seed": config.seed, "run_key": run_key}
         facts |= dict(lineage or {})
         log_params(client, run_id, parameters(config))
@@ -242,7 +246,7 @@ def experiment_named(client: MlflowClient, name: str, location: str | None) -> s
         if experiment is not None:
             break
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_KIND))
         except MlflowException as error:  # another process may have been faster
             if attempt == 2 or error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -252,7 +256,17 @@ def experiment_named(client: MlflowClient, name: str, location: str | None) -> s
             f"The MLflow experiment {name!r} is deleted. Restore it with: mlflow experiments restore --experiment-id "
             f"{experiment.experiment_id}, or set tracking.experiment to another name."
         )
+    for tag, value in EXPERIMENT_KIND.items():
+        if tag not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, tag, value)
     return str(experiment.experiment_id)
+
+
+def page_of(uri: str, run_id: str) -> str:
+    """Where MLflow's page shows the runs of a run's experiment, below its address. Raises TrackingError."""
+    with reported(uri):
+        experiment = open_client(uri).get_run(run_id).info.experiment_id
+    return f"#/experiments/{experiment}?workflowType=machine_learning"  # 3.17 goes by this alone, and shows GenAI first
 
 
 def open_run(

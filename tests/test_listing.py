@@ -26,9 +26,10 @@ from raydistill.lineage import headline
 from raydistill.listing import listed, print_rows, row
 from raydistill.registry import register_student
 from raydistill.registry.runs import PAGE, Found
+from raydistill.report import print_next_steps
 from raydistill.search.children import adopt, finish_child, log_summary, start_child
 from raydistill.storage import Storage
-from raydistill.tracking import RunRef, finish_run, open_client, start_run
+from raydistill.tracking import RunRef, finish_run, open_client, start_run, tracking_uri
 
 RESULTS = build_results(outcome())
 COUNTS = {"waiting": 0, "running": 0, "completed": 1, "stopped": 1, "failed": 1, "rejected": 4}
@@ -139,6 +140,14 @@ def test_figures_are_those_of_results_and_of_a_sweep_its_winners(storage: Storag
     assert found[None]["figures"] == {"gate/retention": 0.91}
 
 
+def test_the_printed_link_opens_mlflow_at_the_runs(storage: Storage) -> None:
+    run_id, stream = rows_of(storage)[-1]["run_id"], io.StringIO()
+    results = dict(RESULTS) | {"run_id": run_id, "model_version": None, "report": None}
+    print_next_steps(Console(file=stream), results, config(storage=storage.url))
+    experiment = open_client(tracking_uri(storage)).get_run(run_id).info.experiment_id
+    assert f"5000/#/experiments/{experiment}?workflowType=machine_learning" in stream.getvalue()
+
+
 def test_trials_are_listed_when_asked_for(storage: Storage) -> None:
     rows = rows_of(storage, trials=True)
     sweeps = {row["key"]: row for row in rows if row["kind"] == "sweep"}
@@ -148,7 +157,7 @@ def test_trials_are_listed_when_asked_for(storage: Storage) -> None:
     assert len(below["searching"]) == 3
     assert [row["key"] for row in rows].index("swept/final-00000") == [row["key"] for row in rows].index("swept") + 1
     figures = next(row["figures"] for row in trials if row["key"] == "swept/trial-00000")
-    assert figures == {"latency_ms/p50": 1.5, "num_parameters": 12_000, "student/best_validation/accuracy": 0.75}
+    assert figures == {"latency_ms/p50": 1.5, "num_parameters": 12_000, "best_validation/accuracy": 0.75}
 
 
 def test_limit_and_experiment(storage: Storage) -> None:
@@ -219,15 +228,16 @@ def test_the_table_fits_80_columns_and_names_give_way(storage: Storage) -> None:
 
 
 def test_the_table_shows_what_counts(storage: Storage) -> None:
-    lines = {" ".join(line.split()[2:4]): line for line in shown(rows_of(storage)).splitlines()[2:10]}
+    table = [f"{'-' if line[0] == ' ' else ''}{line}" for line in shown(rows_of(storage)).splitlines()[2:10]]
+    lines = {" ".join(line.split()[3:5]) + f" {line.split()[0]}": line for line in table}
     student = RESULTS["student"]
     accuracy = f"{100 * student['test']['accuracy']['value']:.1f}"
-    assert lines["distill news"].split()[2:6] == ["distill", "news", "1", accuracy]
-    assert lines["sweep 3"].split()[4:7] == ["news", "2", accuracy]
-    assert lines["gate news"].endswith("refused")
-    assert lines["distill bad"].split()[-1] == "failed"
-    assert lines["distill ended"].split()[-1] == "stopped"
-    assert lines["distill open"].split()[-1] == "running"
+    assert lines["distill news one"].split()[3:7] == ["distill", "news", "1", accuracy]
+    assert lines["sweep 3 swep"].split()[5:8] == ["news", "2", accuracy]
+    assert lines["gate news -"].endswith("refused")
+    assert lines["distill x bad"].split()[-1] == "failed"
+    assert lines["distill x ende"].split()[-1] == "stopped"
+    assert lines["distill x open"].split()[-1] == "running"
 
 
 def test_a_run_without_an_end_or_with_a_strange_version_does_not_end_the_list(storage: Storage) -> None:

@@ -372,7 +372,7 @@ def test_mlflow_has_one_parent_with_a_child_a_trial_named_and_measured_as_runs_a
         assert run.info.status == "FINISHED"
         assert run.data.params[LAYERS] == str(trial.params[LAYERS])
         assert float(run.data.params[RATE]) == trial.params[RATE]
-        assert run.data.metrics["student/best_validation/accuracy"] == trial.measures["validation/accuracy"]
+        assert run.data.metrics["best_validation/accuracy"] == trial.measures["validation/accuracy"]
         every_epoch = list(range(STEPS_AN_EPOCH, NUM_STEPS + 1, STEPS_AN_EPOCH))
         assert metric_steps(mlflow_uri, run.info.run_id, "validation/accuracy") == every_epoch
         assert metric_steps(mlflow_uri, run.info.run_id, "train/loss")[-1] == NUM_STEPS

@@ -35,6 +35,7 @@ from raydistill.tracking import (
     finish_run,
     log_data,
     open_client,
+    page_of,
     prepare_store,
     redact,
     start_run,
@@ -211,6 +212,41 @@ def test_a_repeated_request_leaves_one_run(storage: Storage, monkeypatch: pytest
     assert run.info.run_id == ref.run_id == start_run(make_config(), storage, "key-twice").run_id
 
 
+LOSSES = {"kd": {"type": "forward_kl"}, "task": {"type": "task"}}
+STAGES = {"first": {"losses": {"hidden": {"type": "hidden_mse"}}}, "second": {"losses": LOSSES}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections", "name"),
+    [
+        ("distill", {}, "reviews all layers kd"),
+        ("distill", {"registry": {"name": "mood"}, "student": {"num_layers": 2}}, "mood 2 layers kd"),
+        ("distill", {"stages": STAGES, "student": {"num_layers": 1, "hidden_size": 96}}, "reviews 1 layer of 96 "),
+        ("distill", {"data": {"path": "s3://me:sesame@bucket/a/mood.parquet?token=sesame"}}, "mood all layers kd"),
+        ("sweep", {"registry": {"name": "mood"}}, "mood sweep"),
+        ("sweep", {"tracking": {"run_name": "my own"}}, "my own"),
+    ],
+)
+def test_a_run_is_named_by_what_it_is(storage: Storage, kind: str, sections: dict[str, Any], name: str) -> None:
+    name += "hidden+kd+task" if "stages" in sections else ""
+    ref = start_run(make_config(**sections), storage, f"named {name}", {"kind": kind})
+    assert open_client(ref.tracking_uri).get_run(ref.run_id).info.run_name == name
+
+
+def test_mlflow_shows_runs_and_not_what_is_for_language_models(storage: Storage) -> None:
+    config = make_config(tracking={"experiment": "of a person"})
+    client = open_client(start_run(make_config(), storage, "key-kind").tracking_uri)
+    made = client.create_experiment("of a person", tags={"mlflow.experimentKind": "finetuning"})
+    plain = client.create_experiment("older")
+    assert start_run(config, storage, "key-kind").experiment_id == made
+    ref = start_run(make_config(tracking={"experiment": "older"}), storage, "key-kind")
+    assert ref.experiment_id == plain
+    kinds = {one.name: one.tags.get("mlflow.experimentKind") for one in client.search_experiments()}
+    assert kinds["of a person"] == "finetuning"
+    assert kinds["raydistill"] == kinds["older"] == "custom_model_development"
+    assert page_of(ref.tracking_uri, ref.run_id) == f"#/experiments/{plain}?workflowType=machine_learning"
+
+
 def test_changed_setting_of_a_resumed_run_is_a_tag(storage: Storage) -> None:
     ref = start_run(make_config(), storage, "key-d")
     start_run(make_config(train={"num_workers": 3}), storage, "key-d")
@@ -256,9 +292,12 @@ def test_final_figures_and_files_are_logged_once(ref: RunRef, tmp_path: Path) ->
     client = open_client(ref.tracking_uri)
     run = client.get_run(ref.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["test/accuracy"] == run.data.metrics["student/test/accuracy"] == 0.875
+    assert run.data.metrics["test/accuracy"] == 0.875
     assert run.data.metrics["teacher/test/accuracy"] == 0.9375
     assert history(ref, "test/accuracy") == [(0, 0.875)]
+    assert history(ref, "latency_ms/p95") == [(0, 2.0)]
+    values = [value for name, value in run.data.metrics.items()]
+    assert len(values) == len(set(values))  # every figure of the results is another one, and has one name
     assert {file.path for file in client.list_artifacts(ref.run_id)} >= {"results.json", "plots", "config.yaml"}
 
 
@@ -275,6 +314,7 @@ def test_headline_and_figures() -> None:
     assert figures(RESULTS)["seconds/train"] == 3.5
     validated = {"teacher": {"validation": {"accuracy": {"value": 0.75, "low": 0.7, "high": 0.8}}}}
     assert figures(validated) == {"teacher/best_validation/accuracy": 0.75}  # not the name of a curve
+    assert figures({"student": validated["teacher"]}) == {"best_validation/accuracy": 0.75}
     assert headline({}) == {}
 
 

@@ -30,10 +30,10 @@ def start_child(parent: RunRef, config: Config, key: str, name: str, *, facts: M
 
 
 def finish_child(ref: RunRef, status: str, *, values: Mapping[str, float], tags: Mapping[str, str]) -> None:
-    """End a child run with the metrics of its best epoch, ``student/best_validation/…``, and its state as a tag."""
+    """End a child run with the metrics of its best epoch, ``best_validation/…``, and its state as a tag."""
     with reported(ref.tracking_uri):
         client = open_client(ref.tracking_uri)
-        best = {f"student/best_{name}": value for name, value in values.items() if name.startswith("validation/")}
+        best = {f"best_{name}": value for name, value in values.items() if name.startswith("validation/")}
         log_figures(client, ref.run_id, best)
         set_tags(client, ref.run_id, {f"raydistill.{name}": text[:5000] for name, text in tags.items() if text})
         client.set_terminated(ref.run_id, status)
