@@ -1,10 +1,13 @@
-"""Distil a large transformer into a small one on a Ray cluster. Importing this loads neither torch nor ray."""
+"""Distil a large transformer into a small one on a Ray cluster. Importing this loads neither torch nor ray, and tells
+torch, if it comes later, how its threads wait."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from raydistill.threads import let_threads_sleep
 
 if TYPE_CHECKING:
     import os
@@ -30,6 +33,8 @@ __all__ = [
     "rollback",
     "sweep",
 ]
+
+let_threads_sleep()
 
 STORAGE = "raydistill-storage"
 

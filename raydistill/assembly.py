@@ -62,6 +62,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         run_id=ref.run_id,
         num_rows={split: counts.rows for split, counts in splits.items()},
         labeled={split: counts.labeled for split, counts in splits.items()},
+        per_class={split: counts.per_class for split, counts in splits.items()},
         seconds={**clock.seconds, **outcome.seconds},
         reused=[*prepared.reused, *outcome.reused],
         curves={name: curve(entries) for name, entries in history.items()},

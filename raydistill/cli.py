@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import cast
@@ -34,6 +33,4 @@ def execute(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the `raydistill` script."""
-    # before torch is loaded: its threads spin while they wait, and beside another process a step took 5 times as long
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(execute(sys.argv[1:]))

@@ -17,6 +17,7 @@ from raydistill.artifacts import Artifact, Owner, Storage, recipe_key
 from raydistill.assembly import assemble
 from raydistill.board import Show
 from raydistill.config import Config
+from raydistill.data.classes import class_summary
 from raydistill.data.paths import resolve_path
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import tokenize_data
@@ -79,6 +80,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
         store = background.submit(prepare_store, tracking_uri(storage))
         with clock.phase("prepare", show):
             prepared = prepare(config, storage)
+        say_classes(prepared.info, show)
         with storage.lock("runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
             if (results := finished(prepared)) is not None:
                 return results
@@ -270,6 +272,11 @@ def with_absolute_paths(config: Config) -> Config:
         path = resolve_path(student.start)
         student = student.model_copy(update={"start": str(path)}) if path is not None else student
     return config.model_copy(update={"teacher": teacher, "student": student})
+
+
+def say_classes(info: DataInfo, show: Show) -> None:
+    """Say which classes were found and what is doubtful of them, before anything is trained on them."""
+    show({"phase": "data", "note": " ".join([f"{class_summary(info.counts['train'].per_class)}.", *info.doubts])})
 
 
 def say_waiting(show: Show) -> None:

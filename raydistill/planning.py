@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from raydistill import recipes
 from raydistill.artifacts import Artifact, Storage
 from raydistill.config import Config
+from raydistill.data.classes import print_classes
 from raydistill.data.prepare import data_key, read_info
 from raydistill.data.rows import Rows, load_tokenizer, tokens_key
 from raydistill.data.size import Size, estimated_size, measured_size
@@ -64,7 +65,15 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
     known = tokens if tokens is not None and tokens.exists() else None
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
-        "data": {"rows": size.num_rows, "tokens": size.num_tokens, "labeled": size.num_labeled},
+        "data": {
+            "rows": size.num_rows,
+            "labeled": size.num_labeled,
+            "per_class": {split: counts.per_class for split, counts in size.info.counts.items()},
+            "tokens": size.num_tokens,
+            "cut": size.num_cut,
+            "max_length": config.data.max_length,
+            "notes": list(size.info.notes),
+        },
         "labels": list(size.labels),
         "estimate": size.is_estimate,
         "phases": phases(config, storage, data, known, source, dtype, needs, mode),
@@ -90,6 +99,10 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
         from raydistill.search.estimate import estimate_sweep
 
         plan["sweep"] = estimate_sweep(config, source_config, size, plan, device)
+    else:
+        from raydistill.search.estimate import estimate_run
+
+        plan["time"] = estimate_run(config, source_config, size, plan, device)
     return plan
 
 
@@ -267,22 +280,27 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:
-    """Print a plan for people; figures marked ≈ come from a sample."""
+    """Print a plan for people; figures marked ≈ come from a sample, times from a few batches."""
     from rich.markup import escape
     from rich.table import Table
 
     about = "≈ " if plan["estimate"] else ""
-    rows, tokens = plan["data"]["rows"], plan["data"]["tokens"]
+    data = plan["data"]
     console.print(f"storage    {escape(plan['storage'])}")
-    console.print(f"classes    {escape(', '.join(plan['labels']))}")
-    for split in ("train", "validation", "test"):
-        extra = f", {plan['data']['labeled']:,} labelled" if split == "train" else ""
-        console.print(f"{split:<11}{about}{rows[split]:,} rows{extra}, {about}{tokens[split]:,} tokens")
+    for split, rows in data["rows"].items():
+        extra = f", {data['labeled']:,} labelled" if split == "train" else ""
+        cut = f", {about}{data['cut'][split]:,} texts cut" if data["cut"][split] else ""
+        console.print(f"{split:<11}{rows:,} rows{extra}, {about}{data['tokens'][split]:,} tokens{cut}")
+    if any(data["cut"].values()):
+        console.print(f"           texts are cut at {data['max_length']} tokens (data.max_length)")
+    for note in data["notes"]:
+        console.print(f"- {note}", markup=False)
+    print_classes(console, data["per_class"])
     table = Table("phase", "state", "steps", box=None, pad_edge=False)
     for phase in plan["phases"]:
         name = phase["phase"]
         count = sum(n for key, n in plan["steps"].items() if key.split(".")[0] == name) or None
-        table.add_row(name, phase["state"], f"{about}{count:,}" if count else "")
+        table.add_row(name, phase["state"], f"{count:,}" if count else "")
     console.print(table)
     teacher, student = plan["teacher"], plan["student"]
     for signal, size in teacher["signal_bytes"].items():
@@ -297,6 +315,10 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         from raydistill.search.estimate import print_estimate
 
         print_estimate(console, plan["sweep"])
+    else:
+        from raydistill.search.estimate import print_run_estimate
+
+        print_run_estimate(console, plan["time"])
     for finding in plan["findings"]:
         is_grave = finding.startswith(("teacher.trust_remote_code", "teacher.model"))
         console.print(f"[{'red' if is_grave else 'yellow'}]![/] {escape(finding)}")

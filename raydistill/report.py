@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from raydistill.data.classes import print_classes
 from raydistill.evaluate.results import ModelOutcome, Outcome, SplitRows, build_results
 from raydistill.evaluate.verdict import figure, points
 
@@ -140,6 +141,9 @@ def conditions(results: Mapping[str, Any]) -> str:
 def print_distilled(console: Console, results: Mapping[str, Any], config: Config) -> None:
     """Print everything that a distillation ends with: notes, table, verdict, and the lines to type next."""
     print_notes(console, results)
+    if per_class := results["data"].get("per_class"):  # an older run's results have none
+        print_classes(console, per_class)
+        console.print()
     print_results(console, results)
     print_next_steps(console, results, config)
 

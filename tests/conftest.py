@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from raydistill import cache
+from raydistill import cache  # before torch, which it tells how threads wait
 from raydistill.artifacts import Storage
 
 FAULT = ("fault", "when", "repeated", "weights differ by", "time")
@@ -75,6 +74,8 @@ def ctrl_c() -> None:
 def one_thread() -> None:
     """Bit-identical results need a fixed number of threads; two on tiny tensors only wait for each other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    import torch
+
     torch.set_num_threads(1)
 
 

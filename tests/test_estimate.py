@@ -13,6 +13,7 @@ from tiny import tiny_config
 from toy import toy_config
 
 from raydistill.config import Config
+from raydistill.data.prepare import DataInfo, SplitCounts
 from raydistill.data.size import Size
 from raydistill.errors import ConfigError
 from raydistill.loading import load_config
@@ -41,12 +42,16 @@ SPACE = {
     "stages.distill.losses.kd.temperature": {"uniform": [1, 8]},
     "student.num_layers": {"choice": [1, 2, 4]},
 }
+SPLIT_ROWS = {
+    "train": SplitCounts(1000, 200, {}),
+    "validation": SplitCounts(100, 100, {}),
+    "test": SplitCounts(100, 100, {}),
+}
 SIZE = Size(
-    {"train": 1000, "validation": 100, "test": 100},
+    DataInfo(("a", "b", "c"), SPLIT_ROWS, has_pairs=False, removed={}, skipped={}, notes=(), doubts=()),
     {"train": 12_000, "validation": 1200, "test": 1200},
-    200,
-    ("a", "b", "c"),
-    False,
+    {"train": 0, "validation": 0, "test": 0},
+    is_estimate=False,
 )
 SPEED = Speed(
     teacher_row=1e-3,
@@ -117,6 +122,24 @@ def test_the_teacher_by_hand(config: Any) -> None:
     assert seconds() == pytest.approx(78 * 0.1 + (3600 + 700 + 1000) * 1e-3)
     assert seconds(teacher="there") == pytest.approx((1000 + 100) * 1e-3)
     assert seconds(**{"teacher": "there", "signal logits": "there"}) == 0
+
+
+def test_a_run_by_hand(config: Any) -> None:
+    def seconds(speed: Speed = SPEED, **states: str) -> dict[str, float]:
+        phases = {"teacher": "there", "signal logits": "there", "student": "to do", "baseline": "to do"} | states
+        made = [{"phase": name, "state": state} for name, state in phases.items()]
+        plan = {"phases": made, "steps": {"teacher": 78}}
+        return estimate.run_seconds(config(), 2000, SIZE, plan, speed)
+
+    trial = 126 * 0.02 + 2000 * 3e-3 + 2 * 100 * 1e-3  # see test_a_trial_by_hand
+    assert seconds() == pytest.approx({"student": trial, "baseline": trial})
+    first = 78 * 0.1 + (3600 + 700 + 1000) * 1e-3  # see test_the_teacher_by_hand
+    assert seconds(teacher="to do", **{"signal logits": "after teacher"})["teacher"] == pytest.approx(first)
+    online = seconds(Speed(**{**vars(SPEED), "online_row": 1e-2}))
+    assert online == pytest.approx(
+        {"student": trial + 2000 * 1e-2, "baseline": trial}
+    )  # which has no teacher beside it
+    assert seconds(student="there", baseline="there") == {}
 
 
 @pytest.mark.parametrize(

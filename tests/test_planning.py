@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def test_before_the_data_is_prepared_it_estimates_and_writes_nothing(tmp_path):
     plan = make_plan(config)
     assert plan["estimate"]
     assert plan["data"]["rows"] == {"train": 192, "validation": 24, "test": 24}
+    assert sum(plan["data"]["per_class"]["train"].values()) == plan["data"]["labeled"] == 60
+    assert plan["time"]["seconds"].keys() == {"teacher", "student", "baseline"}
     assert states(plan)["data"] == "to do"
     assert states(plan)["student"] == "after teacher"
     assert not Path(config.storage).exists()
@@ -72,12 +75,36 @@ def test_the_estimate_is_close_to_the_count(tmp_path):
         assert estimate["data"]["tokens"][split] == pytest.approx(counted["data"]["tokens"][split], rel=0.15)
 
 
+def write_pairs(folder: Path) -> dict[str, Any]:
+    """A config of pairs, some without a label, some twice, and of test rows without labels."""
+    rows = [{"premise": f"good film {w}", "hypothesis": f"{w} bad plot", "label": i % 2} for i, w in enumerate(WORDS)]
+    unlabeled = [{"premise": f"the team {w}", "hypothesis": f"a match {w} and the win"} for w in WORDS]
+    (folder / "pairs").mkdir()
+    (folder / "pairs" / "train.jsonl").write_text("\n".join(map(json.dumps, [*rows, *rows[:7], *unlabeled])))
+    (folder / "pairs" / "test.jsonl").write_text("\n".join(map(json.dumps, unlabeled[:5])))
+    return toy_config(folder, data={"path": str(folder / "pairs"), "max_length": 10})
+
+
+def test_the_first_plan_counts_as_the_run_will(tmp_path):
+    config = load_config(write_pairs(tmp_path))
+    first = make_plan(config)  # a test split without a label column, pairs, unlabelled rows, copies
+    distill(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"baseline": False})}))
+    second = make_plan(config)
+    assert (first["estimate"], second["estimate"]) == (True, False)
+    assert first["data"] == second["data"]  # a sample of all rows
+    assert first["steps"] == second["steps"]
+    assert second["data"]["labeled"] == len(WORDS) - 2 * round(len(WORDS) * 0.1)
+    assert second["data"]["cut"] == {"train": len(WORDS), "validation": 0, "test": 0}  # the unlabelled: 12 tokens
+
+
 def test_steps_and_signal_sizes_are_those_of_the_run(tmp_path):
     hidden = {"type": "hidden_mse", "layers": "last"}
     config = load_config(toy_config(tmp_path, stages__distill__losses__hidden=hidden))
     results = distill(config)
     plan = make_plan(config)
     assert set(states(plan).values()) == {"there"}
+    assert plan["time"]["total"] == 0
+    assert results["data"]["per_class"] == plan["data"]["per_class"]
     assert plan["steps"]["student.distill"] == results["curves"]["student"][-1]["step"] == results["baseline"]["steps"]
     assert plan["steps"]["teacher"] == results["curves"]["teacher"][-1]["step"]
     recorded = sorted(
@@ -124,10 +151,13 @@ def test_a_start_with_another_vocabulary_is_refused(tmp_path):
 
 
 def test_it_reads_well_at_eighty_columns(tmp_path, capsys):
-    plan = make_plan(load_config(toy_config(tmp_path)))
+    plan = make_plan(load_config(toy_config(tmp_path, data__max_length=8)))
     console = Console(width=80, force_terminal=False, record=True)
     print_plan(console, plan)
     text = console.export_text()
-    assert "≈ 192 rows, 60 labelled" in text
+    assert "192 rows, 60 labelled, ≈ " in text
+    assert "texts are cut at 8 tokens" in text
+    assert "time       ≈ " in text
+    assert [line.split() for line in text.splitlines() if line.startswith("film ")] == [["film", "23", "9", "9"]]
     assert "from teacher layers [0, 3]" in text
     assert all(len(line) <= 80 for line in text.splitlines())

@@ -76,10 +76,11 @@ def test_rows_are_what_the_tokenizer_gives(
 def test_pairs_are_tokenised_as_pairs(tokenizers: dict[str, Path]) -> None:
     tokenizer = load_tokenizer(tokenizers["bert"], 8)
     texts, pairs = ["good film", "the plot was very bad and poor"], ["bad", "great music and song"]
-    columns = encode_texts(tokenizer, [pa.array(texts), pa.array(pairs)], 8, 0)
+    columns, is_cut = encode_texts(tokenizer, [pa.array(texts), pa.array(pairs)], 8, 0)
     expected = tokenizer(texts, pairs, truncation=True, max_length=8)
     assert {key: column.to_pylist() for key, column in columns.items()} == {key: expected[key] for key in columns}
     assert columns["token_type_ids"].to_pylist()[0] == [0, 0, 0, 0, 1, 1]
+    assert is_cut.tolist() == [False, True]
 
 
 def spread_texts(max_length: int, num_texts: int) -> list[str]:
@@ -106,9 +107,11 @@ def test_reading_only_the_beginning_of_a_long_text_changes_no_token(
 ) -> None:
     texts = [*spread_texts(max_length, 400), "x" * 500 + " good", " " * 500, ""]
     tokenizer = load_tokenizer(tokenizers[name], max_length)
-    got = encode_texts(tokenizer, [pa.array(texts, pa.large_string())], max_length, 0)["input_ids"].to_pylist()
+    columns, is_cut = encode_texts(tokenizer, [pa.array(texts, pa.large_string())], max_length, 0)
     whole = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-    assert got == [row or [0] for row in whole]
+    assert columns["input_ids"].to_pylist() == [row or [0] for row in whole]
+    assert is_cut.tolist() == [len(row) > max_length for row in tokenizer(texts)["input_ids"]]
+    assert 0 < is_cut.sum() < len(texts)
 
 
 def test_tokens_key_and_reuse(tokenizers: dict[str, Path], sentences: Artifact, storage: Storage) -> None:

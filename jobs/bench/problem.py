@@ -114,7 +114,7 @@ def sample(texts: Sequence[str], labels: Sequence[str], size: int, draw: random.
 def tokenize(rows: Labelled, labels: Sequence[str], tokenizer: Any, max_length: int) -> Rows:
     """Tokenise rows as ``tokenize_data`` does, in memory."""
     texts, names = rows
-    columns = encode_texts(tokenizer, [pa.array(texts)], max_length, tokenizer.pad_token_id)
+    columns, _ = encode_texts(tokenizer, [pa.array(texts)], max_length, tokenizer.pad_token_id)
     offsets = columns["input_ids"].offsets.to_numpy()
     return Rows(
         lengths=np.diff(offsets).astype(np.int32),

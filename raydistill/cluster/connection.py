@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from raydistill import threads
 from raydistill.cluster.entry import check_entry
 from raydistill.errors import RaydistillError
 
@@ -20,9 +21,8 @@ DEFAULTS = {
     # Workers keep the driver's folder, so that relative paths mean the same everywhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Threads of torch's CPU kernels sleep, instead of spinning, while they wait for each other. With other processes on
-    # the same cores (Ray's own are enough) a step is 5 to 10 times faster; torch reads it when it is first imported.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # For workers, where this process has loaded torch without it: see raydistill/threads.py.
+    threads.POLICY: "PASSIVE",
     # Ray gives workers a niceness of 15: whatever else runs on a core leaves them a thirtieth of it, in training and in
     # what is measured as latency. A run without Ray is not nice either.
     "RAY_worker_niceness": "0",

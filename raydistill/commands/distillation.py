@@ -80,10 +80,6 @@ def plan(
         from raydistill.cluster.placement import read_cluster
 
         state = read_cluster(address)  # first, because the rest takes longer
-    if loaded.sweep is not None:
-        from raydistill.cluster import set_environment
-
-        set_environment()  # trials are timed here with the threads that they will have
     from raydistill import planning
 
     made = planning.make_plan(loaded, check, state)

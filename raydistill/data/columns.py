@@ -107,7 +107,10 @@ def class_column(column: pa.ChunkedArray, what: str, class_names: Sequence[str] 
 def _whole(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     if pc.any(pc.not_equal(pc.floor(column), column)).as_py():
-        raise DataError(f"{what} holds fractions; text classification needs one class a row, a string or an integer.")
+        raise DataError(
+            f"{what} holds fractions; did you mean regression? There are only classes here, strings or integers. If "
+            "these numbers are classes, write them as strings."
+        )
     return column.cast(pa.int64()).cast(pa.large_string())
 
 

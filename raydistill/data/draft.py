@@ -104,6 +104,8 @@ class Draft:
     removed: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    """Those of the notes that doubt the labels."""
 
     def skip(self, count: int, reason: str, where: str) -> None:
         if count:
@@ -130,13 +132,18 @@ def make_draft(config: Config) -> Draft:
 def read_draft(config: Config) -> Draft:
     """The source's own splits without empty texts, and without unlabelled rows in validation and test."""
     source = read_source(config.data)
-    labels, ids, notes = encode_labels(source, config.task.labels)
-    draft = Draft(labels, notes=source.notes + notes, skipped=dict(source.skipped))
+    encoded = encode_labels(source, config.task.labels)
+    draft = Draft(
+        encoded.names,
+        notes=source.notes + encoded.notes + encoded.doubts,
+        doubts=encoded.doubts,
+        skipped=dict(source.skipped),
+    )
     with_pair = {split for split, table in source.tables.items() if "text_pair" in table.column_names}
     if with_pair and with_pair != source.tables.keys():
         raise DataError(f"Only {', '.join(sorted(with_pair))} has a second text. Name the columns in data.columns.")
     for split in (name for name in SPLITS if name in source.tables):
-        part, empty = Part.of(source.tables[split], ids[split])
+        part, empty = Part.of(source.tables[split], encoded.ids[split])
         draft.skip(empty, "empty text", split)
         if split != "train":
             unlabeled = part.labels < 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raydistill.data.classes import check_classes
 from raydistill.data.paths import nearest
 from raydistill.data.sources import Source
 from raydistill.errors import ConfigError, DataError
@@ -18,12 +20,22 @@ _INTEGER = re.compile(r"-?[0-9]+")
 Ids = npt.NDArray[np.int64]
 
 
-def encode_labels(source: Source, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, Ids], list[str]]:
-    """Class names in the order of the logits, class ids by split (-1: no label), and notes.
+@dataclass(frozen=True)
+class Encoded:
+    """Class names in the order of the logits, class ids by split (-1: no label), notes, and doubts about the labels."""
+
+    names: tuple[str, ...]
+    ids: dict[str, Ids]
+    notes: list[str]
+    doubts: list[str]
+
+
+def encode_labels(source: Source, wanted: Sequence[str] | None) -> Encoded:
+    """Find the classes of a source, and each row's.
 
     The order is ``wanted`` (task.labels), else the data's own (ClassLabel), else sorted, integers by value. Integer
-    labels 0…C-1 beside C other ``wanted`` names stand for these names. Raises DataError when a label is unknown or
-    fewer than two classes occur in training, ConfigError when ``wanted`` cannot be.
+    labels 0…C-1 beside C other ``wanted`` names stand for these names. Raises DataError when a label is unknown, fewer
+    than two classes occur in training or they cannot be meant, ConfigError when ``wanted`` cannot be.
     """
     raw = {split: _label_column(table) for split, table in source.tables.items()}
     seen = {name: count for name, count in _counts(raw["train"]).items() if name is not None}
@@ -46,7 +58,10 @@ def encode_labels(source: Source, wanted: Sequence[str] | None) -> tuple[tuple[s
     absent = [name for i, name in enumerate(names) if i not in set(present.tolist())]
     if absent:
         notes.append(f"No training row has the label {_shown(absent)}.")
-    return names, ids, notes
+    counts = dict(zip(names, np.bincount(ids["train"][ids["train"] >= 0], minlength=len(names)).tolist(), strict=True))
+    listed = wanted is not None or source.label_names is not None
+    doubts = check_classes({name: count for name, count in counts.items() if count}, configured=listed)
+    return Encoded(names, ids, notes, doubts)
 
 
 def _label_column(table: pa.Table) -> pa.ChunkedArray:

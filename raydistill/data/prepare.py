@@ -2,7 +2,7 @@
 
 What happens to a row, in this order; every count ends up in info.json, with a sentence in its notes:
 
-1. a row with an empty text is skipped, an unlabelled row of validation or test too;
+1. a row with an empty text or one that repeats the header is skipped, an unlabelled row of validation or test too;
 2. a text of test is removed from validation and training, one of validation from training; copies within training are
    kept once, none where their labels disagree; copies within validation and test stay, as these rows are given;
 3. a missing validation or test split is cut from the labelled training rows, stratified, by a fixed seed;
@@ -25,6 +25,9 @@ from raydistill.config import Config
 from raydistill.data.draft import Draft, Part, make_draft, whole
 from raydistill.data.paths import SPLITS
 from raydistill.data.sources import source_identity
+
+CHECKS = 1
+"""Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class DataInfo:
     """Rows that could not be used, by reason."""
     notes: tuple[str, ...]
     """Sentences for the user."""
+    doubts: tuple[str, ...]
+    """Those of the notes that doubt the labels."""
 
 
 def data_key(config: Config) -> str:
@@ -64,6 +69,7 @@ def _recipe(config: Config) -> dict[str, Any]:
         "data": config.data.model_dump(mode="json", include={"columns", "split", "max_labeled"}),
         "task": {"type": config.task.type, "labels": None if labels is None else list(labels)},
         "seed": config.seed,
+        "checks": CHECKS,
     }
 
 
@@ -89,22 +95,28 @@ def read_info(artifact: Artifact) -> DataInfo:
     """The counts and notes of a data artefact, without fetching its rows."""
     raw = artifact.storage.read_json(artifact.kind, artifact.key, "info.json")
     counts = {split: SplitCounts(**count) for split, count in raw["counts"].items()}
-    return DataInfo(**{**raw, "labels": tuple(raw["labels"]), "counts": counts, "notes": tuple(raw["notes"])})
+    lists = {name: tuple(raw[name]) for name in ("labels", "notes", "doubts")}
+    return DataInfo(**{**raw, **lists, "counts": counts})
 
 
 def _write(draft: Draft, folder: Path) -> None:
     for split in SPLITS:
         write_batch(folder / f"{split}.arrow", _columns(draft.parts[split]))
-    info = DataInfo(
+    text = json.dumps(asdict(info_of(draft)), indent=1, ensure_ascii=False)
+    (folder / "info.json").write_text(text, encoding="utf-8")
+
+
+def info_of(draft: Draft) -> DataInfo:
+    """The counts and notes of a draft."""
+    return DataInfo(
         labels=draft.labels,
         counts={split: _counts(draft.parts[split], draft.labels) for split in SPLITS},
         has_pairs="text_pair" in draft.parts["train"].texts.column_names,
         removed=draft.removed,
         skipped=draft.skipped,
         notes=tuple(draft.notes),
+        doubts=tuple(draft.doubts),
     )
-    text = json.dumps(asdict(info), indent=1, ensure_ascii=False)
-    (folder / "info.json").write_text(text, encoding="utf-8")
 
 
 def _columns(part: Part) -> dict[str, pa.Array]:

@@ -24,25 +24,28 @@ if TYPE_CHECKING:
 _ROWS_PER_CALL = 1000  # of the tokenizer: bounds its memory, and costs 2 % against one call
 _WORD_PRE_TOKENIZERS = {"BertPreTokenizer", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
 _MAX_INT32 = 2**31 - 1
+COUNTS = ["num_tokens", "num_cut"]
+"""What a tokens artefact's info.json counts by split; in its key, so that a later version never misses one."""
 
 
 def tokens_key(data_digest: str, tokenizer_digest: str, max_length: int) -> str:
     """Key of a data set's token ids."""
-    return recipe_key({"data": data_digest, "tokenizer": tokenizer_digest, "max_length": max_length})
+    return recipe_key({"data": data_digest, "tokenizer": tokenizer_digest, "max_length": max_length, "has": COUNTS})
 
 
 def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, storage: Storage) -> Artifact:
     """The tokens artefact of a data artefact; made if it is not there.
 
     {split}.arrow: input_ids list<int32>[, token_type_ids list<int32>], label int64, example_id int64; info.json has
-    pad_token_id, max_length and labels: class ids mean nothing without their names, so the digest, by which all that is
-    made from the rows is known, covers both. Raises ModelError for a folder without a fast tokenizer, ConfigError when
-    ``max_length`` is more than its model takes.
+    pad_token_id, max_length, by split num_tokens and num_cut (rows with more than ``max_length`` tokens), and labels:
+    class ids mean nothing without their names, so the digest, by which all that is made from the rows is known, covers
+    both. Raises ModelError for a folder without a fast tokenizer, ConfigError when ``max_length`` is more than the
+    model takes.
     """
     from raydistill.models.load import tokenizer_digest
 
     parents = {"data": data.digest, "tokenizer": tokenizer_digest(tokenizer_folder)}
-    recipe = {**parents, "max_length": max_length}
+    recipe = {**parents, "max_length": max_length, "has": COUNTS}
     artifact = storage.artifact("tokens", tokens_key(parents["data"], parents["tokenizer"], max_length))
     if artifact.exists():
         return artifact
@@ -80,16 +83,17 @@ def load_tokenizer(folder: Path, max_length: int) -> Any:
 def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int) -> None:
     source = data.local()
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    num_tokens = {}
+    num_tokens, num_cut = {}, {}
     for split in SPLITS:
         batch = _map_batch(source / f"{split}.arrow")
         texts = [batch.column(name) for name in ("text", "text_pair") if name in batch.schema.names]
-        columns = encode_texts(tokenizer, texts, max_length, pad)
+        columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
+        num_cut[split] = int(is_cut.sum())
         num_tokens[split] = len(columns["input_ids"].values)
         columns |= {name: batch.column(name) for name in ("label", "example_id")}
         write_batch(folder / f"{split}.arrow", columns)
-    labels = read_info(data).labels
-    info = {"pad_token_id": pad, "max_length": max_length, "num_tokens": num_tokens, "labels": labels}
+    counts = {"num_tokens": num_tokens, "num_cut": num_cut}
+    info = {"pad_token_id": pad, "max_length": max_length, **counts, "labels": read_info(data).labels}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 
@@ -98,17 +102,21 @@ def _map_batch(path: Path) -> pa.RecordBatch:
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[pa.Array], max_length: int, pad: int) -> dict[str, pa.Array]:
-    """Token ids as list<int32> columns input_ids[, token_type_ids] of one or two columns of texts.
+def encode_texts(
+    tokenizer: Any, texts: Sequence[pa.Array], max_length: int, pad: int
+) -> tuple[dict[str, pa.Array], npt.NDArray[np.bool_]]:
+    """Token ids as list<int32> columns input_ids[, token_type_ids] of one or two columns of texts; which rows were cut.
 
     A row without a single token gets one padding token, as no model takes an empty row.
     """
     values: dict[str, list[npt.NDArray[np.int32]]] = {"input_ids": [], "token_type_ids": []}
     lengths: list[npt.NDArray[np.int64]] = []
-    for ids, types in _encoded(tokenizer, texts, max_length):
+    cut: list[npt.NDArray[np.bool_]] = [np.zeros(0, bool)]
+    for ids, types, is_cut in _encoded(tokenizer, texts, max_length):
         for row in [i for i, row_ids in enumerate(ids) if not row_ids]:
             ids[row], types[row : row + 1] = [pad], [[0]] if types else []
         lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
+        cut.append(is_cut)
         total = int(lengths[-1].sum())
         values["input_ids"].append(np.fromiter(chain.from_iterable(ids), np.int32, total))
         if types:
@@ -117,12 +125,13 @@ def encode_texts(tokenizer: Any, texts: Sequence[pa.Array], max_length: int, pad
     small = offsets[-1] <= _MAX_INT32
     kind = pa.ListArray if small else pa.LargeListArray
     ends = pa.array(offsets, pa.int32() if small else pa.int64())
-    return {name: kind.from_arrays(ends, pa.array(np.concatenate(parts))) for name, parts in values.items() if parts}
+    columns = {n: kind.from_arrays(ends, pa.array(np.concatenate(parts))) for n, parts in values.items() if parts}
+    return columns, np.concatenate(cut)
 
 
 def _encoded(
     tokenizer: Any, texts: Sequence[pa.Array], max_length: int
-) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+) -> Iterator[tuple[list[list[int]], list[list[int]], npt.NDArray[np.bool_]]]:
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": False, "verbose": False}
     cut_early = len(texts) == 1 and _splits_at_spaces(tokenizer)
     for start in range(0, len(texts[0]), _ROWS_PER_CALL):
@@ -130,13 +139,22 @@ def _encoded(
         heads = [_head(text, max_length) for text in columns[0]] if cut_early else columns[0]
         encoded = tokenizer(heads, *columns[1:], **options)
         ids, types = encoded["input_ids"], encoded.get("token_type_ids") or []
+        is_cut = _overflowing(encoded, max_length)
+        is_cut |= [bool(text[len(head) :].strip()) for text, head in zip(columns[0], heads, strict=True)]
         short = [i for i, row in enumerate(ids) if len(row) < max_length and len(heads[i]) < len(columns[0][i])]
         if short:
             again = tokenizer([columns[0][i] for i in short], **options)
             for name, rows in (("input_ids", ids), ("token_type_ids", types)):
                 for i, row in zip(short, again.get(name) or [], strict=False):
                     rows[i] = row
-        yield ids, types
+            is_cut[short] = _overflowing(again, max_length)
+        yield ids, types, is_cut
+
+
+def _overflowing(encoded: Any, max_length: int) -> npt.NDArray[np.bool_]:
+    """Which rows had more tokens than ``max_length``; only full ones are asked, as asking copies what was cut off."""
+    rows = encoded.encodings
+    return np.fromiter((len(row.ids) == max_length and bool(row.overflowing) for row in rows), bool, len(rows))
 
 
 def _head(text: str, max_length: int) -> str:

@@ -1,64 +1,64 @@
-"""Rows and tokens of the splits: counted where the data is prepared, otherwise estimated from a sample."""
+"""Rows and tokens of the splits; where the data is not prepared, the tokens are estimated from a sample."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from raydistill.artifacts import Artifact
 from raydistill.config import Config
-from raydistill.data.prepare import read_info
-from raydistill.data.rows import Rows, load_tokenizer
-from raydistill.data.sources import read_source, read_unlabeled
+from raydistill.data.draft import make_draft, whole
+from raydistill.data.prepare import DataInfo, info_of, read_info
+from raydistill.data.rows import encode_texts, load_tokenizer
 
 SAMPLE_ROWS = 512
-"""Rows whose tokens are counted to estimate those of data that is not prepared: their mean is within 3 % or so."""
+"""Rows of a split whose tokens are counted to estimate those of all: their mean is within 3 % or so."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Rows and tokens of the splits; estimated from a sample where the data is not prepared."""
+    """Counts of the splits: rows are counted, tokens and cut rows estimated where the data is not prepared."""
 
-    num_rows: dict[str, int]
+    info: DataInfo
     num_tokens: dict[str, int]
-    num_labeled: int
-    labels: tuple[str, ...]
+    num_cut: dict[str, int]
+    """Rows with more than ``data.max_length`` tokens."""
     is_estimate: bool
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        return {split: counts.rows for split, counts in self.info.counts.items()}
+
+    @property
+    def num_labeled(self) -> int:
+        return self.info.counts["train"].labeled
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.info.labels
 
 
 def measured_size(data: Artifact, tokens: Artifact) -> Size:
-    info, folder = read_info(data), tokens.local()
-    rows = {split: Rows.open(folder, split) for split in ("train", "validation", "test")}
-    return Size(
-        {split: r.num_rows for split, r in rows.items()},
-        {split: int(r.lengths.sum()) for split, r in rows.items()},
-        info.counts["train"].labeled,
-        info.labels,
-        is_estimate=False,
-    )
+    counted = json.loads((tokens.local() / "info.json").read_text())
+    return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False)
 
 
 def estimated_size(config: Config, tokenizer_folder: Path) -> Size:
-    """Count rows without preparing them, and tokens from a sample; nothing is written."""
-    source, more = read_source(config.data), read_unlabeled(config.data)
-    tables = source.tables
-    labels = config.task.labels or source.label_names
-    if labels is None:
-        found = {label for table in tables.values() for label in table.column("label").unique().to_pylist()}
-        labels = tuple(sorted(str(label) for label in found if label is not None))
-    num_rows = {split: table.num_rows for split, table in tables.items()}
-    given = num_rows["train"]
-    for split, share in (("validation", config.data.split.validation), ("test", config.data.split.test)):
-        if split not in num_rows:
-            num_rows[split] = round(given * share)
-            num_rows["train"] -= num_rows[split]
-    labeled = min(num_rows["train"], config.data.max_labeled or num_rows["train"])
-    num_rows["train"] += sum(table.num_rows for table in more.tables.values()) if more is not None else 0
-    texts = tables["train"].column("text").to_pylist()
-    chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLE_ROWS]
-    tokenizer = load_tokenizer(tokenizer_folder, config.data.max_length)
-    encoded = tokenizer([texts[i] for i in chosen], truncation=True, max_length=config.data.max_length)["input_ids"]
-    mean = float(np.mean([len(ids) for ids in encoded]))
-    return Size(num_rows, {s: round(n * mean) for s, n in num_rows.items()}, labeled, tuple(labels), is_estimate=True)
+    """Count the rows as they will be prepared, and their tokens from a sample; nothing is written.
+
+    Raises DataError or ConfigError for data that cannot be prepared.
+    """
+    draft, max_length = make_draft(config), config.data.max_length
+    tokenizer = load_tokenizer(tokenizer_folder, max_length)
+    num_tokens, num_cut = {}, {}
+    for split, part in draft.parts.items():
+        rows = np.sort(np.random.default_rng(0).permutation(part.num_rows)[:SAMPLE_ROWS])
+        texts = [whole(column) for column in part.texts.take(pa.array(rows)).columns]
+        columns, is_cut = encode_texts(tokenizer, texts, max_length, pad=0)
+        num_tokens[split] = round(part.num_rows * len(columns["input_ids"].values) / len(rows))
+        num_cut[split] = round(part.num_rows * float(is_cut.mean()))
+    return Size(info_of(draft), num_tokens, num_cut, is_estimate=True)

@@ -12,10 +12,12 @@ The order of rows is the sorted order of the files' names, then the order within
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydistill.config import Columns, Data
 from raydistill.data.hub import hub_commit, load_hub, load_saved, split_tables
@@ -121,10 +123,13 @@ def _read_tables(found: Location, columns: Columns, role: str, needs_train: bool
     tables: dict[str, list[pa.Table]] = {}
     names: set[tuple[str, ...]] = set()
     used: dict[str, str] = {}
+    num_headers = 0
     for file, split in zip(found.files, splits, strict=True):
         if split is None:
             continue
         table, own_names, chosen = read_table(file, found.kind, columns, role == "data.path" and split == "train")
+        table, repeated = _without_headers(table, chosen)
+        num_headers += repeated
         tables.setdefault(split, []).append(table)
         used = chosen | used
         names |= {own_names} if own_names else set()
@@ -132,7 +137,19 @@ def _read_tables(found: Location, columns: Columns, role: str, needs_train: bool
         raise DataError(f"The files of {found.name} name their classes differently: {sorted(names)}.")
     notes.append(f"Columns of {role}: " + ", ".join(f"{what} = {name}" for what, name in used.items()) + ".")
     joined = {split: _joined(parts, found.name) for split, parts in tables.items()}
-    return Source(joined, next(iter(names), None), notes)
+    if num_headers:
+        notes.append(f"{num_headers:,} row{'s' * (num_headers > 1)} of {role} skipped: a repeated header.")
+    return Source(joined, next(iter(names), None), notes, {"repeated header": num_headers} if num_headers else {})
+
+
+def _without_headers(table: pa.Table, chosen: Mapping[str, str]) -> tuple[pa.Table, int]:
+    """The table without rows that hold in every column the column's own name, as files put together have them."""
+    if len(chosen) == 1:
+        return table, 0
+    same = [pc.equal(table.column(role), name) for role, name in chosen.items()]
+    is_header = pc.fill_null(reduce(pc.and_, same), False)
+    count = int(pc.sum(is_header).as_py() or 0)
+    return (table.filter(pc.invert(is_header)), count) if count else (table, 0)
 
 
 def _named_split(name: str, is_alone: bool) -> str | None:

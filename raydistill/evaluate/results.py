@@ -9,7 +9,8 @@ schema              1; grows when a field changes its meaning or goes away
 run_id              MLflow run; null without one
 model_version       version in the registry; null when the student was not registered
 labels              class names in the order of the logits
-data                {num_rows: {split: rows}, labeled: {split: labelled rows}}
+data                {num_rows: {split: rows}, labeled: {split: labelled rows}, per_class: {split: {class: labelled
+                    rows}}}
 bootstrap           {samples, level}: resampling by example behind every low and high
 student, teacher    a model, below
 baseline            a model, and its ``steps`` and ``start``: the same student trained without a teacher; or null
@@ -119,6 +120,8 @@ class Outcome:
     model_version: int | None = None
     num_rows: Mapping[str, int] = field(default_factory=dict)
     labeled: Mapping[str, int] = field(default_factory=dict)
+    per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Labelled rows by split and class."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     reused: Sequence[str] = ()
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -145,7 +148,11 @@ def build_results(outcome: Outcome) -> dict[str, Any]:
         "run_id": outcome.run_id,
         "model_version": outcome.model_version,
         "labels": list(outcome.class_names),
-        "data": {"num_rows": dict(outcome.num_rows), "labeled": dict(outcome.labeled)},
+        "data": {
+            "num_rows": dict(outcome.num_rows),
+            "labeled": dict(outcome.labeled),
+            "per_class": {split: dict(counts) for split, counts in outcome.per_class.items()},
+        },
         "bootstrap": {"samples": outcome.num_samples, "level": metrics.LEVEL},
         **{name: sections.get(name) for name in ("student", "teacher", "baseline", "champion")},
         "retention": compare.retention(test.values["student"], test.values["teacher"]),

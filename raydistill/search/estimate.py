@@ -1,4 +1,4 @@
-"""What a sweep will cost, for ``raydistill plan``: counted from the config, timed on a few batches on this machine.
+"""How long a run or a sweep takes, for ``raydistill plan``: counted from the config, timed on a few batches here.
 
 Left out, because it depends on the cluster: starting Ray and workers (10 to 30 s), measuring latencies, evaluation and
 registration. A cluster whose nodes are slower or faster than this machine changes every figure in proportion.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +80,37 @@ def estimate_sweep(
     }
 
 
+def estimate_run(
+    config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
+) -> dict[str, Any]:
+    """Seconds of ``distill``'s phases that are left to do, from the other parts of the plan; every one an estimate.
+
+    ``device_type``: what workers will compute on. Takes a few seconds, where all is there already none.
+    """
+    if all(phase["state"] == "there" for phase in plan["phases"]):
+        return {"seconds": {}, "total": 0.0, "measured_on": None}
+    computer = machine(config, device_type, num_cpus(), is_sweep=False)
+    student = student_config(teacher, config.student)  # with as many outputs as there are classes
+    shape = Shape(count_parameters(student), student)
+    speed = measure(config, teacher, size, plan["teacher"], {"student": shape}, computer)
+    seconds = run_seconds(config, shape.num_parameters, size, plan, speed)
+    return {"seconds": seconds, "total": sum(seconds.values()), "measured_on": computer.measured_on}
+
+
+def run_seconds(
+    config: Config, num_parameters: int, size: Size, plan: Mapping[str, Any], speed: Speed
+) -> dict[str, float]:
+    """Seconds of ``teacher`` (fine-tuning and recording), ``student`` and ``baseline``; none of what is there."""
+    missing = {phase["phase"] for phase in plan["phases"] if phase["state"] != "there"}
+    found = {"teacher": teacher_seconds(config, size, plan, speed)}
+    if "student" in missing:
+        found["student"] = trial_seconds(config, num_parameters, size, speed)
+    if "baseline" in missing:  # as many steps, without a teacher beside it
+        alone = replace(speed, online_row=0.0)
+        found["baseline"] = trial_seconds(config, num_parameters, size, alone)
+    return {name: seconds for name, seconds in found.items() if seconds}
+
+
 def sized_shapes(config: Config, teacher: PretrainedConfig) -> dict[str, Shape]:
     """The shapes of the space with their sizes; ConfigError where there is none."""
     found = {name: Shape(count_parameters(shaped), shaped) for name, shaped in shapes_of(config, teacher).items()}
@@ -141,15 +172,18 @@ def measure(
     trial = Sample(length, size.labels, device, computer.threads)
     stage = max(config.stages.values(), key=lambda stage: stage.num_epochs * num_rows(stage, size))
     ordered = sorted(shapes.values(), key=lambda shape: shape.num_parameters)
-    smallest, largest = (
-        (shape.num_parameters, time_student(config, stage, shape.student, teacher, trial))
-        for shape in (ordered[0], ordered[-1])
-    )
+    # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
+    workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
+    measured = []
+    for shape in {shape.num_parameters: shape for shape in (ordered[0], ordered[-1])}.values():
+        step = time_student(config, stage, shape.student, teacher, trial)
+        measured.append((shape.num_parameters, replace(step, per_row=step.per_row / workers)))
+    smallest, largest = measured[0], measured[-1]
     return Speed(
-        teacher_row=time_teacher(teacher, Sample(length, size.labels, device, computer.cpus)),
+        teacher_row=time_teacher(teacher, Sample(length, size.labels, device, computer.cpus)) / workers,
         # the optimizer passes over all weights: in proportion, without the memory that training it here would take
         teacher_step=largest[1].fixed * count_parameters(teacher) / largest[0],
-        online_row=time_teacher(teacher, trial) if planned["mode"] == "online" else 0.0,
+        online_row=time_teacher(teacher, trial) / workers if planned["mode"] == "online" else 0.0,
         smallest=smallest,
         largest=largest,
     )
@@ -273,6 +307,21 @@ def print_estimate(console: Console, found: Mapping[str, Any]) -> None:
     lines.append(f"           timed with random weights on {found['measured_on']}")
     for line in lines:
         console.print(Text(line))
+
+
+def print_run_estimate(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the time of a run in the lines of a plan."""
+    if not found["seconds"]:
+        console.print("time       nothing is left to train")
+        return
+    parts = ", ".join(f"{name} ≈ {duration(seconds)}" for name, seconds in found["seconds"].items())
+    lines = [
+        f"time       ≈ {duration(found['total'])}, without starting and evaluating",
+        f"           {parts}",
+        f"           timed with random weights on {found['measured_on']}",
+    ]
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def plural(number: int, noun: str) -> str:

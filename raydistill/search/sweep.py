@@ -17,7 +17,7 @@ from raydistill.board import Show
 from raydistill.cluster.waiting import Waiting
 from raydistill.config import Config
 from raydistill.lineage import redact_tree
-from raydistill.pipeline import Clock, Prepared, prepare, say_waiting, tracked
+from raydistill.pipeline import Clock, Prepared, prepare, say_classes, say_waiting, tracked
 from raydistill.recipes import start_digest
 from raydistill.search.space import check_space, sweep_of
 from raydistill.search.trials import Ledger
@@ -54,6 +54,7 @@ def sweep(
         with clock.phase("prepare", show):
             prepared = prepare(config, storage)
             prepared = replace(prepared, run_key=sweep_key(prepared, fresh))
+        say_classes(prepared.info, show)
         with storage.lock("runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
             if (summary := finished(prepared)) is not None and not retry_failed:
                 return summary

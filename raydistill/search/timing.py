@@ -1,4 +1,4 @@
-"""How fast this machine trains and reads: a few real steps of models with random weights, for the estimate of a sweep.
+"""How fast this machine trains and reads: a few real steps of models with random weights, for the estimates of a plan.
 
 A model with random weights takes as long as a trained one. Nothing is stored, and nothing is left of it in torch's
 generators and threads.
@@ -82,23 +82,24 @@ class Sample:
 
 @dataclass(frozen=True)
 class Machine:
-    """What trials compute on, as far as it is known here."""
+    """What a trial, or a run, computes on, as far as it is known here."""
 
     device: str
     """``cuda`` only where this machine has one: times are then a GPU's."""
     cpus: int
     threads: int
-    """CPUs of a trial."""
+    """CPUs of a trial: of all its workers together."""
     gpus: float
     """GPUs of a trial; 0 where it uses none."""
     concurrency: int
+    unit: str = " a trial"
 
     @property
     def measured_on(self) -> str:
         if self.device != "cpu":
             return torch.cuda.get_device_name()
-        where = f"cpu, {self.threads} thread{'s' * (self.threads > 1)} a trial"
-        return f"{where}, though trials will use GPUs" if self.gpus else where
+        where = f"cpu, {self.threads} thread{'s' * (self.threads > 1)}{self.unit}"
+        return f"{where}, though workers will use GPUs" if self.gpus else where
 
 
 @dataclass(frozen=True)
@@ -129,25 +130,27 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine(config: Config, device_type: str, cpus: int) -> Machine:
+def machine(config: Config, device_type: str, cpus: int, *, is_sweep: bool = True) -> Machine:
     """What trials compute on: this machine, with so many ``cpus``, shared as ``cluster.worker_resources`` shares one.
 
-    Where ``RAY_ADDRESS`` names a cluster, as many trials at a time as ``sweep.max_concurrent_trials`` says.
+    Where ``RAY_ADDRESS`` names a cluster, as many trials at a time as ``sweep.max_concurrent_trials`` says. Without
+    ``is_sweep`` it is one run that has all of it.
     """
-    limit, workers = sweep_of(config).max_concurrent_trials, max(1, config.train.num_workers)
+    limit, workers = sweep_of(config).max_concurrent_trials if is_sweep else 1, max(1, config.train.num_workers)
     has_gpu = device_type == "cuda" and torch.cuda.is_available()
     there = {"CPU": float(cpus)} | ({"GPU": float(torch.cuda.device_count())} if has_gpu else {})
     wanted = config.train.resources_per_worker
     if wanted is None and there.get("GPU", 0) >= workers:
         wanted = {"CPU": max(1.0, cpus // there["GPU"]), "GPU": 1.0}
     elif wanted is None:
-        wanted = {"CPU": max(1.0, cpus // (workers * TRIALS_AT_ONCE))}
+        wanted = {"CPU": max(1.0, cpus // (workers * (TRIALS_AT_ONCE if is_sweep else 1)))}
     rooms = [there[name] / (workers * amount) for name, amount in wanted.items() if amount and name in there]
     room = min(rooms, default=float(cpus))
     if limit is not None:
         room = limit if os.environ.get("RAY_ADDRESS") else min(room, limit)
     each = min(max(1, int(workers * wanted.get("CPU", 1.0))), cpus)
-    return Machine("cuda" if has_gpu else "cpu", cpus, each, workers * wanted.get("GPU", 0.0), max(1, int(room)))
+    device, gpus = "cuda" if has_gpu else "cpu", workers * wanted.get("GPU", 0.0)
+    return Machine(device, cpus, each, gpus, max(1, int(room)), " a trial" if is_sweep else "")
 
 
 def time_teacher(teacher: PretrainedConfig, sample: Sample) -> float:
