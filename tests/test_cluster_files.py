@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.kuberay.node_provider import IN_CLUSTER_TOKEN_PATH
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raydistill.cluster import spot
 from raydistill.cluster.placement import teacher_resources
 from raydistill.cluster.resources import wanted_by_workers
 from raydistill.cluster.room import GROUP, Node, announced_nodes, room
@@ -86,8 +88,12 @@ JOB = {
     "shutdownAfterJobFinishes",
     "suspend",
 }
-POD = {"serviceAccountName", "automountServiceAccountToken", "restartPolicy", "tolerations", "containers", "volumes"}
-CONTAINER = {"name", "image", "env", "ports", "resources", "volumeMounts"}
+POD = {
+    *("serviceAccountName", "automountServiceAccountToken", "restartPolicy", "tolerations", "containers", "volumes"),
+    *("securityContext", "terminationGracePeriodSeconds"),
+}
+CONTAINER = {"name", "image", "env", "ports", "resources", "volumeMounts", "securityContext", "lifecycle"}
+KUBERNETES_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def text_of(path: Path) -> str:
@@ -105,7 +111,8 @@ def custom_resource() -> dict[str, Any]:
 
 
 def job() -> dict[str, Any]:
-    return yaml.safe_load((KUBERNETES / "rayjob.yaml").read_text(encoding="utf-8"))
+    found, _ = yaml.safe_load_all((KUBERNETES / "rayjob.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def spec_of(path: Path) -> dict[str, Any]:
@@ -261,12 +268,16 @@ def test_kuberay_knows_every_field(path):
         assert limits == container["resources"]["requests"]
         assert all(isinstance(value, str) for value in limits.values())
         assert limits.get("nvidia.com/gpu") == group["resources"].get("GPU")
-        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        mounted |= {"kubernetes-token"} if group is spec["headGroupSpec"] else set()
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
         assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def test_the_job_runs_in_the_same_cluster():
     wanted, found = custom_resource()["spec"], job()["spec"]["rayClusterSpec"]
+    for group in (found["headGroupSpec"], *found["workerGroupSpecs"]):
+        assert group["template"].pop("metadata") == {"labels": {"app": "raydistill-job"}}
     for spec in (wanted, found):
         pod = spec["headGroupSpec"]["template"]["spec"]
         pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] != "job"]
@@ -281,6 +292,7 @@ def test_the_job_goes_on_and_ends_with_its_cluster():
     assert spec.keys() <= JOB
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["backoffLimit"] > 0
+    assert 3600 < spec["activeDeadlineSeconds"] <= 7 * 24 * 3600
     words = spec["entrypoint"].split()
     assert words[:4] == ["python", "-m", "raydistill", "distill"]
     pod = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
@@ -302,11 +314,98 @@ def test_only_the_clusters_own_pods_reach_it():
     }
 
 
+def test_only_the_jobs_own_pods_and_the_operator_reach_it():
+    found, policy = yaml.safe_load_all((KUBERNETES / "rayjob.yaml").read_text(encoding="utf-8"))
+    own = {"matchLabels": found["spec"]["submitterPodTemplate"]["metadata"]["labels"]}
+    operator = {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+    assert policy["kind"] == "NetworkPolicy"
+    assert policy["spec"] == {
+        "podSelector": own,
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [{"podSelector": own}]},
+            {"from": [{"namespaceSelector": {}, "podSelector": operator}], "ports": [{"port": 8265}]},
+        ],
+    }
+
+
+@pytest.mark.parametrize("path", FILES[1:], ids=lambda path: path.stem)
+def test_restricted_namespaces_take_every_pod(path):
+    """What Kubernetes' profile "restricted" asks of pods and containers; the operator's own are made like ours."""
+    spec = spec_of(path)
+    pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    pods += [job()["spec"]["submitterPodTemplate"]["spec"]] if path.name == "rayjob.yaml" else []
+    containers = [spec["autoscalerOptions"]]
+    for pod in pods:
+        security = pod["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["runAsUser"] > 0
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert all(
+            set(volume) - {"name"} <= {"emptyDir", "configMap", "projected"} for volume in pod.get("volumes", ())
+        )
+        containers += pod["containers"]
+    for container in containers:
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+@pytest.mark.parametrize("path", FILES[1:], ids=lambda path: path.stem)
+def test_only_the_autoscaler_has_a_token_of_kubernetes(path):
+    """Drivers, workers and the submitter run what users send; the autoscaler is a container of its own on the head."""
+    spec = spec_of(path)
+    pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    pods += [job()["spec"]["submitterPodTemplate"]["spec"]] if path.name == "rayjob.yaml" else []
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert not [m for m in container.get("volumeMounts", ()) if m["mountPath"].startswith("/var/run/secrets")]
+    (mount,) = spec["autoscalerOptions"]["volumeMounts"]
+    assert f"{KUBERNETES_TOKEN}/token" == IN_CLUSTER_TOKEN_PATH
+    assert (mount["mountPath"], mount["readOnly"]) == (KUBERNETES_TOKEN, True)
+    (volume,) = [volume for volume in pods[0]["volumes"] if volume["name"] == mount["name"]]
+    token, authority, namespace = volume["projected"]["sources"]
+    assert token == {"serviceAccountToken": {"path": "token"}}
+    assert [item["path"] for item in authority["configMap"]["items"]] == ["ca.crt"]
+    assert [item["path"] for item in namespace["downwardAPI"]["items"]] == ["namespace"]
+
+
+def test_spot_notices_reach_ray():
+    """By the watcher beside Ray on AWS, by a hook of every pod that works on Kubernetes."""
+    (command,) = [command for command in aws()["worker_start_ray_commands"] if "raydistill.cluster.spot" in command]
+    assert command.startswith("RAY_ADDRESS=$RAY_HEAD_IP:6379 setsid nohup python -m raydistill.cluster.spot > ")
+    assert command.endswith("< /dev/null &")
+    for path in FILES[1:]:
+        for group in spec_of(path)["workerGroupSpecs"]:
+            pod = group["template"]["spec"]
+            words = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            assert words[:3] == ["python", "-m", spot.__name__]
+            assert words[3] == "--seconds"
+            assert float(words[4]) + 10 < pod["terminationGracePeriodSeconds"]
+        assert "lifecycle" not in spec_of(path)["headGroupSpec"]["template"]["spec"]["containers"][0]
+
+
+def test_ray_opens_no_port_of_its_own_on_aws(monkeypatch):
+    """Its own security group would take connections to port 22 from everywhere."""
+    pytest.importorskip("boto3")
+    from ray.autoscaler._private.aws import config as ray_aws
+
+    def upsert(*_):
+        raise AssertionError("Ray would make a security group")
+
+    monkeypatch.setattr(ray_aws, "_upsert_security_groups", upsert)
+    config = autoscaling(AWS)
+    ray_aws._configure_security_group(config)
+    found = {tuple(group["node_config"]["SecurityGroupIds"]) for group in config["available_node_types"].values()}
+    assert found == {("sg-ID",)}
+    assert "--port 22 --cidr YOUR-ADDRESS/32" in AWS.read_text()
+
+
 def test_one_version_of_ray_and_of_the_image_everywhere():
     versions = {version for path in FILES for version in re.findall(r"rayproject/ray:([\d.]+)", path.read_text())}
     assert versions == {spec_of(path)["rayVersion"] for path in FILES[1:]}
     images = set(re.findall(r"image: (\S+)", "".join(text_of(path) for path in FILES)))
     assert len(images) == 1
+    assert re.search(r":\d+\.\d+\.\d+$", images.pop())
 
 
 def test_the_starter_is_the_file_itself():

@@ -1,0 +1,133 @@
+"""Passing on that this machine is about to be taken away, so that Ray's workers write a checkpoint before it goes.
+
+``python -m raydistill.cluster.spot`` watches the metadata of an AWS spot instance until notice comes, 2 minutes early;
+with ``--seconds N`` there is notice already, as in the preStop hook of a pod. Either drains the node of Ray on this
+machine, in the cluster that RAY_ADDRESS names. A recommendation to rebalance is passed over: often nothing follows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import psutil
+
+ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+"""As AWS's own clients call it."""
+DEFAULT_ENDPOINT = "http://169.254.169.254"
+POLL_SECONDS = 5.0
+"""AWS's own advice."""
+ANSWER_SECONDS = 2.0
+TOKEN_SECONDS = 21600
+DRAIN_SECONDS = 30.0
+"""For Ray's command, which takes 3 s on a quiet machine."""
+
+
+class Metadata:
+    """What an instance is told of itself (IMDSv2)."""
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self.endpoint = (endpoint or os.environ.get(ENDPOINT) or DEFAULT_ENDPOINT).rstrip("/")
+        self.token = ""
+
+    def get(self, name: str) -> str | None:
+        """The text under a name; None where there is none. Raises OSError where nothing answers."""
+        for is_first in (True, False):
+            if not self.token:
+                lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
+                self.token = self._ask("api/token", "PUT", lifetime)
+            try:
+                return self._ask(f"meta-data/{name}", "GET", {"X-aws-ec2-metadata-token": self.token})
+            except HTTPError as error:
+                if error.code == 404:
+                    return None
+                if error.code != 401 or not is_first:
+                    raise
+                self.token = ""  # it has run out
+        return None
+
+    def _ask(self, path: str, method: str, headers: dict[str, str]) -> str:
+        request = Request(f"{self.endpoint}/latest/{path}", method=method, headers=headers)
+        with urlopen(request, timeout=ANSWER_SECONDS) as answer:
+            return str(answer.read().decode())
+
+    def end(self) -> float | None:
+        """When the instance will be taken away, in seconds since 1970; None without notice."""
+        notice = self.get("spot/instance-action")
+        return None if notice is None else datetime.fromisoformat(json.loads(notice)["time"]).timestamp()
+
+
+def watch(metadata: Metadata, poll_seconds: float = POLL_SECONDS) -> float | None:
+    """Wait for notice; when the instance goes. None at once where it is no spot instance."""
+    is_spot = False
+    while True:
+        try:
+            if not is_spot and metadata.get("instance-life-cycle") != "spot":
+                return None
+            is_spot = True
+            if (end := metadata.end()) is not None:
+                return end
+        except (OSError, ValueError, KeyError) as error:  # the service may be away for a moment
+            say(f"no metadata: {type(error).__name__}: {error}")
+        time.sleep(poll_seconds)
+
+
+def drain(seconds: float) -> bool:
+    """Tell Ray that this machine's node goes in so many seconds; whether it was taken notice of."""
+    command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "the machine will be taken away"]
+    command += ["--deadline-remaining-seconds", str(max(0, int(seconds)))]
+    if address := os.environ.get("RAY_ADDRESS"):
+        command += ["--address", address]
+    try:
+        done = subprocess.run(command, timeout=DRAIN_SECONDS, capture_output=True, text=True, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        say(f"ray drain-node: {error}")
+        return False
+    if done.returncode:
+        say(f"ray drain-node: {done.stderr.strip()}")
+    return done.returncode == 0
+
+
+def drain_until(end: float) -> bool:
+    """Drain, again where that fails, until so many seconds since 1970."""
+    while not (is_told := drain(end - time.time())) and time.time() < end:
+        time.sleep(1.0)
+    return is_told
+
+
+def await_end(end: float) -> None:
+    """Wait until Ray's node has ended, at the latest until then: a hook that returns lets it be killed at once."""
+    while time.time() < end and any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"])):
+        time.sleep(0.5)
+
+
+def say(text: str) -> None:
+    print(f"{datetime.now().isoformat(timespec='seconds')} {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m raydistill.cluster.spot", description=__doc__)
+    parser.add_argument("--seconds", type=float, help="notice has come: the machine goes in so many seconds")
+    seconds = parser.parse_args(arguments).seconds
+    end = watch(Metadata()) if seconds is None else time.time() + seconds
+    if end is None:
+        say("no spot instance: nothing to watch")
+        return 0
+    say(f"this machine goes in {end - time.time():.0f} s")
+    is_told = drain_until(end)
+    if seconds is not None and is_told:
+        await_end(end)
+    return 0 if is_told else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
