@@ -141,14 +141,14 @@ def make_trainer(
 ) -> Any:
     """A trainer whose workers, each with ``resources``, run ``phases``. ``name``: a fresh one a start, as Ray would
     silently resume, or refuse, a run of the same name."""
-    from ray.train import RunConfig
+    import ray.train
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
     from raydistill.train.interfaces import HostsConfig
 
     train = job.config.train
     storage_path, filesystem = ray_storage(job.storage)
+    settings: Any = ray.train  # Ray's own types are those of its first version
     start_failures = START_FAILURES + int(train.max_wait_minutes)
 
     def run() -> Any:  # in no train_loop_config, which Ray's dashboard shows
@@ -157,17 +157,19 @@ def make_trainer(
     return TorchTrainer(
         cast("Any", run),
         torch_config=HostsConfig(backend=backend(resources.get("GPU", 0.0), train.num_workers)),
-        scaling_config=ScalingConfig(
+        scaling_config=settings.ScalingConfig(
             num_workers=num_workers(job),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.get("GPU", 0.0) > 0,
             resources_per_worker=resources,
         ),
-        run_config=RunConfig(
+        run_config=settings.RunConfig(
             name=name,
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=start_failures),
+            failure_config=settings.FailureConfig(
+                max_failures=train.max_failures, controller_failure_limit=start_failures
+            ),
             callbacks=list(callbacks),
         ),
     )
