@@ -151,7 +151,7 @@ def reached(results: Mapping[str, Any]) -> list[str]:
     if any(model["latency_ms"] for model in models.values()):
         rows.append(["latency p50, ms", *(latency(model) for model in models.values())])
     level = round(100 * results["bootstrap"]["level"])
-    told = [f"In brackets: {level} % intervals, by bootstrap over the test rows."]
+    told = [f"In brackets: {level} % intervals, of the accuracy by Wilson's score, of the others by bootstrap."]
     if setting := results["student"]["latency_setting"]:
         device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
         told.append(f"Latency of one row of {setting['length']} tokens: {escape(device)}, {setting['dtype']}.")

@@ -11,7 +11,8 @@ import torch
 from raydistill.classifier import BATCH_ROWS, Classifier, Text, open_classifier
 from raydistill.config import Data
 from raydistill.evaluate.contest import label_ids
-from raydistill.evaluate.metrics import confusion, intervals, per_class
+from raydistill.evaluate.intervals import intervals
+from raydistill.evaluate.metrics import confusion, per_class
 from raydistill.evidence import find_test_rows
 from raydistill.options import STORAGE
 

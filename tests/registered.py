@@ -14,7 +14,7 @@ from raydistill.pipeline import distill
 from raydistill.tracking import tracking_uri
 
 # 48 test rows: intervals are wide, and tiny models are slow or fast by chance
-LENIENT = Gate(non_inferiority_margin=0.2, max_latency_ratio=20.0, max_calibration_error=0.5)
+LENIENT = Gate(non_inferiority_margin=0.2, max_latency_ratio=20.0, max_calibration_error=0.5, min_rows=48)
 
 
 GOOD = {

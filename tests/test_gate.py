@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from raydistill.errors import ConfigError
+from raydistill.evaluate.intervals import tango
 from raydistill.gate.rules import Facts, Gate, Retention, Ruling, judge
 from raydistill.loading import load_gate
 
 NAMES = [
-    *("labels", "leaked_rows", "above_chance", "retention", "non_inferiority", "latency", "bytes", "class_recall"),
-    "calibration",
+    *("labels", "rows", "leaked_rows", "above_chance", "retention", "non_inferiority", "latency", "bytes"),
+    *("class_recall", "calibration"),
 ]
 OFF = {
     "min_retention": None,
@@ -25,6 +29,7 @@ OFF = {
     "min_class_recall": None,
     "max_calibration_error": None,
     "max_leaked_rows": None,
+    "min_rows": None,
     "above_chance": False,
 }
 
@@ -79,6 +84,7 @@ def test_a_good_challenger_passes_every_rule_that_has_a_limit() -> None:
     ("rule", "facts", "said"),
     [
         ("labels", replace(GOOD, champion_labels=("art", "tax")), "it lacks tax; it adds sport"),
+        ("rows", replace(GOOD, num_rows=199), "by luck"),
         ("leaked_rows", replace(GOOD, leaked={"train": 3, "validation": 1}), "3 in train, 1 in validation"),
         ("leaked_rows", replace(GOOD, leaked=None), "keeps no hashes"),
         ("above_chance", replace(GOOD, chance={**GOOD.chance, "at_chance": True, "reason": "one_class"}), "one class"),
@@ -113,6 +119,7 @@ def test_each_rule_fails_alone_and_says_why(rule: str, facts: Facts, said: str) 
         (Gate(max_bytes=50_000_000), "bytes", GOOD),
         (Gate(min_class_recall=0.8), "class_recall", GOOD),
         (Gate(max_calibration_error=0.05), "calibration", GOOD),
+        (Gate(min_rows=400), "rows", GOOD),
         (Gate(max_leaked_rows=2), "leaked_rows", replace(GOOD, leaked={"train": 2, "validation": 0})),
     ],
 )
@@ -122,9 +129,11 @@ def test_a_value_at_its_limit_passes_and_one_beyond_does_not(gate: Gate, rule: s
     assert ruling.value == pytest.approx(ruling.limit)
     name = {"retention": "min_retention", "non_inferiority": "non_inferiority_margin", "latency": "max_latency_ratio"}
     name |= {"bytes": "max_bytes", "class_recall": "min_class_recall", "calibration": "max_calibration_error"}
+    name |= {"rows": "min_rows"}
     setting = name.get(rule, "max_leaked_rows")
     limit = getattr(gate, setting)
-    stricter = limit + 0.001 if setting.startswith("min") else limit - (0.001 if isinstance(limit, float) else 1)
+    step = 0.001 if isinstance(limit, float) else 1
+    stricter = limit + step if setting.startswith("min") else limit - step
     assert verdicts(facts, gate.model_copy(update={setting: stricter}))[rule] == "failed"
 
 
@@ -174,6 +183,32 @@ def test_rulings_are_json() -> None:
     ruling = judged(GOOD)["latency"].to_json()
     assert ruling["value"] == pytest.approx(1.05)
     assert (ruling["limit"], ruling["verdict"]) == (1.25, "passed")
+
+
+@pytest.mark.parametrize("alone", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("num_rows", [Gate().min_rows, 638])
+def test_a_challenger_at_the_margin_passes_as_rarely_as_a_95_percent_interval_says(num_rows: int, alone: float) -> None:
+    """Exactly, over all counts: the champion alone is right on 2 % of the rows, and either alone on ``alone`` more."""
+    gate = Gate()
+    margin = gate.non_inferiority_margin
+    counts = stats.multinomial(num_rows, [alone + margin, alone, 1 - margin - 2 * alone])
+    only_first = np.arange(stats.binom.ppf(1 - 1e-6, num_rows, alone + margin) + 1)
+    only_second = np.arange(stats.binom.ppf(1 - 1e-6, num_rows, alone) + 1)
+    rate = 0.0
+    for a, b in itertools.product(only_first, only_second):
+        low, high = tango(a, b, num_rows)
+        facts = replace(GOOD, num_rows=num_rows, pair=pair((b - a) / num_rows, low, high))
+        found = judged(facts, gate)
+        if {found[name].verdict for name in ("rows", "non_inferiority")} == {"passed"}:
+            rate += counts.pmf([a, b, num_rows - a - b])
+    assert rate < 0.03  # nominal: 0.025; the bootstrap's 0.09 on 200 rows
+
+
+def test_a_challenger_that_never_differs_passes_from_the_default_on() -> None:
+    gate = Gate()
+    low, high = tango(0, 0, gate.min_rows)
+    facts = replace(GOOD, num_rows=gate.min_rows, pair=pair(0.0, low, high))
+    assert judged(facts)["non_inferiority"].verdict == "passed"
 
 
 def test_a_gate_file_is_strict(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from scipy import stats
 
 from raydistill.errors import DataError, ModelError
 from raydistill.evaluate import metrics
+from raydistill.evaluate.intervals import interval, intervals
 
 
 def rows(num_rows: int, num_classes: int, seed: int = 0, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +76,7 @@ def test_auc_is_not_defined_when_a_class_is_absent() -> None:
     logits, labels = rows(40, 3)
     logits, labels = logits[labels != 2], labels[labels != 2]
     assert math.isnan(metrics.classification_metrics(logits, labels)["auc"])
-    result = metrics.intervals(logits, labels, 100)
+    result = intervals(logits, labels, 100)
     assert result["auc"] == {"value": None, "low": None, "high": None}
     assert result["macro_f1"]["value"] is not None
 
@@ -121,26 +122,28 @@ def test_interval_equals_scipy_bootstrap(metric: str) -> None:
     method = "basic" if metric == "calibration_error" else "percentile"
     rng = np.random.default_rng(5)
     expected = stats.bootstrap((np.arange(80),), statistic, vectorized=False, n_resamples=200, method=method, rng=rng)
-    ours = metrics.intervals(logits, labels, 200, seed=5)[metric]
+    samples = metrics.bootstrap({"model": logits}, labels, None, 200, 5)["model"]
+    value = metrics.classification_metrics(logits, labels)[metric]
+    ours = interval(value, samples[metric], inflated=method == "basic")
     assert ours["low"] == pytest.approx(min(max(expected.confidence_interval.low, 0), ours["value"]), abs=1e-6)
     assert ours["high"] == pytest.approx(max(expected.confidence_interval.high, ours["value"]), abs=1e-6)
 
 
 def test_interval_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = rows(100, 3)
-    whole = metrics.intervals(logits, labels, 150, seed=3)
+    whole = intervals(logits, labels, 150, seed=3)
     monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 700)
-    blocks = metrics.intervals(logits, labels, 150, seed=3)
+    blocks = intervals(logits, labels, 150, seed=3)
     for name in metrics.METRICS:
         assert blocks[name] == pytest.approx(whole[name], abs=1e-6)
-    assert metrics.intervals(logits, labels, 150, seed=4) != whole
+    assert intervals(logits, labels, 150, seed=4) != whole
 
 
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_intervals_contain_the_value_and_narrow_with_rows(num_classes: int) -> None:
     widths = []
     for num_rows in (100, 1600):
-        result = metrics.intervals(*rows(num_rows, num_classes), num_samples=400)
+        result = intervals(*rows(num_rows, num_classes), num_samples=400)
         assert all(r["low"] <= r["value"] <= r["high"] for r in result.values())
         widths.append({name: r["high"] - r["low"] for name, r in result.items()})
     for name in metrics.METRICS:
@@ -154,7 +157,7 @@ def test_accuracy_interval_covers_the_truth_as_often_as_it_says() -> None:
         labels = (rng.random(150) < 0.7).astype(int)
         logits = np.tile([0.0, 1.0], (150, 1))
         samples = metrics.bootstrap({"model": logits}, labels, None, 200, seed)["model"]["accuracy"]
-        result = metrics.interval(float(labels.mean()), samples)
+        result = interval(float(labels.mean()), samples)
         covered += result["low"] <= 0.7 <= result["high"]
     assert 0.9 <= covered / 200 <= 0.99
 
@@ -164,7 +167,7 @@ def test_calibration_interval_of_a_calibrated_model_reaches_down() -> None:
     p = rng.uniform(0.5, 1, 1500)
     labels = (rng.random(1500) > p).astype(int)
     logits = np.stack([np.log(p), np.log1p(-p)], axis=1)
-    result = metrics.intervals(logits, labels, 500)["calibration_error"]
+    result = intervals(logits, labels, 500)["calibration_error"]
     assert result["low"] < 0.01 < result["value"] + 0.01
     percentiles = metrics.bootstrap({"m": logits}, labels, None, 500, 0)["m"]["calibration_error"]
     assert np.quantile(percentiles, 0.025) > 0.01  # the plain percentile interval would exclude 0
@@ -173,9 +176,9 @@ def test_calibration_interval_of_a_calibrated_model_reaches_down() -> None:
 def test_rows_of_one_example_are_resampled_together() -> None:
     logits, labels = rows(200, 2)
     replicas = np.repeat(np.arange(200), 4)
-    single = metrics.intervals(logits, labels, 300, seed=2)
-    together = metrics.intervals(logits[replicas], labels[replicas], 300, seed=2, example_ids=replicas)
-    apart = metrics.intervals(logits[replicas], labels[replicas], 300, seed=2)
+    single = intervals(logits, labels, 300, seed=2)
+    together = intervals(logits[replicas], labels[replicas], 300, seed=2, example_ids=replicas)
+    apart = intervals(logits[replicas], labels[replicas], 300, seed=2)
     for name in ("accuracy", "macro_f1", "auc", "log_loss"):
         assert [together[name][k] for k in ("value", "low", "high")] == pytest.approx(
             [single[name][k] for k in ("value", "low", "high")], abs=1e-6

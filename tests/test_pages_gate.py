@@ -11,6 +11,7 @@ import pytest
 from browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, browse, figures_of, traces
 
 from raydistill.evaluate import compare, metrics
+from raydistill.evaluate.intervals import difference_intervals, model_intervals
 from raydistill.evaluate.results import strict_json
 from raydistill.pages import gate
 from raydistill.pages.gate import write_gate_report
@@ -42,7 +43,7 @@ def make_comparison(with_champion: bool = True, swapped: bool = False) -> dict[s
             **{"path": f"/models/{name}", "runtime": "torch", "max_length": 16, "num_parameters": 10_000_000},
             **{"bytes": 40_000_000, "latency_ms": {"p50": 3.25, "p95": 4.5}, "throughput": 900.0},
             "latency_setting": SPEED,
-            "metrics": metrics.metric_intervals(values[name], samples[name]),
+            "metrics": model_intervals(values[name], samples[name], 300),
             "per_class": metrics.per_class(logits[name], labels, LABELS),
             "confusion": metrics.confusion(logits[name], labels, 3),
             "reliability": metrics.reliability(logits[name], labels),
@@ -53,10 +54,7 @@ def make_comparison(with_champion: bool = True, swapped: bool = False) -> dict[s
     pairs = [
         {
             **{"first": first, "second": second, "agreement": compare.agreement(logits[first], logits[second])},
-            "differences": {
-                m: metrics.interval(values[second][m] - values[first][m], samples[second][m] - samples[first][m])
-                for m in metrics.METRICS
-            },
+            "differences": difference_intervals(first, second, logits, labels, values, samples, 300),
             "mcnemar": compare.mcnemar(logits[first], logits[second], labels),
         }
         for second in others

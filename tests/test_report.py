@@ -15,6 +15,7 @@ from rich.console import Console
 
 from raydistill.config import Config
 from raydistill.evaluate import compare, metrics
+from raydistill.evaluate.intervals import intervals
 from raydistill.plots import write_plots
 from raydistill.report import ModelOutcome, Outcome, SplitRows, build_results, print_next_steps, print_results
 
@@ -98,7 +99,7 @@ def test_schema_of_the_design(results: dict[str, Any]) -> None:
 def test_numbers_are_those_of_the_parts(results: dict[str, Any]) -> None:
     run = outcome()
     student, teacher, labels = run.student.test, run.teacher.test, run.test.labels
-    expected = metrics.intervals(student, labels, 300)
+    expected = intervals(student, labels, 300)
     for name, value in results["student"]["test"].items():
         assert value == pytest.approx(expected[name], rel=1e-5)
     for other, logits in (("teacher", teacher), ("baseline", run.baseline.test)):

@@ -13,6 +13,7 @@ import numpy as np
 
 from raydistill.errors import ArtifactError
 from raydistill.evaluate import metrics
+from raydistill.evaluate.intervals import difference_intervals, num_examples
 from raydistill.evaluate.metrics import Array
 
 # Metrics for which "the student keeps x % of its teacher" makes sense: higher is better, and 0 means worthless.
@@ -29,14 +30,16 @@ def paired_difference(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, float | None]:
-    """{value, low, high} of metric(a) - metric(b), 95 % by bootstrap: both models on the same resampled examples.
+    """{value, low, high} of metric(a) - metric(b), 95 %, both models on the same examples; see ``intervals``.
 
     Logits (N, C), labels (N,); pairing takes out what the rows do to both models alike, so the interval is narrower
     than the two models' own intervals suggest.
     """
-    samples = metrics.bootstrap({"a": logits_a, "b": logits_b}, labels, example_ids, num_samples, seed)
-    a, b = (metrics.classification_metrics(logits, labels)[metric] for logits in (logits_a, logits_b))
-    return metrics.interval(a - b, samples["a"][metric] - samples["b"][metric])
+    logits = {"a": logits_a, "b": logits_b}
+    samples = metrics.bootstrap(logits, labels, example_ids, num_samples, seed)
+    values = {name: metrics.classification_metrics(found, labels) for name, found in logits.items()}
+    num = num_examples(example_ids, labels)
+    return difference_intervals("b", "a", logits, labels, values, samples, num)[metric]
 
 
 def agreement(logits_a: Array, logits_b: Array) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from raydistill.classifier import Classifier
 from raydistill.errors import ModelError
 from raydistill.evaluate import compare, metrics
+from raydistill.evaluate.intervals import difference_intervals, model_intervals
 from raydistill.evaluate.metrics import Array
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.testset import TestRows
@@ -47,7 +48,7 @@ def hold_contest(
     The summary: ``data`` {source, split, num_rows, labels}; ``bootstrap`` {samples, level}; ``models`` {name: {path,
     runtime, max_length, num_parameters, bytes, latency_ms {p50, p95}, throughput, latency_setting (null without
     latency), metrics {metric: {value, low, high}}, per_class, confusion, reliability}}; ``pairs``: a list of {first,
-    second, differences {metric: {value, low, high}} (second - first, paired bootstrap), agreement, mcnemar
+    second, differences {metric: {value, low, high}} (second - first, paired), agreement, mcnemar
     {only_first, only_second, p}, latency_ratio (second ÷ first; null without latency, or on different devices)};
     ``notes``. Raises ModelError where labels of models
     or data do not fit together.
@@ -75,7 +76,7 @@ def hold_contest(
             "num_parameters": classifier.num_parameters,
             "bytes": classifier.num_bytes,
             **speed_section(speeds.get(name)),
-            "metrics": metrics.metric_intervals(values[name], samples[name]),
+            "metrics": model_intervals(values[name], samples[name], len(labels)),
             "per_class": metrics.per_class(logits[name], labels, first.labels),
             "confusion": metrics.confusion(logits[name], labels, len(first.labels)),
             "reliability": metrics.reliability(logits[name], labels),
@@ -101,12 +102,7 @@ def pair_section(
     samples: Mapping[str, Mapping[str, Array]],
 ) -> dict[str, Any]:
     """Two models on the same rows; ``samples`` are their metrics on the same resamples."""
-    differences = {
-        metric: metrics.interval(
-            values[second][metric] - values[first][metric], samples[second][metric] - samples[first][metric]
-        )
-        for metric in metrics.METRICS
-    }
+    differences = difference_intervals(first, second, logits, labels, values, samples, len(labels))
     return {
         "first": first,
         "second": second,

@@ -1,4 +1,4 @@
-"""What a classifier is worth on labelled rows: metrics from kept libraries, and their 95 % bootstrap intervals.
+"""What a classifier is worth on labelled rows: metrics from kept libraries, and their bootstrap samples.
 
 Metric names: ``accuracy``, ``{macro,micro,weighted}_{precision,recall,f1}``, ``auc`` (one class against the rest, mean
 over the classes), ``mcc``, ``log_loss`` (nats), ``calibration_error`` (expected, 15 bins of equal width). Averages go
@@ -266,32 +266,3 @@ def bootstrap(
             {name: metric(weights) for name, metric in metrics.items()} for weights in resample(ids, num_samples, seed)
         ]
     return {name: {m: np.concatenate([b[name][m] for b in blocks]) for m in METRICS} for name in metrics}
-
-
-def interval(value: float, samples: Array, *, inflated: bool = False) -> dict[str, float | None]:
-    """{value, low, high} at 95 % from bootstrap samples (S,); None where the metric is not defined.
-
-    Percentiles, but where resampling inflates a metric as much as sampling itself did (``inflated``: the calibration
-    error) the basic (reversed) interval within [0, 1]: percentiles of a perfectly calibrated model would exclude the
-    truth. The interval always reaches to the value.
-    """
-    samples = samples[np.isfinite(samples)]
-    if not np.isfinite(value) or len(samples) == 0:
-        return {"value": None, "low": None, "high": None}
-    low, high = (float(q) for q in np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    if inflated:
-        low, high = max(0.0, 2 * value - high), min(1.0, 2 * value - low)
-    return {"value": value, "low": min(low, value), "high": max(high, value)}
-
-
-def metric_intervals(values: Mapping[str, float], samples: Mapping[str, Array]) -> dict[str, dict[str, float | None]]:
-    """Metric -> {value, low, high} from a model's values and its part of ``bootstrap``'s result."""
-    return {m: interval(values[m], samples[m], inflated=m == "calibration_error") for m in METRICS}
-
-
-def intervals(
-    logits: Array, labels: Array, num_samples: int = 1000, seed: int = 0, example_ids: Array | None = None
-) -> dict[str, dict[str, float | None]]:
-    """Metric -> {value, low, high}, 95 % by bootstrap over examples (over rows where example_ids is None)."""
-    samples = bootstrap({"model": logits}, labels, example_ids, num_samples, seed)["model"]
-    return metric_intervals(classification_metrics(logits, labels), samples)

@@ -11,7 +11,7 @@ model_version       version in the registry; null when the student was not regis
 labels              class names in the order of the logits
 data                {num_rows: {split: rows}, labeled: {split: labelled rows}, per_class: {split: {class: labelled
                     rows}}}
-bootstrap           {samples, level}: resampling by example behind every low and high
+bootstrap           {samples, level}: resampling by example behind low and high, see ``evaluate.intervals``
 student, teacher    a model, below
 baseline            a model, and its ``steps`` and ``start``: the same student trained without a teacher; or null
 champion            a model, and its registry ``version``; or null
@@ -64,6 +64,7 @@ from typing import Any
 import numpy as np
 
 from raydistill.evaluate import compare, metrics
+from raydistill.evaluate.intervals import difference_intervals, model_intervals, num_examples
 from raydistill.evaluate.metrics import Array
 from raydistill.evaluate.verdict import verdict
 from raydistill.lineage import redact_tree
@@ -184,16 +185,17 @@ class _Scores:
         self.logits = {name: values[self.is_labeled] for name, values in logits.items()}
         self.values = {name: metrics.classification_metrics(v, self.labels) for name, v in self.logits.items()}
         ids = rows.example_ids[self.is_labeled]
+        self.num_examples = num_examples(ids, self.labels)
         self.samples = metrics.bootstrap(self.logits, self.labels, ids, outcome.num_samples, outcome.seed)
 
     def intervals(self, name: str) -> dict[str, dict[str, float | None]] | None:
-        return metrics.metric_intervals(self.values[name], self.samples[name]) if name in self.logits else None
+        if name not in self.logits:
+            return None
+        return model_intervals(self.values[name], self.samples[name], self.num_examples)
 
     def differences(self, a: str, b: str) -> dict[str, dict[str, float | None]]:
-        return {
-            m: metrics.interval(self.values[a][m] - self.values[b][m], self.samples[a][m] - self.samples[b][m])
-            for m in metrics.METRICS
-        }
+        """Of a - b."""
+        return difference_intervals(b, a, self.logits, self.labels, self.values, self.samples, self.num_examples)
 
 
 def _section(name: str, model: ModelOutcome, outcome: Outcome, validation: _Scores, test: _Scores) -> dict[str, Any]:

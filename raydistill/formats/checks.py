@@ -11,8 +11,9 @@ import numpy as np
 
 from raydistill.classifier import Classifier
 from raydistill.errors import ConfigError, ModelError
-from raydistill.evaluate import compare, metrics
+from raydistill.evaluate import compare
 from raydistill.evaluate.contest import label_ids, latency_ratio, measure_speed, speed_section
+from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.metrics import METRICS, Array
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.testset import TestRows
@@ -89,7 +90,7 @@ def check_exports(
     """Measure the classifier ``torch`` and every export on the same rows, and judge the exports.
 
     Each gets {runtime, bytes, metric {value, low, high}, latency_ms, throughput, latency_setting}, an export also
-    {difference {value, low, high} (export - torch, paired bootstrap), largest_logit_difference, agreement, good,
+    {difference {value, low, high} (export - torch, paired), largest_logit_difference, agreement, good,
     reasons, notes, latency_ratio (export ÷ torch, one row, median over the rounds)}. What is not finite is null.
     ``base``: of the classifier ``torch`` on these rows. Raises ModelError where an export cannot compute at all.
     """
@@ -136,7 +137,7 @@ def finite(logits: Array) -> bool:
 
 
 def own_metric(logits: Array, labels: Array, metric: str, seed: int) -> dict[str, float | None]:
-    found = metrics.intervals(logits, labels, NUM_SAMPLES, seed)[metric]
+    found = intervals(logits, labels, NUM_SAMPLES, seed)[metric]
     if found["value"] is None:
         raise ConfigError(f"--metric {metric} is not defined on these rows: they lack a class. Take another.")
     return found

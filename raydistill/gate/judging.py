@@ -14,6 +14,7 @@ from raydistill.errors import DataError, ModelError, RaydistillError
 from raydistill.evaluate import metrics
 from raydistill.evaluate.compare import chance
 from raydistill.evaluate.contest import Contest, hold_contest
+from raydistill.evaluate.intervals import interval
 from raydistill.evaluate.testset import TestRows
 from raydistill.evidence import read_kept_predictions, read_seen
 from raydistill.gate.rules import Facts, Gate, Retention
@@ -111,7 +112,7 @@ def ratio(gate: Gate, student: np.ndarray, teacher: np.ndarray, labels: np.ndarr
     samples = metrics.bootstrap(both, labels, None, gate.bootstrap_samples, 0, auc=False)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = samples["student"][gate.metric] / samples["teacher"][gate.metric]
-    found = metrics.interval(values["student"] / values["teacher"], ratios)
+    found = interval(values["student"] / values["teacher"], ratios)
     value = found["value"]
     return Retention(value, found["low"], found["high"], len(labels), where)
 
