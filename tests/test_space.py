@@ -15,6 +15,7 @@ from raydistill.search.space import (
     check_space,
     contains,
     default_params,
+    fresh_seeds,
     grid,
     label,
     shape_params,
@@ -239,3 +240,23 @@ def test_shape_params() -> None:
     sweep = sweeping({**space, "student.hidden_size": {"choice": [96, None]}, "student.dropout": {"choice": [0]}}).sweep
     assert sweep is not None
     assert shape_params(sweep) == {"student.num_layers": [2, 3, 4], "student.hidden_size": [96, None]}
+
+
+@pytest.mark.parametrize(
+    ("values", "tried", "fresh"),
+    [
+        ({"choice": [1, 2, 3]}, [0, 2, 3], [4, 5, 6]),  # 1 may be tried by the same sweep with a larger budget
+        ({"choice": [None, 1]}, [None, 1], [2, 3, 4]),
+        ({"integer": [0, 2**31 - 1]}, [0, 1, 3], [2, 4, 5]),
+    ],
+)
+def test_finals_have_seeds_that_the_search_cannot_select_on(
+    values: dict[str, Any], tried: list[int | None], fresh: list[int]
+) -> None:
+    config = sweeping({"train.seed": values}, final_seeds=3)
+    assert fresh_seeds(config, [{"train.seed": seed} for seed in tried]) == fresh
+
+
+def test_finals_have_the_seeds_after_the_configs_own() -> None:
+    config = sweeping({f"{KD}.weight": {"choice": [1, 2]}}, final_seeds=2)
+    assert fresh_seeds(config, [{f"{KD}.weight": 1}]) == [1, 2]

@@ -65,6 +65,9 @@ def make_trials() -> list[Trial]:
     return trials
 
 
+TRIALS = dict(enumerate(make_trials()))
+
+
 def finalist(trial: int, validation: list[float], test: list[float], roles: tuple[str, ...] = ("best",)) -> Finalist:
     seeds = [
         SeedOutcome(seed, f"key{seed}", f"students/{seed}", {"accuracy": high}, {"accuracy": low, "mcc": math.nan})
@@ -90,7 +93,7 @@ def build(finalists: list[Finalist] | None = None, settings: Config | None = Non
         "trials": trials,
         "front": front.pareto_front([t for t in trials if t.state == "completed"], settings.sweep.objectives),
         "finalists": finalists,
-        "winner": choose(finalists, settings.sweep) if finalists else None,
+        "winner": choose(finalists, settings.sweep, TRIALS) if finalists else None,
         "results": {"verdict": "fine", "value": 0.123456789},
         "shapes": [{"num_parameters": 5, "latency_ms": math.inf}],
         "seconds": {"search": 12.3456789, "total": 20},
@@ -121,7 +124,7 @@ def test_the_winner_has_the_best_mean_and_not_the_best_single_seed() -> None:
     steady, lucky = finalist(1, [0.85, 0.87, 0.86], [0.1, 0.1, 0.1]), finalist(2, [0.99, 0.70, 0.70], [0.9, 0.9, 0.9])
     sweep = config().sweep
     assert sweep is not None
-    won, seed = choose([lucky, steady], sweep)
+    won, seed = choose([lucky, steady], sweep, TRIALS)
     assert (won.trial, seed.seed) == (1, 2)  # on test the other is better: nobody looks there
 
 
@@ -134,14 +137,23 @@ def test_the_winner_by_a_metric_that_is_better_when_lower() -> None:
 
     a = Finalist(0, ("best",), (outcome(1, 0.5), outcome(2, math.nan), outcome(3, 0.3)))
     b = Finalist(1, ("knee",), (outcome(1, 0.45), outcome(2, 0.41)))
-    assert choose([b, a], sweep) == (a, a.seeds[2])
+    assert choose([b, a], sweep, TRIALS) == (a, a.seeds[2])
+
+
+def test_the_configs_own_values_do_not_win_against_a_constraint() -> None:
+    own, best = finalist(0, [0.95, 0.96], [0.9, 0.9], ("default",)), finalist(5, [0.9, 0.91], [0.9, 0.9])
+    for bounds, winner in (({}, own), ({"validation/accuracy": {"min": 0.85}}, best)):  # 0.80 in its trial
+        sweep = config(constraints=bounds).sweep
+        assert sweep is not None
+        assert choose([own, best], sweep, TRIALS) == (winner, winner.seeds[1])
+    assert choose([own], sweep, TRIALS) is None
 
 
 def test_no_winner_without_a_value() -> None:
     sweep = config().sweep
     assert sweep is not None
     with pytest.raises(ModelError, match="No finalist has a validation/accuracy"):
-        choose([Finalist(0, ("best",), ()), finalist(1, [math.nan], [0.5])], sweep)
+        choose([Finalist(0, ("best",), ()), finalist(1, [math.nan], [0.5])], sweep, TRIALS)
 
 
 def test_it_is_strict_json_with_six_digits_and_exact_settings() -> None:

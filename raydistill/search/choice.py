@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,13 +12,12 @@ from raydistill.artifacts import Artifact, Owner
 from raydistill.assembly import assemble
 from raydistill.board import Show
 from raydistill.pipeline import Clock, Prepared, publish, run_key
-from raydistill.recipes import student_seed
 from raydistill.search.children import adopt
 from raydistill.search.closing import Closing, Scores, close
 from raydistill.search.front import finalists
 from raydistill.search.shared import Shared
-from raydistill.search.sources import OF, SEED, Book, FinalSource
-from raydistill.search.space import default_params, sweep_of
+from raydistill.search.sources import OF, Book, FinalSource
+from raydistill.search.space import SEED, default_params, fresh_seeds, sweep_of
 from raydistill.search.summary import Finalist, SeedOutcome, choose
 from raydistill.search.trial import trial_config
 from raydistill.search.trials import Ledger, Trial
@@ -50,8 +49,7 @@ class Choice:
         if self.roles and (own := self._own_values(trials)) is not None:
             self.roles.setdefault(own, []).append("default")  # what a search gained, shown with the same seeds
         self.candidates = {number: trials[number] for number in self.roles}
-        first = student_seed(self.prepared.config) + 1
-        seeds = range(first, first + self.sweep.final_seeds)
+        seeds = fresh_seeds(self.prepared.config, [trial.params for trial in trials])
         wanted = [(trial, seed) for trial in self.candidates.values() for seed in seeds]
         source = FinalSource(wanted, Book(self.ledger, self.shared, self.ref, "final"), self.stop)
         if source.open:
@@ -63,10 +61,9 @@ class Choice:
                 lambda: view(list(self.ledger), len(wanted)),
                 name="finals",
             )
-        self.finalists = [self._finalist(number) for number in self.candidates]
+        self.finalists = [self._finalist(number, seeds) for number in self.candidates]
         self.finalists = [finalist for finalist in self.finalists if finalist.seeds]
-        if self.finalists:
-            self.winner = choose(self.finalists, self.sweep)
+        self.winner = choose(self.finalists, self.sweep, self.candidates)
         failed = [final for final in self.ledger if final.state == "failed"]
         self.notes += [f"Trial {f.params[OF]} with seed {f.params[SEED]} failed: {f.reason}" for f in failed]
 
@@ -79,9 +76,10 @@ class Choice:
     def trained(self) -> list[Trial]:
         return list(self.ledger)
 
-    def _finalist(self, number: int) -> Finalist:
+    def _finalist(self, number: int, seeds: Sequence[int]) -> Finalist:
         """A finalist with its validation values; those on test come later."""
-        done = [f for f in self.ledger if f.params[OF] == number and f.state == "completed"]
+        ended = [f for f in self.ledger if f.params[OF] == number and f.state == "completed"]
+        done = [f for f in ended if f.params[SEED] in seeds]  # others are of an earlier session with another budget
         outcomes = [
             SeedOutcome(
                 seed=int(final.params[SEED] or 0),

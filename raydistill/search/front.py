@@ -21,12 +21,12 @@ def is_eligible(trial: Trial, sweep: Sweep) -> bool:
 
     What was stopped early is not: its student is not the one that its settings give.
     """
+    return trial.state == "completed" and has_values(trial, sweep.objectives) and keeps_constraints(trial, sweep)
+
+
+def keeps_constraints(trial: Trial, sweep: Sweep) -> bool:
     measures = trial.measures
-    return (
-        trial.state == "completed"
-        and has_values(trial, sweep.objectives)
-        and all(within(measures.get(name), bounds) for name, bounds in sweep.constraints.items())
-    )
+    return all(within(measures.get(name), bounds) for name, bounds in sweep.constraints.items())
 
 
 def has_values(trial: Trial, objectives: Objectives) -> bool:

@@ -14,6 +14,7 @@ from raydistill.errors import TrackingError
 from raydistill.search.children import finish_child, start_child
 from raydistill.search.proposals import Proposals
 from raydistill.search.shared import Shared
+from raydistill.search.space import SEED
 from raydistill.search.trial import FOLDER, Order, best_values, trial_config
 from raydistill.search.trials import Ledger, Params, Schedule, State, Trial, read_schedule
 from raydistill.tracking import RunRef, drain
@@ -21,8 +22,8 @@ from raydistill.workplace import metrics_path
 
 logger = logging.getLogger(__name__)
 
-SEED, OF = "train.seed", "sweep.trial"
-"""What a final's ledger entry has beside the finalist's settings: its seed, and the finalist's number."""
+OF = "sweep.trial"
+"""The finalist's number: a final's ledger entry has it, and its own seed, beside the finalist's settings."""
 
 
 class Book:

@@ -6,6 +6,7 @@ choices is labelled by its JSON text.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -17,12 +18,14 @@ from raydistill.config import Config, Distribution, Sweep
 from raydistill.errors import ConfigError
 from raydistill.loading import validate
 from raydistill.problems import dotted, explain, show
+from raydistill.recipes import student_seed
 from raydistill.schema import describe, variants
 from raydistill.search.settings import Setting, locate, plain_of, put, setting_in, validated
 from raydistill.search.trials import Params, Value
 
 SHAPE = tuple(f"student.{name}" for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size"))
 """Names that change how many parameters a student has and how fast it is."""
+SEED = "train.seed"
 TRAIN = ("global_batch_size", "max_grad_norm", "early_stopping", "seed")
 """Settings of ``train`` that change the student; the others change how fast and where it trains."""
 SEARCHED = ("student", "stages", "train")
@@ -243,6 +246,18 @@ def combination(sweep: Sweep, index: int) -> Params:
 def grid(sweep: Sweep) -> list[Params]:
     """All combinations of a finite space in the order written, the last name fastest; empty for a continuous one."""
     return [combination(sweep, index) for index in range(space_size(sweep) or 0)]
+
+
+def fresh_seeds(config: Config, trials: Sequence[Params]) -> list[int]:
+    """Seeds for the finals, with which none of the trials was trained. They lie beyond the space's own, if those leave
+    room: so they stay fresh in a sweep that goes on with more trials."""
+    sweep, own = sweep_of(config), student_seed(config)
+    used = {own, config.seed, *(params.get(SEED) for params in trials)}
+    top = own
+    if (values := sweep.space.get(SEED)) is not None:
+        top = max([own, *(values.integer or ()), *(seed for seed in values.choice or () if isinstance(seed, int))])
+    candidates = itertools.chain(range(top + 1, 2**31), range(2**31))
+    return list(itertools.islice((seed for seed in candidates if seed not in used), sweep.final_seeds))
 
 
 def shape_params(sweep: Sweep) -> dict[str, list[Value]]:

@@ -58,7 +58,7 @@ from raydistill.config import Config, Distribution, Sweep
 from raydistill.errors import ConfigError, ModelError
 from raydistill.evaluate.results import strict_json
 from raydistill.lineage import redact_tree
-from raydistill.search.front import first_validation, has_values
+from raydistill.search.front import first_validation, has_values, keeps_constraints
 from raydistill.search.space import default_params, sweep_of, value_of
 from raydistill.search.trials import Params, State, Trial
 from raydistill.search.verdict import verdict
@@ -93,15 +93,21 @@ class Finalist:
     seeds: tuple[SeedOutcome, ...]
 
 
-def choose(finalists: Sequence[Finalist], sweep: Sweep) -> tuple[Finalist, SeedOutcome]:
+def choose(
+    finalists: Sequence[Finalist], sweep: Sweep, trials: Mapping[int, Trial]
+) -> tuple[Finalist, SeedOutcome] | None:
     """The finalist with the best mean over its seeds, and the best of these seeds.
 
-    Both by the first validation objective, on validation; of equal ones the first. Raises ModelError where no finalist
-    has a value.
+    The config's own values are among the finalists for comparison: they win too, but not where their trial broke a
+    constraint. None without a finalist that may win. Finalist and seed go by the first validation objective, on
+    validation; of equal ones the first. Raises ModelError where no finalist has a value.
     """
     name = first_validation(sweep.objectives)
     metric, sign = name.removeprefix("validation/"), 1.0 if sweep.objectives[name] == "max" else -1.0
-    known = [finalist for finalist in finalists if values_of(finalist, "validation", metric)]
+    allowed = [finalist for finalist in finalists if keeps_constraints(trials[finalist.trial], sweep)]
+    if not allowed:
+        return None
+    known = [finalist for finalist in allowed if values_of(finalist, "validation", metric)]
     if not known:
         raise ModelError(f"No finalist has a {name}, so none can be called the winner; the trials say why they failed.")
     winner = max(known, key=lambda finalist: sign * statistics.fmean(values_of(finalist, "validation", metric)))
