@@ -14,7 +14,7 @@ def make_rows(num_rows: int, num_labeled: int, seed: int = 0) -> tuple[np.ndarra
     random = np.random.default_rng(seed)
     lengths = random.integers(2, 60, num_rows).astype(np.int32)
     labels = np.full(num_rows, -1)
-    labels[random.permutation(num_rows)[:num_labeled]] = 1
+    labels[random.permutation(num_rows)[:num_labeled]] = 0
     return lengths, labels
 
 
@@ -55,6 +55,9 @@ def test_labeled_rows_are_spread_evenly():
     # 3.2 a batch on average; independent draws would scatter with a standard deviation of 1.7.
     assert counts.min() >= 1
     assert counts.std() < 1.0
+    lengths, labels = make_rows(3 * 32 * 32, 3 * 32)  # three windows, and a labelled row for each batch of each
+    batches = epoch_batches(np.arange(len(labels)), lengths, labels, seed=0, epoch=0, global_batch_size=32)
+    assert {(labels[batch] >= 0).sum() for batch in batches} == {1}
 
 
 @pytest.mark.parametrize("num_labeled", [1, 9])

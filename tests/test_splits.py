@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,20 @@ def test_allocation_is_within_its_limits(counts: list[int], data: st.DataObject)
     quota = allocate(size, total, low, high)
     assert ((low <= quota) & (quota <= high)).all()
     assert quota.sum() == np.clip(total, low.sum(), high.sum())
+
+
+@pytest.mark.parametrize(
+    ("counts", "total", "low", "quota"),
+    [
+        ([51, 19], 7, 0, [5, 2]),  # 5.1 and 1.9
+        ([10, 30], 2, 0, [0, 2]),  # 0.5 and 1.5: the larger class
+        ([39, 30, 4, 4, 3], 8, 1, [3, 2, 1, 1, 1]),  # 3.9 and 3.0; the small ones take one more than their share
+        ([12, 8, 2, 2], 6, 1, [2, 2, 1, 1]),  # 3 and 2: the larger class gives
+    ],
+)
+def test_allocation_is_by_the_largest_remainder(counts: list[int], total: int, low: int, quota: list[int]) -> None:
+    size = np.array(counts, np.int64)
+    assert allocate(size, total, np.full_like(size, low), size).tolist() == quota
 
 
 def test_cuts_depend_on_the_rows_and_the_seed_not_on_their_order() -> None:
