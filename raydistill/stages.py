@@ -22,6 +22,7 @@ from raydistill.models.load import save_model
 from raydistill.preflight import check_losses, sample_rows
 from raydistill.recipes import TeacherIdentity
 from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
+from raydistill.train.dropout import check_dropout
 from raydistill.train.loop import Report, Schedule, Setup, train
 from raydistill.workplace import Workplace
 
@@ -72,6 +73,8 @@ def stage_reports(
         row_ids = np.flatnonzero(rows.labels >= 0) if labeled_only else recipes.stage_rows(whole, rows.labels)
         so_far = [{**entry, "step": entry["step"] + offset} for entry in place.history(kind, name)]
         place.replay(kind, so_far)  # what a worker on a lost node had not sent; the rest is not sent again
+        if not is_trial:
+            place.notes += check_dropout(f"{kind}.{name}", model, rows, row_ids, place.device)
         for stage, until in segments(whole):
             losses = build_losses(stage.losses, place.task, model.config, teacher_config, seed=seed)
             signals = stage_signals(place, losses.teacher_needs, recorded, teacher)

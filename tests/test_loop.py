@@ -50,14 +50,15 @@ def all_terms(toy: Toy) -> Losses:
     )
 
 
-@pytest.mark.parametrize("num_labeled", [0, 2, 60])
-def test_micro_batches_do_not_change_the_gradient(toy, num_labeled):
+@pytest.mark.parametrize(("num_labeled", "dropout"), [(0, 0.0), (2, 0.0), (60, 0.0), (60, 0.3)])
+def test_micro_batches_do_not_change_the_gradient(toy, num_labeled, dropout):
     rows = toy.rows()
     unlabeled, labeled = np.flatnonzero(rows.labels < 0), np.flatnonzero(rows.labels >= 0)
     row_ids = np.concatenate([unlabeled[:64], labeled[:num_labeled]])
     cut = {}
     for tokens in (100_000, 160):
-        setup = toy.setup("micro", all_terms(toy), row_ids=row_ids, train={"tokens_per_micro_batch": tokens})
+        changes = {"row_ids": row_ids, "train": {"tokens_per_micro_batch": tokens}}
+        setup = toy.setup("micro", all_terms(toy), toy.student(dropout=dropout), **changes)
         cut[tokens] = (len(Stage(setup).collate(0)), without_key_biases(batch_gradients(setup)))
     assert cut[100_000][0] == 1
     assert cut[160][0] >= 3
@@ -102,7 +103,7 @@ def rank_gradients(folder: Any) -> dict[str, Any]:
     toy = make_toy(folder)
     student = toy.student(hidden_size=16, num_heads=2)
     result = {}
-    for name, row_ids in (("full", np.arange(64)), ("short", np.arange(1))):
+    for name, row_ids in (("full", np.arange(64)), ("dropout", np.arange(64)), ("short", np.arange(1))):
         losses = toy.losses(
             student,
             kd={"type": "forward_kl"},
@@ -110,7 +111,8 @@ def rank_gradients(folder: Any) -> dict[str, Any]:
             hidden={"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.2},
         )
         losses["pairs"] = PairDistance(weight=0.1)
-        setup = toy.setup(f"ranks-{name}", losses, toy.student(hidden_size=16, num_heads=2), row_ids=row_ids)
+        model = toy.student(hidden_size=16, num_heads=2, dropout=0.3 if name == "dropout" else 0.0)
+        setup = toy.setup(f"ranks-{name}", losses, model, row_ids=row_ids)
         result[name] = batch_gradients(setup)
     reports = [r.metrics for r in train(toy.setup("ranks-train", model=student, train={"checkpoint_steps": 1000}))]
     return {**result, "weights": weights(student), "reports": reports, "rank": Group().rank}
@@ -122,7 +124,7 @@ def test_two_workers_equal_one(toy, tmp_path):
     one = rank_gradients(tmp_path / "one")
     first, second = run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
     assert [first["rank"], second["rank"]] == [0, 1]
-    for name in ("full", "short"):
+    for name in ("full", "dropout", "short"):
         assert any("projections" in key for key in one[name])
         difference = relative_difference(without_key_biases(one[name]), without_key_biases(first[name]))
         assert max(difference.values()) < FP32_GRADIENT

@@ -13,10 +13,18 @@ FOLLOWING_FIELDS = ("embedding_size", "input_embedding_size", "pooler_hidden_siz
 
 def set_dropout_config(config: PreTrainedConfig, value: float) -> None:
     """Set every dropout of a config, whatever its family calls it; before the model is built (some copy the number)."""
-    for name, present in config.to_dict().items():
-        named = "dropout" in name or name.endswith("pdrop")
-        if named and isinstance(present, int | float) and not isinstance(present, bool):
-            setattr(config, name, float(value))
+    for name in dropout_fields(config):
+        setattr(config, name, float(value))
+
+
+def dropout_fields(config: PreTrainedConfig) -> dict[str, float]:
+    """Return every dropout of a config by its name."""
+    numbers = {
+        name: value
+        for name, value in config.to_dict().items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {name: value for name, value in numbers.items() if "dropout" in name or name.endswith("pdrop")}
 
 
 def intermediate(config: PreTrainedConfig) -> tuple[str | None, int | None]:

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder named by its step, and counts once the pointer ``last.json`` or ``best.json`` names it; the
 pointer is written last and atomically, so that a kill at any moment leaves the previous one whole. No generator state
-is stored: dropout is seeded by (seed, step, micro-batch), the data order by (seed, epoch).
+is stored: dropout goes by (seed, step, row), the data order by (seed, epoch).
 """
 
 from __future__ import annotations

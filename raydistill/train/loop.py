@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from raydistill.models.capture import capture
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints, Progress
 from raydistill.train.device import Device
+from raydistill.train.dropout import RowDropout, has_dropout
 from raydistill.train.group import Group
 from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_rates, trainable
 
@@ -134,6 +136,7 @@ class Stage:
         self.parameters = trainable(setup.model, setup.losses)
         self.optimizer = build_optimizer(self.parameters, setup.optimization)
         self.names = list(setup.losses.terms)
+        self.has_dropout = has_dropout(setup.model)
         self.log_steps = max(1, min(LOG_STEPS, setup.schedule.num_steps // 20))
         self.plan = self._plan()
         self._sums: list[Tensor] = []
@@ -217,11 +220,12 @@ class Stage:
         """Leave the gradient of the whole global batch on every rank's parameters."""
         setup = self.setup
         setup.model.train()
-        for index, batch in enumerate(batches):
-            # A generator of its own a micro-batch: a resumed run draws the same dropout without any stored state.
-            key = np.random.SeedSequence((setup.seed, step, setup.group.rank, index))
-            torch.manual_seed(int(key.generate_state(1)[0]))
-            total, sums = self._forward(batch, counts)
+        for batch in batches:
+            # What is random goes by step and row: neither ranks, micro-batches nor a restart change what is drawn.
+            torch.manual_seed(int(np.random.SeedSequence((setup.seed, step)).generate_state(1)[0]))
+            by_row = RowDropout(setup.seed, step, batch.row_ids, setup.device.torch_device)
+            with by_row if self.has_dropout else nullcontext():
+                total, sums = self._forward(batch, counts)
             if total.requires_grad:
                 total.backward()
             self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
