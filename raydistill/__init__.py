@@ -4,14 +4,13 @@ torch, if it comes later, how its threads wait."""
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raydistill.threads import let_threads_sleep
 
 if TYPE_CHECKING:
-    import os
-
     from raydistill.config import Config
     from raydistill.errors import RaydistillError
     from raydistill.gate.rules import Gate
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
     Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
     Rules: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Gate
+    Table: TypeAlias = Any
+    Progress: TypeAlias = Callable[[Mapping[str, Any]], None] | bool | None
 
 __all__ = [
     "Config",
@@ -43,46 +44,63 @@ _PARTS = ("data", "evaluate", "losses", "models", "search", "tasks", "teacher", 
 
 
 def distill(
-    config: Source, overrides: Sequence[str] = (), *, progress: Callable[[Mapping[str, Any]], None] | None = None
+    config: Source, overrides: Sequence[str] = (), *, data: Table | None = None, progress: Progress = None
 ) -> dict[str, Any]:
-    """Run one distillation and return the content of its results.json.
+    """Run one distillation and return the content of its results.json, which a notebook shows as a table.
 
-    `config` is a Config, a dict or the path of a YAML file; `overrides` are `a.b=value`. Raises RaydistillError.
+    `config` is a Config, a dict or the path of a YAML file; `overrides` are `a.b=value`. `data` takes the place of
+    `data.path`: a path, a DataFrame, a datasets.Dataset or DatasetDict, an Arrow table, or a dict of these by split.
+    `progress`: False for silence, or a function that gets it; by default it is shown in terminals and notebooks.
+    Raises RaydistillError.
     """
-    from raydistill.loading import load_config
+    from raydistill.frames import config_with
+    from raydistill.notebook import Result, shown
     from raydistill.pipeline import distill as run
 
-    return run(load_config(config, overrides), progress=progress)
+    with shown(progress) as show:
+        return Result(run(config_with(config, overrides, data), progress=show), "raydistill.report:print_found")
 
 
-def plan(config: Source, overrides: Sequence[str] = (), *, check: bool = False) -> dict[str, Any]:
-    """Say what `distill` would do: what is in storage already, sizes, and with `check` one real batch of every loss."""
-    from raydistill.loading import load_config
+def plan(
+    config: Source, overrides: Sequence[str] = (), *, data: Table | None = None, check: bool = False
+) -> dict[str, Any]:
+    """Say what `distill` would do: what is in storage already, sizes, and with `check` one real batch of every loss.
+
+    `data` as of `distill`; it is put into storage.
+    """
+    from raydistill.frames import config_with
+    from raydistill.notebook import Result
     from raydistill.planning import make_plan
 
-    return make_plan(load_config(config, overrides), check)
+    return Result(make_plan(config_with(config, overrides, data), check), "raydistill.planning:print_plan")
 
 
 def sweep(
     config: Source,
     overrides: Sequence[str] = (),
     *,
-    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    data: Table | None = None,
+    progress: Progress = None,
     fresh: bool = False,
     retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Search as the config's ``sweep`` says and return the content of its sweep.json.
 
-    `fresh` begins anew beside an earlier sweep, `retry_failed` trains failed trials again. Raises RaydistillError.
+    `fresh` begins anew beside an earlier sweep, `retry_failed` trains failed trials again; `data` and `progress` as of
+    `distill`. Raises RaydistillError.
     """
-    from raydistill.loading import load_config
+    from raydistill.frames import config_with
+    from raydistill.notebook import Result, shown
     from raydistill.search.sweep import sweep as run
 
-    return run(load_config(config, overrides), progress=progress, fresh=fresh, retry_failed=retry_failed)
+    with shown(progress, is_sweep=True) as show:
+        loaded = config_with(config, overrides, data)
+        summary = run(loaded, progress=show, fresh=fresh, retry_failed=retry_failed)
+    return Result(summary, "raydistill.search.table:print_sweep")
 
 
 def compare(
-    models: Sequence[str], data: str | None = None, *, split: str = "test", storage: str = STORAGE
+    models: Sequence[str], data: Table | None = None, *, split: str = "test", storage: str = STORAGE
 ) -> dict[str, Any]:
     """Measure models on the same rows, each paired with the first; see `raydistill.evaluate.contest.hold_contest`.
 
@@ -90,9 +108,11 @@ def compare(
     one's run. Raises RaydistillError.
     """
     from raydistill.comparison import compare_models
-    from raydistill.loading import optional_data
+    from raydistill.frames import data_section
+    from raydistill.notebook import Result
 
-    return compare_models(models, optional_data(data, None), split, storage=storage)
+    found = compare_models(models, data_section(data, split, storage), split, storage=storage)
+    return Result(found, "raydistill.comparison:print_comparison")
 
 
 def export(
@@ -100,7 +120,7 @@ def export(
     formats: Sequence[str],
     out: str | os.PathLike[str],
     *,
-    data: str | None = None,
+    data: Table | None = None,
     split: str = "test",
     margin: float = 0.01,
     storage: str = STORAGE,
@@ -112,11 +132,10 @@ def export(
     Raises RaydistillError.
     """
     from raydistill.formats.export import export as run
-    from raydistill.loading import optional_data
+    from raydistill.frames import data_section
 
-    return run(
-        model, formats, os.fspath(out), data=optional_data(data, None), split=split, margin=margin, storage=storage
-    )
+    rows = data_section(data, split, storage)
+    return run(model, formats, os.fspath(out), data=rows, split=split, margin=margin, storage=storage)
 
 
 def promote(
@@ -124,7 +143,7 @@ def promote(
     *,
     version: int | None = None,
     gate: Rules | None = None,
-    data: str | None = None,
+    data: Table | None = None,
     split: str = "test",
     storage: str = STORAGE,
     force: bool = False,
@@ -135,15 +154,16 @@ def promote(
 
     Returns the verdict, `verdict["verdict"]` being passed, refused, forced or unchanged. Raises RaydistillError.
     """
+    from raydistill.frames import data_section
     from raydistill.gate.promotion import promote as run
-    from raydistill.loading import load_gate, optional_data
+    from raydistill.loading import load_gate
 
     rules = None if gate is None else load_gate(gate)
     return run(
         name,
         version=version,
         gate=rules,
-        data=optional_data(data, None),
+        data=data_section(data, split, storage),
         split=split,
         storage=storage,
         force=force,

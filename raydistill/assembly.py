@@ -9,6 +9,7 @@ from raydistill.champion import find_champion
 from raydistill.config import Config
 from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.disagreements import describe_disagreements
+from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.results import ModelOutcome, SplitRows, build_results
 from raydistill.evaluate.results import Outcome as Measured
 from raydistill.models.layer_map import layer_maps
@@ -78,7 +79,9 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         num_samples=config.evaluate.bootstrap_samples,
         seed=config.seed,
     )
-    return build_results(measured) | {"notes": [*prepared.info.notes, *outcome.notes, *notes]}
+    busy = busy_note(model.latency for model in models.values())
+    notes = [*prepared.info.notes, *outcome.notes, *notes, *([busy] if busy else [])]
+    return build_results(measured) | {"notes": notes}
 
 
 def describe_layers(config: Config, outcome: Outcome) -> dict[str, Any]:

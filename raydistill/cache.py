@@ -20,7 +20,7 @@ from raydistill.artifacts import KEY, MANIFEST, Artifact, Manifest
 from raydistill.errors import ArtifactError
 from raydistill.storage import PARTIAL, STAGING, Damaged, Missing, Storage, explain
 
-KINDS = ("data", "tokens", "teacher", "signals", "student", "baseline", "evaluation")
+KINDS = ("tables", "data", "tokens", "teacher", "signals", "student", "baseline", "evaluation")
 DAY_SECONDS = 86_400.0
 CACHE_BYTES = 50 * 10**9
 """Default bound of the node's cache; RAYDISTILL_CACHE_BYTES overrides it."""

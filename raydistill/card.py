@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.verdict import figure, points
 from raydistill.lineage import package_versions
 from raydistill.models.folder import CARD
@@ -155,6 +156,7 @@ def reached(results: Mapping[str, Any]) -> list[str]:
     if setting := results["student"]["latency_setting"]:
         device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
         told.append(f"Latency of one row of {setting['length']} tokens: {escape(device)}, {setting['dtype']}.")
+        told += ["It was measured on busy cores and is too high."] if busy_note([setting]) else []
     if baseline := results["baseline"]:
         told.append(
             "Without teacher: the same student, trained on labels alone for as many steps "

@@ -140,12 +140,17 @@ def conditions(results: Mapping[str, Any]) -> str:
 
 def print_distilled(console: Console, results: Mapping[str, Any], config: Config) -> None:
     """Print everything that a distillation ends with: notes, table, verdict, and the lines to type next."""
+    print_found(console, results)
+    print_next_steps(console, results, config)
+
+
+def print_found(console: Console, results: Mapping[str, Any]) -> None:
+    """Print what a distillation found: notes, classes, table and verdict."""
     print_notes(console, results)
     if per_class := results["data"].get("per_class"):  # an older run's results have none
         print_classes(console, per_class)
         console.print()
     print_results(console, results)
-    print_next_steps(console, results, config)
 
 
 def print_notes(console: Console, results: Mapping[str, Any]) -> None:

@@ -1,11 +1,15 @@
 """Latency and throughput: counts, conditions, order, and ratios of models whose cost is known."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from torch import nn
 
+from raydistill.evaluate import latency
 from raydistill.evaluate.latency import SHAPE_CALLS, WARMUP_CALLS, measure_latency, measure_models, measure_shapes
 
 ROW = {"input_ids": torch.zeros(1, 16, dtype=torch.long)}
@@ -47,10 +51,11 @@ def test_time_budget_adds_calls() -> None:
     assert result["repeats"] > 2
 
 
-def test_calls_are_in_evaluation_and_inference_mode() -> None:
+def test_calls_are_in_evaluation_and_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Sleeper(0)
     model.train()
     model.linear.eval()  # a frozen part
+    monkeypatch.setattr(latency, "ATTEMPTS", 1)
     measure_latency(model, ROW, BATCH, repeats=6, seconds=0)
     assert (model.training, model.linear.training) == (True, False)
     assert len(model.calls) == 2 * WARMUP_CALLS + 6 + 5
@@ -74,7 +79,8 @@ def test_bfloat16_runs_under_autocast() -> None:
     assert model.linear.weight.dtype == torch.float32
 
 
-def test_models_take_turns_and_ratios_are_right() -> None:
+def test_models_take_turns_and_ratios_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "ATTEMPTS", 1)
     calls: list = []
     slow, fast = Sleeper(0.009, calls), Sleeper(0.003, calls)
     result = measure_models({"slow": (slow, ROW, BATCH), "fast": (fast, ROW, BATCH)}, repeats=8, seconds=0)
@@ -82,6 +88,53 @@ def test_models_take_turns_and_ratios_are_right() -> None:
     assert order == [True, False] * 8
     assert result["slow"]["latency_ms"]["p50"] / result["fast"]["latency_ms"]["p50"] == pytest.approx(3, rel=0.4)
     assert result["fast"]["throughput"] / result["slow"]["throughput"] == pytest.approx(3, rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("shares", "measured", "kept"),
+    [([0.05], 1, 0.05), ([0.6, 0.02], 2, 0.02), ([0.6, 0.3, 0.5], 3, 0.3)],
+)
+def test_on_busy_cores_it_measures_again_and_keeps_the_quietest(
+    shares: list[float], measured: int, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = []
+    for share in shares:  # before and after each measurement
+        clock += [(0, 0), (round(1000 * (1 - share)), round(1000 * share))]
+    reads, done = iter(clock), iter(range(9))
+    monkeypatch.setattr(latency, "cpu_times", lambda: next(reads))
+    found, waited = latency.quietest(lambda: next(done))
+    assert next(done) == measured
+    assert (waited, shares[found]) == pytest.approx((kept, kept))
+    note = latency.busy_note([None, {"waited": waited}])
+    assert (note is not None) == (kept > latency.BUSY)
+    assert note is None or "30 % of the CPU time was not there" in note
+
+
+def test_a_thread_that_finds_no_core_has_waited() -> None:
+    if latency.cpu_times() is None:
+        pytest.skip("this kernel does not count how long threads wait for a core")
+    cores = sorted(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{cores[0]}}}); print(flush=True)\nwhile True: pass"
+    rival = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert rival.stdout is not None
+        rival.stdout.readline()
+        os.sched_setaffinity(0, cores[:1])  # this thread and the rival on one core
+        before, until = latency.cpu_times(), time.perf_counter() + 0.5
+        while time.perf_counter() < until:
+            pass
+        assert latency.waited_share(before, latency.cpu_times()) > latency.BUSY
+    finally:
+        os.sched_setaffinity(0, cores)
+        rival.kill()
+        rival.communicate()
+
+
+def test_without_a_count_the_load_of_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, share in ((0.0, 0.0), (1.5, 0.0), (8.0, 0.75)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0, 0))
+        assert latency.waited_share(None, None) == share
 
 
 def shapes(*sizes: tuple[int, int]) -> list[dict[str, torch.Tensor]]:

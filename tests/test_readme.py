@@ -165,6 +165,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, An
     config = toy_config(folder, storage="raydistill-storage", registry__name=quickstart()["registry"]["name"])
     (folder / "jobs").mkdir()
     (folder / "jobs" / "quickstart.yaml").write_text(json.dumps(config))
+    rows = Path(config["data"]["path"]).read_text()
+    (folder / "reviews.csv").write_text(rows.replace("text,label", "body,stars", 1))
     inputs = tiny_inputs("bert", num_rows=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -53,7 +53,7 @@ class DataInfo:
     """Rows that could not be used, by reason."""
     notes: tuple[str, ...]
     """Sentences for the user."""
-    doubts: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
     """Those of the notes that doubt the labels."""
 
 

@@ -13,6 +13,7 @@ from raydistill.classifier import Classifier
 from raydistill.errors import ModelError
 from raydistill.evaluate import compare, metrics
 from raydistill.evaluate.intervals import difference_intervals, model_intervals
+from raydistill.evaluate.latency import busy_note, quietest, summarize, time_calls
 from raydistill.evaluate.metrics import Array
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.testset import TestRows
@@ -67,7 +68,7 @@ def hold_contest(
     values = {name: metrics.classification_metrics(found, labels) for name, found in logits.items()}
     speeds, rounds = measure_speed(classifiers, rows.texts) if latency else ({}, {})
     ratios, notice = latency_ratios(classifiers, rounds) if latency else ({}, None)
-    notes += [notice] if notice else []
+    notes += [note for note in (notice, busy_note(speeds.values())) if note]
     models = {
         name: {
             "path": str(classifier.folder),
@@ -119,8 +120,6 @@ def measure_speed(
     seconds of each model's calls with one row, in the order of the rounds."""
     import torch
 
-    from raydistill.evaluate.latency import summarize, time_calls
-
     order = sorted(range(len(texts)), key=lambda row: len("".join(texts[row])))
     middle = len(order) // 2
     many = [texts[row] for row in order[max(0, middle - BATCH_ROWS // 2) : middle + BATCH_ROWS // 2]]
@@ -131,10 +130,10 @@ def measure_speed(
         for name, (one, batch) in inputs.items()
     }
     device = next((c.device for c in classifiers.values() if c.device.type != "cpu"), torch.device("cpu"))
-    times = time_calls(calls, device)
+    times, waited = quietest(lambda: time_calls(calls, device))
     speeds = {
         name: summarize(*times[name], *inputs[name])
-        | {"threads": torch.get_num_threads(), "device": classifiers[name].device.type}
+        | {"waited": waited, "threads": torch.get_num_threads(), "device": classifiers[name].device.type}
         for name in classifiers
     }
     return speeds, {name: row_times for name, (row_times, _) in times.items()}

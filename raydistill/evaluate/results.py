@@ -41,7 +41,8 @@ num_parameters      numbers in it
 bytes               size on disk of weights and config
 latency_ms          {p50, p95} of one row; null when not measured, as the next two
 throughput          rows a second at batch size latency_setting.batch_size
-latency_setting     {batch_size, length, repeats, threads, device, dtype}
+latency_setting     {batch_size, length, repeats, waited, threads, device, dtype}; waited: share of the CPU time asked
+                    for that other work had: above 0.1 the figures are too high, which a note says
 latency_by_shape    list of {batch_size, length, ms}: median of one call of teacher and student, in turns, the smallest
                     shape first; those that would have taken too long are not there. Null for others: a baseline has
                     the student's shape

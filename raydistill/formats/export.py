@@ -12,6 +12,7 @@ from raydistill.board import Show
 from raydistill.classifier import Classifier, TorchClassifier, model_folder, open_folder
 from raydistill.config import Data
 from raydistill.errors import ConfigError
+from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.testset import TestRows
 from raydistill.evidence import find_test_rows
 from raydistill.formats import EXPORT_FILE, FORMATS, SCHEMA, packages
@@ -79,7 +80,8 @@ def export(
             form: finish(scratch / form, places[form], made[form], checks[form], public, source.folder, force)
             for form in wanted
         }
-    notes = [redact(note) for note in (*rows.notes, base.notice) if note]
+    busy = busy_note(section["latency_setting"] for section in (common[TORCH], *sections.values()))
+    notes = [redact(note) for note in (*rows.notes, base.notice, busy) if note]
     return outcome(redact(model), made[wanted[0]], source, common, sections) | {"notes": notes}
 
 

@@ -16,7 +16,7 @@ from raydistill import recipes
 from raydistill.artifacts import Artifact
 from raydistill.config import Config
 from raydistill.errors import ConfigError
-from raydistill.evaluate.latency import measure_models
+from raydistill.evaluate.latency import busy_note, measure_models
 from raydistill.models.fields import intermediate
 from raydistill.models.load import new_classifier
 from raydistill.models.student import student_config
@@ -194,7 +194,10 @@ def time_models(place: Workplace, configs: dict[str, PretrainedConfig]) -> dict[
     }
     for model in models.values():
         torch.nn.Module.to(model, place.device.torch_device)
-    return measure_models({name: (model, *inputs) for name, model in models.items()}, dtype=place.device.dtype)
+    times = measure_models({name: (model, *inputs) for name, model in models.items()}, dtype=place.device.dtype)
+    if busy := busy_note(times.values()):
+        place.notes.append(busy)
+    return times
 
 
 def shape_name(config: PretrainedConfig) -> str:
