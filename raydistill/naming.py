@@ -19,6 +19,8 @@ from raydistill.pages.scales import cut, visible
 
 MAX_NAME = 80
 MARKUP = re.compile(r"([\\`*_\[\]<>|~&$#])")
+KEPT_TABLE = re.compile(r"/tables/[0-9a-f]{20}$")
+"""End of a ``data.path`` that ``frames`` has made; its key says nothing to a reader."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -55,6 +57,8 @@ def start_source(config: Mapping[str, Any]) -> Source | None:
 
 
 def data_source(data: Mapping[str, Any]) -> Source:
+    if KEPT_TABLE.search(data["path"]):
+        return Source("a table given in Python")
     return (on_hub if data["format"] == "hub" else source_of)(data["path"], data["revision"])
 
 

@@ -17,6 +17,7 @@ from raydistill.config import Columns
 from raydistill.data.sources import read_source
 from raydistill.errors import ConfigError, DataError
 from raydistill.frames import config_with, data_section, keep
+from raydistill.naming import data_source
 from raydistill.storage import Storage
 
 COLUMNS = Columns(text="body", label="mood")
@@ -48,9 +49,9 @@ def read(path: str) -> dict[str, list[dict[str, Any]]]:
     ],
     ids=["pandas", "categories", "arrow", "datasets", "indices", "split"],
 )
-def test_a_table_of_any_kind_is_kept_as_the_same_rows(data: Any, storage: Storage) -> None:
-    if storage.url.startswith("memory"):
-        pytest.skip("data.path reads other file systems through their URLs")
+@pytest.mark.parametrize("place", ["local", "remote"])
+def test_a_table_of_any_kind_is_kept_as_the_same_rows(data: Any, place: str, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(place)
     path = keep(data, COLUMNS, storage)
     assert read(path) == {"train": SENTENCES}
     assert keep(frame(), COLUMNS, storage) == path  # whatever it was given as
@@ -121,6 +122,7 @@ def test_equal_frames_are_one_run_and_what_was_computed_is_kept(tmp_path: Path) 
     again = raydistill.distill(config, data=table.copy(), progress=False)
     as_dataset = raydistill.distill(config, data=datasets.Dataset.from_pandas(table), progress=False)
     assert before["data"]["rows"] == first["data"]["num_rows"]
+    assert data_source(first["config"]["data"]).name == "a table given in Python"
     assert again["reused"] == as_dataset["reused"] == ["run"]
     assert {phase["state"] for phase in raydistill.plan(config, data=table)["phases"]} == {"there"}
     other = raydistill.plan(config, data=table.iloc[1:])
