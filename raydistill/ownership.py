@@ -1,8 +1,16 @@
 """Who may write: the owner of a run folder, and leases, the locks of storage that has no file locks.
 
 A lease is an object ``.locks/<name>/<number>.lease`` with a heartbeat; the highest number holds the lock. Taking it
-means creating the next number, which the store grants to one process only; so two that see a dead holder at once
-cannot both take over.
+means creating the next number, which the store grants to one process only, and then seeing no higher one; so two that
+see a dead holder at once cannot both take over. That this suffices, also for a process that stalls between any two of
+its requests:
+
+- Only who has created a higher number removes a lower one, so the highest number that ever was is always there. A
+  listing finds it or a still higher one, even page by page: it goes upwards, and that one came before the removal.
+- A number that is created a second time was removed before, by one who had created a higher number. Its second creator
+  therefore sees a higher one and holds nothing: a number has one holder at most, however often it is reopened.
+- A higher number is created only by one who saw the highest released, or its heartbeat stand still. Whoever was first
+  to create that one, and has not looked yet whether a higher one is there, will see it, and hold nothing.
 """
 
 from __future__ import annotations
@@ -128,16 +136,23 @@ class Lease:
                 seen, since = content, time.monotonic()
             if _is_free(content) or time.monotonic() - since > LEASE_SECONDS:
                 self.number = number + 1
-                if self.storage.create(self._content(), *self._object(self.number)):
-                    for old in self._numbers():
-                        if old < self.number:
-                            self.storage.delete(*self._object(old))
+                if self.storage.create(self._content(), *self._object(self.number)) and self._is_highest():
                     return
                 continue
             if waiting is not None:
                 waiting()
                 waiting = None
             time.sleep(POLL_SECONDS)
+
+    def _is_highest(self) -> bool:
+        """Whether no number is above this one, which then holds the lock; those below are removed."""
+        numbers = self._numbers()
+        if max(numbers, default=0) > self.number:
+            return False  # created late, after others had taken this number, left it and removed it
+        for old in numbers:
+            if old < self.number:
+                self.storage.delete(*self._object(old))
+        return True
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

@@ -226,15 +226,27 @@ class Storage:
             lock.release()
 
     def check(self) -> None:
-        """Write, read and delete a small file; ArtifactError with the way out where that fails."""
+        """Write, read and delete a small file; ArtifactError with the way out where that fails.
+
+        Behind a URL also create it twice, which leases build on: the second one has to be refused.
+        """
         marker = (STAGING, f"check-{uuid.uuid4().hex}")
         with tried_once():
-            self.write_bytes(b"raydistill", *marker)
-            if self.read_bytes(*marker) != b"raydistill":
-                raise ArtifactError(
-                    f"The storage {self.show()} returns other bytes than were written. Use another `storage`."
-                )
+            if self.is_local:
+                self.write_bytes(b"raydistill", *marker)
+            creates_twice = not self.is_local and self.create(b"raydistill", *marker) and self.create(b"two", *marker)
+            content = self.read_bytes(*marker)
             self.delete(*marker)
+        if creates_twice:
+            raise ArtifactError(
+                f"The storage {self.show()} creates one object twice, so that two processes would hold the same lock. "
+                "Either its server ignores If-None-Match (conditional writes): use one that knows them, such as AWS S3 "
+                "or a recent MinIO. Or fsspec and its package for this storage are older than 2024.12: upgrade them."
+            )
+        if content != b"raydistill":
+            raise ArtifactError(
+                f"The storage {self.show()} returns other bytes than were written. Use another `storage`."
+            )
 
     def _fresh(self) -> fsspec.AbstractFileSystem:
         self.fs.invalidate_cache()  # use_listings_cache=False is ignored by some file systems

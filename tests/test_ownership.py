@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 import uuid
+from contextlib import ExitStack
 
 import pytest
 from processes import kill, say_go, start, wait_for
@@ -113,3 +114,35 @@ def test_owners_acquired_at_once_have_different_numbers(local: Storage) -> None:
     outputs = [start(script, local.url).communicate for _ in range(3)]
     numbers = [int(number) for communicate in outputs for number in communicate(timeout=60)[0].split()]
     assert sorted(numbers) == list(range(1, 121))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_number_that_is_created_late_holds_nothing() -> None:
+    """A process stalls between looking and creating; others take the number, leave it, and remove it meanwhile."""
+    storage, slow = (Storage(f"memory://{name}") for name in [uuid.uuid4().hex] * 2)
+    order: list[str] = []
+    third = ownership.Lease(storage, "name")
+
+    def stall(data: bytes, *parts: str) -> bool:
+        del slow.create  # type: ignore[attr-defined]  # stalls once
+        with storage.lock("name"):
+            order.append("first")
+        with storage.lock("name"):
+            order.append("second")
+        others.enter_context(third.held())
+        created = slow.create(data, *parts)
+        order.append(f"created {parts[-1]}: {created}")
+        return created
+
+    def waits() -> None:
+        order.append("waits")
+        others.close()
+
+    with ExitStack() as others:
+        slow.create = stall  # type: ignore[method-assign]
+        late = ownership.Lease(slow, "name")
+        with late.held(waits):
+            order.append("late")
+    assert order == ["first", "second", "created 000000001.lease: True", "waits", "late"]
+    assert (third.number, late.number) == (3, 4)
+    assert storage.list(".locks", "name") == ["000000004.lease"]

@@ -7,12 +7,16 @@ import os
 import pickle
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from processes import KEY, fill, kill, start, wait_for
 
 from raydistill.artifacts import FileInfo, Missing, Storage, folder_digest
+from raydistill.cluster.probe import Probe
+from raydistill.doctor import check_storage
 from raydistill.errors import ArtifactError
 from raydistill.storage import explain
 
@@ -107,6 +111,30 @@ def test_relative_and_home_paths_become_absolute(tmp_path: Path, monkeypatch: py
 def test_check_passes_and_leaves_nothing(storage: Storage) -> None:
     storage.check()
     assert storage.files() == {}
+
+
+class Overwriting(MemoryFileSystem):
+    """A store that ignores If-None-Match, as fsspec before 2024.12 and some S3-compatible servers do."""
+
+    protocol = "overwriting"
+    store: ClassVar[dict[str, Any]] = {}
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        super().pipe_file(path, value, **options)
+
+    def unstrip_protocol(self, name: str) -> str:
+        return f"overwriting:/{name}"
+
+
+def test_a_store_that_creates_one_object_twice_is_refused() -> None:
+    fsspec.register_implementation("overwriting", Overwriting, clobber=True)
+    storage = Storage("overwriting://place")
+    with pytest.raises(ArtifactError, match=r"If-None-Match.*older than 2024\.12"):
+        storage.check()
+    assert storage.files() == {}
+    with pytest.raises(ArtifactError, match="If-None-Match"):
+        check_storage(storage.url)
+    assert "If-None-Match" in Probe().write(storage.url, ".staging/doctor", "marker")
 
 
 def test_unusable_storage_is_an_artifact_error(tmp_path: Path, s3_storage_url: str) -> None:

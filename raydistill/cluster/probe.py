@@ -51,13 +51,15 @@ class Probe:
         }
 
     def write(self, url: str, place: str, name: str) -> str:
-        """Write a marker into storage; why it could not, or nothing."""
+        """Write a marker into storage, behind a URL after a check of it; why it could not, or nothing."""
         try:
             from raydistill.storage import Storage
 
             storage = Storage(url)
             if storage.is_local:
                 self.above[url] = existing(Path(storage.root))
+            else:
+                storage.check()  # this node's fsspec may be too old for leases
             storage.write_bytes(name.encode(), *place.split("/"), name)
         except Exception as error:
             return f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else str(error)
