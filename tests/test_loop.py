@@ -18,6 +18,8 @@ from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.losses import ForwardKl, Losses, TaskLoss
 from raydistill.models.capture import capture
 from raydistill.tasks import TextClassification
+from raydistill.train import checkpoint
+from raydistill.train.checkpoint import Checkpoints, Progress
 from raydistill.train.device import Device
 from raydistill.train.group import Group
 from raydistill.train.loop import Schedule, Setup, Stage, train
@@ -148,10 +150,11 @@ def with_dropout(toy: Toy) -> Any:
     return toy.student(dropout=0.2)
 
 
-def test_resume_after_a_kill_is_bit_identical(toy):
+def test_resume_after_a_kill_is_bit_identical(toy, monkeypatch):
     """Killed two steps after a checkpoint, inside an epoch, with dropout on: the same weights and the same history."""
+    monkeypatch.setattr(checkpoint, "PIECE", 3)
     whole = toy.setup("resume-whole", model=with_dropout(toy))
-    list(train(whole))
+    told = [{"step": r.step, "validated": r.validated, **r.metrics} for r in train(whole)]
     broken = toy.setup("resume-broken", model=with_dropout(toy))
     stage = train(broken)
     reached = 0
@@ -163,7 +166,49 @@ def test_resume_after_a_kill_is_bit_identical(toy):
     assert 6 < first.step <= 8
     list(reports)
     assert all(torch.equal(weights(whole.model)[n], weights(resumed.model)[n]) for n in weights(whole.model))
-    assert whole.checkpoints.history() == resumed.checkpoints.history()
+    assert whole.checkpoints.history() == resumed.checkpoints.history() == told
+
+
+def test_a_checkpoint_does_not_grow_with_the_reports(local, monkeypatch):
+    """10,000 reports; and a piece that a killed process wrote before its checkpoint counts for nothing."""
+    model, losses = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    saves = Checkpoints(local, ("runs", "r"))
+    progress = Progress()
+
+    def report(value: float) -> None:
+        progress.step += 1
+        metrics = {f"train/loss/{name}": value * progress.step for name in ("kd", "task", "hidden")}
+        progress.history.append({"step": progress.step, "validated": False, "train/loss": math.nan, **metrics})
+
+    def size() -> int:
+        return sum(local.files("runs", "r", f"last-{progress.step:08d}").values())
+
+    sizes = []
+    for value in [1 / 3] * 10_000:
+        report(value)
+        if progress.step % 500 == 0:
+            saves.save_last(progress, model, losses, optimizer)
+            sizes.append(size())
+    assert max(sizes[10:]) < 1.05 * max(sizes[:3])
+    assert sum(name.startswith("history-") for name in local.list("runs", "r")) == 10
+    before = saves.history()
+    assert [entry["step"] for entry in before] == list(range(1, 10_001))
+    assert before[-1]["train/loss/kd"] == 10_000 * (1 / 3)
+    for _ in range(1_000):
+        report(5.0)
+    monkeypatch.setattr(saves, "_commit", lambda *arguments: None)  # killed here
+    saves.save_last(progress, model, losses, optimizer)
+    monkeypatch.undo()
+    assert [entry["step"] for entry in saves.history()] == list(range(1, 10_001))
+    resumed = saves.load_last(model, losses, optimizer)
+    assert resumed is not None
+    progress = resumed
+    for _ in range(1_000):
+        report(7.0)
+    saves.save_last(progress, model, losses, optimizer)
+    assert [entry["step"] for entry in saves.history()] == list(range(1, 11_001))
+    assert saves.history()[-1]["train/loss/kd"] == 7.0 * 11_000
 
 
 def test_stopping_writes_a_checkpoint_at_that_step(toy):

@@ -4,7 +4,8 @@ number of workers, and after any interruption."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from raydistill.errors import ArtifactError, Interrupted
 from raydistill.losses import build_losses
 from raydistill.teacher import record as record_module
 from raydistill.teacher import store
+from raydistill.teacher.pool import actor
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.teacher.store import RecordedSignals, cut_shards, find_shards, signal_artifact
 from raydistill.train.device import Device
 from raydistill.train.group import Group
+from raydistill.workplace import Job
 
 SIGNALS = ("hidden_states[2]", "hidden_states[4]", "logits")
 
@@ -233,6 +236,72 @@ def test_shards_are_known_by_number_however_many_there_are(tmp_path):
         path.write_bytes(f"shard {index}".encode())
         artifact.put(path, store.shard_name(index, file_digest(path)))
     assert list(store.find_shards(artifact)) == [7, 100_000, 1_234_567, 99_999]
+
+
+@pytest.mark.parametrize("longest", [3, 90, 400])
+def test_shards_are_cut_one_row_after_another(monkeypatch, longest):
+    """The cut belongs to what is recorded already: it may never change."""
+    monkeypatch.setattr(store, "SHARD_TOKENS", 300)
+    monkeypatch.setattr(store, "SHARD_ROWS", 20)
+    lengths = np.random.default_rng(0).integers(1, longest, 500).astype(np.int32)
+    expected: list[list[int]] = [[]]
+    for row in np.argsort(-lengths, kind="stable"):
+        if expected[-1] and (len(expected[-1]) == 20 or lengths[expected[-1]].sum() + lengths[row] > 300):
+            expected.append([])
+        expected[-1].append(int(row))
+    assert [shard.tolist() for shard in cut_shards(lengths)] == expected
+    assert cut_shards(lengths[:0]) == []
+
+
+def test_a_teacher_of_a_pool_cuts_the_shards_once(toy, small_shards, monkeypatch):
+    cut: list[int] = []
+    monkeypatch.setattr(actor, "cut_shards", lambda lengths: (cut.append(len(lengths)), cut_shards(lengths))[1])
+    nothing: Any = None
+    job = Job(nothing, "run", toy.storage, nothing, nothing, toy.tokens, (), "float32", None)
+    teacher = actor.Teacher(job, None)
+    teacher.model = toy.teacher()
+    teacher.place = cast(Any, SimpleNamespace(rows={"train": toy.rows()}, inference_tokens=400, device=Device()))
+    items = wanted(toy, "pooled", ("logits",))
+    for index in range(3):
+        teacher.record("train", index, items)
+    assert cut == [toy.rows().num_rows]
+    assert find_shards(items["logits"].artifact).keys() == {0, 1, 2}
+
+
+def num_maps(folder: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(f"{folder}/")
+
+
+def test_few_shards_are_mapped_at_a_time(toy, small_shards, monkeypatch):
+    """Linux allows a process 65,530 maps."""
+    items = wanted(toy, "maps")
+    record_all(toy, items)
+    rows, folder = toy.rows(), Path(toy.storage.root) / "signals"
+    whole = RecordedSignals(artifacts(items), rows.num_rows)
+    assert num_maps(folder) >= 2 * len(SIGNALS) + 1
+    order = np.random.default_rng(1).permutation(rows.num_rows)
+    expected = whole.batch(order)
+    del whole
+    assert num_maps(folder) == 0
+    monkeypatch.setattr(store, "MAX_MAPS", 2 * len(SIGNALS))
+    bounded = RecordedSignals(artifacts(items), rows.num_rows)
+    read = bounded.batch(order)
+    assert all(torch.equal(read[signal], expected[signal]) for signal in SIGNALS)
+    assert 0 < num_maps(folder) <= 2 * len(SIGNALS)
+
+
+def test_the_limit_of_maps_is_not_called_damage(toy, small_shards, monkeypatch):
+    items = wanted(toy, "limit", ("logits",))
+    record_all(toy, items)
+    num_rows = toy.rows().num_rows
+
+    def full(path: str) -> Any:
+        raise OSError("Memory mapping file failed: Cannot allocate memory")
+
+    monkeypatch.setattr("pyarrow.memory_map", full)
+    with pytest.raises(ArtifactError, match=r"vm\.max_map_count") as raised:
+        RecordedSignals(artifacts(items), num_rows)
+    assert "remove" not in str(raised.value)
 
 
 def test_values_beyond_half_precision_are_refused(toy, tmp_path):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,22 @@ SHARD_ROWS = 1_000
 SHARD_TOKENS = 65_536
 """Longer rows make smaller shards: at width 768 a shard of one token-level signal stays at 100 MB."""
 
+MAX_MAPS = 8_192
+"""Shards that are mapped at a time, all signals together: Linux allows a process 65,530 maps, torch and threads need
+some, and the trials of a sweep may keep several sets of signals. Mapping a shard again takes 0.1 ms."""
+
 
 def cut_shards(lengths: np.ndarray) -> list[np.ndarray]:
     """Cut the rows of a split into shards, longest rows first: the last ones, which ranks wait for, are quick."""
     order = np.argsort(-lengths, kind="stable")
-    shards, start, tokens = [], 0, 0
-    for end, length in enumerate(lengths[order]):
-        if end > start and (end - start == SHARD_ROWS or tokens + length > SHARD_TOKENS):
-            shards.append(order[start:end])
-            start, tokens = end, 0
-        tokens += int(length)
-    return [*shards, order[start:]] if start < len(order) else shards
+    shards, start = [], 0
+    ends = np.cumsum(lengths[order], dtype=np.int64)
+    while start < len(order):
+        fits = int(np.searchsorted(ends, (ends[start - 1] if start else 0) + SHARD_TOKENS, side="right"))
+        end = max(start + 1, min(start + SHARD_ROWS, fits))
+        shards.append(order[start:end])
+        start = end
+    return shards
 
 
 def signal_artifact(
@@ -131,8 +138,9 @@ class RecordedSignals(Signals):
 
     def __init__(self, artifacts: dict[str, Artifact], num_rows: int, *, verify: bool = False) -> None:
         """``artifacts`` maps a signal's name to its artefact. Raises ArtifactError where rows are missing."""
+        maps = max(1, MAX_MAPS // max(1, len(artifacts)))
         self._columns = {
-            signal: Column(artifact.local(verify=verify), sorted(artifact.manifest().files), num_rows)
+            signal: Column(artifact.local(verify=verify), sorted(artifact.manifest().files), num_rows, maps)
             for signal, artifact in artifacts.items()
         }
 
@@ -140,40 +148,63 @@ class RecordedSignals(Signals):
         return {signal: torch.from_numpy(column.read(row_ids)) for signal, column in self._columns.items()}
 
 
-class Column:
-    """One signal of a whole split, memory-mapped: ``read(row_ids)`` gives (B, C), or (N, width) row after row."""
+@dataclass(frozen=True)
+class Shard:
+    """One shard of one signal, mapped into memory while this object or one of its arrays lives."""
 
-    def __init__(self, folder: Path, names: list[str], num_rows: int) -> None:
-        self.shard = np.full(num_rows, -1, dtype=np.int32)
-        self.position = np.zeros(num_rows, dtype=np.int32)
-        self.values: list[np.ndarray] = []
-        self.offsets: list[np.ndarray | None] = []
-        for name in names:  # not what else lies there: another process may have recorded the same shard beside this one
-            self._open(folder / name)
-        if (self.shard < 0).any():
-            missing = int((self.shard < 0).sum())
-            raise ArtifactError(f"{folder} lacks {missing} of {num_rows} rows; remove it to record them anew.")
+    row_ids: np.ndarray
+    values: np.ndarray
+    """(rows, C), or (tokens, width) of a token-level signal."""
+    offsets: np.ndarray | None
+    """Of a token-level signal, where each row's tokens begin, and the last ones end."""
 
-    def _open(self, path: Path) -> None:
+    @classmethod
+    def open(cls, path: Path) -> Shard:
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            mapped = pa.memory_map(str(path))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{path} is gone; remove its folder to record it anew.") from error
+        except OSError as error:
+            raise ArtifactError(
+                f"Cannot map {path} into memory: {error}. It need not be damaged: this process may hold as many maps "
+                "as the system allows (sysctl vm.max_map_count), or all of its memory (ulimit -v). Raise that limit."
+            ) from error
+        try:
+            reader = pa.ipc.open_file(mapped)
             batch = reader.get_batch(0)
         except (pa.ArrowInvalid, OSError) as error:
             raise ArtifactError(f"{path} is damaged ({error}); remove its folder to record it anew.") from error
-        rows = batch.column("row_id").to_numpy()
-        value = batch.column("value")
-        self.shard[rows] = len(self.values)
-        self.position[rows] = np.arange(len(rows))
-        width = int(reader.schema.metadata[b"width"])
-        self.values.append(value.values.to_numpy(zero_copy_only=True).reshape(-1, width))
-        is_ragged = pa.types.is_large_list(value.type)
-        self.offsets.append(value.offsets.to_numpy() // width if is_ragged else None)
+        value, width = batch.column("value"), int(reader.schema.metadata[b"width"])
+        values = value.values.to_numpy(zero_copy_only=True).reshape(-1, width)
+        offsets = value.offsets.to_numpy() // width if pa.types.is_large_list(value.type) else None
+        return cls(batch.column("row_id").to_numpy(), values, offsets)
+
+
+class Column:
+    """One signal of a whole split, memory-mapped: ``read(row_ids)`` gives (B, C), or (N, width) row after row.
+
+    At most ``max_maps`` shards are mapped at a time, those that were read last.
+    """
+
+    def __init__(self, folder: Path, names: list[str], num_rows: int, max_maps: int) -> None:
+        self.shard = np.full(num_rows, -1, dtype=np.int32)
+        self.position = np.zeros(num_rows, dtype=np.int32)
+        # not what else lies there: another process may have recorded the same shard beside this one
+        self._open = lru_cache(max_maps)(lambda index: Shard.open(folder / names[index]))
+        for index in range(len(names)):
+            rows = self._open(index).row_ids
+            self.shard[rows] = index
+            self.position[rows] = np.arange(len(rows))
+        if (self.shard < 0).any():
+            missing = int((self.shard < 0).sum())
+            raise ArtifactError(f"{folder} lacks {missing} of {num_rows} rows; remove it to record them anew.")
 
     def read(self, row_ids: np.ndarray) -> np.ndarray:
         return np.concatenate(list(self._slices(row_ids)))
 
     def _slices(self, row_ids: np.ndarray) -> Iterable[np.ndarray]:
         for shard, position in zip(self.shard[row_ids], self.position[row_ids], strict=True):
-            offsets = self.offsets[shard]
+            opened = self._open(int(shard))
+            offsets = opened.offsets
             first, last = (position, position + 1) if offsets is None else offsets[position : position + 2]
-            yield self.values[shard][first:last]
+            yield opened.values[first:last]

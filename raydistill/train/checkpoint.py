@@ -1,13 +1,17 @@
 """The loop's own checkpoints, ``<run>/<phase>/{last,best}``: the same under Ray Train, in local mode and in a sweep.
 
 A checkpoint is a folder named by its step, and counts once the pointer ``last.json`` or ``best.json`` names it; the
-pointer is written last and atomically, so that a kill at any moment leaves the previous one whole. No generator state
-is stored: dropout goes by (seed, step, row), the data order by (seed, epoch).
+pointer is written last and atomically, so that a kill at any moment leaves the previous one whole. Old reports lie in
+pieces beside it: a piece is whole before a checkpoint counts on it, and one that a killed process wrote too early is
+written again when the resumed one comes to it. No generator state is stored: dropout goes by (seed, step, row), the
+data order by (seed, epoch).
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +21,9 @@ from torch import Tensor, nn
 
 from raydistill.artifacts import Owner, Storage
 from raydistill.errors import ArtifactError
+
+PIECE = 1_000
+"""Reports that a checkpoint holds at most, 0.2 MB; a run of a million steps has 100,000 of them."""
 
 
 @dataclass
@@ -29,7 +36,9 @@ class Progress:
     validations_without_gain: int = 0
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Every report so far: ``step``, ``validated`` and its metrics."""
+    """The last reports: ``step``, ``validated`` and its metrics. Those before them lie in files of their own."""
+    num_pieces: int = 0
+    """Such files, of ``PIECE`` reports each."""
 
 
 class Checkpoints:
@@ -44,11 +53,21 @@ class Checkpoints:
     def save_last(
         self, progress: Progress, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Write what an exact resume needs, then drop the checkpoint before it. A finished phase needs no optimizer."""
+        """Write what an exact resume needs, then drop the checkpoint before it. A finished phase needs no optimizer.
+
+        Reports that fill a piece move from ``progress`` into a file, which no later checkpoint writes again.
+        """
         if self._best is not None:
             step, score, weights = self._best
             self._commit("best", step, {"model.safetensors": weights}, {"score": score})
             self._best = None
+        while len(progress.history) >= PIECE:
+            if self.owner is not None:
+                self.owner.check()
+            piece = json.dumps(progress.history[:PIECE]).encode()
+            self.storage.write_bytes(piece, *self.parts, piece_name(progress.num_pieces))
+            progress.num_pieces += 1
+            progress.history = progress.history[PIECE:]
         state: dict[str, Any] = {"progress": vars(progress)}
         files = {}
         if not progress.finished:
@@ -82,7 +101,11 @@ class Checkpoints:
     def history(self) -> list[dict[str, Any]]:
         """Return the reports up to the last checkpoint."""
         files = self._read("last")
-        return self._state(files)["progress"]["history"] if files else []
+        if files is None:
+            return []
+        progress = Progress(**self._state(files)["progress"])
+        pieces = [self.storage.read_json(*self.parts, piece_name(i)) for i in range(progress.num_pieces)]
+        return [*itertools.chain(*pieces), *progress.history]
 
     def load_best(self, model: nn.Module) -> float:
         """Put the best weights into ``model`` and return their score."""
@@ -127,6 +150,10 @@ class Checkpoints:
                     f"{pointer['bytes'][name]}: it was damaged. Delete {self.storage.show(*self.parts)} to train anew."
                 )
         return files
+
+
+def piece_name(index: int) -> str:
+    return f"history-{index:05d}.json"
 
 
 def to_bytes(module: nn.Module) -> bytes:
