@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -64,6 +64,31 @@ def list_artifacts(storage: Storage) -> list[Row]:
     return [replace(row, used_by=tuple(sorted(used_by.get(name, ())))) for name, row in rows.items()]
 
 
+def refer(storage: Storage, run_key: str, artifacts: Iterable[Artifact], run_id: str | None = None) -> None:
+    """Let garbage collection keep artefacts, there or not yet, for a run: before they are made, or waited for.
+
+    What the run refers to already stays, as does its ``run_id`` in MLflow where none is given.
+    """
+    parts = ("runs", run_key, "run.json")
+    try:
+        before = storage.read_json(*parts)
+    except Missing:
+        before = {}
+    names = {*before.get("artifacts", ()), *map(str, artifacts)}
+    record = {**before, "run_id": run_id or before.get("run_id"), "artifacts": sorted(names)}
+    if record != before:
+        storage.write_json(record, *parts)
+
+
+def referred(storage: Storage, run_key: str) -> list[Artifact]:
+    """What a run refers to, there or not."""
+    try:
+        names = storage.read_json("runs", run_key, "run.json").get("artifacts", ())
+    except Missing:
+        return []
+    return [storage.artifact(*name.split("/")) for name in names]
+
+
 def remove_artifact(storage: Storage, name: str, force: bool = False) -> Row:
     """Remove the artefact ``KIND/KEY``; ArtifactError if it is not there or if a run refers to it and not ``force``."""
     row = next((row for row in list_artifacts(storage) if f"{row.kind}/{row.key}" == name), None)
@@ -72,7 +97,7 @@ def remove_artifact(storage: Storage, name: str, force: bool = False) -> Row:
     if row.used_by and not force:
         raise ArtifactError(
             f"{name} stays: {len(row.used_by)} run(s) refer to it ({', '.join(row.used_by[:3])}). "
-            "Add --force to remove it all the same; it is made anew when such a run is repeated."
+            "Add --force to remove it all the same; it is made anew when such a run needs it again."
         )
     storage.artifact(row.kind, row.key).delete()
     return row
@@ -214,10 +239,12 @@ def _keep(entry: Path) -> None:
 def _make_room(root: Path, num_bytes: int) -> None:
     """Evict the least recently used copies that no process holds until ``num_bytes`` more fit under the bound.
 
-    Copies that are all in use may exceed it: a run that needs them could not work otherwise.
+    Copies that are all in use may exceed it: a run that needs them could not work otherwise. What else lies there,
+    metrics that MLflow still lacks and crash logs, is the only one of its kind, and stays.
     """
     with FileLock(root / "locks" / "evict.lock"):
-        copies = sorted((_used_and_bytes(entry), entry) for entry in root.iterdir() if entry.name != "locks")
+        entries = [entry for entry in root.iterdir() if entry.name.partition("-")[0] in KINDS]
+        copies = sorted((_used_and_bytes(entry), entry) for entry in entries)
         excess = sum(size for (_, size), _ in copies) + num_bytes - _cache_bytes()
         for (_, size), entry in copies:
             if excess > 0 and _evict(entry):

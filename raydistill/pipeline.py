@@ -16,6 +16,7 @@ from raydistill import cluster
 from raydistill.artifacts import Artifact, Owner, Storage, recipe_key
 from raydistill.assembly import assemble
 from raydistill.board import Show
+from raydistill.cache import refer, referred
 from raydistill.config import Config
 from raydistill.data.classes import class_summary
 from raydistill.data.paths import resolve_path
@@ -132,7 +133,7 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
     from raydistill.workplace import metrics_path
 
     storage, parts = prepared.storage, ("runs", prepared.run_key)
-    owner = Owner.acquire(storage, *parts)
+    owner = take_over(prepared)
     store.result()
     with tracked(prepared) as ref:
         stop.is_obeyed = True
@@ -149,6 +150,16 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
     results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
     storage.write_json(results, *parts, "results.json")
     return results
+
+
+def take_over(prepared: Prepared) -> Owner:
+    """Own the run folder, and refer to the run's data, which then stays however long the run waits for its workers."""
+    storage, key = prepared.storage, prepared.run_key
+    owner = Owner.acquire(storage, "runs", key)
+    refer(storage, key, [prepared.data, prepared.tokens])
+    if not (prepared.data.exists() and prepared.tokens.exists()):
+        prepare(prepared.config, storage)  # garbage collection came between
+    return owner
 
 
 def drain_histories(ref: RunRef, outcome: Outcome) -> None:
@@ -255,12 +266,23 @@ def add_report(prepared: Prepared, results: dict[str, Any], folder: Path) -> dic
 
 
 def finished(prepared: Prepared) -> dict[str, Any] | None:
-    """Return the results of the same run, if it came to its end before."""
+    """Return the results of the same run, if it came to its end before and the models it names are still there."""
     parts = ("runs", prepared.run_key, "results.json")
     if not prepared.storage.exists(*parts):
         return None
     results: dict[str, Any] = prepared.storage.read_json(*parts)
-    return {**results, "reused": ["run"]}
+    return {**results, "reused": ["run"]} if locate_models(prepared, results) else None
+
+
+def locate_models(prepared: Prepared, results: dict[str, Any]) -> bool:
+    """Whether the models of ``results`` are still in storage; their paths are set to where this node has them."""
+    for artifact in referred(prepared.storage, prepared.run_key):
+        model = results.get(artifact.kind) or {}  # of a student, teacher or baseline
+        if artifact.key in model.get("path", ""):
+            if not artifact.exists():
+                return False
+            model["path"] = str(artifact.local() / "model")
+    return True
 
 
 def with_absolute_paths(config: Config) -> Config:

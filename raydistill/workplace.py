@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from raydistill.artifacts import Artifact, Owner, Storage
 from raydistill.board import Board
+from raydistill.cache import refer
 from raydistill.config import Config
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
@@ -115,7 +116,7 @@ class Workplace:
         self._tracker: Tracker | None = None
         self._recorded: dict[tuple[str, ...], RecordedSignals] = {}
         self._loop = ("", 0, 0.0)
-        self._referred = [f"{artifact.kind}/{artifact.key}" for artifact in (job.data, job.tokens)]
+        self._referred = [job.data, job.tokens]
 
     def take_up(self, job: Job, board: Board) -> None:
         """Turn to another trial of the same sweep: rows, recorded signals and the teacher's module stay loaded."""
@@ -169,11 +170,10 @@ class Workplace:
 
     def _refer(self, artifact: Artifact) -> None:
         """Write that the run refers to the artefact, before it is used: ``raydistill cache gc`` keeps it then."""
-        name = f"{artifact.kind}/{artifact.key}"
-        if self.group.is_first and not self.job.folder and name not in self._referred:
-            self._referred.append(name)
-            facts = {"run_id": self.job.run.run_id if self.job.run else None, "artifacts": sorted(self._referred)}
-            self.job.storage.write_json(facts, *self.job.run_parts, "run.json")
+        if self.group.is_first and not self.job.folder and artifact not in self._referred:
+            self._referred.append(artifact)
+            self.job.owner.check()
+            refer(self.job.storage, self.job.run_key, self._referred, self.job.run.run_id if self.job.run else None)
 
     def read_config(self, folder: Path) -> PreTrainedConfig:
         return read_config(folder, self.config.teacher.trust_remote_code)
@@ -262,8 +262,10 @@ class Workplace:
 
     def flush(self) -> None:
         if self._tracker is not None:
-            self._tracker.close(timeout=2.0 if self.board.should_stop() else 10.0)
+            left = self._tracker.close(timeout=2.0 if self.board.should_stop() else 10.0)
             self._tracker = None
+            if left == 0 and not self.job.storage.is_local:  # the node's cache never drops what MLflow lacks
+                metrics_path(self.job.storage, *self.job.run_parts).unlink(missing_ok=True)
 
     def hashes(self, split: str) -> list[str]:
         """Row hashes of a split, in row order."""

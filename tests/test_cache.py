@@ -11,8 +11,9 @@ import pytest
 from processes import KEY, OTHER, damage, fill, kill, say_go, start, wait_for
 
 from raydistill.artifacts import Artifact, Storage, file_digest
-from raydistill.cache import collect_garbage, list_artifacts, remove_artifact
+from raydistill.cache import collect_garbage, list_artifacts, refer, referred, remove_artifact
 from raydistill.errors import ArtifactError
+from raydistill.workplace import metrics_path
 
 
 def set_age(storage: Storage, kind: str, key: str, days: float) -> None:
@@ -115,6 +116,16 @@ def test_remove_refuses_what_a_run_refers_to(storage: Storage) -> None:
             remove_artifact(storage, name)
 
 
+def test_a_run_only_adds_to_what_it_refers_to(storage: Storage) -> None:
+    made = family(storage)
+    refer(storage, "one", [made["signals"]], "in-mlflow")
+    refer(storage, "one", [made["teacher"], storage.artifact("student", KEY)])  # by the driver; not there yet
+    assert storage.read_json("runs", "one", "run.json")["run_id"] == "in-mlflow"
+    assert {artifact.kind for artifact in referred(storage, "one")} == {"signals", "teacher", "student"}
+    assert collect_garbage(storage) == []
+    assert referred(storage, "another") == []
+
+
 def copies(folder: Path) -> set[str]:
     return {path.name.split("-")[0] for path in folder.iterdir() if path.name != "locks"}
 
@@ -170,9 +181,18 @@ def test_the_node_cache_is_bounded_and_spares_what_is_in_use(
     kill(holder)
     remote.artifact("student", KEY).local()
     assert copies(root) == {"tokens", "signals", "student"}
+    journal = metrics_path(remote, "runs", "abc")
+    others = [journal, root / "logs" / "crash.log"]  # what MLflow lacks still, and what a user has not read
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(900))
+        os.utime(path.parent, (0, 0))
+    remote.artifact("teacher", KEY).local()
+    assert all(path.exists() for path in others)
+    assert copies(root) == {"signals", "student", "teacher", "runs", "logs"}
     monkeypatch.setenv("RAYDISTILL_CACHE_BYTES", "much")
     with pytest.raises(ArtifactError, match="RAYDISTILL_CACHE_BYTES is 'much'"):
-        remote.artifact("teacher", KEY).local()
+        remote.artifact("tokens", KEY).local()
 
 
 def test_processes_that_fill_the_node_cache_at_once_download_once(remote: Storage, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from tiny import save_tiny
 from toy import TOPICS, relative_difference, toy_config, without_key_biases, write_toy_csv
 
 from raydistill.artifacts import Storage
+from raydistill.cache import collect_garbage, remove_artifact
 from raydistill.classifier import open_folder
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, ModelError
@@ -184,6 +185,47 @@ def test_without_its_results_a_run_is_put_together_from_its_artifacts(base, mlfl
     assert len([r for r in mlflow_runs(mlflow_uri) if r.info.run_id == run_id]) == 1
     assert len([v for v in versions(mlflow_uri) if v.run_id == run_id]) == 1
     assert metric_steps(mlflow_uri, run_id, "train/loss") == steps
+
+
+def test_a_student_that_was_removed_is_made_anew(base, mlflow_uri):
+    before, keys = base.weights(), keys_by_kind(base.storage)
+    (student,) = artifacts_of_run(base.storage, run_key(base))["student"]
+    remove_artifact(base.storage, str(student), force=True)
+    again = run(base.folder, **BASE)
+    assert list(again.spy.num_steps) == ["student.distill"]
+    assert again.results["student"]["path"] == base.results["student"]["path"]
+    assert same_weights(again.weights(), before)
+    assert keys_by_kind(base.storage) == keys
+    assert [int(v.version) for v in versions(mlflow_uri) if v.run_id == base.results["run_id"]] == [
+        base.results["model_version"]
+    ]
+
+
+def test_a_run_that_waits_for_its_workers_keeps_what_it_needs(base, monkeypatch):
+    """And what it referred to before: nothing that is sealed already goes."""
+    key, before = run_key(base), keys_by_kind(base.storage)
+    referred_before = base.storage.read_json("runs", key, "run.json")
+    base.storage.delete("runs", key, "results.json")
+    waited: list[dict[str, Any]] = []
+
+    def wait(job: Any, stop: Any, show: Any) -> Any:
+        waited.append(base.storage.read_json("runs", job.run_key, "run.json"))
+        collect_garbage(base.storage, older_than_seconds=0)
+        raise Interrupted("waited for room")
+
+    monkeypatch.setattr("raydistill.pipeline.run_phases_somewhere", wait)
+    with pytest.raises(Interrupted, match="room"):
+        run(base.folder, **BASE)
+    with pytest.raises(Interrupted, match="room"):
+        run(base.folder, **BASE, data__max_length=11)
+    monkeypatch.undo()
+    old, new = waited
+    assert old == referred_before
+    assert [name.split("/")[0] for name in new["artifacts"]] == ["data", "tokens"]
+    kept = keys_by_kind(base.storage)
+    assert all(before[kind] <= kept[kind] for kind in before)
+    assert {name.split("/")[1] for name in new["artifacts"]} <= kept["data"] | kept["tokens"]
+    assert run(base.folder, **BASE).spy.num_steps == {}
 
 
 def test_one_mlflow_run_holds_parameters_metrics_data_and_files(base, mlflow_uri):

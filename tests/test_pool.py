@@ -24,7 +24,8 @@ from toy import relative_difference, toy_config, without_key_biases
 from raydistill import recipes
 from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board
-from raydistill.errors import ArtifactError, Interrupted, RaydistillError, TeacherError
+from raydistill.cache import collect_garbage, refer, referred
+from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError
 from raydistill.loading import load_config
 from raydistill.phases import record_teacher, run_phases
 from raydistill.pipeline import prepare
@@ -146,6 +147,38 @@ def test_packed_tensors_come_back_bit_by_bit() -> None:
     }
     back = unpack(pack(tensors))
     assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_what_a_pool_records_and_from_what_is_referred_to_before_it_begins(tmp_path: Path, folder: Path) -> None:
+    """Recording may take longer than the day after which what no run refers to goes; and nothing is forgotten by it."""
+    job = make_job(folder, "cached", storage=str(tmp_path / "storage"))
+    place = local_place(job)
+    teacher = find_teacher(place)
+    assert teacher is not None
+    _, recorded = record_teacher(place, teacher)
+    sealed = recorded["train"]
+    sealed["logits"].unseal()
+    refer(job.storage, job.run_key, [job.storage.artifact("evaluation", "0" * 20)], "in-mlflow")
+    later = driver_place(replace(job, owner=Owner.acquire(job.storage, "runs", job.run_key)))
+    wanted = find_unrecorded(later, teacher, {"train": frozenset(sealed)})
+    assert [*wanted["train"]] == ["logits"]
+    names = {str(artifact) for artifact in [job.data, job.tokens, *sealed.values()]}
+    kept = {str(artifact) for artifact in referred(job.storage, job.run_key)}
+    assert names | {"evaluation/" + "0" * 20} <= kept
+    assert job.storage.read_json("runs", job.run_key, "run.json")["run_id"] == "in-mlflow"
+    assert collect_garbage(job.storage, older_than_seconds=0) == []
+    with pytest.raises(StaleOwner):  # a worker of the driver before, whose list is older
+        place.has(job.storage.artifact("student", "0" * 20), "student")
+
+
+def test_a_pool_refers_to_a_new_run_before_it_records(tmp_path: Path, folder: Path) -> None:
+    job = make_job(folder, "cached", storage=str(tmp_path / "storage"))
+    place = driver_place(job)
+    teacher = find_teacher(place)
+    assert teacher is not None
+    wanted = find_unrecorded(place, teacher, {"train": frozenset({"logits"})})
+    job.storage.write_bytes(b"shard", *str(wanted["train"]["logits"].artifact).split("/"), "00000-0.arrow")
+    assert collect_garbage(job.storage, older_than_seconds=0) == []
 
 
 @pytest.mark.parametrize("rank", range(3))

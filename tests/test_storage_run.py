@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,13 @@ def test_a_run_on_s3_equals_one_on_a_local_disk(remote, tmp_path, monkeypatch):
     (run,) = mlflow_runs(uri)
     assert run.info.status == "FINISHED"
     assert run.info.artifact_uri.startswith(f"{remote.url}/mlruns")
-    assert distill(config)["reused"] == ["run"]
+    cache = tmp_path / "node-cache"
+    assert not list(cache.rglob("metrics.jsonl"))  # MLflow has all of it
+    shutil.rmtree(cache)  # or another node
+    again = distill(config)
+    assert again["reused"] == ["run"]
+    for model in ("student", "teacher", "baseline"):
+        assert same_weights(read_weights(again[model]["path"]), read_weights(local[model]["path"]))
 
 
 def run_together(tmp_path: Path, *configs: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from typing import Any
 from raydistill.artifacts import Artifact, Owner
 from raydistill.assembly import assemble
 from raydistill.board import Show
-from raydistill.pipeline import Clock, Prepared, publish, run_key
+from raydistill.cache import refer, referred
+from raydistill.pipeline import Clock, Prepared, publish, run_key, take_over
 from raydistill.search.children import adopt
 from raydistill.search.closing import Closing, Scores, close
 from raydistill.search.front import finalists
@@ -80,6 +81,7 @@ class Choice:
         """A finalist with its validation values; those on test come later."""
         ended = [f for f in self.ledger if f.params[OF] == number and f.state == "completed"]
         done = [f for f in ended if f.params[SEED] in seeds]  # others are of an earlier session with another budget
+        done = [final for final in done if self._artifact(final).exists()]
         outcomes = [
             SeedOutcome(
                 seed=int(final.params[SEED] or 0),
@@ -99,14 +101,16 @@ class Choice:
         """Finish the winner's line and measure all finalists on the test rows."""
         if self.winner is None:
             return
-        students = {f.student: self._artifact(f) for f in self.ledger if f.state == "completed" and f.student}
+        keys = {seed.student for finalist in self.finalists for seed in finalist.seeds}
+        students = {key: self.prepared.storage.artifact("student", key) for key in keys}
         self.won = self._winner_prepared()
         self.won_ref = start_run(self.won.config, self.won.storage, self.won.run_key, {"sweep": self.prepared.run_key})
         adopt(self.ref, self.won_ref, "winner")
-        self._refer(students)
-        owner = Owner.acquire(self.won.storage, "runs", self.won.run_key)
+        refer(self.won.storage, self.prepared.run_key, students.values())
+        owner = take_over(self.won)
         job = self.won.job(owner, self.won_ref)
         self.closing = run_workers(job, self.show, self.stop, partial(close, students=students))
+        refer(self.won.storage, self.prepared.run_key, referred(self.won.storage, self.won.run_key))
         scores = self.closing.scores
         self.finalists = [
             replace(f, seeds=tuple(measured(seed, scores[seed.student]) for seed in f.seeds)) for f in self.finalists
@@ -122,13 +126,6 @@ class Choice:
         config = trial_config(prepared.config, trial.course, self.winner[1].seed)
         key = run_key(config, prepared.tokens, prepared.source, prepared.dtype)
         return replace(prepared, config=config, run_key=key)
-
-    def _refer(self, students: dict[str, Artifact]) -> None:
-        """Let ``raydistill cache gc`` keep the finalists."""
-        storage, place = self.prepared.storage, ("runs", self.prepared.run_key, "run.json")
-        facts = storage.read_json(*place)
-        names = {*facts["artifacts"], *(f"student/{key}" for key in students)}
-        storage.write_json({**facts, "artifacts": sorted(names)}, *place)
 
     def register(self, clock: Clock) -> dict[str, Any] | None:
         """Results and registered version of the winner, as after ``distill``."""

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from raydistill.artifacts import Artifact
+from raydistill.cache import refer
 from raydistill.config import Config
 from raydistill.errors import TrackingError
 from raydistill.search.children import finish_child, start_child
@@ -156,7 +158,13 @@ class FinalSource:
             if number is None:
                 number = book.ledger.add(params, facts=trial.facts, schedule=trial.schedule).number
             self.numbers[trial.number, seed] = number
-        self.open = [n for n in self.numbers.values() if book.ledger[n].state != "completed"]
+        self.open = [n for n in self.numbers.values() if not self._is_done(book.ledger[n])]
+
+    def _student(self, key: str) -> Artifact:
+        return self.book.shared.job.storage.artifact("student", key)
+
+    def _is_done(self, final: Trial) -> bool:
+        return final.state == "completed" and final.student is not None and self._student(final.student).exists()
 
     def next(self) -> Trial | None:
         return self.book.ledger[self.open.pop(0)] if self.open and not self.stop.is_set() else None
@@ -176,6 +184,9 @@ class FinalSource:
 
     def end(self, number: int, state: State, **changes: Any) -> None:
         self.book.ledger.update(number, state=state, **changes)
+        if state == "completed":
+            job = self.book.shared.job
+            refer(job.storage, job.run_key, [self._student(changes["student"])])
         self.book.end(number, state)
 
     @property

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill import cluster
-from raydistill.artifacts import Owner, Storage, recipe_key
+from raydistill.artifacts import Storage, recipe_key
 from raydistill.board import Show
 from raydistill.cluster.waiting import Waiting
 from raydistill.config import Config
 from raydistill.lineage import redact_tree
-from raydistill.pipeline import Clock, Prepared, prepare, say_classes, say_waiting, tracked
+from raydistill.pipeline import Clock, Prepared, locate_models, prepare, say_classes, say_waiting, take_over, tracked
 from raydistill.recipes import start_digest
 from raydistill.search.space import check_space, sweep_of
 from raydistill.search.trials import Ledger
@@ -77,13 +77,21 @@ def sweep_key(prepared: Prepared, fresh: bool) -> str:
 
 
 def finished(prepared: Prepared) -> dict[str, Any] | None:
-    """The summary of a sweep that came to its end with this very budget."""
+    """The summary of a sweep that came to its end with this very budget, if its finalists' students are still there."""
     parts = ("runs", prepared.run_key, "sweep.json")
     if not prepared.storage.exists(*parts):
         return None
     summary: dict[str, Any] = prepared.storage.read_json(*parts)
     settings = redact_tree(sweep_of(prepared.config).model_dump(mode="json"))
-    return summary if summary["config"]["sweep"] == settings else None
+    if summary["config"]["sweep"] != settings or not locate_models(prepared, summary["results"] or {}):
+        return None
+    seeds = [seed for finalist in summary["finalists"] for seed in finalist["seeds"]]
+    for seed in [*seeds, *filter(None, [summary["winner"]])]:
+        student = prepared.storage.artifact("student", seed["student"])
+        if not student.exists():
+            return None
+        seed["path"] = str(student.local() / "model")
+    return summary
 
 
 @dataclass
@@ -99,7 +107,7 @@ class Driver:
         self.config, self.storage = self.prepared.config, self.prepared.storage
         self.sweep = sweep_of(self.config)
         self.parts = ("runs", self.prepared.run_key)
-        self.owner = Owner.acquire(self.storage, *self.parts)
+        self.owner = take_over(self.prepared)
 
     def run(self, store: Future[None], retry_failed: bool) -> dict[str, Any]:
         store.result()

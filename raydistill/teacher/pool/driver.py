@@ -60,7 +60,7 @@ def run_with_pool(job: Job, show: Show, stop: Stop) -> Outcome:
     teacher = run.teacher()
     mode, _, needs = teacher_mode(run.place, teacher, job.config)
     wanted = find_unrecorded(run.place, teacher, recorded_signals(mode, needs))
-    feeds = mode == "pool" and not student_artifact(run.place, teacher, mode)[0].exists()
+    feeds = mode == "pool" and not run.place.has(student_artifact(run.place, teacher, mode)[0], "student")
     if wanted or feeds:
         with run.pool(teacher, feeds=feeds) as pool:
             run.record(pool, wanted)
@@ -142,7 +142,7 @@ def find_teacher(place: Workplace) -> TeacherIdentity | None:
     if place.config.teacher.finetune is None:
         return source
     artifact, _ = teacher_artifact(place, source)
-    return fine_tuned(source, artifact) if artifact.exists() else None
+    return fine_tuned(source, artifact) if place.has(artifact, "teacher") else None
 
 
 def fine_tune(place: Workplace) -> tuple[float, Artifact | None]:
@@ -155,11 +155,11 @@ def fine_tune(place: Workplace) -> tuple[float, Artifact | None]:
 def find_unrecorded(
     place: Workplace, teacher: TeacherIdentity, splits: Mapping[str, frozenset[str]]
 ) -> dict[str, dict[str, Wanted]]:
-    """The signals that are still to be recorded, by split."""
+    """The signals that are still to be recorded, by split. The run refers to all of them, also to those on storage."""
     found: dict[str, dict[str, Wanted]] = {}
     for split, signals in splits.items():
         wanted = {signal: wanted_signal(place, teacher, signal, split) for signal in sorted(signals)}
-        missing = {signal: item for signal, item in wanted.items() if not item.artifact.exists()}
+        missing = {s: item for s, item in wanted.items() if not place.has(item.artifact, f"signals of {split}")}
         if missing:
             found[split] = missing
     return found
