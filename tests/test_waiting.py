@@ -11,6 +11,8 @@ from raydistill.cluster import waiting
 from raydistill.cluster.room import Node
 from raydistill.cluster.waiting import Waiting
 from raydistill.errors import RaydistillError
+from raydistill.search.sweep import waits_for_room
+from raydistill.search.trials import Trial
 
 
 class Scene:
@@ -86,3 +88,23 @@ def test_the_least_of_an_elastic_group_is_enough(monkeypatch):
 def test_zero_minutes_refuse_at_once(monkeypatch):
     with pytest.raises(RaydistillError, match="no node hold 0 of them"):
         Scene(monkeypatch, max_wait_minutes=0).look(0.0)
+
+
+@pytest.mark.parametrize(
+    ("states", "workers", "waits"),
+    [
+        (["waiting", "waiting"], 1, True),
+        (["running", "waiting"], 1, False),
+        (["completed", "failed"], 1, False),
+        ([], 1, False),
+        (["running", "waiting"], 2, True),  # its actor is there, its workers may not be
+        (["reported", "running"], 2, False),
+        (["completed", "waiting"], 2, True),
+    ],
+)
+def test_a_sweep_waits_while_no_trial_has_begun(states, workers, waits):
+    trials = [
+        Trial(number, {}, state="running" if state == "reported" else state, history=[{}] * (state == "reported"))
+        for number, state in enumerate(states)
+    ]
+    assert waits_for_room(trials, workers) is waits

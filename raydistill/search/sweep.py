@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,6 +75,13 @@ def sweep_key(prepared: Prepared, fresh: bool) -> str:
     newest = max((int(name.partition("-")[2] or 1) for name in attempts), default=0)
     number = newest + 1 if fresh else max(newest, 1)
     return key if number == 1 else f"{key}-{number}"
+
+
+def waits_for_room(trials: Sequence[Trial], workers: int) -> bool:
+    """Whether trials are still to begin and none has; one of several workers counts as running before it has these."""
+    running = [trial for trial in trials if trial.state == "running"]
+    has_begun = any(trial.history for trial in running) if workers > 1 else bool(running)
+    return not has_begun and any(trial.state in ("waiting", "running") for trial in trials)
 
 
 def finished(prepared: Prepared) -> dict[str, Any] | None:
@@ -193,8 +201,7 @@ class Driver:
     def view(self, phase: str, crew: Crew, trials: list[Trial], total: int) -> None:
         """Show how the trials are doing."""
         elapsed = time.perf_counter() - self.clock.started
-        states = {trial.state for trial in trials}
-        if self.waiting.look("waiting" in states and "running" not in states):
+        if self.waiting.look(waits_for_room(trials, crew.workers)):
             return
         self.show(
             {
