@@ -528,8 +528,7 @@ def test_a_desk_that_dies_is_replaced(folder, ray_cluster):
         known = wait_for(lambda: ray.get(desk.teachers.remote()))
         ray.kill(desk, no_restart=False)
         assert wait_for(lambda: told_by(desk)) == known
-        desk.close.remote()
-        wait_for(lambda: not made.pool.pool.max)
+        wait_for(lambda: desk.close.remote() and not made.pool.pool.max)
     assert made.error is None
 
 

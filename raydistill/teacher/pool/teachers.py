@@ -133,7 +133,7 @@ class TeacherPool:
     def __enter__(self) -> TeacherPool:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.desk = ray.remote(Desk).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
-        self._news = self.desk.take_news.remote()
+        self._ask_desk()
         self.tend()
         return self
 
@@ -175,20 +175,26 @@ class TeacherPool:
             self.desk.publish.remote(now)
         self._tell(now)
 
+    def _ask_desk(self) -> None:
+        self._news, self._news_at = self.desk.take_news.remote(), time.monotonic()
+
     def _take_news(self) -> bool:
         """Read what the desk has to tell; whether it knows the teachers: Ray brings back one that died."""
-        if not ray.wait([self._news], timeout=0)[0]:
+        news, is_known = None, True
+        if ray.wait([self._news], timeout=0)[0]:
+            try:
+                news = ray.get(self._news)
+            except LOST as error:
+                logging.getLogger(__name__).warning("The desk of the teachers is gone: %s", str(error).splitlines()[0])
+                is_known = False
+        elif time.monotonic() - self._news_at < SILENT_SECONDS:
             return True
-        try:
-            news = ray.get(self._news)
-        except LOST as error:
-            logging.getLogger(__name__).warning("The desk of the teachers is gone: %s", str(error).splitlines()[0])
-            return False
         else:
+            is_known = False  # a question that was asked while the desk came back may have been lost
+        self._ask_desk()
+        if news is not None:
             self._read(*news)
-            return True
-        finally:
-            self._news = self.desk.take_news.remote()
+        return is_known
 
     def _read(self, is_open: bool, complaints: list[Complaint]) -> None:
         for complaint in complaints:
