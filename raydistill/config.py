@@ -203,6 +203,8 @@ class ModelTeacher(Section):
     """Run Python code that comes with the model. Only for models whose code you have read; the student has it, too."""
     finetune: Finetune | None = None
     """Fine-tune the model on the labelled rows first; the best epoch by validation is kept."""
+    allow_chance: bool = False
+    """Go on with a teacher that is no better than chance on the validation rows, instead of ending the run."""
     mode: Literal["auto", "cached", "online", "pool"] = "auto"
     """``cached``: record its signals once; ``online``: run it beside the student; ``pool``: teacher actors compute
     ahead of it; ``auto``: by ``max_cache_bytes``."""

@@ -13,10 +13,13 @@ import numpy as np
 
 from raydistill import recipes
 from raydistill.artifacts import Artifact
-from raydistill.config import Config, Stage, TaskLoss
+from raydistill.config import Config, Evaluate, Stage, TaskLoss
 from raydistill.errors import ModelError
-from raydistill.evaluate.compare import other_order
+from raydistill.evaluate.compare import chance, other_order
+from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.measure import evaluate
+from raydistill.evaluate.metrics import per_class
+from raydistill.evaluate.verdict import why_chance
 from raydistill.losses import all_teacher_needs, build_stages
 from raydistill.models.load import is_classifier, label_notice, resolve_model
 from raydistill.models.student import build_student, student_config
@@ -107,6 +110,7 @@ def record_splits(place: Workplace, teacher: TeacherIdentity, splits: dict[str, 
     """Record the signals of each split that are missing, after a look at what the teacher says of validation rows."""
     validation = record_split(place, teacher, "validation", splits["validation"])
     check_label_order(place, teacher, validation)
+    check_chance(place, validation)
     return {
         split: validation if split == "validation" else record_split(place, teacher, split, signals)
         for split, signals in splits.items()
@@ -137,6 +141,44 @@ def check_label_order(place: Workplace, teacher: TeacherIdentity, recorded: dict
         f"{', '.join(names)}, it is right on {own:.1f} % of the validation rows; for {turned} on {other:.1f} %. Name "
         f"them so in id2label of its config.json{' or in task.labels' if place.config.task.labels is None else ''}."
     )
+
+
+def check_chance(place: Workplace, recorded: dict[str, Artifact]) -> None:
+    """ModelError where the teacher is no better than chance on the validation rows; every rank sees the same logits."""
+    settings, rows = place.config.teacher, place.rows["validation"]
+    if settings.allow_chance:
+        return
+    logits = RecordedSignals(recorded, rows.num_rows).batch(np.arange(rows.num_rows))["logits"].numpy()
+    found = judged_chance(logits, rows.labels, place.job.labels, rows.example_ids, place.config.evaluate)
+    if found is None:
+        return
+    finetune = settings.finetune
+    advice = "Name one that was fine-tuned for these classes, or add teacher.finetune."
+    if finetune is not None:
+        labeled = int((place.rows["train"].labels >= 0).sum())
+        advice = (
+            f"Train it for more epochs (teacher.finetune.num_epochs, now {finetune.num_epochs:g}), at a higher rate "
+            f"(teacher.finetune.learning_rate, now {finetune.learning_rate:g}) or on more labels (now {labeled:,})."
+        )
+    raise ModelError(
+        f"The teacher stayed at chance on the validation rows, so a student has nothing to learn from it: {found}. "
+        f"{advice} teacher.allow_chance=true goes on with it."
+    )
+
+
+def judged_chance(
+    logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...], example_ids: np.ndarray, settings: Evaluate
+) -> str | None:
+    """Why a model is no better than chance on labelled rows, by the test that results use; None for one that is, or
+    that has learned something of skewed classes."""
+    kept = labels >= 0
+    logits, labels = logits[kept], labels[kept]
+    found = intervals(logits, labels, settings.bootstrap_samples, example_ids=example_ids[kept])
+    tested = chance(found, logits, labels)
+    if tested["reason"] in (None, "accuracy_only"):
+        return None
+    tested |= {"majority_class": names[tested["majority_class"]]}
+    return why_chance({"chance": tested, "test": found, "per_class": per_class(logits, labels, names)})
 
 
 def teacher_mode(place: Workplace, teacher: TeacherIdentity, config: Config) -> tuple[str, str, frozenset[str]]:

@@ -115,7 +115,7 @@ def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
         "storage": True,
         "sweep": True,
         "data": {"path", "unlabeled"},
-        "teacher": {"model", "pool"},
+        "teacher": {"model", "pool", "allow_chance"},
         "student": {"start"},
         "train": {
             *("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures"),

@@ -77,7 +77,8 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
         "labels": list(size.labels),
         "estimate": size.is_estimate,
         "phases": phases(config, storage, data, known, source, dtype, needs, mode),
-        "teacher": {"mode": mode, "why": why, "signal_bytes": sizes, "dtype": dtype},
+        "teacher": {"mode": mode, "why": why, "signal_bytes": sizes, "dtype": dtype}
+        | {"allow_chance": config.teacher.allow_chance},
         "student": {
             "num_layers": student.num_hidden_layers,
             "hidden_size": student.hidden_size,
@@ -305,7 +306,8 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     teacher, student = plan["teacher"], plan["student"]
     for signal, size in teacher["signal_bytes"].items():
         console.print(f"signal     {escape(signal)}: {about}{size:,} bytes")
-    console.print(f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}")
+    chance = "the run goes on" if teacher["allow_chance"] else "the run ends after it"
+    console.print(f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}; at chance {chance}")
     layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
     shape = f"{student['num_layers']} layers, width {student['hidden_size']}, {student['num_heads']} heads"
     console.print(f"student    {shape}{escape(layers)}")

@@ -505,7 +505,7 @@ def nameless_teacher(base: Ran, folder: Path) -> dict[str, str]:
     names = {f"LABEL_{i}": i for i in range(len(TOPICS))}
     config |= {"label2id": names, "id2label": {str(i): name for name, i in names.items()}}
     (folder / "config.json").write_text(json.dumps(config))
-    return {"model": str(folder)}
+    return {"model": str(folder), "allow_chance": True}
 
 
 def test_classes_that_are_known_by_position_only_are_told_everywhere(base, tmp_path, capsys):
@@ -534,6 +534,29 @@ def test_an_order_of_classes_that_the_rows_contradict_is_refused(base, tmp_path)
     )
     with pytest.raises(ModelError, match=message):
         run(base.folder, task={"labels": ["sport", "film", "money"]}, **turned)
+
+
+def test_a_teacher_at_chance_ends_the_run_before_a_student_learns_from_it(tmp_path):
+    """With the override the run goes on with the same teacher."""
+    weak = {"teacher__finetune": {"num_epochs": 1, "learning_rate": 1e-9}, "evaluate__baseline": False}
+    message = r"stayed at chance on the validation rows.*num_epochs, now 1\).*now 1e-09\).*labels \(now 60\)"
+    with pytest.raises(ModelError, match=message):
+        run(tmp_path, **weak, teacher__allow_chance=False)
+    storage = Storage(str(tmp_path / "storage"))
+    made = keys_by_kind(storage)
+    assert (len(made["teacher"]), len(made["student"]), len(made["signals"])) == (1, 0, 1)  # of validation rows
+    results = run(tmp_path, **weak, teacher__allow_chance=True).results
+    assert "teacher" in results["reused"]
+    assert keys_by_kind(storage)["teacher"] == made["teacher"]
+    finished = run(tmp_path, **weak, teacher__allow_chance=False).results  # the same run, which needs no judgement now
+    assert finished["reused"] == ["run"]
+
+
+def test_a_ready_made_teacher_at_chance_ends_the_run(tmp_path):
+    toy_config(tmp_path)
+    save_tiny(tmp_path / "guessing", "bert", labels=tuple(sorted(TOPICS)))
+    with pytest.raises(ModelError, match=r"at chance.*Name one that was fine-tuned for these classes"):
+        run(tmp_path, teacher={"model": str(tmp_path / "guessing")})
 
 
 def test_online_gives_the_student_of_cached(other):

@@ -80,7 +80,7 @@ def test_a_teacher_with_code_of_its_own_is_distilled(tmp_path):
 def test_code_is_not_run_unless_the_config_says_so(tmp_path):
     teacher = with_code(tmp_path / "teacher", labels=tuple(sorted(TOPICS)))
     (teacher / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')" + CODE.format(name="Own"))
-    config = toy_config(tmp_path, teacher={"model": str(teacher)})
+    config = toy_config(tmp_path, teacher={"model": str(teacher), "allow_chance": True})
     for refuse in (make_plan, distill):
         with pytest.raises(ModelError, match=r"teacher\.trust_remote_code: true, once you have read that code"):
             refuse(load_config(config))

@@ -23,7 +23,7 @@ from toy import weights as module_weights
 from raydistill.artifacts import Artifact, Owner, Storage
 from raydistill.board import Board, Show
 from raydistill.config import Config
-from raydistill.errors import Interrupted
+from raydistill.errors import Interrupted, ModelError
 from raydistill.loading import load_config
 from raydistill.pipeline import distill, prepare
 from raydistill.search.actor import TrialActor
@@ -440,6 +440,12 @@ def train_to_end(actor: TrialActor, most: int = 100) -> list[dict[str, Any]]:
 
 def without_times(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{n: v for n, v in entry.items() if not n.endswith("seconds")} for entry in entries]
+
+
+def test_a_teacher_at_chance_ends_a_sweep_before_its_first_trial(tmp_path):
+    weak = {"teacher__finetune": {"num_epochs": 1, "learning_rate": 1e-9}, "teacher__allow_chance": False}
+    with pytest.raises(ModelError, match=r"at chance.*teacher\.allow_chance=true goes on"):
+        make_shared(tmp_path, **weak)
 
 
 def test_nothing_of_a_trial_is_left_for_the_next_one_of_its_actor(tmp_path):

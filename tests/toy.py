@@ -62,7 +62,7 @@ def toy_config(folder: Path, **changes: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "storage": str(folder / "storage"),
         "data": {"path": str(data), "max_length": 20, "max_labeled": 60},
-        "teacher": {"model": str(teacher), "finetune": {"num_epochs": 6, "learning_rate": 2e-3}},
+        "teacher": {"model": str(teacher), "finetune": {"num_epochs": 6, "learning_rate": 2e-3}, "allow_chance": True},
         "student": {"num_layers": 2},
         "stages": {
             "distill": {

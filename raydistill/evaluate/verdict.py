@@ -9,9 +9,9 @@ from typing import Any
 def verdict(results: Mapping[str, Any]) -> str:
     """Sentences about chance, retention and the gain over the same student without a teacher, from results.json."""
     if _at_chance(results["student"]):
-        first = f"The student stayed at chance: {_why(results['student'])}."
+        first = f"The student stayed at chance: {why_chance(results['student'])}."
     elif _at_chance(results["teacher"]):
-        first = f"The teacher itself stayed at chance, so there is little to keep: {_why(results['teacher'])}."
+        first = f"The teacher itself stayed at chance, so there is little to keep: {why_chance(results['teacher'])}."
     else:
         first = _kept(results)
     if _at_chance(results["student"]) and _at_chance(results["teacher"]):
@@ -23,7 +23,8 @@ def _at_chance(model: Mapping[str, Any]) -> bool:
     return bool(model["chance"]["at_chance"])
 
 
-def _why(model: Mapping[str, Any]) -> str:
+def why_chance(model: Mapping[str, Any]) -> str:
+    """Why a model of results.json counts as one at chance."""
     chance, accuracy = model["chance"], model["test"]["accuracy"]
     if chance["reason"] == "one_class":
         only = next(entry["name"] for entry in model["per_class"] if entry["predicted"])

@@ -15,6 +15,7 @@ from raydistill.cluster.resources import check_teachers, teachers_beside
 from raydistill.config import Pool
 from raydistill.phases import (
     Outcome,
+    check_chance,
     fit_teacher,
     recorded_signals,
     run_phases,
@@ -63,7 +64,7 @@ def run_with_pool(job: Job, show: Show, stop: Stop) -> Outcome:
     feeds = mode == "pool" and not run.place.has(student_artifact(run.place, teacher, mode)[0], "student")
     if wanted or feeds:
         with run.pool(teacher, feeds=feeds) as pool:
-            run.record(pool, wanted)
+            run.record(pool, teacher, wanted)
             if feeds:
                 phases = partial(run_fed, feed=PoolFeed(pool.desk, run.settings.max_ahead_bytes))
                 return run.completed(run_workers(job, show, stop, phases, watch=pool.tend, pool=run.settings))
@@ -79,7 +80,7 @@ def share_with_pool(job: Job, show: Show, stop: Stop) -> Shared:
     wanted = find_unrecorded(run.place, teacher, shared_signals(run.place, teacher))
     if wanted:
         with run.pool(teacher, feeds=False) as pool:
-            run.record(pool, wanted)
+            run.record(pool, teacher, wanted)
     return run.completed(run_workers(job, show, stop, share))
 
 
@@ -114,10 +115,16 @@ class PooledRun:
         arguments = (self.job, teacher.artifact)
         return TeacherPool(settings, options, Teacher, arguments, self.show, train.max_wait_minutes)
 
-    def record(self, pool: TeacherPool, wanted: Mapping[str, Mapping[str, Wanted]]) -> None:
-        """Record what is wanted of each split."""
+    def record(self, pool: TeacherPool, teacher: TeacherIdentity, wanted: Mapping[str, Mapping[str, Wanted]]) -> None:
+        """Record what is wanted of each split: the validation rows first, which tell whether the teacher is of use."""
         with self.place.phase("record"):
-            record_in_pool(pool, self.place.rows, wanted, owner=self.job.owner, stop=self.stop, show=self.show)
+            for splits in ({"validation"}, set(wanted) - {"validation"}):
+                part = {split: signals for split, signals in wanted.items() if split in splits}
+                if part:
+                    record_in_pool(pool, self.place.rows, part, owner=self.job.owner, stop=self.stop, show=self.show)
+                if "validation" in splits:
+                    item = wanted_signal(self.place, teacher, "logits", "validation")
+                    check_chance(self.place, {"logits": item.artifact})
         self.seconds["record"] = self.place.seconds["record"]
         self.made |= {f"signals of {split}" for split in wanted}
 
