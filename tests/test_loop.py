@@ -18,6 +18,7 @@ from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.losses import ForwardKl, Losses, TaskLoss
 from raydistill.models.capture import capture
 from raydistill.tasks import TextClassification
+from raydistill.teacher.signals import OnlineSignals
 from raydistill.train import checkpoint
 from raydistill.train.checkpoint import Checkpoints, Progress
 from raydistill.train.device import Device
@@ -279,8 +280,9 @@ def test_frozen_parameters_stay_and_the_rest_moves(toy):
 
 @pytest.mark.parametrize(("pattern", "words"), [("*nothing*", "matches no parameter"), ("*", "is left to train")])
 def test_a_freeze_pattern_that_cannot_be_meant_is_refused(toy, pattern, words):
-    with pytest.raises(ConfigError, match=words):
-        list(train(toy.setup("freeze-wrong", optimization={"freeze": [pattern]})))
+    for name, setting in (("student.distill", "stages.distill.freeze"), ("teacher", "teacher.finetune.freeze")):
+        with pytest.raises(ConfigError, match=f"^{setting}: .*{words}"):
+            list(train(toy.setup(name, optimization={"freeze": [pattern]})))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(toy):
@@ -298,6 +300,96 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(toy):
 def test_batch_size_must_fit_the_groups(toy):
     with pytest.raises(ConfigError, match="not a multiple of 2"):
         list(train(toy.setup("groups", all_terms(toy), train={"global_batch_size": 15})))
+
+
+def test_reports_come_every_few_steps_and_at_validations(toy):
+    setup = toy.setup("rhythm", schedule=Schedule(62, 25), validate=lambda: {"accuracy": 1.0, "macro_f1": 0.5})
+    reports = list(train(setup))
+    validated = [25, 50, 62]  # and every third step: a twentieth of the stage
+    assert [r.step for r in reports] == sorted({*range(3, 63, 3), *validated})
+    assert [r.step for r in reports if r.validated] == validated
+    assert [r.step for r in reports if "validation/macro_f1" in r.metrics] == validated
+    assert [r.step for r in reports if r.finished] == [62]
+    assert {r.num_steps for r in reports} == {62}
+    assert not setup.model.training
+    history = setup.checkpoints.history()
+    assert history == [{"step": r.step, "validated": r.validated, **r.metrics} for r in reports]
+
+
+def test_a_report_tells_the_means_since_the_last_one(toy):
+    """The weights stay as they are, so that each step's terms can be computed apart."""
+    optimization = {"learning_rate": 1e-30, "weight_decay": 0.0, "warmup_ratio": 0.5}
+    setup = toy.setup("means", schedule=Schedule(40, 40), optimization=optimization)
+    reports = {report.step: report.metrics for report in train(setup)}
+    assert list(reports) == list(range(2, 41, 2))
+    stage, sums, counts, norms = Stage(setup), [], [], []
+    for step in (2, 3):
+        batches = stage.collate(step)
+        counts.append(setup.losses.counts(batches))
+        stage.accumulate(step, batches, counts[-1])
+        sums.append([float(value) for value in stage._sums])
+        norms.append(float(torch.cat([p.grad.flatten() for p in stage.parameters if p.grad is not None]).norm()))
+        stage.optimizer.zero_grad()
+        stage._reset_sums()
+    kd, task = (sum(s[i] for s in sums) / sum(c[i] for c in counts) for i in (0, 1))
+    assert reports[4]["train/loss/kd"] == pytest.approx(kd, rel=1e-4)
+    assert reports[4]["train/loss/task"] == pytest.approx(task, rel=1e-4)
+    assert reports[4]["train/loss"] == pytest.approx(kd + 0.5 * task, rel=1e-4)
+    assert reports[4]["train/grad_norm"] == pytest.approx(norms[1], rel=1e-3)
+    assert reports[4]["train/learning_rate"] == pytest.approx(1e-30 * 4 / 20)
+
+
+def test_a_stage_that_is_left_on_the_way_goes_on_there(toy):
+    whole = toy.setup("whole")
+    list(train(whole))
+    first = toy.setup("parts", until=7)
+    assert [report.finished for report in train(first)] == [False] * 7
+    assert first.checkpoints.history()[-1]["step"] == 7
+    assert list(train(toy.setup("parts", until=7))) == []
+    rest = toy.setup("parts", until=100)
+    assert [report.step for report in train(rest)] == list(range(8, 13))
+    assert all(torch.equal(weights(whole.model)[n], weights(rest.model)[n]) for n in weights(whole.model))
+
+
+@pytest.mark.parametrize("at_validation", [False, True])
+def test_checkpoints_are_written_when_asked_for(toy, at_validation):
+    """Every ``checkpoint_steps``, at once when a node is about to go, and before a validation is told."""
+    asked = iter([False, False, True] + [False] * 100)
+    fields = {"should_save": lambda: next(asked), "save_at_validation": at_validation, "schedule": Schedule(11, 7)}
+    setup = toy.setup(f"saves-{at_validation}", train={"checkpoint_steps": 4}, **fields)
+    saved = []
+    for report in train(setup):
+        history = setup.checkpoints.history()
+        saved.append((report.step, history[-1]["step"] if history else 0))
+    seven, eleven = (7, 11) if at_validation else (4, 8)
+    last = [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4), (6, 4), (7, seven), (8, seven), (9, 8), (10, 8), (11, eleven)]
+    assert saved == last
+    assert setup.checkpoints.history()[-1]["step"] == 11
+
+
+class LateSignals(OnlineSignals):
+    """Signals that take two looks to arrive; it keeps what was foreseen and what was waited for."""
+
+    def foresee(self, steps):
+        self.foreseen, self.waited, self.looks = [[part.tolist() for part in step] for step in steps], [], 0
+
+    def wait(self, parts):
+        self.looks += 1
+        if self.looks % 3 == 0:
+            self.waited.append([part.tolist() for part in parts])
+        return self.looks % 3 == 0
+
+
+def test_the_loop_waits_for_late_signals_and_tells_ahead_what_it_needs(toy):
+    plain = toy.setup("in-time")
+    list(train(plain))
+    signals = LateSignals(toy.teacher(), frozenset({"logits"}), Device())
+    setup = toy.setup("late", signals=signals)
+    list(train(setup))
+    assert signals.looks == 3 * setup.schedule.num_steps
+    assert signals.waited == signals.foreseen
+    assert sorted(row for step in signals.waited[:6] for part in step for row in part) == list(range(192))
+    assert all(torch.equal(weights(plain.model)[n], weights(setup.model)[n]) for n in weights(plain.model))
 
 
 def test_gradient_clipping_bounds_the_norm_of_the_step(toy):
