@@ -90,6 +90,31 @@ def test_agreement_and_retention() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [(3, 1, 2 * (4 + 1) / 2**4), (1, 9, 2 * (1 + 10) / 2**10), (2, 2, 1.0), (0, 1, 1.0), (0, 0, 1.0)],
+)
+def test_mcnemar_is_the_binomial_test_of_rows_that_one_gets_right(only_first: int, only_second: int, p: float) -> None:
+    labels = np.arange(20) % 3
+    right, wrong = 5.0 * np.eye(3)[labels], 5.0 * np.eye(3)[(labels + 1) % 3]
+    first, second = right.copy(), right.copy()
+    first[15:], second[15:] = wrong[15:], wrong[15:]  # both err
+    second[:only_first] = wrong[:only_first]
+    first[5 : 5 + only_second] = wrong[5 : 5 + only_second]
+    found = compare.mcnemar(first, second, labels)
+    assert found == {"only_first": only_first, "only_second": only_second, "p": pytest.approx(p)}
+
+
+def test_kept_logits_come_in_the_order_that_is_asked_for() -> None:
+    logits = {"student": np.arange(9.0).reshape(3, 3)}
+    kept = compare.Predictions(("a", "b", "c"), np.zeros(3), np.arange(3), logits, ("x", "y", "z"))
+    found = kept.of_rows("student", ["c", "a"], ["z", "x", "y"])
+    assert found is not None
+    assert found.tolist() == [[8, 6, 7], [2, 0, 1]]
+    assert kept.of_rows("teacher", ["a"], ["x", "y", "z"]) is None
+    assert kept.of_rows("student", ["a", "d"], ["x", "y", "z"]) is None
+
+
 def chance_of(logits: np.ndarray, labels: np.ndarray) -> dict:
     return compare.chance(intervals(logits, labels, 500), logits, labels)
 

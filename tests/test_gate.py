@@ -179,6 +179,65 @@ def test_rules_that_are_off_show_their_value_and_fail_nothing() -> None:
     assert found["leaked_rows"].value == 400
 
 
+BAD = replace(
+    GOOD,
+    challenger=model(
+        per_class=[
+            {"name": "art", "recall": 0.25, "support": 1200},
+            {"name": "sport", "recall": 0.4, "support": 30},
+            {"name": "tax", "recall": 0.0, "support": 0},
+            {"name": "law", "recall": 0.0, "support": 0},
+        ],
+        metrics={**model()["metrics"], "calibration_error": {"value": 0.16, "low": 0.1, "high": 0.2}},
+    ),
+    chance={**GOOD.chance, "at_chance": True, "reason": "accuracy"},
+    pair=pair(-0.03, -0.0512, -0.01, 1.5),
+    labels=("art", "sport", "law", "ads"),
+    champion_labels=("art", "tax", "sport", "pop", "net"),
+    retention=Retention(0.5, 0.4, 0.6, 1200, "evaluated now"),
+    leaked={"train": 1300, "validation": 2},
+    num_rows=12_000,
+)
+NOT_KNOWN = replace(
+    GOOD,
+    leaked=None,
+    retention=Retention(None, None, None, 400, "evaluated now"),
+    pair={
+        **GOOD.pair,  # type: ignore[dict-item]
+        "latency_ratio": None,
+        "differences": {"macro_f1": {"value": None, "low": None, "high": None}},
+    },
+    chance={**GOOD.chance, "at_chance": True, "reason": "accuracy_only"},
+)
+FIRST = replace(
+    GOOD,
+    champion=None,
+    pair=None,
+    champion_labels=None,
+    retention=Retention(0.97, None, 0.99, 400, "kept"),
+    chance={**GOOD.chance, "at_chance": True, "reason": "one_class"},
+)
+F1 = Gate(metric="macro_f1")
+
+
+def test_what_a_person_reads_of_every_rule() -> None:
+    """Names, figures, limits and reasons, of models that are good, bad, not comparable, and the first ones."""
+    lines = []
+    for title, facts, gate in (
+        ("good", GOOD, Gate(max_bytes=60_000_000)),
+        ("bad", BAD, Gate(max_bytes=40_000_000)),
+        ("bad, all rules off", BAD, Gate(**OFF)),
+        ("not known", NOT_KNOWN, F1),
+        ("not known, all rules off", NOT_KNOWN, F1.model_copy(update=OFF)),
+        ("no champion", FIRST, Gate()),
+    ):
+        lines.append(f"# {title}")
+        for name, r in judged(facts, gate).items():
+            figures = f"{r.shown['value']} ({r.value}), limit {r.shown['limit']} ({r.limit})"
+            lines.append(f"{name} | {r.about} | {figures} | {r.verdict} | {r.why}".rstrip())
+    assert lines == (Path(__file__).parent / "gate_rulings.txt").read_text().splitlines()
+
+
 def test_rulings_are_json() -> None:
     ruling = judged(GOOD)["latency"].to_json()
     assert ruling["value"] == pytest.approx(1.05)

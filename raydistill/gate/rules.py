@@ -191,7 +191,7 @@ def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
     if facts.pair is None:
         return skipped("non_inferiority", about, no_champion(facts))
     difference, test = facts.pair["differences"][gate.metric], facts.pair["mcnemar"]
-    text = f"{points(difference['low'])} points"
+    text = "not known" if difference["low"] is None else f"{points(difference['low'])} points"
     if margin is None:
         return switched_off("non_inferiority", about, difference["low"], text)
     shown = {"value": text, "limit": f">= {points(-margin)} points"}
