@@ -34,7 +34,7 @@ class {name}Classifier(BertForSequenceClassification):
         output.logits = 2 * output.logits
         return output
 """
-TEACHER = {"finetune": {"num_epochs": 1, "learning_rate": 2e-3}, "trust_remote_code": True}
+TEACHER = {"finetune": {"num_epochs": 1, "learning_rate": 2e-3}, "trust_remote_code": True, "allow_chance": True}
 
 
 @pytest.fixture(autouse=True)
