@@ -236,11 +236,16 @@ def to_yaml(config: Config) -> str:
 
 def load_data(path: str, overrides: Sequence[str] = ()) -> Data:
     """The data section alone, for a path and `data.name=value` overrides."""
+    return data_config(path, overrides).data
+
+
+def data_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """A config of which only the data section means something, for a path and `data.name=value` overrides."""
     strangers = [assignment for assignment in overrides if not assignment.strip().startswith("data.")]
     if strangers:
         raise ConfigError(f"--set {strangers[0]}: only names of data are used here, for example data.max_length=64")
     rest = {"teacher": {"model": "-"}, "stages": {"distill": {"losses": {"task": {"type": "task"}}}}}
-    return load_config({"data": {"path": path}, **rest}, overrides).data
+    return load_config({"data": {"path": path}, **rest}, overrides)
 
 
 def optional_data(path: str | None, overrides: Sequence[str] | None) -> Data | None:

@@ -1,16 +1,20 @@
-"""What `raydistill init` lists and copies from jobs/: recipes, which are ready configs, and other files."""
+"""What `raydistill init` lists and copies from jobs/ (recipes, which are ready configs, and other files) or writes."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raydistill.errors import ConfigError
 from raydistill.options import STORAGE
 from raydistill.schema import nearest
+
+if TYPE_CHECKING:
+    from raydistill.data.survey import Survey
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,39 @@ def copy_starter(name: str, target: Path | None = None, overwrite: bool = False)
     """
     starter = find_starter(name)
     target = target or Path(starter.file.name)
+    write_new(target, starter.file.read_text(encoding="utf-8"), overwrite)
+    return target, starter.use(target)
+
+
+def write_new(target: Path, text: str, overwrite: bool = False) -> None:
+    """Write a file that is not there yet, its folder too. ConfigError where it is, or cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "w" if overwrite else "x", encoding="utf-8") as file:
-            file.write(starter.file.read_text(encoding="utf-8"))
+            file.write(text)
     except FileExistsError:
-        raise ConfigError(f"{target} exists already; choose another name with --out, or add --force.") from None
+        raise already_there(target) from None
     except OSError as error:
         raise ConfigError(f"{target} cannot be written: {error.strerror}. Choose another place with --out.") from None
-    return target, starter.use(target)
+
+
+def already_there(target: Path) -> ConfigError:
+    return ConfigError(f"{target} exists already; choose another name with --out, or add --force.")
+
+
+def write_proposal(
+    data: str, overrides: Sequence[str], teacher: str | None, target: Path | None, overwrite: bool = False
+) -> tuple[Path, str, Survey]:
+    """Write a config for the texts at ``data``; where it is, the command that takes it, and what was found in them.
+
+    Raises ConfigError where something is there already, and whatever a run would, before any work.
+    """
+    from raydistill.loading import data_config
+    from raydistill.proposal import name_of, propose
+
+    target = target or Path(f"{name_of(data)}.yaml")
+    if target.exists() and not overwrite:  # before the texts are read
+        raise already_there(target)
+    text, survey = propose(data_config(data, overrides), teacher)
+    write_new(target, text, overwrite)
+    return target, f"raydistill plan {shlex.quote(str(target))}", survey

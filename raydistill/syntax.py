@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,20 @@ def parse_yaml(text: str, name: str) -> Document:
 def dump_yaml(data: Any) -> str:
     """Write plain data so that `parse_yaml` reads the same back."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line that YAML reads back; text is quoted only where it would be read as something else."""
+    if isinstance(value, str) and reads_back(value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def reads_back(text: str) -> bool:
+    try:
+        return bool(parse_yaml(text, "").data == text)
+    except ConfigError:
+        return False
 
 
 def position(text: str, index: int) -> str:

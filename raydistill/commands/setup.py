@@ -9,7 +9,8 @@ import typer
 
 from raydistill.commands import app
 from raydistill.console import Outcome
-from raydistill.options import STORAGE, Json, StorageUrl
+from raydistill.errors import ConfigError
+from raydistill.options import STORAGE, DataOverrides, Json, StorageUrl
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,13 +19,27 @@ if TYPE_CHECKING:
 @app.command()
 def init(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Lists what there is without it.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to copy it; this folder by default.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Write a config for this table, folder, pkg://…, URL or hub data set."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="With --data: a folder, pkg://… or a hub name.")
+    ] = None,
+    overrides: DataOverrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; in this folder by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     json: Json = False,
 ) -> Outcome:
-    """List the recipes and other files that come with raydistill, or copy one to start from."""
+    """List the recipes and other files that come with raydistill, copy one, or write a config for your own data."""
     from raydistill import starters
 
+    if data is not None:
+        if name is not None:
+            raise ConfigError(f"Either a file to copy ({name}) or --data, which writes a config of its own, not both.")
+        return propose(data, overrides or [], teacher, out, force)
+    if teacher is not None or overrides:
+        raise ConfigError("--teacher and --set say what to write for --data, which is missing. Add --data FILE.")
     if name is None:
         known = starters.list_starters()
         found: dict[str, list[dict[str, str]]] = {"recipes": [], "others": []}
@@ -36,6 +51,21 @@ def init(
         lambda: {"written": str(target), "command": command},
         lambda console: print(f"{target} written. Next: {command}"),
     )
+
+
+def propose(data: str, overrides: list[str], teacher: str | None, out: Path | None, force: bool) -> Outcome:
+    """Write a config for data of one's own, and say what is in it."""
+    from raydistill.proposal import about, surveyed
+    from raydistill.starters import write_proposal
+
+    target, command, survey = write_proposal(data, overrides, teacher, out, force)
+
+    def show(console: Console) -> None:
+        for line in about(survey):
+            print(line.removeprefix("# ").removeprefix("#"))
+        print(f"{target} written. Next: {command}")
+
+    return Outcome(lambda: {"written": str(target), "command": command, "data": surveyed(survey)}, show)
 
 
 @app.command()

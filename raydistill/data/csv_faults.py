@@ -1,4 +1,4 @@
-"""Where a CSV file is broken: the line and the column, which pyarrow does not say."""
+"""CSV row by row: where a file is broken, the line and the column, which pyarrow does not say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -13,20 +14,28 @@ _BREAK = re.compile(r"\r\n|\r|\n")
 _WORDS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
+@contextmanager
+def csv_rows(raw: Any, delimiter: str) -> Iterator[Any]:
+    """A reader of rows, header first, of a file open in binary; bytes that are not UTF-8 become surrogates."""
+    text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    limit = csv.field_size_limit(2**31 - 1)  # an open quote makes one cell of the rest of the file
+    try:
+        yield csv.reader(text, delimiter=delimiter)
+    finally:
+        csv.field_size_limit(limit)
+        text.detach()
+
+
 def find_fault(raw: Any, delimiter: str, columns: Container[str] | None = None) -> str | None:
     """The first row that does not fit the header, or the first byte that is not UTF-8 in one of ``columns``.
 
     ``raw`` is the open file in binary, ``columns`` None means all. None where nothing is found.
     """
-    text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    limit = csv.field_size_limit(2**31 - 1)  # an open quote makes one cell of the rest of the file
     try:
-        return _first_fault(csv.reader(text, delimiter=delimiter), delimiter, columns)
+        with csv_rows(raw, delimiter) as reader:
+            return _first_fault(reader, delimiter, columns)
     except (csv.Error, OSError, EOFError):  # it is not even a text file: let pyarrow's own words stand
         return None
-    finally:
-        csv.field_size_limit(limit)
-        text.detach()
 
 
 def _first_fault(reader: Any, delimiter: str, columns: Container[str] | None) -> str | None:

@@ -7,13 +7,15 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from csv import Error as CsvError
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from raydistill.config import Columns
 from raydistill.data.columns import canonical, choose_columns
-from raydistill.data.csv_faults import find_fault
+from raydistill.data.csv_faults import csv_rows, find_fault
 from raydistill.data.paths import DataFile
 from raydistill.errors import DataError
 
@@ -26,7 +28,7 @@ def readable(name: str, kind: str) -> Iterator[None]:
     """Turn what the parsing libraries raise into a DataError that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, RecursionError, CsvError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         utf8 = "utf" in said.lower() or isinstance(error, UnicodeDecodeError)
         hint = "Save it as UTF-8." if utf8 else f"Is it whole, and really {kind}?"
@@ -99,6 +101,29 @@ def _read_csv(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Ta
         if fault is None:
             raise
         raise DataError(f"{file.name} cannot be read as csv: {fault}.") from error
+
+
+def head(file: DataFile, kind: str, num_rows: int = 1000) -> dict[str, list[Any]]:
+    """The first rows by column, all columns, cells as they are: those of CSV are texts."""
+    if kind == "csv":
+        with _stream(file) as raw:
+            delimiter = delimiter_of(file.name, raw.readline().decode("utf-8-sig", "replace"))
+        with readable(file.name, kind), _stream(file) as raw, csv_rows(raw, delimiter) as reader:
+            names: list[str] = next(reader, [])
+            rows = list(islice((row for row in reader if row), num_rows))
+            return {name: [row[i] for row in rows if i < len(row)] for i, name in enumerate(names)}
+    with readable(file.name, kind), _stream(file) as raw:
+        if kind == "parquet":
+            import pyarrow.parquet as pq
+
+            parquet = pq.ParquetFile(raw)
+            first = next(parquet.iter_batches(num_rows), None)
+            return {name: [] for name in parquet.schema_arrow.names} if first is None else first.to_pydict()
+        line = raw.readline()
+        is_array = line.lstrip()[:1] == b"["
+        found = json.loads(line + raw.read()) if is_array else _parse_lines(line, raw, file.name, num_rows)
+        named = [row for row in found[:num_rows] if isinstance(row, dict)]
+        return {name: [row.get(name) for row in named] for name in dict.fromkeys(k for row in named for k in row)}
 
 
 def delimiter_of(name: str, header: str) -> str:

@@ -46,7 +46,6 @@ shrinkage     {metric: value of the trial in the search - mean on test}; above 0
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,14 +54,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from raydistill.config import Config, Distribution, Sweep
-from raydistill.errors import ConfigError, ModelError
+from raydistill.errors import ModelError
 from raydistill.evaluate.results import strict_json
 from raydistill.lineage import redact_tree
 from raydistill.search.front import first_validation, has_values, keeps_constraints
 from raydistill.search.space import default_params, sweep_of, value_of
 from raydistill.search.trials import Params, State, Trial
 from raydistill.search.verdict import verdict
-from raydistill.syntax import parse_yaml
+from raydistill.syntax import as_yaml
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -255,20 +254,6 @@ def settings(config: Config, params: Params, seed: int) -> list[str]:
     space = sweep_of(config).space
     values = {name: value_of(space[name], shown) for name, shown in params.items()} | {"train.seed": seed}
     return [f"{name}={as_yaml(value)}" for name, value in values.items()]
-
-
-def as_yaml(value: Any) -> str:
-    """A value on one line that YAML reads back; text is quoted only where it would be read as something else."""
-    if isinstance(value, str) and reads_back(value):
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def reads_back(text: str) -> bool:
-    try:
-        return bool(parse_yaml(text, "").data == text)
-    except ConfigError:
-        return False
 
 
 def value_at(index: int, trial: FrozenTrial) -> float:

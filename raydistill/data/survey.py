@@ -1,0 +1,163 @@
+"""What a table, or another source of labelled texts, holds: columns, classes, lengths, what is removed and cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raydistill.config import Columns, Config, Data, Split
+from raydistill.data.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES
+from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
+from raydistill.data.location import SUFFIXES, locate
+from raydistill.data.rows import load_tokenizer
+from raydistill.data.tables import head
+from raydistill.errors import DataError
+from raydistill.models.load import quiet
+
+MIN_TEST_ROWS, MIN_VALIDATION_ROWS = 200, 100
+"""Held-out rows that the shares are made for: an interval of 200 rows is some 6 points wide on either side."""
+SAMPLE_ROWS = 2000
+_LETTERS = 20  # a column of texts has more in the mean
+_MOST_CLASSES = 50
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the texts of a row are: the median, the 95th percentile and the longest."""
+
+    median: int
+    most: int
+    longest: int
+
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> Lengths:
+        return cls(*(int(value) for value in np.percentile(counts, [50, 95, 100], method="higher")))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found; ``data`` is the section that reads it so, ``counts`` the labelled rows by class name."""
+
+    data: Data
+    kind: str
+    columns: tuple[str, ...]
+    """All columns of a table; empty for what has none."""
+    counts: Mapping[str, int]
+    num_rows: Mapping[str, int]
+    """By split, without duplicates, with the splits that were cut off."""
+    num_unlabeled: int
+    words: Lengths
+    tokens: Lengths | None
+    """None without a tokenizer."""
+    notes: Sequence[str]
+
+    @property
+    def num_labeled(self) -> int:
+        """Training rows with a label."""
+        return self.num_rows["train"] - self.num_unlabeled
+
+
+def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
+    """Read all rows of ``data.path`` as a run would; nothing is written.
+
+    Columns without a usual name are recognised by what they hold, where only one can be meant. Held-out shares are
+    chosen by the number of rows where ``data.split`` is left out. Raises DataError or ConfigError for what no run could
+    use.
+    """
+    found = locate(config.data)
+    columns: dict[str, list[Any]] = {}
+    if found.kind in SUFFIXES:
+        columns = head(found.files[0], found.kind)
+        config = with_data(config, columns=choose(columns, config.data.columns, found.files[0].name))
+    draft = read_draft(config)
+    drop_duplicates(draft)
+    labeled = int((draft.parts["train"].labels >= 0).sum())
+    if "split" not in config.data.model_fields_set:
+        config = with_data(config, split=shares(labeled, missing=[s for s in SHARES if s not in draft.parts]))
+    cut_missing(draft, config.data.split, config.seed)
+    if config.data.unlabeled is not None:
+        join_unlabeled(draft, config)
+    labels = np.concatenate([part.labels for part in draft.parts.values()])
+    counted = np.bincount(labels[labels >= 0], minlength=len(draft.labels)).tolist()
+    words, tokens = measure(draft.parts["train"], tokenizer_folder)
+    return Survey(
+        config.data,
+        found.kind,
+        tuple(columns),
+        dict(zip(draft.labels, counted, strict=True)),
+        {split: part.num_rows for split, part in draft.parts.items()},
+        int((draft.parts["train"].labels < 0).sum()),
+        words,
+        tokens,
+        tuple(draft.notes),
+    )
+
+
+def with_data(config: Config, **changes: Any) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update=changes)})
+
+
+SHARES = {"validation": (MIN_VALIDATION_ROWS, 0.2), "test": (MIN_TEST_ROWS, 0.3)}
+"""Rows wanted of a split, and the largest share that it may take."""
+
+
+def shares(labeled: int, missing: Sequence[str]) -> Split:
+    """A tenth for each split that is missing, more where that would be too few rows."""
+    return Split(**{s: round(min(max(0.1, SHARES[s][0] / max(labeled, 1)), SHARES[s][1]), 2) for s in missing})
+
+
+def choose(columns: Mapping[str, Sequence[Any]], named: Columns, where: str) -> Columns:
+    """``named``, completed by usual names and by what the columns hold. DataError where several could be meant."""
+    lower = {name.lower(): name for name in reversed(list(columns))}
+    usual = {"text": TEXT_NAMES, "label": LABEL_NAMES}
+    chosen = {role: getattr(named, role) for role in ("text", "text_pair", "label") if getattr(named, role)}
+    for role, names in usual.items():
+        known = next((lower[name] for name in names if name in lower and lower[name] not in chosen.values()), None)
+        if role not in chosen and known is not None:
+            chosen[role] = known
+    for role, fits in (("text", is_text), ("label", is_label)):
+        if role not in chosen:
+            able = [name for name, cells in columns.items() if name not in chosen.values() and fits(cells)]
+            if len(able) != 1:
+                many = f"could be any of {', '.join(able)}" if able else "is not to be recognised"
+                raise DataError(
+                    f"The column of the {role} in {where} {many}. Name it: --set data.columns.{role}=COLUMN. "
+                    f"Its columns: {', '.join(columns)}."
+                )
+            chosen[role] = able[0]
+    pair = lower.get(PAIR_NAMES.get(str(chosen["text"]).lower(), "text_pair"))
+    if pair is not None and pair not in chosen.values():
+        chosen["text_pair"] = pair
+    return Columns(**chosen)
+
+
+def is_text(cells: Sequence[Any]) -> bool:
+    """Whether these are texts: several words each in the mean, mostly different ones."""
+    texts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
+    if not texts:
+        return False
+    letters = float(np.mean([len(text) for text in texts]))
+    return letters > _LETTERS and float(np.mean([" " in text.strip() for text in texts])) > 0.5
+
+
+def is_label(cells: Sequence[Any]) -> bool:
+    """Whether these are classes: a few different short words or whole numbers that come again and again."""
+    known = [str(cell).strip() for cell in cells if cell is not None and str(cell).strip()]
+    different = set(known)
+    return 2 <= len(different) <= min(_MOST_CLASSES, len(known) // 2) and max(map(len, different)) <= 2 * _LETTERS
+
+
+def measure(part: Part, tokenizer_folder: Path | None) -> tuple[Lengths, Lengths | None]:
+    """Words and tokens of a sample of rows, both texts of a pair together."""
+    rows = np.sort(np.random.default_rng(0).permutation(part.num_rows)[:SAMPLE_ROWS])
+    texts = [whole(column).take(rows).to_pylist() for column in part.texts.columns]
+    words = Lengths.of([sum(len(text.split()) for text in row) for row in zip(*texts, strict=True)])
+    if tokenizer_folder is None:
+        return words, None
+    with quiet():  # a warning for every text beyond the model's length
+        encoded = load_tokenizer(tokenizer_folder, max_length=8)(*texts)["input_ids"]
+    return words, Lengths.of([len(ids) for ids in encoded])
