@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -456,6 +457,17 @@ def test_report_writes_the_page_of_the_newest_sweep(capfd: pytest.CaptureFixture
     assert (code, found["written"], found["summary"]["front"]) == (0, str(page), summary["front"])
     assert page.exists()
     assert call_json(capfd, "report", "nothing", *place)[0] == 2
+    page.unlink()
+    table = tmp_path / "tables" / "trials.csv"
+    assert call(capfd, "report", *place, "--csv", str(table))[0] == 0
+    assert not page.exists()
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["number"]) for row in rows] == [trial["number"] for trial in summary["trials"]]
+    assert [float(row["latency_ms"]) for row in rows] == [
+        trial["measures"]["latency_ms"] for trial in summary["trials"]
+    ]
+    assert set(summary["space"]) <= set(rows[0])
 
 
 def test_report_writes_the_page_of_a_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -471,6 +483,8 @@ def test_report_writes_the_page_of_a_run(capfd: pytest.CaptureFixture[str], tmp_
     code, out, _ = call(capfd, "report", *place)
     assert (code, out) == (0, f"{page}: {results['verdict']}\n")
     assert "<title>movies version 4</title>" in page.read_text()
+    code, _, err = call(capfd, "report", *place, "--csv", str(tmp_path / "no.csv"))
+    assert (code, "for the trials of a sweep" in err) == (2, True)
     storage.write_json(make_summary(), "runs", "fff456", "sweep.json")
     code, found = call_json(capfd, "report", "01234567", *place)
     assert (code, found["key"], found["results"]["labels"]) == (0, "abc123", results["labels"])

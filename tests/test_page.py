@@ -354,7 +354,8 @@ def test_page_of_a_summary_as_it_is_built(tmp_path: Path) -> None:
     said = Tags(text).text
     for part in ("6 completed", "78.0", "students/key", "changed them on the way", "settings changed at step 3", "2.0"):
         assert part in said
-    assert {"history", "importance", "parallel", "curves", "slice-0", "slice-1"} == set(figures_of(text))
+    assert "that takes 20 completed trials" in said
+    assert {"history", "parallel", "curves", "slice-0", "slice-1"} == set(figures_of(text))
 
 
 def poisoned(node: Any, name: str = "") -> Any:

@@ -237,9 +237,11 @@ def test_importance_names_the_setting_that_matters_and_repeats_itself() -> None:
 
 def test_importance_is_left_out_where_it_says_nothing() -> None:
     trials = make_trials()
-    assert summary.importance(config(), trials[:3]) == {}
-    assert summary.importance(config(), [replace(t, state="stopped") for t in trials]) == {}
-    same = [replace(t, values={"validation/accuracy": 0.5}) for t in trials]
+    few = [replace(trials[0], number=i, values={"validation/accuracy": i / 20}) for i in range(20)]
+    assert summary.importance(config(), few[:19]) == {}
+    assert summary.importance(config(), few) != {}
+    assert summary.importance(config(), [replace(t, state="stopped") for t in few]) == {}
+    same = [replace(t, values={"validation/accuracy": 0.5}) for t in few]
     assert summary.importance(config(), same) == {}
 
 

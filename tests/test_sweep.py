@@ -359,7 +359,11 @@ def test_mlflow_has_one_parent_with_a_child_a_trial_named_and_measured_as_runs_a
     for split in ("validation", "test"):
         mean = won[split]["accuracy"]["mean"]
         assert parent.data.metrics[f"winner/{split}/accuracy"] == pytest.approx(mean, abs=1e-5)
-    assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"sweep.json", "report.html"}
+    assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {
+        "sweep.json",
+        "report.html",
+        "trials.csv",
+    }
     runs = {run.info.run_name: run for run in children(session, mlflow_uri)}
     trained = in_state(session.trials, "completed", "failed")
     names = {f"trial-{t.number:05d}" for t in trained} | {f"final-{number:05d}" for number in session.finals}

@@ -147,6 +147,26 @@ def test_progress_of_a_running_trial_and_of_the_whole() -> None:
     assert "20 completed, 1 stopped, 2 running, 1 waiting, 1 rejected" in lines[lines.index(whole) + 1]
 
 
+def told(number: int, *values: float | None) -> Trial:
+    trial = make_trial(number, "running")
+    points = enumerate(values, 1)
+    return replace(
+        trial, history=tuple({"step": i, "num_steps": 9, "seconds": i, "validation/accuracy": v} for i, v in points)
+    )
+
+
+def test_running_trials_show_their_values_by_validation() -> None:
+    done = make_trial(0, "completed", 0.9)
+    trials = [told(4, 0.5, None, 0.625), done, told(2, *(i / 10 for i in range(1, 9))), make_trial(5, "running")]
+    line = "accuracy, % by validation, trial 2: … 30.0 40.0 50.0 60.0 70.0 80.0; 4: 50.0 62.5"
+    assert line in drawn(entry(trials))
+    assert line in logged(entry(trials))
+    assert not any("by validation" in said for said in [*drawn(entry([done])), *logged(entry([done]))])
+    narrow = drawn(entry([told(n, *[0.5] * 6) for n in range(40)]), width=60, height=24)
+    assert len(narrow) < 24
+    assert max(map(len, narrow)) <= 60
+
+
 def logged(*entries: dict[str, Any]) -> list[str]:
     console = Console(file=io.StringIO(), width=80, highlight=False)
     with Table(console) as table:

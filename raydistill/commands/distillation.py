@@ -105,20 +105,33 @@ def report(
         typer.Argument(metavar="[RUN_OR_SWEEP]", help="Its key or MLflow run id, or how it begins; the newest."),
     ] = None,
     storage: StorageUrl = STORAGE,
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path | None, typer.Option("--out", help="The page to write; report.html.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a sweep's trials as CSV, and no page but --out.")
+    ] = None,
     json: Json = False,
 ) -> Outcome:
     """Write the page of a finished run or sweep: one file of tables and pictures that needs no network."""
+    from raydistill.errors import ConfigError
     from raydistill.pages.found import find_finished
+    from raydistill.pages.render import write_page
     from raydistill.pages.run import write_run_report
     from raydistill.search.page import write_report
     from raydistill.storage import Storage
 
     found = find_finished(Storage(storage), name)
-    write = write_report if found.kind == "sweep" else write_run_report
-    write(found.content, out)
-    made = {"written": str(out), "key": found.key, {"sweep": "summary", "run": "results"}[found.kind]: found.content}
-    return Outcome(lambda: made, lambda console: print(f"{out}: {found.content['verdict']}"))
+    if csv is not None:
+        if found.kind != "sweep":
+            raise ConfigError(f"{found.key} is a run, and --csv is for the trials of a sweep. Name a sweep.")
+        from raydistill.search.spreadsheet import trials_csv
+
+        write_page(trials_csv(found.content), csv)
+    page = out or (None if csv else Path("report.html"))
+    if page is not None:
+        (write_report if found.kind == "sweep" else write_run_report)(found.content, page)
+    written = ", ".join(str(path) for path in (page, csv) if path)
+    made = {"written": written, "key": found.key, {"sweep": "summary", "run": "results"}[found.kind]: found.content}
+    return Outcome(lambda: made, lambda console: print(f"{written}: {found.content['verdict']}"))
 
 
 @app.command()

@@ -19,6 +19,7 @@ STYLES = {"completed": "green", "running": "cyan", "stopped": "yellow", "failed"
 STATES = ("completed", "stopped", "running", "waiting", "failed", "rejected")
 MARK = "★"
 MAX_CELL = 14  # characters of a setting's value: a number has at most 9, a loss section is told by its beginning
+MAX_VALUES = 6
 GAP = 2  # spaces between two columns
 FRAME_LINES = 8  # of the screen: heading of up to three lines, its rule, three lines below the table, the prompt
 
@@ -71,13 +72,15 @@ def draw(state: State, width: int, height: int) -> Group:
     from rich.text import Text
 
     failed = [trial for trial in state.trials if trial.state == "failed"]
-    rows, num_hidden = fit_rows(state.trials, height - FRAME_LINES - bool(failed))
+    rows, num_hidden = fit_rows(state.trials, height - FRAME_LINES - bool(failed) - bool(by_validation(state)))
     grid, left_out = fill(state, rows, width)
     missing = [f"{num_hidden} trials"] * bool(num_hidden) + left_out
     below = [
         Text(f"{state.phase}  {bar(num_trained(state), state.total, 20)} {overview(state)}", "bold"),
         Text(tally(state), "dim"),
     ]
+    if values := by_validation(state):
+        below.append(Text(values, "cyan"))
     if missing:
         below.append(Text(f"not shown: {', '.join(missing)}", "dim"))
     if failed:
@@ -203,6 +206,17 @@ def tally(state: State) -> str:
     if state.marked:
         text += f"; {MARK} the best" if len(state.objectives) == 1 else f"; {MARK} front"
     return text
+
+
+def by_validation(state: State) -> str:
+    """The last values of the first validation objective of every running trial; empty before there are any."""
+    name = front.first_validation(state.objectives)
+    unit, told = scale(name), []
+    for trial in sorted(state.trials, key=lambda trial: trial.number):
+        values = [unit.text(report[name]) for report in trial.history if report.get(name) is not None]
+        if trial.state == "running" and values:
+            told.append(f"{trial.number}: {'… ' * (len(values) > MAX_VALUES)}{' '.join(values[-MAX_VALUES:])}")
+    return f"{unit.label.replace(chr(0xA0), ' ')} by validation, trial {'; '.join(told)}" if told else ""
 
 
 def first_line(reason: str | None) -> str:

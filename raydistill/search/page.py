@@ -12,6 +12,7 @@ from raydistill.pages import scales
 from raydistill.pages.figures import Picture
 from raydistill.pages.render import clean, render, write_page, yaml_text
 from raydistill.search.scene import Record, Scene
+from raydistill.search.summary import MIN_TRIALS
 
 TIMES = {
     "prepare": "data",
@@ -51,6 +52,7 @@ def page_text(summary: Mapping[str, Any]) -> str:
         config=yaml_text(scene.summary["config"]),
         remarks=partial(remarks, scene),
         times=TIMES,
+        min_trials=MIN_TRIALS,
     )
 
 

@@ -67,8 +67,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SCHEMA = 1
-MIN_TRIALS = 4
-"""Completed trials below which a share of importance would be chance alone."""
+MIN_TRIALS = 20
+"""Completed trials below which a share of importance is chance for the most part."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BUDGET = {"num_trials", "max_trials", "max_hours", "patience", "max_concurrent_trials", "final_seeds"}
 """Settings of ``sweep`` that do not make it another sweep: with more trials the same one goes on."""
+TRIALS = "trials.csv"
 
 
 def sweep(
@@ -233,6 +234,7 @@ class Driver:
         from raydistill.search.children import log_summary
         from raydistill.search.front import is_eligible, pareto_front
         from raydistill.search.page import write_report
+        from raydistill.search.spreadsheet import trials_csv
         from raydistill.search.summary import build_summary
 
         trials = list(ledger)
@@ -264,6 +266,8 @@ class Driver:
             write_report(summary, report)
             self.storage.upload(report, *self.parts, "report.html")
             (Path(folder) / "sweep.json").write_text(json.dumps(summary, indent=1))
+            (Path(folder) / TRIALS).write_text(trials_csv(summary), encoding="utf-8")
+            self.storage.upload(Path(folder) / TRIALS, *self.parts, TRIALS)
             log_summary(ref, summary)
             finish_run(ref, None, Path(folder), status="FINISHED")
         self.storage.write_json(summary, *self.parts, "sweep.json")  # last: a sweep that has it is finished

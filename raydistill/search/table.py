@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.console import Progress, stderr_console
 from raydistill.pages.scales import duration, scale, setting, short_names, visible
-from raydistill.search.grid import MARK, State, draw, first_line, overview, tally
+from raydistill.search.grid import MARK, State, by_validation, draw, first_line, overview, tally
 from raydistill.search.trials import Trial
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Table:
             self.live = None
 
     def show_lines(self, entry: Mapping[str, Any]) -> None:
-        """A line for each trial that ended since the last entry, and one on all of them now and then.
+        """A line for each trial that ended since the last entry, and one or two on all of them now and then.
 
         Trials of an earlier run of the same sweep are in the sum only.
         """
@@ -90,6 +90,8 @@ class Table:
         if state.phase != self.phase or now - self.last_line >= self.LINE_SECONDS:
             self.phase, self.last_line = state.phase, now
             self.write(f"{state.phase}: {overview(state)}; {tally(state)}")
+            if values := by_validation(state):
+                self.write(values)
 
     def write(self, text: str) -> None:
         self.console.print(f"{time.time() - self.began:7.1f} s  {text}", style="dim", markup=False, soft_wrap=True)
