@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from raydistill.champion import find_champion
 from raydistill.config import Config
 from raydistill.evaluate.compare import read_predictions
-from raydistill.evaluate.disagreements import describe_disagreements
+from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
 from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.results import ModelOutcome, SplitRows, build_results
 from raydistill.evaluate.results import Outcome as Measured
@@ -52,6 +52,8 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
     }
     champion, notes = find_champion(config.registry.name, ref, test, prepared.info.labels)
     splits = prepared.info.counts
+    student, teacher = test.logits["student"], test.logits["teacher"]
+    told = student, teacher, test.labels, prepared.info.labels, prepared.data.local() / "test.arrow"
     measured = Measured(
         class_names=prepared.info.labels,
         validation=SplitRows(validation.labels, validation.example_ids),
@@ -67,13 +69,8 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         seconds={**clock.seconds, **outcome.seconds},
         reused=[*prepared.reused, *outcome.reused],
         curves={name: curve(entries) for name, entries in history.items()},
-        disagreements=describe_disagreements(
-            test.logits["student"],
-            test.logits["teacher"],
-            test.labels,
-            prepared.info.labels,
-            prepared.data.local() / "test.arrow",
-        ),
+        disagreements=describe_rows(find_disagreements(student, teacher), *told),
+        errors=describe_rows(find_errors(student, test.labels), *told),
         layers=describe_layers(config, outcome),
         config=config.model_dump(mode="json"),
         num_samples=config.evaluate.bootstrap_samples,

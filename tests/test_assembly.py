@@ -48,6 +48,13 @@ def test_a_run_leaves_its_page_and_what_it_shows(toy_run: tuple[dict[str, Any], 
     assert [(t["batch_size"], t["length"]) for t in timed["teacher"]] == [
         (t["batch_size"], t["length"]) for t in timed["student"]
     ]
+    errors = results["errors"]
+    wrong = sum(map(sum, results["student"]["confusion"])) - sum(
+        row[i] for i, row in enumerate(results["student"]["confusion"])
+    )
+    assert len(errors) == min(wrong, 10)
+    assert all(row["student"]["class"] != row["label"] for row in errors)
+    assert sorted(errors, key=lambda row: -row["student"]["probability"]) == errors
     disagreements = results["disagreements"]
     rows = round((1 - results["agreement"]) * results["data"]["num_rows"]["test"])
     assert len(disagreements) == min(rows, 20)
@@ -60,7 +67,7 @@ def test_disagreements_have_the_texts_of_their_rows(toy_run: tuple[dict[str, Any
     made = dict(name.split("/") for name in storage.read_json("runs", key, "run.json")["artifacts"])
     test = prepared_rows(storage.artifact("data", made["data"]))
     logits = read_predictions(storage.artifact("evaluation", made["evaluation"]).local(), "test").logits
-    for row in results["disagreements"]:
+    for row in [*results["disagreements"], *results["errors"]]:
         assert (row["text"], row["label"]) == (test.texts[row["row"]], test.labels[row["row"]])
         for name in ("student", "teacher"):
             assert row[name]["class"] == results["labels"][logits[name][row["row"]].argmax()]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from raydistill.data.prepare import write_batch
-from raydistill.evaluate.disagreements import describe_disagreements, find_disagreements
+from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
 
 NAMES = ("red", "green", "blue")
 
@@ -40,9 +40,15 @@ def test_equals_come_in_row_order() -> None:
     assert find_disagreements(STUDENT[[3] * 40], turned) == list(range(20))
 
 
+def test_errors_are_labelled_rows_the_surest_first() -> None:
+    assert find_errors(STUDENT, np.array([1, 1, 1, 1, -1])) == [2, 0, 1]
+    assert find_errors(STUDENT, np.array([1, 1, 1, 1, -1]), 2) == [2, 0]
+    assert find_errors(STUDENT, STUDENT.argmax(axis=1)) == []
+
+
 def test_texts_labels_and_probabilities(tmp_path: Path) -> None:
     split = write_split(tmp_path / "test.arrow", [f"text {i}" for i in range(4)] + ["x" * 600])
-    found = describe_disagreements(STUDENT, TEACHER, np.array([0, 1, 2, 0, -1]), NAMES, split)
+    found = describe_rows([3, 4, 1, 2], STUDENT, TEACHER, np.array([0, 1, 2, 0, -1]), NAMES, split)
     assert [row["row"] for row in found] == [3, 4, 1, 2]
     assert found[0] == {
         "row": 3,
@@ -60,6 +66,6 @@ def test_texts_labels_and_probabilities(tmp_path: Path) -> None:
 def test_pairs_and_agreement_everywhere(tmp_path: Path) -> None:
     split = write_split(tmp_path / "test.arrow", [f"text {i}" for i in range(5)], ["y" * 501] * 5)
     labels = np.zeros(5, dtype=np.int64)
-    found = describe_disagreements(STUDENT, TEACHER, labels, NAMES, split)
+    found = describe_rows([3, 4, 1, 2], STUDENT, TEACHER, labels, NAMES, split)
     assert {row["text_pair"] for row in found} == {"y" * 499 + "…"}
-    assert describe_disagreements(STUDENT, STUDENT, labels, NAMES, split) == []
+    assert describe_rows([], STUDENT, STUDENT, labels, NAMES, split) == []

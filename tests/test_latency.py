@@ -156,8 +156,9 @@ def test_shapes_are_timed_in_turns_the_smallest_first() -> None:
     assert models["slow"].training
 
 
-def test_shapes_that_would_take_too_long_are_left_out() -> None:
+def test_shapes_that_would_take_too_long_are_not_timed() -> None:
     model = Sleeper(0.02)  # at 1.25 ms a token: a call at 512 tokens would be 0.64 s, and it needs two
-    found = measure_shapes({"model": model}, shapes((1, 8), (1, 16), (32, 16)), seconds=1.0)
-    assert [entry["length"] for entry in found["model"]] == [8, 16]
+    found = measure_shapes({"model": model}, shapes((1, 8), (1, 16), (32, 16), (32, 32)), seconds=1.0)["model"]
+    assert [(entry["batch_size"], entry["length"]) for entry in found] == [(1, 8), (1, 16), (32, 16), (32, 32)]
+    assert [entry["ms"] is None for entry in found] == [False, False, True, True]
     assert measure_shapes({"model": model}, [], seconds=1.0) == {"model": []}

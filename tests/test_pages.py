@@ -209,6 +209,18 @@ def test_who_is_right(results: dict[str, Any], row: int, verdict: str) -> None:
     assert (judged["right"] == "student") == (row == 0)
 
 
+def test_errors_and_the_end_of_a_latency_curve_are_told(tmp_path: Path) -> None:
+    errors = [disagreement(f"wrong {i}", "class 1", "class 0", "class 1") for i in range(6)]
+    made = make_results(errors=errors)
+    for name in ("teacher", "student"):
+        made[name]["latency_by_shape"] += [{"batch_size": 32, "length": n, "ms": None} for n in (256, 512)]
+    said = Tags(write(made, tmp_path)).text
+    assert "The 6 labelled test rows on which it is most sure of another class than the label." in said
+    assert all(f"wrong {i}" in said for i in range(6))
+    assert "these would have taken longer: 32 rows of 256, 32 rows of 512 tokens." in said
+    assert "would have taken longer" not in Tags(write(make_results(), tmp_path)).text
+
+
 def test_texts_lie_close_to_each_other(results: dict[str, Any]) -> None:
     assert run.judged(results["disagreements"][0])["text"] == "first\nsecond"
 

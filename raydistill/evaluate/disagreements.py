@@ -1,4 +1,5 @@
-"""Where student and teacher are both sure, of different classes: the rows that say most about what was not learned."""
+"""Rows worth reading: where student and teacher are both sure, of different classes; where the student is sure and
+wrong. The second are often wrong labels."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 from raydistill.evaluate.metrics import Array, probabilities
 
 MAX_ROWS = 20
+MAX_ERRORS = 10
 MAX_CHARACTERS = 500
 
 
@@ -25,15 +27,21 @@ def find_disagreements(student: Array, teacher: Array, most: int = MAX_ROWS) -> 
     return [int(row) for row in rows[np.argsort(-sure[rows], kind="stable")[:most]]]
 
 
-def describe_disagreements(
-    student: Array, teacher: Array, labels: Array, class_names: Sequence[str], split: Path
+def find_errors(student: Array, labels: Array, most: int = MAX_ERRORS) -> list[int]:
+    """Labelled rows (N,) for which a model's logits (N, C) name another class, the most confident first."""
+    sure = probabilities(student).max(axis=1)
+    rows = np.flatnonzero((labels >= 0) & (student.argmax(axis=1) != labels))
+    return [int(row) for row in rows[np.argsort(-sure[rows], kind="stable")[:most]]]
+
+
+def describe_rows(
+    rows: Sequence[int], student: Array, teacher: Array, labels: Array, class_names: Sequence[str], split: Path
 ) -> list[dict[str, Any]]:
-    """The most confident disagreements as ``results.json`` has them.
+    """Rows as ``results.json`` has them.
 
     ``labels`` (N,), -1 where there is none; ``split`` is the prepared split's Arrow file, whose rows are those of the
     logits: texts longer than 500 characters are cut.
     """
-    rows = find_disagreements(student, teacher)
     sides = {"student": probabilities(student[rows]), "teacher": probabilities(teacher[rows])}
     return [
         {

@@ -89,17 +89,22 @@ def measure_shapes(
     """Time forward passes of several models in turn at each shape: inputs (B, L), the fewest tokens first.
 
     A shape gets a call to warm up and five that count, fewer where time runs out. Once a shape would take more than is
-    left of ``seconds``, judged by the best time per token so far, it and the larger ones are left out.
-    Returns for each model a list of {batch_size, length, ms}: median milliseconds of a call.
+    left of ``seconds``, judged by the best time per token so far, it and the larger ones are not timed.
+    Returns for each model a list of {batch_size, length, ms}: median ms of a call, None where it is not timed.
     """
     device = next(next(iter(models.values())).parameters()).device
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     left, per_token = seconds, 0.0
+    is_over = False
     with _evaluating(list(models.values()), device, dtype):
         for shape in sorted(shapes, key=lambda inputs: inputs["input_ids"].numel()):
             tokens = shape["input_ids"].numel()
-            if 2 * per_token * tokens > left:
-                break
+            batch_size, length = shape["input_ids"].shape
+            is_over = is_over or 2 * per_token * tokens > left
+            if is_over:
+                for timed in found.values():
+                    timed.append({"batch_size": batch_size, "length": length, "ms": None})
+                continue
             inputs = _on_device(shape, device)
             calls = {name: partial(model, **inputs) for name, model in models.items()}
             once = _seconds(take_turns(calls, device, 1, 0.0, warmup_calls=0))
@@ -108,7 +113,6 @@ def measure_shapes(
             left -= once + _seconds(times)
             medians = {name: float(np.median(taken)) for name, taken in times.items()}
             per_token = min(per_token or math.inf, sum(medians.values()) / tokens)
-            batch_size, length = shape["input_ids"].shape
             for name, median in medians.items():
                 found[name].append({"batch_size": batch_size, "length": length, "ms": 1000 * median})
     return found

@@ -27,6 +27,8 @@ curves              {student, baseline, teacher}: list of {step, metrics: {name:
 disagreements       up to 20 test rows on which student and teacher name different classes, the most confident first (by
                     the smaller of both probabilities): list of {row, text, text_pair, label, student, teacher}; texts
                     cut to 500 characters, ``text_pair`` and ``label`` may be null, a model {class, probability}
+errors              the same of up to 10 labelled test rows for which the student names another class, the one it is
+                    most sure of first
 layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
                     layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
                     {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states}
@@ -44,7 +46,7 @@ throughput          rows a second at batch size latency_setting.batch_size
 latency_setting     {batch_size, length, repeats, waited, threads, device, dtype}; waited: share of the CPU time asked
                     for that other work had: above 0.1 the figures are too high, which a note says
 latency_by_shape    list of {batch_size, length, ms}: median of one call of teacher and student, in turns, the smallest
-                    shape first; those that would have taken too long are not there. Null for others: a baseline has
+                    shape first; ms is null for those that would have taken too long. Null for others: a baseline has
                     the student's shape
 validation, test    {metric: {value, low, high}}, the metrics of ``evaluate.metrics.METRICS``; validation may be null
 agreement           with the teacher on test
@@ -129,7 +131,8 @@ class Outcome:
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """``student``, ``baseline``, ``teacher`` -> list of {step, metrics}."""
     disagreements: Sequence[Mapping[str, Any]] = ()
-    """As ``evaluate.disagreements.describe_disagreements`` returns them."""
+    """As ``evaluate.disagreements.describe_rows`` returns them, like ``errors``."""
+    errors: Sequence[Mapping[str, Any]] = ()
     layers: Mapping[str, Any] | None = None
     """{student, teacher, start, losses}, as in results.json."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -168,6 +171,7 @@ def build_results(outcome: Outcome) -> dict[str, Any]:
         "reused": list(outcome.reused),
         "curves": {name: _thin(points) for name, points in outcome.curves.items()},
         "disagreements": outcome.disagreements,
+        "errors": outcome.errors,
         "layers": outcome.layers,
     }
     results = strict_json(results)

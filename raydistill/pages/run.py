@@ -65,6 +65,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         groups=[quality_rows(contenders), relation_rows(shown, contenders), cost_rows(contenders)],
         shares=share_rows(contenders),
         disagreements=[judged(row) for row in shown.get("disagreements") or []],
+        errors=[judged(row) for row in shown.get("errors") or []],
         drawing=draw_layers(shown["layers"]) if shown.get("layers") else None,
         start=(config.get("student") or {}).get("start", "teacher_layers"),
         loading=loading_code(student["path"], max_length, shows_pairs(shown)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from raydistill.evaluate.latency import SECONDS_FOR_SHAPES
 from raydistill.pages.comparison import COLORS
 from raydistill.pages.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Picture, draw, escaped
 from raydistill.pages.scales import scale
@@ -75,31 +76,48 @@ def validation_picture(results: Mapping[str, Any]) -> Picture | None:
 
 def speed_pictures(results: Mapping[str, Any]) -> list[Picture]:
     """Milliseconds of a call against the rows in it, and against their length."""
-    times = {name: (results[name] or {}).get("latency_by_shape") or [] for name in ("teacher", "student")}
+    shapes = {name: (results[name] or {}).get("latency_by_shape") or [] for name in ("teacher", "student")}
+    times = {name: [shape for shape in known if shape["ms"] is not None] for name, known in shapes.items()}
     if not any(times.values()):
         return []
     length = (results["student"]["latency_setting"] or {}).get("length")
-    drawn = [batch_picture(times, length), length_picture(times)]
+    skipped = [(shape["batch_size"], shape["length"]) for shape in shapes["student"] if shape["ms"] is None]
+    drawn = [batch_picture(times, length, skipped), length_picture(times, skipped)]
     return [picture for picture in drawn if picture is not None]
 
 
-def batch_picture(times: Mapping[str, Sequence[Mapping[str, Any]]], length: int | None) -> Picture | None:
-    lines = {n: [(t["batch_size"], t["ms"]) for t in points if t["length"] == length] for n, points in times.items()}
-    title = "Latency against batch size"
-    return _speed(
-        "speed-batch", title, f"Rows of {length} tokens.", "rows in a batch", {(n, ""): p for n, p in lines.items()}
+def ending(skipped: Sequence[tuple[int, int]]) -> str:
+    """Why a line ends before the shapes that were to be timed do; nothing where none was left out."""
+    told = [f"{rows} row{'s' * (rows != 1)} of {length}" for rows, length in skipped]
+    if not told:
+        return ""
+    return (
+        f" Not timed, as all shapes together get {SECONDS_FOR_SHAPES:g} s and these would have taken longer: "
+        f"{', '.join(told)} tokens."
     )
 
 
-def length_picture(times: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture | None:
+def batch_picture(
+    times: Mapping[str, Sequence[Mapping[str, Any]]], length: int | None, skipped: Sequence[tuple[int, int]]
+) -> Picture | None:
+    lines = {n: [(t["batch_size"], t["ms"]) for t in points if t["length"] == length] for n, points in times.items()}
+    title = "Latency against batch size"
+    caption = f"Rows of {length} tokens.{ending([shape for shape in skipped if shape[1] == length])}"
+    return _speed("speed-batch", title, caption, "rows in a batch", {(n, ""): p for n, p in lines.items()})
+
+
+def length_picture(
+    times: Mapping[str, Sequence[Mapping[str, Any]]], skipped: Sequence[tuple[int, int]]
+) -> Picture | None:
     """Lines for one row, dotted ones for the largest batch."""
-    largest = max((t["batch_size"] for points in times.values() for t in points), default=1)
+    rows = [t["batch_size"] for points in times.values() for t in points] + [rows for rows, _ in skipped]
+    largest = max(rows, default=1)
     lines = {}
     for size, style in ((1, ""), (largest, "dot")):
         for name, points in times.items():
             lines[name, style] = [(t["length"], t["ms"]) for t in points if t["batch_size"] == size]
     title = "Latency against length"
-    caption = f"Lines: 1 row. Dotted: {largest} rows."
+    caption = f"Lines: 1 row. Dotted: {largest} rows.{ending([shape for shape in skipped if shape[0] in (1, largest)])}"
     return _speed("speed-length", title, caption, "tokens in a row", lines)
 
 
