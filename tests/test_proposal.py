@@ -73,8 +73,8 @@ def test_what_init_writes_runs(
     text = (tmp_path / "my-posts.yaml").read_text()
     assert all(f"#   {topic}" in text for topic in TOPICS)
     assert "columns:  # not used: id, day\n    text: body\n    label: topic\n" in text
-    quick = ["stages.distill.num_epochs=1", "teacher.finetune.num_epochs=1", "evaluate.latency=false"]
-    config = load_config("my-posts.yaml", [*quick, "train.num_workers=0", "evaluate.bootstrap_samples=100"])
+    quick = ["stages.distill.num_epochs=1", "teacher.finetune.num_epochs=1", "teacher.allow_chance=true"]
+    config = load_config("my-posts.yaml", [*quick, "train.num_workers=0", "evaluate.latency=false"])
     planned = planning.make_plan(config)
     assert planned["labels"] == sorted(TOPICS)
     results = distill(config)
@@ -203,7 +203,7 @@ TEXTS = ["the first of some long texts", "another one of these long texts", "and
             "label in x could be any of stars, lang",
         ),
         ({"body": TEXTS, "reply": TEXTS, "label": ["1", "2", "3"] * 4}, "text in x could be any of body, reply"),
-        ({"body": TEXTS, "score": [i / 7 for i in range(12)]}, "label in x is not to be recognised"),
+        ({"body": TEXTS, "score": [i / 7 for i in range(12)]}, "label in x cannot be told by its name or content"),
     ],
 )
 def test_columns_are_recognised_by_what_they_hold(

@@ -123,7 +123,7 @@ def choose(columns: Mapping[str, Sequence[Any]], named: Columns, where: str) -> 
         if role not in chosen:
             able = [name for name, cells in columns.items() if name not in chosen.values() and fits(cells)]
             if len(able) != 1:
-                many = f"could be any of {', '.join(able)}" if able else "is not to be recognised"
+                many = f"could be any of {', '.join(able)}" if able else "cannot be told by its name or content"
                 raise DataError(
                     f"The column of the {role} in {where} {many}. Name it: --set data.columns.{role}=COLUMN. "
                     f"Its columns: {', '.join(columns)}."
