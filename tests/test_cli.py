@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,9 +170,10 @@ def test_ctrl_c_in_a_command_exits_130(tmp_path: Path) -> None:
     code = "import sys; from raydistill.cli import execute; sys.exit(execute(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "distill", str(fifo), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        time.sleep(0.8)  # it waits for a writer of the pipe
+        writer = os.open(fifo, os.O_WRONLY)  # returns once the command reads; it then waits for what is written
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
+        os.close(writer)
     assert process.returncode == 130
     assert json.loads(out)["error"]["message"] == "interrupted"
     assert "Traceback" not in err

@@ -99,7 +99,7 @@ def test_on_busy_cores_it_measures_again_and_keeps_the_quietest(
 ) -> None:
     clock = []
     for share in shares:  # before and after each measurement
-        clock += [(0, 0), (round(1000 * (1 - share)), round(1000 * share))]
+        clock += [{"1": (5, 5)}, {"1": (5 + round(600 * (1 - share)), 5), "2": (400 * (1 - share), 1000 * share)}]
     reads, done = iter(clock), iter(range(9))
     monkeypatch.setattr(latency, "cpu_times", lambda: next(reads))
     found, waited = latency.quietest(lambda: next(done))
@@ -123,7 +123,9 @@ def test_a_thread_that_finds_no_core_has_waited() -> None:
         before, until = latency.cpu_times(), time.perf_counter() + 0.5
         while time.perf_counter() < until:
             pass
-        assert latency.waited_share(before, latency.cpu_times()) > latency.BUSY
+        after = latency.cpu_times()
+        assert latency.waited_share(before, after) > latency.BUSY
+        assert latency.longest_wait(before, after) > 0.05  # of half a second
     finally:
         os.sched_setaffinity(0, cores)
         rival.kill()
@@ -135,6 +137,12 @@ def test_without_a_count_the_load_of_the_machine_decides(monkeypatch: pytest.Mon
     for load, share in ((0.0, 0.0), (1.5, 0.0), (8.0, 0.75)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0, 0))
         assert latency.waited_share(None, None) == share
+    assert latency.longest_wait(None, None) == 0
+
+
+def test_who_waited_longest_is_the_delay_of_all() -> None:
+    before, after = {"1": (0, 10**9), "2": (7, 0)}, {"1": (10**9, 3 * 10**9), "2": (10**9, 10**9), "3": (0, 1)}
+    assert latency.longest_wait(before, after) == pytest.approx(2.0)
 
 
 def shapes(*sizes: tuple[int, int]) -> list[dict[str, torch.Tensor]]:

@@ -135,27 +135,43 @@ def quietest(measure: Callable[[], T]) -> tuple[T, float]:
     return measured, share
 
 
-def cpu_times() -> tuple[int, int] | None:
-    """Nanoseconds that the threads of this process have run, and that they were ready to run and had no core.
+Times = Mapping[str, tuple[int, int]]
+
+
+def cpu_times() -> Times | None:
+    """Nanoseconds that each thread of this process has run, and that it was ready to run and had no core.
 
     From Linux's accounting, which looks at this process alone; None where there is none.
     """
-    ran = waited = 0
+    found = {}
     with suppress(OSError, ValueError):
         for thread in os.listdir("/proc/self/task"):
             with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-                times = Path("/proc/self/task", thread, "schedstat").read_text().split()
-                ran, waited = ran + int(times[0]), waited + int(times[1])
-    return (ran, waited) if ran else None
+                ran, waited, _ = Path("/proc/self/task", thread, "schedstat").read_text().split()
+                found[thread] = int(ran), int(waited)
+    return found if any(ran for ran, _ in found.values()) else None
 
 
-def waited_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float:
+def passed(before: Times, after: Times) -> list[tuple[int, int]]:
+    """What each thread has run and waited in between."""
+    starts = {thread: before.get(thread, (0, 0)) for thread in after}
+    return [(ran - starts[thread][0], waited - starts[thread][1]) for thread, (ran, waited) in after.items()]
+
+
+def waited_share(before: Times | None, after: Times | None) -> float:
     """Share of the CPU time asked for in between that was not there; judged by the machine's load without a count."""
     if before is None or after is None:
         cores, load = os.cpu_count() or 1, os.getloadavg()[0]
         return max(0.0, 1 - cores / load) if load else 0.0
-    ran, waited = (max(0, late - early) for early, late in zip(before, after, strict=True))
-    return waited / (ran + waited) if ran + waited else 0.0
+    ran, waited = (sum(times) for times in zip(*passed(before, after), strict=True))
+    return waited / (ran + waited) if ran + waited > 0 else 0.0
+
+
+def longest_wait(before: Times | None, after: Times | None) -> float:
+    """Seconds that the thread waited which waited longest: so much later all of them were done. 0 without a count."""
+    if before is None or after is None:
+        return 0.0
+    return max(waited for _, waited in passed(before, after)) / 1e9
 
 
 def busy_note(settings: Iterable[Mapping[str, Any] | None]) -> str | None:
