@@ -10,25 +10,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from processes import KEY, fill
 from runs import artifacts_of_run, find_run, metric_steps, mlflow_runs, read_weights, recorded_rows, same_weights
 from toy import relative_difference, toy_config, without_key_biases
 from toy import weights as module_weights
 
 from raydistill.artifacts import Artifact, Owner, Storage
 from raydistill.board import Board, Show
+from raydistill.cache import referred, remove_artifact
 from raydistill.config import Config
 from raydistill.errors import Interrupted, ModelError
 from raydistill.loading import load_config
 from raydistill.pipeline import distill, prepare
 from raydistill.search.actor import TrialActor
 from raydistill.search.shared import Shared, share
-from raydistill.search.sweep import sweep
+from raydistill.search.sources import FinalSource
+from raydistill.search.sweep import finished, sweep
 from raydistill.search.trial import FOLDER, Order, trial_config
 from raydistill.search.trials import Ledger, Params, Trial
 from raydistill.stages import read_training
@@ -551,3 +556,36 @@ def test_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cl
     mine = Storage(config.storage).artifact("student", str(trial.student)).local() / "model"
     pair = [without_key_biases(read_weights(folder)) for folder in (mine, results["student"]["path"])]
     assert max(relative_difference(*pair).values()) < 1e-4
+
+
+def test_a_finalist_that_was_removed_makes_the_sweep_unfinished_and_is_trained_again(tmp_path):
+    config = load_config(toy_config(tmp_path, **SHAPES, sweep=SWEEP))
+    storage = Storage(str(tmp_path / "storage"))
+    student = fill(storage.artifact("student", KEY))
+    ledger = Ledger(storage, ("runs", "s"), Owner.acquire(storage, "runs", "s"), name="finals")
+    job = SimpleNamespace(storage=storage, run_key="s")
+    book: Any = SimpleNamespace(ledger=ledger, shared=SimpleNamespace(job=job), end=lambda *told: None)
+    wanted = [(Trial(3, {LAYERS: 1}, "completed"), 1)]
+    source = FinalSource(wanted, book, Event())
+    final = source.next()
+    assert final is not None
+    source.end(final.number, "completed", student=KEY, reused=False)
+    assert referred(storage, "s") == [student]  # a day may pass before the last one is trained
+    assert FinalSource(wanted, book, Event()).open == []
+
+    outcome = {"student": KEY, "path": "/of/another/node"}
+    summary = {
+        "finalists": [{"seeds": [outcome]}],
+        "winner": outcome,
+        "results": {"student": {"path": f"/other/{KEY}"}},
+    }
+    storage.write_json({**summary, "config": config.model_dump(mode="json")}, "runs", "s", "sweep.json")
+    prepared: Any = SimpleNamespace(storage=storage, run_key="s", config=config)
+    found = finished(prepared)
+    assert found is not None
+    told = [found["finalists"][0]["seeds"][0], found["winner"], found["results"]["student"]]
+    assert {one["path"] for one in told} == {str(student.local() / "model")}
+
+    remove_artifact(storage, f"student/{KEY}", force=True)
+    assert finished(prepared) is None
+    assert FinalSource(wanted, book, Event()).open == [final.number]
