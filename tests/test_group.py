@@ -19,8 +19,9 @@ from raydistill.cluster import has_gpu
 from raydistill.errors import ArtifactError, Interrupted
 from raydistill.train import group as group_module
 from raydistill.train import worker
+from raydistill.train.device import Device
 from raydistill.train.group import Group
-from raydistill.train.worker import await_end, backend
+from raydistill.train.worker import await_end, backend, notes_on_device
 
 
 def come(alone: int) -> tuple[bool, bool]:
@@ -133,6 +134,13 @@ def test_workers_that_share_a_gpu_do_without_nccl(
     """Whatever torch the driver has: on a head without GPUs it is often one for CPUs."""
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: has_nccl)
     assert backend(gpus, num_workers) == expected
+
+
+def test_a_gpu_that_is_not_used_is_told() -> None:
+    """As where the nodes' image has a torch for CPUs: the run is a slow one, and of another dtype than it need be."""
+    (note,) = notes_on_device(Device("cpu", "bfloat16"), [0])
+    assert note.startswith("Workers were given GPUs that their torch cannot use, and computed on CPUs.")
+    assert notes_on_device(Device("cuda:0", "bfloat16"), [0]) == notes_on_device(Device("cpu", "float32"), []) == []
 
 
 class Workers:

@@ -218,6 +218,7 @@ def _worker(job: Job, phases: Callable[[Workplace], Any]) -> Any:
     notice = Notice(preemption_deadline)
     group = Group(device.torch_device)
     place = Workplace(job, group, device, board, observed=ray.train.report, should_save=notice.is_due)
+    place.notes += notes_on_device(device, ray.get_gpu_ids())
     try:
         check_storage(job.storage, job.run_parts, place.group, job.owner)
         return phases(place)
@@ -229,6 +230,16 @@ def _worker(job: Job, phases: Callable[[Workplace], Any]) -> Any:
         return error
     finally:
         place.flush()
+
+
+def notes_on_device(device: Device, gpu_ids: Sequence[Any]) -> list[str]:
+    """What a run says where a worker computes on CPUs although Ray gave it GPUs."""
+    if device.torch_device.type != "cpu" or not gpu_ids:
+        return []
+    return [
+        "Workers were given GPUs that their torch cannot use, and computed on CPUs. Install a torch with CUDA, and "
+        "NVIDIA's driver, on the cluster's nodes; raydistill doctor --address auto tells which lack it."
+    ]
 
 
 def preemption_deadline() -> float | None:
