@@ -242,7 +242,9 @@ def test_init_lists_copies_and_does_not_overwrite(capfd: pytest.CaptureFixture[s
     assert {"quickstart"} <= {recipe["name"] for recipe in found["recipes"]}
     assert {other["name"] for other in found["others"]} == {"cluster", "gate", "raycluster", "rayjob", "serve"}
     assert all(starter["about"].endswith(".") for starter in found["recipes"] + found["others"])
-    assert "quickstart" in call(capfd, "init")[1]
+    shown = call(capfd, "init")[1]
+    assert "quickstart" in shown
+    assert "raydistill init --data FILE" in shown
     target = tmp_path / "new" / "job.yaml"
     written = {"written": str(target), "command": f"raydistill distill {target}"}
     assert call_json(capfd, "init", "quickstart", "--out", str(target)) == (0, written)

@@ -45,7 +45,12 @@ def init(
         found: dict[str, list[dict[str, str]]] = {"recipes": [], "others": []}
         for starter, one in known.items():
             found["recipes" if one.is_recipe else "others"].append({"name": starter, "about": one.about})
-        return Outcome(lambda: found, lambda console: print_columns({key: one.about for key, one in known.items()}))
+
+        def show(console: Console) -> None:
+            print_columns({key: one.about for key, one in known.items()})
+            print("\nA config for your own data: raydistill init --data FILE")
+
+        return Outcome(lambda: found, show)
     target, command = starters.copy_starter(name, out, force)
     return Outcome(
         lambda: {"written": str(target), "command": command},
