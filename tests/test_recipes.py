@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,32 @@ def test_digests_of_inputs_are_in_the_keys(folder: Path) -> None:
     before = keys(pretrained, folder)
     assert changed(before, keys(pretrained, folder, source="other")) == {"teacher", "baseline"}
     assert changed(before, keys(pretrained, folder, spoken="other")) == {"student"}
+
+
+def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
+    """Storage of earlier versions is found by it: a part that is renamed or written otherwise is made anew."""
+    config = load_config(toy_config(folder))
+    teacher = TeacherIdentity(folder, "t", "s", None)
+    given = (config, Storage(str(folder)), teacher, "k", "float32")
+    common = {
+        **{"tokens": "k", "dtype": "float32", "seed": 0, "metric": "accuracy"},
+        "train": {"global_batch_size": 16, "max_grad_norm": 1.0, "early_stopping": None},
+        "task": json.loads(config.task.model_dump_json()),
+    }
+    student = json.loads(config.student.model_dump_json(exclude={"start"}))
+    stage = json.loads(config.stages["distill"].model_dump_json(exclude={"changes"}))
+    bare = {name: value for name, value in stage.items() if name != "losses"}
+    start = {"start": "teacher_layers:t", "student": student}
+    assert config.teacher.finetune is not None
+    finetune = json.loads(config.teacher.finetune.model_dump_json())
+    assert recipes.teacher_recipe(config, "s", "k", "float32") == {"source": "s", "finetune": finetune, **common}
+    assert recipes.student_artifact(*given, "online")[1] == {
+        **{"teacher": "t", "mode": "online", "stages": {"distill": stage}},
+        **start,
+        **common,
+    }
+    stages = {"stages": {"distill": bare}, "speaks": ["distill"]}
+    assert recipes.baseline_artifact(*given)[1] == {**stages, **start, **common}
 
 
 def test_a_stage_without_a_teacher_makes_another_baseline(folder: Path) -> None:
