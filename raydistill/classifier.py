@@ -6,6 +6,7 @@ them apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raydistill.data.paths import resolve_path
-from raydistill.errors import ConfigError, ModelError
+from raydistill.errors import ConfigError, ModelError, TrackingError
 from raydistill.formats import EXPORT_FILE
 from raydistill.models.checks import first_line
 from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
@@ -127,7 +128,29 @@ def model_folder(model: str, storage: str) -> Path:
 
         return resolve_model_uri(model, Storage(storage))
     local = resolve_path(model)
-    return local if local is not None and (local / EXPORT_FILE).is_file() else resolve_model(model)
+    if local is not None and (local / EXPORT_FILE).is_file():
+        return local
+    try:
+        return resolve_model(model)
+    except ModelError:
+        if local is None and (hint := registered_hint(model, storage)) is not None:
+            raise ModelError(hint) from None
+        raise
+
+
+def registered_hint(model: str, storage: str) -> str | None:
+    """What to write instead of the bare name of a registered model; None where there is none of the name."""
+    from raydistill.registry import existing_store, list_versions
+
+    try:
+        found = list_versions(model, existing_store(Storage(storage))) if re.fullmatch(r"[\w.-]+", model) else []
+    except TrackingError:
+        return None
+    if not found:
+        return None
+    aliases = [f"models:/{model}@{alias}" for version in found for alias in version.aliases]
+    names = " or ".join([*aliases, f"models:/{model}/{found[0].version}"][:3])
+    return f"There is no folder {model!r} here, and no such model on the hub, but one is registered: write {names}."
 
 
 def open_classifier(model: str, max_length: int | None, storage: str) -> Classifier:

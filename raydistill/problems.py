@@ -204,7 +204,12 @@ def wrong_type(place: Place) -> str:
     value, expected = place.value, describe(place.annotation)
     kinds = variants(place.annotation)
     hint = ""
-    if value is None:
+    if value is None and sections(place.annotation):
+        fields = [field for section in sections(place.annotation) for field in section.model_fields.items()]
+        empty = next((name for name, field in fields if type(None) in get_args(field.annotation)), None)
+        hint = " (leave the section out for its defaults"
+        hint += f"; null goes below it: {dotted((*place.path, empty))}=null)" if empty else ")"
+    elif value is None:
         hint = " (nothing is written here; delete the line for the default)"
     elif isinstance(value, str) and str not in kinds and is_number(value):
         hint = " (text; write it without quotes)"

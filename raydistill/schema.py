@@ -112,8 +112,9 @@ def unknown_name(path: tuple[str | int, ...], annotation: Any, value: Any) -> st
     prefix = "".join(f"{part}." for part in above)
     known = names_below(annotation, value)
     elsewhere = list(dict.fromkeys(name for name in dotted_names() if name.rpartition(".")[2] == last))
-    near = nearest(str(last), known)
-    if near and not elsewhere:
+    # part of a name is nearer than a place elsewhere: student.layers means num_layers
+    near = next((name for name in known if name.endswith(f"_{last}")), None) or nearest(str(last), known)
+    if near and (not elsewhere or near.endswith(f"_{last}")):
         return f"unknown name; did you mean {prefix}{near}?"
     if elsewhere:
         return f"unknown name here; it belongs to {', '.join(elsewhere[:3])}. Known here: {', '.join(known)}."

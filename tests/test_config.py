@@ -77,6 +77,9 @@ def test_config_is_frozen() -> None:
     [
         ("student.num_layer", 2, "student.num_layer: unknown name; did you mean student.num_layers?"),
         ("stages.distill.losses.kd.temprature", 2, "did you mean stages.distill.losses.kd.temperature?"),
+        ("student.layers", 2, "student.layers: unknown name; did you mean student.num_layers?"),
+        ("registry", None, "got null (leave the section out for its defaults; null goes below it: registry.name=null)"),
+        ("data.split", None, "got null (leave the section out for its defaults)"),
         ("max_length", 3, "max_length: unknown name here; it belongs to data.max_length."),
         ("student.num_epochs", 3, "it belongs to teacher.finetune.num_epochs, stages.*.num_epochs."),
         ("zzz", 3, "zzz: unknown name. Known here: storage, seed, data"),

@@ -43,10 +43,23 @@ def test_resolve_model(tmp_path: Path) -> None:
 def test_names_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"nobody/nothing.*give the folder"):
+    with pytest.raises(ModelError, match=r"nobody/nothing.*HF_HUB_OFFLINE is set.*give the folder") as caught:
         resolve_model("nobody/nothing")
+    assert "hf auth login" not in str(caught.value)
     with pytest.raises(ModelError, match="not a valid name"):
         resolve_model("s3://bucket/model")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def away(*_: object, **__: object) -> None:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", away)
+    with pytest.raises(ModelError, match=r"the Hugging Face hub cannot be reached, and its cache here lacks it"):
+        resolve_model("nobody/nothing")
 
 
 def test_digest_is_of_the_content(tmp_path: Path) -> None:

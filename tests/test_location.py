@@ -115,7 +115,7 @@ def test_a_hub_name_that_cannot_be_reached_is_a_clear_error(tmp_path: Path, monk
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reviews").mkdir()
-    with pytest.raises(ConfigError, match=r"no data set on the Hugging Face hub.*'reviews'"):
+    with pytest.raises(ConfigError, match=r"hub is not asked \(HF_HUB_OFFLINE is set\).*'reviews'"):
         source_identity(Data(path="reveiws"))
     with pytest.raises(ConfigError, match="needs a local path"):
         source_identity(Data(path="reveiws", format="csv"))

@@ -21,7 +21,7 @@ from raydistill.classifier import open_folder
 from raydistill.errors import ConfigError
 from raydistill.evaluate.results import build_results
 from raydistill.pages import comparison, layers, run
-from raydistill.pages.loading import loading_code
+from raydistill.pages.loading import loading_code, registered_code
 from raydistill.pages.run import write_run_report
 
 LAYERS = {
@@ -289,6 +289,22 @@ def test_loading_code_answers_as_the_classifier_does(tmp_path: Path, has_pairs: 
     scores = np.exp(logits) / np.exp(logits).sum()
     assert found["label"] == "ab"[int(scores.argmax())]
     assert found["score"] == pytest.approx(scores.max(), abs=1e-5)
+
+
+def test_a_registered_student_loads_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    results = make_results()
+    assert "models:/movies/4" in html.unescape(write(results, tmp_path))
+    assert "models:/" not in html.unescape(write(results | {"model_version": None}, tmp_path))
+    for storage, local, has_pairs in (('a "b"', True, True), ("s3://bucket/x", False, False)):
+        code = registered_code("movies", 4, storage, has_pairs)
+        ast.parse(code)
+        assert ("set_tracking_uri" in code) == local
+        assert ("text_pair" in code) == has_pairs
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
+    code = registered_code("movies", 4, "storage")
+    assert "set_tracking_uri" not in code
+    assert "hunter2" not in code
 
 
 def test_latency_says_which_model_ran_where() -> None:

@@ -18,6 +18,7 @@ from raydistill.config import Config
 from raydistill.endpoint import DEFAULTS
 from raydistill.errors import TrackingError
 from raydistill.inference import predict_texts
+from raydistill.pages.loading import registered_code
 from raydistill.registry import list_versions, log_student, register_student, version_by_alias, write_model
 from raydistill.storage import Storage
 from raydistill.tracking import RunRef, open_client, start_run
@@ -140,6 +141,20 @@ def test_registered_student_loads_without_raydistill(storage: Storage, student: 
     expected = model(**tokenizer(texts[0], return_tensors="pt")).logits.detach()
     torch.testing.assert_close(torch.tensor(answer["logits"]), expected, atol=1e-6, rtol=0)
     assert answer["ours"] == []
+
+
+def test_the_code_of_the_page_loads_by_name(storage: Storage, student: Path, tmp_path: Path) -> None:
+    lines = []
+    for name, has_pairs in (("by-name", False), ("by-name-pairs", True)):
+        ref = run(storage, name)
+        version = register_student(ref, name, student, RESULTS, run_key=name, has_pairs=has_pairs)
+        code = registered_code(name, version, storage.url, has_pairs).replace("…", "a good film")
+        lines += code.replace("print(", "found.extend(").splitlines()
+    text = "\n".join(["found = []", *lines, "print(json.dumps(found))"])
+    found = in_plain_process(text, folder=str(tmp_path))
+    expected = list(predict_texts(str(student), ["a good film", ("a good film", "a good film")]))
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
 
 
 def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_path: Path) -> None:
@@ -319,6 +334,21 @@ def test_data_is_read_by_the_column_names_of_the_models_run(storage: Storage, st
     (found,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     (plain,) = predict_texts(str(student), ["a good film"])
     assert found["score_good"] == pytest.approx(plain["scores"]["good"], abs=1e-5)
+
+
+def test_the_bare_name_of_a_registered_model_gets_a_hint(
+    storage: Storage, student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from raydistill.errors import ModelError
+    from raydistill.inference import open_classifier
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    register(run(storage, "mood"), "mood", student)
+    with pytest.raises(ModelError, match=r"one is registered: write models:/mood@challenger or models:/mood/1\."):
+        open_classifier("mood", None, storage.url)
+    for name, place in (("moods", storage.url), ("mood", str(tmp_path))):
+        with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
+            open_classifier(name, None, place)
 
 
 def test_columns_of_a_student_that_lies_in_storage(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from raydistill.data.columns import canonical, choose_columns
 from raydistill.data.paths import names_beside, split_of
 from raydistill.errors import ConfigError, DataError
 from raydistill.lineage import redact
+from raydistill.models.folder import hub_is_away
 
 _WAY_OUT = "Check the name, data.revision, the network and HF_TOKEN; or give the path of a local file or folder."
 
@@ -36,9 +37,15 @@ def hub_commit(name: str, revision: str | None) -> str:
         cached = Path(HF_HUB_CACHE) / reference
         if os.path.isfile(cached):  # and not Path.is_file, which raises for a name that is too long
             return cached.read_text().strip()
+        beside = names_beside(Path(os.path.abspath(repository)))
+        if getattr(error, "response", None) is None and not isinstance(error, ValueError):  # no answer, no bad name
+            raise ConfigError(
+                f"{name} is no local file or folder, {hub_is_away()}, and its cache here lacks it: "
+                f"{_first_line(error)}. Check the path, or the network. {beside}"
+            ) from error
         raise ConfigError(
             f"{name} is no local file or folder, and no data set on the Hugging Face hub answers to that name: "
-            f"{_first_line(error)}. {_WAY_OUT} {names_beside(Path(os.path.abspath(repository)))}"
+            f"{_first_line(error)}. {_WAY_OUT} {beside}"
         ) from error
 
 

@@ -59,13 +59,27 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
             f"No model {name!r}: there is no such folder, and it is not a valid name on the Hugging Face hub. "
             "Check the path, or write the name as owner/model."
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"Cannot get the model {name!r}: there is no such folder here, {hub_is_away()}, and its cache here lacks "
+            "it. Check the path, or download the model where the hub can be reached and give the folder."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
         where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
         raise ModelError(
             f"Cannot get the model {where}: there is no such folder here, and the Hugging Face hub does not give it "
             f"({type(error).__name__}). Check the name and the revision, log in with `hf auth login` for a private "
             "model, or download it elsewhere and give the folder."
         ) from error
+
+
+def hub_is_away() -> str:
+    """Why nothing comes from the Hugging Face hub, where it did not answer."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return "the Hugging Face hub is not asked (HF_HUB_OFFLINE is set)"
+    return "the Hugging Face hub cannot be reached"
 
 
 def _check_folder(folder: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 
 def loading_code(model: str, max_length: int | None = None, has_pairs: bool = False) -> str:
@@ -15,4 +16,17 @@ def loading_code(model: str, max_length: int | None = None, has_pairs: bool = Fa
         "from transformers import pipeline\n"
         f'classify = pipeline("text-classification", {name}, truncation=True{length})\n'
         f"print(classify({text}))"
+    )
+
+
+def registered_code(name: str, version: int, storage: str, has_pairs: bool = False) -> str:
+    """Lines that load a registered student by its name; without raydistill, as ``loading_code``."""
+    text = '{"text": "…", "text_pair": "…"}' if has_pairs else '"…"'
+    is_elsewhere = "://" in storage or bool(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
+    store = f"mlflow.set_tracking_uri({json.dumps(f'sqlite:///{storage}/mlflow.db', ensure_ascii=False)})\n"
+    return (
+        f"import mlflow{'  # set MLFLOW_TRACKING_URI' if is_elsewhere else ''}\n\n"
+        f"{'' if is_elsewhere else store}"
+        f'model = mlflow.pyfunc.load_model("models:/{name}/{version}")\n'
+        f"print(model.predict([{text}]))"
     )

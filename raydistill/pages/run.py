@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raydistill.options import STORAGE
 from raydistill.pages import run_pictures
 from raydistill.pages.comparison import (
     Cell,
@@ -20,7 +21,7 @@ from raydistill.pages.comparison import (
 )
 from raydistill.pages.figures import Picture
 from raydistill.pages.layers import draw_layers
-from raydistill.pages.loading import loading_code
+from raydistill.pages.loading import loading_code, registered_code
 from raydistill.pages.render import clean, render, write_page, yaml_text
 from raydistill.pages.scales import ABSENT, cut, scale
 from raydistill.plots import TITLES
@@ -69,12 +70,22 @@ def page_text(results: Mapping[str, Any]) -> str:
         drawing=draw_layers(shown["layers"]) if shown.get("layers") else None,
         start=(config.get("student") or {}).get("start", "teacher_layers"),
         loading=loading_code(student["path"], max_length, shows_pairs(shown)),
+        registered=registered(shown),
         max_length=max_length,
         num_labeled=sum(entry["support"] for entry in student["per_class"]),
         notes=shown.get("notes") or [],
         config=yaml_text(config),
         times=TIMES,
     )
+
+
+def registered(results: Mapping[str, Any]) -> str | None:
+    """Lines that load the student by the name that it is registered under."""
+    config, version = results["config"], results.get("model_version")
+    name = (config.get("registry") or {}).get("name")
+    if name is None or version is None:
+        return None
+    return registered_code(name, version, str(config.get("storage", STORAGE)), shows_pairs(results))
 
 
 def run_contenders(results: Mapping[str, Any]) -> list[Contender]:
