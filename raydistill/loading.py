@@ -241,11 +241,19 @@ def load_data(path: str, overrides: Sequence[str] = ()) -> Data:
 
 def data_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """A config of which only the data section means something, for a path and `data.name=value` overrides."""
-    strangers = [assignment for assignment in overrides if not assignment.strip().startswith("data.")]
-    if strangers:
-        raise ConfigError(f"--set {strangers[0]}: only names of data are used here, for example data.max_length=64")
+    check_data_overrides(overrides)
     rest = {"teacher": {"model": "-"}, "stages": {"distill": {"losses": {"task": {"type": "task"}}}}}
     return load_config({"data": {"path": path}, **rest}, overrides)
+
+
+def check_data_overrides(overrides: Sequence[str]) -> None:
+    """ConfigError for an override of another section, where only that of data is used."""
+    for assignment in overrides:
+        name, _, value = (part.strip() for part in assignment.partition("="))
+        if name == "storage":
+            raise ConfigError(f"--set {assignment}: this command reads no config; write --storage {value}")
+        if not name.startswith("data."):
+            raise ConfigError(f"--set {assignment}: only names of data are used here, for example data.max_length=64")
 
 
 def optional_data(path: str | None, overrides: Sequence[str] | None) -> Data | None:
@@ -253,6 +261,7 @@ def optional_data(path: str | None, overrides: Sequence[str] | None) -> Data | N
     if path is not None:
         return load_data(path, overrides or [])
     if overrides:
+        check_data_overrides(overrides)
         raise ConfigError(
             f"--set {overrides[0]} says how to read --data, which is missing. Add --data, or leave it out."
         )

@@ -25,9 +25,22 @@ DataOverrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override a value of data: --set data.max_length=64."),
 ]
+
+
+def with_storage(overrides: list[str] | None, storage: str | None) -> list[str]:
+    """The overrides of a config with what ``--storage`` says as the last of them."""
+    from json import dumps
+
+    return [*(overrides or []), *([f"storage={dumps(storage)}"] if storage is not None else [])]
+
+
 # Parsed here so that --help shows it; console.run looks for it itself, because parsing may fail.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 StorageUrl = Annotated[str, typer.Option("--storage", metavar="PATH_OR_URL", help="Where artefacts lie.")]
+ConfigStorage = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="PATH_OR_URL", help="Where artefacts lie, whatever the config says."),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", min=4, help="Tokens a text is cut to; default: as trained, if stored, else all."),

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from raydistill import cli, console, doctor, starters
 from raydistill.console import Outcome, Progress, describe_progress, to_json
 from raydistill.errors import ConfigError, Interrupted, ModelError, RaydistillError
+from raydistill.loading import load_config
+from raydistill.options import with_storage
 
 ROOT = Path(__file__).parent.parent
 HEAVY = "torch", "ray", "mlflow", "transformers", "datasets", "pyarrow", "matplotlib"
@@ -82,6 +85,22 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_shell_completes_commands() -> None:
+    asked = {"_RAYDISTILL_COMPLETE": "complete_bash", "COMP_WORDS": "raydistill ca", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv[0] = 'raydistill'; from raydistill.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked})
+    assert done.stdout.split() == ["cache"]
+
+
+def test_the_option_storage_counts_more_than_the_config() -> None:
+    config, place = str(ROOT / "jobs" / "quickstart.yaml"), 'a: "b" #'
+    assert load_config(config, with_storage(["storage=other", "seed=3"], place)).storage == place
+    assert load_config(config, with_storage(["storage=other"], None)).storage == "other"
+    for name in ("distill", "sweep", "plan"):
+        command: Any = typer.main.get_command(cli.app)
+        assert "--storage" in {option for param in command.commands[name].params for option in param.opts}
+
+
 def test_unknown_attribute_of_the_package() -> None:
     import raydistill
 
@@ -113,6 +132,8 @@ def test_help_lists_the_commands(capfd: pytest.CaptureFixture[str]) -> None:
         (["distill", str(ROOT / "jobs" / "quickstart.yaml"), "--set", "sed=1"], "did you mean seed?"),
         (["init", "quikstart"], "There is nothing called 'quikstart' to start from; did you mean quickstart?"),
         (["evaluate", "m", "--data", "x.csv", "--set", "seed=1"], "only names of data are used here"),
+        (["evaluate", "m", "--data", "x.csv", "--set", "storage=s3://b"], "reads no config; write --storage s3://b"),
+        (["promote", "m", "--set", "storage=there"], "this command reads no config; write --storage there"),
         (["predict", "m", "--text", "a", "--file", "b"], "--text and --file were both given"),
         (["predict", "m", "--file", "no-such-file"], "--file no-such-file cannot be read: No such file"),
     ],
@@ -330,9 +351,16 @@ def test_cache_lists_frees_and_refuses(capfd: pytest.CaptureFixture[str], tmp_pa
     (row,) = found["artifacts"]
     assert (row["name"], row["bytes"], row["used_by"], row["whole"]) == (f"data/{'a' * 20}", 5, [], True)
     assert row["name"] in call(capfd, "cache", "ls", *place)[1]
-    assert call_json(capfd, "cache", "gc", *place) == (0, {"removed": []})  # it is young
+    code, kept = call_json(capfd, "cache", "gc", *place)
+    assert (code, kept["removed"]) == (0, [])
+    assert kept["why_nothing"].startswith("1 unused artefacts (5 bytes) are younger than 24 hours: --older-than 0")
+    storage.write_json({"artifacts": [row["name"]]}, "runs", "one", "run.json")
+    said = call(capfd, "cache", "gc", "--older-than", "0", *place)[1]
+    assert "1 artefacts (5 bytes) belong to 1 runs: `raydistill runs` lists them" in said
+    storage.delete("runs", "one")
     gone = call_json(capfd, "cache", "gc", "--dry-run", "--older-than", "0", *place)[1]
     assert [entry["name"] for entry in gone["would_remove"]] == [row["name"]]
+    assert gone["why_nothing"] is None
     assert artifact.exists()
     assert call_json(capfd, "cache", "rm", "data/nothing", *place)[0] == 1
     assert call_json(capfd, "cache", "rm", row["name"], *place)[0] == 0

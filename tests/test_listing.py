@@ -24,7 +24,7 @@ from raydistill.errors import TrackingError
 from raydistill.evaluate.results import build_results
 from raydistill.lineage import headline
 from raydistill.listing import listed, print_rows, row
-from raydistill.registry import register_student
+from raydistill.registry import list_versions, register_student
 from raydistill.registry.runs import PAGE, Found
 from raydistill.report import print_next_steps
 from raydistill.search.children import adopt, finish_child, log_summary, start_child
@@ -257,6 +257,113 @@ def test_the_command(storage: Storage, capfd: pytest.CaptureFixture[str]) -> Non
     assert execute(["runs", "--storage", storage.url, "--experiment", "Default"]) == 0
     assert "No runs yet" in capfd.readouterr().out
     assert execute(["runs", "--storage", storage.url, "--limit", "0"]) == 2
+
+
+@pytest.fixture
+def own(storage: Storage, tmp_path: Path) -> Storage:
+    """A store of its own, with folders for the runs of ``storage``; ``one`` is registered as version 1 of news."""
+    copy = Storage(str(tmp_path / "storage"))
+    Path(copy.root).mkdir()
+    shutil.copyfile(Path(storage.root) / "mlflow.db", Path(copy.root) / "mlflow.db")
+    for found in rows_of(storage):
+        if found["key"] is not None:
+            copy.write_json({"artifacts": [], "run_id": found["run_id"]}, "runs", found["key"], "run.json")
+    return copy
+
+
+def keys(storage: Storage) -> list[str | None]:
+    return [row["key"] for row in rows_of(storage)]
+
+
+def call(*words: str, storage: Storage, capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    code = execute(["runs", *words, "--storage", storage.url, "--json"])
+    return code, json.loads(capfd.readouterr().out)
+
+
+def test_a_removed_run_is_gone_from_storage_and_list(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    before, (ended,) = keys(own), [row for row in rows_of(own) if row["key"] == "ended"]
+    code, told = call("rm", "end", storage=own, capfd=capfd)
+    assert (code, told["removed"]) == (0, {"key": "ended", "run_ids": [ended["run_id"]], "versions": []})
+    assert keys(own) == [key for key in before if key != "ended"]
+    assert "ended" not in own.list("runs")
+    assert call("rm", "ended", storage=own, capfd=capfd)[0] == 2
+    by_id = next(row["run_id"] for row in rows_of(own) if row["key"] == "bad")
+    assert execute(["runs", "rm", by_id[:8], "--storage", own.url]) == 0
+    assert "cache gc" in capfd.readouterr().out
+    assert "bad" not in keys(own)
+
+
+def test_a_name_that_fits_several_runs_or_none_is_refused(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    for name, message in (("o", "3 runs begin with 'o': one, open, other"), ("x", "No run 'x'"), ("", "No run ''")):
+        code, told = call("rm", name, storage=own, capfd=capfd)
+        assert (code, told["error"]["type"]) == (2, "ConfigError")
+        assert message in told["error"]["message"]
+    assert len(keys(own)) == 8
+
+
+def test_a_running_run_stays_also_by_force(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    with own.lock("runs", "open", "driver.lock"):
+        for force in ([], ["--force"]):
+            code, told = call("rm", "open", *force, storage=own, capfd=capfd)
+            assert (code, told["error"]["type"]) == (1, "ArtifactError")
+            assert "is running" in told["error"]["message"]
+    assert "open" in keys(own)
+    assert call("rm", "open", storage=own, capfd=capfd)[0] == 0  # lost: its process is gone
+
+
+def test_a_registered_run_stays_and_by_force_goes_with_its_version(
+    own: Storage, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = open_client(tracking_uri(own))
+    code, told = call("rm", "one", storage=own, capfd=capfd)
+    assert (code, "version 1 of news" in told["error"]["message"]) == (1, True)
+    client.set_registered_model_alias("news", "champion", "1")
+    code, told = call("rm", "one", "--force", storage=own, capfd=capfd)
+    assert (code, "is the champion" in told["error"]["message"]) == (1, True)
+    assert own.exists("runs", "one", "run.json")
+    client.delete_registered_model_alias("news", "champion")
+    assert call("rm", "one", "--force", storage=own, capfd=capfd)[1]["removed"]["versions"] == ["news 1"]
+    assert [version.version for version in list_versions("news", tracking_uri(own))] == [2]
+    assert "one" not in keys(own)
+
+
+def test_of_a_removed_sweep_the_trials_go_and_the_winner_stays(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    code, told = call("rm", "swept", storage=own, capfd=capfd)
+    assert (code, len(told["removed"]["run_ids"])) == (0, 5)
+    found = keyed(rows_of(own, trials=True))
+    assert "swept" not in found
+    assert not [key for key in found if str(key).startswith("swept/")]
+    assert (found["won"]["kind"], found["won"]["model_version"]) == ("distill", 2)
+
+
+def test_runs_are_compared_by_config_and_figures(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    finish_run(
+        start(own, "warm", stages={"d": {"losses": {"kd": {"type": "forward_kl", "temperature": 4.0}}}}), RESULTS
+    )
+    code, told = call("diff", "one", "warm", storage=own, capfd=capfd)
+    assert code == 0
+    different = {"stages.d.losses.kd.temperature", "storage"} & set(told["config"])
+    assert set(told["config"]) == different
+    assert told["config"]["stages.d.losses.kd.temperature"][1] == 4.0
+    assert [run["key"] for run in told["runs"]] == ["one", "warm"]
+    assert told["same_data"] is True
+    for name, value in headline(RESULTS).items():
+        assert told["figures"][name] == pytest.approx([value, value])
+    code, told = call("diff", "swept/trial-00000", "swept", storage=own, capfd=capfd)
+    assert told["figures"]["num_parameters"][0] == 12_000
+    assert told["figures"]["test/accuracy"] == [None, headline(RESULTS)["test/accuracy"]]
+    assert execute(["runs", "diff", "one", "warm", "--storage", own.url]) == 0
+    assert "stages.d.losses.kd.temperature" in capfd.readouterr().out
+    assert execute(["runs", "diff", "one", "won", "--storage", own.url]) == 0
+    assert "Nothing was set differently." in capfd.readouterr().out
+    assert call("diff", "one", "o", storage=own, capfd=capfd)[0] == 2
+    assert call("diff", "one", "nobody", storage=own, capfd=capfd)[0] == 2
+
+
+def test_options_before_a_command_of_runs_are_not_lost(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    assert execute(["runs", "--storage", own.url, "rm", "ended"]) == 2
+    assert "write it behind" in capfd.readouterr().err
+    assert "ended" in keys(own)
 
 
 def test_a_store_that_is_missing_or_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,14 @@ def test_values_are_read_back_as_text(value: str) -> None:
     assert parse_yaml(spell_value(value), "value").data == value
 
 
+def test_the_option_storage_becomes_an_override(config: str) -> None:
+    request = parse(COMMANDS, ["distill", config, "--set", "storage=here", "--storage", "s3://bucket/x"])
+    assert request.storage().value == "s3://bucket/x"
+    again = parse(COMMANDS, request.words({"storage": "s3://bucket/y"}))
+    assert again.storage().value == "s3://bucket/y"
+    assert parse(COMMANDS, request.words({})).storage().value == "s3://bucket/x"
+
+
 def test_places_of_a_config(config: str) -> None:
     changes = ["student.start=some/checkpoint", "data.unlabeled=more.txt"]
     words = [word for change in changes for word in ("--set", change)]

@@ -103,6 +103,7 @@ def parse(commands: Mapping[str, Any], words: Sequence[str]) -> Request:
     ``commands``: click's commands by name. Raises click's UsageError, and ConfigError for a config that is wrong.
     """
     from raydistill.loading import load_config, optional_data
+    from raydistill.options import with_storage
     from raydistill.search.space import check_space
 
     name, arguments = (words[0], words[1:]) if words[0] in REMOTE else ("distill", words)
@@ -111,7 +112,8 @@ def parse(commands: Mapping[str, Any], words: Sequence[str]) -> Request:
     command = commands[name]
     params = command.make_context(f"raydistill submit {name}", list(arguments)).params
     if "config" in params:
-        config = load_config(params["config"], params["overrides"] or [])
+        params["overrides"] = with_storage(params["overrides"], params.pop("storage"))
+        config = load_config(params["config"], params["overrides"])
         if name == "sweep":
             check_space(config)
         return Request(name, command, params, config, None)

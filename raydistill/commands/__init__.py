@@ -11,7 +11,6 @@ app = typer.Typer(
     help="Distil a large transformer into a small one on a Ray cluster.",
     epilog="Exit codes: 0 done, 1 failure, 2 usage or config error, 3 a gate refused, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -9,18 +9,21 @@ import typer
 
 from raydistill.commands import app
 from raydistill.console import Outcome, Progress
-from raydistill.options import STORAGE, ConfigFile, Json, Overrides, StorageUrl
+from raydistill.errors import ConfigError
+from raydistill.options import STORAGE, ConfigFile, ConfigStorage, Json, Overrides, StorageUrl, with_storage
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 @app.command()
-def distill(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> Outcome:
+def distill(
+    config: ConfigFile, overrides: Overrides = None, storage: ConfigStorage = None, json: Json = False
+) -> Outcome:
     """Run one distillation: the same command goes on where it was, and computes nothing twice."""
     from raydistill.loading import load_config
 
-    loaded = load_config(config, overrides or [])
+    loaded = load_config(config, with_storage(overrides, storage))
     from raydistill.pipeline import distill as work
 
     with Progress() as progress:
@@ -38,6 +41,7 @@ def distill(config: ConfigFile, overrides: Overrides = None, json: Json = False)
 def sweep(
     config: ConfigFile,
     overrides: Overrides = None,
+    storage: ConfigStorage = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin another sweep instead of going on.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train the failed trials again.")] = False,
     json: Json = False,
@@ -46,7 +50,7 @@ def sweep(
     from raydistill.loading import load_config
     from raydistill.search.space import check_space
 
-    loaded = load_config(config, overrides or [])
+    loaded = load_config(config, with_storage(overrides, storage))
     check_space(loaded)  # before anything heavy is loaded
     from raydistill.search.sweep import sweep as work
     from raydistill.search.table import Table, print_sweep
@@ -61,6 +65,7 @@ def sweep(
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
+    storage: ConfigStorage = None,
     check: Annotated[bool, typer.Option("--check", help="Also compute every loss once on a real batch.")] = False,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Also say where everything would go on the cluster of RAY_ADDRESS.")
@@ -74,7 +79,7 @@ def plan(
     """Say what `distill` or `sweep` would do, what is in storage already, how large and how long it gets."""
     from raydistill.loading import load_config
 
-    loaded = load_config(config, overrides or [])
+    loaded = load_config(config, with_storage(overrides, storage))
     state = None
     if cluster or address:
         from raydistill.cluster.placement import read_cluster
@@ -134,16 +139,54 @@ def report(
     return Outcome(lambda: made, lambda console: print(f"{written}: {found.content['verdict']}"))
 
 
-@app.command()
+runs_app = typer.Typer(help="List what ran, remove runs, compare how they were set.", invoke_without_command=True)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.callback()
 def runs(
+    context: typer.Context,
     storage: StorageUrl = STORAGE,
     experiment: Annotated[str | None, typer.Option("--experiment", help="Only this MLflow experiment.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many of the newest.")] = 20,
     trials: Annotated[bool, typer.Option("--trials", help="List the trials of sweeps, too.")] = False,
     json: Json = False,
-) -> Outcome:
+) -> Outcome | None:
     """List what ran, newest first: distillations, sweeps and gate verdicts with their headline figures."""
+    if (command := context.invoked_subcommand) is not None:
+        given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+        if given:
+            raise ConfigError(f"--{given[0]} stands before {command}; write it behind: raydistill runs {command} …")
+        return None
     from raydistill import listing
 
     rows = listing.listed(storage, experiment, limit, trials)
     return Outcome(lambda: {"runs": rows}, lambda console: listing.print_rows(console, rows))
+
+
+@runs_app.command("rm")
+def runs_rm(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="How its key begins, as `runs` lists it.")],
+    force: Annotated[bool, typer.Option("--force", help="Also one that is registered: its version goes, too.")] = False,
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Remove a run or a sweep, in storage and in MLflow; not while it runs, nor where an alias names its student."""
+    from raydistill import past
+
+    removed = past.remove_run(storage, name, force)
+    return Outcome(lambda: {"removed": removed}, lambda console: print(past.describe_removed(removed)))
+
+
+@runs_app.command("diff")
+def runs_diff(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="How its key begins; a trial: SWEEP/trial-00003.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The other one.")],
+    storage: StorageUrl = STORAGE,
+    json: Json = False,
+) -> Outcome:
+    """Show what was set differently in two runs, and their figures."""
+    from raydistill import past
+
+    found = past.compare_runs(storage, first, second)
+    return Outcome(lambda: found, lambda console: past.print_difference(console, found))

@@ -34,7 +34,7 @@ def cache_rm(
     from raydistill import inventory
 
     row = inventory.removed(storage, name, force)
-    return Outcome(lambda: {"removed": [row]}, lambda console: inventory.print_freed(console, [row], False))
+    return Outcome(lambda: {"removed": [row]}, lambda console: inventory.print_freed(console, [row]))
 
 
 @cache.command("gc")
@@ -47,8 +47,8 @@ def cache_gc(
     """Remove what no run refers to."""
     from raydistill import inventory
 
-    rows = inventory.collected(storage, dry_run, older_than_hours)
+    rows, why = inventory.collected(storage, dry_run, older_than_hours)
     return Outcome(
-        lambda: {"would_remove" if dry_run else "removed": rows},
-        lambda console: inventory.print_freed(console, rows, dry_run),
+        lambda: {"would_remove" if dry_run else "removed": rows, "why_nothing": why},
+        lambda console: inventory.print_freed(console, rows, dry_run, why),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,8 @@ class Found:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     is_sweep: bool
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Every setting by dotted name, as ``--set`` takes it."""
 
     @property
     def key(self) -> str | None:
@@ -88,6 +90,46 @@ class RunStore:
             for run in self._search(f"tags.`{PARENT}` = '{sweep.run_id}'"):
                 if SWEEP not in run.tags:
                     yield run
+
+    def by_key(self, name: str) -> list[Found]:
+        """Runs whose key begins with ``name``, newest first; a trial's is its sweep's, a slash, and its own name."""
+        begin, slash, trial = name.partition("/")
+        with reported(self.uri):
+            found = list(self._search(f"tags.`{RUN_KEY}` LIKE '{begin}%{slash}{trial}'"))
+        return [run for run in found if ("/" in str(run.key)) == bool(slash)]
+
+    def versions(self, run: Found) -> list[tuple[str, int, tuple[str, ...]]]:
+        """The registered versions that came from a run: model, number, aliases."""
+        with reported(self.uri):
+            found = self.client.search_model_versions(f"run_id = '{run.run_id}'")
+            held = {one.name: self.client.get_registered_model(one.name).aliases for one in found}
+        return [
+            (
+                one.name,
+                int(one.version),
+                tuple(a for a, number in held[one.name].items() if int(number) == int(one.version)),
+            )
+            for one in found
+        ]
+
+    def forget(self, run: Found, versions: list[tuple[str, int, tuple[str, ...]]]) -> list[str]:
+        """Delete a run, its versions, and of a sweep its trials; the ids of what went.
+
+        A sweep's winner, which may be a distillation of its own, is no longer its child.
+        """
+        with reported(self.uri):
+            for model, version, _ in versions:
+                self.client.delete_model_version(model, str(version))
+            gone = [run.run_id]
+            for child in list(self._search(f"tags.`{PARENT}` = '{run.run_id}'")):
+                if SWEEP in child.tags:
+                    self.client.delete_tag(child.run_id, PARENT)
+                    self.client.delete_tag(child.run_id, SWEEP)
+                else:
+                    gone.append(child.run_id)
+            for run_id in reversed(gone):  # the sweep last, by which its trials are found
+                self.client.delete_run(run_id)
+        return gone
 
     def _search(self, condition: str) -> Iterator[Found]:
         token: str | None = None
@@ -140,4 +182,5 @@ def _found(run: Run, experiments: Mapping[str, str]) -> Found:
         tags=dict(data.tags),
         metrics=dict(data.metrics),
         is_sweep=kind == "sweep" or (kind is None and any(name.startswith("sweep.") for name in data.params)),
+        params=dict(data.params),
     )
