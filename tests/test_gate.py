@@ -214,7 +214,8 @@ FIRST = replace(
     champion=None,
     pair=None,
     champion_labels=None,
-    retention=Retention(0.97, None, 0.99, 400, "kept"),
+    retention=Retention(0.97, None, 0.99, 150, "kept"),
+    num_rows=150,
     chance={**GOOD.chance, "at_chance": True, "reason": "one_class"},
 )
 F1 = Gate(metric="macro_f1")
@@ -224,7 +225,7 @@ def test_what_a_person_reads_of_every_rule() -> None:
     """Names, figures, limits and reasons, of models that are good, bad, not comparable, and the first ones."""
     lines = []
     for title, facts, gate in (
-        ("good", GOOD, Gate(max_bytes=60_000_000)),
+        ("good", GOOD, Gate(max_bytes=60_000_000, min_rows=400)),
         ("bad", BAD, Gate(max_bytes=40_000_000)),
         ("bad, all rules off", BAD, Gate(**OFF)),
         ("not known", NOT_KNOWN, F1),

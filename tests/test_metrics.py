@@ -197,5 +197,12 @@ def test_bad_rows_are_refused_with_a_way_out() -> None:
         metrics.classification_metrics(logits[:10], labels)
     with pytest.raises(DataError, match="no labelled row"):
         metrics.classification_metrics(logits[:0], labels[:0])
-    with pytest.raises(DataError, match=r"0 \.\.\. 2"):
-        metrics.classification_metrics(logits, labels - 1)
+    for shift in (-1, 1):
+        with pytest.raises(DataError, match=r"0 \.\.\. 2"):
+            metrics.classification_metrics(logits, labels + shift)
+
+
+def test_probabilities_are_in_double_precision() -> None:
+    probs = metrics.probabilities(rows(20, 3)[0])
+    assert probs.dtype == np.float64
+    assert probs.sum(axis=1) == pytest.approx(1, abs=1e-12)
