@@ -299,6 +299,8 @@ class Registry(Section):
 
     name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN, max_length=200)
     """Registered model that the student becomes a version of; none: the student is not registered."""
+    challenger: bool = False
+    """Give the new version the alias ``challenger`` also where it is at chance, or worse than the one that has it."""
 
 
 class Tracking(Section):

@@ -25,7 +25,7 @@ from raydistill.data.rows import tokenize_data
 from raydistill.errors import Interrupted, TrackingError
 from raydistill.models.folder import model_digest, resolve_model
 from raydistill.recipes import start_digest
-from raydistill.registry import log_student, register_student
+from raydistill.registry import log_student, name_challenger, register_student
 from raydistill.stopping import Stop, stoppable
 from raydistill.tracking import (
     RunRef,
@@ -84,7 +84,10 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
         say_classes(prepared.info, show)
         with storage.lock("runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
             if (results := finished(prepared)) is not None:
-                return results
+                store.result()
+                if (claimed := claim_alias(prepared, results)) is not results:
+                    storage.write_json(claimed, "runs", prepared.run_key, "results.json")
+                return claimed
             return run(prepared, store, stop, clock, show)
 
 
@@ -117,6 +120,7 @@ def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
         "data": {"path", "unlabeled"},
         "teacher": {"model", "pool", "allow_chance"},
         "student": {"start"},
+        "registry": {"challenger"},
         "train": {
             *("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures"),
             *("max_wait_minutes", "tokens_per_micro_batch", "checkpoint_steps"),
@@ -225,6 +229,8 @@ def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
 def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str, Any]) -> dict[str, Any]:
     """Log the results, store the student with its card in MLflow and register it where the config names a model."""
     from raydistill.card import model_card, write_card
+    from raydistill.challenger import why_not_challenger
+    from raydistill.evaluate.compare import read_predictions
     from raydistill.evidence import write_evidence
     from raydistill.plots import write_plots
 
@@ -236,8 +242,14 @@ def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str
         write_evidence(prepared.data, outcome.evaluation, Path(folder))
         log_files(ref, Path(folder))  # before there is a version: a gate may look at it at once
     if name is not None:
+        test = read_predictions(outcome.evaluation.local(), "test")
+        why = None if prepared.config.registry.challenger else why_not_challenger(name, ref, results, test)
+        kept |= {"takes_alias": why is None}
         version = register_student(ref, name, student, results, run_key=prepared.run_key, **kept)
-        results = {**results, "model_version": version}
+        results = {**results, "model_version": version, "challenger": {"taken": why is None, "why": why}}
+        if why is not None:
+            note = f"Version {version} is registered, but does not take the alias challenger: {why}. --challenger gives"
+            results["notes"] = [*results["notes"], f"{note} it the alias all the same."]
     else:
         log_student(ref, student, **kept)
     with tempfile.TemporaryDirectory() as folder:
@@ -272,6 +284,16 @@ def finished(prepared: Prepared) -> dict[str, Any] | None:
         return None
     results: dict[str, Any] = prepared.storage.read_json(*parts)
     return {**results, "reused": ["run"]} if locate_models(prepared, results) else None
+
+
+def claim_alias(prepared: Prepared, results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a finished run, whose version gets the alias now where it had not and the config asks for it."""
+    registry = prepared.config.registry
+    if registry.name is None or not registry.challenger or (results.get("challenger") or {}).get("taken", True):
+        return results
+    name_challenger(registry.name, results["model_version"], tracking_uri(prepared.storage))
+    notes = [note for note in results["notes"] if "alias challenger" not in note]
+    return {**results, "challenger": {"taken": True, "why": None}, "notes": notes}
 
 
 def locate_models(prepared: Prepared, results: dict[str, Any]) -> bool:

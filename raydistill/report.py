@@ -60,13 +60,13 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
-    """Print the table, its conditions and the verdict."""
+    """Print the verdict, the table and its conditions."""
     from rich.text import Text
 
+    console.print(Text(results["verdict"]))
+    console.print()
     console.print(results_table(results))
     console.print(Text(conditions(results), style="dim"))
-    console.print()
-    console.print(Text(results["verdict"]))
 
 
 def _heading(name: str, model: Model) -> str:
@@ -159,6 +159,13 @@ def print_notes(console: Console, results: Mapping[str, Any]) -> None:
         console.print(f"- {note}", markup=False)
 
 
+def registered(name: str, results: Mapping[str, Any]) -> str:
+    """Under which name and version a student was registered, and whether it is the challenger."""
+    taken = (results.get("challenger") or {}).get("taken", True)
+    alias = "alias challenger" if taken else "without the alias challenger"
+    return f"Registered as {name} version {results['model_version']}, {alias}."
+
+
 def print_next_steps(console: Console, results: Mapping[str, Any], config: Config) -> None:
     """Print the lines to type next."""
     from raydistill.artifacts import Storage
@@ -167,11 +174,11 @@ def print_next_steps(console: Console, results: Mapping[str, Any], config: Confi
     from raydistill.options import STORAGE
     from raydistill.tracking import page_of, redact, tracking_uri
 
-    name, version = config.registry.name, results["model_version"]
+    name = config.registry.name
     if results.get("report"):
         console.print(f"\nReport: {results['report']}", markup=False, soft_wrap=True)
     if name is not None:
-        console.print(f"\nRegistered as {name} version {version}, alias challenger. Next:", markup=False)
+        console.print(f"\n{registered(name, results)} Next:", markup=False)
     else:
         console.print("\nNext:")
     console.print(f'  raydistill predict {results["student"]["path"]} --text "…"', markup=False, soft_wrap=True)

@@ -154,7 +154,7 @@ def test_table_fits_80_columns(results: dict[str, Any]) -> None:
     prose = " ".join(text.split())
     assert "500 labelled test rows" in prose
     assert "Latency of 1 row, speed at 32 rows, of 16 tokens: 2 CPU threads, float32." in prose
-    assert prose.endswith(results["verdict"])
+    assert prose.startswith(results["verdict"])
     assert "\x1b" not in text
 
 
@@ -191,18 +191,30 @@ def test_verdict_names_the_gain(results: dict[str, Any]) -> None:
     numbers = [f"{100 * difference[k]:.1f}" for k in ("value", "low", "high")]
     retention = f"{100 * results['retention']['accuracy']:.1f}"
     accuracy = f"{100 * results['baseline']['test']['accuracy']['value']:.1f}"
+    student = f"{100 * results['student']['test']['accuracy']['value']:.1f}"
     assert results["verdict"] == (
-        f"The student keeps {retention} % of its teacher's accuracy at 45 % of its parameters and 2.9x lower latency. "
-        f"Without the teacher it reaches {accuracy} (difference {numbers[0]} points, 95 % interval {numbers[1]} to "
-        f"{numbers[2]})."
+        f"The teacher is worth it: accuracy {student} % with it, {accuracy} without (difference {numbers[0]} points, "
+        f"95 % interval {numbers[1]} to {numbers[2]}). The gate would refuse it: expected calibration error "
+        f"0.193, limit <= 0.15. The student keeps {retention} % of its teacher's accuracy at 45 % of its parameters "
+        "and 2.9x lower latency."
     )
+
+
+def test_the_verdict_names_the_class_for_which_the_gate_refuses() -> None:
+    run = outcome()
+    labels = run.test.labels
+    logits = np.where((labels == 2)[:, None], np.array([9.0, 0.0, 0.0]), 9.0 * np.eye(3)[np.maximum(labels, 0)])
+    results = build_results(replace(run, student=replace(run.student, test=logits)))
+    rows = int((labels == 2).sum())
+    assert f"recall of the weakest class 0.0 %, limit >= 50.0 % (class 2 0.0 % of {rows} rows)" in results["verdict"]
+    assert results["verdict"].index("The gate would refuse it") < results["verdict"].index("The student ")
 
 
 @pytest.mark.parametrize(
     ("strengths", "parts"),
     [
         ({"baseline": 2.3}, ["no measurable gain", "-"]),
-        ({"student": 1.4, "baseline": 2.3}, ["the teacher does harm here"]),
+        ({"student": 1.4, "baseline": 2.3}, ["The teacher does harm here"]),
         ({"student": 0.0}, ["The student stayed at chance: its accuracy of"]),
         ({"student": 0.0, "teacher": 0.0}, ["The student stayed at chance", "So did its teacher"]),
         ({"teacher": 0.0}, ["The teacher itself stayed at chance"]),
@@ -217,7 +229,7 @@ def test_verdict_is_honest(strengths: dict[str, float], parts: list[str]) -> Non
     if strengths.get("student") == 0:
         assert results["student"]["chance"]["at_chance"]
         assert "keeps" not in results["verdict"]
-        assert "chance " in printed(results).split("95 % interval")[0]
+        assert "chance " in printed(results).partition("accuracy, %")[2].split("95 % interval")[0]
 
 
 def test_student_of_one_answer_is_named() -> None:

@@ -74,7 +74,7 @@ def toy_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "train": {"num_workers": 0, "global_batch_size": 16, "dtype": "float32", "checkpoint_steps": 5},
         "evaluate": {"bootstrap_samples": 100, "latency": False, "baseline": True},
         "tracking": {"system_metrics": False},
-        "registry": {"name": "toy"},
+        "registry": {"name": "toy", "challenger": True},
     }
     for name, value in changes.items():
         *parents, leaf = name.split("__")

@@ -15,15 +15,25 @@ from raydistill.options import STORAGE, ConfigFile, ConfigStorage, Json, Overrid
 if TYPE_CHECKING:
     from rich.console import Console
 
+Challenger = Annotated[
+    bool,
+    typer.Option("--challenger", help="Give the version the alias challenger, also where it is worse or at chance."),
+]
+
 
 @app.command()
 def distill(
-    config: ConfigFile, overrides: Overrides = None, storage: ConfigStorage = None, json: Json = False
+    config: ConfigFile,
+    overrides: Overrides = None,
+    storage: ConfigStorage = None,
+    challenger: Challenger = False,
+    json: Json = False,
 ) -> Outcome:
     """Run one distillation: the same command goes on where it was, and computes nothing twice."""
     from raydistill.loading import load_config
 
-    loaded = load_config(config, with_storage(overrides, storage))
+    changes = [*(overrides or []), *(["registry.challenger=true"] if challenger else [])]
+    loaded = load_config(config, with_storage(changes, storage))
     from raydistill.pipeline import distill as work
 
     with Progress() as progress:
@@ -44,13 +54,15 @@ def sweep(
     storage: ConfigStorage = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin another sweep instead of going on.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train the failed trials again.")] = False,
+    challenger: Challenger = False,
     json: Json = False,
 ) -> Outcome:
     """Search settings of the student: trials share data and teacher. The same command goes on where it was."""
     from raydistill.loading import load_config
     from raydistill.search.space import check_space
 
-    loaded = load_config(config, with_storage(overrides, storage))
+    changes = [*(overrides or []), *(["registry.challenger=true"] if challenger else [])]
+    loaded = load_config(config, with_storage(changes, storage))
     check_space(loaded)  # before anything heavy is loaded
     from raydistill.search.sweep import sweep as work
     from raydistill.search.table import Table, print_sweep

@@ -8,6 +8,8 @@ field               meaning
 schema              1; grows when a field changes its meaning or goes away
 run_id              MLflow run; null without one
 model_version       version in the registry; null when the student was not registered
+challenger          {taken, why}: whether that version took the alias challenger, and if not, why; added by the
+                    pipeline, null or absent when it was not registered
 labels              class names in the order of the logits
 data                {num_rows: {split: rows}, labeled: {split: labelled rows}, per_class: {split: {class: labelled
                     rows}}}

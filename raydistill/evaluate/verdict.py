@@ -1,4 +1,4 @@
-"""What a run showed, in a few sentences to quote: no gain is claimed that its interval does not show."""
+"""What a run showed, the decision first, in sentences to quote: no gain is claimed that its interval does not show."""
 
 from __future__ import annotations
 
@@ -7,16 +7,43 @@ from typing import Any
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Sentences about chance, retention and the gain over the same student without a teacher, from results.json."""
-    if _at_chance(results["student"]):
-        first = f"The student stayed at chance: {why_chance(results['student'])}."
-    elif _at_chance(results["teacher"]):
-        first = f"The teacher itself stayed at chance, so there is little to keep: {why_chance(results['teacher'])}."
+    """Whether the teacher was worth it, whether the gate would pass, then chance, retention and the champion, from
+    results.json."""
+    student, teacher = results["student"], results["teacher"]
+    if _at_chance(student):
+        third = f"The student stayed at chance: {why_chance(student)}."
+        third += " So did its teacher; mend that first." if _at_chance(teacher) else ""
+    elif _at_chance(teacher):
+        third = f"The teacher itself stayed at chance, so there is little to keep: {why_chance(teacher)}."
     else:
-        first = _kept(results)
-    if _at_chance(results["student"]) and _at_chance(results["teacher"]):
-        first += " So did its teacher; mend that first."
-    return " ".join(sentence for sentence in (first, _gain(results), _against_champion(results)) if sentence)
+        third = _kept(results)
+    return " ".join(s for s in (_gain(results), _gate(results), third, _against_champion(results)) if s)
+
+
+def _gate(results: Mapping[str, Any]) -> str:
+    """Whether a gate with its defaults would pass the student, by the rules that need neither a champion nor other
+    rows."""
+    from raydistill.gate import rules
+
+    student, retention = results["student"], results["retention"]["accuracy"]
+    num_rows = sum(entry["support"] for entry in student["per_class"])
+    facts = rules.Facts(
+        {"metrics": student["test"], "per_class": student["per_class"]},
+        student["chance"],
+        retention=rules.Retention(retention, None, None, num_rows, "the test rows"),
+        num_rows=num_rows,
+    )
+    own = (rules.judge_rows, rules.judge_chance, rules.judge_retention, rules.judge_classes, rules.judge_calibration)
+    failed = [found for rule in own if (found := rule(rules.Gate(), facts)).verdict == "failed"]
+    if not failed:
+        return "The gate would pass it, as far as it does not depend on a champion."
+    why = (f"{found.about} {found.shown['value']}, limit {found.shown['limit']}{_named(found)}" for found in failed)
+    return f"The gate would refuse it: {'; '.join(why)}."
+
+
+def _named(found: Any) -> str:
+    """The classes that fail, where it is them."""
+    return f" ({found.why.partition(';')[0]})" if found.name == "class_recall" else ""
 
 
 def _at_chance(model: Mapping[str, Any]) -> bool:
@@ -55,15 +82,17 @@ def _kept(results: Mapping[str, Any]) -> str:
 def _gain(results: Mapping[str, Any]) -> str:
     baseline = results["baseline"]
     if baseline is None:
-        return "How much of it is due to the teacher is not known: no baseline was trained (evaluate.baseline)."
+        return "Whether the teacher is worth it is not known: no student was trained without it (evaluate.baseline)."
     difference = results["differences"]["student_minus_baseline"]["accuracy"]
-    reached = f"Without the teacher it reaches {points(baseline['test']['accuracy']['value'])}"
+    reached = f"{points(results['student']['test']['accuracy']['value'])} % with it, "
+    reached += f"{points(baseline['test']['accuracy']['value'])} without"
     reached += ", which is chance" if _at_chance(baseline) else ""
+    reached += f" ({_interval(difference)})"
     if difference["low"] > 0:
-        return f"{reached} ({_interval(difference)})."
+        return f"The teacher is worth it: accuracy {reached}."
     if difference["high"] < 0:
-        return f"{reached}, more than with it ({_interval(difference)}): the teacher does harm here."
-    return f"{reached}: no measurable gain ({_interval(difference)})."
+        return f"The teacher does harm here: accuracy {reached}."
+    return f"The teacher brings no measurable gain: accuracy {reached}."
 
 
 def _against_champion(results: Mapping[str, Any]) -> str:

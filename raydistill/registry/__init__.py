@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from raydistill.registry.students import CHALLENGER, COMPLETE, DIGEST, log_student, register_student, write_model
+from raydistill.registry.students import (
+    CHALLENGER,
+    COMPLETE,
+    DIGEST,
+    log_student,
+    name_challenger,
+    register_student,
+    write_model,
+)
 from raydistill.registry.versions import (
     Version,
     existing_store,
@@ -27,6 +35,7 @@ __all__ = [
     "list_versions",
     "log_student",
     "model_names",
+    "name_challenger",
     "open_store",
     "register_student",
     "resolve_model_uri",

@@ -109,8 +109,10 @@ def register_student(
     card: str | None = None,
     max_length: int | None = None,
     has_pairs: bool = False,
+    takes_alias: bool = True,
 ) -> int:
-    """The student's version of registered model ``name``, tagged with its headline figures, alias ``challenger``.
+    """The student's version of registered model ``name``, tagged with its headline figures, alias ``challenger`` if it
+    ``takes_alias``.
 
     A run has one version of a name: doing it again completes or returns that one, and leaves an alias that has moved on
     to a later run's version where it is. Raises TrackingError; the alias is set after everything else.
@@ -133,11 +135,18 @@ def register_student(
         if COMPLETE not in version.tags:
             for key, value in redact_values(tags).items():
                 client.set_model_version_tag(name, version.version, key, value)
-            if int(client.get_registered_model(name).aliases.get(CHALLENGER, 0)) < int(version.version):
+            holder = int(client.get_registered_model(name).aliases.get(CHALLENGER, 0))
+            if takes_alias and holder < int(version.version):
                 client.set_registered_model_alias(name, CHALLENGER, version.version)
             client.set_model_version_tag(name, version.version, COMPLETE, "true")
         set_tags(client, ref.run_id, {"raydistill.model": name, "raydistill.model_version": str(version.version)})
     return int(version.version)
+
+
+def name_challenger(name: str, version: int, uri: str) -> None:
+    """Give a version the alias ``challenger``. Raises TrackingError."""
+    with reported(uri):
+        open_client(uri).set_registered_model_alias(name, CHALLENGER, str(version))
 
 
 def _own_version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:

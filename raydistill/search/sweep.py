@@ -18,7 +18,17 @@ from raydistill.board import Show
 from raydistill.cluster.waiting import Waiting
 from raydistill.config import Config
 from raydistill.lineage import redact_tree
-from raydistill.pipeline import Clock, Prepared, locate_models, prepare, say_classes, say_waiting, take_over, tracked
+from raydistill.pipeline import (
+    Clock,
+    Prepared,
+    claim_alias,
+    locate_models,
+    prepare,
+    say_classes,
+    say_waiting,
+    take_over,
+    tracked,
+)
 from raydistill.recipes import start_digest
 from raydistill.search.space import check_space, sweep_of
 from raydistill.search.trials import Ledger
@@ -59,6 +69,11 @@ def sweep(
         say_classes(prepared.info, show)
         with storage.lock("runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
             if (summary := finished(prepared)) is not None and not retry_failed:
+                store.result()
+                results = summary["results"]
+                if results and (claimed := claim_alias(prepared, results)) is not results:
+                    summary = {**summary, "results": claimed}
+                    storage.write_json(summary, "runs", prepared.run_key, "sweep.json")
                 return summary
             return Driver(prepared, stop, clock, show).run(store, retry_failed)
 

@@ -175,6 +175,7 @@ def print_next_steps(console: Console, summary: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     from raydistill.lineage import redact
+    from raydistill.report import registered
     from raydistill.search.page import command
 
     def say(text: str) -> None:
@@ -184,7 +185,10 @@ def print_next_steps(console: Console, summary: Mapping[str, Any]) -> None:
     version = results.get("model_version")
     if version is not None:
         name = (summary["config"].get("registry") or {}).get("name")
-        say(f"\nRegistered as {name} version {version}, alias challenger. Next:")
+        for note in results["notes"]:
+            if "alias challenger" in note:
+                say(f"- {note}")
+        say(f"\n{registered(str(name), results)} Next:")
     else:
         say("\nNext:")
     storage = redact(str(summary["config"]["storage"]))
