@@ -45,7 +45,8 @@ def test_values_equal_hand_computed_ones() -> None:
     assert values["calibration_error"] == pytest.approx(abs(math.exp(3) / (math.exp(3) + 2) - 0.8), abs=1e-6)
     assert metrics.confusion(logits, labels, 3) == [[5, 1, 0], [2, 3, 1], [0, 0, 8]]
     table = metrics.per_class(logits, labels, ["a", "b", "c"])
-    assert [entry["f1"] for entry in table] == pytest.approx(list(f1))
+    for name, each in (("precision", precision), ("recall", recall), ("f1", f1)):
+        assert [entry[name] for entry in table] == pytest.approx(list(each))
     assert [(e["name"], e["support"], e["predicted"]) for e in table] == [("a", 6, 7), ("b", 6, 4), ("c", 8, 9)]
 
 
@@ -60,6 +61,12 @@ def test_known_calibration_error() -> None:
     assert [b["rows"] for b in bins] == [30, 10]
     assert [b["accuracy"] for b in bins] == pytest.approx([0.8, 0.6])
     assert [b["confidence"] for b in bins] == pytest.approx([0.6, 0.9])
+
+
+def test_a_border_belongs_to_the_bin_above_it_in_single_precision() -> None:
+    borders = np.linspace(0, 1, metrics.NUM_BINS + 1)
+    assert metrics._bins(borders).tolist() == list(range(metrics.NUM_BINS + 1))
+    assert metrics._bins(np.array([0.6 - 1e-9, 0.6 - 1e-6])).tolist() == [9, 8]
 
 
 def test_auc_is_the_share_of_ordered_pairs() -> None:
