@@ -81,6 +81,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("data__max_labeled", 50, {"run"}),  # the rest knows the rows by the tokens' digest
         ("data__path", "other.csv", set()),
         ("storage", "elsewhere", set()),
+        ("sweep", {"space": {"train.seed": {"choice": [1, 2]}}, "num_trials": 2}, set()),
+        ("teacher__allow_chance", True, set()),
+        ("teacher__model", "elsewhere", set()),  # by its content
         ("teacher__pool", {"max": 3}, set()),
         ("train__num_workers", 2, set()),
         ("train__resources_per_worker", {"CPU": 1}, set()),
