@@ -82,6 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("data__path", "other.csv", set()),
         ("storage", "elsewhere", set()),
         ("sweep", {"space": {"train.seed": {"choice": [1, 2]}}, "num_trials": 2}, set()),
+        ("data__unlabeled", "more.csv", set()),
         ("teacher__allow_chance", True, set()),
         ("teacher__model", "elsewhere", set()),  # by its content
         ("teacher__pool", {"max": 3}, set()),
@@ -114,6 +115,13 @@ def test_digests_of_inputs_are_in_the_keys(folder: Path) -> None:
     before = keys(pretrained, folder)
     assert changed(before, keys(pretrained, folder, source="other")) == {"teacher", "baseline"}
     assert changed(before, keys(pretrained, folder, spoken="other")) == {"student"}
+
+
+def test_a_run_goes_by_the_content_of_its_teacher(tmp_path: Path) -> None:
+    config = load_config(toy_config(tmp_path))
+    before = keys(config, tmp_path)
+    save_tiny(tmp_path / "encoder", "bert", classifier=False, seed=5)
+    assert changed(before, keys(config, tmp_path)) == {"run"}  # the others are told the digests
 
 
 def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
