@@ -82,7 +82,7 @@ def test_bfloat16_runs_under_autocast() -> None:
 def test_models_take_turns_and_ratios_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "ATTEMPTS", 1)
     calls: list = []
-    slow, fast = Sleeper(0.009, calls), Sleeper(0.003, calls)
+    slow, fast = Sleeper(0.06, calls), Sleeper(0.02, calls)
     result = measure_models({"slow": (slow, ROW, BATCH), "fast": (fast, ROW, BATCH)}, repeats=8, seconds=0)
     order = [model is slow for model, rows, *_ in calls if rows == 1][2 * WARMUP_CALLS :]
     assert order == [True, False] * 8
