@@ -16,6 +16,8 @@ import pytest
 from raydistill import cache  # before torch, which it tells how threads wait
 from raydistill.artifacts import Storage
 
+ON_RAY = ("test_pool.py", "test_sweep.py", "test_worker.py")
+"""Files whose tests share the session's Ray cluster."""
 FAULT = ("fault", "when", "repeated", "weights differ by", "time")
 
 
@@ -51,16 +53,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(text)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay in one process; files that need the session's Ray cluster share one process, and go first.
+    """Files on Ray go first: a process in which another Ray was started and ended keeps that one's token."""
+    items.sort(key=lambda item: item.path.name not in ON_RAY)
+    assert all(item.path.name in ON_RAY for item in items if "ray_cluster" in getattr(item, "fixturenames", ()))
 
-    First, because a process in which another Ray was started and ended keeps that one's token.
-    """
-    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in on_ray)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else item.path.stem))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file stay in one process, and those of all files on Ray. The option loadgroup cannot say so: xdist 3.8
+    does nothing by it under pytest 9.2."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "ray" if Path(file).name in ON_RAY else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
