@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raydistill.evaluate.latency import busy_note
-from raydistill.evaluate.verdict import figure, points
+from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING, figure, points
 from raydistill.lineage import package_versions
 from raydistill.models.folder import CARD
 from raydistill.naming import Source, bullets, data_source, escape, model_source, plain, source_of, start_source, table
@@ -160,7 +160,7 @@ def reached(results: Mapping[str, Any]) -> list[str]:
     if baseline := results["baseline"]:
         told.append(
             "Without teacher: the same student, trained on labels alone for as many steps "
-            f"({baseline['steps']:,}), start: {baseline['start']}."
+            f"({baseline['steps']:,}), from {BASELINE_STARTS.get(baseline['start'], 'weights not known')}."
         )
     return [table(["test", *(COLUMNS[name] for name in models)], rows), " ".join(told)]
 
@@ -185,7 +185,7 @@ def trained(results: Mapping[str, Any]) -> str:
     seed = config["seed"] if train["seed"] is None else train["seed"]
     steps = max((point["step"] for point in results["curves"]["student"]), default=None)
     taken = "Optimizer steps" if steps is None else f"{steps:,} optimizer steps"
-    best = f"the best epoch by validation {escape(config['evaluate']['metric'])} was kept"
+    best = f"the best epoch by validation {escape(config['evaluate']['metric'])} was taken"
     lines.append(f"- {taken} of {train['global_batch_size']} rows, seed {seed}; {best}.")
     return "\n".join(lines)
 
@@ -193,7 +193,7 @@ def trained(results: Mapping[str, Any]) -> str:
 def start_text(results: Mapping[str, Any]) -> str:
     student, start = results["config"]["student"], start_source(results["config"])
     shape = ", ".join(f"{student[key]} {unit}" for key, unit in SHAPE.items() if student[key] is not None)
-    shape = shape or "of the teacher's shape"
+    shape = shape or "of the teacher's size"
     if start is not None:
         return f"{shape}, started from {start.link()}"
     if student["start"] == "random":
@@ -244,7 +244,7 @@ def limits(results: Mapping[str, Any]) -> list[str]:
     found += [escape(note) for note in results.get("notes", ()) if note.startswith("teacher.model:")]
     for name in ("student", "teacher"):
         if results[name]["chance"]["at_chance"]:
-            found.append(f"**The {name} is at chance**: on test its accuracy is not measurably above a fixed answer's.")
+            found.append(f"**The {name} is {GUESSING}**, as far as the test rows can tell.")
     error = student["test"]["calibration_error"]["value"]
     if error is not None:
         found.append(f"Its scores are off by {points(error)} points on average (expected calibration error on test).")

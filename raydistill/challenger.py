@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raydistill.evaluate.compare import Predictions, paired_difference
-from raydistill.evaluate.verdict import points, why_chance
+from raydistill.evaluate.verdict import GUESSING, points, why_chance
 from raydistill.registry import CHALLENGER, run_tags, version_by_alias
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def why_not_challenger(name: str, ref: RunRef, results: Mapping[str, Any], test:
     """
     student, uri = results["student"], ref.tracking_uri
     if student["chance"]["reason"] in ("one_class", "accuracy"):
-        return f"the student stayed at chance: {why_chance(student)}"
+        return f"the student is {GUESSING}: {why_chance(student)}"
     present = version_by_alias(name, CHALLENGER, uri)
     if present is None or not present.run_id or present.run_id == ref.run_id:
         return None

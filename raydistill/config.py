@@ -185,14 +185,14 @@ class Pool(Section):
     accelerator_type: str | None = Field(default=None, min_length=1)
     """A kind of GPU by Ray's name, for example L4."""
     max_ahead_bytes: int = Field(default=64 * 2**20, ge=0)
-    """Signals that teachers may have ready for each training worker; beyond that they wait for the student."""
+    """Outputs that teachers may have ready for each training worker; beyond that they wait for the student."""
 
     def mistakes(self) -> list[rules.Mistake]:
         return rules.check_pool(self)
 
 
 class ModelTeacher(Section):
-    """A classifier, or an encoder that is fine-tuned first, and how its signals reach the student."""
+    """A classifier, or an encoder that is fine-tuned first, and how its outputs reach the student."""
 
     type: Literal["model"] = "model"
     model: str = Field(min_length=1)
@@ -206,12 +206,12 @@ class ModelTeacher(Section):
     allow_chance: bool = False
     """Go on with a teacher that is no better than chance on the validation rows, instead of ending the run."""
     mode: Literal["auto", "cached", "online", "pool"] = "auto"
-    """``cached``: record its signals once; ``online``: run it beside the student; ``pool``: teacher actors compute
+    """``cached``: record its outputs once; ``online``: run it beside the student; ``pool``: teacher actors compute
     ahead of it; ``auto``: by ``max_cache_bytes``."""
     pool: Pool | None = None
     """Teacher actors: they record (``cached``) or compute ahead of the student (``pool``)."""
     max_cache_bytes: int = Field(default=20_000_000_000, ge=0)
-    """Up to this size ``auto`` records signals that are wider than logits."""
+    """Up to this size ``auto`` records outputs that are wider than logits."""
 
 
 Teacher = ModelTeacher
@@ -300,7 +300,7 @@ class Registry(Section):
     name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN, max_length=200)
     """Registered model that the student becomes a version of; none: the student is not registered."""
     challenger: bool = False
-    """Give the new version the alias ``challenger`` also where it is at chance, or worse than the one that has it."""
+    """Give the new version the alias ``challenger`` also where it only guesses or is worse than the one that has it."""
 
 
 class Tracking(Section):

@@ -22,7 +22,7 @@ HEADLINE = ("agreement", "num_parameters", "bytes", "latency_ms/p50")
 WHOLE = ("num_parameters", "bytes")
 FAMILIES = ("test/", "retention/", "best_validation/", "gate/")
 """Metrics that a row has: these, and those that begin so."""
-HEADS = ("key", "when", "what", "name", "acc %", "kept%", "param.", "ms", "size", "took")
+HEADS = ("key", "when", "what", "name", "acc %", "share", "param.", "ms", "size", "took")
 NAME = HEADS.index("name")
 ENDINGS = {"FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "waiting"}
 
@@ -135,7 +135,7 @@ def print_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def legend(rows: Sequence[Mapping[str, Any]]) -> str:
     kinds = {row["kind"] for row in rows}
-    told = ["key: its beginning. acc, kept: accuracy on test, its share of the teacher's. ms: median latency of a row."]
+    told = ["key: its beginning. acc, share: accuracy on test, share of the teacher's. ms: median latency of a row."]
     if "sweep" in kinds:
         told.append("sweep N: N trials were trained; the figures are the winner's.")
     if "trial" in kinds:

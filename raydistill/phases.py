@@ -19,7 +19,7 @@ from raydistill.evaluate.compare import chance, other_order
 from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.measure import evaluate
 from raydistill.evaluate.metrics import per_class
-from raydistill.evaluate.verdict import why_chance
+from raydistill.evaluate.verdict import GUESSING, why_chance
 from raydistill.losses import all_teacher_needs, build_stages
 from raydistill.models.load import is_classifier, label_notice, resolve_model
 from raydistill.models.student import build_student, student_config
@@ -161,7 +161,7 @@ def check_chance(place: Workplace, recorded: dict[str, Artifact]) -> None:
             f"(teacher.finetune.learning_rate, now {finetune.learning_rate:g}) or on more labels (now {labeled:,})."
         )
     raise ModelError(
-        f"The teacher stayed at chance on the validation rows, so a student has nothing to learn from it: {found}. "
+        f"On the validation rows the teacher is {GUESSING}, so a student has nothing to learn from it: {found}. "
         f"{advice} teacher.allow_chance=true goes on with it."
     )
 

@@ -301,13 +301,15 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     for phase in plan["phases"]:
         name = phase["phase"]
         count = sum(n for key, n in plan["steps"].items() if key.split(".")[0] == name) or None
-        table.add_row(name, phase["state"], f"{count:,}" if count else "")
+        table.add_row(name.replace("signal ", "teacher output "), phase["state"], f"{count:,}" if count else "")
     console.print(table)
     teacher, student = plan["teacher"], plan["student"]
     for signal, size in teacher["signal_bytes"].items():
-        console.print(f"signal     {escape(signal)}: {about}{size:,} bytes")
+        console.print(f"recorded   {escape(signal)} of the teacher: {about}{size:,} bytes")
     chance = "the run goes on" if teacher["allow_chance"] else "the run ends after it"
-    console.print(f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}; at chance {chance}")
+    console.print(
+        f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}; no better than guessing: {chance}"
+    )
     layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
     shape = f"{student['num_layers']} layers, width {student['hidden_size']}, {student['num_heads']} heads"
     console.print(f"student    {shape}{escape(layers)}")

@@ -202,6 +202,6 @@ def choose_mode(teacher: ModelTeacher, sizes: dict[str, int]) -> tuple[str, str]
         return teacher.mode, f"teacher.mode: {teacher.mode}"
     total = sum(sizes.values())
     if total <= teacher.max_cache_bytes:
-        return "cached", f"its signals take {total:,} bytes, within teacher.max_cache_bytes"
+        return "cached", f"its outputs take {total:,} bytes, within teacher.max_cache_bytes"
     wide = "online" if teacher.pool is None else "pool"
-    return wide, f"its signals would take {total:,} bytes, more than teacher.max_cache_bytes"
+    return wide, f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.data.classes import print_classes
 from raydistill.evaluate.results import ModelOutcome, Outcome, SplitRows, build_results
-from raydistill.evaluate.verdict import figure, points
+from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING, figure, points
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 Model = Mapping[str, Any]
+MODELS = ("teacher", "student", "baseline", "champion")
 ABSENT = "-"
 # Metrics below the accuracy, in reading order; those between 0 and 1 by construction are shown in percent.
 ROWS = {
@@ -46,9 +47,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
 
-    models: dict[str, Model] = {
-        name: results[name] for name in ("teacher", "student", "baseline", "champion") if results[name] is not None
-    }
+    models: dict[str, Model] = {name: results[name] for name in MODELS if results[name] is not None}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("test", no_wrap=True)
     for name, model in models.items():
@@ -72,7 +71,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
 def _heading(name: str, model: Model) -> str:
     if name == "baseline":
         steps = f"{model['steps']:,} steps" if model["steps"] is not None else "steps unknown"
-        return f"without teacher\n{steps}\nstart: {model['start']}"
+        return f"without teacher\n{steps}"
     if name == "champion" and model["version"] is not None:
         return f"champion\nversion {model['version']}"
     return name
@@ -86,7 +85,7 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, 
         rows[label] = [ABSENT if v is None else figure(metric, v) for v in values]
     teacher = results["teacher"]["test"]["accuracy"]["value"]
     rows["agreement, %"] = [ABSENT if n == "teacher" else points(m["agreement"]) for n, m in models.items()]
-    rows["retention, %"] = [
+    rows["accuracy share, %"] = [
         ABSENT if n == "teacher" or not teacher else points(m["test"]["accuracy"]["value"] / teacher)
         for n, m in models.items()
     ]
@@ -103,7 +102,7 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, 
 
 def _accuracy(model: Model) -> str:
     value = points(model["test"]["accuracy"]["value"])
-    return f"chance {value}" if model["chance"]["at_chance"] else value
+    return f"* {value}" if model["chance"]["at_chance"] else value
 
 
 def _bounds(interval: Mapping[str, float]) -> str:
@@ -127,7 +126,12 @@ def _size(num_bytes: int) -> str:
 def conditions(results: Mapping[str, Any]) -> str:
     """On what, and under which conditions, the table's numbers were measured."""
     rows = sum(entry["support"] for entry in results["teacher"]["per_class"])
-    text = f"{rows:,} labelled test rows. Agreement with, and retention of accuracy from, the teacher."
+    text = f"{rows:,} labelled test rows. Agreement with the teacher, and share of its accuracy."
+    if baseline := results["baseline"]:
+        start = BASELINE_STARTS.get(baseline["start"], "weights not known")
+        text += f" Without teacher: trained on labels alone, from {start}."
+    if any(m and m["chance"]["at_chance"] for m in (results[name] for name in MODELS)):
+        text += f" *: {GUESSING}."
     setting = next(
         (m["latency_setting"] for m in (results["student"], results["teacher"]) if m["latency_setting"]), None
     )

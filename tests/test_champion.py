@@ -74,7 +74,7 @@ def test_a_version_that_is_worse_is_registered_and_leaves_the_alias(tmp_path: Pa
     assert first["challenger"] == {"taken": True, "why": None}
     guessing = run(tmp_path, **(free | WORSE))
     assert (guessing["model_version"], guessing["challenger"]["taken"], holder()) == (2, False, 1)
-    assert "stayed at chance" in guessing["challenger"]["why"]
+    assert "no better than guessing" in guessing["challenger"]["why"]
     assert any("--challenger gives it the alias" in note for note in guessing["notes"])
     assert "version 2, without the alias challenger" in registered("toy", guessing)
     again = run(tmp_path, **(free | WORSE | {"registry__challenger": True}))

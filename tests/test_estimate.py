@@ -258,13 +258,13 @@ def test_plan_tells_shapes_and_times(config: Any) -> None:
     print_plan(console, plan)
     text = console.export_text()
     assert "sweep      5 trials: bayesian, scheduler none" in text
-    assert "3 student shapes, 1 of them rejected by num_parameters" in text
+    assert "3 student sizes, 1 of them rejected by num_parameters" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "sweep" not in make_plan(made.model_copy(update={"sweep": None}))
 
 
 def test_a_space_without_a_possible_shape_ends_the_plan(config: Any) -> None:
-    with pytest.raises(ConfigError, match=r"sweep\.constraints\.num_parameters: leaves no shape"):
+    with pytest.raises(ConfigError, match=r"sweep\.constraints\.num_parameters: leaves no student"):
         make_plan(config(constraints={"num_parameters": {"max": 10}}))
     with pytest.raises(ConfigError, match=r"sweep\.space\.data\.max_length"):
         make_plan(config({"data.max_length": {"choice": [8, 16]}}))
@@ -277,6 +277,6 @@ def test_hours_of_gpus_are_printed_where_there_are_any(config: Any) -> None:
     print_estimate(console, {**about, **found, "measured_on": "cpu"})
     text = console.export_text()
     assert "20 trials of 1,234 combinations" in text
-    assert "1 student shape;" in text
+    assert "1 student size;" in text
     assert "teacher there already, a trial ≈ 1 h 00 min" in text
     assert "GPU hours" in text

@@ -17,6 +17,7 @@ from browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, brow
 from raydistill.errors import ConfigError
 from raydistill.loading import load_config
 from raydistill.pages import scales
+from raydistill.pages.glossary import TERMS
 from raydistill.search import page, parallel
 from raydistill.search.page import write_report
 from raydistill.search.scene import Scene
@@ -121,7 +122,7 @@ def make_summary(objectives: dict[str, str] | None = None, num_trials: int = 24)
     for trial in able:
         if not front or (len(objectives) > 1 and trial["measures"]["latency_ms"] < front[-1]["measures"]["latency_ms"]):
             front.append(trial)
-    roles = [["best"], ["best latency_ms"], ["knee"]]
+    roles = [["best"], ["best latency_ms", "default"], ["knee"]]
     chosen = [front[0]] if len(front) < 3 else [front[0], front[-1], front[1]]
     finalists = [make_finalist(t, r, 0.01 + 0.004 * i) for i, (t, r) in enumerate(zip(chosen, roles, strict=False))]
     won = finalists[0]
@@ -205,7 +206,7 @@ def test_what_the_page_says(report: Path, summary: dict[str, Any]) -> None:
         "best latency",
         "the loss of step 61 is not finite (kd: nan)",
         "num_parameters: 25,000,000 is above the max of 24,000,000.",
-        "the config as it is",
+        "best latency, config's own values",
         "was in storage already",
         "outside the constraints",
         "latency ≤ 5.50 ms",
@@ -220,6 +221,23 @@ def test_what_the_page_says(report: Path, summary: dict[str, Any]) -> None:
         assert part in text
     assert "hunter2" not in report.read_text("utf-8")
     assert len(re.findall(r"<tr[ >]", report.read_text("utf-8").split('id="trials"')[1])) == 25
+
+
+def test_the_glossary_tells_the_page_s_own_terms(report: Path) -> None:
+    page_text = Tags(report.read_text("utf-8")).text
+    said, _, glossary = page_text.rpartition("Glossary")
+    terms = (*page.TERMS, *page.FRONT_TERMS)
+    assert f"{len(terms)} terms" in glossary
+    for term in terms:
+        assert term.lower() in said.lower(), term
+        assert f"{term} {TERMS[term]}" in glossary
+
+
+def test_what_is_lost_on_test_is_above_0_also_where_low_values_are_good() -> None:
+    finalist = {"shrinkage": {"accuracy": 0.012, "log_loss": -0.02}}
+    assert page.lost("validation/accuracy", finalist, {"validation/accuracy": "max"}) == "1.2"
+    assert page.lost("validation/log_loss", finalist, {"validation/log_loss": "min"}) == "0.020"
+    assert page.lost("validation/mcc", finalist, {"validation/mcc": "max"}) == "–"
 
 
 def test_command_is_for_a_shell(summary: dict[str, Any]) -> None:
@@ -237,7 +255,7 @@ def test_pareto_picture_holds_every_trial_once(report: Path, summary: dict[str, 
     by_number = {trial["number"]: trial["measures"] for trial in summary["trials"]}
     place = lambda n: (by_number[n]["latency_ms"], pytest.approx(100 * by_number[n]["validation/accuracy"]))  # noqa: E731
     assert len(summary["front"]) >= 3
-    assert shown["front"] == [place(number) for number in reversed(summary["front"])]
+    assert shown["Pareto front"] == [place(number) for number in reversed(summary["front"])]
     assert shown[f"{summary['winner']['trial']}: winner"] == [place(summary["winner"]["trial"])]
     outside = [
         t["number"] for t in summary["trials"] if t["state"] == "completed" and t["measures"]["latency_ms"] > 5.5

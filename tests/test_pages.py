@@ -21,6 +21,7 @@ from raydistill.classifier import open_folder
 from raydistill.errors import ConfigError
 from raydistill.evaluate.results import build_results
 from raydistill.pages import comparison, layers, run
+from raydistill.pages.glossary import TERMS
 from raydistill.pages.loading import loading_code, registered_code
 from raydistill.pages.run import write_run_report
 
@@ -106,7 +107,7 @@ def test_what_the_page_says(report: Path, results: dict[str, Any]) -> None:
         f"{value} % ({low} to {high})",
         "10.3 M of the teacher's 22.7 M (45 %)",
         "4,000 to train on, 150 of them labelled; 500 of test",
-        "730 steps, start: same",
+        "730 steps, starts from the same weights as the student",
         "2 CPU threads, float32",
         'pipeline("text-classification", "/storage/student/abc/model", truncation=True, max_length=16)',
         "The 4 test rows on which both are most sure",
@@ -119,6 +120,16 @@ def test_what_the_page_says(report: Path, results: dict[str, Any]) -> None:
     assert "<title>movies version 4</title>" in page
     assert text.index(results["verdict"]) < text.index("The models")
     assert "hunter2" not in page
+
+
+def test_the_glossary_tells_the_page_s_own_terms(report: Path, results: dict[str, Any]) -> None:
+    page_text = Tags(report.read_text("utf-8")).text
+    said, _, glossary = page_text.rpartition("Glossary")
+    terms = run.terms(results)
+    assert f"{len(terms)} terms" in glossary
+    for term in terms:
+        assert term.lower() in said.lower(), term
+        assert f"{term} {TERMS[term]}" in glossary
 
 
 def test_table_has_every_model_s_own_numbers(results: dict[str, Any]) -> None:
@@ -332,7 +343,7 @@ def test_what_is_not_there_is_not_missed(tmp_path: Path) -> None:
     text = write(bare_results(), tmp_path)
     said = Tags(text).text
     assert set(figures_of(text)) == {"reliability"}
-    for part in ("No losses were kept", "Speed was not measured", "No student was trained without the teacher"):
+    for part in ("No losses were logged", "Speed was not measured", "No student was trained without the teacher"):
         assert part in said
     for part in ("layers", "disagreements", "notes"):
         assert f'<section id="{part}"' not in text

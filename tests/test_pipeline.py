@@ -543,7 +543,7 @@ def test_an_order_of_classes_that_the_rows_contradict_is_refused(base, tmp_path)
 def test_a_teacher_at_chance_ends_the_run_before_a_student_learns_from_it(tmp_path):
     """With the override the run goes on with the same teacher."""
     weak = {"teacher__finetune": {"num_epochs": 1, "learning_rate": 1e-9}, "evaluate__baseline": False}
-    message = r"stayed at chance on the validation rows.*num_epochs, now 1\).*now 1e-09\).*labels \(now 60\)"
+    message = r"the teacher is no better than guessing.*num_epochs, now 1\).*now 1e-09\).*labels \(now 60\)"
     with pytest.raises(ModelError, match=message):
         run(tmp_path, **weak, teacher__allow_chance=False)
     storage = Storage(str(tmp_path / "storage"))
@@ -559,7 +559,7 @@ def test_a_teacher_at_chance_ends_the_run_before_a_student_learns_from_it(tmp_pa
 def test_a_ready_made_teacher_at_chance_ends_the_run(tmp_path):
     toy_config(tmp_path)
     save_tiny(tmp_path / "guessing", "bert", labels=tuple(sorted(TOPICS)))
-    with pytest.raises(ModelError, match=r"at chance.*Name one that was fine-tuned for these classes"):
+    with pytest.raises(ModelError, match=r"no better than guessing.*Name one that was fine-tuned for these classes"):
         run(tmp_path, teacher={"model": str(tmp_path / "guessing")})
 
 

@@ -207,8 +207,8 @@ def test_signals_are_recorded_while_they_fit() -> None:
     assert sizes == {"logits": 3 * 4 * 10, "hidden_states[2]": 32 * 2 * 70}
     total = sum(sizes.values())
     auto = ModelTeacher(model="m", max_cache_bytes=total)
-    fits = f"its signals take {total:,} bytes, within teacher.max_cache_bytes"
-    wide = f"its signals would take {total:,} bytes, more than teacher.max_cache_bytes"
+    fits = f"its outputs take {total:,} bytes, within teacher.max_cache_bytes"
+    wide = f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"
     assert recipes.choose_mode(auto, sizes) == ("cached", fits)
     tight = auto.model_copy(update={"max_cache_bytes": total - 1})
     assert recipes.choose_mode(tight, sizes) == ("online", wide)

@@ -453,7 +453,7 @@ def without_times(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_teacher_at_chance_ends_a_sweep_before_its_first_trial(tmp_path):
     weak = {"teacher__finetune": {"num_epochs": 1, "learning_rate": 1e-9}, "teacher__allow_chance": False}
-    with pytest.raises(ModelError, match=r"at chance.*teacher\.allow_chance=true goes on"):
+    with pytest.raises(ModelError, match=r"no better than guessing.*teacher\.allow_chance=true goes on"):
         make_shared(tmp_path, **weak)
 
 

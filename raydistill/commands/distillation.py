@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Challenger = Annotated[
     bool,
-    typer.Option("--challenger", help="Give the version the alias challenger, also where it is worse or at chance."),
+    typer.Option("--challenger", help="Give the version the alias challenger, also where it is worse or only guesses."),
 ]
 
 

@@ -46,7 +46,7 @@ def compare(
     split: SplitName = "test",
     max_length: MaxLength = None,
     overrides: DataOverrides = None,
-    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Also time them, in turns.")] = True,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Also time them, alternately.")] = True,
     storage: StorageUrl = STORAGE,
     json: Json = False,
 ) -> Outcome:

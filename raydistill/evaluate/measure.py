@@ -31,7 +31,7 @@ def evaluate(
         digests = {"student": student.digest, "teacher": teacher.digest}
         if baseline is not None:
             digests["baseline"] = baseline.digest
-        speed = "latency, by shape" if place.config.evaluate.latency else ""
+        speed = "latency, by size" if place.config.evaluate.latency else ""
         recipe = {**digests, "tokens": place.job.tokens.digest, "dtype": place.device.dtype, "measured": speed}
         artifact = recipes.artifact_of(place.job.storage, "evaluation", recipe)
         if place.has(artifact, "evaluation"):

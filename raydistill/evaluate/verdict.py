@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+GUESSING = "no better than guessing the most frequent class"
+BASELINE_STARTS = {"same": "the same weights as the student", "pretrained": "the weights before fine-tuning"}
+"""What a student without a teacher starts from: value of ``evaluate.baseline.start`` -> words."""
+
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Whether the teacher was worth it, whether the gate would pass, then chance, retention and the champion, from
-    results.json."""
+    """Whether the teacher was worth it, whether the gate would pass, then what the student reaches of its teacher and
+    the champion, from results.json."""
     student, teacher = results["student"], results["teacher"]
     if _at_chance(student):
-        third = f"The student stayed at chance: {why_chance(student)}."
-        third += " So did its teacher; mend that first." if _at_chance(teacher) else ""
+        third = f"The student is {GUESSING}: {why_chance(student)}."
+        third += " Nor is its teacher any better; mend that first." if _at_chance(teacher) else ""
     elif _at_chance(teacher):
-        third = f"The teacher itself stayed at chance, so there is little to keep: {why_chance(teacher)}."
+        third = f"The teacher itself is {GUESSING}, so there is little to learn from it: {why_chance(teacher)}."
     else:
         third = _kept(results)
     return " ".join(s for s in (_gain(results), _gate(results), third, _against_champion(results)) if s)
@@ -86,7 +90,7 @@ def _gain(results: Mapping[str, Any]) -> str:
     difference = results["differences"]["student_minus_baseline"]["accuracy"]
     reached = f"{points(results['student']['test']['accuracy']['value'])} % with it, "
     reached += f"{points(baseline['test']['accuracy']['value'])} without"
-    reached += ", which is chance" if _at_chance(baseline) else ""
+    reached += ", which is no better than guessing" if _at_chance(baseline) else ""
     reached += f" ({_interval(difference)})"
     if difference["low"] > 0:
         return f"The teacher is worth it: accuracy {reached}."

@@ -25,6 +25,12 @@ RuleName = Literal[
     "class_recall",
     "calibration",
 ]
+TITLES = {"above_chance": "better than guessing", "retention": "share of the teacher's"}
+
+
+def title_of(name: str) -> str:
+    """A rule's name for people."""
+    return TITLES.get(name, name.replace("_", " "))
 
 
 class Gate(Section):

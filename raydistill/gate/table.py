@@ -8,6 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from raydistill.evaluate.verdict import points
+from raydistill.gate.rules import title_of
 from raydistill.registry.aliases import PROMOTED, ROLLED_BACK
 from raydistill.registry.verdicts import VERDICT
 from raydistill.registry.versions import Version
@@ -32,7 +33,7 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("verdict", no_wrap=True)
         for rule in verdict["rules"]:
-            cell = Text(rule["name"].replace("_", " "))
+            cell = Text(title_of(rule["name"]))
             why = rule["why"] if rule["verdict"] != "off" else ""
             cell.append(f"\n{rule['about']}" + (f": {why}" if why else ""), style="dim")
             shown, style = rule["shown"], STYLES[rule["verdict"]]
@@ -61,14 +62,14 @@ def print_versions(console: Console, name: str, versions: Sequence[Version]) -> 
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("v", "aliases", "acc. %", "kept %", "params", "MB", "ms", "gate", "registered"):
+    for heading in ("v", "aliases", "acc. %", "share %", "params", "MB", "ms", "gate", "registered"):
         left = heading in ("aliases", "gate", "registered")
         width = 10 if heading == "aliases" else None  # "challenger"
         table.add_column(heading, justify="left" if left else "right", no_wrap=width is None, min_width=width)
     for version in versions:
         table.add_row(*(Text(cell) for cell in version_cells(version)))
     console.print(table)
-    notice = "Of test rows at registration: accuracy, share of the teacher's that is kept; ms: latency of one row."
+    notice = "Of test rows at registration: accuracy, its share of the teacher's; ms: latency of one row."
     console.print(notice, style="dim")
     for version in versions:
         if version.tags.get(VERDICT) == "forced":

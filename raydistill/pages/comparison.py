@@ -115,7 +115,7 @@ def latency_setting(contenders: Sequence[Contender]) -> str:
         device = ", ".join(f"{title} on {where}" for title, where in devices.items())
     text = f"Latency of 1 row, rows a second in batches of {setting['batch_size']}"
     text += f", of {setting['length']} tokens" if setting.get("length") else ""
-    return f"{text}; {device}{', ' + setting['dtype'] if setting.get('dtype') else ''}, models in turns."
+    return f"{text}; {device}{', ' + setting['dtype'] if setting.get('dtype') else ''}, models timed alternately."
 
 
 @dataclass(frozen=True)

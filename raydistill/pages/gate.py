@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raydistill.gate.rules import title_of
 from raydistill.pages.comparison import (
     Cell,
     Contender,
@@ -52,6 +53,7 @@ def page_text(verdict: Mapping[str, Any]) -> str:
         verdict=shown,
         rules=sorted(shown["rules"], key=lambda rule: ORDER.index(rule["verdict"])),
         marks=MARKS,
+        titles=title_of,
         notes=list(dict.fromkeys(notes)),
         retention=retention_text(shown),
         settings=yaml_text(shown["gate"]),
@@ -102,12 +104,12 @@ def turned(figure: Mapping[str, float | None], sign: int) -> Mapping[str, float 
 
 
 def retention_text(verdict: Mapping[str, Any]) -> str:
-    """What the challenger keeps of its teacher's metric, in a sentence; empty where that is not known."""
+    """The challenger's share of its teacher's metric, in a sentence; empty where that is not known."""
     retention, metric = verdict.get("retention"), verdict["gate"].get("metric", "accuracy")
     if retention is None or retention["value"] is None:
         return ""
     share = scale("retention")
-    text = f"It keeps {share.amount(retention['value'])} of its teacher's {scale(metric).name}"
+    text = f"It reaches {share.amount(retention['value'])} of its teacher's {scale(metric).name}"
     limits = interval("retention", retention)
     text += f" ({limits})" if limits else ""
     return f"{text}: {retention['num_rows']:,} rows, {retention['where']}."

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING
 from raydistill.options import STORAGE
 from raydistill.pages import run_pictures
 from raydistill.pages.comparison import (
@@ -20,6 +21,7 @@ from raydistill.pages.comparison import (
     side_by_side,
 )
 from raydistill.pages.figures import Picture
+from raydistill.pages.glossary import glossary
 from raydistill.pages.layers import draw_layers
 from raydistill.pages.loading import loading_code, registered_code
 from raydistill.pages.render import clean, render, write_page, yaml_text
@@ -36,6 +38,11 @@ TIMES = {
     "register": "registry",
     "total": "in all",
 }
+TERMS = (
+    *("teacher", "student", "test rows", "validation", "95 % interval", "accuracy", "macro F1", "F1", "precision"),
+    *("recall", "AUC", "MCC", "log loss", "calibration error", "agreement with the teacher"),
+    "share of the teacher's accuracy",
+)
 SIDES = ("student", "teacher")
 MAX_NAME = 60  # characters of a class name beside a text
 SHARES = {"num_parameters": "parameters", "bytes": "size on disk", "p50": "latency of a row"}
@@ -76,7 +83,15 @@ def page_text(results: Mapping[str, Any]) -> str:
         notes=shown.get("notes") or [],
         config=yaml_text(config),
         times=TIMES,
+        glossary=glossary(terms(shown)),
     )
+
+
+def terms(results: Mapping[str, Any]) -> list[str]:
+    """What the glossary tells: the page's terms, those of models and latency where they are there."""
+    more = {"baseline": "without teacher", "champion": "champion"}
+    found = [*TERMS, *(term for name, term in more.items() if results.get(name))]
+    return [*found, "latency p50"] if results["student"]["latency_ms"] else found
 
 
 def registered(results: Mapping[str, Any]) -> str | None:
@@ -108,11 +123,12 @@ def note(name: str, model: Mapping[str, Any]) -> str:
     said = []
     if name == "baseline":
         steps = model.get("steps")
-        said += [f"{steps:,} steps" if steps is not None else "steps unknown", f"start: {model.get('start')}"]
+        said.append(f"{steps:,} steps" if steps is not None else "steps unknown")
+        said.append(f"starts from {BASELINE_STARTS.get(str(model.get('start')), 'weights not known')}")
     if name == "champion" and model.get("version") is not None:
         said.append(f"version {model['version']}")
     if model["chance"]["at_chance"]:
-        said.append("at chance")
+        said.append(GUESSING)
     return ", ".join(said)
 
 
@@ -155,7 +171,8 @@ def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         text += f", {labeled['train']:,} of them labelled" if labeled.get("train") is not None else ""
         found.append(("Rows", f"{text}; {rows['test']:,} of test" if rows.get("test") is not None else text))
     if results["reused"]:
-        found.append(("Was in storage already", ", ".join(results["reused"])))
+        reused = ", ".join(results["reused"]).replace("signals of", "teacher outputs of")
+        found.append(("Was in storage already", reused))
     return found
 
 

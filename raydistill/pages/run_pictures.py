@@ -70,7 +70,7 @@ def validation_picture(results: Mapping[str, Any]) -> Picture | None:
         ends = [(min(steps), unit.factor * level), (max(steps), unit.factor * level)]
         _line(figure, ends, "teacher", {"color": GREY, "dash": "dot"}, f"%{{y:.{unit.digits}f}} {unit.unit}")
     figure.update_xaxes(rangemode="tozero")
-    caption = "On the validation rows; the weights of the best step are kept."
+    caption = "On the validation rows; the student has the weights of its best step."
     return Picture("validation", "Validation", caption, draw(figure, x="optimizer step", y=unit.label, height=400))
 
 
@@ -92,7 +92,7 @@ def ending(skipped: Sequence[tuple[int, int]]) -> str:
     if not told:
         return ""
     return (
-        f" Not timed, as all shapes together get {SECONDS_FOR_SHAPES:g} s and these would have taken longer: "
+        f" Not timed, as all sizes together get {SECONDS_FOR_SHAPES:g} s and these would have taken longer: "
         f"{', '.join(told)} tokens."
     )
 

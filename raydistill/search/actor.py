@@ -34,7 +34,7 @@ def ended(error: BaseException) -> dict[str, Any]:
     if isinstance(error, OUT_OF_MEMORY):
         reason = (
             f"out of memory: {reason.splitlines()[0] if reason else type(error).__name__}. Lower "
-            "train.tokens_per_micro_batch, or keep such shapes out with sweep.constraints.num_parameters."
+            "train.tokens_per_micro_batch, or keep such students out with sweep.constraints.num_parameters."
         )
     return {"failure": reason, "done": True}
 

@@ -39,7 +39,7 @@ class Bounds(Section):
 
 
 class Sweep(Section):
-    """A search: trials are the config with other values of ``space``; they share data, teacher and signals."""
+    """A search: trials are the config with other values of ``space``; they share data, teacher and its outputs."""
 
     space: dict[str, Distribution] = Field(min_length=1)
     """Dotted names of settings of the student's training, and what each may be."""

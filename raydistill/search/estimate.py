@@ -132,7 +132,7 @@ def keep_allowed(shapes: Mapping[str, Shape], bounds: Bounds | None) -> dict[str
     if not allowed:
         sizes = [shape.num_parameters for shape in shapes.values()]
         raise ConfigError(
-            f"sweep.constraints.num_parameters: leaves no shape of the space, whose smallest has {min(sizes):,} "
+            f"sweep.constraints.num_parameters: leaves no student of the space, whose smallest has {min(sizes):,} "
             f"parameters and largest {max(sizes):,}. Widen the constraint or the space."
         )
     return allowed
@@ -290,7 +290,7 @@ def print_estimate(console: Console, found: Mapping[str, Any]) -> None:
 
     size, rejected = found["size"], found["rejected_shapes"]
     of = f" of {size:,} combinations" if size is not None else ""
-    shapes = plural(found["shapes"], "student shape")
+    shapes = plural(found["shapes"], "student size")
     without = f", {rejected:,} of them rejected by num_parameters" if rejected else ""
     finals = plural(found["final_trainings"], "final training")
     teacher = f"≈ {duration(found['teacher_seconds'])}" if found["teacher_seconds"] else "there already"

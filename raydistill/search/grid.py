@@ -204,7 +204,7 @@ def tally(state: State) -> str:
     counts = {name: sum(trial.state == name for trial in state.trials) for name in STATES}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no trial yet"
     if state.marked:
-        text += f"; {MARK} the best" if len(state.objectives) == 1 else f"; {MARK} front"
+        text += f"; {MARK} the best" if len(state.objectives) == 1 else f"; {MARK} Pareto front"
     return text
 
 

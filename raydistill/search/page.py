@@ -10,6 +10,7 @@ from typing import Any
 
 from raydistill.pages import scales
 from raydistill.pages.figures import Picture
+from raydistill.pages.glossary import glossary
 from raydistill.pages.render import clean, render, write_page, yaml_text
 from raydistill.search.scene import Record, Scene
 from raydistill.search.summary import MIN_TRIALS
@@ -19,12 +20,20 @@ TIMES = {
     "teacher": "teacher",
     "search": "search",
     "trials": "training of all trials, added up",
-    "finals": "finalists",
+    "finals": "training again",
     "evaluate": "evaluation",
     "register": "registry",
     "total": "in all",
 }
 ORDER = {"completed": 0, "stopped": 1, "running": 2, "waiting": 3, "failed": 4, "rejected": 5}
+
+TERMS = (
+    *("trial", "objective", "constraints", "rejected", "stopped early", "fresh seed", "validation", "test rows"),
+    "lost from validation to test",
+)
+FRONT_TERMS = ("Pareto front", "best compromise")
+"""Of a sweep with several objectives."""
+ROLES = {"knee": "best compromise", "default": "config's own values"}
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
@@ -52,6 +61,7 @@ def page_text(summary: Mapping[str, Any]) -> str:
         config=yaml_text(scene.summary["config"]),
         remarks=partial(remarks, scene),
         times=TIMES,
+        glossary=glossary(TERMS if len(scene.objectives) == 1 else (*TERMS, *FRONT_TERMS)),
         min_trials=MIN_TRIALS,
     )
 
@@ -77,9 +87,9 @@ def present(measures: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def role(name: str) -> str:
-    """``best`` and ``knee`` as they are, ``best <objective>`` without the objective's unit and split."""
+    """In words; ``best <objective>`` without the objective's unit and split."""
     first, _, objective = name.partition(" ")
-    return f"{first} {scales.scale(objective).name}" if objective else first
+    return f"{first} {scales.scale(objective).name}" if objective else ROLES.get(name, name)
 
 
 def pictures(scene: Scene) -> dict[str, list[Picture]]:
@@ -107,10 +117,17 @@ def finalist_rows(scene: Scene) -> list[dict[str, Any]]:
                 metric = name.removeprefix("validation/")
                 cells[name] = {split: spread(name, finalist[split].get(metric)) for split in ("validation", "test")}
                 cells[name]["search"] = scales.scale(name).text(finalist["search"].get(name))
-                cells[name]["shrinkage"] = scales.scale(name).text(finalist["shrinkage"].get(metric))
+                cells[name]["lost"] = lost(name, finalist, scene.objectives)
         won = finalist["trial"] == scene.winner
         rows.append({**finalist, "cells": cells, "won": won, "role": scene.roles[finalist["trial"]]})
     return sorted(rows, key=lambda row: not row["won"])
+
+
+def lost(name: str, finalist: Mapping[str, Any], objectives: Mapping[str, str]) -> str:
+    """How much worse a metric is on test than the search saw it on validation, whichever way it counts."""
+    shrinkage = finalist["shrinkage"].get(name.removeprefix("validation/"))
+    turned = shrinkage is not None and objectives[name] == "min"
+    return scales.scale(name).text(-shrinkage if turned else shrinkage)
 
 
 def spread(name: str, value: Mapping[str, float | None] | None) -> str:
@@ -139,8 +156,8 @@ def command(summary: Mapping[str, Any]) -> str | None:
 def remarks(scene: Scene, trial: Record) -> str:
     """What else there is to say about a trial, in one line."""
     said = [scene.roles[trial["number"]]] if trial["number"] in scene.roles else []
-    if trial["params"] == scene.summary["default"]:
-        said.append("the config as it is")
+    if trial["params"] == scene.summary["default"] and ROLES["default"] not in "".join(said):
+        said.append(ROLES["default"])
     if trial["state"] == "completed" and trial["number"] not in scene.eligible:
         said.append("outside the constraints")
     if trial.get("reused"):

@@ -41,7 +41,7 @@ def pareto_picture(scene: Scene, other: str, name: str) -> Picture | None:
         _points(figure, scene, across, [t for t in trials if t["number"] not in front | finals], group, MARKERS[group])
     best = sorted((t for t in placed if t["number"] in front), key=across)
     line = {"color": GREEN, "dash": "dot", "width": 1.5}
-    _points(figure, scene, across, best, "front", {"color": GREEN, "size": 10}, mode="lines+markers", line=line)
+    _points(figure, scene, across, best, "Pareto front", {"color": GREEN, "size": 10}, mode="lines+markers", line=line)
     _rejected(figure, scene, other, placed)
     _finalists(figure, scene, across, [t for t in placed if t["number"] in finals])
     _limits(figure, scene, other)
@@ -199,7 +199,7 @@ def curves_picture(scene: Scene) -> Picture | None:
     if not shown:
         return None
     figure.update_yaxes(tickformat=unit.tick_format or None)
-    caption = "A line a trial. A cross ends the line of one that was stopped or failed."
+    caption = "A line a trial. A cross is where one was stopped or failed."
     return Picture("curves", "Learning curves", caption, draw(figure, x="step", y=label(scene.main), height=460))
 
 

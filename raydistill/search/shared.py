@@ -153,8 +153,8 @@ def combinations(config: Config, decides: Callable[[str], bool]) -> Iterator[Con
     values = {name: known for name, known in finite.items() if known is not None}
     if (count := math.prod(map(len, values.values()))) > MAX_COMBINATIONS:
         raise ConfigError(
-            f"sweep.space: {', '.join(values)} have {count:,} combinations, each of which may need its own signals or "
-            f"latency; {MAX_COMBINATIONS:,} are possible. Write fewer choices or narrower ranges of whole numbers."
+            f"sweep.space: {', '.join(values)} have {count:,} combinations; each may need its own teacher outputs "
+            f"or latency; {MAX_COMBINATIONS:,} are possible. Write fewer choices or narrower ranges of whole numbers."
         )
     for combination in itertools.product(*values.values()):
         with suppress(ConfigError):

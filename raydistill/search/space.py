@@ -110,7 +110,7 @@ def why_no_range(name: str, values: Distribution, annotation: Any) -> str | None
     if float not in kinds and values.integer is None:
         return "takes whole numbers; write integer: [low, high] or choice."
     if name in SHAPE and values.integer is not None and values.integer[1] - values.integer[0] >= MAX_SHAPES:
-        return f"spans more than {MAX_SHAPES:,} values, each a shape to measure; write a narrower range or choice."
+        return f"spans more than {MAX_SHAPES:,} values, each a student to measure; write a narrower range or choice."
     return None
 
 

@@ -108,7 +108,10 @@ def choose(
         return None
     known = [finalist for finalist in allowed if values_of(finalist, "validation", metric)]
     if not known:
-        raise ModelError(f"No finalist has a {name}, so none can be called the winner; the trials say why they failed.")
+        raise ModelError(
+            f"No trial that was trained again has a {name}, so none can be called the winner; the trials say why they "
+            "failed."
+        )
     winner = max(known, key=lambda finalist: sign * statistics.fmean(values_of(finalist, "validation", metric)))
     measured = [outcome for outcome in winner.seeds if math.isfinite(outcome.validation.get(metric, math.nan))]
     return winner, max(measured, key=lambda outcome: sign * outcome.validation[metric])

@@ -121,20 +121,21 @@ def ending(state: State, trial: Trial) -> str:
 
 
 def print_sweep(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print what a sweep found: notes, finalists, verdict, and the lines to type next."""
+    """Print what a sweep found: notes, verdict, finalists, and the lines to type next."""
     from rich.text import Text
 
     for note in summary.get("notes", []):
         console.print(Text(f"- {visible(note)}"))
+    console.print(Text(visible(summary["verdict"])))
     if summary["finalists"]:
+        console.print()
         console.print(finalists_table(summary))
         names = short_names(summary["space"])
         for finalist in summary["finalists"]:
             console.print(Text(f"trial {finalist['trial']}  {settings(finalist['params'], names)}", style="dim"))
         seeds = len(summary["finalists"][0]["seeds"])
         console.print(Text(f"Means over {seeds} fresh seed{'s' * (seeds > 1)}. Test rows were read for these alone."))
-        console.print()
-    console.print(Text(visible(summary["verdict"])))
+        console.print("Lost on test: how much worse than the search saw it on validation.")
     print_next_steps(console, summary)
 
 
@@ -144,7 +145,7 @@ def finalists_table(summary: Mapping[str, Any]) -> Grid:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    from raydistill.search.page import role, spread
+    from raydistill.search.page import lost, role, spread
 
     winner = (summary["winner"] or {}).get("trial")
     metrics = [name for name in summary["objectives"] if name.startswith("validation/")]
@@ -155,7 +156,7 @@ def finalists_table(summary: Mapping[str, Any]) -> Grid:
     grid.add_column("trial", no_wrap=True, vertical="bottom")
     grid.add_column("role", vertical="bottom")
     for name in metrics:
-        for title in (f"validation\n{scale(name).label}", "test", "search\n- test"):
+        for title in (f"validation\n{scale(name).label}", "test", "lost\non test"):
             grid.add_column(title, justify="right", no_wrap=True, vertical="bottom")
     for name in shapes:
         grid.add_column(scale(name).label, justify="right", no_wrap=True, vertical="bottom")
@@ -165,7 +166,7 @@ def finalists_table(summary: Mapping[str, Any]) -> Grid:
         for name in metrics:
             metric = name.removeprefix("validation/")
             cells += [spread(name, finalist[split].get(metric)) for split in ("validation", "test")]
-            cells.append(scale(name).text(finalist["shrinkage"].get(metric)))
+            cells.append(lost(name, finalist, summary["objectives"]))
         cells += [scale(name).text(finalist["search"].get(name)) for name in shapes]
         grid.add_row(*map(Text, cells), style="bold" if won else None)
     return grid

@@ -1,0 +1,41 @@
+"""The terms of a page, a short sentence each, for those who do not work with them daily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+TERMS = {
+    "teacher": "The large model that the student learns from.",
+    "student": "The small model that is trained to answer as its teacher does.",
+    "without teacher": "The baseline: the same student, trained on labels alone.",
+    "champion": "The registered version that is in use.",
+    "test rows": "Rows that no training and no choice has seen.",
+    "validation": "Rows that nothing is trained on, by which the best epoch and the best trial are chosen.",
+    "95 % interval": "Where the value lies with a confidence of 95 %; few rows make it wide.",
+    "accuracy": "Share of the rows for which the model names the right class.",
+    "macro F1": "The mean of the F1 of all classes, so that rare ones count as much as frequent ones.",
+    "F1": "The harmonic mean of a class's precision and recall.",
+    "precision": "Of the rows given this class, the share that belong to it.",
+    "recall": "Of the rows of this class, the share that are found.",
+    "AUC": "How well the scores put rows of a class before those of others: 1 is perfect, 0.5 is guessing.",
+    "MCC": "Correlation of labels and predictions: 1 is perfect, 0 is guessing.",
+    "log loss": "Mean penalty for the probability given to the right class; lower is better.",
+    "calibration error": "How far the model's certainty lies from its accuracy on average (ECE); 0 is perfect.",
+    "agreement with the teacher": "Share of the rows for which both name the same class, right or wrong.",
+    "share of the teacher's accuracy": "The student's accuracy divided by the teacher's (retention).",
+    "latency p50": "Milliseconds for one row, the median of many calls; p95: 95 % of the calls are faster.",
+    "trial": "One student, trained with one choice of the settings that the sweep varies.",
+    "objective": "What the search tries to make as high (max) or as low (min) as it can.",
+    "constraints": "Limits that a trial must keep to be chosen.",
+    "stopped early": "Ended before its last step, because it lagged behind the others.",
+    "rejected": "Not trained, because it breaks a constraint that is known before, or repeats a trial.",
+    "fresh seed": "Another random start and order of the rows, by which luck is told from gain.",
+    "Pareto front": "The trials that no other beats in every objective.",
+    "best compromise": "The trial of the Pareto front beyond which one objective costs most of another (its knee).",
+    "lost from validation to test": "How much worse a trial is on test than the search saw it on validation.",
+}
+
+
+def glossary(terms: Iterable[str]) -> dict[str, str]:
+    """These terms with their sentences, in the order of the alphabet."""
+    return {term: TERMS[term] for term in sorted(terms, key=str.lower)}
