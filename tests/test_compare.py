@@ -64,10 +64,11 @@ def test_a_model_does_not_differ_from_itself() -> None:
     assert (there["value"], there["low"], there["high"]) == pytest.approx((-back["value"], -back["high"], -back["low"]))
 
 
-def test_difference_of_many_windows_of_few_examples_is_wide() -> None:
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_difference_of_many_windows_of_few_examples_is_wide(metric: str) -> None:
     a, b, labels = two_models(600)
     by_row, by_example = (
-        compare.paired_difference("accuracy", a[i], b[i], labels[i], example_ids=ids)
+        compare.paired_difference(metric, a[i], b[i], labels[i], example_ids=ids)
         for i in [np.repeat(np.arange(60), 10)]
         for ids in (np.arange(600), i)
     )

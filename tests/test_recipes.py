@@ -83,11 +83,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("storage", "elsewhere", set()),
         ("sweep", {"space": {"train.seed": {"choice": [1, 2]}}, "num_trials": 2}, set()),
         ("data__unlabeled", "more.csv", set()),
-        ("teacher__allow_chance", True, set()),
+        ("teacher__allow_chance", False, set()),
+        ("registry__challenger", True, set()),
         ("teacher__model", "elsewhere", set()),  # by its content
         ("teacher__pool", {"max": 3}, set()),
         ("train__num_workers", 2, set()),
         ("train__resources_per_worker", {"CPU": 1}, set()),
+        ("train__min_workers", 1, set()),
+        ("train__accelerator_type", "A10G", set()),
+        ("train__max_wait_minutes", 7, set()),
         ("train__max_failures", 9, set()),
         ("train__tokens_per_micro_batch", 100, set()),
         ("train__checkpoint_steps", 77, set()),
@@ -163,6 +167,10 @@ def test_a_stage_without_a_teacher_makes_another_baseline(folder: Path) -> None:
 def test_a_student_that_starts_from_a_checkpoint_goes_by_its_content(folder: Path) -> None:
     start = save_tiny(folder / "start", num_layers=2, seed=1)
     student = load_config(toy_config(folder, student__start=str(start))).student
+    config = load_config(toy_config(folder, student__start=str(start)))
+    before = keys(config, folder)
+    save_tiny(start, num_layers=2, seed=2)
+    assert changed(before, keys(config, folder)) == STUDENTS
     digests = {recipes.start_digest(student, teacher) for teacher in ("a", "b")}
     assert digests == {f"{teacher}+{model_digest(start)}" for teacher in ("a", "b")}
     for named in ("teacher_layers", "random"):
