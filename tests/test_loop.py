@@ -311,6 +311,7 @@ def test_reports_come_every_few_steps_and_at_validations(toy):
     assert [r.step for r in reports if "validation/macro_f1" in r.metrics] == validated
     assert [r.step for r in reports if r.finished] == [62]
     assert {r.num_steps for r in reports} == {62}
+    assert {r.validated for r in reports} == {True, False}
     assert not setup.model.training
     history = setup.checkpoints.history()
     assert history == [{"step": r.step, "validated": r.validated, **r.metrics} for r in reports]
@@ -390,6 +391,22 @@ def test_the_loop_waits_for_late_signals_and_tells_ahead_what_it_needs(toy):
     assert signals.waited == signals.foreseen
     assert sorted(row for step in signals.waited[:6] for part in step for row in part) == list(range(192))
     assert all(torch.equal(weights(plain.model)[n], weights(setup.model)[n]) for n in weights(plain.model))
+    list(train(toy.setup("late-resumed", until=5)))
+    list(train(toy.setup("late-resumed", signals=signals)))
+    assert signals.waited == signals.foreseen  # from the sixth step on
+    assert len(signals.waited) == 7
+
+
+def test_what_a_model_draws_itself_goes_by_seed_and_step(toy):
+    drawn = []
+    for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1)):
+        setup = toy.setup("drawn", seed=seed)
+        stage = Stage(setup)
+        batches = stage.collate(step)
+        stage.accumulate(step, batches, setup.losses.counts(batches))
+        drawn.append(torch.initial_seed())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
 
 
 def test_gradient_clipping_bounds_the_norm_of_the_step(toy):
