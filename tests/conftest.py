@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from raydistill import cache  # before torch, which it tells how threads wait
 from raydistill.artifacts import Storage
+
+settings.register_profile("suite", deadline=None)  # a machine may be busy
+settings.load_profile("suite")
 
 ON_RAY = ("test_pool.py", "test_sweep.py", "test_worker.py")
 """Files whose tests share the session's Ray cluster."""

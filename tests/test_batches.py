@@ -25,7 +25,7 @@ def make_rows(num_rows: int, num_labeled: int, seed: int = 0) -> tuple[np.ndarra
     seed=st.integers(0, 5),
     epoch=st.integers(0, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_row_once_and_only_the_last_batch_is_short(num_rows, share, size, seed, epoch):
     lengths, labels = make_rows(num_rows, int(share * num_rows), seed)
     rows = np.arange(num_rows)
@@ -109,7 +109,7 @@ def test_rows_of_like_length_share_a_batch():
 
 
 @given(num_rows=st.integers(0, 65), world=st.integers(1, 5), group=st.integers(1, 5), budget=st.integers(1, 500))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_ranks_and_micro_batches_split_no_group(num_rows, world, group, budget):
     lengths, _ = make_rows(max(num_rows, 1), 0)
     batch = np.random.default_rng(1).permutation(num_rows)

@@ -394,14 +394,14 @@ def complaint(work: Callable[[], object]) -> str | None:
     return None
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=st.dictionaries(st.sampled_from(NAMES), TREES, max_size=5), use_good=st.booleans())
 def test_any_dict_is_a_config_or_a_config_error(tree: dict[str, Any], use_good: bool) -> None:
     found = complaint(lambda: load_config({**GOOD, **tree} if use_good else tree))
     assert found is None or (found.startswith("config: ") and ": 0 problems" not in found)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(dotted_names())), st.text(max_size=8) | st.integers().map(str))
 def test_any_override_is_a_config_or_a_config_error(name: str, value: str) -> None:
     sweep = {"sweep": {"space": {"student.num_layers": {"choice": [1, 2]}}}}
@@ -409,7 +409,7 @@ def test_any_override_is_a_config_or_a_config_error(name: str, value: str) -> No
     assert found is None or "x" in found or name in found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="ab:-{}[]&*!'\"#,\n\t >|%?0.e", max_size=40))
 def test_any_text_is_yaml_or_a_config_error(text: str) -> None:
     found = complaint(lambda: parse_yaml(text, "x"))

@@ -103,7 +103,7 @@ def test_resampled_metrics_equal_the_libraries(num_classes: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), num_classes=st.integers(2, 4), num_rows=st.integers(1, 12))
 def test_weights_of_one_give_the_values(data: st.DataObject, num_classes: int, num_rows: int) -> None:
     logit = st.sampled_from([-50.0, -1.0, 0.0, 0.5, 1.0, 30.0])
