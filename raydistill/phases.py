@@ -130,8 +130,7 @@ def check_label_order(place: Workplace, teacher: TeacherIdentity, recorded: dict
     if notice is None:
         return
     place.notes.append(f"teacher.model: {notice}")
-    labels = place.rows["validation"].labels
-    logits = RecordedSignals(recorded, len(labels)).batch(np.arange(len(labels)))["logits"].numpy()
+    logits, labels, _ = labeled_validation(place, recorded)
     if (order := other_order(logits, labels)) is None:
         return
     own, other = (100 * float((found.argmax(1) == labels).mean()) for found in (logits, logits[:, order]))
@@ -143,13 +142,20 @@ def check_label_order(place: Workplace, teacher: TeacherIdentity, recorded: dict
     )
 
 
+def labeled_validation(place: Workplace, recorded: dict[str, Artifact]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The teacher's logits (N, C), the labels and the example ids (N,) of the validation rows that have a label."""
+    rows = place.rows["validation"]
+    kept = np.flatnonzero(rows.labels >= 0)
+    logits = RecordedSignals(recorded, rows.num_rows).batch(kept)["logits"].numpy()
+    return logits, rows.labels[kept], rows.example_ids[kept]
+
+
 def check_chance(place: Workplace, recorded: dict[str, Artifact]) -> None:
     """ModelError where the teacher is no better than chance on the validation rows; every rank sees the same logits."""
-    settings, rows = place.config.teacher, place.rows["validation"]
+    settings = place.config.teacher
     if settings.allow_chance:
         return
-    logits = RecordedSignals(recorded, rows.num_rows).batch(np.arange(rows.num_rows))["logits"].numpy()
-    found = judged_chance(logits, rows.labels, place.job.labels, rows.example_ids, place.config.evaluate)
+    found = judged_chance(*labeled_validation(place, recorded), place.job.labels, place.config.evaluate)
     if found is None:
         return
     finetune = settings.finetune
@@ -167,13 +173,11 @@ def check_chance(place: Workplace, recorded: dict[str, Artifact]) -> None:
 
 
 def judged_chance(
-    logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...], example_ids: np.ndarray, settings: Evaluate
+    logits: np.ndarray, labels: np.ndarray, example_ids: np.ndarray, names: tuple[str, ...], settings: Evaluate
 ) -> str | None:
     """Why a model is no better than chance on labelled rows, by the test that results use; None for one that is, or
     that has learned something of skewed classes."""
-    kept = labels >= 0
-    logits, labels = logits[kept], labels[kept]
-    found = intervals(logits, labels, settings.bootstrap_samples, example_ids=example_ids[kept])
+    found = intervals(logits, labels, settings.bootstrap_samples, example_ids=example_ids)
     tested = chance(found, logits, labels)
     if tested["reason"] in (None, "accuracy_only"):
         return None
