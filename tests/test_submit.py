@@ -43,12 +43,17 @@ PORTS = (
 )
 
 
+def clean_environment() -> dict[str, str]:
+    """Without what another test of this process may have left to point at its cluster, MLflow or S3 server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "AWS_"))}
+
+
 class Cli:
     """One raydistill command in a process of its own."""
 
     def __init__(self, folder: Path, logs: Path, *words: str, **environment: str) -> None:
         self.out, self.err = (logs / f"{uuid.uuid4().hex[:8]}.{kind}" for kind in ("out", "err"))
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+        clean = clean_environment()
         home = {"HOME": str(logs / "home"), "HF_TOKEN": NEVER_SENT[0], "DB_PASSWORD": NEVER_SENT[1]}
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
@@ -123,7 +128,7 @@ def start_head(folder: Path) -> Head:
     token, ports = secrets.token_hex(32), {name: free_port() for name in PORTS}
     temp = Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))  # short: the names of Ray's sockets have 107 characters
     (counts := folder / "counts").touch()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    clean = clean_environment()
     own = {
         "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(COUNTING), clean.get("PYTHONPATH")))),
