@@ -17,12 +17,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raydistill.errors import ArtifactError
 from raydistill.faults import Damaged, Missing, explain, is_disk_full, is_transient
-from raydistill.ownership import Owner
+from raydistill.ownership import Owner, lock
 from raydistill.storage import STAGING, Storage, check_name
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
 FORMAT_VERSION = 2
 """Goes into every key: raise it when the content of any artefact changes meaning, and all of them are made anew."""
 MANIFEST = "manifest.json"
+KINDS = ("tables", "data", "tokens", "teacher", "signals", "student", "baseline", "evaluation")
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """What a kind or key looks like: one name, not hidden."""
 
@@ -171,12 +173,14 @@ class Artifact:
         if not self.storage.is_local:
             from raydistill.cache import local_copy  # cache.py builds on this module
 
-            return local_copy(self, manifest, verify)
+            name = f"{self.kind}-{self.key}-{manifest.digest[:16]}"
+            check = partial(self.check_files, manifest)
+            return local_copy(name, manifest.bytes, check, partial(self._download, manifest), verify)
         folder = Path(self.storage.path(self.kind, self.key))
-        self.check_files(folder, manifest, verify)
+        self.check_files(manifest, folder, verify)
         return folder
 
-    def check_files(self, folder: Path, manifest: Manifest, verify: bool) -> None:
+    def check_files(self, manifest: Manifest, folder: Path, verify: bool) -> None:
         """Compare a local folder's files with the manifest, by size or, with ``verify``, also by content."""
         paths = {name: folder / check_name(name) for name in manifest.files}
         self.check_sizes({name: path.stat().st_size for name, path in paths.items() if path.is_file()}, manifest)
@@ -192,6 +196,11 @@ class Artifact:
                 raise self._damaged(name, "it is missing")
             if sizes[name] != info.bytes:
                 raise self._damaged(name, f"it has {sizes[name]:,} bytes instead of {info.bytes:,}")
+
+    def _download(self, manifest: Manifest, folder: Path) -> None:
+        self.check_sizes(self.storage.files(self.kind, self.key), manifest)
+        if manifest.files:
+            self.storage.download(folder, self.kind, self.key, names=manifest.files)
 
     @contextmanager
     def write(self, recipe: Mapping[str, Any], parents: Mapping[str, str] | None = None) -> Iterator[Path]:
@@ -250,7 +259,7 @@ class Artifact:
         return folder
 
     def _commit(self, staging: Path, manifest: Manifest) -> None:
-        with self.storage.lock("commit", self.kind, self.key):
+        with lock(self.storage, "commit", self.kind, self.key):
             if self.exists():
                 return
             if not self.storage.is_local:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,11 +16,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from raydistill.artifacts import KEY, MANIFEST, Artifact, Manifest
+from raydistill.artifacts import KEY, KINDS, MANIFEST, Artifact, Manifest
 from raydistill.errors import ArtifactError
 from raydistill.storage import PARTIAL, STAGING, Damaged, Missing, Storage, explain
 
-KINDS = ("tables", "data", "tokens", "teacher", "signals", "student", "baseline", "evaluation")
 DAY_SECONDS = 86_400.0
 CACHE_BYTES = 50 * 10**9
 """Default bound of the node's cache; RAYDISTILL_CACHE_BYTES overrides it."""
@@ -86,7 +85,7 @@ def referred(storage: Storage, run_key: str) -> list[Artifact]:
         names = storage.read_json("runs", run_key, "run.json").get("artifacts", ())
     except Missing:
         return []
-    return [storage.artifact(*name.split("/")) for name in names]
+    return [Artifact(storage, *name.split("/")) for name in names]
 
 
 def remove_artifact(storage: Storage, name: str, force: bool = False) -> Row:
@@ -99,7 +98,7 @@ def remove_artifact(storage: Storage, name: str, force: bool = False) -> Row:
             f"{name} stays: {len(row.used_by)} run(s) refer to it ({', '.join(row.used_by[:3])}). "
             "Add --force to remove it all the same; it is made anew when such a run needs it again."
         )
-    storage.artifact(row.kind, row.key).delete()
+    Artifact(storage, row.kind, row.key).delete()
     return row
 
 
@@ -178,45 +177,45 @@ def _references(storage: Storage, manifests: dict[str, Manifest]) -> dict[str, s
     return used_by
 
 
-def local_copy(artifact: Artifact, manifest: Manifest, verify: bool) -> Path:
-    """Folder on this node with an artefact of a remote storage, downloaded and verified unless it is there.
+def local_copy(
+    name: str, num_bytes: int, check: Callable[[Path, bool], None], download: Callable[[Path], None], verify: bool
+) -> Path:
+    """The folder ``name`` on this node, filled by ``download`` unless it is there and ``check(folder, verify)`` passes.
 
-    The copy is not evicted before this process ends. A copy that does not fit its manifest any more is downloaded
-    again; ArtifactError if the original does not fit it either.
+    It is not evicted before this process ends. A copy that raises Damaged is downloaded again; what ``download`` and a
+    full check of the new copy raise is passed on.
     """
     root = Path(os.environ.get("RAYDISTILL_CACHE") or "~/.cache/raydistill").expanduser().absolute()
-    entry = root / f"{artifact.kind}-{artifact.key}-{manifest.digest[:16]}"
+    entry = root / name
+
+    def fits() -> bool:
+        if not entry.is_dir():
+            return False
+        try:
+            check(entry, verify)
+        except Damaged:
+            return False
+        return True
+
     with _explained_cache(root):
         (root / "locks").mkdir(parents=True, exist_ok=True)
         _keep(entry)
-        if not _fits(artifact, entry, manifest, verify):
+        if not fits():
             with FileLock(root / "locks" / f"{entry.name}.download"):
-                if not _fits(artifact, entry, manifest, verify):
-                    _download(artifact, entry, manifest)
+                if not fits():
+                    _fill(entry, num_bytes, check, download)
         os.utime(entry)  # least recently used goes first
     return entry
 
 
-def _fits(artifact: Artifact, entry: Path, manifest: Manifest, verify: bool) -> bool:
-    if not entry.is_dir():
-        return False
-    try:
-        artifact.check_files(entry, manifest, verify)
-    except Damaged:
-        return False
-    return True
-
-
-def _download(artifact: Artifact, entry: Path, manifest: Manifest) -> None:
-    artifact.check_sizes(artifact.storage.files(artifact.kind, artifact.key), manifest)
+def _fill(entry: Path, num_bytes: int, check: Callable[[Path, bool], None], download: Callable[[Path], None]) -> None:
     partial = entry.with_name(entry.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
-    _make_room(entry.parent, manifest.bytes)
+    _make_room(entry.parent, num_bytes)
     try:
         partial.mkdir()
-        if manifest.files:
-            artifact.storage.download(partial, artifact.kind, artifact.key, names=manifest.files)
-        artifact.check_files(partial, manifest, verify=True)
+        download(partial)
+        check(partial, True)
         shutil.rmtree(entry, ignore_errors=True)
         os.rename(partial, entry)
     finally:

@@ -137,8 +137,8 @@ def run_rows(run_key: str, split: str, storage: Storage) -> TestRows:
         made = []
     for name in made:
         kind, _, key = name.partition("/")
-        if kind == "data" and storage.artifact(kind, key).exists():
-            return prepared_rows(storage.artifact(kind, key), split)
+        if kind == "data" and Artifact(storage, kind, key).exists():
+            return prepared_rows(Artifact(storage, kind, key), split)
     raise ConfigError(
         f"The data of run {run_key} is not in the storage {storage.show()}. Name labelled rows with --data, or the "
         "run's storage with --storage."

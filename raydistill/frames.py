@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raydistill.artifacts import Storage, recipe_key
+from raydistill.artifacts import Artifact, Storage, recipe_key
 from raydistill.config import Columns, Config, Data
 from raydistill.data.columns import choose_columns
 from raydistill.data.paths import SPLIT_NAMES
@@ -60,7 +60,7 @@ def keep(data: Table, columns: Columns | None, storage: Storage, *, alone: str =
             )
         tables[split] = table_of(rows, columns, f"data ({name})", need_label=split == "train")
     recipe = {"tables": {split: content_digest(table) for split, table in tables.items()}}
-    artifact = storage.artifact("tables", recipe_key(recipe))
+    artifact = Artifact(storage, "tables", recipe_key(recipe))
     if not artifact.exists():
         import pyarrow.parquet as pq
 

@@ -24,13 +24,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from raydistill.errors import ArtifactError, StaleOwner
 from raydistill.outages import tried_once
-from raydistill.storage import LOCKS, Missing, Storage
+from raydistill.storage import Missing, Storage
 
+LOCKS = ".locks"
 HEARTBEAT_SECONDS = 4.0
 LEASE_SECONDS = 20.0
 """A holder whose heartbeat stood still for this long, on the waiter's own clock, is dead."""
@@ -51,7 +53,7 @@ class Owner:
     @classmethod
     def acquire(cls, storage: Storage, *parts: str) -> Owner:
         """Take over the run folder ``parts``: every earlier owner is stale from now on."""
-        with storage.lock("owner", *parts):
+        with lock(storage, "owner", *parts):
             try:
                 previous = int(storage.read_json(*parts, "owner.json")["number"])
             except Missing:
@@ -78,8 +80,38 @@ class Owner:
         return self.storage.show(*self.folder)
 
 
+@contextmanager
+def lock(storage: Storage, *parts: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Let one process at a time into the body; ``waiting`` is called once when another one is in there.
+
+    Local storage: an OS file lock, freed at once when its holder dies. URL: a lease.
+    """
+    if not storage.is_local:
+        with Lease(storage, *parts).held(waiting):
+            yield
+        return
+    place = Path(storage.path(LOCKS, *parts) + ".lock")
+    file = FileLock(place, mode=0o666)  # the umask decides whether others may share the storage
+
+    def acquire(timeout: float) -> bool:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            file.acquire(timeout=timeout, poll_interval=0.1)
+        return file.is_locked
+
+    if not storage.attempt("lock", lambda: acquire(0), *parts):
+        if waiting is not None:
+            waiting()
+        while not storage.attempt("lock", lambda: acquire(5), *parts):
+            pass  # in turns shorter than a request that hangs
+    try:
+        yield
+    finally:
+        file.release()
+
+
 def is_held(storage: Storage, *parts: str) -> bool | None:
-    """Whether a process is in the body of ``storage.lock(*parts)`` now; None where that cannot be told.
+    """Whether a process is in the body of ``lock(storage, *parts)`` now; None where that cannot be told.
 
     Behind a URL it can be told for sure only of a holder that was silent for ABANDONED_SECONDS.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raydistill.endpoint import sqlite_path, tracking_uri
 from raydistill.errors import ArtifactError, ConfigError
 from raydistill.listing import figures
-from raydistill.ownership import is_held
+from raydistill.ownership import is_held, lock
 from raydistill.pages.found import named
 from raydistill.pages.scales import visible
 from raydistill.registry.runs import Found, RunStore
@@ -36,7 +36,7 @@ def remove_run(storage: str, name: str, force: bool = False) -> dict[str, Any]:
     if held or (held is None and not force):
         certain = "is running" if held else "may be running, its lock is another user's"
         raise ArtifactError(f"Run {key} stays: it {certain}. Stop it first; the same command would go on with it.")
-    with place.lock("runs", key, LOCK):
+    with lock(place, "runs", key, LOCK):
         store = _store(place)
         run = next(iter(store.by_key(key)), None) if store is not None else None
         versions = store.versions(run) if store is not None and run is not None else []

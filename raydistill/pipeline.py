@@ -24,6 +24,7 @@ from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import tokenize_data
 from raydistill.errors import Interrupted, TrackingError
 from raydistill.models.folder import model_digest, resolve_model
+from raydistill.ownership import lock
 from raydistill.recipes import start_digest
 from raydistill.registry import log_student, name_challenger, register_student
 from raydistill.stopping import Stop, stoppable
@@ -82,7 +83,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
         with clock.phase("prepare", show):
             prepared = prepare(config, storage)
         say_classes(prepared.info, show)
-        with storage.lock("runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
+        with lock(storage, "runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
             if (results := finished(prepared)) is not None:
                 store.result()
                 if (claimed := claim_alias(prepared, results)) is not results:

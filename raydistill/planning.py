@@ -53,7 +53,7 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
         prepare(config, storage)
     device = device_type(config, state)
     dtype = compute_dtype(config.train.dtype, device)
-    data = storage.artifact("data", data_key(config))
+    data = Artifact(storage, "data", data_key(config))
     tokens = tokens_artifact(storage, data, source, config.data.max_length)
     size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)
     task = make_task(config.task, size.labels)
@@ -141,7 +141,7 @@ def tokens_artifact(storage: Storage, data: Artifact, tokenizer: Path, max_lengt
     """Return where the tokens of prepared data lie; None while the data is not prepared."""
     if not data.exists():
         return None
-    return storage.artifact("tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length))
+    return Artifact(storage, "tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length))
 
 
 def phases(
@@ -264,7 +264,7 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     from raydistill.train.device import Device
 
     assert tokens is not None
-    info = read_info(storage.artifact("data", data_key(config)))
+    info = read_info(Artifact(storage, "data", data_key(config)))
     rows, task = Rows.open(tokens.local(), "train"), make_task(config.task, info.labels)
     trusted = config.teacher.trust_remote_code
     teacher = load_classifier(source, info.labels, dropout=0.0, seed=config.seed, trust_remote_code=trusted)

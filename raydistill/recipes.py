@@ -137,7 +137,7 @@ def start_digest(student: Student, teacher_digest: str) -> str:
 
 
 def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:
-    return storage.artifact(kind, recipe_key(recipe))
+    return Artifact(storage, kind, recipe_key(recipe))
 
 
 def student_artifact(

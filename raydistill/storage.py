@@ -12,14 +12,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
-from filelock import FileLock, Timeout
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -28,12 +27,8 @@ from raydistill.faults import Damaged, Missing, explain, is_there, raise_unless_
 from raydistill.lineage import redact
 from raydistill.outages import OUTAGES, connection_options, tried_once
 
-if TYPE_CHECKING:
-    from raydistill.artifacts import Artifact
-
 PARTIAL = ".part"
 """End of the name of a file that is being written; such names begin with a dot and are never listed."""
-LOCKS = ".locks"
 STAGING = ".staging"
 Result = TypeVar("Result")
 Names = list[str]  # inside Storage the name ``list`` is its method
@@ -82,12 +77,6 @@ class Storage:
         """The place as a user reads it: a local path, or a URL without credentials."""
         full = self.path(*parts)
         return full if self.is_local else redact(str(self.fs.unstrip_protocol(full)))
-
-    def artifact(self, kind: str, key: str) -> Artifact:
-        """The artefact at ``<root>/<kind>/<key>``, there or not."""
-        from raydistill.artifacts import Artifact  # artifacts.py builds on this module
-
-        return Artifact(self, kind, key)
 
     def exists(self, *parts: str) -> bool:
         place = self.path(*parts)
@@ -193,37 +182,6 @@ class Storage:
             self.fs.get(sources, [str(target) for target in targets])
 
         self.attempt("copy", copy, *parts, to=local)
-
-    @contextmanager
-    def lock(self, *parts: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-        """Let one process at a time into the body; ``waiting`` is called once when another one is in there.
-
-        Local storage: an OS file lock, freed at once when its holder dies. URL: a lease, see ownership.py.
-        """
-        if not self.is_local:
-            from raydistill.ownership import Lease
-
-            with Lease(self, *parts).held(waiting):
-                yield
-            return
-        place = Path(self.path(LOCKS, *parts) + ".lock")
-        lock = FileLock(place, mode=0o666)  # the umask decides whether others may share the storage
-
-        def acquire(timeout: float) -> bool:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(Timeout):
-                lock.acquire(timeout=timeout, poll_interval=0.1)
-            return lock.is_locked
-
-        if not self.attempt("lock", lambda: acquire(0), *parts):
-            if waiting is not None:
-                waiting()
-            while not self.attempt("lock", lambda: acquire(5), *parts):
-                pass  # in turns shorter than a request that hangs
-        try:
-            yield
-        finally:
-            lock.release()
 
     def check(self) -> None:
         """Write, read and delete a small file; ArtifactError with the way out where that fails.

@@ -26,7 +26,8 @@ def fill(artifact: Artifact, text: str = "content", parents: dict[str, str] | No
 
 def start(script: str, *args: str) -> subprocess.Popen[str]:
     """Run a script in another process; it says "ready" when the interesting moment has come."""
-    code = "import os, sys, time\nfrom raydistill.artifacts import Storage, Owner\n" + textwrap.dedent(script)
+    names = "from raydistill.artifacts import Artifact, Storage, Owner\nfrom raydistill.ownership import lock\n"
+    code = "import os, sys, time\n" + names + textwrap.dedent(script)
     return subprocess.Popen(
         [sys.executable, "-c", code, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -45,7 +45,7 @@ def same_weights(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -
 def keys_by_kind(storage: Storage, *without: str) -> dict[str, set[str]]:
     """Keys of the whole artefacts of each kind."""
     return {
-        kind: {key for key in storage.list(kind) if len(key) == 20 and storage.artifact(kind, key).exists()}
+        kind: {key for key in storage.list(kind) if len(key) == 20 and Artifact(storage, kind, key).exists()}
         for kind in KINDS
         if kind not in without
     }
@@ -53,7 +53,7 @@ def keys_by_kind(storage: Storage, *without: str) -> dict[str, set[str]]:
 
 def check_artifacts(storage: Storage) -> int:
     """Verify every file of every artefact and return how many artefacts there are; nothing half-made may lie around."""
-    found = [storage.artifact(kind, key) for kind, keys in keys_by_kind(storage).items() for key in keys]
+    found = [Artifact(storage, kind, key) for kind, keys in keys_by_kind(storage).items() for key in keys]
     for artifact in found:
         artifact.local(verify=True)
     for kind in KINDS:
@@ -66,7 +66,7 @@ def artifacts_of_run(storage: Storage, run_key: str) -> dict[str, list[Artifact]
     made: dict[str, list[Artifact]] = {}
     for name in storage.read_json("runs", run_key, "run.json")["artifacts"]:
         kind, key = name.split("/")
-        made.setdefault(kind, []).append(storage.artifact(kind, key))
+        made.setdefault(kind, []).append(Artifact(storage, kind, key))
     return made
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from processes import KEY, damage, fill, kill, say_go, start, wait_for
 
 from raydistill import artifacts
-from raydistill.artifacts import FORMAT_VERSION, FileInfo, Storage, file_digest, folder_digest, recipe_key
+from raydistill.artifacts import FORMAT_VERSION, Artifact, FileInfo, Storage, file_digest, folder_digest, recipe_key
 from raydistill.cache import collect_garbage, list_artifacts
 from raydistill.errors import ArtifactError, RaydistillError
 
@@ -74,7 +74,7 @@ def test_folder_digest_sees_names_and_content_but_not_times(tmp_path: Path) -> N
 
 
 def test_write_then_read_everywhere(storage: Storage) -> None:
-    artifact = storage.artifact("data", KEY)
+    artifact = Artifact(storage, "data", KEY)
     assert not artifact.exists()
     assert artifact.names() == []
     fill(artifact, parents={"source": "d" * 64})
@@ -97,7 +97,7 @@ def test_write_then_read_everywhere(storage: Storage) -> None:
 
 
 def test_equal_content_has_an_equal_digest_and_the_first_commit_wins(storage: Storage) -> None:
-    first, twin, other = (storage.artifact(kind, KEY) for kind in ("data", "tokens", "teacher"))
+    first, twin, other = (Artifact(storage, kind, KEY) for kind in ("data", "tokens", "teacher"))
     assert fill(first).digest == fill(twin).digest != fill(other, "another").digest
     created = first.manifest()
     fill(first, "made again, differently")
@@ -106,15 +106,15 @@ def test_equal_content_has_an_equal_digest_and_the_first_commit_wins(storage: St
 
 
 def test_commits_race_inside_the_body(storage: Storage) -> None:
-    artifact = storage.artifact("data", KEY)
+    artifact = Artifact(storage, "data", KEY)
     with artifact.write({}) as folder:
         (folder / "a.txt").write_text("slow")
-        fill(storage.artifact("data", KEY), "quick")
+        fill(Artifact(storage, "data", KEY), "quick")
     assert (artifact.local(verify=True) / "a.txt").read_text() == "quick"
 
 
 def test_an_exception_inside_write_leaves_nothing(storage: Storage) -> None:
-    artifact = storage.artifact("data", KEY)
+    artifact = Artifact(storage, "data", KEY)
     seen: list[Path] = []
 
     def fail() -> None:
@@ -131,7 +131,7 @@ def test_an_exception_inside_write_leaves_nothing(storage: Storage) -> None:
 
 
 def test_leftovers_without_manifest_are_replaced(storage: Storage) -> None:
-    artifact = storage.artifact("data", KEY)
+    artifact = Artifact(storage, "data", KEY)
     storage.write_bytes(b"of a killed process", "data", KEY, "old.txt")
     assert not artifact.exists()
     fill(artifact)
@@ -139,7 +139,7 @@ def test_leftovers_without_manifest_are_replaced(storage: Storage) -> None:
 
 
 def test_put_then_seal(storage: Storage, tmp_path: Path) -> None:
-    artifact = storage.artifact("signals", KEY)
+    artifact = Artifact(storage, "signals", KEY)
     files: dict[str, FileInfo] = {}
     for index in range(3):
         shard = tmp_path / "shard"
@@ -157,7 +157,7 @@ def test_put_then_seal(storage: Storage, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
 def test_damage_is_found_and_named(local: Storage, how: str) -> None:
-    artifact = fill(local.artifact("data", KEY))
+    artifact = fill(Artifact(local, "data", KEY))
     damage(Path(local.path("data", KEY, "sub", "b.bin")), how)
     if how == "flipped":
         assert artifact.local()
@@ -167,7 +167,7 @@ def test_damage_is_found_and_named(local: Storage, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
 def test_damage_on_s3_is_found_at_download(remote: Storage, tmp_path: Path, how: str) -> None:
-    artifact = fill(remote.artifact("data", KEY))
+    artifact = fill(Artifact(remote, "data", KEY))
     copy = tmp_path / "copy"
     remote.download(copy, "data", KEY, "sub", "b.bin")
     damage(copy, how)
@@ -181,30 +181,30 @@ def test_damage_on_s3_is_found_at_download(remote: Storage, tmp_path: Path, how:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"files": {"a": 1}}', b"\xff\xfe"])
 def test_a_damaged_manifest_is_an_error_with_a_way_out(local: Storage, content: bytes) -> None:
-    fill(local.artifact("data", KEY))
+    fill(Artifact(local, "data", KEY))
     local.write_bytes(content, "data", KEY, "manifest.json")
     with pytest.raises(ArtifactError, match=r"manifest\.json.*damaged|damaged.*manifest\.json"):
-        local.artifact("data", KEY).local()
+        Artifact(local, "data", KEY).local()
 
 
 def test_a_changed_manifest_does_not_fit_its_digest(local: Storage) -> None:
-    fill(local.artifact("data", KEY))
+    fill(Artifact(local, "data", KEY))
     data = local.read_json("data", KEY, "manifest.json")
     data["files"]["a.txt"]["sha256"] = "0" * 64
     local.write_json(data, "data", KEY, "manifest.json")
     with pytest.raises(ArtifactError, match="digest does not fit"):
-        local.artifact("data", KEY).manifest()
+        Artifact(local, "data", KEY).manifest()
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../x", "/abs", "a\\b", ".hidden", "a\0b", "a b"])
 def test_kinds_and_keys_cannot_leave_the_storage(storage: Storage, name: str) -> None:
     for kind, key in ((name, KEY), ("data", name)):
         with pytest.raises(ArtifactError, match="not a kind or key"):
-            storage.artifact(kind, key)
+            Artifact(storage, kind, key)
 
 
 WRITE = """
-    with Storage(sys.argv[1]).artifact("data", sys.argv[2]).write({}) as folder:
+    with Artifact(Storage(sys.argv[1]), "data", sys.argv[2]).write({}) as folder:
         for index in range(20):
             (folder / f"{index}.bin").write_bytes(os.urandom(20_000))
         print("ready", flush=True)
@@ -223,7 +223,7 @@ def test_two_processes_write_the_same_artefact_at_once(request: pytest.FixtureRe
     assert [process.wait(60) for process in processes] == [0, 0]
     for process in processes:
         process.communicate()
-    artifact = storage.artifact("data", KEY)
+    artifact = Artifact(storage, "data", KEY)
     assert len(list(artifact.local(verify=True).glob("*.bin"))) == 20
     assert storage.list(".staging") == []
 
@@ -232,19 +232,19 @@ def test_a_process_killed_inside_write_leaves_nothing_believed(local: Storage) -
     process = start(WRITE, local.url, KEY)
     wait_for(process)
     kill(process)
-    assert not local.artifact("data", KEY).exists()
+    assert not Artifact(local, "data", KEY).exists()
     assert len(local.list(".staging")) == 1
     assert collect_garbage(local) == []
     assert [row.kind for row in collect_garbage(local, older_than_seconds=0)] == [".staging"]
     assert local.list(".staging") == []
-    fill(local.artifact("data", KEY))
-    assert local.artifact("data", KEY).local(verify=True)
+    fill(Artifact(local, "data", KEY))
+    assert Artifact(local, "data", KEY).local(verify=True)
 
 
 COMMIT = """
     storage = Storage(sys.argv[1])
     for index in range(1000):
-        with storage.artifact("data", f"{index:020d}").write({}) as folder:
+        with Artifact(storage, "data", f"{index:020d}").write({}) as folder:
             for name in "abcde":
                 (folder / name).write_bytes(os.urandom(100_000))
         if index == 0:
@@ -266,11 +266,11 @@ def test_every_artefact_of_a_killed_process_is_whole_or_not_there(
     assert len([row for row in rows if not row.sealed]) <= 1
     whole = [row for row in rows if row.sealed]
     assert whole
-    assert all(len(list(storage.artifact("data", row.key).local(verify=True).iterdir())) >= 5 for row in whole)
+    assert all(len(list(Artifact(storage, "data", row.key).local(verify=True).iterdir())) >= 5 for row in whole)
 
 
 def test_every_error_is_one_message(local: Storage) -> None:
     with pytest.raises(RaydistillError) as caught:
-        local.artifact("data", KEY).local()
+        Artifact(local, "data", KEY).local()
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert f"data/{KEY}" in str(caught.value)

@@ -10,6 +10,7 @@ import pytest
 from browser import figures_of
 from toy import toy_config
 
+from raydistill.artifacts import Artifact
 from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.testset import prepared_rows
 from raydistill.loading import load_config
@@ -65,8 +66,8 @@ def test_a_run_leaves_its_page_and_what_it_shows(toy_run: tuple[dict[str, Any], 
 def test_disagreements_have_the_texts_of_their_rows(toy_run: tuple[dict[str, Any], Storage, str]) -> None:
     results, storage, key = toy_run
     made = dict(name.split("/") for name in storage.read_json("runs", key, "run.json")["artifacts"])
-    test = prepared_rows(storage.artifact("data", made["data"]))
-    logits = read_predictions(storage.artifact("evaluation", made["evaluation"]).local(), "test").logits
+    test = prepared_rows(Artifact(storage, "data", made["data"]))
+    logits = read_predictions(Artifact(storage, "evaluation", made["evaluation"]).local(), "test").logits
     for row in [*results["disagreements"], *results["errors"]]:
         assert (row["text"], row["label"]) == (test.texts[row["row"]], test.labels[row["row"]])
         for name in ("student", "teacher"):

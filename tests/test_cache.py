@@ -29,11 +29,11 @@ def set_age(storage: Storage, kind: str, key: str, days: float) -> None:
 
 def family(storage: Storage) -> dict[str, Artifact]:
     """data <- tokens <- signals, plus an unrelated teacher; all two days old."""
-    made = {"data": fill(storage.artifact("data", KEY), "data")}
-    made["tokens"] = fill(storage.artifact("tokens", KEY), "tokens", {"data": made["data"].digest})
+    made = {"data": fill(Artifact(storage, "data", KEY), "data")}
+    made["tokens"] = fill(Artifact(storage, "tokens", KEY), "tokens", {"data": made["data"].digest})
     parents = {"tokens": made["tokens"].digest, "teacher": "0" * 64}
-    made["signals"] = fill(storage.artifact("signals", KEY), "signals", parents)
-    made["teacher"] = fill(storage.artifact("teacher", OTHER), "teacher")
+    made["signals"] = fill(Artifact(storage, "signals", KEY), "signals", parents)
+    made["teacher"] = fill(Artifact(storage, "teacher", OTHER), "teacher")
     for artifact in made.values():
         set_age(storage, artifact.kind, artifact.key, 2)
     return made
@@ -57,7 +57,7 @@ def test_listing_knows_sizes_and_runs(storage: Storage) -> None:
 
 def test_garbage_is_what_no_run_refers_to(storage: Storage) -> None:
     made = family(storage)
-    fresh = fill(storage.artifact("student", KEY))
+    fresh = fill(Artifact(storage, "student", KEY))
     storage.write_json({"artifacts": [f"signals/{KEY}", f"signals/{OTHER}"]}, "runs", "one", "run.json")
     storage.write_bytes(b"x", "signals", OTHER, "interrupted.arrow")
     set_age(storage, "signals", OTHER, 2)
@@ -119,7 +119,7 @@ def test_remove_refuses_what_a_run_refers_to(storage: Storage) -> None:
 def test_a_run_only_adds_to_what_it_refers_to(storage: Storage) -> None:
     made = family(storage)
     refer(storage, "one", [made["signals"]], "in-mlflow")
-    refer(storage, "one", [made["teacher"], storage.artifact("student", KEY)])  # by the driver; not there yet
+    refer(storage, "one", [made["teacher"], Artifact(storage, "student", KEY)])  # by the driver; not there yet
     assert storage.read_json("runs", "one", "run.json")["run_id"] == "in-mlflow"
     assert {artifact.kind for artifact in referred(storage, "one")} == {"signals", "teacher", "student"}
     assert collect_garbage(storage) == []
@@ -131,7 +131,7 @@ def copies(folder: Path) -> set[str]:
 
 
 def test_the_node_cache_downloads_once_and_heals_itself(remote: Storage) -> None:
-    artifact = fill(remote.artifact("data", KEY))
+    artifact = fill(Artifact(remote, "data", KEY))
     folder = artifact.local()
     inode = (folder / "a.txt").stat().st_ino
     assert (artifact.local(verify=True) / "a.txt").stat().st_ino == inode
@@ -145,7 +145,7 @@ def test_the_node_cache_downloads_once_and_heals_itself(remote: Storage) -> None
 
 
 USE = """
-    artifact = Storage(sys.argv[1]).artifact(sys.argv[2], sys.argv[3])
+    artifact = Artifact(Storage(sys.argv[1]), sys.argv[2], sys.argv[3])
     print("started", flush=True)
     sys.stdin.readline()
     artifact.local(verify=True)
@@ -169,17 +169,17 @@ def test_the_node_cache_is_bounded_and_spares_what_is_in_use(
     monkeypatch.setenv("RAYDISTILL_CACHE_BYTES", "850")  # three copies of 263 bytes
     kinds = ["data", "tokens", "teacher", "signals", "student"]
     for kind in kinds:
-        fill(remote.artifact(kind, KEY), "content" if kind == "data" else f"{kind:7.7}")
+        fill(Artifact(remote, kind, KEY), "content" if kind == "data" else f"{kind:7.7}")
     holder = use(remote, "data")
     root = tmp_path / "node-cache"
     for kind in kinds[1:3]:
         kill(use(remote, kind))
     assert copies(root) == {"data", "tokens", "teacher"}
     kill(use(remote, "tokens"))  # now teacher is the oldest
-    remote.artifact("signals", KEY).local()
+    Artifact(remote, "signals", KEY).local()
     assert copies(root) == {"data", "tokens", "signals"}
     kill(holder)
-    remote.artifact("student", KEY).local()
+    Artifact(remote, "student", KEY).local()
     assert copies(root) == {"tokens", "signals", "student"}
     journal = metrics_path(remote, "runs", "abc")
     others = [journal, root / "logs" / "crash.log"]  # what MLflow lacks still, and what a user has not read
@@ -187,16 +187,16 @@ def test_the_node_cache_is_bounded_and_spares_what_is_in_use(
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes(900))
         os.utime(path.parent, (0, 0))
-    remote.artifact("teacher", KEY).local()
+    Artifact(remote, "teacher", KEY).local()
     assert all(path.exists() for path in others)
     assert copies(root) == {"signals", "student", "teacher", "runs", "logs"}
     monkeypatch.setenv("RAYDISTILL_CACHE_BYTES", "much")
     with pytest.raises(ArtifactError, match="RAYDISTILL_CACHE_BYTES is 'much'"):
-        remote.artifact("tokens", KEY).local()
+        Artifact(remote, "tokens", KEY).local()
 
 
 def test_processes_that_fill_the_node_cache_at_once_download_once(remote: Storage, tmp_path: Path) -> None:
-    with remote.artifact("data", KEY).write({}) as folder:
+    with Artifact(remote, "data", KEY).write({}) as folder:
         for index in range(20):
             (folder / f"{index}.bin").write_bytes(bytes(100_000))
     processes = [start(USE, remote.url, "data", KEY) for _ in range(3)]
@@ -208,4 +208,4 @@ def test_processes_that_fill_the_node_cache_at_once_download_once(remote: Storag
         wait_for(process)
         kill(process)
     assert copies(tmp_path / "node-cache") == {"data"}
-    assert remote.artifact("data", KEY).local(verify=True)
+    assert Artifact(remote, "data", KEY).local(verify=True)

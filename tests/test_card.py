@@ -17,7 +17,7 @@ from runs import artifacts_of_run, find_run, mlflow_runs, versions
 from test_report import outcome
 from toy import toy_config
 
-from raydistill.artifacts import Storage, folder_digest
+from raydistill.artifacts import Artifact, Storage, folder_digest
 from raydistill.cache import list_artifacts, remove_artifact
 from raydistill.card import model_card, write_card
 from raydistill.config import Config
@@ -361,7 +361,7 @@ def test_a_run_leaves_its_card_beside_the_students_config_and_in_the_registry(
 
 
 def test_a_card_is_no_part_of_the_artefact_in_any_storage(storage: Storage) -> None:
-    student = fill(storage.artifact("student", KEY))
+    student = fill(Artifact(storage, "student", KEY))
     before, files = student.digest, storage.files("student", KEY)
     for text in ("# one\n", "# two 😀\n"):
         write_card(text, student)

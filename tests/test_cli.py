@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raydistill import cli, console, doctor, starters
+from raydistill.artifacts import Artifact
 from raydistill.console import Outcome, Progress, describe_progress, to_json
 from raydistill.errors import ConfigError, Interrupted, ModelError, RaydistillError
 from raydistill.loading import load_config
@@ -342,7 +343,7 @@ def test_cache_lists_frees_and_refuses(capfd: pytest.CaptureFixture[str], tmp_pa
     from raydistill.artifacts import Storage
 
     storage = Storage(tmp_path)
-    artifact = storage.artifact("data", "a" * 20)
+    artifact = Artifact(storage, "data", "a" * 20)
     with artifact.write({"x": 1}) as folder:
         (folder / "rows").write_bytes(b"12345")
     place = ("--storage", str(tmp_path))

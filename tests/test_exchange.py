@@ -15,7 +15,7 @@ import torch
 from runs import read_weights, replay, same_weights
 from toy import toy_config, weights
 
-from raydistill.artifacts import Owner, Storage
+from raydistill.artifacts import Artifact, Owner, Storage
 from raydistill.board import Board
 from raydistill.config import Config, Optimization
 from raydistill.errors import ConfigError, Interrupted
@@ -304,7 +304,7 @@ def test_what_was_taken_over_can_be_trained_again_from_the_schedule(fresh, tmp_p
     assert schedule == ((0, GOOD), (STEPS_PER_EPOCH, told["params"]))
     result = follower.train_to()
     assert result["schedule"] == [[step, params] for step, params in schedule]
-    student = fresh.job.storage.artifact("student", result["student"]).local() / "model"
+    student = Artifact(fresh.job.storage, "student", result["student"]).local() / "model"
     replayed = train(fresh, trial_config(fresh.job.config, schedule))
     assert same_weights(read_weights(student), weights(replayed))
     leader.train_to()
@@ -358,7 +358,7 @@ def test_a_pbt_sweep_records_schedules_that_distill_can_replay(tmp_path):
         assert trial.params == trial.schedule[-1][1]
     for trial in [max(changed, key=lambda trial: len(trial.schedule)), trials[0]]:
         schedule = trial.schedule or ((0, trial.params),)
-        mine = Storage(config.storage).artifact("student", str(trial.student)).local() / "model"
+        mine = Artifact(Storage(config.storage), "student", str(trial.student)).local() / "model"
         assert same_weights(read_weights(mine), read_weights(replay(config, schedule, tmp_path / "other")))
 
 

@@ -27,7 +27,7 @@ from runs import (
 )
 from toy import toy_config
 
-from raydistill.artifacts import Storage
+from raydistill.artifacts import Artifact, Storage
 
 CHECKPOINT_STEPS = 5
 MODELS = ("teacher", "student", "baseline")
@@ -110,7 +110,7 @@ def assert_ended_like(whole: Whole, folder: Path, results: dict[str, Any]) -> No
     storage = Storage(str(folder / "storage"))
     assert check_artifacts(storage) == 11
     for key in storage.list("signals"):
-        rows = recorded_rows(storage.artifact("signals", key))
+        rows = recorded_rows(Artifact(storage, "signals", key))
         assert np.array_equal(rows, np.arange(len(rows)))
     assert storage.list("runs", only_run_key(storage), "student") == []
 

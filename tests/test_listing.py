@@ -24,6 +24,7 @@ from raydistill.errors import TrackingError
 from raydistill.evaluate.results import build_results
 from raydistill.lineage import headline
 from raydistill.listing import listed, print_rows, row
+from raydistill.ownership import lock
 from raydistill.registry import list_versions, register_student
 from raydistill.registry.runs import PAGE, Found
 from raydistill.report import print_next_steps
@@ -195,7 +196,7 @@ def test_a_run_whose_process_is_gone_is_told_by_the_lock(storage: Storage) -> No
     assert status() == "running"  # its folder is in another storage
     storage.write_bytes(b"{}", "runs", "open", "owner.json")
     assert status() == "lost"
-    with storage.lock("runs", "open", "driver.lock"):
+    with lock(storage, "runs", "open", "driver.lock"):
         assert status() == "running"
     assert status() == "lost"
     assert "running?" in shown(rows_of(storage))
@@ -302,7 +303,7 @@ def test_a_name_that_fits_several_runs_or_none_is_refused(own: Storage, capfd: p
 
 
 def test_a_running_run_stays_also_by_force(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
-    with own.lock("runs", "open", "driver.lock"):
+    with lock(own, "runs", "open", "driver.lock"):
         for force in ([], ["--force"]):
             code, told = call("rm", "open", *force, storage=own, capfd=capfd)
             assert (code, told["error"]["type"]) == (1, "ArtifactError")

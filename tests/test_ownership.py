@@ -13,9 +13,10 @@ from processes import kill, say_go, start, wait_for
 from raydistill import ownership
 from raydistill.artifacts import Owner, Storage
 from raydistill.errors import ArtifactError, StaleOwner
+from raydistill.ownership import lock
 
 HOLD = """
-    with Storage(sys.argv[1]).lock("name", waiting=lambda: print("waiting", flush=True)):
+    with lock(Storage(sys.argv[1]), "name", waiting=lambda: print("waiting", flush=True)):
         print("ready", flush=True)
         sys.stdin.readline()
     print("freed", flush=True)
@@ -55,7 +56,7 @@ def test_a_lock_is_free_once_its_holder_is_killed(request: pytest.FixtureRequest
     kill(process)
     calls: list[str] = []
     begin = time.monotonic()
-    with storage.lock("name", waiting=lambda: calls.append("waiting")):
+    with lock(storage, "name", waiting=lambda: calls.append("waiting")):
         assert time.monotonic() - begin < 15
     assert calls == ([] if storage.is_local else ["waiting"])
 
@@ -66,15 +67,15 @@ def test_a_stalled_lease_holder_notices_that_it_lost_the_lock(monkeypatch: pytes
     order: list[str] = []
 
     def stall() -> None:
-        with storage.lock("name"):  # its first beat is due after 4 s, which is longer than this waiter's patience
-            with storage.lock("name"):
+        with lock(storage, "name"):  # its first beat is due after 4 s, which is longer than this waiter's patience
+            with lock(storage, "name"):
                 order.append("taken over")
             order.append("stalled one goes on")
 
     with pytest.raises(ArtifactError, match="stood still"):
         stall()
     assert order == ["taken over", "stalled one goes on"]
-    with storage.lock("name"), storage.lock("another"):
+    with lock(storage, "name"), lock(storage, "another"):
         assert len(storage.list(".locks", "name")) == 1
 
 
@@ -86,7 +87,7 @@ def test_a_lease_with_a_heartbeat_is_not_taken_over(monkeypatch: pytest.MonkeyPa
     def give_up() -> None:
         raise TimeoutError
 
-    with storage.lock("name"):
+    with lock(storage, "name"):
         begin = time.monotonic()
         waiter = ownership.Lease(storage, "name")
         monkeypatch.setattr(ownership.time, "sleep", lambda _: give_up() if time.monotonic() > begin + 2 else None)
@@ -125,9 +126,9 @@ def test_a_number_that_is_created_late_holds_nothing() -> None:
 
     def stall(data: bytes, *parts: str) -> bool:
         del slow.create  # type: ignore[attr-defined]  # stalls once
-        with storage.lock("name"):
+        with lock(storage, "name"):
             order.append("first")
-        with storage.lock("name"):
+        with lock(storage, "name"):
             order.append("second")
         others.enter_context(third.held())
         created = slow.create(data, *parts)

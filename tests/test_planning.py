@@ -13,6 +13,7 @@ from tiny import FAMILIES, WORDS, save_tiny, without_tokenizer_limit
 from toy import TOPICS, toy_config
 from transformers import AutoModelForSequenceClassification
 
+from raydistill.artifacts import Artifact
 from raydistill.errors import ConfigError
 from raydistill.loading import load_config
 from raydistill.pipeline import distill, prepare
@@ -108,7 +109,7 @@ def test_steps_and_signal_sizes_are_those_of_the_run(tmp_path):
     assert plan["steps"]["student.distill"] == results["curves"]["student"][-1]["step"] == results["baseline"]["steps"]
     assert plan["steps"]["teacher"] == results["curves"]["teacher"][-1]["step"]
     recorded = sorted(
-        sum(info.bytes for info in Storage(config.storage).artifact("signals", key).manifest().files.values())
+        sum(info.bytes for info in Artifact(Storage(config.storage), "signals", key).manifest().files.values())
         for key in Storage(config.storage).list("signals")
         if len(key) == 20
     )

@@ -22,7 +22,7 @@ from runs import check_artifacts, read_weights, same_weights
 from toy import relative_difference, toy_config, without_key_biases
 
 from raydistill import recipes
-from raydistill.artifacts import Owner, Storage
+from raydistill.artifacts import Artifact, Owner, Storage
 from raydistill.board import Board
 from raydistill.cache import collect_garbage, refer, referred
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError
@@ -158,7 +158,7 @@ def test_what_a_pool_records_and_from_what_is_referred_to_before_it_begins(tmp_p
     _, recorded = record_teacher(place, teacher)
     sealed = recorded["train"]
     sealed["logits"].unseal()
-    refer(job.storage, job.run_key, [job.storage.artifact("evaluation", "0" * 20)], "in-mlflow")
+    refer(job.storage, job.run_key, [Artifact(job.storage, "evaluation", "0" * 20)], "in-mlflow")
     later = driver_place(replace(job, owner=Owner.acquire(job.storage, "runs", job.run_key)))
     wanted = find_unrecorded(later, teacher, {"train": frozenset(sealed)})
     assert [*wanted["train"]] == ["logits"]
@@ -168,7 +168,7 @@ def test_what_a_pool_records_and_from_what_is_referred_to_before_it_begins(tmp_p
     assert job.storage.read_json("runs", job.run_key, "run.json")["run_id"] == "in-mlflow"
     assert collect_garbage(job.storage, older_than_seconds=0) == []
     with pytest.raises(StaleOwner):  # a worker of the driver before, whose list is older
-        place.has(job.storage.artifact("student", "0" * 20), "student")
+        place.has(Artifact(job.storage, "student", "0" * 20), "student")
 
 
 def test_a_pool_refers_to_a_new_run_before_it_records(tmp_path: Path, folder: Path) -> None:

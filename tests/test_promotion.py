@@ -24,6 +24,7 @@ from raydistill.gate import promotion
 from raydistill.gate.promotion import promote, rollback
 from raydistill.gate.rules import Gate
 from raydistill.loading import load_data
+from raydistill.ownership import lock
 from raydistill.registry import list_versions, resolve_model_uri
 from raydistill.registry.aliases import move_champion
 from raydistill.tracking import tracking_uri
@@ -301,7 +302,7 @@ def test_two_promotions_at_once_follow_each_other(place: Storage) -> None:
         except RaydistillError as error:
             results[version] = error
 
-    with place.lock("promotions", "toy"):
+    with lock(place, "promotions", "toy"):
         threads = [threading.Thread(target=work, args=(version,)) for version in (1, 3)]
         for thread in threads:
             thread.start()

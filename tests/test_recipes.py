@@ -183,7 +183,7 @@ def test_a_teacher_is_known_by_its_weights_and_by_what_it_was_tuned_from(tmp_pat
     assert plain == TeacherIdentity(source, model_digest(source), model_digest(source), None)
     assert plain.parents == {"teacher": plain.digest}
     assert recipes.teacher_folder(settings, None) == source
-    artifact = Storage(str(tmp_path / "storage")).artifact("teacher", "0" * 20)
+    artifact = Artifact(Storage(str(tmp_path / "storage")), "teacher", "0" * 20)
     with artifact.write({}) as made:
         save_tiny(made / "model", seed=2)
     tuned = recipes.identify_teacher(settings, artifact)

@@ -230,7 +230,7 @@ def test_shards_hold_every_row_once_and_are_bounded(monkeypatch):
 
 
 def test_shards_are_known_by_number_however_many_there_are(tmp_path):
-    artifact = Storage(str(tmp_path)).artifact("signals", "0123456789abcdef0123")
+    artifact = Artifact(Storage(str(tmp_path)), "signals", "0123456789abcdef0123")
     for index in (7, 99_999, 100_000, 1_234_567):
         path = tmp_path / "shard.arrow"
         path.write_bytes(f"shard {index}".encode())

@@ -14,7 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from processes import KEY, fill, kill, start, wait_for
 
-from raydistill.artifacts import FileInfo, Missing, Storage, folder_digest
+from raydistill.artifacts import Artifact, FileInfo, Missing, Storage, folder_digest
 from raydistill.cluster.probe import Probe
 from raydistill.doctor import check_storage
 from raydistill.errors import ArtifactError
@@ -28,8 +28,8 @@ def test_parts_and_file_names_cannot_leave_the_storage(local: Storage, tmp_path:
     for action in (
         lambda: local.write_bytes(b"x", name),
         lambda: local.delete(name),
-        lambda: local.artifact("data", KEY).put(source, name),
-        lambda: local.artifact("data", KEY).seal({name: FileInfo(1, "0")}, {}),
+        lambda: Artifact(local, "data", KEY).put(source, name),
+        lambda: Artifact(local, "data", KEY).seal({name: FileInfo(1, "0")}, {}),
     ):
         with pytest.raises(ArtifactError, match="not a name inside"):
             action()
@@ -42,7 +42,7 @@ PUT = """
     source.write_bytes(b"x" * 50_000_000)
     print("ready", flush=True)
     while True:
-        Storage(sys.argv[1]).artifact("signals", sys.argv[2]).put(source, "shard.arrow")
+        Artifact(Storage(sys.argv[1]), "signals", sys.argv[2]).put(source, "shard.arrow")
 """
 
 
@@ -56,11 +56,11 @@ def test_a_file_put_by_a_killed_process_is_whole_or_not_there(local: Storage, tm
 
 
 def test_storage_artifact_and_owner_travel(storage: Storage) -> None:
-    artifact = pickle.loads(pickle.dumps(fill(storage.artifact("data", KEY))))
-    assert artifact == storage.artifact("data", KEY)
+    artifact = pickle.loads(pickle.dumps(fill(Artifact(storage, "data", KEY))))
+    assert artifact == Artifact(storage, "data", KEY)
     assert artifact.storage == storage
     assert hash(artifact.storage) == hash(storage)
-    assert artifact.digest == storage.artifact("data", KEY).digest
+    assert artifact.digest == Artifact(storage, "data", KEY).digest
 
 
 def test_storage_reads_what_it_wrote(storage: Storage, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_unusable_storage_is_an_artifact_error(tmp_path: Path, s3_storage_url: s
     [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("I/O error: No space left on device (os error 28)")],
 )
 def test_a_full_disk_names_the_way_out(storage: Storage, raised: Exception) -> None:
-    with pytest.raises(ArtifactError, match=r"disk is full.*cache gc"), storage.artifact("data", KEY).write({}):
+    with pytest.raises(ArtifactError, match=r"disk is full.*cache gc"), Artifact(storage, "data", KEY).write({}):
         raise raised
     assert storage.files() == {}
 
@@ -164,7 +164,7 @@ def test_a_full_disk_names_the_way_out(storage: Storage, raised: Exception) -> N
 def test_a_real_full_disk_and_missing_permission(local: Storage) -> None:
     with (
         pytest.raises(ArtifactError, match="disk is full"),
-        local.artifact("data", KEY).write({}),
+        Artifact(local, "data", KEY).write({}),
         open("/dev/full", "w") as file,
     ):
         file.write("x" * 100_000)

@@ -21,7 +21,7 @@ from runs import Command, check_artifacts, keys_by_kind, read_weights, same_weig
 from test_faults import patience
 from toy import toy_config
 
-from raydistill.artifacts import FileInfo, Missing, Storage
+from raydistill.artifacts import Artifact, FileInfo, Missing, Storage
 from raydistill.errors import ArtifactError, Interrupted
 from raydistill.faults import is_transient
 from raydistill.journal import Journal, read_points, select_new, write_history
@@ -204,7 +204,7 @@ def test_metrics_of_a_lost_node_are_written_again_from_the_histories(tmp_path):
 
 
 def seal_shards(storage: Storage, folder: Path) -> Any:
-    artifact = storage.artifact("signals", "0123456789abcdef0123")
+    artifact = Artifact(storage, "signals", "0123456789abcdef0123")
     files = {}
     for index in range(3):
         path = folder / "shard"
@@ -416,7 +416,7 @@ def test_a_disk_that_is_full_is_told_breaks_nothing_and_with_more_room_the_run_g
             assert (code == 0) == ("error" not in results), err
             for kind, keys in keys_by_kind(seen).items():
                 for key in keys:
-                    seen.artifact(kind, key).local(verify=True)
+                    Artifact(seen, kind, key).local(verify=True)
             if code == 0:
                 break
             assert code == 1
@@ -449,7 +449,7 @@ def test_a_damaged_shard_is_named_and_recorded_again_alone(tmp_path, monkeypatch
     distill(first)
     reference = distill(load_config({**second, "storage": str(tmp_path / "undamaged")}))
     storage = Storage(str(tmp_path / "storage"))
-    artifacts = [storage.artifact("signals", key) for key in storage.list("signals")]
+    artifacts = [Artifact(storage, "signals", key) for key in storage.list("signals")]
     of_train = [a for a in artifacts if a.manifest().recipe["split"] == "train"]
     (of_test,) = [a for a in artifacts if a.manifest().recipe["split"] == "test"]
     assert len(of_train) == 3

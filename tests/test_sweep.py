@@ -112,7 +112,7 @@ class Swept:
         return self.stopped.lines + self.resumed.lines
 
     def student(self, trial: Trial) -> Artifact:
-        return self.storage.artifact("student", str(trial.student))
+        return Artifact(self.storage, "student", str(trial.student))
 
 
 def take_session(counts: Path, config: Config, **options: Any) -> Session:
@@ -181,9 +181,9 @@ def test_the_teacher_sees_every_row_once_however_many_trials_and_sessions_there_
     shared = swept.storage.read_json("runs", run_key, "shared.json")
     assert shared["signals"].keys() == {"hidden_states[2]", "hidden_states[4]", "logits"}
     for key in swept.storage.list("signals"):
-        rows = recorded_rows(swept.storage.artifact("signals", key))
+        rows = recorded_rows(Artifact(swept.storage, "signals", key))
         assert np.array_equal(rows, np.arange(len(rows)))
-    assert all(len(recorded_rows(swept.storage.artifact("signals", key))) == 192 for key in shared["signals"].values())
+    assert all(len(recorded_rows(Artifact(swept.storage, "signals", key))) == 192 for key in shared["signals"].values())
     told = swept.resumed.summary["teacher"]
     epochs = NUM_EPOCHS * (len(in_state(swept.resumed.trials, "completed")) + len(swept.resumed.finals))
     assert told == {"passes": 1, "passes_saved": epochs - 1, "rows": 192}
@@ -306,7 +306,7 @@ def test_finals_are_trained_with_seeds_that_the_search_never_had(swept):
             drop = trial.measures["validation/accuracy"] - mean
             assert finalist["shrinkage"]["accuracy"] == pytest.approx(drop, abs=1e-5)
             for outcome in finalist["seeds"]:
-                recipe = swept.storage.artifact("student", outcome["student"]).manifest().recipe
+                recipe = Artifact(swept.storage, "student", outcome["student"]).manifest().recipe
                 assert recipe["seed"] == outcome["seed"]
                 assert recipe["student"]["num_layers"] == trial.params[LAYERS]
 
@@ -470,7 +470,7 @@ def test_nothing_of_a_trial_is_left_for_the_next_one_of_its_actor(tmp_path):
     params: Params = {LAYERS: 2, RATE: 1e-3, PAIRS: "[[1,2]]"}
     actor = Alone(order_of(0, params))
     first = train_to_end(actor)
-    student = shared.job.storage.artifact("student", str(first[-1]["student"]))
+    student = Artifact(shared.job.storage, "student", str(first[-1]["student"]))
     weights = read_weights(student.local() / "model")
     rows, teacher = actor.place.rows["train"], actor.place.teacher_model
     recorded = dict(actor.place._recorded)
@@ -549,7 +549,7 @@ def test_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cl
         update={"storage": str(tmp_path / "one"), "train": made.train.model_copy(update={"num_workers": 0})}
     )
     results = distill(one)
-    mine = Storage(config.storage).artifact("student", str(trial.student)).local() / "model"
+    mine = Artifact(Storage(config.storage), "student", str(trial.student)).local() / "model"
     pair = [without_key_biases(read_weights(folder)) for folder in (mine, results["student"]["path"])]
     assert max(relative_difference(*pair).values()) < 1e-4
 
@@ -557,7 +557,7 @@ def test_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cl
 def test_a_finalist_that_was_removed_makes_the_sweep_unfinished_and_is_trained_again(tmp_path):
     config = load_config(toy_config(tmp_path, **SHAPES, sweep=SWEEP))
     storage = Storage(str(tmp_path / "storage"))
-    student = fill(storage.artifact("student", KEY))
+    student = fill(Artifact(storage, "student", KEY))
     ledger = Ledger(storage, ("runs", "s"), Owner.acquire(storage, "runs", "s"), name="finals")
     job = SimpleNamespace(storage=storage, run_key="s")
     book: Any = SimpleNamespace(ledger=ledger, shared=SimpleNamespace(job=job), end=lambda *told: None)

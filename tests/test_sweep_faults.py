@@ -13,7 +13,7 @@ import pytest
 from runs import Command, check_artifacts, mlflow_runs, read_weights, replay, same_weights, write_config
 from toy import toy_config
 
-from raydistill.artifacts import Storage
+from raydistill.artifacts import Artifact, Storage
 from raydistill.loading import load_config
 from raydistill.search.trials import Ledger, Trial
 
@@ -124,7 +124,7 @@ def check_students(folder: Path, config: Path, numbers: list[int]) -> None:
     loaded, trials = load_config(config), read_ledger(folder, "trials")
     for number in numbers:
         trial = trials[number]
-        mine = Storage(loaded.storage).artifact("student", str(trial.student)).local() / "model"
+        mine = Artifact(Storage(loaded.storage), "student", str(trial.student)).local() / "model"
         theirs = replay(loaded, ((0, trial.params),), folder / "alone")
         assert same_weights(read_weights(mine), read_weights(theirs)), number
 

@@ -17,7 +17,7 @@ from runs import metric_steps, mlflow_runs, only_run_key, predictions, read_weig
 from test_faults import patience
 from toy import relative_difference, toy_config, without_key_biases
 
-from raydistill.artifacts import Owner, Storage
+from raydistill.artifacts import Artifact, Owner, Storage
 from raydistill.cache import list_artifacts
 from raydistill.config import Config
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
@@ -103,7 +103,7 @@ def assert_equal_within_rounding(a: Ran, b: Ran) -> None:
 
 
 def assert_recorded_once(storage: Storage) -> None:
-    signals = [storage.artifact(row.kind, row.key) for row in list_artifacts(storage) if row.kind == "signals"]
+    signals = [Artifact(storage, row.kind, row.key) for row in list_artifacts(storage) if row.kind == "signals"]
     sizes = sorted(len(recorded_rows(artifact)) for artifact in signals)
     assert sizes == [24, 24, 192]
     assert all(np.array_equal(rows := recorded_rows(artifact), np.arange(len(rows))) for artifact in signals)

@@ -25,6 +25,7 @@ from raydistill.config import Config
 from raydistill.data.draft import Draft, Part, make_draft, whole
 from raydistill.data.paths import SPLITS
 from raydistill.data.sources import source_identity
+from raydistill.ownership import lock
 
 CHECKS = 1
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
@@ -80,10 +81,10 @@ def prepare_data(config: Config, storage: Storage) -> Artifact:
     Raises DataError or ConfigError for data that cannot be used.
     """
     recipe = _recipe(config)
-    artifact = storage.artifact("data", recipe_key(recipe))
+    artifact = Artifact(storage, "data", recipe_key(recipe))
     if artifact.exists():
         return artifact
-    with storage.lock("data", artifact.key + ".lock"):
+    with lock(storage, "data", artifact.key + ".lock"):
         if not artifact.exists():
             draft = make_draft(config)
             with artifact.write(recipe) as folder:

@@ -17,6 +17,7 @@ from raydistill.artifacts import Artifact, Storage, recipe_key
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import read_info, write_batch
 from raydistill.errors import ConfigError, ModelError
+from raydistill.ownership import lock
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +47,10 @@ def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, stora
 
     parents = {"data": data.digest, "tokenizer": tokenizer_digest(tokenizer_folder)}
     recipe = {**parents, "max_length": max_length, "has": COUNTS}
-    artifact = storage.artifact("tokens", tokens_key(parents["data"], parents["tokenizer"], max_length))
+    artifact = Artifact(storage, "tokens", tokens_key(parents["data"], parents["tokenizer"], max_length))
     if artifact.exists():
         return artifact
-    with storage.lock("tokens", artifact.key + ".lock"):
+    with lock(storage, "tokens", artifact.key + ".lock"):
         if not artifact.exists():
             tokenizer = load_tokenizer(tokenizer_folder, max_length)
             with artifact.write(recipe, parents) as folder:

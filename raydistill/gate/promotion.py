@@ -20,6 +20,7 @@ from raydistill.gate.judging import Measured, measure
 from raydistill.gate.rules import Gate, Ruling, judge
 from raydistill.lineage import redact
 from raydistill.options import STORAGE
+from raydistill.ownership import lock
 from raydistill.pages.gate import write_gate_report
 from raydistill.registry import CHALLENGER, COMPLETE, Version, known_versions, list_versions, open_store
 from raydistill.registry.aliases import CHAMPION, Move, move_back, move_champion
@@ -57,7 +58,7 @@ def promote(
     place, rules = Storage(storage), gate or Gate()
     uri = open_store(place)
     waiting = {"phase": "wait", "note": f"another process works on {name}"}
-    with place.lock("promotions", name, waiting=lambda: progress(waiting)):
+    with lock(place, "promotions", name, waiting=lambda: progress(waiting)):
         found = known_versions(name, uri)
         challenger, champion = pick(name, found, version), with_alias(found, CHAMPION)
         if champion is not None and champion.version == challenger.version:
@@ -72,7 +73,7 @@ def promote(
         verdict = describe(challenger, champion, rules, rulings, measured, decision, reason)
         if dry_run:
             return verdict
-        with place.lock("registry", name, waiting=lambda: progress(waiting)):  # short, so that a rollback can begin
+        with lock(place, "registry", name, waiting=lambda: progress(waiting)):  # short, so that a rollback can begin
             check_unchanged(name, challenger, champion, uri)
             verdict["run_id"] = record(verdict, challenger, uri, place)
             if decision != "refused":
@@ -88,7 +89,7 @@ def rollback(name: str, *, storage: str = STORAGE, progress: Show = lambda entry
     place = Storage(storage)
     uri = open_store(place)
     waiting = {"phase": "wait", "note": f"another process moves the champion of {name}"}
-    with place.lock("registry", name, waiting=lambda: progress(waiting)):
+    with lock(place, "registry", name, waiting=lambda: progress(waiting)):
         known_versions(name, uri)
         move = move_back(name, uri)
     return {"name": name, **asdict(move), "sentence": describe_move(name, move)}

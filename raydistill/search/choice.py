@@ -95,14 +95,14 @@ class Choice:
         return Finalist(number, tuple(self.roles[number]), tuple(outcomes))
 
     def _artifact(self, final: Trial) -> Artifact:
-        return self.prepared.storage.artifact("student", str(final.student))
+        return Artifact(self.prepared.storage, "student", str(final.student))
 
     def evaluate(self) -> None:
         """Finish the winner's line and measure all finalists on the test rows."""
         if self.winner is None:
             return
         keys = {seed.student for finalist in self.finalists for seed in finalist.seeds}
-        students = {key: self.prepared.storage.artifact("student", key) for key in keys}
+        students = {key: Artifact(self.prepared.storage, "student", key) for key in keys}
         self.won = self._winner_prepared()
         self.won_ref = start_run(self.won.config, self.won.storage, self.won.run_key, {"sweep": self.prepared.run_key})
         adopt(self.ref, self.won_ref, "winner")

@@ -116,8 +116,8 @@ def load_shared(job: Job) -> Shared | None:
     if not storage.exists(*job.run_parts, "shared.json"):
         return None
     content = storage.read_json(*job.run_parts, "shared.json")
-    signals = {name: storage.artifact("signals", key) for name, key in content["signals"].items()}
-    artifact = None if content["teacher"] is None else storage.artifact("teacher", content["teacher"])
+    signals = {name: Artifact(storage, "signals", key) for name, key in content["signals"].items()}
+    artifact = None if content["teacher"] is None else Artifact(storage, "teacher", content["teacher"])
     if artifact is not None and not artifact.exists():
         return None
     teacher = recipes.identify_teacher(job.config.teacher, artifact)

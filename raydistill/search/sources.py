@@ -161,7 +161,7 @@ class FinalSource:
         self.open = [n for n in self.numbers.values() if not self._is_done(book.ledger[n])]
 
     def _student(self, key: str) -> Artifact:
-        return self.book.shared.job.storage.artifact("student", key)
+        return Artifact(self.book.shared.job.storage, "student", key)
 
     def _is_done(self, final: Trial) -> bool:
         return final.state == "completed" and final.student is not None and self._student(final.student).exists()

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill import cluster
-from raydistill.artifacts import Storage, recipe_key
+from raydistill.artifacts import Artifact, Storage, recipe_key
 from raydistill.board import Show
 from raydistill.cluster.waiting import Waiting
 from raydistill.config import Config
 from raydistill.lineage import redact_tree
+from raydistill.ownership import lock
 from raydistill.pipeline import (
     Clock,
     Prepared,
@@ -67,7 +68,7 @@ def sweep(
             prepared = prepare(config, storage)
             prepared = replace(prepared, run_key=sweep_key(prepared, fresh))
         say_classes(prepared.info, show)
-        with storage.lock("runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
+        with lock(storage, "runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
             if (summary := finished(prepared)) is not None and not retry_failed:
                 store.result()
                 results = summary["results"]
@@ -111,7 +112,7 @@ def finished(prepared: Prepared) -> dict[str, Any] | None:
         return None
     seeds = [seed for finalist in summary["finalists"] for seed in finalist["seeds"]]
     for seed in [*seeds, *filter(None, [summary["winner"]])]:
-        student = prepared.storage.artifact("student", seed["student"])
+        student = Artifact(prepared.storage, "student", seed["student"])
         if not student.exists():
             return None
         seed["path"] = str(student.local() / "model")

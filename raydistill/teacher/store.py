@@ -21,6 +21,7 @@ from torch import Tensor
 from raydistill.artifacts import MANIFEST, Artifact, Damaged, FileInfo, Storage, recipe_key
 from raydistill.errors import ArtifactError
 from raydistill.models.capture import is_token_level
+from raydistill.ownership import lock
 from raydistill.teacher.signals import Signals
 
 SHARD_ROWS = 1_000
@@ -58,7 +59,7 @@ def signal_artifact(
         "shard_rows": SHARD_ROWS,
         "shard_tokens": SHARD_TOKENS,
     }
-    return storage.artifact("signals", recipe_key(recipe)), recipe
+    return Artifact(storage, "signals", recipe_key(recipe)), recipe
 
 
 def write_shard(path: Path, row_ids: np.ndarray, lengths: np.ndarray, values: Tensor, signal: str) -> None:
@@ -112,7 +113,7 @@ def reopen_damaged(artifact: Artifact) -> list[str]:
     """
     if not artifact.exists() or fits(artifact):
         return []
-    with artifact.storage.lock("commit", artifact.kind, artifact.key):
+    with lock(artifact.storage, "commit", artifact.kind, artifact.key):
         if not artifact.exists() or fits(artifact):  # another process has mended it meanwhile
             return []
         try:
