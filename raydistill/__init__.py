@@ -71,8 +71,10 @@ def plan(
     from raydistill.frames import config_with
     from raydistill.notebook import Result
     from raydistill.planning import make_plan
+    from raydistill.search.estimate import estimate
 
-    return Result(make_plan(config_with(config, overrides, data), check), "raydistill.planning:print_plan")
+    made = make_plan(config_with(config, overrides, data), check, estimate=estimate)
+    return Result(made, "raydistill.planning:print_plan")
 
 
 def sweep(

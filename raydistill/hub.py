@@ -60,13 +60,13 @@ def push_model(
     revision: str | None = None,
     message: str | None = None,
     storage: str,
-    warn: Callable[[str], None] | None = None,
+    warn: Callable[[str], None],
 ) -> dict[str, Any]:
     """Send the model MODEL to the hub repository ``repo``, made private where it is new and ``private`` is None.
 
     An existing one keeps its visibility; where ``private`` says otherwise nothing is sent. Weights of an earlier model
-    are deleted in the same commit. ``warn`` is told, before anything is sent, what the user may want to mend (default:
-    on stderr). Raises ConfigError or ModelError for names and folders that cannot be meant and for a credential in a
+    are deleted in the same commit. ``warn`` is told, before anything is sent, what the user may want to
+    mend. Raises ConfigError or ModelError for names and folders that cannot be meant and for a credential in a
     file, PushError for what the hub refuses.
     """
     check_repo(repo)
@@ -76,10 +76,10 @@ def push_model(
     check_credentials(files)
     told = advice(folder, files)
     for text in told:
-        (warn or say)(text)
+        warn(text)
     pushed = talk(repo, partial(send, repo=repo, files=files, private=private, revision=revision, message=message))
     for text in (told_by_hub := pushed.pop("warnings")):
-        (warn or say)(text)
+        warn(text)
     sizes = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
     return {"model": model, **pushed, "files": sizes, "left_out": left_out, "warnings": told + told_by_hub}
 
@@ -150,14 +150,6 @@ def local_folder(model: str, storage: str) -> Path:
             'code. Convert them: `AutoModel.from_pretrained(folder).save_pretrained("converted")`.'
         )
     return folder
-
-
-def say(warning: str) -> None:
-    from rich.text import Text
-
-    from raydistill.console import harmless, stderr_console
-
-    stderr_console().print(Text(f"warning: {harmless(redact(warning))}"))
 
 
 def talk(repo: str, work: Callable[[HfApi], dict[str, Any]]) -> dict[str, Any]:

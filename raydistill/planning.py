@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import PreTrainedConfig
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
 
     from raydistill.cluster.placement import State
 
+    Estimate: TypeAlias = Callable[[Config, PreTrainedConfig, Size, Mapping[str, Any], str], dict[str, Any]]
 
-def make_plan(config: Config, check: bool = False, state: State | None = None) -> dict[str, Any]:
+
+def make_plan(
+    config: Config, check: bool = False, state: State | None = None, *, estimate: Estimate | None = None
+) -> dict[str, Any]:
     """Return the plan as plain data. With ``check`` the losses are computed once on real rows, which prepares the data.
 
-    ``state``: the cluster that it is for, else that of RAY_ADDRESS, or this machine. Raises RaydistillError for what
-    would end the run before any work.
+    ``state``: the cluster that it is for, else that of RAY_ADDRESS, or this machine. ``estimate`` adds the time that
+    the run or the sweep takes. Raises RaydistillError for what would end the run before any work.
     """
     from raydistill.cluster.resources import device_type
     from raydistill.pipeline import prepare
@@ -96,15 +101,7 @@ def make_plan(config: Config, check: bool = False, state: State | None = None) -
             )
         ),
     }
-    if config.sweep is not None:
-        from raydistill.search.estimate import estimate_sweep
-
-        plan["sweep"] = estimate_sweep(config, source_config, size, plan, device)
-    else:
-        from raydistill.search.estimate import estimate_run
-
-        plan["time"] = estimate_run(config, source_config, size, plan, device)
-    return plan
+    return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
 
 
 def check_models(config: Config, source: Path) -> tuple[PreTrainedConfig, PreTrainedConfig]:
@@ -319,7 +316,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         from raydistill.search.estimate import print_estimate
 
         print_estimate(console, plan["sweep"])
-    else:
+    if "time" in plan:
         from raydistill.search.estimate import print_run_estimate
 
         print_run_estimate(console, plan["time"])

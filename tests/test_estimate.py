@@ -248,7 +248,7 @@ def test_a_timed_step_is_one_of_the_loop(config: Any) -> None:
 def test_plan_tells_shapes_and_times(config: Any) -> None:
     sizes = {n: count_parameters(tiny_config("bert", n)) for n in (1, 2, 4)}
     made = config(constraints={"num_parameters": {"max": sizes[2]}}, num_trials=5)
-    plan = make_plan(made)
+    plan = make_plan(made, estimate=estimate.estimate)
     found = plan["sweep"]
     assert (found["shapes"], found["rejected_shapes"], found["trials"], found["size"]) == (3, 1, 5, None)
     assert 0 < found["trial_seconds"] < 60
@@ -260,14 +260,14 @@ def test_plan_tells_shapes_and_times(config: Any) -> None:
     assert "sweep      5 trials: bayesian, scheduler none" in text
     assert "3 student sizes, 1 of them rejected by num_parameters" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert "sweep" not in make_plan(made.model_copy(update={"sweep": None}))
+    assert "sweep" not in make_plan(made.model_copy(update={"sweep": None}), estimate=estimate.estimate)
 
 
 def test_a_space_without_a_possible_shape_ends_the_plan(config: Any) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.constraints\.num_parameters: leaves no student"):
-        make_plan(config(constraints={"num_parameters": {"max": 10}}))
+        make_plan(config(constraints={"num_parameters": {"max": 10}}), estimate=estimate.estimate)
     with pytest.raises(ConfigError, match=r"sweep\.space\.data\.max_length"):
-        make_plan(config({"data.max_length": {"choice": [8, 16]}}))
+        make_plan(config({"data.max_length": {"choice": [8, 16]}}), estimate=estimate.estimate)
 
 
 def test_hours_of_gpus_are_printed_where_there_are_any(config: Any) -> None:

@@ -19,6 +19,7 @@ from tiny import save_tiny
 
 from raydistill import hub as pushing
 from raydistill.config import Config
+from raydistill.console import warn
 from raydistill.errors import ConfigError, ModelError, RaydistillError
 from raydistill.hub import PushError, push_model
 from raydistill.lineage import credential_line
@@ -49,7 +50,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def push(model: Path | str, repo: str = "me/tiny", **options: Any) -> dict[str, Any]:
-    return push_model(str(model), repo, **({"storage": "raydistill-storage"} | options))
+    return push_model(str(model), repo, **({"storage": "raydistill-storage", "warn": warn} | options))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

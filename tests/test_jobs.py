@@ -20,6 +20,7 @@ from raydistill.config import Config
 from raydistill.gate.rules import Gate
 from raydistill.loading import load_config, load_gate
 from raydistill.planning import make_plan
+from raydistill.search.estimate import estimate
 from raydistill.starters import list_starters
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -61,7 +62,7 @@ def test_recipes_name_no_machine(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in RECIPES if "pkg://" in path.read_text()], ids=lambda path: path.stem)
 def test_recipes_of_packages_can_be_planned(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    plan = make_plan(load_config(path, [f"storage={tmp_path / 'storage'}"]))
+    plan = make_plan(load_config(path, [f"storage={tmp_path / 'storage'}"]), estimate=estimate)
     assert {phase["phase"] for phase in plan["phases"]} >= {"data", "tokens", "teacher", "student"}
     assert min(plan["data"]["rows"].values()) > 0
     assert all(steps > 0 for steps in plan["steps"].values())

@@ -25,6 +25,7 @@ from raydistill.config import Config, Pool, Teacher, Train
 from raydistill.errors import ConfigError
 from raydistill.loading import load_config
 from raydistill.planning import make_plan
+from raydistill.search.estimate import estimate
 
 
 def node(cpu: float = 0, gpu: float = 0, name: str = "10.0.0.1", **others: float) -> Node:
@@ -147,7 +148,7 @@ def test_the_cluster_that_a_plan_names_is_asked_once(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")  # which nothing may ask
     sweep = {"space": {"stages.distill.learning_rate": {"choice": [1e-4, 1e-3]}}, "search": "grid", "num_trials": 2}
     config = load_config(toy_config(tmp_path, train__num_workers=1, train__dtype="float32", sweep=sweep))
-    assert make_plan(config, state=state)["sweep"]["trials"] == 2
+    assert make_plan(config, state=state, estimate=estimate)["sweep"]["trials"] == 2
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from raydistill.errors import ConfigError
 from raydistill.loading import load_config
 from raydistill.pipeline import distill, prepare
 from raydistill.planning import check_models, make_plan, print_plan
+from raydistill.search.estimate import estimate
 from raydistill.storage import Storage
 
 
@@ -27,7 +28,7 @@ def states(plan: dict[str, Any]) -> dict[str, str]:
 
 def test_before_the_data_is_prepared_it_estimates_and_writes_nothing(tmp_path):
     config = load_config(toy_config(tmp_path))
-    plan = make_plan(config)
+    plan = make_plan(config, estimate=estimate)
     assert plan["estimate"]
     assert plan["data"]["rows"] == {"train": 192, "validation": 24, "test": 24}
     assert sum(plan["data"]["per_class"]["train"].values()) == plan["data"]["labeled"] == 60
@@ -102,7 +103,7 @@ def test_steps_and_signal_sizes_are_those_of_the_run(tmp_path):
     hidden = {"type": "hidden_mse", "layers": "last"}
     config = load_config(toy_config(tmp_path, stages__distill__losses__hidden=hidden))
     results = distill(config)
-    plan = make_plan(config)
+    plan = make_plan(config, estimate=estimate)
     assert set(states(plan).values()) == {"there"}
     assert plan["time"]["total"] == 0
     assert results["data"]["per_class"] == plan["data"]["per_class"]
@@ -152,7 +153,7 @@ def test_a_start_with_another_vocabulary_is_refused(tmp_path):
 
 
 def test_it_reads_well_at_eighty_columns(tmp_path, capsys):
-    plan = make_plan(load_config(toy_config(tmp_path, data__max_length=8)))
+    plan = make_plan(load_config(toy_config(tmp_path, data__max_length=8)), estimate=estimate)
     console = Console(width=80, force_terminal=False, record=True)
     print_plan(console, plan)
     text = console.export_text()

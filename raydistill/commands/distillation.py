@@ -98,8 +98,9 @@ def plan(
 
         state = read_cluster(address)  # first, because the rest takes longer
     from raydistill import planning
+    from raydistill.search.estimate import estimate
 
-    made = planning.make_plan(loaded, check, state)
+    made = planning.make_plan(loaded, check, state, estimate=estimate)
     if state is not None:
         from raydistill.cluster.forecast import forecast
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydistill.commands import app
-from raydistill.console import REFUSED, Outcome, Progress
+from raydistill.console import REFUSED, Outcome, Progress, warn
 from raydistill.formats import FORMATS
 from raydistill.options import STORAGE, DataOverrides, DataPath, Json, MaxLength, Model, SplitName, StorageUrl
 
@@ -174,5 +174,7 @@ def push(
     """Send a model's files and its card to a Hugging Face hub; the token comes from HF_TOKEN or `hf auth login`."""
     from raydistill import hub
 
-    pushed = hub.push_model(model, repo, private=private, revision=revision, message=message, storage=storage)
+    pushed = hub.push_model(
+        model, repo, private=private, revision=revision, message=message, storage=storage, warn=warn
+    )
     return Outcome(lambda: pushed, lambda console: hub.print_pushed(console, pushed))

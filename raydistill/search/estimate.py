@@ -47,6 +47,15 @@ class Shape:
     student: PretrainedConfig
 
 
+def estimate(
+    config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
+) -> dict[str, Any]:
+    """What a plan says of the time: as ``sweep`` that of the config's sweep, or as ``time`` that of a run."""
+    if config.sweep is not None:
+        return {"sweep": estimate_sweep(config, teacher, size, plan, device_type)}
+    return {"time": estimate_run(config, teacher, size, plan, device_type)}
+
+
 def estimate_sweep(
     config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
 ) -> dict[str, Any]:
