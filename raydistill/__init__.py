@@ -13,12 +13,11 @@ from raydistill.threads import let_threads_sleep
 if TYPE_CHECKING:
     from raydistill.config import Config
     from raydistill.errors import RaydistillError
+    from raydistill.frames import Source, Table
     from raydistill.gate.rules import Gate
     from raydistill.loading import load_config
 
-    Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
     Rules: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Gate
-    Table: TypeAlias = Any
     Progress: TypeAlias = Callable[[Mapping[str, Any]], None] | bool | None
 
 __all__ = [

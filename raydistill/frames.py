@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
@@ -22,7 +22,8 @@ from raydistill.errors import ConfigError, DataError
 from raydistill.loading import load_config, load_data
 
 if TYPE_CHECKING:
-    from raydistill import Source, Table
+    Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
+    Table: TypeAlias = Any
 
 WAYS = "a path, a pandas or polars DataFrame, a datasets.Dataset or DatasetDict, an Arrow table, or a dict of splits"
 
