@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raydistill import rules
 from raydistill.search.config import Bounds, Distribution, Sweep
-from raydistill.section import MODEL_NAME_PATTERN, NAME_PATTERN, Name, Section
+from raydistill.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section
 
 __all__ = ["MODEL_NAME_PATTERN", "NAME_PATTERN", "Bounds", "Config", "Distribution", "Section", "Sweep"]
 
@@ -24,8 +23,15 @@ class Columns(Section):
     label: str | None = None
     """Column of the label, string or integer; recognised names: label, labels, class, category, target."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_columns(self)
+    def mistakes(self) -> list[Mistake]:
+        found: list[Mistake] = []
+        if self.text_pair is not None and self.text is None:
+            text = f"is missing: with text_pair ({self.text_pair!r}) the first text's column is needed too."
+            found.append((("text",), text))
+        named = [name for name in (self.text, self.text_pair, self.label) if name is not None]
+        if len(named) != len(set(named)):
+            found.append(((), f"one column has two roles ({', '.join(named)}); name a column once."))
+        return found
 
 
 class Split(Section):
@@ -36,8 +42,9 @@ class Split(Section):
     test: float = Field(default=0.1, gt=0, lt=1)
     """Rows that only the results look at."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_split(self)
+    def mistakes(self) -> list[Mistake]:
+        held = self.validation + self.test
+        return [((), f"validation and test take {held:g} of the rows; leave some for training.")] if held >= 1 else []
 
 
 class Data(Section):
@@ -66,8 +73,13 @@ class TextClassification(Section):
     labels: tuple[str, ...] | None = None
     """Class names in the order of the logits; by default taken from the data, sorted."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_labels(self)
+    def mistakes(self) -> list[Mistake]:
+        if self.labels is None:
+            return []
+        if len(self.labels) < 2:
+            return [(("labels",), f"needs two classes or more, got {len(self.labels)}.")]
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        return [(("labels",), f"names {', '.join(map(repr, twice))} twice.")] if twice else []
 
 
 Task = TextClassification
@@ -157,8 +169,28 @@ class Stage(Optimization):
     changes: tuple[Change, ...] = ()
     """Settings that take other values on the way, by rising step: the schedule that a ``pbt`` sweep found."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_stage(self)
+    def mistakes(self) -> list[Mistake]:
+        silent = all(loss.weight == 0 for loss in self.losses.values())
+        found: list[Mistake] = [(("losses",), "every weight is 0, so nothing would be learned.")] if silent else []
+        steps = [change.step for change in self.changes]
+        if steps != sorted(set(steps)):
+            found.append((("changes",), f"steps must rise, got {', '.join(map(str, steps))}."))
+        settings = {"learning_rate", "weight_decay"} | {
+            f"losses.{name}.{setting}"
+            for name, loss in self.losses.items()
+            for setting in ("weight", "temperature")
+            if hasattr(loss, setting)
+        }
+        for name in sorted({name for change in self.changes for name in change.set} - settings):
+            text = f"{name} cannot change on the way; what can: {', '.join(sorted(settings))}."
+            found.append((("changes",), text))
+        for change in self.changes:
+            for name, value in change.set.items():
+                least = name.rpartition(".")[2]
+                if value < 0 or (value == 0 and least in ("learning_rate", "temperature")):
+                    text = f"{name} becomes {value:g} at step {change.step}; it must be positive."
+                    found.append((("changes",), text))
+        return found
 
 
 class Finetune(Optimization):
@@ -187,8 +219,8 @@ class Pool(Section):
     max_ahead_bytes: int = Field(default=64 * 2**20, ge=0)
     """Outputs that teachers may have ready for each training worker; beyond that they wait for the student."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_pool(self)
+    def mistakes(self) -> list[Mistake]:
+        return [(("min",), f"{self.min} is above max ({self.max}).")] if self.min > self.max else []
 
 
 class ModelTeacher(Section):
@@ -235,8 +267,24 @@ class Student(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_student(self)
+    def mistakes(self) -> list[Mistake]:
+        found: list[Mistake] = []
+        width, heads, layers = self.hidden_size, self.num_heads, self.teacher_layers
+        if width and heads and width % heads:
+            found.append((("hidden_size",), f"{width} is not divisible by num_heads ({heads}); change one of them."))
+        if layers == "auto":
+            return found
+        place = ("teacher_layers",)
+        if not layers:
+            found.append((place, "names no layer; write a list such as [0, 2], or auto."))
+        if any(layer < 0 for layer in layers):
+            found.append((place, f"layers count from 0, got {min(layers)}."))
+        if layers and self.num_layers is not None and len(layers) != self.num_layers:
+            text = f"names {len(layers)} layers, but student.num_layers is {self.num_layers}; they must agree."
+            found.append((place, text))
+        if self.start != "teacher_layers":
+            found.append((place, f"has no effect with start: {self.start}; remove one of the two."))
+        return found
 
 
 class Train(Section):
@@ -270,8 +318,10 @@ class Train(Section):
     """Seed of student and baseline: order of the rows, dropout, random starts. None: that of the config. With another
     one data and teacher stay what they are."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_train(self)
+    def mistakes(self) -> list[Mistake]:
+        if self.min_workers is None or self.min_workers <= self.num_workers:
+            return []
+        return [(("min_workers",), f"{self.min_workers} is above num_workers ({self.num_workers}).")]
 
 
 class Baseline(Section):
@@ -336,5 +386,64 @@ class Config(Section):
     sweep: Sweep | None = None
     """The search that ``raydistill sweep`` does; ``distill`` runs the config as it stands without it."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_config(self)
+    def mistakes(self) -> list[Mistake]:
+        return [*check_layer_maps(self), *check_baseline(self), *check_exchange(self), *check_teachers(self)]
+
+
+def check_layer_maps(config: Config) -> list[Mistake]:
+    """Layer pairs written by hand that a student of this depth does not have."""
+    mistakes: list[Mistake] = []
+    depth = config.student.num_layers
+    for stage_name, stage in config.stages.items():
+        for loss_name, loss in stage.losses.items():
+            if loss.type not in ("hidden_mse", "hidden_cosine") or isinstance(loss.layers, str):
+                continue
+            place = ("stages", stage_name, "losses", loss_name, "layers")
+            if not loss.layers:
+                mistakes.append((place, "names no pair; write [[student, teacher], ...] or a layer map such as auto."))
+            for pair in loss.layers:
+                if min(pair) < 0:
+                    mistakes.append((place, f"the pair {list(pair)} is negative; layers count from 0, the embeddings."))
+                elif depth is not None and pair[0] > depth:
+                    text = f"the pair {list(pair)} names student layer {pair[0]}, but student.num_layers is {depth}."
+                    mistakes.append((place, text))
+    return mistakes
+
+
+def check_baseline(config: Config) -> list[Mistake]:
+    """A baseline that could not differ from the student, or has no start."""
+    baseline = config.evaluate.baseline
+    if not baseline:
+        return []
+    mistakes: list[Mistake] = []
+    losses = [loss for stage in config.stages.values() for loss in stage.losses.values()]
+    if all(loss.type == "task" for loss in losses):
+        text = "needs a stage with a teacher loss: this student learns from labels only and is its own baseline."
+        mistakes.append((("evaluate", "baseline"), text))
+    if baseline is not True and baseline.start == "pretrained" and config.teacher.finetune is None:
+        text = "pretrained is the encoder before teacher.finetune, which is not set; write same."
+        mistakes.append((("evaluate", "baseline", "start"), text))
+    return mistakes
+
+
+def check_exchange(config: Config) -> list[Mistake]:
+    """What pbt, which changes settings on the way, needs of the rest of the config."""
+    if config.sweep is None or config.sweep.scheduler != "pbt":
+        return []
+    mistakes: list[Mistake] = []
+    place = ("sweep", "scheduler")
+    if len(config.stages) > 1:
+        mistakes.append((place, "pbt needs a single stage; search a later stage with the earlier ones fixed."))
+    if config.train.num_workers > 1:
+        mistakes.append((place, "pbt needs train.num_workers: 1, as trials take over each other's checkpoints."))
+    return mistakes
+
+
+def check_teachers(config: Config) -> list[Mistake]:
+    """Teachers in actors of their own need Ray."""
+    teacher = config.teacher
+    name = "pool" if teacher.pool is not None else "mode"
+    if config.train.num_workers > 0 or (teacher.pool is None and teacher.mode != "pool"):
+        return []
+    text = "teacher actors need Ray, and train.num_workers: 0 works without; set it to 1 or more, or remove this."
+    return [(("teacher", name), text)]

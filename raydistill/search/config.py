@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import Field
 
-from raydistill import rules
-from raydistill.section import Section
+from raydistill.section import Mistake, Section
+
+MEASURES = (
+    *("validation/accuracy", "validation/macro_f1", "validation/mcc", "validation/log_loss"),
+    *("num_parameters", "latency_ms"),
+)
+"""What a sweep may look at: metrics on validation rows at the best epoch, and what is known of a shape untrained."""
+LOWER_IS_BETTER = ("validation/log_loss", "num_parameters", "latency_ms")
 
 
 class Distribution(Section):
@@ -22,8 +29,22 @@ class Distribution(Section):
     integer: tuple[int, int] | None = None
     """[low, high]: a whole number, both ends included."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_distribution(self)
+    def mistakes(self) -> list[Mistake]:
+        given = self.model_dump(exclude_none=True)
+        if len(given) != 1:
+            text = f"names {', '.join(given) or 'nothing'}; write one of {', '.join(type(self).model_fields)}."
+            return [((), text)]
+        (name, content) = next(iter(given.items()))
+        if name == "choice":
+            texts = [json.dumps(value, sort_keys=True, default=str) for value in content]
+            twice = sorted({text for text in texts if texts.count(text) > 1})
+            return [(("choice",), f"names {', '.join(twice)} twice.")] if twice else []
+        low, high = content
+        if low >= high:
+            return [((name,), f"runs from {low:g} to {high:g}; write [low, high] with low below high.")]
+        if name == "loguniform" and low <= 0:
+            return [((name,), f"begins at {low:g}; a logarithmic range begins above 0.")]
+        return []
 
 
 class Bounds(Section):
@@ -34,8 +55,12 @@ class Bounds(Section):
     max: float | None = None
     """Highest value that is allowed."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_bounds(self)
+    def mistakes(self) -> list[Mistake]:
+        if self.min is None and self.max is None:
+            return [((), "bounds nothing; write {max: ...}, {min: ...} or both.")]
+        if self.min is not None and self.max is not None and self.min > self.max:
+            return [((), f"min {self.min:g} is above max {self.max:g}.")]
+        return []
 
 
 class Sweep(Section):
@@ -74,5 +99,32 @@ class Sweep(Section):
     perturbation_interval: int = Field(default=1, ge=1)
     """Validations between two exchanges of ``pbt``."""
 
-    def mistakes(self) -> list[rules.Mistake]:
-        return rules.check_sweep(self)
+    def mistakes(self) -> list[Mistake]:
+        found: list[Mistake] = []
+        for place in ("objectives", "constraints"):
+            for name in getattr(self, place):
+                if name not in MEASURES:
+                    found.append(((place, name), f"is not measured. Known: {', '.join(MEASURES)}."))
+        for name, direction in self.objectives.items():
+            right = "min" if name in LOWER_IS_BETTER else "max"
+            if direction != right:
+                found.append((("objectives", name), f"{direction} would look for the worst; write {right}."))
+        if not any(name.startswith("validation/") for name in self.objectives):
+            found.append((("objectives",), "names no validation metric; without one nothing needs to be trained."))
+        if self.search == "grid":
+            for name, values in self.space.items():
+                if values.choice is None and values.integer is None:
+                    found.append((("space", name), "is a range, which has no grid; write choice or integer."))
+        if self.scheduler == "pbt":
+            found += [
+                (("space", name), "changes what is trained, and pbt changes settings while it trains: leave it out.")
+                for name in self.space
+                if not may_change(name)
+            ]
+        return found
+
+
+def may_change(name: str) -> bool:
+    """Whether a setting can take another value while a student trains: weights and temperatures of losses, rates."""
+    last = name.rpartition(".")[2]
+    return name.startswith("stages.") and last in ("weight", "temperature", "learning_rate", "weight_decay")

@@ -22,7 +22,7 @@ from raydistill.models.load import new_classifier
 from raydistill.models.student import student_config
 from raydistill.phases import fit_teacher, record_splits, teacher_mode
 from raydistill.recipes import TeacherIdentity
-from raydistill.rules import may_change
+from raydistill.search.config import may_change
 from raydistill.search.front import within
 from raydistill.search.space import finite_values, sweep_of, with_params
 from raydistill.workplace import Job, Workplace

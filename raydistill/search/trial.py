@@ -15,7 +15,7 @@ from raydistill.artifacts import Owner, Storage
 from raydistill.board import Board
 from raydistill.config import Change, Config
 from raydistill.phases import student_artifact, student_reports, teacher_mode
-from raydistill.rules import LOWER_IS_BETTER
+from raydistill.search.config import LOWER_IS_BETTER
 from raydistill.search.front import first_validation
 from raydistill.search.shared import Shared
 from raydistill.search.space import with_params
