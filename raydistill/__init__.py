@@ -8,14 +8,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from raydistill.threads import let_threads_sleep
+from raydistill.cluster.threads import let_threads_sleep
 
 if TYPE_CHECKING:
-    from raydistill.config import Config
+    from raydistill.config.gate import Gate
+    from raydistill.config.loading import load_config
+    from raydistill.config.tree import Config
+    from raydistill.data.frames import Source, Table
     from raydistill.errors import RaydistillError
-    from raydistill.frames import Source, Table
-    from raydistill.gate.rules import Gate
-    from raydistill.loading import load_config
 
     Rules: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Gate
     Progress: TypeAlias = Callable[[Mapping[str, Any]], None] | bool | None
@@ -38,7 +38,7 @@ let_threads_sleep()
 
 STORAGE = "raydistill-storage"
 
-_HOMES = {"Config": "config", "RaydistillError": "errors", "load_config": "loading"}
+_HOMES = {"Config": "config.tree", "RaydistillError": "errors", "load_config": "config.loading"}
 _PARTS = ("data", "evaluate", "losses", "models", "search", "tasks", "teacher", "train")
 
 
@@ -52,12 +52,14 @@ def distill(
     `progress`: False for silence, or a function that gets it; by default it is shown in terminals and notebooks.
     Raises RaydistillError.
     """
-    from raydistill.frames import config_with
-    from raydistill.notebook import Result, shown
-    from raydistill.pipeline import distill as run
+    from raydistill.cli.notebook import Result, shown
+    from raydistill.data.frames import config_with
+    from raydistill.pipeline.distill import distill as run
 
     with shown(progress) as show:
-        return Result(run(config_with(config, overrides, data), progress=show), "raydistill.report:print_found")
+        return Result(
+            run(config_with(config, overrides, data), progress=show), "raydistill.cli.show.results:print_found"
+        )
 
 
 def plan(
@@ -67,13 +69,13 @@ def plan(
 
     `data` as of `distill`; it is put into storage.
     """
-    from raydistill.frames import config_with
-    from raydistill.notebook import Result
-    from raydistill.planning import make_plan
-    from raydistill.search.estimate import estimate
+    from raydistill.cli.notebook import Result
+    from raydistill.data.frames import config_with
+    from raydistill.pipeline.plan import make_plan
+    from raydistill.search.budget import estimate
 
     made = make_plan(config_with(config, overrides, data), check, estimate=estimate)
-    return Result(made, "raydistill.planning:print_plan")
+    return Result(made, "raydistill.cli.show.plan:print_plan")
 
 
 def sweep(
@@ -90,30 +92,30 @@ def sweep(
     `fresh` begins anew beside an earlier sweep, `retry_failed` trains failed trials again; `data` and `progress` as of
     `distill`. Raises RaydistillError.
     """
-    from raydistill.frames import config_with
-    from raydistill.notebook import Result, shown
+    from raydistill.cli.notebook import Result, shown
+    from raydistill.data.frames import config_with
     from raydistill.search.sweep import sweep as run
 
     with shown(progress, is_sweep=True) as show:
         loaded = config_with(config, overrides, data)
         summary = run(loaded, progress=show, fresh=fresh, retry_failed=retry_failed)
-    return Result(summary, "raydistill.search.table:print_sweep")
+    return Result(summary, "raydistill.cli.show.sweep:print_sweep")
 
 
 def compare(
     models: Sequence[str], data: Table | None = None, *, split: str = "test", storage: str = STORAGE
 ) -> dict[str, Any]:
-    """Measure models on the same rows, each paired with the first; see `raydistill.evaluate.contest.hold_contest`.
+    """Measure models on the same rows, each paired with the first; see `raydistill.deploy.paired.compare_paired`.
 
     `models` are folders, `runs:/…` or `models:/NAME@ALIAS`; without `data` the rows are the test rows of the first
     one's run. Raises RaydistillError.
     """
-    from raydistill.comparison import compare_models
-    from raydistill.frames import data_section
-    from raydistill.notebook import Result
+    from raydistill.cli.notebook import Result
+    from raydistill.data.frames import data_section
+    from raydistill.deploy.comparison import compare_models
 
     found = compare_models(models, data_section(data, split, storage), split, storage=storage)
-    return Result(found, "raydistill.comparison:print_comparison")
+    return Result(found, "raydistill.deploy.comparison:print_comparison")
 
 
 def export(
@@ -132,8 +134,8 @@ def export(
     `found["formats"][name]` says for each whether it is good and where it lies; one that is not lies at OUT.rejected.
     Raises RaydistillError.
     """
-    from raydistill.formats.export import export as run
-    from raydistill.frames import data_section
+    from raydistill.data.frames import data_section
+    from raydistill.deploy.export.export import export as run
 
     rows = data_section(data, split, storage)
     return run(model, formats, os.fspath(out), data=rows, split=split, margin=margin, storage=storage)
@@ -155,9 +157,9 @@ def promote(
 
     Returns the verdict, `verdict["verdict"]` being passed, refused, forced or unchanged. Raises RaydistillError.
     """
-    from raydistill.frames import data_section
-    from raydistill.gate.promotion import promote as run
-    from raydistill.loading import load_gate
+    from raydistill.config.loading import load_gate
+    from raydistill.data.frames import data_section
+    from raydistill.deploy.gate.promotion import promote as run
 
     rules = None if gate is None else load_gate(gate)
     return run(
@@ -175,7 +177,7 @@ def promote(
 
 def rollback(name: str, *, storage: str = STORAGE) -> dict[str, Any]:
     """Make the version that the champion replaced the champion again. Raises RaydistillError."""
-    from raydistill.gate.promotion import rollback as run
+    from raydistill.deploy.gate.promotion import rollback as run
 
     return run(name, storage=storage)
 

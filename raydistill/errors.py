@@ -1,4 +1,9 @@
-"""Errors a user can act on. One message each: what happened, why, and the way out."""
+"""Errors a user can act on. One message each: what happened, why, and the way out, such as the name that was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class RaydistillError(Exception):
@@ -41,3 +46,19 @@ class Interrupted(RaydistillError):
     """The run was stopped on request; a checkpoint was written."""
 
     exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` was probably meant to be; differences in case and dashes count for little."""
+    plain = {candidate.lower().replace("-", "_"): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(plain), n=1, cutoff=0.6)
+    return plain[found[0]] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence for a message: the name most like ``name``, or some of those that exist."""
+    names = sorted(known)
+    if (near := nearest(name, names)) is not None:
+        return f"Did you mean {near!r}?"
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return f"There are: {shown}." if names else "There is nothing."

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from raydistill import cache  # before torch, which it tells how threads wait
-from raydistill.artifacts import Storage
+from raydistill.storage import node_cache  # before torch, which it tells how threads wait
+from raydistill.storage.storage import Storage
 
 settings.register_profile("suite", deadline=None)  # a machine may be busy
 settings.load_profile("suite")
@@ -85,6 +85,13 @@ def ctrl_c() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def kit_for_all() -> None:
+    """Test files that are run as scripts, in namespaces of their own, import the kit, too."""
+    known = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), known)))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Bit-identical results need a fixed number of threads; two on tiny tensors only wait for each other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -135,9 +142,9 @@ def remote(s3_storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A fresh prefix on S3, with an own node cache."""
     monkeypatch.setenv("RAYDISTILL_CACHE", str(tmp_path / "node-cache"))
     yield Storage(f"{s3_storage_url}/{uuid.uuid4().hex}")
-    for descriptor in cache._IN_USE.values():
+    for descriptor in node_cache._IN_USE.values():
         os.close(descriptor)
-    cache._IN_USE.clear()
+    node_cache._IN_USE.clear()
 
 
 @pytest.fixture(params=["local", "memory", "remote"])
@@ -151,16 +158,16 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The toy data, prepared and tokenised, with a tiny teacher (see toy.py); 60 of its training rows have labels."""
-    from toy import make_toy
+    from kit.toy import make_toy
 
     return make_toy(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One local Ray cluster of 2 CPUs for the session; the file in which its workers count (see counting/)."""
+    """One local Ray cluster of 2 CPUs for the session; the file in which its workers count (see kit/counting)."""
     import ray
-    from runs import COUNTING
+    from kit.runs import COUNTING
 
     from raydistill import cluster
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kit import ROOT
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.kuberay.node_provider import IN_CLUSTER_TOKEN_PATH
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -17,9 +18,9 @@ from raydistill.cluster import spot
 from raydistill.cluster.placement import teacher_resources
 from raydistill.cluster.resources import wanted_by_workers
 from raydistill.cluster.room import GROUP, Node, announced_nodes, room
-from raydistill.config import Pool, Train
+from raydistill.config.teacher import Pool
+from raydistill.config.training import Train
 
-ROOT = Path(__file__).parent.parent
 AWS = ROOT / "cluster.yaml"
 KUBERNETES = ROOT / "jobs" / "kubernetes"
 FILES = (AWS, KUBERNETES / "raycluster.yaml", KUBERNETES / "rayjob.yaml")

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from kit import ROOT
+from kit.tiny import WORDS, save_tiny
+from kit.toy import TOPICS
 from rich.console import Console
-from tiny import WORDS, save_tiny
-from toy import TOPICS
 
-from raydistill.config import Config
-from raydistill.gate.rules import Gate
-from raydistill.loading import load_config, load_gate
-from raydistill.planning import make_plan
-from raydistill.search.estimate import estimate
-from raydistill.starters import list_starters
+from raydistill.cli.starters import list_starters
+from raydistill.config.gate import Gate
+from raydistill.config.loading import load_config, load_gate
+from raydistill.config.tree import Config
+from raydistill.pipeline.plan import make_plan
+from raydistill.search.budget import estimate
 
-JOBS = Path(__file__).parent.parent / "jobs"
+JOBS = ROOT / "jobs"
 RECIPES = [starter.file for starter in list_starters().values() if starter.is_recipe]
 sys.path.insert(0, str(JOBS / "bench"))
 
@@ -122,7 +123,7 @@ def test_bench_losses_agree(problem: Any) -> None:
     """The Trainer's loss on a batch is the one that the product's loop minimises."""
     from contenders import DISTILLATION, DistillationTrainer
 
-    from raydistill.config import Stage
+    from raydistill.config.training import Stage
     from raydistill.data.batches import Batch
     from raydistill.losses import build_losses
     from raydistill.tasks import TextClassification

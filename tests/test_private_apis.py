@@ -7,12 +7,12 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import ray
+from kit import ROOT
 
-SOURCE = Path(__file__).parent.parent / "raydistill"
+SOURCE = ROOT / "raydistill"
 LIBRARIES = ("ray", "torch", "mlflow", "transformers", "datasets", "huggingface_hub")
 PRIVATE = ("generated", "v2")
 """Parts of a module's name, beside those with an underscore, that no library documents."""
@@ -23,12 +23,12 @@ USED = {
     ("cluster/placement.py", "ray._raylet.GcsClient"),
     ("cluster/placement.py", "ray.core.generated.autoscaler_pb2.GetClusterStatusReply"),
     ("cluster/placement.py", "ray.core.generated.autoscaler_pb2.NodeStatus"),
-    ("cluster/probe.py", "ray._private.authentication.authentication_utils.is_token_auth_enabled"),
-    ("cluster/jobs.py", "_do_request"),
+    ("cli/doctor/probe.py", "ray._private.authentication.authentication_utils.is_token_auth_enabled"),
+    ("cli/submit/jobs.py", "_do_request"),
     ("models/student.py", "_attn_implementation"),
     ("search/schedulers.py", "_get_new_config"),
-    ("train/group.py", "_get_default_store"),
-    ("train/worker.py", "ray.train.v2._internal.execution.context.get_train_context"),
+    ("cluster/group.py", "_get_default_store"),
+    ("pipeline/worker.py", "ray.train.v2._internal.execution.context.get_train_context"),
 }
 
 
@@ -122,12 +122,12 @@ CANARIES: list[tuple[Callable[[], bool], str]] = [
     (lambda: gcs_client("get_cluster_status"), "cluster/placement.py: ray.init, ray.nodes and ray.available_resources"),
     (bootstrap, "cluster/placement.py: ray.init(address='auto') and get_runtime_context().gcs_address"),
     (cluster_status, "cluster/placement.py: ray.nodes() of a driver that has joined"),
-    (token_mode, "cluster/probe.py: RAY_AUTH_MODE of the node, which it falls back to"),
-    (request_with_timeout, "cluster/jobs.py: a session of requests with time-outs, or none at all"),
+    (token_mode, "cli/doctor/probe.py: RAY_AUTH_MODE of the node, which it falls back to"),
+    (request_with_timeout, "cli/submit/jobs.py: a session of requests with time-outs, or none at all"),
     (attention, "models/student.py: attn_implementation, as from_pretrained takes it"),
     (new_config, "search/schedulers.py: custom_explore_fn, if it is told the trial by then"),
-    (default_store, "train/group.py: dist.monitored_barrier where the group talks over gloo"),
-    (preemption, "train/worker.py: ray.train.get_preemption_info, a collective that every step would pay for"),
+    (default_store, "cluster/group.py: dist.monitored_barrier where the group talks over gloo"),
+    (preemption, "pipeline/worker.py: ray.train.get_preemption_info, a collective that every step would pay for"),
 ]
 
 

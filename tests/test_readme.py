@@ -1,4 +1,4 @@
-"""Every claim of the README that can be executed is: commands, configs, Python, and the tree."""
+"""Every claim of the READMEs that can be executed is: commands, configs, Python, links, and the tree."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from tiny import save_tiny, tiny_classifier, tiny_inputs
-from toy import TOPICS, toy_config, write_toy_csv
+from kit import ROOT
+from kit.tiny import save_tiny, tiny_classifier, tiny_inputs
+from kit.toy import TOPICS, toy_config, write_toy_csv
 
-from raydistill import cli
-from raydistill.config import Config
-from raydistill.loading import load_config
-from raydistill.pipeline import distill
-from raydistill.syntax import parse_yaml
+from raydistill.cli import main as cli
+from raydistill.config.loading import load_config
+from raydistill.config.syntax import parse_yaml
+from raydistill.config.tree import Config
+from raydistill.pipeline.distill import distill
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+FRONT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(path for path in (ROOT / "raydistill").rglob("README.md"))
+README = "\n".join([FRONT, *(path.read_text(encoding="utf-8") for path in PAGES)])
+"""The page for the first hour, then those of the folders."""
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 CHEAP = ("init", "doctor", "plan", "losses", "schema", "cache ls", "cache gc")
 COSTLY = {"--check", "--cluster", "--address"}
@@ -89,7 +92,14 @@ def test_the_two_commands_stand_on_lines_of_their_own(line: str) -> None:
 
 
 def test_first_screen_has_the_quick_start() -> None:
-    assert "raydistill distill jobs/quickstart.yaml" in "\n".join(README.splitlines()[:35])
+    assert "raydistill distill jobs/quickstart.yaml" in "\n".join(FRONT.splitlines()[:35])
+    assert len(FRONT.splitlines()) <= 250
+
+
+def test_every_page_is_linked_and_every_link_leads_somewhere() -> None:
+    targets = {ROOT / target for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", FRONT)}
+    assert targets == set(PAGES)
+    assert all(page.read_text(encoding="utf-8").startswith("# ") for page in PAGES)
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
@@ -281,14 +291,14 @@ def test_every_line_of_the_tree_says_what_it_is() -> None:
 
 
 def test_folders_of_the_storage_layout_are_kinds() -> None:
-    from raydistill.cache import KINDS
+    from raydistill.storage.manifest import KINDS
 
     (block,) = [block for block in blocks("text") if "mlruns/" in block]
     assert set(re.findall(r"(\w+)/<key>/", block)) == set(KINDS)
 
 
 def test_names_of_settings_in_the_text_exist() -> None:
-    from raydistill.schema import dotted_names
+    from raydistill.config.schema import dotted_names
 
     known = set(dotted_names())
     sections = {name.split(".")[0] for name in known}
@@ -300,7 +310,7 @@ def test_names_of_settings_in_the_text_exist() -> None:
 
 
 def test_the_table_of_the_gate_has_its_defaults() -> None:
-    from raydistill.gate.rules import Gate
+    from raydistill.config.gate import Gate
 
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("|")]
     shown = {cells[2].strip("`"): cells[1] for cells in rows if len(cells) == 3 and cells[2].startswith("`")}

@@ -22,22 +22,23 @@ from typing import Any
 
 import pytest
 import torch
-from runs import only_run_key, write_config
-from tiny import WORDS, save_tiny
-from toy import TOPICS, toy_config
+from kit import ROOT
+from kit.runs import only_run_key, write_config
+from kit.tiny import WORDS, save_tiny
+from kit.toy import TOPICS, toy_config
 
-from raydistill import cli, console, hub
-from raydistill.artifacts import Storage
-from raydistill.cluster import jobs
-from raydistill.cluster.project import NOTHING
-from raydistill.commands import remote
+from raydistill.cli import console
+from raydistill.cli import main as cli
+from raydistill.cli.commands import remote
+from raydistill.cli.submit import jobs
+from raydistill.cli.submit.project import NOTHING
+from raydistill.config.loading import load_config
 from raydistill.errors import RaydistillError
-from raydistill.faults import not_common
-from raydistill.loading import load_config
-from raydistill.pipeline import distill
-from raydistill.planning import make_plan
+from raydistill.pipeline.distill import distill
+from raydistill.pipeline.plan import make_plan
+from raydistill.storage.faults import not_common
+from raydistill.storage.storage import Storage
 
-ROOT = Path(__file__).parent.parent
 PICKLES = {"search/tuning.py"}
 """Reads what Ray Tune itself has pickled a moment ago in the same process: a trial's exception."""
 
@@ -113,7 +114,7 @@ def test_code_of_a_model_does_not_run_unasked(tmp_path: Path, monkeypatch: pytes
 def test_a_plan_shows_in_red_that_code_will_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    from raydistill.planning import print_plan
+    from raydistill.cli.show.plan import print_plan
 
     plan = make_plan(load_config(toy_config(tmp_path, teacher__trust_remote_code=True)))
     print_plan(Console(force_terminal=True, color_system="standard", width=300, highlight=False), plan)
@@ -233,7 +234,7 @@ def test_what_others_say_goes_to_the_terminal_without_its_orders(capsys: pytest.
     """A job server's version, a hub's warning, an error of a worker."""
     order = "\x1b]0;owned\x07\x1b[2J"
     remote.say_sending("http://head:8265", "job", NOTHING, [jobs.version_warning(f"2.{order}") or ""])
-    hub.say(f"renamed {order}")
+    console.warn(f"renamed {order}")
     console.Progress()({"phase": "wait", "note": f"away {order}"})
     shown = capsys.readouterr().err
     assert shown.count("owned") == 3

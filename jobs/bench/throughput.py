@@ -40,7 +40,7 @@ from problem import BATCH_SIZE, ENCODER, Problem, cut_sentences, make_problem, r
 from rich.console import Console
 from rich.table import Table
 
-from raydistill.data.paths import resolve_path
+from raydistill.storage.paths import resolve_path
 
 TURNS_PER_EPOCH = 4
 

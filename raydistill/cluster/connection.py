@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from raydistill import threads
+from raydistill.cluster import threads
 from raydistill.cluster.entry import check_entry
 from raydistill.errors import RaydistillError
 
@@ -21,7 +21,7 @@ DEFAULTS = {
     # Workers keep the driver's folder, so that relative paths mean the same everywhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # For workers, where this process has loaded torch without it: see raydistill/threads.py.
+    # For workers, where this process has loaded torch without it: see threads.py.
     threads.POLICY: "PASSIVE",
     # Ray gives workers a niceness of 15: whatever else runs on a core leaves them a thirtieth of it, in training and in
     # what is measured as latency. A run without Ray is not nice either.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raydistill.cluster.placement import TEACHER, TRAINER, State, least_workers, teacher_resources
 from raydistill.cluster.resources import SETTING_OF_WORKERS, TRIALS_AT_ONCE, described, summary, wanted_by_workers
 from raydistill.cluster.room import KIND, Node, Wanted, marked, place, room
-from raydistill.config import Config, Pool, Train
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from raydistill.config.teacher import Pool
+from raydistill.config.training import Train
+from raydistill.config.tree import Config
 
 WORKERS, TEACHERS, TRIALS = "training workers", "teachers", "trials"
 SETTINGS = {
@@ -135,44 +134,3 @@ def _findings(train: Train, roles: Sequence[Role], nodes: Sequence[Node]) -> Ite
             yield f"No node that is there has a GPU of the kind {kind.removeprefix(KIND)}; see that new nodes have one."
         if role.waiting:
             yield f"{role.waiting} of {role.count} {role.name} wait until others on the cluster make room."
-
-
-def print_forecast(console: Console, found: Mapping[str, Any]) -> None:
-    """Print a forecast below the lines of a plan."""
-    from rich.table import Table
-    from rich.text import Text
-
-    console.print(Text(f"cluster    {found['address']}"))
-    for count, there, text in _kinds(found["nodes"]):
-        console.print(Text(f"           {count if there else f'up to {count} more'} × {text}"))
-    table = Table("role", "how many", "each asks for", "where", box=None, pad_edge=False)
-    for role in found["roles"]:
-        least = f"{role['least']} to " if role["least"] < role["count"] else ""
-        name = f"{role['name']} ({role['phase']})" if role["name"] == TEACHERS else role["name"]
-        table.add_row(name, f"{least}{role['count']}", Text(described(role["resources"])), Text(_where(role)))
-    if found["roles"]:
-        console.print(table)
-    for finding in found["findings"]:
-        console.print(Text.assemble(("! ", "yellow"), finding))
-
-
-def _where(role: Mapping[str, Any]) -> str:
-    parts = [f"{count} on {node}" for node, count in role["now"].items()]
-    parts += [f"{count} on new {group} nodes" for group, count in role["new"].items()]
-    parts += [f"{role['waiting']} later"] if role["waiting"] else []
-    parts += [f"{role['missing']} nowhere"] if role["missing"] else []
-    return ", ".join(parts)
-
-
-def _kinds(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool, str]]:
-    """Like nodes together: how many, whether they are there, what they are for and have."""
-    counts: dict[tuple[bool, str], int] = {}
-    for node in nodes:
-        has = {name: amount for name, amount in node["resources"].items() if name in ("CPU", "GPU") or KIND in name}
-        others = [
-            name for name in node["resources"] if name not in has and name not in ("memory", "object_store_memory")
-        ]
-        marks = sorted(name for name in others if not name.startswith("node:") and "_group" not in name)
-        key = (node["there"], ": ".join(filter(None, [", ".join(marks), described(has)])))
-        counts[key] = counts.get(key, 0) + node["count"]
-    return [(count, there, text) for (there, text), count in counts.items()]

@@ -9,9 +9,10 @@ from typing import Any
 
 from raydistill.cluster.entry import check_port
 from raydistill.cluster.room import Node, announced_nodes, kind_of_gpu, mark, marked, room
-from raydistill.config import Pool, Train
+from raydistill.config.teacher import Pool
+from raydistill.config.training import Train
 from raydistill.errors import ConfigError, RaydistillError
-from raydistill.lineage import redact
+from raydistill.storage.redaction import redact
 
 TEACHER, TRAINER = "teacher", "trainer"
 """Custom resources of the nodes for one of them."""

@@ -19,7 +19,9 @@ from raydistill.cluster.placement import (
     teacher_resources,
 )
 from raydistill.cluster.room import KIND, Node, Wanted, even_share, kind_of_gpu, mark, marked, place, room
-from raydistill.config import Config, Pool, Train
+from raydistill.config.teacher import Pool
+from raydistill.config.training import Train
+from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 
 SETTING_OF_WORKERS = "train.num_workers or train.resources_per_worker"

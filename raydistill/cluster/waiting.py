@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from raydistill.board import Show
 from raydistill.cluster.placement import known_nodes, least_workers
 from raydistill.cluster.resources import SETTING_OF_WORKERS, described, summary
 from raydistill.cluster.room import Wanted, place
-from raydistill.config import Train
+from raydistill.config.training import Train
 from raydistill.errors import RaydistillError
+from raydistill.storage.board import Show
 
 SILENT_SECONDS = 10.0
 """What is there within this time is not worth a word."""

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydistill.config import Columns
-from raydistill.data.paths import nearest
-from raydistill.errors import ConfigError, DataError
+from raydistill.config.data import Columns
+from raydistill.errors import ConfigError, DataError, did_you_mean
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "review", "content", "premise", "question", "question1")
 PAIR_NAMES = {"text": "text_pair", "sentence1": "sentence2", "premise": "hypothesis", "question1": "question2"}
@@ -35,7 +34,8 @@ def choose_columns(
         if wanted is not None and wanted in names:
             chosen[role] = wanted
         elif wanted is not None and (role != "label" or need_label):
-            raise ConfigError(f"{setting.format(role)} is {wanted!r}, which {where} lacks. {nearest(wanted, names)}")
+            hint = did_you_mean(wanted, names)
+            raise ConfigError(f"{setting.format(role)} is {wanted!r}, which {where} lacks. {hint}")
         elif wanted is None:
             usual = _usual_names(role, chosen)
             found = next((lower[name] for name in usual if name in lower), None)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydistill.config import Config, Split
+from raydistill.config.data import Split
+from raydistill.config.tree import Config
 from raydistill.data.labels import encode_labels
 from raydistill.data.paths import SPLITS
 from raydistill.data.sources import read_source, read_unlabeled

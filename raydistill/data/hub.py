@@ -9,12 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from raydistill.config import Columns
+from raydistill.config.data import Columns
 from raydistill.data.columns import canonical, choose_columns
-from raydistill.data.paths import names_beside, split_of
+from raydistill.data.paths import split_of
 from raydistill.errors import ConfigError, DataError
-from raydistill.lineage import redact
 from raydistill.models.folder import hub_is_away
+from raydistill.storage.paths import names_beside
+from raydistill.storage.redaction import redact
 
 _WAY_OUT = "Check the name, data.revision, the network and HF_TOKEN; or give the path of a local file or folder."
 

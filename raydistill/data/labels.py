@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistill.data.classes import check_classes
-from raydistill.data.paths import nearest
 from raydistill.data.sources import Source
-from raydistill.errors import ConfigError, DataError
+from raydistill.errors import ConfigError, DataError, did_you_mean
 
 _INTEGER = re.compile(r"-?[0-9]+")
 Ids = npt.NDArray[np.int64]
@@ -109,7 +108,7 @@ def _refuse_unknown(split: str, unknown: pa.ChunkedArray, known: Sequence[str], 
     where = "task.labels" if configured else "the labels of the training rows"
     raise DataError(
         f"{rows} {split} row{'s have labels that are' if rows > 1 else ' has a label that is'} not among {where}: "
-        f"{_shown(sorted(counts))}. {nearest(first, known)} Correct the labels, or list all classes in task.labels."
+        f"{_shown(sorted(counts))}. {did_you_mean(first, known)} Correct the labels, or list all in task.labels."
     )
 
 

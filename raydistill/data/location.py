@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydistill.config import Data
+from raydistill.config.data import Data
 from raydistill.data.hub import hub_commit
-from raydistill.data.paths import SPLIT_NAMES, DataFile, is_url, list_files, resolve_path
+from raydistill.data.paths import SPLIT_NAMES, DataFile, list_files
 from raydistill.errors import ConfigError, DataError
+from raydistill.storage.paths import is_url, resolve_path
 
 SUFFIXES = {
     "parquet": (".parquet", ".pq"),

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydistill.artifacts import Artifact, Storage, recipe_key
-from raydistill.config import Config
+from raydistill.config.tree import Config
 from raydistill.data.draft import Draft, Part, make_draft, whole
+from raydistill.data.location import source_identity
 from raydistill.data.paths import SPLITS
-from raydistill.data.sources import source_identity
-from raydistill.ownership import lock
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.locks import lock
+from raydistill.storage.manifest import recipe_key
+from raydistill.storage.storage import Storage
 
 CHECKS = 1
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""

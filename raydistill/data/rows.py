@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raydistill.artifacts import Artifact, Storage, recipe_key
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import read_info, write_batch
 from raydistill.errors import ConfigError, ModelError
-from raydistill.ownership import lock
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.locks import lock
+from raydistill.storage.manifest import recipe_key
+from raydistill.storage.storage import Storage
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +45,7 @@ def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, stora
     both. Raises ModelError for a folder without a fast tokenizer, ConfigError when ``max_length`` is more than the
     model takes.
     """
-    from raydistill.models.load import tokenizer_digest
+    from raydistill.models.folder import tokenizer_digest
 
     parents = {"data": data.digest, "tokenizer": tokenizer_digest(tokenizer_folder)}
     recipe = {**parents, "max_length": max_length, "has": COUNTS}

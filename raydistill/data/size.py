@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raydistill.artifacts import Artifact
-from raydistill.config import Config
+from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft, whole
 from raydistill.data.prepare import DataInfo, info_of, read_info
 from raydistill.data.rows import encode_texts, load_tokenizer
+from raydistill.storage.artifacts import Artifact
 
 SAMPLE_ROWS = 512
 """Rows of a split whose tokens are counted to estimate those of all: their mean is within 3 % or so."""

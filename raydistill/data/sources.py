@@ -19,12 +19,13 @@ from functools import reduce
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydistill.config import Columns, Data
+from raydistill.config.data import Columns, Data
 from raydistill.data.hub import hub_commit, load_hub, load_saved, split_tables
 from raydistill.data.location import SUFFIXES, Location, document_labels, locate, source_identity, unlabeled_section
-from raydistill.data.paths import DataFile, resolve_path, split_of
+from raydistill.data.paths import DataFile, split_of
 from raydistill.data.tables import read_documents, read_table, readable
 from raydistill.errors import ConfigError, DataError
+from raydistill.storage.paths import resolve_path
 
 __all__ = ["Source", "read_source", "read_unlabeled", "resolve_path", "source_identity"]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.config import Columns, Config, Data, Split
+from raydistill.config.data import Columns, Data, Split
+from raydistill.config.tree import Config
 from raydistill.data.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES
 from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.location import SUFFIXES, locate

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raydistill.config import Columns
+from raydistill.config.data import Columns
 from raydistill.data.columns import canonical, choose_columns
 from raydistill.data.csv_faults import csv_rows, find_fault
 from raydistill.data.paths import DataFile

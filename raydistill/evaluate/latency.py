@@ -36,20 +36,6 @@ ATTEMPTS = 3
 Inputs = Mapping[str, "torch.Tensor"]
 
 
-def measure_latency(
-    model: nn.Module,
-    inputs_1: Inputs,
-    inputs_32: Inputs,
-    *,
-    dtype: str = "float32",
-    repeats: int = 20,
-    seconds: float = SECONDS_PER_MODEL,
-) -> dict[str, Any]:
-    """Latency of one model: see ``measure_models``."""
-    entry = {"model": (model, inputs_1, inputs_32)}
-    return measure_models(entry, dtype=dtype, repeats=repeats, seconds=seconds)["model"]
-
-
 def measure_models(
     models: Mapping[str, tuple[nn.Module, Inputs, Inputs]],
     *,

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
 from raydistill.data.batches import micro_batches
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
 from raydistill.models.capture import capture
-from raydistill.train.device import Device
-from raydistill.train.group import Group
 
 
 def predict(

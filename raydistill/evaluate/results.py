@@ -72,7 +72,7 @@ from raydistill.evaluate import compare, metrics
 from raydistill.evaluate.intervals import difference_intervals, model_intervals, num_examples
 from raydistill.evaluate.metrics import Array
 from raydistill.evaluate.verdict import verdict
-from raydistill.lineage import redact_tree
+from raydistill.storage.redaction import redact_tree
 
 SCHEMA = 1
 MAX_CURVE_POINTS = 400

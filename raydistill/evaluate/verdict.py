@@ -27,7 +27,7 @@ def verdict(results: Mapping[str, Any]) -> str:
 def _gate(results: Mapping[str, Any]) -> str:
     """Whether a gate with its defaults would pass the student, by the rules that need neither a champion nor other
     rows."""
-    from raydistill.gate import rules
+    from raydistill.evaluate import rules
 
     student, retention = results["student"], results["retention"]["accuracy"]
     num_rows = sum(entry["support"] for entry in student["per_class"])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, assert_never
 
 import torch
 
-from raydistill import config as settings
+from raydistill.config import losses as settings
+from raydistill.config.training import Stage
 from raydistill.losses.base import Loss, Losses
 from raydistill.losses.hidden import HiddenCosine, HiddenMse
 from raydistill.losses.logits import ForwardKl, LogitMse
@@ -50,7 +51,7 @@ def build_losses(
 
 
 def build_stages(
-    stages: Mapping[str, settings.Stage],
+    stages: Mapping[str, Stage],
     task: TextClassification,
     student: PretrainedConfig,
     teacher: PretrainedConfig,

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from raydistill.artifacts import file_digest
-from raydistill.data.paths import resolve_path
 from raydistill.errors import ModelError
+from raydistill.storage.manifest import file_digest
+from raydistill.storage.paths import resolve_path
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raydistill.config import Config, HiddenCosine, HiddenMse, LayerChoice
+from raydistill.config.losses import HiddenCosine, HiddenMse, LayerChoice
+from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 
 

@@ -8,12 +8,13 @@ import re
 import torch
 from transformers import PreTrainedConfig
 
-from raydistill.config import Student
+from raydistill.config.student import Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
+from raydistill.models.folder import resolve_model
 from raydistill.models.labels import config_labels, set_labels
 from raydistill.models.layer_map import choose_layers
-from raydistill.models.load import new_classifier, read_config, resolve_model
+from raydistill.models.load import new_classifier, read_config
 
 
 def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTrainedConfig:
@@ -153,3 +154,10 @@ def _set(config: PreTrainedConfig, field: str, value: int) -> None:
             f"The config of {config.model_type} does not let {field} be changed, so its students cannot have another "
             "shape. Leave that field of student: out, or take a teacher of another family."
         ) from error
+
+
+def count_parameters(config: PreTrainedConfig) -> int:
+    """Parameters of a classifier of this shape; nothing is allocated."""
+    with torch.device("meta"):
+        model = new_classifier(config, seed=0)
+    return sum(parameter.numel() for parameter in model.parameters())

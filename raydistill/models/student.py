@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from raydistill.config import Student
+from raydistill.config.student import Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.fields import head_width
+from raydistill.models.folder import resolve_model
 from raydistill.models.labels import config_labels
-from raydistill.models.load import load_classifier, new_classifier, resolve_model
+from raydistill.models.load import load_classifier, new_classifier
 from raydistill.models.shape import is_checkpoint, shape, start_layers, student_config
 from raydistill.models.slices import Heads, cut
 

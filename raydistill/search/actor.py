@@ -13,13 +13,13 @@ import ray.tune
 import torch
 
 from raydistill.cluster import has_gpu
+from raydistill.cluster.device import Device, keep_freed_memory
+from raydistill.cluster.group import Group
 from raydistill.errors import Interrupted, RaydistillError
-from raydistill.search.shared import Shared
-from raydistill.search.trial import FOLDER, Order, TrialBoard, trial_job, trial_reports
-from raydistill.search.trials import Params
-from raydistill.train.device import Device, keep_freed_memory
-from raydistill.train.group import Group
-from raydistill.workplace import Job, Workplace
+from raydistill.pipeline.workplace import Job, Workplace
+from raydistill.search.ledger import Params
+from raydistill.search.sharing import Shared
+from raydistill.search.trial import FOLDER, TrialBoard, TrialSpec, trial_job, trial_reports
 
 SCHEDULE = "schedule.json"
 """In a trial's folder and its checkpoints under pbt: from which step on which settings held."""
@@ -59,11 +59,11 @@ class TrialActor(ray.tune.Trainable):
         return True
 
     def _take(self, plain: dict[str, Any]) -> None:
-        self.order = Order.from_plain(plain)
+        self.order = TrialSpec.from_plain(plain)
         place = (*self._work(), SCHEDULE)
         if self.exchanges and self.shared.job.storage.exists(*place):  # newer than the ledger, if a kill came between
             schedule = self.shared.job.storage.read_json(*place)
-            self.order = Order.from_plain({**plain, "schedule": schedule})
+            self.order = TrialSpec.from_plain({**plain, "schedule": schedule})
         self.params: Params = dict(plain["params"])
         """What holds from here on: pbt changes these, and knows nothing of schedules."""
 
@@ -100,7 +100,7 @@ class TrialActor(ray.tune.Trainable):
         # before the weights: killed here, the trial takes this schedule from its first step, to the same student
         storage.write_json(schedule, *parts, SCHEDULE)
         storage.upload(folder / FOLDER, *parts)
-        self.order = Order.from_plain({**self.order.to_plain(), "schedule": schedule})
+        self.order = TrialSpec.from_plain({**self.order.to_plain(), "schedule": schedule})
 
     def cleanup(self) -> None:
         self._close()
@@ -125,10 +125,10 @@ def train_in_group(config: dict[str, Any], shared: Shared) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from raydistill.cluster import worker_resources
-    from raydistill.train.failures import explain
-    from raydistill.train.worker import make_trainer
+    from raydistill.pipeline.failures import explain
+    from raydistill.pipeline.worker import make_trainer
 
-    order = Order.from_plain(config["trial"])
+    order = TrialSpec.from_plain(config["trial"])
     job: Job = trial_job(shared, order)
     name = f"{job.run_key}-{job.owner.number}-{order.name}"
     resources = worker_resources(job.config.train, is_trial=True)

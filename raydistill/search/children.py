@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raydistill.config import Config
-from raydistill.lineage import parameters
-from raydistill.registry.runs import COUNTS, PARENT
-from raydistill.tracking import RunRef, log_figures, log_params, open_client, open_run, reported, set_tags
+from raydistill.config.tree import Config
+from raydistill.tracking.lineage import parameters
+from raydistill.tracking.listing import COUNTS, PARENT
+from raydistill.tracking.runs import RunRef, log_figures, log_params, open_client, open_run, reported, set_tags
 
 HEADLINES = {"latency_ms": "latency_ms/p50"}
 """A sweep's names for figures that the run of a ``distill`` has under another one."""

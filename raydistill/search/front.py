@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raydistill.config import Bounds, Sweep
-from raydistill.search.trials import Trial
+from raydistill.config.sweep import Bounds, Sweep
+from raydistill.search.ledger import Trial
 
 Direction = Literal["max", "min"]
 Objectives = Mapping[str, Direction]

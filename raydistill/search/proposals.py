@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raydistill.config import Config
+from raydistill.config.tree import Config
 from raydistill.search.front import moved
+from raydistill.search.ledger import Ledger, Params, State, Trial, Value
 from raydistill.search.space import combination, contains, default_params, space_size, sweep_of
 from raydistill.search.study import NEUTRAL, Outcome, ask, empty_study, outcome, replay, sampler_for, tell
-from raydistill.search.trials import Ledger, Params, State, Trial, Value
 
 if TYPE_CHECKING:
     import optuna

@@ -9,8 +9,8 @@ from typing import Any, cast
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
-from raydistill.config import Sweep
-from raydistill.search.trials import Trial
+from raydistill.config.sweep import Sweep
+from raydistill.search.ledger import Trial
 
 MANY = 1_000_000
 """Validations that no trial reaches: trials end by themselves, not by their scheduler's last rung."""

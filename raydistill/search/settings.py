@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raydistill.config import Config
-from raydistill.errors import ConfigError
-from raydistill.problems import dotted
-from raydistill.schema import child_type, describe, entry_type, nearest, sections, unknown_name
+from raydistill.config.problems import dotted
+from raydistill.config.schema import child_type, describe, entry_type, sections, unknown_name
+from raydistill.config.tree import Config
+from raydistill.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)

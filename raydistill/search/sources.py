@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from raydistill.artifacts import Artifact
-from raydistill.cache import refer
-from raydistill.config import Config
+from raydistill.config.tree import Config
 from raydistill.errors import TrackingError
+from raydistill.pipeline.workplace import metrics_path
 from raydistill.search.children import finish_child, start_child
+from raydistill.search.ledger import Ledger, Params, Schedule, State, Trial, read_schedule
 from raydistill.search.proposals import Proposals
-from raydistill.search.shared import Shared
+from raydistill.search.sharing import Shared
 from raydistill.search.space import SEED
-from raydistill.search.trial import FOLDER, Order, best_values, trial_config
-from raydistill.search.trials import Ledger, Params, Schedule, State, Trial, read_schedule
-from raydistill.tracking import RunRef, drain
-from raydistill.workplace import metrics_path
+from raydistill.search.trial import FOLDER, TrialSpec, best_values, trial_config
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.garbage import refer
+from raydistill.tracking.runs import RunRef, drain
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ OF = "sweep.trial"
 """The finalist's number: a final's ledger entry has it, and its own seed, beside the finalist's settings."""
 
 
-class Book:
+class TrialTracker:
     """The ledger and the MLflow children of one group of trials; a tracking server that is away disturbs no trial."""
 
     def __init__(self, ledger: Ledger, shared: Shared, parent: RunRef, kind: str) -> None:
@@ -41,12 +41,12 @@ class Book:
         self._before: dict[int, float] = {}
         """Seconds that lie behind a trial's present actor."""
 
-    def order(self, trial: Trial, schedule: Schedule, seed: int | None = None) -> Order:
+    def spec(self, trial: Trial, schedule: Schedule, seed: int | None = None) -> TrialSpec:
         """What the trial's actor is told."""
         name = f"{self.kind}-{trial.number:05d}"
         run = self._start(trial, trial_config(self.shared.job.config, schedule, seed), name)
         self.ledger.update(trial.number, run_id=run.run_id if run else trial.run_id)
-        return Order(trial.number, name, schedule, seed, run)
+        return TrialSpec(trial.number, name, schedule, seed, run)
 
     def _start(self, trial: Trial, config: Config, name: str) -> RunRef | None:
         try:
@@ -113,25 +113,25 @@ class Book:
 class SearchSource:
     """Trials that the searcher proposes."""
 
-    def __init__(self, proposals: Proposals, book: Book, stop: threading.Event) -> None:
-        self.proposals, self.book, self.stop = proposals, book, stop
+    def __init__(self, proposals: Proposals, tracker: TrialTracker, stop: threading.Event) -> None:
+        self.proposals, self.tracker, self.stop = proposals, tracker, stop
 
     def next(self) -> Trial | None:
         return None if self.stop.is_set() else self.proposals.next()
 
-    def order(self, trial: Trial) -> Order:
-        return self.book.order(trial, trial.course)
+    def spec(self, trial: Trial) -> TrialSpec:
+        return self.tracker.spec(trial, trial.course)
 
     def start(self, number: int) -> None:
-        self.book.start(number)
+        self.tracker.start(number)
 
     def report(self, number: int, entry: dict[str, Any]) -> None:
-        trial = self.book.report(number, entry)
+        trial = self.tracker.report(number, entry)
         self.proposals.report(number, entry["validation"], trial.measures)
 
     def end(self, number: int, state: State, **changes: Any) -> None:
         self.proposals.end(number, state, **changes)
-        self.book.end(number, state)
+        self.tracker.end(number, state)
 
     @property
     def is_exhausted(self) -> bool:
@@ -147,47 +147,47 @@ class FinalSource:
 
     is_over = False
 
-    def __init__(self, wanted: list[tuple[Trial, int]], book: Book, stop: threading.Event) -> None:
+    def __init__(self, wanted: list[tuple[Trial, int]], tracker: TrialTracker, stop: threading.Event) -> None:
         """``wanted``: finalist and seed; what the ledger has completed already is not trained again."""
-        self.book, self.stop = book, stop
+        self.tracker, self.stop = tracker, stop
         self.numbers: dict[tuple[int, int], int] = {}
-        known = {final_key(final.params): final.number for final in book.ledger}
+        known = {final_key(final.params): final.number for final in tracker.ledger}
         for trial, seed in wanted:
             params = final_params(trial, seed)
             number = known.get(final_key(params))
             if number is None:
-                number = book.ledger.add(params, facts=trial.facts, schedule=trial.schedule).number
+                number = tracker.ledger.add(params, facts=trial.facts, schedule=trial.schedule).number
             self.numbers[trial.number, seed] = number
-        self.open = [n for n in self.numbers.values() if not self._is_done(book.ledger[n])]
+        self.open = [n for n in self.numbers.values() if not self._is_done(tracker.ledger[n])]
 
     def _student(self, key: str) -> Artifact:
-        return Artifact(self.book.shared.job.storage, "student", key)
+        return Artifact(self.tracker.shared.job.storage, "student", key)
 
     def _is_done(self, final: Trial) -> bool:
         return final.state == "completed" and final.student is not None and self._student(final.student).exists()
 
     def next(self) -> Trial | None:
-        return self.book.ledger[self.open.pop(0)] if self.open and not self.stop.is_set() else None
+        return self.tracker.ledger[self.open.pop(0)] if self.open and not self.stop.is_set() else None
 
-    def order(self, trial: Trial) -> Order:
+    def spec(self, trial: Trial) -> TrialSpec:
         params = dict(trial.params)
         seed, _ = params.pop(SEED), params.pop(OF)
         assert isinstance(seed, int)
         schedule = trial.schedule or ((0, params),)
-        return self.book.order(trial, schedule, seed)
+        return self.tracker.spec(trial, schedule, seed)
 
     def start(self, number: int) -> None:
-        self.book.start(number)
+        self.tracker.start(number)
 
     def report(self, number: int, entry: dict[str, Any]) -> None:
-        self.book.report(number, {name: value for name, value in entry.items() if name != "schedule"})
+        self.tracker.report(number, {name: value for name, value in entry.items() if name != "schedule"})
 
     def end(self, number: int, state: State, **changes: Any) -> None:
-        self.book.ledger.update(number, state=state, **changes)
+        self.tracker.ledger.update(number, state=state, **changes)
         if state == "completed":
-            job = self.book.shared.job
+            job = self.tracker.shared.job
             refer(job.storage, job.run_key, [self._student(changes["student"])])
-        self.book.end(number, state)
+        self.tracker.end(number, state)
 
     @property
     def is_exhausted(self) -> bool:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from raydistill.config import Config, Distribution, Sweep
+from raydistill.config.loading import validate
+from raydistill.config.problems import dotted, explain, show
+from raydistill.config.schema import describe, variants
+from raydistill.config.sweep import Distribution, Sweep
+from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
-from raydistill.loading import validate
-from raydistill.problems import dotted, explain, show
-from raydistill.recipes import student_seed
-from raydistill.schema import describe, variants
+from raydistill.pipeline.recipes import student_seed
+from raydistill.search.ledger import Params, Value
 from raydistill.search.settings import Setting, locate, plain_of, put, setting_in, validated
-from raydistill.search.trials import Params, Value
 
 SHAPE = tuple(f"student.{name}" for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size"))
 """Names that change how many parameters a student has and how fast it is."""
@@ -258,11 +259,3 @@ def fresh_seeds(config: Config, trials: Sequence[Params]) -> list[int]:
         top = max([own, *(values.integer or ()), *(seed for seed in values.choice or () if isinstance(seed, int))])
     candidates = itertools.chain(range(top + 1, 2**31), range(2**31))
     return list(itertools.islice((seed for seed in candidates if seed not in used), sweep.final_seeds))
-
-
-def shape_params(sweep: Sweep) -> dict[str, list[Value]]:
-    """The names of the space that change the student's shape, with all their values."""
-    found: Iterable[tuple[str, Sequence[Value] | None]] = (
-        (name, finite_values(values)) for name, values in sweep.space.items() if name in SHAPE
-    )
-    return {name: list(values) for name, values in found if values is not None}

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from raydistill.config import Bounds, Config, Sweep
+from raydistill.config.sweep import Bounds, Sweep
+from raydistill.config.tree import Config
+from raydistill.search.ledger import Params, Trial
 from raydistill.search.space import label, sweep_of
-from raydistill.search.trials import Params, Trial
 
 if TYPE_CHECKING:
     import optuna

@@ -53,15 +53,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from raydistill.config import Config, Distribution, Sweep
+from raydistill.config.sweep import Distribution, Sweep
+from raydistill.config.syntax import as_yaml
+from raydistill.config.tree import Config
 from raydistill.errors import ModelError
 from raydistill.evaluate.results import strict_json
-from raydistill.lineage import redact_tree
 from raydistill.search.front import first_validation, has_values, keeps_constraints
+from raydistill.search.ledger import Params, State, Trial
 from raydistill.search.space import default_params, sweep_of, value_of
-from raydistill.search.trials import Params, State, Trial
 from raydistill.search.verdict import verdict
-from raydistill.syntax import as_yaml
+from raydistill.storage.redaction import redact_tree
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -13,34 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill import cluster
-from raydistill.artifacts import Artifact, Storage, recipe_key
-from raydistill.board import Show
 from raydistill.cluster.waiting import Waiting
-from raydistill.config import Config
-from raydistill.lineage import redact_tree
-from raydistill.ownership import lock
-from raydistill.pipeline import (
-    Clock,
-    Prepared,
-    claim_alias,
-    locate_models,
-    prepare,
-    say_classes,
-    say_waiting,
-    take_over,
-    tracked,
-)
-from raydistill.recipes import start_digest
+from raydistill.config.tree import Config
+from raydistill.pipeline.distill import claim_alias, locate_models, say_classes, say_waiting, take_over, tracked
+from raydistill.pipeline.prepare import Clock, Prepared, prepare
+from raydistill.pipeline.recipes import start_digest
+from raydistill.pipeline.stopping import Stop, stoppable
+from raydistill.search.ledger import Ledger
 from raydistill.search.space import check_space, sweep_of
-from raydistill.search.trials import Ledger
-from raydistill.stopping import Stop, stoppable
-from raydistill.tracking import RunRef, finish_run, prepare_store, tracking_uri
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.board import Show
+from raydistill.storage.locks import lock
+from raydistill.storage.manifest import recipe_key
+from raydistill.storage.redaction import redact_tree
+from raydistill.storage.storage import Storage
+from raydistill.tracking.endpoint import tracking_uri
+from raydistill.tracking.runs import RunRef, finish_run, prepare_store
 
 if TYPE_CHECKING:
-    from raydistill.search.choice import Choice
-    from raydistill.search.shared import Shared
-    from raydistill.search.trials import Trial
-    from raydistill.search.tuning import Crew
+    from raydistill.search.finals import Choice
+    from raydistill.search.ledger import Trial
+    from raydistill.search.sharing import Shared
+    from raydistill.search.tuning import TrialResources
 
 BUDGET = {"num_trials", "max_trials", "max_hours", "patience", "max_concurrent_trials", "final_seeds"}
 """Settings of ``sweep`` that do not make it another sweep: with more trials the same one goes on."""
@@ -81,7 +75,7 @@ def sweep(
 
 def sweep_key(prepared: Prepared, fresh: bool) -> str:
     """Key of the sweep: the newest one with these settings, or the next with ``fresh``."""
-    from raydistill.search.shared import combinations
+    from raydistill.search.sharing import combinations
 
     config, storage = prepared.config, prepared.storage
     settings = sweep_of(config).model_dump(mode="json", exclude=BUDGET)
@@ -144,38 +138,38 @@ class Driver:
         """Everything that needs the cluster, then the registry and the summary."""
         self.show({"phase": "start", "note": "Ray"})
         with cluster.connected():
-            from raydistill.search.choice import Choice
-            from raydistill.search.sources import Book
+            from raydistill.search.finals import Choice
+            from raydistill.search.sources import TrialTracker
 
             self.stop.listen()
             shared = self.share(ref)
-            crew = self.crew()
+            trial_resources = self.trial_resources()
             ledger = Ledger(self.storage, self.parts, self.owner)
             reopen(ledger, retry_failed)
-            stopped_by = self.search(shared, crew, ledger, ref)
+            stopped_by = self.search(shared, trial_resources, ledger, ref)
             choice = Choice(self.prepared, self.owner, shared, ref, self.stop, self.show)
             with self.clock.phase("finals", self.quiet):
-                choice.train_again(ledger, crew, partial(self.view, "finals", crew))
+                choice.train_again(ledger, trial_resources, partial(self.view, "finals", trial_resources))
             with self.clock.phase("evaluate", self.quiet):
                 choice.evaluate()
         self.stop.is_obeyed = False
         with self.clock.phase("register", self.show):
             for kept, kind in ((ledger, "trial"), (choice.ledger, "final")):
-                Book(kept, shared, ref, kind).settle()
+                TrialTracker(kept, shared, ref, kind).settle()
             results = choice.register(self.clock)
-        return self.summarize(shared, crew, ledger, choice, results, stopped_by, ref)
+        return self.summarize(shared, trial_resources, ledger, choice, results, stopped_by, ref)
 
     def share(self, ref: RunRef) -> Shared:
         """Teacher, signals and shapes: from the session before, or made by one worker group."""
-        from raydistill.search.shared import load_shared, save_shared, share
-        from raydistill.train.worker import run_workers
+        from raydistill.pipeline.worker import run_workers
+        from raydistill.search.sharing import load_shared, save_shared, share
 
         job = self.prepared.job(self.owner, ref)
         shared = load_shared(job)
         if shared is None:
             with self.clock.phase("teacher", self.quiet):
                 if self.config.teacher.pool is not None:
-                    from raydistill.teacher.pool.driver import share_with_pool
+                    from raydistill.search.sharing import share_with_pool
 
                     shared = share_with_pool(job, self.show, self.stop)
                 else:
@@ -183,42 +177,42 @@ class Driver:
             save_shared(shared)
         return shared
 
-    def crew(self) -> Crew:
+    def trial_resources(self) -> TrialResources:
         """What trials run on; ConfigError where the cluster can never hold one."""
-        from raydistill.search.tuning import Crew
+        from raydistill.search.tuning import TrialResources
 
         resources = cluster.worker_resources(self.config.train, groups=cluster.TRIALS_AT_ONCE, is_trial=True)
         room = cluster.groups_at_once(self.config.train, resources)
         limits = [limit for limit in (room, self.sweep.max_concurrent_trials) if limit is not None]
         self.waiting = Waiting(self.config.train, resources, self.show, who="workers of a trial")
-        return Crew(self.config.train.num_workers, resources, min(limits, default=None))
+        return TrialResources(self.config.train.num_workers, resources, min(limits, default=None))
 
-    def search(self, shared: Shared, crew: Crew, ledger: Ledger, ref: RunRef) -> str | None:
+    def search(self, shared: Shared, trial_resources: TrialResources, ledger: Ledger, ref: RunRef) -> str | None:
         """Train trials until the budget is used up; what ended it."""
-        from raydistill.search.judging import Judge
         from raydistill.search.proposals import Proposals
         from raydistill.search.schedulers import scheduler_for
-        from raydistill.search.sources import Book, SearchSource
+        from raydistill.search.screening import Judge
+        from raydistill.search.sources import SearchSource, TrialTracker
         from raydistill.search.tuning import run_trials
 
         proposals = Proposals(self.config, ledger, Judge(self.config, shared))
         with self.clock.phase("search", self.quiet):
             if not proposals.is_exhausted:
                 run_trials(
-                    SearchSource(proposals, Book(ledger, shared, ref, "trial"), self.stop),
+                    SearchSource(proposals, TrialTracker(ledger, shared, ref, "trial"), self.stop),
                     shared,
-                    crew,
+                    trial_resources,
                     self.stop,
-                    lambda: self.view("search", crew, list(ledger), proposals.num_trials),
+                    lambda: self.view("search", trial_resources, list(ledger), proposals.num_trials),
                     scheduler=scheduler_for(self.sweep, proposals.replayed()),
                     name="search",
                 )
         return proposals.stopped_by
 
-    def view(self, phase: str, crew: Crew, trials: list[Trial], total: int) -> None:
+    def view(self, phase: str, trial_resources: TrialResources, trials: list[Trial], total: int) -> None:
         """Show how the trials are doing."""
         elapsed = time.perf_counter() - self.clock.started
-        if self.waiting.look(waits_for_room(trials, crew.workers)):
+        if self.waiting.look(waits_for_room(trials, trial_resources.workers)):
             return
         self.show(
             {
@@ -229,7 +223,7 @@ class Driver:
                 "objectives": dict(self.sweep.objectives),
                 "constraints": self.sweep.constraints,
                 "metric": f"validation/{self.config.evaluate.metric}",
-                "left": seconds_left(trials, total, crew.concurrency or 1),
+                "left": seconds_left(trials, total, trial_resources.concurrency or 1),
             }
         )
 
@@ -239,7 +233,7 @@ class Driver:
     def summarize(
         self,
         shared: Shared,
-        crew: Crew,
+        trial_resources: TrialResources,
         ledger: Ledger,
         choice: Choice,
         results: dict[str, Any] | None,
@@ -249,8 +243,8 @@ class Driver:
         """Write ``sweep.json`` and the report, here and in MLflow."""
         from raydistill.search.children import log_summary
         from raydistill.search.front import is_eligible, pareto_front
-        from raydistill.search.page import write_report
-        from raydistill.search.spreadsheet import trials_csv
+        from raydistill.search.report.page import write_report
+        from raydistill.search.report.spreadsheet import trials_csv
         from raydistill.search.summary import build_summary
 
         trials = list(ledger)
@@ -268,7 +262,7 @@ class Driver:
             results=results,
             shapes=[{"shape": s.name, "num_parameters": s.num_parameters, **(s.latency or {})} for s in shared.shapes],
             seconds={**seconds, "total": self.clock.total()},
-            concurrency=crew.concurrency,
+            concurrency=trial_resources.concurrency,
             stopped_by=stopped_by,
             teacher={
                 "passes": 1,

@@ -11,18 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raydistill.artifacts import Owner, Storage
-from raydistill.board import Board
-from raydistill.config import Change, Config
-from raydistill.phases import student_artifact, student_reports, teacher_mode
-from raydistill.search.config import LOWER_IS_BETTER
+from raydistill.config.sweep import LOWER_IS_BETTER
+from raydistill.config.training import Change
+from raydistill.config.tree import Config
+from raydistill.pipeline.phases import student_artifact, student_reports, teacher_mode
+from raydistill.pipeline.stages import StageReport, read_training, stage_history, stage_lengths
+from raydistill.pipeline.workplace import Job, Workplace
 from raydistill.search.front import first_validation
-from raydistill.search.shared import Shared
+from raydistill.search.ledger import Params, Schedule, read_schedule
+from raydistill.search.sharing import Shared
 from raydistill.search.space import with_params
-from raydistill.search.trials import Params, Schedule, read_schedule
-from raydistill.stages import StageReport, read_training, stage_history, stage_lengths
-from raydistill.tracking import RunRef
-from raydistill.workplace import Job, Workplace
+from raydistill.storage.board import Board
+from raydistill.storage.ownership import Owner
+from raydistill.storage.storage import Storage
+from raydistill.tracking.runs import RunRef
 
 WORST = -1e30
 """Score of a trial whose objective is not defined yet; finite, because JSON knows no infinity."""
@@ -31,7 +33,7 @@ FOLDER = "work"
 
 
 @dataclass(frozen=True)
-class Order:
+class TrialSpec:
     """What a trial actor is told; ``to_plain`` and back because Tune keeps configs as plain data."""
 
     number: int
@@ -59,7 +61,7 @@ class Order:
         }
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Order:
+    def from_plain(cls, plain: Mapping[str, Any]) -> TrialSpec:
         run = RunRef(*plain["run"]) if plain["run"] else None
         return cls(plain["number"], plain["name"], read_schedule(plain["schedule"]), plain["seed"], run)
 
@@ -84,7 +86,7 @@ def trial_config(config: Config, schedule: Schedule, seed: int | None = None) ->
 
 
 class TrialBoard(Board):
-    """The sweep's wish to stop, and when the first step was about to begin; progress is told by reports instead."""
+    """The sweep's request to stop, and when the first step was about to begin; progress is told by reports instead."""
 
     first_step_at: float | None = None
 
@@ -97,7 +99,7 @@ class TrialBoard(Board):
         return super().should_stop()
 
 
-def trial_job(shared: Shared, order: Order) -> Job:
+def trial_job(shared: Shared, order: TrialSpec) -> Job:
     return replace(
         shared.job,
         config=trial_config(shared.job.config, order.schedule, order.seed),

@@ -17,17 +17,17 @@ from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from raydistill.board import Board
 from raydistill.errors import Interrupted, RaydistillError
+from raydistill.pipeline.worker import STOP_SECONDS, ray_storage
 from raydistill.search.actor import TrialActor, threads_of, train_in_group
-from raydistill.search.shared import Shared
-from raydistill.search.trial import Order
-from raydistill.search.trials import State, Trial
-from raydistill.train.worker import STOP_SECONDS, ray_storage
+from raydistill.search.ledger import State, Trial
+from raydistill.search.sharing import Shared
+from raydistill.search.trial import TrialSpec
+from raydistill.storage.board import Board
 
 
 @dataclass(frozen=True)
-class Crew:
+class TrialResources:
     """What the trials run on: ``workers`` a trial, each with ``resources``, at most ``concurrency`` trials at a time
     (None: whatever the cluster grows to)."""
 
@@ -40,7 +40,7 @@ class Source(Protocol):
     """Where trials come from and where their results go; the sweep's search and its finals are two of them."""
 
     def next(self) -> Trial | None: ...
-    def order(self, trial: Trial) -> Order: ...
+    def spec(self, trial: Trial) -> TrialSpec: ...
     def start(self, number: int) -> None: ...
     def report(self, number: int, entry: dict[str, Any]) -> None: ...
     def end(self, number: int, state: State, **changes: Any) -> None: ...
@@ -70,7 +70,7 @@ class Feed(DriverOnly, Searcher):
     def suggest(self, trial_id: str) -> Any:
         trial = self.source.next()
         if trial is not None:
-            return {"trial": self.source.order(trial).to_plain()}
+            return {"trial": self.source.spec(trial).to_plain()}
         return Searcher.FINISHED if self.source.is_exhausted else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -148,21 +148,23 @@ def entry_of(result: dict[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in result.items() if n in own or n.startswith(("train/", "validation/"))}
 
 
-def trial_function(shared: Shared, crew: Crew, exchanges: bool) -> Any:
+def trial_function(shared: Shared, trial_resources: TrialResources, exchanges: bool) -> Any:
     """The trainable with its resources: a warm actor, or a group of workers inside each trial."""
-    if crew.workers > 1:
+    if trial_resources.workers > 1:
         # The workers ask for themselves. Tune refuses a trial that asks for nothing, and a share of a CPU would leave
         # too little for two workers on two CPUs: one byte of memory is next to nothing.
         bundle = tune.PlacementGroupFactory([{"memory": 1}])
         return tune.with_resources(tune.with_parameters(train_in_group, shared=shared), bundle)
-    actor = tune.with_parameters(TrialActor, shared=shared, num_threads=threads_of(crew.resources), exchanges=exchanges)
-    return tune.with_resources(actor, crew.resources)
+    actor = tune.with_parameters(
+        TrialActor, shared=shared, num_threads=threads_of(trial_resources.resources), exchanges=exchanges
+    )
+    return tune.with_resources(actor, trial_resources.resources)
 
 
 def run_trials(
     source: Source,
     shared: Shared,
-    crew: Crew,
+    trial_resources: TrialResources,
     stop: threading.Event,
     watch: Callable[[], None],
     *,
@@ -178,17 +180,17 @@ def run_trials(
     if exchanges:  # PBT takes no searcher: its population is there from the start
         population = []
         while (trial := source.next()) is not None:
-            population.append(source.order(trial).to_plain())
+            population.append(source.spec(trial).to_plain())
         space, search = {"trial": tune.grid_search(population)}, {}
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(crew.concurrency or 4)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(trial_resources.concurrency or 4)
     storage_path, filesystem = ray_storage(job.storage)
     tuner = tune.Tuner(
-        trial_function(shared, crew, exchanges),
+        trial_function(shared, trial_resources, exchanges),
         param_space=space,
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            reuse_actors=crew.workers == 1,
-            max_concurrent_trials=crew.concurrency if not exchanges else None,
+            reuse_actors=trial_resources.workers == 1,
+            max_concurrent_trials=trial_resources.concurrency if not exchanges else None,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             **search,
         ),

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from raydistill.evaluate.report.scales import spoken
 from raydistill.evaluate.verdict import points
-from raydistill.pages.scales import spoken
 from raydistill.search.front import first_validation
 
 SHARES = ("accuracy", "macro_f1")

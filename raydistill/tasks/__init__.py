@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raydistill import config
+from raydistill.config import tasks as config
 from raydistill.tasks.text_classification import TextClassification
 
 __all__ = ["TextClassification", "make_task"]

@@ -1,0 +1,1 @@
+"""What a teacher knows of each row: recorded once, read back, or computed beside the student."""

@@ -14,14 +14,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from raydistill.artifacts import Artifact, FileInfo, Owner, file_digest
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
 from raydistill.data.batches import micro_batches
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
 from raydistill.models.capture import capture
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.manifest import FileInfo, file_digest
+from raydistill.storage.ownership import Owner
 from raydistill.teacher.store import cut_shards, find_shards, shard_name, write_shard
-from raydistill.train.device import Device
-from raydistill.train.group import Group
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
-
-from raydistill.models.capture import capture
-from raydistill.train.device import Device
 
 
 class Signals(ABC):
@@ -46,16 +42,3 @@ class NoSignals(Signals):
 
     def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
-
-
-class OnlineSignals(Signals):
-    """The teacher runs in the training process: evaluation mode, no gradient."""
-
-    def __init__(self, teacher: nn.Module, needs: Collection[str], device: Device) -> None:
-        self.teacher = teacher.to(device.torch_device).eval()
-        self.needs = frozenset(needs)
-        self.device = device
-
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad(), self.device.autocast():
-            return capture(self.teacher, inputs, self.needs)

@@ -7,9 +7,7 @@ workers can record any part of it at any time. Signals are read by row number, m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raydistill.artifacts import MANIFEST, Artifact, Damaged, FileInfo, Storage, recipe_key
 from raydistill.errors import ArtifactError
 from raydistill.models.capture import is_token_level
-from raydistill.ownership import lock
-from raydistill.teacher.signals import Signals
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.faults import Damaged
+from raydistill.storage.locks import lock
+from raydistill.storage.manifest import MANIFEST, FileInfo, recipe_key
+from raydistill.storage.storage import Storage
 
 SHARD_ROWS = 1_000
 SHARD_TOKENS = 65_536
@@ -134,21 +134,6 @@ def fits(artifact: Artifact) -> bool:
     return True
 
 
-class RecordedSignals(Signals):
-    """Signals read from the store, by row number."""
-
-    def __init__(self, artifacts: dict[str, Artifact], num_rows: int, *, verify: bool = False) -> None:
-        """``artifacts`` maps a signal's name to its artefact. Raises ArtifactError where rows are missing."""
-        maps = max(1, MAX_MAPS // max(1, len(artifacts)))
-        self._columns = {
-            signal: Column(artifact.local(verify=verify), sorted(artifact.manifest().files), num_rows, maps)
-            for signal, artifact in artifacts.items()
-        }
-
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return {signal: torch.from_numpy(column.read(row_ids)) for signal, column in self._columns.items()}
-
-
 @dataclass(frozen=True)
 class Shard:
     """One shard of one signal, mapped into memory while this object or one of its arrays lives."""
@@ -179,33 +164,3 @@ class Shard:
         values = value.values.to_numpy(zero_copy_only=True).reshape(-1, width)
         offsets = value.offsets.to_numpy() // width if pa.types.is_large_list(value.type) else None
         return cls(batch.column("row_id").to_numpy(), values, offsets)
-
-
-class Column:
-    """One signal of a whole split, memory-mapped: ``read(row_ids)`` gives (B, C), or (N, width) row after row.
-
-    At most ``max_maps`` shards are mapped at a time, those that were read last.
-    """
-
-    def __init__(self, folder: Path, names: list[str], num_rows: int, max_maps: int) -> None:
-        self.shard = np.full(num_rows, -1, dtype=np.int32)
-        self.position = np.zeros(num_rows, dtype=np.int32)
-        # not what else lies there: another process may have recorded the same shard beside this one
-        self._open = lru_cache(max_maps)(lambda index: Shard.open(folder / names[index]))
-        for index in range(len(names)):
-            rows = self._open(index).row_ids
-            self.shard[rows] = index
-            self.position[rows] = np.arange(len(rows))
-        if (self.shard < 0).any():
-            missing = int((self.shard < 0).sum())
-            raise ArtifactError(f"{folder} lacks {missing} of {num_rows} rows; remove it to record them anew.")
-
-    def read(self, row_ids: np.ndarray) -> np.ndarray:
-        return np.concatenate(list(self._slices(row_ids)))
-
-    def _slices(self, row_ids: np.ndarray) -> Iterable[np.ndarray]:
-        for shard, position in zip(self.shard[row_ids], self.position[row_ids], strict=True):
-            opened = self._open(int(shard))
-            offsets = opened.offsets
-            first, last = (position, position + 1) if offsets is None else offsets[position : position + 2]
-            yield opened.values[first:last]

@@ -1,0 +1,1 @@
+"""The one training loop, its optimizer and checkpoints, and the checks before it starts."""

@@ -19,8 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from raydistill.artifacts import Owner, Storage
 from raydistill.errors import ArtifactError
+from raydistill.storage.ownership import Owner
+from raydistill.storage.storage import Storage
 
 PIECE = 1_000
 """Reports that a checkpoint holds at most, 0.2 MB; a run of a million steps has 100,000 of them."""

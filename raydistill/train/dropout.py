@@ -20,10 +20,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from raydistill.cluster.device import Device
 from raydistill.data.rows import Rows
 from raydistill.models.capture import capture
 from raydistill.models.fields import dropout_fields
-from raydistill.train.device import Device
 
 FACTORS = (-2048144789, -1028477387)
 """Those of MurmurHash3's last step."""

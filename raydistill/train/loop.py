@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from raydistill.config import Optimization
-from raydistill.config import Train as TrainSettings
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
+from raydistill.config.training import Optimization
+from raydistill.config.training import Train as TrainSettings
 from raydistill.data.batches import Batch, BatchPlan, micro_batches, rank_share
 from raydistill.data.rows import Rows
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
@@ -26,9 +28,7 @@ from raydistill.losses.base import Losses
 from raydistill.models.capture import capture
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints, Progress
-from raydistill.train.device import Device
 from raydistill.train.dropout import RowDropout, has_dropout
-from raydistill.train.group import Group
 from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_rates, trainable
 
 LOG_STEPS = 10
@@ -241,12 +241,12 @@ class Stage:
             return setup.losses(student, teacher, batch, counts)
 
     def _agree(self, batches: list[Batch], progress: Progress) -> list[float]:
-        """Sum the counts over all ranks, and with them what ranks wish: all leave, save, or wait at the same step."""
+        """Sum the counts over all ranks, and with them what ranks ask for: to leave, save, or wait at one step."""
         setup = self.setup
         while True:
             waits = not setup.signals.wait([batch.row_ids for batch in batches])
-            wishes = map(float, (setup.should_stop(), setup.should_save(), waits))
-            *counts, stop, save, someone_waits = setup.group.sum([*setup.losses.counts(batches), *wishes])
+            requests = map(float, (setup.should_stop(), setup.should_save(), waits))
+            *counts, stop, save, someone_waits = setup.group.sum([*setup.losses.counts(batches), *requests])
             if stop or save:
                 self._save(progress)
             if stop:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from raydistill.config import Optimization
+from raydistill.config.training import Optimization
 from raydistill.errors import ConfigError
 
 

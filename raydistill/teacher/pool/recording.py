@@ -11,10 +11,10 @@ from typing import Any
 
 import ray
 
-from raydistill.artifacts import Owner
-from raydistill.board import Show
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, RaydistillError
+from raydistill.storage.board import Show
+from raydistill.storage.ownership import Owner
 from raydistill.teacher.pool.teachers import LOST, TeacherPool, is_final, was_preempted
 from raydistill.teacher.record import STOPPED, Files, Wanted, find_missing, find_present, seal
 from raydistill.teacher.store import cut_shards
@@ -82,7 +82,7 @@ class Recording:
         while self.todo or self.given:
             if self.stop.is_set():
                 raise Interrupted(STOPPED)
-            self.pool.tend()
+            self.pool.supervise()
             self.give()
             if not self.given:
                 time.sleep(POLL_SECONDS)

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from raydistill.errors import RaydistillError, TeacherError
 from raydistill.models.capture import is_token_level, signal_width
-from raydistill.teacher.pool.actor import unpack
+from raydistill.teacher.pool.packing import unpack
 from raydistill.teacher.pool.teachers import LOST, Complaint, is_final, was_preempted
 from raydistill.teacher.signals import Signals
 
@@ -32,14 +32,14 @@ MAX_DEATHS = 10
 class PoolFeed:
     """What a training worker is handed; picklable."""
 
-    desk: Any
+    directory: Any
     max_ahead_bytes: int
 
     def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int) -> PoolSignals:
-        return PoolSignals(self.desk, needs, Sizes.of(teacher, needs, lengths), self.max_ahead_bytes, rank)
+        return PoolSignals(self.directory, needs, Sizes.of(teacher, needs, lengths), self.max_ahead_bytes, rank)
 
     def close(self) -> None:
-        self.desk.close.remote()
+        self.directory.close.remote()
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,20 @@ class Request:
 
 
 class PoolSignals(Signals):
-    """Asks the teachers that the desk knows; the work of one that dies goes to another.
+    """Asks the teachers that the directory knows; the work of one that dies goes to another.
 
     A step's signals are asked for one step before it at the latest, and earlier while all that was asked for in advance
     stays within ``max_ahead_bytes``. Not for several threads.
     """
 
-    def __init__(self, desk: Any, needs: Collection[str], sizes: Sizes, max_ahead_bytes: int, rank: int) -> None:
+    def __init__(self, directory: Any, needs: Collection[str], sizes: Sizes, max_ahead_bytes: int, rank: int) -> None:
         self._rank = rank
-        self.desk, self.needs, self.sizes, self.max_ahead_bytes = desk, frozenset(needs), sizes, max_ahead_bytes
+        self.directory, self.needs, self.sizes, self.max_ahead_bytes = (
+            directory,
+            frozenset(needs),
+            sizes,
+            max_ahead_bytes,
+        )
         self._teachers: dict[int, Any] = {}
         self._gone: set[int] = set()
         self._load: Counter[int] = Counter()
@@ -191,7 +196,7 @@ class PoolSignals(Signals):
         except ray.exceptions.RayTaskError as error:
             self._complain(request, error)
         except ray.exceptions.ActorUnavailableError:
-            self._drop(request.teacher)  # the desk names it again, if it is only the network
+            self._drop(request.teacher)  # the directory names it again, if it is only the network
         except LOST as error:
             request.deaths += not was_preempted(error)
             if request.deaths >= MAX_DEATHS:
@@ -213,18 +218,18 @@ class PoolSignals(Signals):
         )
         request.failures += 1
         is_last = is_final(cause) or request.failures >= MAX_FAILURES
-        self.desk.complain.remote(Complaint(request.teacher, text, is_last))
+        self.directory.complain.remote(Complaint(request.teacher, text, is_last))
         if is_last:
             raise TeacherError(text) from error
         self._gone.add(request.teacher)
         self._drop(request.teacher)
 
     def _refresh(self) -> None:
-        """Ask the desk who is there, now and then, without waiting for it while some teacher is known."""
+        """Ask the directory who is there, now and then, without waiting for it while some teacher is known."""
         if self._asked is None:
             if time.monotonic() - self._refreshed_at < (REFRESH_SECONDS if self._teachers else 0.2):
                 return
-            self._asked = self.desk.teachers.remote()
+            self._asked = self.directory.teachers.remote()
         if not ray.wait([self._asked], timeout=0 if self._teachers else 0.2)[0]:
             return
         answer, self._asked, self._refreshed_at = self._asked, None, time.monotonic()

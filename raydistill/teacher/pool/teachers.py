@@ -12,10 +12,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raydistill.board import Show
 from raydistill.cluster.resources import described
-from raydistill.config import Pool
+from raydistill.config.teacher import Pool
 from raydistill.errors import ArtifactError, RaydistillError
+from raydistill.storage.board import Show
 
 PING_SECONDS = 2.0
 SILENT_SECONDS = 10.0
@@ -62,7 +62,7 @@ class Complaint:
     is_last: bool
 
 
-class Desk:
+class Directory:
     """Where training workers ask for the teachers that are there; an actor, on the driver's node."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class Member:
 
 
 class TeacherPool:
-    """Up to ``pool.max`` teachers. ``tend`` is called now and then; leaving the context ends them all.
+    """Up to ``pool.max`` teachers. ``supervise`` is called now and then; leaving the context ends them all.
 
     ``kind(*arguments)`` makes a teacher, in an actor with ``options``. ``max_wait_minutes``: without any teacher.
     """
@@ -128,22 +128,22 @@ class TeacherPool:
         self._has_begun = False
         self._missed_at: float | None = time.monotonic()
         self._said_at = -1e9
-        self.desk: Any = None
+        self.directory: Any = None
 
     def __enter__(self) -> TeacherPool:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.desk = ray.remote(Desk).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
-        self._ask_desk()
-        self.tend()
+        self.directory = ray.remote(Directory).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        self._ask_directory()
+        self.supervise()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if self.desk is not None:
-            ray.kill(self.desk)
-            self.desk = None
+        if self.directory is not None:
+            ray.kill(self.directory)
+            self.directory = None
 
     def close(self) -> None:
         """End all teachers: an actor that stays keeps its node from going."""
@@ -159,7 +159,7 @@ class TeacherPool:
         self._has_begun = self._has_begun or len(found) >= self.pool.min
         return found if self._has_begun else {}
 
-    def tend(self) -> None:
+    def supervise(self) -> None:
         """Look after the teachers: replace those that are dead or fail, publish the living, end them all once nobody
         needs them.
 
@@ -172,26 +172,28 @@ class TeacherPool:
             while len(self._members) < self.pool.max:
                 self._add()
         if (now := self.ready).keys() != before.keys() or not is_known:
-            self.desk.publish.remote(now)
+            self.directory.publish.remote(now)
         self._tell(now)
 
-    def _ask_desk(self) -> None:
-        self._news, self._news_at = self.desk.take_news.remote(), time.monotonic()
+    def _ask_directory(self) -> None:
+        self._news, self._news_at = self.directory.take_news.remote(), time.monotonic()
 
     def _take_news(self) -> bool:
-        """Read what the desk has to tell; whether it knows the teachers: Ray brings back one that died."""
+        """Read what the directory has to tell; whether it knows the teachers: Ray brings back one that died."""
         news, is_known = None, True
         if ray.wait([self._news], timeout=0)[0]:
             try:
                 news = ray.get(self._news)
             except LOST as error:
-                logging.getLogger(__name__).warning("The desk of the teachers is gone: %s", str(error).splitlines()[0])
+                logging.getLogger(__name__).warning(
+                    "The directory of the teachers is gone: %s", str(error).splitlines()[0]
+                )
                 is_known = False
         elif time.monotonic() - self._news_at < SILENT_SECONDS:
             return True
         else:
-            is_known = False  # a question that was asked while the desk came back may have been lost
-        self._ask_desk()
+            is_known = False  # a question that was asked while the directory came back may have been lost
+        self._ask_directory()
         if news is not None:
             self._read(*news)
         return is_known
@@ -207,7 +209,7 @@ class TeacherPool:
     def replace(self, number: int, reason: str) -> None:
         """End a teacher that fails at its work; another takes its place, perhaps on another device."""
         for member in [member for member in self._members if member.number == number]:
-            self._bury(member, reason)
+            self._retire(member, reason)
 
     def _add(self) -> None:
         self._number += 1
@@ -232,10 +234,10 @@ class TeacherPool:
             except ray.exceptions.ActorUnavailableError:
                 continue
             except LOST as error:
-                self._bury(member, str(error))
+                self._retire(member, str(error))
                 self._count_lost(member, error)
             except ray.exceptions.RayTaskError as error:
-                self._bury(member, str(error))
+                self._retire(member, str(error))
                 self._judge(error)
             else:
                 member.is_ready, self._failed_starts, self._lost_starts = True, 0, 0
@@ -243,7 +245,7 @@ class TeacherPool:
             if member.answer is None and time.monotonic() - member.asked_at >= PING_SECONDS:
                 self._ask(member)
 
-    def _bury(self, member: Member, reason: str) -> None:
+    def _retire(self, member: Member, reason: str) -> None:
         logging.getLogger(__name__).warning("Teacher %d is gone: %s", member.number, reason.splitlines()[0])
         self._members.remove(member)
         ray.kill(member.actor)

@@ -1,0 +1,1 @@
+"""The command line: commands, what they print, `submit` and `doctor`. It stands above everything else."""

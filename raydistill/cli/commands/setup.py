@@ -1,0 +1,144 @@
+"""Commands to begin with: init, doctor, schema, losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raydistill.cli.commands import app
+from raydistill.cli.console import Outcome
+from raydistill.cli.options import DataOverrides, Json, StorageUrl
+from raydistill.config.tree import STORAGE
+from raydistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@app.command()
+def init(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Lists what there is without it.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Write a config for this table, folder, pkg://…, URL or hub data set."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="With --data: a folder, pkg://… or a hub name.")
+    ] = None,
+    overrides: DataOverrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; in this folder by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    json: Json = False,
+) -> Outcome:
+    """List the recipes and other files that come with raydistill, copy one, or write a config for your own data."""
+    from raydistill.cli import starters
+
+    if data is not None:
+        if name is not None:
+            raise ConfigError(f"Either a file to copy ({name}) or --data, which writes a config of its own, not both.")
+        return propose(data, overrides or [], teacher, out, force)
+    if teacher is not None or overrides:
+        raise ConfigError("--teacher and --set say what to write for --data, which is missing. Add --data FILE.")
+    if name is None:
+        known = starters.list_starters()
+        found: dict[str, list[dict[str, str]]] = {"recipes": [], "others": []}
+        for starter, one in known.items():
+            found["recipes" if one.is_recipe else "others"].append({"name": starter, "about": one.about})
+
+        def show(console: Console) -> None:
+            print_columns({key: one.about for key, one in known.items()})
+            print("\nA config for your own data: raydistill init --data FILE")
+
+        return Outcome(lambda: found, show)
+    target, command = starters.copy_starter(name, out, force)
+    return Outcome(
+        lambda: {"written": str(target), "command": command},
+        lambda console: print(f"{target} written. Next: {command}"),
+    )
+
+
+def propose(data: str, overrides: list[str], teacher: str | None, out: Path | None, force: bool) -> Outcome:
+    """Write a config for data of one's own, and say what is in it."""
+    from raydistill.cli.proposal import about, surveyed
+    from raydistill.cli.starters import write_proposal
+
+    target, command, survey = write_proposal(data, overrides, teacher, out, force)
+
+    def show(console: Console) -> None:
+        for line in about(survey):
+            print(line.removeprefix("# ").removeprefix("#"))
+        print(f"{target} written. Next: {command}")
+
+    return Outcome(lambda: {"written": str(target), "command": command, "data": surveyed(survey)}, show)
+
+
+@app.command()
+def doctor(
+    storage: StorageUrl = STORAGE,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="ADDRESS", help="A Ray cluster: HOST:PORT, auto, or http://HEAD:8265."),
+    ] = None,
+    json: Json = False,
+) -> Outcome:
+    """Check this machine: packages, storage, memory, threads, GPU, tracking. Exits 1 if a check fails.
+
+    With --address check every node of a cluster: versions, storage that all have in common, tracking, GPUs, clocks,
+    disk, shared memory, token. HOST:PORT and auto are for a machine of that cluster; http://HEAD:8265 for any other:
+    the check runs there as a job.
+    """
+    from raydistill.cli.doctor.checks import print_checks
+    from raydistill.cli.doctor.cluster import examine_cluster
+    from raydistill.cli.doctor.machine import examine
+
+    if address is not None and "://" in address:
+        from raydistill.cli.commands.remote import submit
+
+        return submit(["doctor", "--storage", storage], address)
+    nodes: dict[str, Any] = {}
+    if address is None:
+        checks = examine(storage)
+    else:
+        checks, nodes["nodes"] = examine_cluster(address, storage)
+    failed = any(check.state == "fail" for check in checks)
+    return Outcome(
+        lambda: {"ok": not failed, "checks": [vars(check) for check in checks], **nodes},
+        lambda console: print_checks(console, checks),
+        exit_code=int(failed),
+    )
+
+
+@app.command()
+def schema(json: Json = False) -> Outcome:
+    """Print the JSON schema of the config, for editors."""
+    from json import dumps
+
+    from raydistill.config.tree import Config
+
+    found = Config.model_json_schema()
+    return Outcome(lambda: found, lambda console: print(dumps(found, indent=2)))
+
+
+@app.command()
+def losses(json: Json = False) -> Outcome:
+    """List the loss types with their settings."""
+    from raydistill.config.schema import list_losses
+
+    found = list_losses()
+
+    def show(console: Console) -> None:
+        for name, loss in found.items():
+            console.print(f"[bold]{name}[/]  {loss['about']}", soft_wrap=True)
+            for setting, value in loss["settings"].items():
+                line = f"    {setting}: {value['default']}    {value['about']}"
+                console.print(line, markup=False, style="dim", soft_wrap=True)
+
+    return Outcome(lambda: {"losses": found}, show)
+
+
+def print_columns(rows: dict[str, str]) -> None:
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        print(f"{name:{width}}  {text}")

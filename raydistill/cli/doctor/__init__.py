@@ -1,0 +1,1 @@
+"""`raydistill doctor`: whether this machine, or every node of a cluster, has what a run needs."""

@@ -1,0 +1,210 @@
+"""Asking every living node of a cluster how it is: one small process a node, which takes no CPU from anybody.
+
+The processes end with the connection.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raydistill.cli.doctor import probe
+from raydistill.cluster.connection import connected, set_environment
+from raydistill.cluster.entry import check_entry
+from raydistill.errors import RaydistillError
+from raydistill.storage.storage import STAGING
+
+ANSWER_SECONDS = 30.0
+"""A node that is silent for so long counts as one that does not answer; a healthy one takes 2 s."""
+CLOCK_SECONDS = 5.0
+"""For an answer that needs no work."""
+CLOCK_PINGS = 3
+HERE = "here"
+"""Name of the process that asks: it too writes to storage and needs the same versions."""
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What one node, or the asking process itself, said. `name` is an IP address, with a part of the node's id where
+    several share it."""
+
+    name: str
+    node_id: str
+    resources: Mapping[str, float]
+    problem: str = ""
+    """Why there is no answer; all below is empty then."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """As `probe.Probe.facts` gives them."""
+    offset_s: float = 0.0
+    """Its clock less the driver's, cleared of half the round trip; the round trip bounds the error."""
+    round_trip_s: float = 0.0
+    write_problem: str = ""
+    unseen: tuple[str, ...] = ()
+    """Names of the nodes whose marker in storage this one does not find."""
+
+
+def ask_nodes(address: str, url: str, tracking: str | None, seconds: float = ANSWER_SECONDS) -> list[NodeReport]:
+    """Ask this process, and every living node of the cluster at ``address`` (HOST:PORT or auto).
+
+    ``url``: the storage that all should have in common; ``tracking``: address of MLflow, None where that is not known.
+    Raises ConfigError for an address of another kind, RaydistillError where the cluster cannot be reached.
+    """
+    with joined(address):
+        reports, probes = _begin(seconds)
+        here = NodeReport(HERE, HERE, {}, facts=probe.Probe().facts(tracking, has_gpus=False))
+        reports = _with_clocks(_with_facts(reports, probes, tracking, seconds), probes)
+        return _with_storage([here, *reports], probes, url, seconds)
+
+
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Be a driver of the cluster at ``address``; fails within seconds where that cannot be.
+
+    auto: the one that RAY_ADDRESS names, as in a job, otherwise the one that this machine is a node of. Raises
+    RaydistillError also where this process is the driver of another cluster: a process can only be in one.
+    """
+    before = dict(os.environ)
+    if address == "auto":
+        address = before.get("RAY_ADDRESS") or address
+    os.environ["RAY_ADDRESS"] = address
+    set_environment()
+    import ray
+
+    try:
+        own = ray.get_runtime_context().gcs_address if ray.is_initialized() else address
+        if address not in ("auto", own):
+            raise RaydistillError(
+                f"This process is a driver of the Ray cluster at {own} already, and cannot join the one at {address} "
+                "as well. Call ray.shutdown() before, or ask from a process of its own."
+            )
+        check_entry(address)
+        with connected():
+            yield
+    finally:
+        for name in ("RAY_ADDRESS", probe.RETRY_VARIABLE):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+def _begin(seconds: float) -> tuple[list[NodeReport], dict[str, Any]]:
+    """A report, still empty, and a probe for every living node, by node id."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    shared = Counter(node["NodeManagerAddress"] for node in alive)
+    reports = []
+    for node in alive:
+        ip, node_id = node["NodeManagerAddress"], node["NodeID"]
+        is_head = any(name == "node:__internal_head__" for name in node["Resources"])
+        name = f"{ip}{f'/{node_id[:6]}' if shared[ip] > 1 else ''}{' (head)' if is_head else ''}"
+        reports.append(NodeReport(name, node_id, dict(node["Resources"])))
+    ray.cloudpickle.register_pickle_by_value(probe)  # a node need not have this module, nor the same
+    try:
+        probes = {
+            report.node_id: ray.remote(probe.Probe)
+            .options(
+                num_cpus=0,
+                max_restarts=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(report.node_id, soft=False),
+            )
+            .remote()
+            for report in reports
+        }
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(probe)
+    return sorted(reports, key=lambda report: report.name), probes
+
+
+def _with_facts(
+    reports: list[NodeReport], probes: Mapping[str, Any], tracking: str | None, seconds: float
+) -> list[NodeReport]:
+    asked = {
+        report.node_id: probes[report.node_id].facts.remote(tracking, report.resources.get("GPU", 0) > 0)
+        for report in reports
+    }
+    answers = _collect(asked, seconds)
+    told = []
+    for report in reports:
+        answer = answers[report.node_id]
+        is_silent = isinstance(answer, Silence)
+        told.append(replace(report, problem=answer.reason) if is_silent else replace(report, facts=answer))
+    return told
+
+
+def _with_clocks(reports: list[NodeReport], probes: Mapping[str, Any]) -> list[NodeReport]:
+    """Of several round trips the shortest counts: the clock was read within it."""
+    measured = []
+    for report in reports:
+        pings: list[tuple[float, float]] = []
+        while not report.problem and len(pings) < CLOCK_PINGS:
+            before = time.time()
+            answer = _collect({"": probes[report.node_id].clock.remote()}, CLOCK_SECONDS)[""]
+            after = time.time()
+            if isinstance(answer, Silence):
+                report = replace(report, problem=answer.reason)
+            else:
+                pings.append((after - before, answer - (before + after) / 2))
+        if pings:
+            round_trip, offset = min(pings)
+            report = replace(report, offset_s=offset, round_trip_s=round_trip)
+        measured.append(report)
+    return measured
+
+
+def _with_storage(reports: list[NodeReport], probes: Mapping[str, Any], url: str, seconds: float) -> list[NodeReport]:
+    """All write a marker that all look for; the markers are removed again."""
+    place, own = f"{STAGING}/doctor-{uuid.uuid4().hex}", probe.Probe()
+    asked = {report.node_id: probes[report.node_id] for report in reports[1:] if not report.problem}
+    wrote = {HERE: own.write(url, place, HERE)}
+    wrote |= _collect({key: one.write.remote(url, place, key) for key, one in asked.items()}, seconds)
+    failed = {key: answer.reason if isinstance(answer, Silence) else answer for key, answer in wrote.items()}
+    writers = [key for key, reason in failed.items() if not reason]
+    there = [key for key in writers if key != HERE]
+    saw = _collect({key: asked[key].read.remote(url, place, writers) for key in there}, seconds)
+    saw |= {HERE: own.read(url, place, writers)} if HERE in writers else {}
+    _collect({key: asked[key].clear.remote(url, place) for key in there}, seconds)
+    if HERE in writers:
+        own.clear(url, place)
+    names = {report.node_id: report.name for report in reports}
+    told = []
+    for report in reports:
+        found = saw.get(report.node_id)
+        unseen = () if found is None or isinstance(found, Silence) else [key for key in writers if key not in found]
+        problem = found.reason if isinstance(found, Silence) else failed.get(report.node_id, "")
+        told.append(replace(report, write_problem=problem, unseen=tuple(names[key] for key in unseen)))
+    return told
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Stands for an answer that did not come."""
+
+    reason: str
+
+
+def _collect(asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Every answer that comes in time, and a Silence for each other."""
+    import ray
+
+    done, _ = ray.wait([*asked.values()], num_returns=len(asked), timeout=seconds) if asked else ([], [])
+    return {key: _answer(one, one in done, seconds) for key, one in asked.items()}
+
+
+def _answer(one: Any, is_done: bool, seconds: float) -> Any:
+    import ray
+
+    if not is_done:
+        return Silence(f"no answer within {seconds:g} s")
+    try:
+        return ray.get(one, timeout=CLOCK_SECONDS)
+    except ray.exceptions.RayTaskError as error:
+        return Silence(f"{type(error.cause).__name__}: {error.cause}")
+    except ray.exceptions.RayError as error:
+        return Silence(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")

@@ -1,0 +1,80 @@
+"""Which run or sweep a report is wanted of, among those that a storage holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raydistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raydistill.storage.storage import Storage
+
+CONTENT = {"sweep": "sweep.json", "run": "results.json"}
+MIN_ID = 6  # characters of an MLflow run's id
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished run or sweep and what its page is drawn from."""
+
+    kind: str
+    """``run`` or ``sweep``."""
+    key: str
+    content: dict[str, Any]
+
+
+def find_finished(storage: Storage, name: str | None) -> Found:
+    """The newest finished run or sweep in storage, or the one whose key, or MLflow run id, begins with ``name``.
+
+    ConfigError where there is none, where several begin so, and for content of another version.
+    """
+    known = finished_keys(storage)
+    if not known:
+        raise ConfigError(
+            f"There is no finished run or sweep in {storage.show()}. Run `raydistill distill CONFIG` or `raydistill "
+            "sweep CONFIG`, or name the storage of one with --storage."
+        )
+    fitting = list(known) if name is None else named(storage, known, name)
+    if not fitting or (name is not None and len(fitting) > 1):
+        shown = ", ".join(list(known)[:10]) + (", …" if len(known) > 10 else "")
+        problem = "begins" if not fitting else f"is the only one of {len(fitting)} that begins"
+        raise ConfigError(f"No run or sweep in {storage.show()} {problem} with {name!r}. Finished ones: {shown}.")
+    key = max(fitting, key=lambda key: storage.fs.modified(storage.path("runs", key, CONTENT[known[key]])))
+    return Found(known[key], key, read_content(storage, key, known[key]))
+
+
+def finished_keys(storage: Storage) -> dict[str, str]:
+    """Key -> ``run`` or ``sweep``, of all that came to their end."""
+    return {
+        key: kind for key in storage.list("runs") for kind, file in CONTENT.items() if storage.exists("runs", key, file)
+    }
+
+
+def named(storage: Storage, known: Mapping[str, str], name: str) -> list[str]:
+    """Keys that begin with a name; if none does, those of MLflow runs whose id does."""
+    fitting = [key for key in known if key.startswith(name)]
+    if fitting or len(name) < MIN_ID:
+        return fitting
+    return [key for key in known if (run_id(storage, key) or "").startswith(name)]
+
+
+def run_id(storage: Storage, key: str) -> str | None:
+    parts = ("runs", key, "run.json")
+    return storage.read_json(*parts).get("run_id") if storage.exists(*parts) else None
+
+
+def read_content(storage: Storage, key: str, kind: str) -> dict[str, Any]:
+    from raydistill.evaluate.results import SCHEMA as RUN_SCHEMA
+    from raydistill.search.summary import SCHEMA as SWEEP_SCHEMA
+
+    known = {"run": RUN_SCHEMA, "sweep": SWEEP_SCHEMA}[kind]
+    content = storage.read_json("runs", key, CONTENT[kind])
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or schema != known:
+        raise ConfigError(
+            f"{storage.show('runs', key, CONTENT[kind])} has schema {schema}, and this version of raydistill reads "
+            f"schema {known}. Run the same config again: what is in storage is not computed again."
+        )
+    return content

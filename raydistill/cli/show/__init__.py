@@ -1,0 +1,1 @@
+"""Tables and lines for the terminal: a plan, results, verdicts, sweeps, and lists of what there is."""

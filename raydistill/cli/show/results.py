@@ -1,0 +1,200 @@
+"""The results table on the terminal; ``results.json`` itself is made in ``evaluate.results``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from raydistill.data.classes import print_classes
+from raydistill.evaluate.results import ModelOutcome, Outcome, SplitRows, build_results
+from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING, figure, points
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from raydistill.config.tree import Config
+
+__all__ = [
+    "ModelOutcome",
+    "Outcome",
+    "SplitRows",
+    "build_results",
+    "print_distilled",
+    "print_next_steps",
+    "print_notes",
+    "print_results",
+    "results_table",
+]
+
+Model = Mapping[str, Any]
+MODELS = ("teacher", "student", "baseline", "champion")
+ABSENT = "-"
+# Metrics below the accuracy, in reading order; those between 0 and 1 by construction are shown in percent.
+ROWS = {
+    "macro_f1": "macro F1, %",
+    "auc": "AUC",
+    "mcc": "MCC",
+    "log_loss": "log loss",
+    "calibration_error": "calib. error",
+}
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Rows are metrics, columns the models of results.json that are there; fits 80 columns with all four."""
+    from rich import box
+    from rich.table import Table
+
+    models: dict[str, Model] = {name: results[name] for name in MODELS if results[name] is not None}
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("test", no_wrap=True)
+    for name, model in models.items():
+        style = "bold" if name == "student" else None
+        table.add_column(_heading(name, model), justify="right", style=style, no_wrap=True, vertical="bottom")
+    for label, cells in _rows(models, results).items():
+        table.add_row(label, *cells, style="dim" if label.startswith(" ") else None)
+    return table
+
+
+def print_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Print the verdict, the table and its conditions."""
+    from rich.text import Text
+
+    console.print(Text(results["verdict"]))
+    console.print()
+    console.print(results_table(results))
+    console.print(Text(conditions(results), style="dim"))
+
+
+def _heading(name: str, model: Model) -> str:
+    if name == "baseline":
+        steps = f"{model['steps']:,} steps" if model["steps"] is not None else "steps unknown"
+        return f"without teacher\n{steps}"
+    if name == "champion" and model["version"] is not None:
+        return f"champion\nversion {model['version']}"
+    return name
+
+
+def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, list[str]]:
+    rows = {"accuracy, %": [_accuracy(m) for m in models.values()]}
+    rows["  95 % interval"] = [_bounds(m["test"]["accuracy"]) for m in models.values()]
+    for metric, label in ROWS.items():
+        values = [m["test"][metric]["value"] for m in models.values()]
+        rows[label] = [ABSENT if v is None else figure(metric, v) for v in values]
+    teacher = results["teacher"]["test"]["accuracy"]["value"]
+    rows["agreement, %"] = [ABSENT if n == "teacher" else points(m["agreement"]) for n, m in models.items()]
+    rows["accuracy share, %"] = [
+        ABSENT if n == "teacher" or not teacher else points(m["test"]["accuracy"]["value"] / teacher)
+        for n, m in models.items()
+    ]
+    rows["parameters"] = [_count(m["num_parameters"]) for m in models.values()]
+    rows["size"] = [_size(m["bytes"]) for m in models.values()]
+    if any(m["latency_ms"] for m in models.values()):
+        rows["latency p50, ms"] = [_latency(m, "p50") for m in models.values()]
+        rows["latency p95, ms"] = [_latency(m, "p95") for m in models.values()]
+        rows["rows a second"] = [
+            ABSENT if m["throughput"] is None else f"{m['throughput']:,.0f}" for m in models.values()
+        ]
+    return rows
+
+
+def _accuracy(model: Model) -> str:
+    value = points(model["test"]["accuracy"]["value"])
+    return f"* {value}" if model["chance"]["at_chance"] else value
+
+
+def _bounds(interval: Mapping[str, float]) -> str:
+    return f"[{points(interval['low'])}, {points(interval['high'])}]"
+
+
+def _latency(model: Model, quantile: str) -> str:
+    return ABSENT if model["latency_ms"] is None else f"{model['latency_ms'][quantile]:.2f}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number:,}"
+
+
+def _size(num_bytes: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(num_bytes)
+
+
+def conditions(results: Mapping[str, Any]) -> str:
+    """On what, and under which conditions, the table's numbers were measured."""
+    rows = sum(entry["support"] for entry in results["teacher"]["per_class"])
+    text = f"{rows:,} labelled test rows. Agreement with the teacher, and share of its accuracy."
+    if baseline := results["baseline"]:
+        start = BASELINE_STARTS.get(baseline["start"], "weights not known")
+        text += f" Without teacher: trained on labels alone, from {start}."
+    if any(m and m["chance"]["at_chance"] for m in (results[name] for name in MODELS)):
+        text += f" *: {GUESSING}."
+    setting = next(
+        (m["latency_setting"] for m in (results["student"], results["teacher"]) if m["latency_setting"]), None
+    )
+    if setting is not None:
+        device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
+        text += f" Latency of 1 row, speed at {setting['batch_size']} rows, of {setting['length']} tokens: "
+        text += f"{device}, {setting['dtype']}."
+    return text
+
+
+def print_distilled(console: Console, results: Mapping[str, Any], config: Config) -> None:
+    """Print everything that a distillation ends with: notes, table, verdict, and the lines to type next."""
+    print_found(console, results)
+    print_next_steps(console, results, config)
+
+
+def print_found(console: Console, results: Mapping[str, Any]) -> None:
+    """Print what a distillation found: notes, classes, table and verdict."""
+    print_notes(console, results)
+    if per_class := results["data"].get("per_class"):  # an older run's results have none
+        print_classes(console, per_class)
+        console.print()
+    print_results(console, results)
+
+
+def print_notes(console: Console, results: Mapping[str, Any]) -> None:
+    """Print what was found on the way: skipped and removed rows, choices made, findings of the pre-flight."""
+    for note in results.get("notes", []):
+        console.print(f"- {note}", markup=False)
+
+
+def registered(name: str, results: Mapping[str, Any]) -> str:
+    """Under which name and version a student was registered, and whether it is the challenger."""
+    taken = (results.get("challenger") or {}).get("taken", True)
+    alias = "alias challenger" if taken else "without the alias challenger"
+    return f"Registered as {name} version {results['model_version']}, {alias}."
+
+
+def print_next_steps(console: Console, results: Mapping[str, Any], config: Config) -> None:
+    """Print the lines to type next."""
+    from raydistill.config.tree import STORAGE
+    from raydistill.errors import TrackingError
+    from raydistill.storage.redaction import redact
+    from raydistill.storage.storage import Storage
+    from raydistill.tracking.endpoint import sqlite_path, tracking_uri
+    from raydistill.tracking.runs import page_of
+
+    name = config.registry.name
+    if results.get("report"):
+        console.print(f"\nReport: {results['report']}", markup=False, soft_wrap=True)
+    if name is not None:
+        console.print(f"\n{registered(name, results)} Next:", markup=False)
+    else:
+        console.print("\nNext:")
+    console.print(f'  raydistill predict {results["student"]["path"]} --text "…"', markup=False, soft_wrap=True)
+    if name is not None:
+        place = "" if config.storage == STORAGE else f" --storage {redact(config.storage)}"
+        console.print(f"  raydistill promote {name}{place}", markup=False, soft_wrap=True)
+    # a machine that only submits may lack the package that opens the storage's URL
+    uri = redact(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(Storage(config.storage)))
+    if (database := sqlite_path(uri)) is not None:
+        page = ""
+        if database.is_file():
+            with suppress(TrackingError):
+                page = f"   # http://127.0.0.1:5000/{page_of(uri, results['run_id'])}"
+        console.print(f"  mlflow ui --backend-store-uri {uri}{page}", markup=False, soft_wrap=True)

@@ -1,0 +1,180 @@
+"""A command that is to run as a job: parsed by its own parser, and spelt again with what has to be different there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from raydistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raydistill.config.data import Data
+    from raydistill.config.tree import Config
+
+REMOTE = ("distill", "sweep", "evaluate", "promote", "doctor")
+"""Commands that can be submitted; without the name of one the words are those of distill."""
+Kind = Literal["file", "data", "hub", "model", "storage"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something that a command names by a path, a URL or a name, and under which setting."""
+
+    setting: str
+    """``config`` and ``model`` (arguments), ``--gate``, or a dotted name of the config."""
+    value: str
+    kind: Kind
+    can_change: bool = True
+    """Whether the setting can be overridden on the command line."""
+
+    @property
+    def local(self) -> Path | None:
+        """The absolute path on this machine that the value would be, there or not; None for a URL."""
+        text = self.value.removeprefix("file://")
+        return None if "://" in text else Path(os.path.abspath(os.path.expanduser(text)))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command: click's command and values, and the config where it has one."""
+
+    name: str
+    command: Any
+    params: Mapping[str, Any]
+    config: Config | None
+    data: Data | None
+
+    def places(self) -> list[Place]:
+        """Everything that must be found on the cluster too."""
+        if self.config is not None:
+            return [Place("config", self.params["config"], "file"), *config_places(self.config)]
+        found = data_places(self.data) if self.data is not None else []
+        if self.name == "evaluate":
+            model = Place("model", self.params["model"], "model")
+            return [model, *found, *([] if found else [self.storage()])]
+        gate = [Place("--gate", self.params["gate"], "file")] if self.params.get("gate") is not None else []
+        return [*gate, *found, self.storage()]
+
+    def storage(self) -> Place:
+        value = self.config.storage if self.config is not None else self.params["storage"]
+        return Place("storage", value, "storage")
+
+    def settings(self) -> dict[str, str]:
+        """Every text in the config, or in what stands for one, by dotted name."""
+        part = self.config or self.data
+        return {} if part is None else dict(texts(part.model_dump(mode="json")))
+
+    def sends_project(self) -> bool:
+        """Whether the command needs files of the project: a check of the nodes does not."""
+        return self.name != "doctor"
+
+    def needs_tracking(self) -> bool:
+        """Whether it is refused without a tracking store; doctor says so itself."""
+        if self.name == "doctor":
+            return False
+        return self.name != "evaluate" or self.params["model"].startswith(("runs:/", "models:/"))
+
+    def words(self, changes: Mapping[str, str]) -> list[str]:
+        """The command line, without the program, in which the settings of ``changes`` take other values."""
+        values = dict(self.params)
+        if self.name == "doctor":
+            values["address"] = "auto"  # of all nodes, and not of the head alone
+        overrides = list(values.pop("overrides", None) or [])
+        for setting, value in changes.items():
+            if setting in ("config", "model"):
+                values[setting] = value
+            elif setting == "--gate":
+                values["gate"] = value
+            elif self.config is None and setting in ("storage", "data.path"):
+                values[{"data.path": "data"}.get(setting, setting)] = value
+            else:
+                overrides.append(f"{setting}={spell_value(value)}")
+        return [self.name, *spell(self.command, {**values, "overrides": overrides, "json": True})]
+
+
+def parse(commands: Mapping[str, Any], words: Sequence[str]) -> Request:
+    """Parse ``[COMMAND] ARGUMENTS…`` as the command itself would, and read its config.
+
+    ``commands``: click's commands by name. Raises click's UsageError, and ConfigError for a config that is wrong.
+    """
+    from raydistill.cli.options import with_storage
+    from raydistill.config.loading import load_config, optional_data
+    from raydistill.search.space import check_space
+
+    name, arguments = (words[0], words[1:]) if words[0] in REMOTE else ("distill", words)
+    if name == "distill" and arguments and arguments[0] in commands:
+        raise ConfigError(f"raydistill {arguments[0]} cannot be submitted; these can: {', '.join(REMOTE)}.")
+    command = commands[name]
+    params = command.make_context(f"raydistill submit {name}", list(arguments)).params
+    if "config" in params:
+        params["overrides"] = with_storage(params["overrides"], params.pop("storage"))
+        config = load_config(params["config"], params["overrides"])
+        if name == "sweep":
+            check_space(config)
+        return Request(name, command, params, config, None)
+    if params.get("gate"):
+        from raydistill.config.loading import load_gate
+
+        load_gate(params["gate"])
+    return Request(name, command, params, None, optional_data(params.get("data"), params.get("overrides")))
+
+
+def texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield name, node
+    elif isinstance(node, Mapping | list):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from texts(value, f"{name}.{key}" if name else str(key))
+
+
+def data_places(data: Data) -> list[Place]:
+    kind: Kind = "hub" if data.format == "hub" else "data"
+    found = [Place("data.path", data.path, kind)]
+    return [*found, *([Place("data.unlabeled", data.unlabeled, "data")] if data.unlabeled is not None else [])]
+
+
+def config_places(config: Config) -> list[Place]:
+    found = [Place("storage", config.storage, "storage"), *data_places(config.data)]
+    found.append(Place("teacher.model", config.teacher.model, "model"))
+    if config.student.start not in ("teacher_layers", "random"):
+        found.append(Place("student.start", config.student.start, "model"))
+    starts = config.sweep.space.get("student.start") if config.sweep is not None else None
+    for value in getattr(starts, "choice", None) or ():
+        if isinstance(value, str) and value not in ("teacher_layers", "random"):
+            found.append(Place("sweep.space.student.start", value, "model", can_change=False))
+    return found
+
+
+def spell(command: Any, values: Mapping[str, Any]) -> list[str]:
+    """The words that parse to these values: options first, then arguments; what is at its default is left out."""
+    options: list[str] = []
+    arguments: list[str] = []
+    for param in command.params:
+        value = values.get(param.name)
+        if value is None or value == param.default or value in ([], ()):
+            continue
+        many = list(value) if isinstance(value, list | tuple) else [value]
+        if param.param_type_name == "argument":
+            arguments += [str(one) for one in many]
+        elif param.is_flag:
+            options.append((param.opts if value else param.secondary_opts)[0])
+        else:
+            options += [word for one in many for word in (param.opts[0], str(one))]
+    return [*options, *(["--"] if any(word.startswith("-") for word in arguments) else []), *arguments]
+
+
+def spell_value(value: str) -> str:
+    """A string as ``--set`` reads it back: in quotes where YAML could take it for something else."""
+    return value if re.fullmatch(r"/[\w./-]*", value) else json.dumps(value, ensure_ascii=False)
+
+
+def entry_point(words: Sequence[str], here: str) -> str:
+    """The shell line of the job; exec, so that a request to stop reaches the command itself and nothing in between."""
+    change = f"cd {shlex.quote(here)} && " if here != "." else ""
+    return f"{change}exec python -m raydistill {shlex.join(words)}"

@@ -1,0 +1,198 @@
+"""Texts to classify, from the command line, a file or stdin, one at a time so that a pipe of any length works."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+from raydistill.config.data import Columns
+from raydistill.data.columns import choose_columns
+from raydistill.data.location import family
+from raydistill.data.tables import delimiter_of, readable
+from raydistill.errors import ConfigError, DataError
+
+HEAD_ROWS = 100
+"""Rows that say which columns there are: an object of a JSON file may lack some."""
+MAX_CELL = 2**31 - 1
+
+Row = dict[str, Any]
+Text = str | tuple[str, str]
+
+
+def read_texts(given: Sequence[str] | None, file: Path | None, stdin: TextIO) -> Iterator[str]:
+    """Yield the given texts, or one a line of the file or of stdin.
+
+    Raises ConfigError at once where there is no text to read or two sources were named, DataError at a line that is
+    not UTF-8.
+    """
+    if given and file:
+        raise ConfigError("--text and --file were both given; name one of them.")
+    if given:
+        return iter(given)
+    if file is None:
+        if stdin.isatty():
+            raise ConfigError("There is no text to label: add --text TEXT or --file FILE, or pipe lines into stdin.")
+        return decode_lines(stdin.buffer, "stdin")
+    return decode_lines(_opened(file), str(file))
+
+
+def decode_lines(stream: IO[bytes], name: str) -> Iterator[str]:
+    """The lines of a byte stream without their ends."""
+    with stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"Line {number} of {name} is not UTF-8 text; convert it, with iconv for example."
+                ) from None
+
+
+def split_pairs(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Two texts out of every line; DataError where there is not exactly one tab."""
+    for number, line in enumerate(lines, 1):
+        first, tab, second = line.partition("\t")
+        if not tab or "\t" in second:
+            raise DataError(f"Text {number} has {line.count(chr(9))} tabs; with --pairs write two texts and one tab.")
+        yield first, second
+
+
+@dataclass(frozen=True)
+class Given:
+    """What there is to label: rows, each with its text, to be read once."""
+
+    rows: Iterator[tuple[Row, Text]]
+    columns: tuple[str, ...]
+    """All that the rows have."""
+
+
+def read_given(
+    given: Sequence[str] | None,
+    file: Path | None,
+    columns: Sequence[str],
+    pairs: bool,
+    stdin: TextIO,
+    known: Callable[[], Columns],
+) -> Given:
+    """The texts that ``predict`` is given: by hand, lines of a file or of stdin, or a table, which its name tells.
+
+    A table's texts are in ``columns``, or in those of the names ``known()``, or of usual names. Raises ConfigError for
+    what does not go together or is not there, DataError for what cannot be read, some of it while the texts are read.
+    """
+    if file is None or family(file.name) is None or given:
+        if columns:
+            raise ConfigError(f"--column {columns[0]} names a column of a table; add --file with a CSV file, say.")
+        lines = read_texts(given, file, stdin)
+        if pairs:
+            both = ((first, second) for first, second in split_pairs(lines))
+            return Given((({"text": one[0], "text_pair": one[1]}, one) for one in both), ("text", "text_pair"))
+        return Given((({"text": one}, one) for one in lines), ("text",))
+    if pairs:
+        raise ConfigError("--pairs is for lines; of a table name both columns: --column FIRST --column SECOND.")
+    rows = {"csv": _csv_rows, "jsonl": _json_rows, "parquet": _parquet_rows}[str(family(file.name))](file)
+    head = list(islice(rows, HEAD_ROWS))
+    if not head:
+        raise DataError(f"{file} holds no rows.")
+    names = tuple(dict.fromkeys(name for row in head for name in row))
+    return Given(_with_texts(chain(head, rows), _text_columns(names, columns, known, str(file)), str(file)), names)
+
+
+def _text_columns(
+    names: Sequence[str], columns: Sequence[str], known: Callable[[], Columns], where: str
+) -> tuple[str, ...]:
+    if len(columns) > 2:
+        raise ConfigError(f"--column was given {len(columns)} times; a row has one text, or two.")
+    wanted = Columns(text=columns[0], text_pair=columns[1] if columns[1:] else None) if columns else known()
+    if not columns and not {wanted.text, wanted.text_pair} - {None} <= set(names):
+        wanted = Columns()  # the run's own data had other names
+    chosen = choose_columns(names, wanted, where, False, setting="--column")
+    roles = ("text",) if len(columns) == 1 else ("text", "text_pair")
+    return tuple(chosen[role] for role in roles if role in chosen)
+
+
+def _with_texts(rows: Iterable[Row], columns: Sequence[str], where: str) -> Iterator[tuple[Row, Text]]:
+    """Each row with its text, or its two; an empty cell is an empty text. DataError for what is no text."""
+    for number, row in enumerate(rows, 1):
+        texts = ["" if row.get(name) is None else row[name] for name in columns]
+        for name, text in zip(columns, texts, strict=True):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"Row {number} of {where}: column {name!r} holds {type(text).__name__} {str(text)[:40]!r}, not "
+                    "text. Name the column of the text with --column."
+                )
+        yield row, texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def _opened(file: Path) -> IO[bytes]:
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise ConfigError(f"--file {file} cannot be read: {error.strerror}.") from None
+
+
+def _unpacked(file: Path) -> IO[bytes]:
+    raw = _opened(file)
+    return gzip.open(raw) if file.name.lower().endswith(".gz") else raw  # type: ignore[return-value]
+
+
+def _csv_rows(file: Path) -> Iterator[Row]:
+    csv.field_size_limit(MAX_CELL)  # 131,072 characters by default
+    with readable(str(file), "csv"), _unpacked(file) as raw, codecs.getreader("utf-8-sig")(raw) as text:
+        first = text.readline()
+        reader = csv.reader(chain([first], text), delimiter=delimiter_of(file.name, first), strict=True)
+        try:
+            names = next(reader, [])
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise DataError(f"{file} has more than one column named {twice[0]!r}. Rename one of them.")
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(names):
+                    raise DataError(
+                        f"{file}, line {reader.line_num}: {len(cells)} cells under {len(names)} columns. Quote cells "
+                        "that hold the separator; a file with one text a line needs another suffix, such as .txt."
+                    )
+                yield dict(zip(names, cells, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{file}, line {reader.line_num} is no CSV: {error}.") from None
+
+
+def _json_rows(file: Path) -> Iterator[Row]:
+    with readable(str(file), "jsonl"), _unpacked(file) as raw:
+        first = raw.readline()
+        if first.lstrip()[:1] == b"[":
+            rows = json.loads(first + raw.read())
+            lines: Iterable[tuple[int, Any]] = enumerate(rows, 1)
+        else:
+            lines = ((number, _parsed(line, number, file)) for number, line in enumerate(chain([first], raw), 1))
+        for number, row in lines:
+            if row is None:
+                continue
+            if not isinstance(row, dict):
+                raise DataError(f"{file}, line {number} is not an object. Write one object a line, a text in each.")
+            yield row
+
+
+def _parsed(line: bytes, number: int, file: Path) -> Any:
+    """None for an empty line."""
+    try:
+        return json.loads(line) if line.strip() else None
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{file}, line {number} is not JSON: {error}. Write one object a line.") from None
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    with readable(str(file), "parquet"), _opened(file) as raw, pq.ParquetFile(raw) as parquet:
+        for batch in parquet.iter_batches(1024):
+            yield from batch.to_pylist()

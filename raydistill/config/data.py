@@ -1,0 +1,62 @@
+"""The ``data`` section: where the rows are, what their columns hold, and how they are split."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raydistill.config.section import Mistake, Section
+
+
+class Columns(Section):
+    """Which columns of the source hold what; unset ones are recognised by their usual names."""
+
+    text: str | None = None
+    """Column of the (first) text; recognised names: text, sentence, sentence1, review, content, premise, question."""
+    text_pair: str | None = None
+    """Column of the second text of a pair."""
+    label: str | None = None
+    """Column of the label, string or integer; recognised names: label, labels, class, category, target."""
+
+    def mistakes(self) -> list[Mistake]:
+        found: list[Mistake] = []
+        if self.text_pair is not None and self.text is None:
+            text = f"is missing: with text_pair ({self.text_pair!r}) the first text's column is needed too."
+            found.append((("text",), text))
+        named = [name for name in (self.text, self.text_pair, self.label) if name is not None]
+        if len(named) != len(set(named)):
+            found.append(((), f"one column has two roles ({', '.join(named)}); name a column once."))
+        return found
+
+
+class Split(Section):
+    """Share of the rows that are held out where the source has no such split of its own."""
+
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    """Rows that pick the best epoch."""
+    test: float = Field(default=0.1, gt=0, lt=1)
+    """Rows that only the results look at."""
+
+    def mistakes(self) -> list[Mistake]:
+        held = self.validation + self.test
+        return [((), f"validation and test take {held:g} of the rows; leave some for training.")] if held >= 1 else []
+
+
+class Data(Section):
+    """The texts and their labels."""
+
+    path: str = Field(min_length=1)
+    """A file, a folder, ``pkg://package/path`` or the name of a data set on the Hugging Face hub."""
+    format: Literal["auto", "text_folder", "parquet", "csv", "jsonl", "datasets", "hub"] = "auto"
+    """``text_folder``: a folder a class, a text file a document. ``datasets``: a folder written by ``save_to_disk``."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set."""
+    columns: Columns = Columns()
+    max_length: int = Field(default=128, ge=4)
+    """Tokens a row is cut to."""
+    max_labeled: int | None = Field(default=None, ge=2)
+    """Keep the labels of this many training rows, stratified by class, and treat the rest as unlabelled."""
+    unlabeled: str | None = None
+    """Another file or folder whose texts join the distillation without labels."""
+    split: Split = Split()

@@ -1,0 +1,47 @@
+"""What every part of the config tree is built on: frozen, strict sections, and the names that users choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from raydistill.storage.redaction import redact_tree
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+"""A name the user chooses; it becomes part of dotted names, metric keys and folder names."""
+
+
+Mistake = tuple[tuple[str, ...], str]
+"""Names below the section that checks, and what is wrong there."""
+
+
+def refuse(mistakes: list[Mistake]) -> None:
+    """Raise one validation error that carries every mistake, if there are any."""
+    if mistakes:
+        text = "; ".join(f"{'.'.join(path)}: {reason}" for path, reason in mistakes)
+        raise PydanticCustomError("cross_field", "{text}", {"text": text, "problems": mistakes})
+
+
+class Section(BaseModel):
+    """Base of every part of the tree: unknown names and later changes are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        refuse(self.mistakes())
+        return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Without credentials: what is shown of a section may be logged, or end on a dashboard."""
+        for name, value in super().__repr_args__():
+            yield name, redact_tree(value, name or "")
+
+    def mistakes(self) -> list[Mistake]:
+        """What is wrong between fields that are each valid."""
+        return []

@@ -1,0 +1,47 @@
+"""The ``student`` section: the shape of the small model and what it starts from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raydistill.config.section import Mistake, Section
+
+
+class Student(Section):
+    """Shape and start of the student; what is not set is as in the teacher."""
+
+    num_layers: int | None = Field(default=None, ge=1)
+    """Transformer layers. None: as many as the teacher."""
+    hidden_size: int | None = Field(default=None, ge=1)
+    """Width of the hidden states, a multiple of ``num_heads``. None: the teacher's."""
+    num_heads: int | None = Field(default=None, ge=1)
+    """Attention heads. None: the teacher's, or as many as keep their width in a narrower student."""
+    intermediate_size: int | None = Field(default=None, ge=1)
+    """Width inside the feed-forward blocks. None: in proportion to ``hidden_size``."""
+    start: str = Field(default="teacher_layers", min_length=1)
+    """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
+    teacher_layers: tuple[int, ...] | Literal["auto"] = "auto"
+    """Which of the teacher's layers (from 0) the student starts from."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
+
+    def mistakes(self) -> list[Mistake]:
+        found: list[Mistake] = []
+        width, heads, layers = self.hidden_size, self.num_heads, self.teacher_layers
+        if width and heads and width % heads:
+            found.append((("hidden_size",), f"{width} is not divisible by num_heads ({heads}); change one of them."))
+        if layers == "auto":
+            return found
+        place = ("teacher_layers",)
+        if not layers:
+            found.append((place, "names no layer; write a list such as [0, 2], or auto."))
+        if any(layer < 0 for layer in layers):
+            found.append((place, f"layers count from 0, got {min(layers)}."))
+        if layers and self.num_layers is not None and len(layers) != self.num_layers:
+            text = f"names {len(layers)} layers, but student.num_layers is {self.num_layers}; they must agree."
+            found.append((place, text))
+        if self.start != "teacher_layers":
+            found.append((place, f"has no effect with start: {self.start}; remove one of the two."))
+        return found

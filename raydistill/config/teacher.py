@@ -1,0 +1,64 @@
+"""The ``teacher`` section: which model, how it is fine-tuned, and how its outputs reach the student."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raydistill.config.section import Mistake, Section
+from raydistill.config.tasks import Metric
+from raydistill.config.training import Optimization, Resources
+
+
+class Finetune(Optimization):
+    """Training of the teacher on the labelled rows."""
+
+    metric: Metric = "log_loss"
+    """Validation metric that picks the teacher's best epoch. Its probabilities are what a student learns, and at equal
+    accuracy an early epoch's near-uniform ones teach little."""
+
+
+class Pool(Section):
+    """Teachers in actors of their own, on other devices and nodes than the training workers. They may come and go."""
+
+    min: int = Field(default=1, ge=1)
+    """Work begins when so many teachers are there; later it goes on with one."""
+    max: int = Field(default=1, ge=1)
+    """So many are asked for; an autoscaler brings nodes for them."""
+    resources: Resources | None = None
+    """What each teacher asks for, for example {GPU: 0.5}; by default one GPU where the cluster has some, else a CPU.
+    Where there are nodes with the resource ``teacher``, teachers are placed on those."""
+    accelerator_type: str | None = Field(default=None, min_length=1)
+    """A kind of GPU by Ray's name, for example L4."""
+    max_ahead_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Outputs that teachers may have ready for each training worker; beyond that they wait for the student."""
+
+    def mistakes(self) -> list[Mistake]:
+        return [(("min",), f"{self.min} is above max ({self.max}).")] if self.min > self.max else []
+
+
+class ModelTeacher(Section):
+    """A classifier, or an encoder that is fine-tuned first, and how its outputs reach the student."""
+
+    type: Literal["model"] = "model"
+    model: str = Field(min_length=1)
+    """A folder, ``pkg://package/path`` or a hub name: a fine-tuned classifier, or a plain encoder with ``finetune``."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read; the student has it, too."""
+    finetune: Finetune | None = None
+    """Fine-tune the model on the labelled rows first; the best epoch by validation is kept."""
+    allow_chance: bool = False
+    """Go on with a teacher that is no better than chance on the validation rows, instead of ending the run."""
+    mode: Literal["auto", "cached", "online", "pool"] = "auto"
+    """``cached``: record its outputs once; ``online``: run it beside the student; ``pool``: teacher actors compute
+    ahead of it; ``auto``: by ``max_cache_bytes``."""
+    pool: Pool | None = None
+    """Teacher actors: they record (``cached``) or compute ahead of the student (``pool``)."""
+    max_cache_bytes: int = Field(default=20_000_000_000, ge=0)
+    """Up to this size ``auto`` records outputs that are wider than logits."""
+
+
+Teacher = ModelTeacher

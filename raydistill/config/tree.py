@@ -1,0 +1,146 @@
+"""The whole config tree: frozen, strict data. Variants are unions on ``type``; a dotted name is the YAML path,
+the ``--set`` override, the sweep key and the MLflow parameter."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raydistill.config.data import Data
+from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section
+from raydistill.config.student import Student
+from raydistill.config.sweep import Bounds, Distribution, Sweep
+from raydistill.config.tasks import Metric, Task, TextClassification
+from raydistill.config.teacher import Teacher
+from raydistill.config.training import Stage, Train
+
+__all__ = ["MODEL_NAME_PATTERN", "NAME_PATTERN", "Bounds", "Config", "Distribution", "Section", "Sweep"]
+
+
+class Baseline(Section):
+    """The same student trained without a teacher."""
+
+    start: Literal["same", "pretrained"] = "same"
+    """``same``: cut from the fine-tuned teacher like the student; ``pretrained``: from the encoder before that."""
+
+
+class Evaluate(Section):
+    """What is measured of the student and its rivals."""
+
+    baseline: bool | Baseline = False
+    """Also train the student without a teacher: labels only, the same number of steps."""
+    metric: Metric = "accuracy"
+    """Validation metric that picks the best epoch."""
+    bootstrap_samples: int = Field(default=1000, ge=100)
+    """Resamples of the test rows behind each 95 % interval."""
+    latency: bool = True
+    """Measure latency and throughput of teacher and student."""
+
+
+class Registry(Section):
+    """MLflow's model registry."""
+
+    name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN, max_length=200)
+    """Registered model that the student becomes a version of; none: the student is not registered."""
+    challenger: bool = False
+    """Give the new version the alias ``challenger`` also where it only guesses or is worse than the one that has it."""
+
+
+class Tracking(Section):
+    """How the run appears in MLflow."""
+
+    experiment: str = Field(default="raydistill", min_length=1, max_length=200)
+    """MLflow experiment that the run belongs to."""
+    run_name: str | None = None
+    """Name of the run; by default it says what the run is: ``mood 2 layers kd+task``."""
+    tags: dict[str, str] = Field(default={})
+    """Tags of the run, to find it by."""
+    system_metrics: bool = True
+    """Also log the load of CPUs, memory, disk and GPUs."""
+
+
+class Config(Section):
+    """One distillation, from data to registered student."""
+
+    storage: str = Field(default="raydistill-storage", min_length=1)
+    """Folder or URL (s3://, gs://) for everything that is computed."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of everything that is drawn: splits, order of the rows, random starts."""
+    data: Data
+    task: Task = TextClassification()
+    teacher: Teacher
+    student: Student = Student()
+    stages: dict[Name, Stage] = Field(min_length=1)
+    """Training stages of the student, in order."""
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    registry: Registry = Registry()
+    tracking: Tracking = Tracking()
+    sweep: Sweep | None = None
+    """The search that ``raydistill sweep`` does; ``distill`` runs the config as it stands without it."""
+
+    def mistakes(self) -> list[Mistake]:
+        return [*check_layer_maps(self), *check_baseline(self), *check_exchange(self), *check_teachers(self)]
+
+
+def check_layer_maps(config: Config) -> list[Mistake]:
+    """Layer pairs written by hand that a student of this depth does not have."""
+    mistakes: list[Mistake] = []
+    depth = config.student.num_layers
+    for stage_name, stage in config.stages.items():
+        for loss_name, loss in stage.losses.items():
+            if loss.type not in ("hidden_mse", "hidden_cosine") or isinstance(loss.layers, str):
+                continue
+            place = ("stages", stage_name, "losses", loss_name, "layers")
+            if not loss.layers:
+                mistakes.append((place, "names no pair; write [[student, teacher], ...] or a layer map such as auto."))
+            for pair in loss.layers:
+                if min(pair) < 0:
+                    mistakes.append((place, f"the pair {list(pair)} is negative; layers count from 0, the embeddings."))
+                elif depth is not None and pair[0] > depth:
+                    text = f"the pair {list(pair)} names student layer {pair[0]}, but student.num_layers is {depth}."
+                    mistakes.append((place, text))
+    return mistakes
+
+
+def check_baseline(config: Config) -> list[Mistake]:
+    """A baseline that could not differ from the student, or has no start."""
+    baseline = config.evaluate.baseline
+    if not baseline:
+        return []
+    mistakes: list[Mistake] = []
+    losses = [loss for stage in config.stages.values() for loss in stage.losses.values()]
+    if all(loss.type == "task" for loss in losses):
+        text = "needs a stage with a teacher loss: this student learns from labels only and is its own baseline."
+        mistakes.append((("evaluate", "baseline"), text))
+    if baseline is not True and baseline.start == "pretrained" and config.teacher.finetune is None:
+        text = "pretrained is the encoder before teacher.finetune, which is not set; write same."
+        mistakes.append((("evaluate", "baseline", "start"), text))
+    return mistakes
+
+
+def check_exchange(config: Config) -> list[Mistake]:
+    """What pbt, which changes settings on the way, needs of the rest of the config."""
+    if config.sweep is None or config.sweep.scheduler != "pbt":
+        return []
+    mistakes: list[Mistake] = []
+    place = ("sweep", "scheduler")
+    if len(config.stages) > 1:
+        mistakes.append((place, "pbt needs a single stage; search a later stage with the earlier ones fixed."))
+    if config.train.num_workers > 1:
+        mistakes.append((place, "pbt needs train.num_workers: 1, as trials take over each other's checkpoints."))
+    return mistakes
+
+
+def check_teachers(config: Config) -> list[Mistake]:
+    """Teachers in actors of their own need Ray."""
+    teacher = config.teacher
+    name = "pool" if teacher.pool is not None else "mode"
+    if config.train.num_workers > 0 or (teacher.pool is None and teacher.mode != "pool"):
+        return []
+    text = "teacher actors need Ray, and train.num_workers: 0 works without; set it to 1 or more, or remove this."
+    return [(("teacher", name), text)]
+
+
+STORAGE = "raydistill-storage"

@@ -1,0 +1,1 @@
+"""A finished model: opened, measured beside others, exported, sent to a hub, judged by the gate."""

@@ -1,0 +1,140 @@
+"""A finished classifier in one process: its tokenizer, its labels, and logits for texts. No Ray.
+
+Folders of ``save_pretrained`` run on torch, exported ones on the runtime that they are made for; ``open_folder`` tells
+them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from raydistill.deploy.export import EXPORT_FILE
+from raydistill.errors import ConfigError, ModelError, TrackingError
+from raydistill.models.checks import first_line
+from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
+from raydistill.models.labels import config_labels
+from raydistill.models.load import load_classifier, quiet, read_config
+from raydistill.models.scorer import NO_LIMIT, num_positions
+from raydistill.storage.storage import Storage
+
+Text = str | tuple[str, str]
+Inputs = Mapping[str, torch.Tensor]
+BATCH_ROWS = 32
+
+
+class Classifier:
+    """A model folder with its tokenizer; subclasses say what computes the logits."""
+
+    device = torch.device("cpu")
+    runtime = ""
+    """What computes, for people: library and number format."""
+    num_parameters: int | None = None
+
+    def __init__(self, folder: Path, max_length: int | None = None) -> None:
+        self.folder = folder
+        config = read_config(folder)
+        self.tokenizer = open_tokenizer(folder)
+        self.labels = config_labels(config)
+        limits = [self.tokenizer.model_max_length, position_limit(config)]
+        longest = min(limit for limit in (*limits, NO_LIMIT) if limit)
+        if max_length is not None and max_length > longest:
+            raise ConfigError(f"--max-length {max_length} is more than this model can take ({longest}).")
+        self.max_length = max_length or min(stored_length(folder) or longest, longest)
+        """Tokens that a text is cut to."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on disk of what is needed to compute: weights and config."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if is_model_file(path.name))
+
+    def encode(self, texts: Sequence[Text]) -> dict[str, torch.Tensor]:
+        """Token ids of texts, cut to ``max_length`` and padded to the longest, (B, L) on the device."""
+        batch: Any = list(texts)
+        inputs = self.tokenizer(batch, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        """Logits (B, C) of encoded texts, float32."""
+        raise TypeError(f"{type(self).__name__} computes nothing; open a folder with open_folder.")
+
+    def logits(self, texts: Sequence[Text]) -> np.ndarray:
+        """Logits (N, C) in the order of the texts; the forward passes go by length, which saves padding."""
+        order = np.argsort([len("".join(text)) for text in texts], kind="stable")
+        result = np.empty((len(texts), len(self.labels)), dtype=np.float32)
+        for start in range(0, len(texts), BATCH_ROWS):
+            rows = order[start : start + BATCH_ROWS]
+            result[rows] = self.forward(self.encode([texts[row] for row in rows])).cpu().numpy()
+        return result
+
+
+class TorchClassifier(Classifier):
+    """A Hugging Face folder on torch, on the GPU where there is one; float32."""
+
+    def __init__(self, folder: Path, max_length: int | None = None, device: str | None = None) -> None:
+        super().__init__(folder, max_length)
+        self.device = pick_device(device)
+        self.model = load_classifier(folder, None).to(self.device)  # type: ignore[arg-type]
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.runtime = "torch float32"
+
+    @torch.inference_mode()
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        return cast(torch.Tensor, self.model(**inputs).logits.float())
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder. Raises ModelError where there is none, or a damaged one."""
+    way_out = f'Put its files there: `AutoTokenizer.from_pretrained(...).save_pretrained("{folder}")`.'
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make up an empty one
+        raise ModelError(f"The model folder {folder} has no tokenizer. {way_out}")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged tokenizer.json
+        said = first_line(error)[:300].rstrip(".:")
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {said}. {way_out}") from error
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    """``wanted``, or else the GPU where there is one."""
+    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def registered_hint(model: str, storage: str) -> str | None:
+    """What to write instead of the bare name of a registered model; None where there is none of the name."""
+    from raydistill.tracking.registry import existing_store, list_versions
+
+    try:
+        found = list_versions(model, existing_store(Storage(storage))) if re.fullmatch(r"[\w.-]+", model) else []
+    except TrackingError:
+        return None
+    if not found:
+        return None
+    aliases = [f"models:/{model}@{alias}" for version in found for alias in version.aliases]
+    names = " or ".join([*aliases, f"models:/{model}/{found[0].version}"][:3])
+    return f"There is no folder {model!r} here, and no such model on the hub, but one is registered: write {names}."
+
+
+def stored_length(folder: Path) -> int | None:
+    """The length that a registered student was trained with, or an export made for; None for any other folder."""
+    if (folder / EXPORT_FILE).is_file():
+        return cast("int | None", read_json(folder / EXPORT_FILE).get("max_length"))
+    if not (folder / "MLmodel").is_file():
+        return None
+    flavors = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8")).get("flavors", {})
+    stored = flavors.get("python_function", {}).get("config") or {}
+    return cast("int | None", stored.get("max_length"))
+
+
+def position_limit(config: Any) -> int | None:
+    """Tokens that the model has positions for; None where it counts them in another way."""
+    with quiet(), torch.device("meta"):  # built without weights, 0.03 s: families differ in where positions begin
+        return num_positions(AutoModelForSequenceClassification.from_config(config))

@@ -1,0 +1,88 @@
+"""The model card of an export. The model's own would be false here: it loads with other lines and has other figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raydistill.deploy.export import FORMATS
+from raydistill.deploy.export.checks import TORCH
+from raydistill.deploy.export.table import cells, conditions, interval
+from raydistill.evaluate.report.naming import bullets, escape, table
+from raydistill.evaluate.verdict import UNITLESS
+from raydistill.models.folder import CARD
+
+KEPT = ("license", "license_name", "license_link", "language", "base_model", "datasets")
+"""What a model's card may say that is true of its exports."""
+
+
+def write_export_card(folder: Path, about: Mapping[str, Any], source: Path) -> None:
+    """Put the card into an exported folder; ``about``: export.json with its checks, ``source``: the model's folder."""
+    (folder / CARD).write_text(export_card(about, front_matter(source / CARD)), encoding="utf-8")
+
+
+def export_card(about: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """The card's text; ``known``: the front matter of the model's card."""
+    form, checks, name = about["format"], about["checks"], about["source"]["model"]
+    is_onnx = form.startswith("onnx")
+    head = {
+        **{key: known[key] for key in KEPT if known.get(key)},
+        "library_name": "onnxruntime" if is_onnx else "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["raydistill", *(["onnx"] if is_onnx else []), *([form] if form != "onnx" else [])],
+    }
+    what = f"A text classifier with {len(about['labels'])} classes in the format {form} ({FORMATS[form]}), made from"
+    body = [
+        f"# {escape(name)}: {form}",
+        f"{what} {escape(name)}. It reads the first {about['max_length']} tokens of a row.",
+        "## How to load",
+        "In this folder:",
+        "\n".join(["```python", *about["load"], "```"]),
+        "## Checks",
+        verdict(checks["export"]),
+        checks_table(form, checks),
+        escape(conditions(checks)) + " In brackets: 95 % intervals.",
+    ]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n" + "\n\n".join(body) + "\n"
+
+
+def front_matter(card: Path) -> dict[str, Any]:
+    """The metadata of a model card; empty where it has none that can be read."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        found = yaml.safe_load(text[4:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def verdict(check: Mapping[str, Any]) -> str:
+    told = ["It was read back from disk, compared to the model that it was made from, and found good."]
+    if check["reasons"]:
+        told = [f"**Refused**: {escape(' '.join(check['reasons']))}"]
+    return "\n\n".join([*told, *([bullets(map(escape, check["notes"]))] if check["notes"] else [])])
+
+
+def checks_table(form: str, checks: Mapping[str, Any]) -> str:
+    """The model and its export side by side."""
+    metric = checks["demand"]["metric"]
+    unit = "" if metric in UNITLESS else ", %"
+    sections = [checks[TORCH], checks["export"]]
+    columns = [cells(section, metric) for section in sections]
+    rows = []
+    for place, (label, field) in enumerate(((f"{metric.replace('_', ' ')}{unit}", "metric"), ("difference",) * 2)):
+        pairs = zip(columns, sections, strict=True)
+        rows.append([label, *(bounded(column[place], section.get(field), metric) for column, section in pairs)])
+    names = ("largest difference of a logit", "rows with the same class, %", "size, MB", "latency p50, ms", "rows/s")
+    rows += [[name, *values] for name, *values in zip(names, *(column[2:] for column in columns), strict=True)]
+    rows.append(["runtime", *(escape(section["runtime"]) for section in sections)])
+    return table(["on the checked rows", "the model", form], rows)
+
+
+def bounded(value: str, found: Mapping[str, float] | None, metric: str) -> str:
+    return f"{value} {interval(found, metric)}".rstrip()

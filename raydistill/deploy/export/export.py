@@ -1,0 +1,154 @@
+"""``export``: a classifier in other formats, each read back from disk and judged before it gets its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raydistill.config.data import Data
+from raydistill.config.tree import STORAGE
+from raydistill.deploy.classifier import Classifier, TorchClassifier
+from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
+from raydistill.deploy.export.card import write_export_card
+from raydistill.deploy.export.checks import TORCH, Demand, check_exports, measure_base
+from raydistill.deploy.export.folders import check_targets, place, targets, workplace
+from raydistill.deploy.export.writing import public_name, write_about, write_export
+from raydistill.deploy.opening import model_folder, open_folder
+from raydistill.deploy.own_rows import find_test_rows
+from raydistill.deploy.testset import TestRows
+from raydistill.errors import ConfigError
+from raydistill.evaluate.latency import busy_note
+from raydistill.storage.board import Show
+from raydistill.storage.redaction import redact
+
+
+def export(
+    model: str,
+    formats: str | Sequence[str],
+    out: str | Path,
+    *,
+    data: Data | None = None,
+    split: str = "test",
+    storage: str = STORAGE,
+    max_length: int | None = None,
+    max_rows: int = 2000,
+    metric: str = "accuracy",
+    margin: float = 0.01,
+    force: bool = False,
+    latency: bool = True,
+    seed: int = 0,
+    progress: Show = lambda entry: None,
+) -> dict[str, Any]:
+    """Write MODEL in each format (``all`` for every one), check each on labelled rows, and say which are good.
+
+    One format goes to ``out``, several to ``out``/<format>; a refused one to <that>.rejected, and then what lay at its
+    place before stays there. Rows: those of ``data``, or else the test rows of the run that made the model; at most
+    ``max_rows``, drawn from ``seed``.
+
+    Returns {schema, model, source {path, digest}, max_length, data {source, split, num_rows, of_rows}, demand {metric,
+    margin}, torch {…}, formats {name: {path, opset, …}}, good, notes}; the sections as in ``checks.check_exports``.
+    Raises ConfigError, ModelError, DataError or TrackingError; a refused export raises nothing.
+    """
+    wanted, demand, out = chosen(formats), Demand(metric, margin), Path(out).expanduser().absolute()
+    demand.check()
+    places = targets(wanted, out)
+    check_targets(places, force)
+    for form in wanted:
+        packages.need(form)
+    folder = source_folder(model, storage)
+    rows = find_test_rows(model, data, split, storage)
+    sample = some_rows(rows, max_rows, seed)
+    source = TorchClassifier(folder, max_length, "cpu")
+    base = measure_base(source, sample, demand, seed)
+    with workplace(out) as scratch:
+        made = {}
+        for form in wanted:
+            progress({"phase": "export", "note": form})
+            made[form] = write_export(form, source, model, scratch)
+        progress({"phase": "check", "note": f"{sample.num_rows:,} rows"})
+        classifiers = {TORCH: source} | {form: open_folder(scratch / form, device="cpu") for form in wanted}
+        checks = check_exports(classifiers, sample, demand, base, latency=latency, seed=seed)
+        common = {
+            "data": rows_section(redact(rows.source), sample, rows.num_rows),
+            "demand": {"metric": metric, "margin": margin},
+            TORCH: checks.pop(TORCH),
+        }
+        public = {**common, "data": rows_section(public_data(rows.source, data), sample, rows.num_rows)}
+        sections = {
+            form: finish(scratch / form, places[form], made[form], checks[form], public, source.folder, force)
+            for form in wanted
+        }
+    busy = busy_note(section["latency_setting"] for section in (common[TORCH], *sections.values()))
+    notes = [redact(note) for note in (*rows.notes, base.notice, busy) if note]
+    return outcome(redact(model), made[wanted[0]], source, common, sections) | {"notes": notes}
+
+
+def outcome(
+    model: str, made: Mapping[str, Any], source: Classifier, common: Mapping[str, Any], sections: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``export`` returns, but for the notes; ``made``: the export.json of any of the formats."""
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "source": {"path": str(source.folder), "digest": made["source"]["digest"]},
+        "max_length": source.max_length,
+        **common,
+        "formats": sections,
+        "good": all(section["good"] for section in sections.values()),
+    }
+
+
+def finish(
+    folder: Path,
+    target: Path,
+    made: Mapping[str, Any],
+    check: Mapping[str, Any],
+    common: Mapping[str, Any],
+    source: Path,
+    force: bool,
+) -> dict[str, Any]:
+    """Write the checks into export.json, and the card, and move the folder where its verdict belongs; the section."""
+    about = {**made, "good": check["good"], "checks": {**common, "export": check}}
+    write_about(folder, about)
+    write_export_card(folder, about, source)
+    path = place(folder, target, check["good"], force)
+    return {"path": str(path), "opset": about["opset"], "load": about["load"], **check}
+
+
+def rows_section(source: str, sample: TestRows, num_rows: int) -> dict[str, Any]:
+    return {"source": source, "split": sample.split, "num_rows": sample.num_rows, "of_rows": num_rows}
+
+
+def public_data(source: str, data: Data | None) -> str:
+    """What export.json calls the rows; those of the model's own run are named by no path already."""
+    return redact(source) if data is None else public_name(source)
+
+
+def chosen(formats: str | Sequence[str]) -> tuple[str, ...]:
+    """The formats in the order of FORMATS, each once. Raises ConfigError for none or an unknown one."""
+    formats = [formats] if isinstance(formats, str) else formats
+    unknown = [form for form in formats if form not in (*FORMATS, "all")]
+    if unknown or not formats:
+        problem = f"--format {unknown[0]}: not known" if unknown else "No format was named"
+        raise ConfigError(f"{problem}. There are {', '.join(FORMATS)}, and all.")
+    return tuple(form for form in FORMATS if "all" in formats or form in formats)
+
+
+def source_folder(model: str, storage: str) -> Path:
+    """The folder of MODEL. Raises ConfigError for one that is an export: what it lost does not come back."""
+    folder = model_folder(model, storage)
+    if (folder / EXPORT_FILE).is_file():
+        raise ConfigError(f"{model} is an export itself. Export the model that it was made from.")
+    return folder
+
+
+def some_rows(rows: TestRows, max_rows: int, seed: int) -> TestRows:
+    """At most ``max_rows`` of the rows, drawn without replacement, in their order."""
+    if rows.num_rows <= max_rows:
+        return rows
+    kept = np.zeros(rows.num_rows, dtype=bool)
+    kept[np.random.default_rng(seed).permutation(rows.num_rows)[:max_rows]] = True
+    return rows.only(kept)

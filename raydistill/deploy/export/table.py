@@ -1,0 +1,95 @@
+"""What an export came to, on the terminal: one table with torch and every format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raydistill.deploy.export.checks import TORCH, amount
+from raydistill.evaluate.verdict import UNITLESS, figure, points
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+ABSENT = "-"
+
+
+def print_export(console: Console, found: Mapping[str, Any]) -> None:
+    """The table, its conditions, the reasons of every refusal, and where the folders lie."""
+    from rich.text import Text
+
+    console.print(export_table(found))
+    console.print(Text(conditions(found), style="dim"))
+    for note in found["notes"]:
+        console.print(f"- {note}", markup=False)
+    for form, section in found["formats"].items():
+        for note in section["notes"]:
+            console.print(f"- {form}: {note}", markup=False)
+    console.print()
+    for form, section in found["formats"].items():
+        opset = f", opset {section['opset']}" if section["opset"] else ""
+        if section["good"]:
+            line = Text.assemble((form, "bold"), f" is good: {section['path']} ({section['runtime']}{opset})")
+        else:
+            line = Text.assemble((f"{form} is refused", "bold red"), f": {' '.join(section['reasons'])}")
+            line.append(f" It lies at {section['path']} to look at.")
+        console.print(line, soft_wrap=True)
+
+
+def export_table(found: Mapping[str, Any]) -> Table:
+    """Two lines a format, the second with verdict and 95 % intervals; fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    metric = found["demand"]["metric"]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("format", no_wrap=True)
+    unit = "" if metric in UNITLESS else ", %"
+    for heading in (f"{metric.replace('_', ' ')}{unit}", "difference", "logits", "same", "MB", "ms", "rows/s"):
+        table.add_column(heading, justify="right", no_wrap=heading != metric)
+    for form, section in {"torch float32": found[TORCH], **found["formats"]}.items():
+        table.add_row(form, *cells(section, metric))
+        verdict = {True: Text("  good", style="green"), False: Text("  refused", style="bold red")}
+        bounds = [interval(section.get(name), metric) for name in ("metric", "difference")]
+        table.add_row(verdict.get(section.get("good"), ""), *(Text(text, style="dim") for text in bounds))
+    return table
+
+
+def cells(section: Mapping[str, Any], metric: str) -> list[str]:
+    """Metric, its difference, largest logit difference, same class, size, latency, speed."""
+    value, difference = section["metric"], section.get("difference")
+    largest, same = section.get("largest_logit_difference"), section.get("agreement")
+    return [
+        ABSENT if value is None else figure(metric, value["value"]),
+        ABSENT
+        if difference is None
+        else f"{'+' if difference['value'] > 0 else ''}{figure(metric, difference['value'])}",
+        ABSENT if largest is None else f"{largest:.1g}",
+        ABSENT if same is None else points(same),
+        f"{section['bytes'] / 1e6:.1f}",
+        ABSENT if section["latency_ms"] is None else f"{section['latency_ms']['p50']:.2f}",
+        ABSENT if section["throughput"] is None else f"{section['throughput']:,.0f}",
+    ]
+
+
+def interval(found: Mapping[str, float] | None, metric: str) -> str:
+    return "" if found is None else f"[{figure(metric, found['low'])}, {figure(metric, found['high'])}]"
+
+
+def conditions(found: Mapping[str, Any]) -> str:
+    """On what, and under which conditions, the numbers were measured."""
+    data, demand = found["data"], found["demand"]
+    drawn = f" (drawn from {data['of_rows']:,})" if data["num_rows"] < data["of_rows"] else ""
+    text = (
+        f"{data['num_rows']:,} rows{drawn} of {data['source']}. Difference: to torch, paired; logits: "
+        f"largest difference; same: rows with torch's class, %. Margin {amount(demand['margin'], demand['metric'])}."
+    )
+    if setting := found[TORCH]["latency_setting"]:
+        threads = "1 CPU thread" if setting["threads"] == 1 else f"{setting['threads']} CPU threads"
+        text += (
+            f" Latency p50 of 1 row, speed at {setting['batch_size']} rows, of {setting['length']} tokens, taking "
+            f"turns in one process: {threads}."
+        )
+    return text

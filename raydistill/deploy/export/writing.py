@@ -1,0 +1,114 @@
+"""One format's folder: weights, config, tokenizer, and an export.json that says what it is and how to load it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydistill.deploy.classifier import Classifier, TorchClassifier
+from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
+from raydistill.evaluate.report.naming import source_of
+from raydistill.models.folder import TOKENIZER_FILES, model_digest
+from raydistill.storage.paths import is_url, resolve_path
+from raydistill.storage.redaction import redact
+
+OF_ENCODING = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+"""Model input -> attribute of ``tokenizers.Encoding``."""
+
+
+def write_export(form: str, source: TorchClassifier, model: str, scratch: Path) -> dict[str, Any]:
+    """Write one format's folder without its checks into ``scratch``/<format>; the content of its export.json."""
+    folder = scratch / form
+    folder.mkdir()
+    copy_companions(source, folder)
+    graph = write_weights(form, source, folder)
+    content = {
+        "schema": SCHEMA,
+        "format": form,
+        "good": None,
+        "runtime": FORMATS[form],
+        "versions": packages.versions(form),
+        "source": {"model": public_name(model), "digest": model_digest(source.folder)},
+        "labels": list(source.labels),
+        "max_length": source.max_length,
+        **graph,
+        "load": load_lines(form, source, [side["name"] for side in graph["inputs"]]),
+    }
+    write_about(folder, content)
+    return content
+
+
+def write_weights(form: str, source: TorchClassifier, folder: Path) -> dict[str, Any]:
+    """Weights, and config.json where the format has a config of its own; {opset, inputs, outputs}."""
+    match form:
+        case "onnx" | "onnx-int8":
+            from raydistill.deploy.export import onnx
+
+            exact = folder.with_name("onnx")
+            if form == "onnx":
+                return onnx.write_onnx(source, folder)
+            if not exact.is_dir():
+                exact = folder.with_name("onnx.exact")  # goes with the workplace
+                exact.mkdir()
+                onnx.write_onnx(source, exact)
+            return onnx.write_int8(exact, folder)
+        case "torch-int8":
+            from raydistill.deploy.export import torch_formats
+
+            return torch_formats.write_int8(source, folder)
+        case "safetensors-bf16":
+            from raydistill.deploy.export import torch_formats
+
+            return torch_formats.write_bfloat16(source, folder)
+    raise AssertionError(form)
+
+
+def copy_companions(source: Classifier, folder: Path) -> None:
+    """config.json and the tokenizer's files; tokenizer.json also where the model has an older kind."""
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    backend = getattr(source.tokenizer, "backend_tokenizer", None)
+    if backend is not None and not (folder / "tokenizer.json").is_file():
+        backend.save(str(folder / "tokenizer.json"))
+
+
+def public_name(name: str) -> str:
+    """What a folder that leaves this machine calls a model or data: no credentials and no path of this machine."""
+    if name.startswith(("runs:/", "models:/")):
+        return redact(name)
+    path = None if name.startswith("pkg://") or is_url(name) else resolve_path(name)
+    return source_of(name if path is None else str(path)).name
+
+
+def write_about(folder: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / EXPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_lines(form: str, source: Classifier, inputs: Sequence[str]) -> list[str]:
+    """Python that gives logits of two texts in the exported folder, without raydistill."""
+    length, tokenizer = source.max_length, source.tokenizer
+    if not form.startswith("onnx"):
+        return [
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            'tokenizer, model = (kind.from_pretrained(".") for kind in (AutoTokenizer, '
+            "AutoModelForSequenceClassification))",
+            'rows = tokenizer(["a text", "another one"], padding=True, truncation=True, '
+            f'max_length={length}, return_tensors="pt")',
+            "logits = model(**rows).logits",
+        ]
+    feeds = ", ".join(f"{name!r}: numpy.array([row.{OF_ENCODING[name]} for row in rows])" for name in inputs)
+    return [
+        "import numpy, onnxruntime, tokenizers",
+        'tokenizer, session = tokenizers.Tokenizer.from_file("tokenizer.json"), '
+        'onnxruntime.InferenceSession("model.onnx")',
+        f"tokenizer.enable_truncation({length})",
+        f"tokenizer.enable_padding(direction={str(tokenizer.padding_side)!r}, pad_id={tokenizer.pad_token_id}, "
+        f"pad_type_id={tokenizer.pad_token_type_id}, pad_token={str(tokenizer.pad_token)!r})",
+        'rows = tokenizer.encode_batch(["a text", "another one"])',
+        f'logits = session.run(["logits"], {{{feeds}}})[0]',
+    ]

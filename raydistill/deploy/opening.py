@@ -1,0 +1,68 @@
+"""A finished model's folder, or its name in MLflow, as a classifier; exported ones are told apart by export.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raydistill.deploy.classifier import Classifier, TorchClassifier, registered_hint
+from raydistill.deploy.export import EXPORT_FILE, FORMATS
+from raydistill.errors import ModelError
+from raydistill.models.folder import read_json, resolve_model
+from raydistill.storage.paths import resolve_path
+from raydistill.storage.storage import Storage
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """The content of export.json. Raises ModelError where it is damaged or of a format that is not known."""
+    found = read_json(folder / EXPORT_FILE)
+    if found.get("format") not in FORMATS:
+        raise ModelError(
+            f"{folder / EXPORT_FILE} names the format {found.get('format')!r}; this raydistill knows "
+            f"{', '.join(FORMATS)}. Export the model again, or use the raydistill that made it."
+        )
+    return found
+
+
+def open_export(folder: Path, max_length: int | None = None, device: str | None = None) -> Classifier:
+    """The classifier in an exported folder; one with onnx runs on the CPU. Raises ModelError, ConfigError."""
+    form = read_export(folder)["format"]
+    if form.startswith("onnx"):
+        from raydistill.deploy.export.onnx import OnnxClassifier
+
+        return OnnxClassifier(folder, max_length, form=form)
+    from raydistill.deploy.export.torch_formats import ExportedTorchClassifier
+
+    return ExportedTorchClassifier(folder, max_length, device, form=form)
+
+
+def open_folder(folder: Path, max_length: int | None = None, device: str | None = None) -> Classifier:
+    """The classifier in a local folder, exported or not; ``device`` None takes the GPU where that is of use.
+
+    Raises ModelError for a folder that is none, ConfigError for a wrong length or a missing package.
+    """
+    if (folder / EXPORT_FILE).is_file():
+        return open_export(folder, max_length, device)
+    return TorchClassifier(folder, max_length, device)
+
+
+def model_folder(model: str, storage: str) -> Path:
+    """The local folder of MODEL: a folder, pkg://, a hub name, or an MLflow URI of the store beside ``storage``."""
+    if model.startswith(("runs:/", "models:/")):
+        from raydistill.tracking.registry import resolve_model_uri
+
+        return resolve_model_uri(model, Storage(storage))
+    local = resolve_path(model)
+    if local is not None and (local / EXPORT_FILE).is_file():
+        return local
+    try:
+        return resolve_model(model)
+    except ModelError:
+        if local is None and (hint := registered_hint(model, storage)) is not None:
+            raise ModelError(hint) from None
+        raise
+
+
+def open_classifier(model: str, max_length: int | None, storage: str) -> Classifier:
+    """The classifier that MODEL names, see ``model_folder``."""
+    return open_folder(model_folder(model, storage), max_length)

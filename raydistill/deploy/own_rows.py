@@ -1,0 +1,114 @@
+"""The test rows of the run that a model comes from, or rows that the user names."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from raydistill.config.data import Columns, Data
+from raydistill.deploy.testset import TestRows, prepared_rows, read_test_rows
+from raydistill.errors import ConfigError, TrackingError
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.faults import Missing
+from raydistill.storage.storage import Storage
+from raydistill.tracking.registry import existing_store, run_tags, version_named
+from raydistill.tracking.registry.versions import find_run
+from raydistill.tracking.runs import RUN_KEY
+
+
+def find_test_rows(model: str, data: Data | None, split: str, storage: str) -> TestRows:
+    """The rows to measure ``model`` on: those of ``data``, or of the run that it comes from.
+
+    ``model``: ``runs:/…``, ``models:/…`` or the folder of a student in ``storage``. Raises ConfigError where the run or
+    its data cannot be found; then only ``data`` helps.
+    """
+    if data is not None:
+        return read_named_rows(data, split, columns_of(model, storage))
+    place = Storage(storage)
+    run_key = run_key_of(model, place)
+    if run_key is None:
+        raise ConfigError(
+            f"{model} comes from no run of the storage {place.show()}, so there are no test rows of its own. Name "
+            "labelled rows with --data, or the run's storage with --storage."
+        )
+    return run_rows(run_key, split, place)
+
+
+def read_named_rows(data: Data, split: str, names: Columns) -> TestRows:
+    """The rows of ``data``, whose columns have these names where it has such columns and names none itself."""
+    own = {role: name for role, name in data.columns if name is not None}
+    known = data.model_copy(update={"columns": names.model_copy(update=own)})
+    if known != data:
+        with suppress(ConfigError):  # the run's own data had other names
+            return read_test_rows(known, split)
+    return read_test_rows(data, split)
+
+
+def columns_of(model: str, storage: str) -> Columns:
+    """How the columns were named in the data of the run that a model comes from; no names where it cannot be told."""
+    place = Storage(storage)
+    if not model.startswith(("models:/", "runs:/")):
+        run_key = _run_of_folder(Path(model), place)
+        try:
+            config = place.read_json("runs", run_key, "results.json")["config"] if run_key else {}
+        except Missing:
+            config = {}
+        return Columns(**config.get("data", {}).get("columns", {}))
+    uri = existing_store(place)
+    run_id = run_id_of(model, uri)
+    run = find_run(run_id, uri) if run_id else None
+    params = run.data.params if run is not None else {}
+    named = {role: params.get(f"data.columns.{role}") for role in Columns.model_fields}
+    return Columns(**{role: name for role, name in named.items() if name != "null"})
+
+
+def run_rows(run_key: str, split: str, storage: Storage) -> TestRows:
+    """The rows of a split that a run prepared. Raises ConfigError where storage has them no more."""
+    try:
+        made = storage.read_json("runs", run_key, "run.json")["artifacts"]
+    except Missing:
+        made = []
+    for name in made:
+        kind, _, key = name.partition("/")
+        if kind == "data" and Artifact(storage, kind, key).exists():
+            return prepared_rows(Artifact(storage, kind, key), split)
+    raise ConfigError(
+        f"The data of run {run_key} is not in the storage {storage.show()}. Name labelled rows with --data, or the "
+        "run's storage with --storage."
+    )
+
+
+def run_key_of(model: str, storage: Storage) -> str | None:
+    """Key of the run that made a model; None where it cannot be told."""
+    if not model.startswith(("models:/", "runs:/")):
+        return _run_of_folder(Path(model), storage)
+    uri = existing_store(storage)
+    if model.startswith("models:/") and (key := version_named(model, uri).tags.get(RUN_KEY)):
+        return key
+    run_id = run_id_of(model, uri)
+    tags = run_tags(run_id, uri) if run_id else {}
+    if tags is None and model.startswith("runs:/"):
+        raise TrackingError(f"{model}: there is no such run. `raydistill runs` lists them.")
+    return (tags or {}).get(RUN_KEY)
+
+
+def run_id_of(model: str, uri: str) -> str | None:
+    """MLflow's id of the run that ``models:/…`` or ``runs:/…`` comes from; None for a version without a run, and for
+    any other name. Raises TrackingError where there is no such version."""
+    if model.startswith("models:/"):
+        return version_named(model, uri).run_id or None
+    return model.removeprefix("runs:/").strip("/").partition("/")[0] if model.startswith("runs:/") else None
+
+
+def _run_of_folder(folder: Path, storage: Storage) -> str | None:
+    """The newest run that refers to ``<storage>/student/<key>/model``, or to a teacher's or baseline's folder."""
+    if not storage.is_local:
+        return None
+    root = Path(storage.root).resolve()
+    parts = folder.resolve().relative_to(root).parts if folder.resolve().is_relative_to(root) else ()
+    if len(parts) < 2:
+        return None
+    name = "/".join(parts[:2])
+    runs = [key for key in storage.list("runs") if storage.exists("runs", key, "run.json")]
+    users = [key for key in runs if name in storage.read_json("runs", key, "run.json").get("artifacts", ())]
+    return max(users, key=lambda key: storage.fs.modified(storage.path("runs", key, "run.json")), default=None)

@@ -1,0 +1,299 @@
+"""The model card of a student: Hugging Face's README.md with metadata, made from ``results.json``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from raydistill.evaluate.latency import busy_note
+from raydistill.evaluate.report.naming import (
+    Source,
+    bullets,
+    data_source,
+    escape,
+    model_source,
+    plain,
+    source_of,
+    start_source,
+    table,
+)
+from raydistill.evaluate.report.scales import ABSENT, short_count
+from raydistill.evaluate.report.usage import loading_code
+from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING, figure, points
+from raydistill.models.folder import CARD
+from raydistill.storage.storage import Storage
+from raydistill.tracking.lineage import package_versions
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    from raydistill.data.prepare import DataInfo
+    from raydistill.storage.artifacts import Artifact
+
+MAX_CLASSES = 50
+"""Classes that a card lists; all of them are in config.json."""
+HUB_METRICS: dict[str, tuple[str, str, dict[str, str] | None]] = {
+    "accuracy": ("accuracy", "accuracy", None),
+    "macro_f1": ("f1", "macro F1", {"average": "macro"}),
+    "auc": ("roc_auc", "AUC, one class against the rest", {"multi_class": "ovr"}),
+    "mcc": ("matthews_correlation", "MCC", None),
+}
+"""Ours -> the hub's name of the metric, a name for people, its arguments."""
+ROWS = {
+    "accuracy": "accuracy, %",
+    "macro_f1": "macro F1, %",
+    "auc": "AUC",
+    "mcc": "MCC",
+    "log_loss": "log loss",
+    "calibration_error": "calibration error",
+}
+COLUMNS = {"teacher": "teacher", "student": "student", "baseline": "without teacher", "champion": "champion"}
+SHAPE = {
+    "num_layers": "layers",
+    "hidden_size": "wide",
+    "num_heads": "attention heads",
+    "intermediate_size": "wide inside a layer",
+}
+PACKAGES = ("raydistill", "torch", "transformers", "tokenizers", "datasets")
+
+
+def model_card(results: Mapping[str, Any], info: DataInfo | None = None) -> str:
+    """The card's text. ``results``: results.json of a run with its config; ``info``: adds the rows by class."""
+    from huggingface_hub import ModelCard
+
+    has_pairs = info.has_pairs if info is not None else bool(results["config"]["data"]["columns"]["text_pair"])
+    body = [
+        f"# {escape(title(results))}",
+        summary(results),
+        "## How to use",
+        usage(results, has_pairs),
+        "## What it reaches",
+        *reached(results),
+        "## How it was trained",
+        trained(results),
+        "## Training data",
+        *data_section(results, info),
+        "## Limits",
+        bullets(limits(results)),
+        "## Made with",
+        made_with(results),
+    ]
+    head = metadata(results).to_yaml()
+    return str(ModelCard(f"---\n{head}\n---\n\n" + "\n\n".join(body) + "\n"))
+
+
+def write_card(text: str, student: Artifact) -> None:
+    """Put a card beside the student's config.json, in storage and, where that is remote, in this node's copy.
+
+    It is no part of the artefact: the manifest does not name it, and the newest run with this student writes its own.
+    """
+    student.storage.write_bytes(text.encode(), student.kind, student.key, "model", CARD)
+    if not student.storage.is_local:
+        Storage(student.local() / "model").write_bytes(text.encode(), CARD)
+
+
+def title(results: Mapping[str, Any]) -> str:
+    config = results["config"]
+    return plain(config["registry"]["name"] or config["tracking"]["run_name"] or "student")
+
+
+def metadata(results: Mapping[str, Any]) -> ModelCardData:
+    """The front matter. Language and licence are left out: nothing here knows them."""
+    from huggingface_hub import ModelCardData
+
+    config, data = results["config"], data_source(results["config"]["data"])
+    bases = [source.hub for source in (model_source(config), start_source(config)) if source and source.hub]
+    known = [name for name in HUB_METRICS if results["student"]["test"][name]["value"] is not None]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=(bases if len(bases) > 1 else bases[0]) if bases else None,
+        datasets=[data.repository] if data.repository else None,
+        tags=["raydistill", "knowledge-distillation"],
+        metrics=[HUB_METRICS[name][0] for name in known],
+        model_name=title(results),
+        eval_results=[eval_result(name, results["student"]["test"][name]["value"], data) for name in known],
+    )
+
+
+def eval_result(name: str, value: float, data: Source) -> EvalResult:
+    from huggingface_hub import EvalResult
+
+    kind, shown, arguments = HUB_METRICS[name]
+    slug = re.sub(r"[^a-z0-9]+", "-", data.name.lower()).strip("-") or "data"
+    return EvalResult(
+        task_type="text-classification",
+        task_name="Text Classification",
+        dataset_type=data.repository or slug,
+        dataset_name=data.name,
+        dataset_split="test",
+        dataset_revision=data.revision,
+        metric_type=kind,
+        metric_name=shown,
+        metric_value=value,
+        metric_args=arguments,
+    )
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """What it is, and the verdict."""
+    what = f"A text classifier with {len(results['labels'])} classes, distilled from a larger one."
+    return f"{what} {escape(results['verdict'])}"
+
+
+def usage(results: Mapping[str, Any], has_pairs: bool) -> str:
+    code = loading_code("FOLDER_OR_REPO", results["config"]["data"]["max_length"], has_pairs)
+    return f"```python\n{code}\n```"
+
+
+def reached(results: Mapping[str, Any]) -> list[str]:
+    """The comparison on test rows and its conditions."""
+    from rich.filesize import decimal
+
+    models = {name: results[name] for name in COLUMNS if results[name] is not None}
+    rows = [
+        [label, *(measured(model["test"][name], name) for model in models.values())] for name, label in ROWS.items()
+    ]
+    others = {name: model for name, model in models.items() if name != "teacher"}
+    rows.append(["agreement with the teacher, %", ABSENT, *(points(model["agreement"]) for model in others.values())])
+    rows.append(["parameters", *(short_count(model["num_parameters"]) for model in models.values())])
+    rows.append(["size", *(decimal(model["bytes"]) for model in models.values())])
+    if any(model["latency_ms"] for model in models.values()):
+        rows.append(["latency p50, ms", *(latency(model) for model in models.values())])
+    level = round(100 * results["bootstrap"]["level"])
+    told = [f"In brackets: {level} % intervals, of the accuracy by Wilson's score, of the others by bootstrap."]
+    if setting := results["student"]["latency_setting"]:
+        device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
+        told.append(f"Latency of one row of {setting['length']} tokens: {escape(device)}, {setting['dtype']}.")
+        told += ["It was measured on busy cores and is too high."] if busy_note([setting]) else []
+    if baseline := results["baseline"]:
+        told.append(
+            "Without teacher: the same student, trained on labels alone for as many steps "
+            f"({baseline['steps']:,}), from {BASELINE_STARTS.get(baseline['start'], 'weights not known')}."
+        )
+    return [table(["test", *(COLUMNS[name] for name in models)], rows), " ".join(told)]
+
+
+def trained(results: Mapping[str, Any]) -> str:
+    """Teacher, start, stages with their losses, steps."""
+    config = results["config"]
+    teacher, finetune, train = config["teacher"], config["teacher"]["finetune"], config["train"]
+    told = f"- Teacher: {model_source(config).link()}"
+    if finetune is not None:
+        told += f", fine-tuned on the labelled rows for {finetune['num_epochs']:g} epochs"
+    told += f" ({short_count(results['teacher']['num_parameters'])} parameters)"
+    told += ", with Python code of its own (trust_remote_code)." if teacher["trust_remote_code"] else "."
+    lines = [told, f"- Student: {start_text(results)}."]
+    for name, stage in config["stages"].items():
+        terms = ", ".join(loss_text(label, loss) for label, loss in stage["losses"].items())
+        line = f"- Stage {escape(name)}: {stage['num_epochs']:g} epochs, learning rate {stage['learning_rate']:g}"
+        line += f" ({stage['schedule']}, warm-up {points(stage['warmup_ratio'])} %), losses: {terms}"
+        line += f", frozen: {escape(', '.join(stage['freeze']))}" if stage["freeze"] else ""
+        line += ", with settings that change on the way" if stage["changes"] else ""
+        lines.append(line + ".")
+    seed = config["seed"] if train["seed"] is None else train["seed"]
+    steps = max((point["step"] for point in results["curves"]["student"]), default=None)
+    taken = "Optimizer steps" if steps is None else f"{steps:,} optimizer steps"
+    best = f"the best epoch by validation {escape(config['evaluate']['metric'])} was taken"
+    lines.append(f"- {taken} of {train['global_batch_size']} rows, seed {seed}; {best}.")
+    return "\n".join(lines)
+
+
+def start_text(results: Mapping[str, Any]) -> str:
+    student, start = results["config"]["student"], start_source(results["config"])
+    shape = ", ".join(f"{student[key]} {unit}" for key, unit in SHAPE.items() if student[key] is not None)
+    shape = shape or "of the teacher's size"
+    if start is not None:
+        return f"{shape}, started from {start.link()}"
+    if student["start"] == "random":
+        return f"{shape}, started at random"
+    taken = [str(layer) for _, layer in (results.get("layers") or {}).get("start", ()) if layer > 0]
+    which = f"layers {', '.join(taken)} of {results['layers']['teacher']}" if taken else "layers"
+    return f"{shape}, started from the teacher's {which}"
+
+
+def loss_text(name: str, loss: Mapping[str, Any]) -> str:
+    kind = loss["type"]
+    text = f"{kind} (weight {loss['weight']:g}"
+    text += f", temperature {loss['temperature']:g}" if "temperature" in loss else ""
+    if "layers" in loss:
+        layers = loss["layers"]
+        text += ", layers " + (layers if isinstance(layers, str) else " ".join(f"{s}:{t}" for s, t in layers))
+    return escape(f"{text})" if name == kind else f"{name}: {text})")
+
+
+def data_section(results: Mapping[str, Any], info: DataInfo | None) -> list[str]:
+    """Where the rows come from, how many there are, and of which classes."""
+    data, counts = results["config"]["data"], results["data"]
+    told = f"Source: {data_source(data).link('datasets/')}."
+    if data["unlabeled"]:
+        told += f" Texts without labels from {source_of(data['unlabeled']).link('datasets/')} joined the training rows."
+    told += f" Rows are cut to {data['max_length']} tokens."
+    splits = list(counts["num_rows"])
+    rows = [[s, f"{counts['num_rows'][s]:,}", f"{counts['labeled'].get(s, 0):,}"] for s in splits]
+    parts = [told, table(["split", "rows", "labelled"], rows)]
+    if info is not None:
+        names, more = shown_classes(info.labels)
+        cells = [[escape(n), *(f"{info.counts[s].per_class.get(n, 0):,}" for s in splits)] for n in names]
+        parts += ["Labelled rows by class:", table(["class", *splits], cells), *([more] if more else [])]
+    return parts
+
+
+def limits(results: Mapping[str, Any]) -> list[str]:
+    """What a user of the model should not expect of it."""
+    student, data = results["student"], results["config"]["data"]
+    names, more = shown_classes(results["labels"])
+    support = sum(entry["support"] for entry in student["per_class"])
+    found = [
+        f"It reads the first {data['max_length']} tokens of a row; what comes after plays no part.",
+        f"It gives every row exactly one of these classes, also a row that belongs to none: "
+        f"{', '.join(map(escape, names))}{', …' if more else ''}.",
+        f"All figures are of {support:,} labelled test rows from the source above. On other texts they are not known.",
+    ]
+    found += [escape(note) for note in results.get("notes", ()) if note.startswith("teacher.model:")]
+    for name in ("student", "teacher"):
+        if results[name]["chance"]["at_chance"]:
+            found.append(f"**The {name} is {GUESSING}**, as far as the test rows can tell.")
+    error = student["test"]["calibration_error"]["value"]
+    if error is not None:
+        found.append(f"Its scores are off by {points(error)} points on average (expected calibration error on test).")
+    judged = [entry for entry in student["per_class"] if entry["support"] and entry["recall"] is not None]
+    if judged:
+        weak = min(judged, key=lambda entry: entry["recall"])
+        found.append(
+            f"Its weakest class is {escape(weak['name'])}: it finds {points(weak['recall'])} % of its "
+            f"{weak['support']:,} test rows."
+        )
+    unseen = [entry["name"] for entry in student["per_class"] if not entry["support"]]
+    if unseen:
+        found.append(
+            f"Not measured, as no test row belongs to them: {', '.join(map(escape, shown_classes(unseen)[0]))}."
+        )
+    return [*found, "Language and licence are not stated here; the licence depends on those of teacher and data."]
+
+
+def made_with(results: Mapping[str, Any]) -> str:
+    versions = package_versions()
+    named = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
+    run = f" MLflow run {escape(results['run_id'])}." if results["run_id"] else ""
+    return f"{named}.{run}"
+
+
+def shown_classes(names: Sequence[str]) -> tuple[list[str], str]:
+    """The first names, and a sentence on the rest."""
+    left = len(names) - MAX_CLASSES
+    return list(names[:MAX_CLASSES]), f"And {left:,} more; config.json has them all." if left > 0 else ""
+
+
+def measured(interval: Mapping[str, float | None], name: str) -> str:
+    """A value with its interval, in the unit of ROWS."""
+    value, low, high = (interval[part] for part in ("value", "low", "high"))
+    if value is None:
+        return ABSENT
+    shown = figure(name, value)
+    return shown if low is None or high is None else f"{shown} [{figure(name, low)}, {figure(name, high)}]"
+
+
+def latency(model: Mapping[str, Any]) -> str:
+    return ABSENT if model["latency_ms"] is None else f"{model['latency_ms']['p50']:.2f}"

@@ -1,0 +1,228 @@
+"""Models beside each other: the table of their figures, confusion matrices, figures by class, reliability.
+
+A page of a run has teacher, student and the like, one of a gate challenger and champion; both are contenders here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, Picture, draw
+from raydistill.evaluate.report.scales import ABSENT, cut_middle, scale
+
+TITLES = {"teacher": "teacher", "student": "student", "baseline": "without teacher", "champion": "champion"}
+COLORS = {"teacher": GREY, "student": BLUE, "challenger": BLUE, "baseline": ORANGE, "champion": GREEN}
+QUALITY = ("accuracy", "macro_f1", "auc", "mcc", "log_loss", "calibration_error")
+COSTS = ("num_parameters", "bytes", "p50", "p95", "throughput")
+MAX_NUMBERED = 10  # classes up to which a cell of a confusion matrix has room for its number
+MAX_CLASSES = 40  # that a confusion matrix shows
+MAX_ROW_NAME, MAX_COLUMN_NAME = 18, 14  # characters of a class name at a confusion matrix
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model of a page."""
+
+    name: str
+    title: str
+    note: str
+    """What else its column's head says; may be empty."""
+    model: Mapping[str, Any]
+    """With num_parameters, bytes, latency_ms, throughput, per_class, confusion, reliability."""
+    figures: Mapping[str, Mapping[str, float | None]]
+    """Metric -> {value, low, high} on the rows of the page."""
+    is_main: bool = False
+
+    @property
+    def color(self) -> str:
+        return COLORS[self.name]
+
+    def cost(self, name: str) -> float | None:
+        found: float | None = (self.model["latency_ms"] or {}).get(name) if name in ("p50", "p95") else self.model[name]
+        return found
+
+
+def side_by_side(contenders: Sequence[Contender], labels: Sequence[str]) -> dict[str, Any]:
+    """What ``parts.html`` shows of contenders: themselves, matrices, classes, and how speeds were measured."""
+    return {
+        "contenders": contenders,
+        "matrices": matrices(contenders, labels),
+        "classes": class_rows(contenders),
+        "setting": latency_setting(contenders),
+    }
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    detail: str = ""
+    """An interval."""
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: Sequence[Cell]
+
+
+def quality_rows(contenders: Sequence[Contender]) -> list[Row]:
+    """A metric a row, with its interval."""
+    return [
+        Row(scale(name).label, [measured(name, contender.figures.get(name)) for contender in contenders])
+        for name in QUALITY
+    ]
+
+
+def cost_rows(contenders: Sequence[Contender]) -> list[Row]:
+    """Size and speed; what was measured of no model has no row."""
+    rows = []
+    for name in COSTS:
+        values = [contender.cost(name) for contender in contenders]
+        if any(value is not None for value in values):
+            rows.append(Row(scale(name).label, [Cell(scale(name).text(value)) for value in values]))
+    return rows
+
+
+def measured(name: str, figure: Mapping[str, float | None] | None) -> Cell:
+    """A value and its interval in the metric's unit."""
+    if figure is None or figure["value"] is None:
+        return Cell(ABSENT)
+    return Cell(scale(name).text(figure["value"]), interval(name, figure))
+
+
+def interval(name: str, figure: Mapping[str, float | None]) -> str:
+    """``low to high``; empty where the metric has none."""
+    if figure["low"] is None or figure["high"] is None:
+        return ""
+    return f"{scale(name).text(figure['low'])} to {scale(name).text(figure['high'])}"
+
+
+def latency_setting(contenders: Sequence[Contender]) -> str:
+    """Under which conditions speeds were measured, in a sentence; empty where none was."""
+    settings = {c.title: c.model["latency_setting"] for c in contenders if c.model.get("latency_setting")}
+    if not settings:
+        return ""
+    setting = next(iter(settings.values()))
+    devices = {
+        title: f"{each['threads']} CPU threads" if each["device"] == "cpu" else str(each["device"])
+        for title, each in settings.items()
+    }
+    device = next(iter(devices.values()))
+    if len(set(devices.values())) > 1:
+        device = ", ".join(f"{title} on {where}" for title, where in devices.items())
+    text = f"Latency of 1 row, rows a second in batches of {setting['batch_size']}"
+    text += f", of {setting['length']} tokens" if setting.get("length") else ""
+    return f"{text}; {device}{', ' + setting['dtype'] if setting.get('dtype') else ''}, models timed alternately."
+
+
+@dataclass(frozen=True)
+class Square:
+    """A cell of a confusion matrix."""
+
+    count: int
+    share: float
+    """Of the label's rows, 0 to 1."""
+    label: str
+    prediction: str
+    is_right: bool
+
+    @property
+    def style(self) -> str:
+        color = "31, 100, 180" if self.is_right else "184, 80, 26"
+        return f"background: rgba({color}, {0.12 + 0.88 * self.share**0.8:.2f})" if self.count else ""
+
+    @property
+    def is_strong(self) -> bool:
+        """Whether its number is legible in white only."""
+        return self.share > 0.4
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Confusion matrices of all contenders over the same classes."""
+
+    names: Sequence[str]
+    shown: Sequence[tuple[str, str]]
+    """The names as they fit beside a row and over a column."""
+    hidden: int
+    """Classes that are left out."""
+    tables: Sequence[tuple[Contender, Sequence[Sequence[Square]]]]
+
+    @property
+    def is_numbered(self) -> bool:
+        return len(self.names) <= MAX_NUMBERED
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether the names over the columns have room without being turned."""
+        return len(self.names) <= 4 and max(map(len, self.names)) <= 8
+
+
+def matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matrices:
+    """Rows are labels, columns predictions. Of very many classes those with the most errors are shown."""
+    counts = {contender.name: np.array(contender.model["confusion"]) for contender in contenders}
+    kept = list(range(len(names)))
+    if len(names) > MAX_CLASSES:
+        wrong = sum(table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal() for table in counts.values())
+        kept = sorted(np.argsort(-np.asarray(wrong), kind="stable")[:MAX_CLASSES].tolist())
+    tables = [(contender, squares(counts[contender.name], kept, names)) for contender in contenders]
+    shown = [(cut_middle(names[i], MAX_ROW_NAME), cut_middle(names[i], MAX_COLUMN_NAME)) for i in kept]
+    return Matrices([names[i] for i in kept], shown, len(names) - len(kept), tables)
+
+
+def squares(counts: np.ndarray, kept: Sequence[int], names: Sequence[str]) -> list[list[Square]]:
+    totals = np.maximum(counts.sum(axis=1), 1)
+    return [
+        [Square(int(counts[i, j]), float(counts[i, j] / totals[i]), names[i], names[j], bool(i == j)) for j in kept]
+        for i in kept
+    ]
+
+
+def class_rows(contenders: Sequence[Contender]) -> list[Row]:
+    """F1 of every class, by class; the first cell is the number of its rows."""
+    rows = []
+    for i, entry in enumerate(contenders[0].model["per_class"]):
+        scores = [contender.model["per_class"][i] for contender in contenders]
+        about = [f"{scale('accuracy').text(s['precision'])} / {scale('accuracy').text(s['recall'])}" for s in scores]
+        cells = [Cell(scale("accuracy").text(s["f1"]), text) for s, text in zip(scores, about, strict=True)]
+        rows.append(Row(entry["name"], [Cell(f"{entry['support']:,}"), *cells]))
+    return rows
+
+
+def reliability_picture(contenders: Sequence[Contender], num_classes: int) -> Picture:
+    """Accuracy against confidence in 15 bins; a point grows with its rows, the diagonal is perfect."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    left = max(0.0, 95 / num_classes - 5)  # the largest of C probabilities is at least 1 / C
+    line = {"color": GREY, "dash": "dot", "width": 1.5}
+    figure.add_scatter(x=[left, 100], y=[left, 100], mode="lines", name="perfect", line=line, hoverinfo="skip")
+    for contender in contenders:
+        bins = contender.model["reliability"]
+        total = sum(entry["rows"] for entry in bins) or 1
+        error = scale("calibration_error").text((contender.figures.get("calibration_error") or {}).get("value"))
+        figure.add_scatter(
+            x=[100 * entry["confidence"] for entry in bins],
+            y=[100 * entry["accuracy"] for entry in bins],
+            mode="lines+markers",
+            name=f"{contender.title}, error {error}",
+            line={"color": contender.color, "width": 2.5 if contender.is_main else 1.5},
+            marker={"size": [6 + 24 * (entry["rows"] / total) ** 0.5 for entry in bins], "color": contender.color},
+            opacity=0.85,
+            hovertext=[
+                f"<b>{contender.title}</b><br>confidence {100 * entry['confidence']:.1f} %<br>"
+                f"accuracy {100 * entry['accuracy']:.1f} %<br>{entry['rows']:,} rows"
+                for entry in bins
+            ],
+            hoverinfo="text",
+        )
+    figure.update_xaxes(range=[left - 2, 102])
+    figure.update_yaxes(range=[-3, 103])
+    caption = "Of the rows that a model is so sure of, how many it gets right. A larger point has more rows; a line "
+    caption += "below the dotted one is too sure of itself."
+    drawn = draw(figure, x="confidence, %", y="accuracy, %", height=420)
+    return Picture("reliability", "Reliability", caption, drawn)

@@ -1,0 +1,244 @@
+"""``report.html`` of a distill run: one file for people, made from ``results.json``; see ``render``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydistill.config.tree import STORAGE
+from raydistill.evaluate.report import pictures as run_pictures
+from raydistill.evaluate.report.comparison import (
+    TITLES,
+    Cell,
+    Contender,
+    Row,
+    cost_rows,
+    interval,
+    measured,
+    quality_rows,
+    reliability_picture,
+    side_by_side,
+)
+from raydistill.evaluate.report.figures import Picture
+from raydistill.evaluate.report.glossary import glossary
+from raydistill.evaluate.report.layers import draw_layers
+from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
+from raydistill.evaluate.report.scales import ABSENT, cut, scale
+from raydistill.evaluate.report.usage import loading_code, registered_code
+from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING
+
+TIMES = {
+    "prepare": "data",
+    "teacher": "teacher",
+    "record": "recording of the teacher",
+    "train": "student",
+    "baseline": "the same without a teacher",
+    "evaluate": "evaluation",
+    "register": "registry",
+    "total": "in all",
+}
+TERMS = (
+    *("teacher", "student", "test rows", "validation", "95 % interval", "accuracy", "macro F1", "F1", "precision"),
+    *("recall", "AUC", "MCC", "log loss", "calibration error", "agreement with the teacher"),
+    "share of the teacher's accuracy",
+)
+SIDES = ("student", "teacher")
+MAX_NAME = 60  # characters of a class name beside a text
+SHARES = {"num_parameters": "parameters", "bytes": "size on disk", "p50": "latency of a row"}
+
+
+def write_run_report(results: Mapping[str, Any], path: Path) -> None:
+    """Write the page of a run's results (schema 1); an older page at that place is replaced at once.
+
+    ConfigError where the place cannot be written.
+    """
+    write_page(page_text(results), path)
+
+
+def page_text(results: Mapping[str, Any]) -> str:
+    """The page's HTML. Results of a version that knew less have fewer sections."""
+    shown = clean(results)
+    contenders = run_contenders(shown)
+    config, student = shown["config"], shown["student"]
+    max_length = (config.get("data") or {}).get("max_length")
+    return render(
+        "run.html",
+        pictures(shown, contenders),
+        results=shown,
+        title=title(shown),
+        subtitle=subtitle(shown),
+        facts=facts(shown),
+        **side_by_side(contenders, shown["labels"]),
+        groups=[quality_rows(contenders), relation_rows(shown, contenders), cost_rows(contenders)],
+        shares=share_rows(contenders),
+        disagreements=[judged(row) for row in shown.get("disagreements") or []],
+        errors=[judged(row) for row in shown.get("errors") or []],
+        drawing=draw_layers(shown["layers"]) if shown.get("layers") else None,
+        start=(config.get("student") or {}).get("start", "teacher_layers"),
+        loading=loading_code(student["path"], max_length, shows_pairs(shown)),
+        registered=registered(shown),
+        max_length=max_length,
+        num_labeled=sum(entry["support"] for entry in student["per_class"]),
+        notes=shown.get("notes") or [],
+        config=yaml_text(config),
+        times=TIMES,
+        glossary=glossary(terms(shown)),
+    )
+
+
+def terms(results: Mapping[str, Any]) -> list[str]:
+    """What the glossary tells: the page's terms, those of models and latency where they are there."""
+    more = {"baseline": "without teacher", "champion": "champion"}
+    found = [*TERMS, *(term for name, term in more.items() if results.get(name))]
+    return [*found, "latency p50"] if results["student"]["latency_ms"] else found
+
+
+def registered(results: Mapping[str, Any]) -> str | None:
+    """Lines that load the student by the name that it is registered under."""
+    config, version = results["config"], results.get("model_version")
+    name = (config.get("registry") or {}).get("name")
+    if name is None or version is None:
+        return None
+    return registered_code(name, version, str(config.get("storage", STORAGE)), shows_pairs(results))
+
+
+def run_contenders(results: Mapping[str, Any]) -> list[Contender]:
+    """The models that are there, the teacher first."""
+    names = [name for name in ("teacher", "student", "baseline", "champion") if results.get(name)]
+    return [
+        Contender(
+            name,
+            TITLES[name],
+            note(name, results[name]),
+            results[name],
+            results[name]["test"],
+            is_main=name == "student",
+        )
+        for name in names
+    ]
+
+
+def note(name: str, model: Mapping[str, Any]) -> str:
+    said = []
+    if name == "baseline":
+        steps = model.get("steps")
+        said.append(f"{steps:,} steps" if steps is not None else "steps unknown")
+        said.append(f"starts from {BASELINE_STARTS.get(str(model.get('start')), 'weights not known')}")
+    if name == "champion" and model.get("version") is not None:
+        said.append(f"version {model['version']}")
+    if model["chance"]["at_chance"]:
+        said.append(GUESSING)
+    return ", ".join(said)
+
+
+def title(results: Mapping[str, Any]) -> str:
+    """The registered version, or whose student it is."""
+    config = results["config"]
+    name = (config.get("registry") or {}).get("name")
+    if name:
+        version = results.get("model_version")
+        return f"{name} version {version}" if version is not None else str(name)
+    teacher = str((config.get("teacher") or {}).get("model", "")).rstrip("/").rpartition("/")[2]
+    return f"A student of {teacher}" if teacher else "A student and its teacher"
+
+
+def subtitle(results: Mapping[str, Any]) -> str:
+    """From which teacher, to what, on which data."""
+    config, layers = results["config"], results.get("layers")
+    student = "a student" + (f" of {layers['student']} layer{'s' if layers['student'] != 1 else ''}" if layers else "")
+    teacher, data = (config.get("teacher") or {}).get("model"), (config.get("data") or {}).get("path")
+    return (f"{teacher} → " if teacher else "") + student + (f", on {data}" if data else "")
+
+
+def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a reader wants to know first: name and value."""
+    student, teacher, ratios = results["student"], results["teacher"], results["ratios"]
+    accuracy = measured("accuracy", student["test"]["accuracy"])
+    found = [("Accuracy on test", f"{accuracy.text} % ({accuracy.detail})" if accuracy.detail else accuracy.text)]
+    for name, heading in (("num_parameters", "Parameters"), ("bytes", "Size on disk")):
+        unit = scale(name)
+        text = f"{unit.amount(student[name])} of the teacher's {unit.amount(teacher[name])}"
+        found.append((heading, f"{text} ({100 * ratios[name]:.0f} %)"))
+    if student["latency_ms"] and teacher["latency_ms"]:
+        times = [scale("p50").amount(model["latency_ms"]["p50"]) for model in (student, teacher)]
+        faster = 1 / ratios["latency_p50"] if ratios["latency_p50"] else None
+        text = f"{times[0]}, the teacher's {times[1]}" + (f" ({faster:.1f}×)" if faster else "")
+        found.append(("Latency of a row", text))
+    rows, labeled = (results["data"].get(name) or {} for name in ("num_rows", "labeled"))
+    if rows.get("train") is not None:
+        text = f"{rows['train']:,} to train on"
+        text += f", {labeled['train']:,} of them labelled" if labeled.get("train") is not None else ""
+        found.append(("Rows", f"{text}; {rows['test']:,} of test" if rows.get("test") is not None else text))
+    if results["reused"]:
+        reused = ", ".join(results["reused"]).replace("signals of", "teacher outputs of")
+        found.append(("Was in storage already", reused))
+    return found
+
+
+def relation_rows(results: Mapping[str, Any], contenders: Sequence[Contender]) -> list[Row]:
+    """What is said of a model and its teacher, or its student."""
+    teacher = results["teacher"]["test"]["accuracy"]["value"]
+    agreement, kept, lead = [], [], []
+    for contender in contenders:
+        is_teacher, accuracy = contender.name == "teacher", contender.figures["accuracy"]["value"]
+        agreement.append(Cell("" if is_teacher else scale("agreement").text(contender.model["agreement"])))
+        share = accuracy / teacher if teacher and accuracy is not None else None
+        kept.append(Cell("" if is_teacher else scale("retention").text(share)))
+        difference = ((results["differences"] or {}).get(f"student_minus_{contender.name}") or {}).get("accuracy")
+        lead.append(Cell("") if contender.is_main else points(difference))
+    rows = [("agreement with the teacher, %", agreement), ("share of the teacher's accuracy, %", kept)]
+    return [Row(name, cells) for name, cells in [*rows, ("student's accuracy above it, points", lead)]]
+
+
+def points(difference: Mapping[str, float | None] | None) -> Cell:
+    if difference is None or difference["value"] is None:
+        return Cell(ABSENT)
+    return Cell(f"{100 * difference['value']:+.1f}", interval("accuracy", difference))
+
+
+def share_rows(contenders: Sequence[Contender]) -> list[tuple[str, list[tuple[Contender, str, float]]]]:
+    """Size and latency of each model as a share of the largest: what, then (model, amount, share)."""
+    rows = []
+    for name, heading in SHARES.items():
+        known = [(one, one.cost(name)) for one in contenders if one.name != "baseline"]  # which has the student's shape
+        values = [value for _, value in known if value is not None]
+        if values and max(values) > 0:
+            top, unit = max(values), scale(name)
+            rows.append((heading, [(one, unit.amount(v), v / top) for one, v in known if v is not None]))
+    return rows
+
+
+def judged(disagreement: Mapping[str, Any]) -> dict[str, Any]:
+    """A disagreement and who of the two is right."""
+    label = disagreement["label"]
+    right = [name for name in SIDES if disagreement[name]["class"] == label]
+    verdict = "no label" if label is None else f"{right[0]} right" if right else "both wrong"
+    sides = {name: {**disagreement[name], "class": cut(disagreement[name]["class"], MAX_NAME)} for name in SIDES}
+    texts = {name: without_gaps(disagreement.get(name)) for name in ("text", "text_pair")}
+    label = None if label is None else cut(label, MAX_NAME)
+    return {**disagreement, **texts, **sides, "label": label, "verdict": verdict, "right": right[0] if right else None}
+
+
+def without_gaps(text: str | None) -> str | None:
+    """The text without its empty lines: twenty texts lie below each other."""
+    return None if text is None else "\n".join(line for line in text.splitlines() if line.strip())
+
+
+def shows_pairs(results: Mapping[str, Any]) -> bool:
+    """Whether a row is two texts, by the config or by a row that is shown."""
+    columns = (results["config"].get("data") or {}).get("columns") or {}
+    return bool(columns.get("text_pair")) or any(
+        row.get("text_pair") is not None for row in results.get("disagreements") or []
+    )
+
+
+def pictures(results: Mapping[str, Any], contenders: Sequence[Contender]) -> dict[str, list[Picture]]:
+    """By section of the page; sections without a picture are empty."""
+    single = {
+        "losses": run_pictures.loss_picture(results),
+        "validation": run_pictures.validation_picture(results),
+        "reliability": reliability_picture(contenders, len(results["labels"])),
+    }
+    sections = {name: [] if picture is None else [picture] for name, picture in single.items()}
+    return {**sections, "speed": run_pictures.speed_pictures(results)}

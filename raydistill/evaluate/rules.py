@@ -1,0 +1,273 @@
+"""What a challenger has to hold: the settings of a gate, and the judgement of each rule on measured facts.
+
+A rule that cannot be measured does not pass. Rules against the champion are skipped where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from raydistill.config.gate import Gate
+
+RuleName = Literal[
+    "labels",
+    "rows",
+    "leaked_rows",
+    "above_chance",
+    "retention",
+    "non_inferiority",
+    "latency",
+    "bytes",
+    "class_recall",
+    "calibration",
+]
+TITLES = {"above_chance": "better than guessing", "retention": "share of the teacher's"}
+
+
+def title_of(name: str) -> str:
+    """A rule's name for people."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Challenger ÷ teacher on the same rows; ``low`` and ``high``: paired 95 % bootstrap interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    num_rows: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a gate is judged on."""
+
+    challenger: Mapping[str, Any]
+    """As ``models`` of a paired comparison's summary."""
+    chance: Mapping[str, Any]
+    champion: Mapping[str, Any] | None = None
+    pair: Mapping[str, Any] | None = None
+    """Champion (first) against challenger (second), as ``pairs`` of a paired comparison's summary."""
+    labels: tuple[str, ...] = ()
+    champion_labels: tuple[str, ...] | None = None
+    """None: there is no champion."""
+    retention: Retention | None = None
+    why_no_retention: str = ""
+    leaked: Mapping[str, int] | None = None
+    """Split -> test rows that stand in it; None: the run keeps no row hashes."""
+    num_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One rule with what was measured; ``shown`` is value and limit as text."""
+
+    name: RuleName
+    about: str
+    value: float | None
+    limit: float | None
+    shown: dict[str, str]
+    verdict: Literal["passed", "failed", "skipped", "off"]
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge(gate: Gate, facts: Facts) -> list[Ruling]:
+    """Every rule, in the order in which a person wants to read them."""
+    rules: tuple[Callable[[Gate, Facts], Ruling], ...] = (
+        judge_labels,
+        judge_rows,
+        judge_leak,
+        judge_chance,
+        judge_retention,
+        judge_inferiority,
+        judge_latency,
+        judge_bytes,
+        judge_classes,
+        judge_calibration,
+    )
+    return [rule(gate, facts) for rule in rules]
+
+
+def judge_labels(gate: Gate, facts: Facts) -> Ruling:
+    about = "the champion's labels"
+    if facts.champion_labels is None:
+        return skipped("labels", about, "there is no champion")
+    gone = sorted(set(facts.champion_labels) - set(facts.labels))
+    new = sorted(set(facts.labels) - set(facts.champion_labels))
+    said = [f"it lacks {', '.join(gone)}"] if gone else []
+    said += [f"it adds {', '.join(new)}"] if new else []
+    shown = {"value": f"{len(facts.labels)} labels", "limit": "the same"}
+    return ruling("labels", about, len(gone) + len(new), 0, shown, not said, "; ".join(said))
+
+
+def judge_rows(gate: Gate, facts: Facts) -> Ruling:
+    about, limit, found = "labelled rows it is judged on", gate.min_rows, facts.num_rows
+    if limit is None:
+        return switched_off("rows", about, found)
+    shown = {"value": f"{found:,}", "limit": f">= {limit:,}"}
+    why = "" if found >= limit else "on so few a worse challenger may pass by luck; more with --data"
+    return ruling("rows", about, found, limit, shown, found >= limit, why)
+
+
+def judge_leak(gate: Gate, facts: Facts) -> Ruling:
+    about = "test rows that it was trained or selected on"
+    limit = gate.max_leaked_rows
+    if limit is None:
+        return switched_off("leaked_rows", about, None if facts.leaked is None else sum(facts.leaked.values()))
+    if facts.leaked is None:
+        return unknown(
+            "leaked_rows", about, limit, f"<= {limit}", "its run keeps no hashes of its rows, so this is not known"
+        )
+    found = sum(facts.leaked.values())
+    why = ", ".join(f"{count:,} in {split}" for split, count in facts.leaked.items() if count)
+    shown = {"value": f"{found:,} of {facts.num_rows:,}", "limit": f"<= {limit:,}"}
+    return ruling("leaked_rows", about, found, limit, shown, found <= limit, why)
+
+
+def judge_chance(gate: Gate, facts: Facts) -> Ruling:
+    about = "lower end of its accuracy's interval, against always giving the most frequent label"
+    accuracy, share = facts.challenger["metrics"]["accuracy"], facts.chance["majority_share"]
+    if not gate.above_chance:
+        return switched_off("above_chance", about, accuracy["low"], percent(accuracy["low"]))
+    shown = {"value": percent(accuracy["low"]), "limit": f"> {percent(share)}"}
+    passed = not facts.chance["at_chance"] or facts.chance["reason"] == "accuracy_only"
+    why = {
+        "one_class": "it names one class only",
+        "accuracy": "the interval reaches down to it",
+        "accuracy_only": "the interval reaches down to it, but the MCC shows that it learned something",
+    }.get(facts.chance["reason"] or "", "")
+    return ruling("above_chance", about, accuracy["low"], share, shown, passed, why)
+
+
+def judge_retention(gate: Gate, facts: Facts) -> Ruling:
+    about, limit, found = f"{spoken(gate.metric)} ÷ its teacher's", gate.min_retention, facts.retention
+    value = None if found is None else found.value
+    if limit is None:
+        return switched_off("retention", about, value, "not known" if value is None else percent(value))
+    if found is None or found.value is None:
+        why = facts.why_no_retention or "the teacher's own is not above 0"
+        return unknown("retention", about, limit, f">= {percent(limit)}", why)
+    shown = {"value": percent(found.value), "limit": f">= {percent(limit)}"}
+    why = f"{found.num_rows:,} rows, {found.where}"
+    if found.low is not None and found.high is not None:
+        why = f"95 % interval {percent(found.low)} to {percent(found.high)}, {why}"
+    return ruling("retention", about, found.value, limit, shown, found.value >= limit, why)
+
+
+def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
+    about, margin = f"{spoken(gate.metric)} - champion's, lower end of the interval", gate.non_inferiority_margin
+    if facts.pair is None:
+        return skipped("non_inferiority", about, no_champion(facts))
+    difference, test = facts.pair["differences"][gate.metric], facts.pair["mcnemar"]
+    text = "not known" if difference["low"] is None else f"{points(difference['low'])} points"
+    if margin is None:
+        return switched_off("non_inferiority", about, difference["low"], text)
+    shown = {"value": text, "limit": f">= {points(-margin)} points"}
+    why = (
+        f"difference {points(difference['value'])}, 95 % interval {points(difference['low'])} to "
+        f"{points(difference['high'])}; right on rows where the other errs: {test['only_second']:,} against "
+        f"{test['only_first']:,}, McNemar's p {test['p']:.2g}"
+    )
+    low = difference["low"]
+    if low is None:
+        return unknown("non_inferiority", about, -margin, shown["limit"], "the interval is not defined on these rows")
+    return ruling("non_inferiority", about, low, -margin, shown, low >= -margin, why)
+
+
+def judge_latency(gate: Gate, facts: Facts) -> Ruling:
+    about, limit = "latency of one row ÷ champion's", gate.max_latency_ratio
+    if facts.champion is None or facts.pair is None:
+        return skipped("latency", about, no_champion(facts))
+    own, other = (model["latency_ms"]["p50"] for model in (facts.challenger, facts.champion))
+    ratio = facts.pair["latency_ratio"]
+    if ratio is None:
+        why = "the two models compute on different devices"
+        return (
+            switched_off("latency", about, None)
+            if limit is None
+            else unknown("latency", about, limit, f"<= {limit:g}", why)
+        )
+    if limit is None:
+        return switched_off("latency", about, ratio, f"{ratio:.2f}")
+    shown = {"value": f"{ratio:.2f}", "limit": f"<= {limit:g}"}
+    return ruling("latency", about, ratio, limit, shown, ratio <= limit, f"medians {own:.2f} and {other:.2f} ms")
+
+
+def judge_bytes(gate: Gate, facts: Facts) -> Ruling:
+    about, limit, size = "size on disk", gate.max_bytes, facts.challenger["bytes"]
+    if limit is None:
+        return switched_off("bytes", about, size, megabytes(size))
+    shown = {"value": megabytes(size), "limit": f"<= {megabytes(limit)}"}
+    return ruling("bytes", about, size, limit, shown, size <= limit)
+
+
+def judge_classes(gate: Gate, facts: Facts) -> Ruling:
+    about, floor = "recall of the weakest class", gate.min_class_recall
+    judged = [entry for entry in facts.challenger["per_class"] if entry["support"]]
+    worst = min(judged, key=lambda entry: entry["recall"])
+    if floor is None:
+        return switched_off("class_recall", about, worst["recall"], percent(worst["recall"]))
+    below = [entry for entry in judged if entry["recall"] < floor]
+    why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} rows" for e in below or [worst])
+    unjudged = [entry["name"] for entry in facts.challenger["per_class"] if not entry["support"]]
+    if unjudged:
+        why += f"; without a row, so not judged: {', '.join(unjudged)}"
+    shown = {"value": percent(worst["recall"]), "limit": f">= {percent(floor)}"}
+    return ruling("class_recall", about, worst["recall"], floor, shown, not below, why)
+
+
+def judge_calibration(gate: Gate, facts: Facts) -> Ruling:
+    about, limit = "expected calibration error", gate.max_calibration_error
+    error = facts.challenger["metrics"]["calibration_error"]["value"]
+    if limit is None:
+        return switched_off("calibration", about, error, f"{error:.3f}")
+    shown = {"value": f"{error:.3f}", "limit": f"<= {limit:g}"}
+    return ruling("calibration", about, error, limit, shown, error <= limit)
+
+
+def ruling(
+    name: RuleName, about: str, value: float, limit: float, shown: dict[str, str], passed: bool, why: str = ""
+) -> Ruling:
+    return Ruling(name, about, float(value), float(limit), shown, "passed" if passed else "failed", why)
+
+
+def skipped(name: RuleName, about: str, why: str) -> Ruling:
+    return Ruling(name, about, None, None, {"value": "–", "limit": "–"}, "skipped", why)
+
+
+def unknown(name: RuleName, about: str, limit: float, shown: str, why: str) -> Ruling:
+    """What cannot be measured does not pass; the way out is to switch the rule off by name."""
+    return Ruling(name, about, None, float(limit), {"value": "not known", "limit": shown}, "failed", why)
+
+
+def switched_off(name: RuleName, about: str, value: float | None, shown: str | None = None) -> Ruling:
+    text = shown if shown is not None else "not known" if value is None else f"{value:,g}"
+    return Ruling(name, about, value, None, {"value": text, "limit": "none"}, "off", "switched off")
+
+
+def no_champion(facts: Facts) -> str:
+    return "there is no champion" if facts.champion_labels is None else "the champion has other labels"
+
+
+def spoken(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def points(share: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return "not defined" if share is None else f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"

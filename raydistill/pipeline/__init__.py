@@ -1,0 +1,1 @@
+"""One distillation from config to registry: the driver's straight line, and the phases that workers run."""

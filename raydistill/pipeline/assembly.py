@@ -1,0 +1,103 @@
+"""From what the phases left in storage to the content of ``results.json``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from raydistill.config.tree import Config
+from raydistill.evaluate.compare import read_predictions
+from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
+from raydistill.evaluate.latency import busy_note
+from raydistill.evaluate.results import ModelOutcome, SplitRows, build_results
+from raydistill.evaluate.results import Outcome as Measured
+from raydistill.models.layer_map import layer_maps
+from raydistill.models.load import read_config
+from raydistill.pipeline.champion import find_champion
+from raydistill.pipeline.recipes import baseline_settings
+from raydistill.pipeline.stages import read_training
+
+if TYPE_CHECKING:
+    from raydistill.pipeline.phases import Outcome
+    from raydistill.pipeline.prepare import Clock, Prepared
+    from raydistill.tracking.runs import RunRef
+
+
+def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) -> dict[str, Any]:
+    """Turn the stored predictions and measurements into ``results.json``."""
+    config, folder = prepared.config, outcome.evaluation.local()
+    validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
+    about = json.loads((folder / "models.json").read_text())
+    trained = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
+    history = {name: read_training(artifact)["history"] for name, artifact in trained.items() if artifact is not None}
+    paths = {"teacher": outcome.teacher.folder, "student": outcome.student.local() / "model"}
+    extra: dict[str, Any] = {}
+    if outcome.baseline is not None:
+        paths["baseline"] = outcome.baseline.local() / "model"
+        settings = baseline_settings(config)
+        assert settings is not None
+        extra["baseline"] = {"steps": history["baseline"][-1]["step"], "start": settings.start}
+    models = {
+        name: ModelOutcome(
+            path=str(path),
+            num_parameters=about[name]["num_parameters"],
+            num_bytes=about[name]["bytes"],
+            test=test.logits[name],
+            validation=validation.logits[name],
+            latency=about[name]["latency"],
+            latency_by_shape=about[name].get("latency_by_shape"),
+            **extra.get(name, {}),
+        )
+        for name, path in paths.items()
+    }
+    champion, notes = find_champion(config.registry.name, ref, test, prepared.info.labels)
+    splits = prepared.info.counts
+    student, teacher = test.logits["student"], test.logits["teacher"]
+    told = student, teacher, test.labels, prepared.info.labels, prepared.data.local() / "test.arrow"
+    measured = Measured(
+        class_names=prepared.info.labels,
+        validation=SplitRows(validation.labels, validation.example_ids),
+        test=SplitRows(test.labels, test.example_ids),
+        teacher=models["teacher"],
+        student=models["student"],
+        baseline=models.get("baseline"),
+        champion=champion,
+        run_id=ref.run_id,
+        num_rows={split: counts.rows for split, counts in splits.items()},
+        labeled={split: counts.labeled for split, counts in splits.items()},
+        per_class={split: counts.per_class for split, counts in splits.items()},
+        seconds={**clock.seconds, **outcome.seconds},
+        reused=[*prepared.reused, *outcome.reused],
+        curves={name: curve(entries) for name, entries in history.items()},
+        disagreements=describe_rows(find_disagreements(student, teacher), *told),
+        errors=describe_rows(find_errors(student, test.labels), *told),
+        layers=describe_layers(config, outcome),
+        config=config.model_dump(mode="json"),
+        num_samples=config.evaluate.bootstrap_samples,
+        seed=config.seed,
+    )
+    busy = busy_note(model.latency for model in models.values())
+    notes = [*prepared.info.notes, *outcome.notes, *notes, *([busy] if busy else [])]
+    return build_results(measured) | {"notes": notes}
+
+
+def describe_layers(config: Config, outcome: Outcome) -> dict[str, Any]:
+    """Which layers of the teacher those of the student start from and are compared with, as in ``results.json``."""
+    folders = {"student": outcome.student.local() / "model", "teacher": outcome.teacher.folder}
+    depths = {
+        name: read_config(folder, config.teacher.trust_remote_code).num_hidden_layers
+        for name, folder in folders.items()
+    }
+    start: list[list[int]] = []
+    if config.student.start == "teacher_layers":
+        chosen = read_training(outcome.student)["teacher_layers"]
+        start = [[0, 0], *([i, layer + 1] for i, layer in enumerate(chosen, 1))]
+    return {**depths, "start": start, "losses": layer_maps(config, depths["student"], depths["teacher"])}
+
+
+def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a model's history in the form of ``results.json``."""
+    return [
+        {"step": entry["step"], "metrics": {k: v for k, v in entry.items() if k not in ("step", "validated")}}
+        for entry in history
+    ]

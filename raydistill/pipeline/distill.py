@@ -1,0 +1,238 @@
+"""The straight line, seen from the driver: config, data, worker group, results, registry. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydistill import cluster
+from raydistill.config.tree import Config
+from raydistill.data.classes import class_summary
+from raydistill.data.prepare import DataInfo
+from raydistill.errors import Interrupted, TrackingError
+from raydistill.pipeline.assembly import assemble
+from raydistill.pipeline.prepare import Clock, Prepared, prepare
+from raydistill.pipeline.stopping import Stop, stoppable
+from raydistill.storage.board import Show
+from raydistill.storage.garbage import refer, referred
+from raydistill.storage.locks import lock
+from raydistill.storage.ownership import Owner
+from raydistill.storage.storage import Storage
+from raydistill.tracking.endpoint import tracking_uri
+from raydistill.tracking.registry import log_student, name_challenger, register_student
+from raydistill.tracking.runs import RunRef, drain, finish_run, log_data, log_files, prepare_store, start_run, tag_run
+
+if TYPE_CHECKING:
+    from raydistill.pipeline.phases import Outcome
+
+
+def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
+    """Distil a student as ``config`` says and return the content of ``results.json``.
+
+    Whatever an earlier run computed is reused; the same config again returns its results at once. Raises
+    RaydistillError (Interrupted after Ctrl-C or SIGTERM, with a checkpoint written).
+    """
+    show = progress or (lambda entry: None)
+    clock = Clock()
+    cluster.set_environment()  # before MLflow, which imports Ray where it finds it
+    with stoppable(show) as stop, ThreadPoolExecutor(1) as background:
+        storage = Storage(config.storage)
+        storage.check()
+        store = background.submit(prepare_store, tracking_uri(storage))
+        with clock.phase("prepare", show):
+            prepared = prepare(config, storage)
+        say_classes(prepared.info, show)
+        with lock(storage, "runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
+            if (results := finished(prepared)) is not None:
+                store.result()
+                if (claimed := claim_alias(prepared, results)) is not results:
+                    storage.write_json(claimed, "runs", prepared.run_key, "results.json")
+                return claimed
+            return run(prepared, store, stop, clock, show)
+
+
+def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
+    """Run the phases in the worker group, assemble the results, register the student."""
+    from raydistill.pipeline.workplace import metrics_path
+
+    storage, parts = prepared.storage, ("runs", prepared.run_key)
+    owner = take_over(prepared)
+    store.result()
+    with tracked(prepared) as ref:
+        stop.is_obeyed = True
+        outcome = run_phases_somewhere(prepared.job(owner, ref), stop, show)
+        stop.is_obeyed = False
+        tag_run(ref, {"teacher": outcome.teacher.digest})
+        with clock.phase("register", show):
+            if (metrics := metrics_path(storage, *parts)).exists():
+                drain(ref, metrics)  # what the writer could not send while the tracking server was away
+            if not storage.is_local:
+                drain_histories(ref, outcome)
+            results = assemble(prepared, ref, outcome, clock)
+            results = publish(prepared, ref, outcome, results)
+    results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
+    storage.write_json(results, *parts, "results.json")
+    return results
+
+
+def take_over(prepared: Prepared) -> Owner:
+    """Own the run folder, and refer to the run's data, which then stays however long the run waits for its workers."""
+    storage, key = prepared.storage, prepared.run_key
+    owner = Owner.acquire(storage, "runs", key)
+    refer(storage, key, [prepared.data, prepared.tokens])
+    if not (prepared.data.exists() and prepared.tokens.exists()):
+        prepare(prepared.config, storage)  # garbage collection came between
+    return owner
+
+
+def drain_histories(ref: RunRef, outcome: Outcome) -> None:
+    """Send what the models' training reported: the writer's own file lies on a node that may be gone."""
+    from raydistill.pipeline.stages import read_training
+    from raydistill.tracking.journal import write_history
+
+    models = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        write_history(path, {kind: read_training(a)["history"] for kind, a in models.items() if a is not None})
+        drain(ref, path)
+
+
+@contextmanager
+def tracked(prepared: Prepared, kind: str = "distill") -> Iterator[RunRef]:
+    """The MLflow run of this run key; what ends the body early ends the run as KILLED or FAILED."""
+    lineage = {"kind": kind, "data": prepared.data.digest, "tokens": prepared.tokens.digest}
+    ref = start_run(prepared.config, prepared.storage, prepared.run_key, lineage)
+    status = "FAILED"
+    try:
+        num_rows = {split: counts.rows for split, counts in prepared.info.counts.items()}
+        log_data(ref, prepared.config.data, prepared.data.digest, num_rows)
+        yield ref
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        if status != "FINISHED":
+            end_run(ref, status)
+
+
+def end_run(ref: RunRef, status: str) -> None:
+    """Mark the run as ended; a store that is away must not hide what ended it."""
+    try:
+        finish_run(ref, status=status)
+    except TrackingError as error:
+        logging.getLogger(__name__).warning("The run's end was not tracked. %s", error)
+
+
+def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
+    """Run the phases in a Ray Train worker group or, with ``train.num_workers: 0``, in this process."""
+    if job.config.train.num_workers == 0:
+        from raydistill.pipeline.local import run_local
+
+        return run_local(job, show, stop)
+    show({"phase": "start", "note": "Ray"})
+    with cluster.connected(cluster.object_store_bytes(job.config)):
+        from raydistill.pipeline.phases import run_phases
+        from raydistill.pipeline.worker import run_workers
+
+        stop.listen()
+        if stop.is_set():
+            raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
+        if cluster.has_teacher_actors(job.config):
+            from raydistill.pipeline.pooled import run_with_pool
+
+            return run_with_pool(job, show, stop)
+        return run_workers(job, show, stop, run_phases)
+
+
+def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str, Any]) -> dict[str, Any]:
+    """Log the results, store the student with its card in MLflow and register it where the config names a model."""
+    from raydistill.evaluate.compare import read_predictions
+    from raydistill.evaluate.evidence import write_evidence
+    from raydistill.evaluate.report.card import model_card, write_card
+    from raydistill.pipeline.challenger import why_not_challenger
+
+    student, name = outcome.student.local() / "model", prepared.config.registry.name
+    card = model_card(results, prepared.info)
+    write_card(card, outcome.student)
+    kept: Any = {"card": card, "max_length": prepared.config.data.max_length, "has_pairs": prepared.info.has_pairs}
+    with tempfile.TemporaryDirectory() as folder:
+        write_evidence(prepared.data, outcome.evaluation, Path(folder))
+        log_files(ref, Path(folder))  # before there is a version: a gate may look at it at once
+    if name is not None:
+        test = read_predictions(outcome.evaluation.local(), "test")
+        why = None if prepared.config.registry.challenger else why_not_challenger(name, ref, results, test)
+        kept |= {"takes_alias": why is None}
+        version = register_student(ref, name, student, results, run_key=prepared.run_key, **kept)
+        results = {**results, "model_version": version, "challenger": {"taken": why is None, "why": why}}
+        if why is not None:
+            note = f"Version {version} is registered, but does not take the alias challenger: {why}. --challenger gives"
+            results["notes"] = [*results["notes"], f"{note} it the alias all the same."]
+    else:
+        log_student(ref, student, **kept)
+    with tempfile.TemporaryDirectory() as folder:
+        results = add_report(prepared, results, Path(folder))
+        finish_run(ref, results, Path(folder), status="FINISHED")
+    return results
+
+
+def add_report(prepared: Prepared, results: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Draw the run's page into ``folder`` and beside ``results.json``, and return the results that name it.
+
+    What can be wrong with a page is a note: the student is trained and measured, and `raydistill report` draws again.
+    """
+    from raydistill.evaluate.report.page import write_run_report
+
+    parts = ("runs", prepared.run_key, "report.html")
+    try:
+        write_run_report(results, folder / "report.html")
+        prepared.storage.upload(folder / "report.html", *parts)
+    except Exception as error:
+        logging.getLogger(__name__).exception("The report was not drawn.")
+        note = f"The report was not drawn: {type(error).__name__}: {error}"
+        return {**results, "report": None, "notes": [*results["notes"], note]}
+    return {**results, "report": prepared.storage.show(*parts)}
+
+
+def finished(prepared: Prepared) -> dict[str, Any] | None:
+    """Return the results of the same run, if it came to its end before and the models it names are still there."""
+    parts = ("runs", prepared.run_key, "results.json")
+    if not prepared.storage.exists(*parts):
+        return None
+    results: dict[str, Any] = prepared.storage.read_json(*parts)
+    return {**results, "reused": ["run"]} if locate_models(prepared, results) else None
+
+
+def claim_alias(prepared: Prepared, results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a finished run, whose version gets the alias now where it had not and the config asks for it."""
+    registry = prepared.config.registry
+    if registry.name is None or not registry.challenger or (results.get("challenger") or {}).get("taken", True):
+        return results
+    name_challenger(registry.name, results["model_version"], tracking_uri(prepared.storage))
+    notes = [note for note in results["notes"] if "alias challenger" not in note]
+    return {**results, "challenger": {"taken": True, "why": None}, "notes": notes}
+
+
+def locate_models(prepared: Prepared, results: dict[str, Any]) -> bool:
+    """Whether the models of ``results`` are still in storage; their paths are set to where this node has them."""
+    for artifact in referred(prepared.storage, prepared.run_key):
+        model = results.get(artifact.kind) or {}  # of a student, teacher or baseline
+        if artifact.key in model.get("path", ""):
+            if not artifact.exists():
+                return False
+            model["path"] = str(artifact.local() / "model")
+    return True
+
+
+def say_classes(info: DataInfo, show: Show) -> None:
+    """Say which classes were found and what is doubtful of them, before anything is trained on them."""
+    show({"phase": "data", "note": " ".join([f"{class_summary(info.counts['train'].per_class)}.", *info.doubts])})
+
+
+def say_waiting(show: Show) -> None:
+    show({"phase": "wait", "note": "another process runs this config; its results will be used"})

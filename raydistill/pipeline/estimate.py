@@ -1,0 +1,111 @@
+"""How long a run takes, for ``raydistill plan``: counted from the config, timed on a few batches here.
+
+Left out, because it depends on the cluster: starting Ray and workers (10 to 30 s), measuring latencies, evaluation and
+registration. A cluster whose nodes are slower or faster than this machine changes every figure in proportion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from raydistill.cluster.device import Device
+from raydistill.config.training import Stage
+from raydistill.config.tree import Config
+from raydistill.data.size import Size
+from raydistill.models.shape import count_parameters, student_config
+from raydistill.pipeline import recipes
+from raydistill.pipeline.timing import Machine, Sample, Speed, machine, num_cpus, time_student, time_teacher
+from raydistill.train.loop import Schedule
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FORWARD_SHARE = 1 / 3
+"""Of a training step without its fixed part: a backward pass takes two forward passes, for inputs and for weights."""
+
+
+def estimate_run(
+    config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
+) -> dict[str, Any]:
+    """Seconds of ``distill``'s phases that are left to do, from the other parts of the plan; every one an estimate.
+
+    ``device_type``: what workers will compute on. Takes a few seconds, where all is there already none.
+    """
+    if all(phase["state"] == "there" for phase in plan["phases"]):
+        return {"seconds": {}, "total": 0.0, "measured_on": None}
+    computer = machine(config, device_type, num_cpus())
+    seconds = run_seconds(config, size, plan, measure(config, teacher, size, plan["teacher"], computer))
+    return {"seconds": seconds, "total": sum(seconds.values()), "measured_on": computer.measured_on}
+
+
+def run_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> dict[str, float]:
+    """Seconds of ``teacher`` (fine-tuning and recording), ``student`` and ``baseline``; none of what is there."""
+    missing = {phase["phase"] for phase in plan["phases"] if phase["state"] != "there"}
+    found = {"teacher": teacher_seconds(config, size, plan, speed)}
+    if "student" in missing:
+        found["student"] = student_seconds(config, size, speed)
+    if "baseline" in missing:  # as many steps, without a teacher beside it
+        found["baseline"] = student_seconds(config, size, replace(speed, online_row=0.0))
+    return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def measure(
+    config: Config, teacher: PretrainedConfig, size: Size, planned: Mapping[str, Any], computer: Machine
+) -> Speed:
+    """Time the teacher, and the config's student in the stage that trains longest."""
+    length = max(4, round(size.num_tokens["train"] / max(size.num_rows["train"], 1)))
+    device = Device(computer.device, planned["dtype"])
+    trial = Sample(length, size.labels, device, computer.threads)
+    stage = max(config.stages.values(), key=lambda stage: stage.num_epochs * num_rows(stage, size))
+    # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
+    workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
+    student = student_config(teacher, config.student)  # with as many outputs as there are classes
+    step = time_student(config, stage, student, teacher, trial)
+    return Speed(
+        teacher_row=time_teacher(teacher, Sample(length, size.labels, device, computer.cpus)) / workers,
+        # the optimizer passes over all weights: in proportion, without the memory that training it here would take
+        teacher_step=step.fixed * count_parameters(teacher) / count_parameters(student),
+        online_row=time_teacher(teacher, trial) / workers if planned["mode"] == "online" else 0.0,
+        step=replace(step, per_row=step.per_row / workers),
+    )
+
+
+def num_rows(stage: Stage, size: Size) -> int:
+    """Rows that a stage of the student trains on."""
+    return size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
+
+
+def schedule_of(config: Config, stage: Stage, size: Size) -> Schedule:
+    return Schedule.of_epochs(num_rows(stage, size), config.train.global_batch_size, stage.num_epochs)
+
+
+def student_seconds(config: Config, size: Size, speed: Speed) -> float:
+    """Training of one student to its end, validations included."""
+    schedules = {name: schedule_of(config, stage, size) for name, stage in config.stages.items()}
+    validations = sum(math.ceil(schedule.num_steps / schedule.validate_steps) for schedule in schedules.values())
+    seconds = validations * size.num_rows["validation"] * speed.step.per_row * FORWARD_SHARE
+    for name, stage in config.stages.items():
+        rows = stage.num_epochs * num_rows(stage, size)
+        seconds += speed.step.seconds(schedules[name].num_steps, rows)
+        seconds += rows * speed.online_row * recipes.teacher_speaks(stage)
+    return seconds
+
+
+def teacher_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> float:
+    """What is left to do of fitting the teacher and recording its signals."""
+    there = {phase["phase"] for phase in plan["phases"] if phase["state"] == "there"}
+    signals = {phase["phase"] for phase in plan["phases"] if phase["phase"].startswith("signal ")}
+    validation = size.num_rows["validation"]
+    seconds, rows = 0.0, 0.0
+    if config.teacher.finetune is not None and "teacher" not in there:
+        epochs = config.teacher.finetune.num_epochs
+        seconds = plan["steps"]["teacher"] * speed.teacher_step
+        rows = epochs * size.num_labeled / FORWARD_SHARE + math.ceil(epochs) * validation
+    if not signals <= there:
+        rows += size.num_rows["train"]
+    if "teacher" not in there or not signals <= there:
+        rows += validation
+    return seconds + rows * speed.teacher_row

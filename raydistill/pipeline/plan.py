@@ -1,0 +1,243 @@
+"""What a run would do, without a cluster and without computing anything: stages, sizes, layer maps, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from transformers import PreTrainedConfig
+
+from raydistill.config.tree import Config
+from raydistill.data.prepare import data_key, read_info
+from raydistill.data.rows import Rows, tokens_key
+from raydistill.data.size import Size, estimated_size, measured_size
+from raydistill.errors import RaydistillError
+from raydistill.losses import Losses, all_teacher_needs, build_losses, build_stages
+from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
+from raydistill.models.layer_map import layer_maps
+from raydistill.models.load import is_classifier, label_notice
+from raydistill.models.precision import compute_dtype
+from raydistill.models.shape import start_layers
+from raydistill.pipeline import recipes
+from raydistill.pipeline.prepare import check_models
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.redaction import redact
+from raydistill.storage.storage import Storage
+from raydistill.tasks import make_task
+from raydistill.teacher.store import signal_artifact
+from raydistill.tracking.endpoint import tracking_uri
+from raydistill.train.loop import Schedule
+from raydistill.train.preflight import check_losses, judge_weights
+
+if TYPE_CHECKING:
+    from raydistill.cluster.placement import State
+
+    Estimate: TypeAlias = Callable[[Config, PreTrainedConfig, Size, Mapping[str, Any], str], dict[str, Any]]
+
+
+def make_plan(
+    config: Config, check: bool = False, state: State | None = None, *, estimate: Estimate | None = None
+) -> dict[str, Any]:
+    """Return the plan as plain data. With ``check`` the losses are computed once on real rows, which prepares the data.
+
+    ``state``: the cluster that it is for, else that of RAY_ADDRESS, or this machine. ``estimate`` adds the time that
+    the run or the sweep takes. Raises RaydistillError for what would end the run before any work.
+    """
+    from raydistill.cluster.resources import device_type
+    from raydistill.pipeline.prepare import prepare
+
+    storage = Storage(config.storage)
+    source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
+    source_config, student = check_models(config, source)
+    if check:
+        prepare(config, storage)
+    device = device_type(config, state)
+    dtype = compute_dtype(config.train.dtype, device)
+    data = Artifact(storage, "data", data_key(config))
+    tokens = tokens_artifact(storage, data, source, config.data.max_length)
+    size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)
+    task = make_task(config.task, size.labels)
+    source_config.num_labels = task.num_labels
+    losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
+    needs = all_teacher_needs(losses)
+    sizes = recipes.signal_bytes(needs, source_config, size.num_rows["train"], size.num_tokens["train"])
+    mode, why = recipes.choose_mode(config.teacher, sizes)
+    known = tokens if tokens is not None and tokens.exists() else None
+    plan: dict[str, Any] = {
+        "storage": redact(storage.url),
+        "data": {
+            "rows": size.num_rows,
+            "labeled": size.num_labeled,
+            "per_class": {split: counts.per_class for split, counts in size.info.counts.items()},
+            "tokens": size.num_tokens,
+            "cut": size.num_cut,
+            "max_length": config.data.max_length,
+            "notes": list(size.info.notes),
+        },
+        "labels": list(size.labels),
+        "estimate": size.is_estimate,
+        "phases": phases(config, storage, data, known, source, dtype, needs, mode),
+        "teacher": {"mode": mode, "why": why, "signal_bytes": sizes, "dtype": dtype}
+        | {"allow_chance": config.teacher.allow_chance},
+        "student": {
+            "num_layers": student.num_hidden_layers,
+            "hidden_size": student.hidden_size,
+            "num_heads": student.num_attention_heads,
+            "teacher_layers": list(start_layers(source_config, config.student)),
+        },
+        "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
+        "steps": steps(config, size),
+        "findings": list(
+            dict.fromkeys(  # the check weighs the terms once more
+                [
+                    *findings(config, storage, source, size, losses),
+                    *(checked(config, storage, known, source, dtype) if check else []),
+                ]
+            )
+        ),
+    }
+    return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
+
+
+def tokens_artifact(storage: Storage, data: Artifact, tokenizer: Path, max_length: int) -> Artifact | None:
+    """Return where the tokens of prepared data lie; None while the data is not prepared."""
+    if not data.exists():
+        return None
+    return Artifact(storage, "tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length))
+
+
+def phases(
+    config: Config,
+    storage: Storage,
+    data: Artifact,
+    tokens: Artifact | None,
+    source: Path,
+    dtype: str,
+    needs: frozenset[str],
+    mode: str,
+) -> list[dict[str, str]]:
+    """Return each phase with ``there``, ``to do`` or, where that hangs on an earlier phase, ``after <phase>``."""
+    made: list[dict[str, str]] = []
+
+    def add(name: str, artifact: Artifact | None, after: str) -> bool:
+        there = artifact is not None and artifact.exists()
+        made.append({"phase": name, "state": "there" if there else "to do" if artifact else f"after {after}"})
+        return there
+
+    add("data", data, "")
+    add("tokens", tokens, "data")
+    identity = None
+    if config.teacher.finetune is None:
+        digest = model_digest(source)
+        identity = recipes.TeacherIdentity(source, digest, digest, None)
+        made.append({"phase": "teacher", "state": "there"})
+    else:
+        teacher = None
+        if tokens is not None:
+            recipe = recipes.teacher_recipe(config, model_digest(source), tokens.digest, dtype)
+            teacher = recipes.artifact_of(storage, "teacher", recipe)
+        if add("teacher", teacher, "tokens") and teacher is not None:
+            folder = teacher.local() / "model"
+            identity = recipes.TeacherIdentity(folder, model_digest(folder), model_digest(source), teacher)
+    for signal in sorted(needs) if mode == "cached" else []:
+        add(f"signal {signal}", signal_of(storage, identity, tokens, signal, dtype), "teacher")
+    add("student", student_of(config, storage, identity, tokens, dtype, mode), "teacher")
+    if recipes.baseline_settings(config) is not None:
+        add("baseline", baseline_of(config, storage, identity, tokens, dtype), "teacher")
+    return made
+
+
+def signal_of(
+    storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, signal: str, dtype: str
+) -> Artifact | None:
+    if teacher is None or tokens is None:
+        return None
+    digests = {"teacher_digest": teacher.digest, "tokens_digest": tokens.digest}
+    return signal_artifact(storage, signal, "train", **digests, dtype=dtype)[0]
+
+
+def student_of(
+    config: Config,
+    storage: Storage,
+    teacher: recipes.TeacherIdentity | None,
+    tokens: Artifact | None,
+    dtype: str,
+    mode: str,
+) -> Artifact | None:
+    if teacher is None or tokens is None:
+        return None
+    return recipes.student_artifact(config, storage, teacher, tokens.digest, dtype, mode)[0]
+
+
+def baseline_of(
+    config: Config, storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, dtype: str
+) -> Artifact | None:
+    if teacher is None or tokens is None:
+        return None
+    return recipes.baseline_artifact(config, storage, teacher, tokens.digest, dtype)[0]
+
+
+def steps(config: Config, size: Size) -> dict[str, int]:
+    """Return the optimizer steps of every stage."""
+    batch, baseline = config.train.global_batch_size, recipes.baseline_settings(config)
+    made = {}
+    if config.teacher.finetune is not None:
+        made["teacher"] = Schedule.of_epochs(size.num_labeled, batch, config.teacher.finetune.num_epochs).num_steps
+    for name, stage in config.stages.items():
+        rows = size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
+        made[f"student.{name}"] = Schedule.of_epochs(rows, batch, stage.num_epochs).num_steps
+    return made | {key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key != "teacher"}
+
+
+def findings(config: Config, storage: Storage, source: Path, size: Size, losses: dict[str, Losses]) -> list[str]:
+    """Return what a user should know before the run, a sentence each."""
+    found = []
+    if config.teacher.trust_remote_code:
+        found.append(f"teacher.trust_remote_code: code that comes with {config.teacher.model} will be run.")
+    if config.teacher.finetune is None:
+        if is_classifier(source, config.teacher.trust_remote_code):
+            notice = label_notice(source, size.labels, config.teacher.trust_remote_code)
+            found += [f"teacher.model: {notice}"] if notice else []
+        else:
+            found.append(
+                f"teacher.model: {config.teacher.model} has no trained classification head; add teacher.finetune."
+            )
+    if config.student.start == "random":
+        found.append("student.start: a random student needs far more rows and steps than one cut from its teacher.")
+    if size.num_labeled < size.num_rows["train"] and not any(map(recipes.teacher_speaks, config.stages.values())):
+        found.append("stages: no loss asks the teacher, so the unlabelled rows are not used.")
+    for name, stage in config.stages.items():
+        for term, loss in stage.losses.items():
+            if loss.weight == 0:
+                found.append(f"stages.{name}.losses.{term}: its weight is 0, so it has no effect.")
+        found += [f"stages.{name}: {finding}" for finding in judge_weights(losses[name])]
+    try:
+        tracking_uri(storage)
+    except RaydistillError as error:
+        found.append(str(error))
+    return found
+
+
+def checked(config: Config, storage: Storage, tokens: Artifact | None, source: Path, dtype: str) -> list[str]:
+    """Compute every loss once on real rows, with the teacher as it is now."""
+    from raydistill.cluster.device import Device
+    from raydistill.models.load import load_classifier
+    from raydistill.models.student import build_student
+    from raydistill.teacher.online import OnlineSignals
+
+    assert tokens is not None
+    info = read_info(Artifact(storage, "data", data_key(config)))
+    rows, task = Rows.open(tokens.local(), "train"), make_task(config.task, info.labels)
+    trusted = config.teacher.trust_remote_code
+    teacher = load_classifier(source, info.labels, dropout=0.0, seed=config.seed, trust_remote_code=trusted)
+    student = build_student(teacher, config.student, seed=config.seed).model
+    device = Device("cpu", dtype)
+    found = []
+    if config.teacher.finetune is not None:
+        found.append("The losses were checked with the teacher as it is before its fine-tuning.")
+    for name, stage in config.stages.items():
+        losses = build_losses(stage.losses, task, student.config, teacher.config, seed=config.seed)
+        signals = OnlineSignals(teacher, losses.teacher_needs, device)
+        found += check_losses(name, student, losses, signals, rows, recipes.stage_rows(stage, rows.labels), device)
+    return found

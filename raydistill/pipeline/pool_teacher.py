@@ -1,0 +1,68 @@
+"""One teacher of a pool: it computes the signals of training rows, or records shards. Lives in a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from raydistill.cluster import has_gpu
+from raydistill.cluster.device import Device, keep_freed_memory
+from raydistill.cluster.group import Group
+from raydistill.pipeline.recipes import teacher_folder
+from raydistill.pipeline.workplace import Job, Workplace
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.board import Board
+from raydistill.storage.faults import not_common
+from raydistill.storage.manifest import FileInfo
+from raydistill.teacher import record
+from raydistill.teacher.online import OnlineSignals
+from raydistill.teacher.pool.packing import Packed, pack
+from raydistill.teacher.record import Wanted
+from raydistill.teacher.store import cut_shards
+
+
+class Teacher:
+    """The teacher of a job, alone on its device; ``artifact``: its fine-tuned weights, if there are any."""
+
+    def __init__(self, job: Job, artifact: Artifact | None) -> None:
+        self.job, self.artifact = replace(job, run=None), artifact
+        self.shards: dict[str, list[np.ndarray]] = {}
+        """Of each split, cut once: to cut 10 million rows takes a second."""
+
+    def open(self) -> str:
+        """Load the weights; the node that this is."""
+        keep_freed_memory()
+        if threads := os.environ.get("OMP_NUM_THREADS"):  # Ray's, by the CPUs that the actor asked for
+            torch.set_num_threads(int(threads))
+        job = self.job
+        if not job.storage.exists(*job.owner.folder, "owner.json"):  # the driver wrote it
+            raise not_common(job.storage.url)
+        device = Device("cuda" if has_gpu() else "cpu", job.dtype)
+        self.place = Workplace(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
+        self.model = self.place.load(teacher_folder(job.config.teacher, self.artifact), dropout=0.0)
+        nn.Module.to(self.model, device.torch_device).eval()
+        return socket.gethostname()
+
+    def is_alive(self) -> bool:
+        return True
+
+    def signals(self, row_ids: np.ndarray, needs: Collection[str]) -> Packed:
+        """Signals of these training rows as ``OnlineSignals`` gives them: the same function, batch and padding."""
+        place = self.place
+        inputs = place.device.move(place.rows["train"].inputs(row_ids))
+        return pack(OnlineSignals(self.model, needs, place.device).batch(row_ids, inputs))
+
+    def record(self, split: str, index: int, wanted: Mapping[str, Wanted]) -> dict[str, tuple[str, FileInfo]]:
+        """Record one shard of a split; by signal the file's name, size and checksum."""
+        place, rows = self.place, self.place.rows[split]
+        if split not in self.shards:
+            self.shards[split] = cut_shards(rows.lengths)
+        row_ids = self.shards[split][index]
+        tokens, owner = place.inference_tokens, self.job.owner
+        return record.record_shard(self.model, rows, row_ids, index, wanted, tokens, place.device, owner)

@@ -1,0 +1,162 @@
+"""A run with a pool, seen from the driver: fine-tune, record with the pool, train beside it or without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
+
+from raydistill.cluster import worker_resources
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
+from raydistill.cluster.placement import teacher_options
+from raydistill.cluster.resources import check_teachers, teachers_beside
+from raydistill.config.teacher import Pool
+from raydistill.pipeline.phases import (
+    Outcome,
+    check_chance,
+    fit_teacher,
+    recorded_signals,
+    run_phases,
+    source_teacher,
+    student_artifact,
+    teacher_artifact,
+    teacher_mode,
+    wanted_signal,
+)
+from raydistill.pipeline.pool_teacher import Teacher
+from raydistill.pipeline.recipes import TeacherIdentity, fine_tuned, identify_teacher
+from raydistill.pipeline.stopping import Stop
+from raydistill.pipeline.worker import run_workers
+from raydistill.pipeline.workplace import Job, Workplace
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.board import Board, Show
+from raydistill.teacher.pool.recording import record_in_pool
+from raydistill.teacher.pool.signals import PoolFeed
+from raydistill.teacher.pool.teachers import TeacherPool
+from raydistill.teacher.record import Wanted
+
+
+class Made(Protocol):
+    """What a worker group returns that says how long it took and what it found there; a dataclass."""
+
+    @property
+    def seconds(self) -> dict[str, float]: ...
+    @property
+    def reused(self) -> Any: ...
+    @property
+    def notes(self) -> Any: ...
+
+
+Result = TypeVar("Result", bound=Made)
+
+
+def run_with_pool(job: Job, show: Show, stop: Stop) -> Outcome:
+    """Run all phases with teachers in actors of their own; phases whose artefacts are there are skipped."""
+    run = PooledRun(job, show, stop)
+    teacher = run.teacher()
+    mode, _, needs = teacher_mode(run.place, teacher, job.config)
+    wanted = find_unrecorded(run.place, teacher, recorded_signals(mode, needs))
+    feeds = mode == "pool" and not run.place.has(student_artifact(run.place, teacher, mode)[0], "student")
+    if wanted or feeds:
+        with run.pool(teacher, feeds=feeds) as pool:
+            run.record(pool, teacher, wanted)
+            if feeds:
+                phases = partial(run_fed, feed=PoolFeed(pool.directory, run.settings.max_ahead_bytes))
+                return run.completed(run_workers(job, show, stop, phases, watch=pool.supervise, pool=run.settings))
+    return run.completed(run_workers(job, show, stop, run_phases))
+
+
+class PooledRun:
+    """What a run with a pool does before its last worker group. ConfigError where the cluster can never hold it."""
+
+    def __init__(self, job: Job, show: Show, stop: Stop) -> None:
+        self.job, self.show, self.stop = job, show, stop
+        self.settings = job.config.teacher.pool or Pool()
+        check_teachers(self.settings)
+        if job.config.teacher.mode == "pool":
+            worker_resources(job.config.train, pool=self.settings)  # refuses workers that find no place beside them
+        self.place = driver_place(job)
+        self.seconds: dict[str, float] = {}
+        self.made: set[str] = set()
+
+    def teacher(self) -> TeacherIdentity:
+        """The teacher that speaks; a worker group of its own fine-tunes it where that is still to be done."""
+        found = find_teacher(self.place)
+        if found is None:
+            self.seconds["teacher"], artifact = run_workers(self.job, self.show, self.stop, fine_tune)
+            self.made.add("teacher")
+            found = identify_teacher(self.job.config.teacher, artifact)
+        return found
+
+    def pool(self, teacher: TeacherIdentity, *, feeds: bool) -> TeacherPool:
+        """The pool, to be entered. ``feeds``: training workers take their place at the same time."""
+        train, settings = self.job.config.train, self.settings
+        options = teacher_options(settings, train if feeds else None)
+        if feeds:
+            settings = settings.model_copy(update={"max": teachers_beside(train, settings)})
+        arguments = (self.job, teacher.artifact)
+        return TeacherPool(settings, options, Teacher, arguments, self.show, train.max_wait_minutes)
+
+    def record(self, pool: TeacherPool, teacher: TeacherIdentity, wanted: Mapping[str, Mapping[str, Wanted]]) -> None:
+        """Record what is wanted of each split: the validation rows first, which tell whether the teacher is of use."""
+        with self.place.phase("record"):
+            for splits in ({"validation"}, set(wanted) - {"validation"}):
+                part = {split: signals for split, signals in wanted.items() if split in splits}
+                if part:
+                    record_in_pool(pool, self.place.rows, part, owner=self.job.owner, stop=self.stop, show=self.show)
+                if "validation" in splits:
+                    item = wanted_signal(self.place, teacher, "logits", "validation")
+                    check_chance(self.place, {"logits": item.artifact})
+        self.seconds["record"] = self.place.seconds["record"]
+        self.made |= {f"signals of {split}" for split in wanted}
+
+    def completed(self, result: Result) -> Result:
+        """The result of the last worker group, with what was made before it, which is not called reused."""
+        seconds = {name: result.seconds.get(name, 0.0) + value for name, value in self.seconds.items()}
+        reused = type(result.reused)(name for name in result.reused if name not in self.made)
+        changes: dict[str, Any] = {"seconds": {**result.seconds, **seconds}, "reused": reused}
+        changes["notes"] = type(result.notes)([*self.place.notes, *result.notes])
+        return cast("Result", replace(cast("Any", result), **changes))
+
+
+def driver_place(job: Job) -> Workplace:
+    """What the driver needs of the tools of a rank: it loads no weights, tracks nothing and owns no device."""
+    board = Board(job.storage, job.board_parts, job.owner, listener=lambda entry: None, stop=lambda: False)
+    return Workplace(replace(job, run=None), Group(), Device("cpu", job.dtype), board)
+
+
+def find_teacher(place: Workplace) -> TeacherIdentity | None:
+    """The teacher that speaks; None while it is still to be fine-tuned."""
+    source = source_teacher(place.config)
+    if place.config.teacher.finetune is None:
+        return source
+    artifact, _ = teacher_artifact(place, source)
+    return fine_tuned(source, artifact) if place.has(artifact, "teacher") else None
+
+
+def fine_tune(place: Workplace) -> tuple[float, Artifact | None]:
+    """What each worker of the first group runs; seconds, and where the teacher lies."""
+    teacher = fit_teacher(place)
+    place.flush()
+    return place.seconds["teacher"], teacher.artifact
+
+
+def find_unrecorded(
+    place: Workplace, teacher: TeacherIdentity, splits: Mapping[str, frozenset[str]]
+) -> dict[str, dict[str, Wanted]]:
+    """The signals that are still to be recorded, by split. The run refers to all of them, also to those on storage."""
+    found: dict[str, dict[str, Wanted]] = {}
+    for split, signals in splits.items():
+        wanted = {signal: wanted_signal(place, teacher, signal, split) for signal in sorted(signals)}
+        missing = {s: item for s, item in wanted.items() if not place.has(item.artifact, f"signals of {split}")}
+        if missing:
+            found[split] = missing
+    return found
+
+
+def run_fed(place: Workplace, feed: PoolFeed) -> Outcome:
+    """What each training worker runs beside the pool."""
+    place.feed = feed
+    return run_phases(place)

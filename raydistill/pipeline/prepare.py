@@ -1,0 +1,155 @@
+"""What is there before any model runs: prepared data, tokens, and the key of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from raydistill.config.tree import Config
+from raydistill.data.prepare import DataInfo, prepare_data, read_info
+from raydistill.data.rows import load_tokenizer, tokenize_data
+from raydistill.errors import ConfigError
+from raydistill.models.checks import has_position_table
+from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
+from raydistill.models.load import new_classifier, read_config
+from raydistill.models.scorer import num_positions
+from raydistill.models.shape import is_checkpoint, student_config
+from raydistill.pipeline.recipes import start_digest
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.board import Show
+from raydistill.storage.manifest import recipe_key
+from raydistill.storage.ownership import Owner
+from raydistill.storage.paths import resolve_path
+from raydistill.storage.storage import Storage
+from raydistill.tracking.runs import RunRef
+
+if TYPE_CHECKING:
+    from raydistill.pipeline.workplace import Job
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The driver's part of the work before any model runs."""
+
+    config: Config
+    storage: Storage
+    data: Artifact
+    tokens: Artifact
+    info: DataInfo
+    source: Path
+    dtype: str
+    run_key: str
+    reused: tuple[str, ...]
+
+    def job(self, owner: Owner, run: RunRef) -> Job:
+        """What the workers are handed."""
+        from raydistill.pipeline.workplace import Job
+
+        tokens, labels = self.tokens, self.info.labels
+        return Job(self.config, self.run_key, self.storage, owner, self.data, tokens, labels, self.dtype, run)
+
+
+def prepare(config: Config, storage: Storage) -> Prepared:
+    """Prepare and tokenise the data; compute the key of the run."""
+    from raydistill.cluster.resources import device_type
+    from raydistill.models.precision import compute_dtype
+
+    config = with_absolute_paths(config)
+    source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
+    check_models(config, source)
+    before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
+    data = prepare_data(config, storage)
+    tokens = tokenize_data(data, source, config.data.max_length, storage)
+    dtype = compute_dtype(config.train.dtype, device_type(config))
+    reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
+    key = run_key(config, tokens, source, dtype)
+    return Prepared(config, storage, data, tokens, read_info(data), source, dtype, key, tuple(reused))
+
+
+def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
+    """Key of a run: all of the config that determines what it makes, MLflow run and registered version included.
+
+    Models count by their content, the class names with the tokens.
+    """
+    excluded: dict[str, Any] = {
+        "storage": True,
+        "sweep": True,
+        "data": {"path", "unlabeled"},
+        "teacher": {"model", "pool", "allow_chance"},
+        "student": {"start"},
+        "registry": {"challenger"},
+        "train": {
+            *("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures"),
+            *("max_wait_minutes", "tokens_per_micro_batch", "checkpoint_steps"),
+        },
+    }
+    settings = config.model_dump(mode="json", exclude=excluded)
+    digest = model_digest(source)
+    inputs = {"tokens": tokens.digest, "source": digest, "start": start_digest(config.student, digest)}
+    return recipe_key({"config": settings, **inputs, "dtype": dtype})
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Name local models by absolute paths: workers may have another folder."""
+    teacher, student = config.teacher, config.student
+    if not teacher.model.startswith("pkg://") and (path := resolve_path(teacher.model)) is not None:
+        teacher = teacher.model_copy(update={"model": str(path)})
+    if student.start not in ("teacher_layers", "random") and not student.start.startswith("pkg://"):
+        path = resolve_path(student.start)
+        student = student.model_copy(update={"start": str(path)}) if path is not None else student
+    return config.model_copy(update={"teacher": teacher, "student": student})
+
+
+@dataclass
+class Clock:
+    """Seconds of the driver's phases, and of the whole."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def phase(self, name: str, show: Show) -> Iterator[None]:
+        show({"phase": name})
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+    def total(self) -> float:
+        return round(time.perf_counter() - self.started, 3)
+
+
+def check_models(config: Config, source: Path) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """Configs of teacher and student. Raises RaydistillError where they cannot go together, or not read such rows."""
+    check_tokenizers(config, source)
+    teacher = read_config(source, config.teacher.trust_remote_code)
+    student = student_config(teacher, config.student)
+    for name, shaped in ((config.teacher.model, teacher), (config.student.start, student)):
+        with torch.device("meta"):  # built without weights, 0.03 s: families differ in where positions begin
+            model = new_classifier(shaped, seed=0)
+        limit = num_positions(model)
+        if limit is not None and config.data.max_length > limit and has_position_table(model):
+            raise ConfigError(
+                f"data.max_length is {config.data.max_length}, but {name} has positions for {limit} tokens. Lower it."
+            )
+    return teacher, student
+
+
+def check_tokenizers(config: Config, teacher: Path) -> None:
+    """Refuse a student that starts from a checkpoint with another tokenizer: it would read the teacher's token ids."""
+    if not is_checkpoint(config.student):
+        return
+    start, length = resolve_model(config.student.start), config.data.max_length
+    if tokenizer_digest(start) == tokenizer_digest(teacher):
+        return
+    if load_tokenizer(start, length).get_vocab() != load_tokenizer(teacher, length).get_vocab():
+        raise ConfigError(
+            f"student.start: {config.student.start} has another tokenizer than the teacher {config.teacher.model}. "
+            "Start from a checkpoint with the teacher's tokenizer files, from teacher_layers, or from random."
+        )

@@ -1,0 +1,213 @@
+"""Recipes of the artefacts: the part of the config that determines a result, with the digests of its inputs.
+
+Device, number of workers, batch budget, checkpoints, tracking and logging are never in them; the compute dtype is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raydistill.config.losses import TaskLoss
+from raydistill.config.student import Student
+from raydistill.config.teacher import ModelTeacher
+from raydistill.config.training import Stage, Train
+from raydistill.config.tree import Baseline, Config
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.manifest import recipe_key
+from raydistill.storage.storage import Storage
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Recipe = dict[str, Any]
+
+Recorded = dict[str, dict[str, Artifact]]
+"""Recorded signals: split → signal → artefact."""
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """The teacher that speaks: its folder on this node, the digest of its weights, and what it was fine-tuned from."""
+
+    folder: Path
+    digest: str
+    source_digest: str
+    artifact: Artifact | None
+    """None for a teacher that was already fine-tuned: it stays where the user keeps it."""
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"teacher": self.artifact.digest if self.artifact else self.digest}
+
+
+def identify_teacher(settings: ModelTeacher, artifact: Artifact | None) -> TeacherIdentity:
+    """The teacher as this node sees it: the model of the config, or its fine-tuned weights in ``artifact``."""
+    from raydistill.models.folder import model_digest
+
+    source = teacher_folder(settings, None)
+    digest = model_digest(source)
+    identity = TeacherIdentity(source, digest, digest, None)
+    return identity if artifact is None else fine_tuned(identity, artifact)
+
+
+def fine_tuned(source: TeacherIdentity, artifact: Artifact) -> TeacherIdentity:
+    """The teacher that ``source`` became. The source is not read again: hashing it takes 0.7 s a GB."""
+    from raydistill.models.folder import model_digest
+
+    folder = artifact.local() / "model"
+    return TeacherIdentity(folder, model_digest(folder), source.digest, artifact)
+
+
+def teacher_folder(settings: ModelTeacher, artifact: Artifact | None) -> Path:
+    """Where the teacher's weights lie on this node, for whoever needs no digests."""
+    from raydistill.models.folder import resolve_model
+
+    if artifact is not None:
+        return artifact.local() / "model"
+    return resolve_model(settings.model, settings.revision, settings.trust_remote_code)
+
+
+def training_settings(train: Train) -> Recipe:
+    """The settings of ``train`` that determine a result."""
+    return train.model_dump(include={"global_batch_size", "max_grad_norm", "early_stopping"})
+
+
+def student_seed(config: Config) -> int:
+    """Seed of what student and baseline draw; data and teacher go by the config's own."""
+    return config.seed if config.train.seed is None else config.train.seed
+
+
+def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe:
+    return {
+        "tokens": tokens_digest,
+        "dtype": dtype,
+        "seed": seed,
+        "metric": config.evaluate.metric,
+        "train": training_settings(config.train),
+        "task": config.task.model_dump(mode="json"),
+    }
+
+
+def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype: str) -> Recipe:
+    assert config.teacher.finetune is not None
+    return {
+        "source": source_digest,
+        "finetune": config.teacher.finetune.model_dump(mode="json"),
+        **_common(config, config.seed, tokens_digest, dtype),
+    }
+
+
+def student_recipe(
+    config: Config, start_digest: str, teacher_digest: str, tokens_digest: str, dtype: str, mode: str
+) -> Recipe:
+    """``start_digest``: the model whose weights the student starts from."""
+    return {
+        "start": start_digest,
+        "teacher": teacher_digest,
+        "mode": mode,
+        "student": config.student.model_dump(mode="json", exclude={"start"}),
+        "stages": {name: _stage_recipe(stage) for name, stage in config.stages.items()},
+        **_common(config, student_seed(config), tokens_digest, dtype),
+    }
+
+
+def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype: str) -> Recipe:
+    return {
+        "start": start_digest,
+        "student": config.student.model_dump(mode="json", exclude={"start"}),
+        "stages": {
+            name: stage.model_dump(mode="json", exclude={"losses", "changes"}) for name, stage in config.stages.items()
+        },
+        "speaks": [name for name, stage in config.stages.items() if teacher_speaks(stage)],
+        **_common(config, student_seed(config), tokens_digest, dtype),
+    }
+
+
+def _stage_recipe(stage: Stage) -> Recipe:
+    """The stage; one without changes has the key it had before there were any."""
+    return stage.model_dump(mode="json", exclude=None if stage.changes else {"changes"})
+
+
+def start_digest(student: Student, teacher_digest: str) -> str:
+    """Identity of the weights a student starts from: the teacher's (or its shape alone), or a checkpoint's."""
+    if student.start in ("teacher_layers", "random"):
+        return f"{student.start}:{teacher_digest}"
+    from raydistill.models.folder import model_digest, resolve_model
+
+    return f"{teacher_digest}+{model_digest(resolve_model(student.start))}"
+
+
+def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:
+    return Artifact(storage, kind, recipe_key(recipe))
+
+
+def student_artifact(
+    config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str, mode: str
+) -> tuple[Artifact, Recipe]:
+    start = start_digest(config.student, teacher.digest)
+    recipe = student_recipe(config, start, teacher.digest, tokens_digest, dtype, mode)
+    return artifact_of(storage, "student", recipe), recipe
+
+
+def baseline_artifact(
+    config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str
+) -> tuple[Artifact, Recipe]:
+    """The baseline that ``evaluate.baseline`` asks for."""
+    settings = baseline_settings(config)
+    assert settings is not None
+    source = teacher.digest if settings.start == "same" else teacher.source_digest
+    recipe = baseline_recipe(config, start_digest(config.student, source), tokens_digest, dtype)
+    return artifact_of(storage, "baseline", recipe), recipe
+
+
+def teacher_speaks(stage: Stage) -> bool:
+    return any(not isinstance(loss, TaskLoss) for loss in stage.losses.values())
+
+
+def stage_rows(stage: Stage, labels: np.ndarray) -> np.ndarray:
+    """Rows a stage trains on: all of them where a teacher speaks, otherwise the labelled ones."""
+    return np.arange(len(labels)) if teacher_speaks(stage) else np.flatnonzero(labels >= 0)
+
+
+def baseline_stages(config: Config) -> dict[str, Stage]:
+    """The student's stages with the task loss alone."""
+    return {
+        name: stage.model_copy(update={"losses": {"task": TaskLoss()}, "changes": ()})
+        for name, stage in config.stages.items()
+    }
+
+
+def baseline_settings(config: Config) -> Baseline | None:
+    match config.evaluate.baseline:
+        case True:
+            return Baseline()
+        case False:
+            return None
+        case Baseline() as baseline:
+            return baseline
+
+
+def signal_bytes(signals: Iterable[str], teacher: PretrainedConfig, num_rows: int, num_tokens: int) -> dict[str, int]:
+    """Estimate the size of recorded signals in bytes: logits in 4 bytes a value, token-level signals in 2."""
+    from raydistill.models.capture import is_token_level, signal_width
+
+    return {
+        signal: signal_width(teacher, signal) * (2 * num_tokens if is_token_level(signal) else 4 * num_rows)
+        for signal in signals
+    }
+
+
+def choose_mode(teacher: ModelTeacher, sizes: dict[str, int]) -> tuple[str, str]:
+    """Return the teacher's mode, ``cached``, ``online`` or ``pool``, and why."""
+    if teacher.mode != "auto":
+        return teacher.mode, f"teacher.mode: {teacher.mode}"
+    total = sum(sizes.values())
+    if total <= teacher.max_cache_bytes:
+        return "cached", f"its outputs take {total:,} bytes, within teacher.max_cache_bytes"
+    wide = "online" if teacher.pool is None else "pool"
+    return wide, f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"

@@ -1,0 +1,1 @@
+"""The page, pictures and spreadsheet of a sweep."""

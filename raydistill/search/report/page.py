@@ -1,0 +1,168 @@
+"""``report.html`` of a sweep: one file for people, made from ``sweep.json``; see ``evaluate.report.render``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raydistill.evaluate.report import scales
+from raydistill.evaluate.report.figures import Picture
+from raydistill.evaluate.report.glossary import glossary
+from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
+from raydistill.search.report.scene import Record, Scene
+from raydistill.search.summary import MIN_TRIALS
+
+TIMES = {
+    "prepare": "data",
+    "teacher": "teacher",
+    "search": "search",
+    "trials": "training of all trials, added up",
+    "finals": "training again",
+    "evaluate": "evaluation",
+    "register": "registry",
+    "total": "in all",
+}
+ORDER = {"completed": 0, "stopped": 1, "running": 2, "waiting": 3, "failed": 4, "rejected": 5}
+
+TERMS = (
+    *("trial", "objective", "constraints", "rejected", "stopped early", "fresh seed", "validation", "test rows"),
+    "lost from validation to test",
+)
+FRONT_TERMS = ("Pareto front", "best compromise")
+"""Of a sweep with several objectives."""
+ROLES = {"knee": "best compromise", "default": "config's own values"}
+
+
+def write_report(summary: Mapping[str, Any], path: Path) -> None:
+    """Write the page of a sweep's summary (schema 1); an older page at that place is replaced at once.
+
+    ConfigError where the place cannot be written.
+    """
+    write_page(page_text(summary), path)
+
+
+def page_text(summary: Mapping[str, Any]) -> str:
+    """The page's HTML."""
+    scene = stage(summary)
+    return render(
+        "page.html",
+        pictures(scene),
+        package="raydistill.search.report",
+        summary=scene.summary,
+        scene=scene,
+        finalists=finalist_rows(scene),
+        metrics=[name for name in scene.objectives if name.startswith("validation/")],
+        trials=sorted(scene.trials, key=lambda trial: (ORDER.get(trial["state"], 9), trial["number"])),
+        measures=shown_measures(scene),
+        command=command(scene.summary),
+        config=yaml_text(scene.summary["config"]),
+        remarks=partial(remarks, scene),
+        times=TIMES,
+        glossary=glossary(TERMS if len(scene.objectives) == 1 else (*TERMS, *FRONT_TERMS)),
+        min_trials=MIN_TRIALS,
+    )
+
+
+def stage(summary: Mapping[str, Any]) -> Scene:
+    """The summary without secrets and unseen characters, and who is who among its trials."""
+    from raydistill.config.sweep import Sweep
+    from raydistill.search.front import is_eligible
+    from raydistill.search.ledger import Trial
+
+    sweep = Sweep.model_validate(summary["config"]["sweep"])
+    known = [Trial(t["number"], t["params"], t["state"], values=present(t["measures"])) for t in summary["trials"]]
+    eligible = frozenset(trial.number for trial in known if is_eligible(trial, sweep))
+    shown = clean(summary)
+    names = scales.short_names(shown["space"])
+    roles = {finalist["trial"]: ", ".join(map(role, finalist["roles"])) for finalist in shown["finalists"]}
+    return Scene(shown, eligible, names, roles)
+
+
+def present(measures: Mapping[str, float | None]) -> dict[str, float]:
+    """Without what is not defined: NaN is null in a summary."""
+    return {name: value for name, value in measures.items() if value is not None}
+
+
+def role(name: str) -> str:
+    """In words; ``best <objective>`` without the objective's unit and split."""
+    first, _, objective = name.partition(" ")
+    return f"{first} {scales.scale(objective).name}" if objective else ROLES.get(name, name)
+
+
+def pictures(scene: Scene) -> dict[str, list[Picture]]:
+    """By section of the page; sections without a picture are empty."""
+    from raydistill.search.report import parallel
+    from raydistill.search.report import pictures as drawn
+
+    single = {
+        "history": drawn.history_picture(scene),
+        "importance": drawn.importance_picture(scene),
+        "parallel": parallel.parallel_picture(scene),
+        "curves": drawn.curves_picture(scene),
+    }
+    sections = {name: [] if picture is None else [picture] for name, picture in single.items()}
+    return {"pareto": drawn.pareto_pictures(scene), "slices": parallel.slice_pictures(scene), **sections}
+
+
+def finalist_rows(scene: Scene) -> list[dict[str, Any]]:
+    """Finalists for the table, the winner first: numbers as text in their metric's unit."""
+    rows = []
+    for finalist in scene.summary["finalists"]:
+        cells = {}
+        for name in scene.objectives:
+            if name.startswith("validation/"):
+                metric = name.removeprefix("validation/")
+                cells[name] = {split: spread(name, finalist[split].get(metric)) for split in ("validation", "test")}
+                cells[name]["search"] = scales.scale(name).text(finalist["search"].get(name))
+                cells[name]["lost"] = lost(name, finalist, scene.objectives)
+        won = finalist["trial"] == scene.winner
+        rows.append({**finalist, "cells": cells, "won": won, "role": scene.roles[finalist["trial"]]})
+    return sorted(rows, key=lambda row: not row["won"])
+
+
+def lost(name: str, finalist: Mapping[str, Any], objectives: Mapping[str, str]) -> str:
+    """How much worse a metric is on test than the search saw it on validation, whichever way it counts."""
+    shrinkage = finalist["shrinkage"].get(name.removeprefix("validation/"))
+    turned = shrinkage is not None and objectives[name] == "min"
+    return scales.scale(name).text(-shrinkage if turned else shrinkage)
+
+
+def spread(name: str, value: Mapping[str, float | None] | None) -> str:
+    """Mean ± standard deviation over the seeds; the mean alone of one seed."""
+    scale = scales.scale(name)
+    if value is None or value.get("mean") is None:
+        return scales.ABSENT
+    deviation = value.get("sd")
+    return scale.text(value["mean"]) + (f" ± {scale.text(deviation)}" if deviation is not None else "")
+
+
+def shown_measures(scene: Scene) -> list[str]:
+    """Columns of the trials' table: objectives, then what is bounded beside them."""
+    return list(dict.fromkeys([*scene.objectives, *scene.summary["constraints"]]))
+
+
+def command(summary: Mapping[str, Any]) -> str | None:
+    """What to type for the winner's student; None without a winner."""
+    winner = summary.get("winner")
+    if not winner:
+        return None
+    settings = " \\\n".join(f"  --set {shlex.quote(setting)}" for setting in winner["set"])
+    return f"raydistill distill CONFIG \\\n{settings}" if settings else "raydistill distill CONFIG"
+
+
+def remarks(scene: Scene, trial: Record) -> str:
+    """What else there is to say about a trial, in one line."""
+    said = [scene.roles[trial["number"]]] if trial["number"] in scene.roles else []
+    if trial["params"] == scene.summary["default"] and ROLES["default"] not in "".join(said):
+        said.append(ROLES["default"])
+    if trial["state"] == "completed" and trial["number"] not in scene.eligible:
+        said.append("outside the constraints")
+    if trial.get("reused"):
+        said.append("was in storage already")
+    if trial.get("schedule"):
+        steps = ", ".join(str(step) for step, _ in trial["schedule"])
+        said.append(f"settings changed at step {steps}")
+    return "; ".join([*said, *filter(None, [trial.get("reason")])])

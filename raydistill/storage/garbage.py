@@ -1,0 +1,170 @@
+"""What storage holds and what frees it: ``raydistill cache ls | rm | gc``."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from raydistill.errors import ArtifactError
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.faults import Damaged, Missing
+from raydistill.storage.manifest import KEY, KINDS, MANIFEST, Manifest
+from raydistill.storage.storage import STAGING, Storage
+
+DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``cache ls``: an artefact, an unsealed leftover (``sealed`` false) or a staging folder."""
+
+    kind: str
+    key: str
+    bytes: int
+    created: str
+    """UTC, ISO 8601; of an unsealed one the time of its last change."""
+    used_by: tuple[str, ...] = ()
+    """Keys of the runs that refer to it, directly or through a child's parents."""
+    sealed: bool = True
+
+    @property
+    def age_seconds(self) -> float:
+        return time.time() - datetime.fromisoformat(self.created).timestamp()
+
+
+def list_artifacts(storage: Storage) -> list[Row]:
+    """Every artefact and unsealed leftover of a storage with the runs that refer to it, sorted by kind and key.
+
+    ArtifactError where a run.json is damaged: what that run refers to is then unknown.
+    """
+    rows: dict[str, Row] = {}
+    manifests: dict[str, Manifest] = {}
+    for kind in KINDS:
+        for key in filter(KEY.fullmatch, storage.list(kind)):
+            row, manifest = _describe(storage, kind, key)
+            if row is not None:
+                rows[f"{kind}/{key}"] = row
+            if manifest is not None:
+                manifests[f"{kind}/{key}"] = manifest
+    used_by = _references(storage, manifests)
+    return [replace(row, used_by=tuple(sorted(used_by.get(name, ())))) for name, row in rows.items()]
+
+
+def refer(storage: Storage, run_key: str, artifacts: Iterable[Artifact], run_id: str | None = None) -> None:
+    """Let garbage collection keep artefacts, there or not yet, for a run: before they are made, or waited for.
+
+    What the run refers to already stays, as does its ``run_id`` in MLflow where none is given.
+    """
+    parts = ("runs", run_key, "run.json")
+    try:
+        before = storage.read_json(*parts)
+    except Missing:
+        before = {}
+    names = {*before.get("artifacts", ()), *map(str, artifacts)}
+    record = {**before, "run_id": run_id or before.get("run_id"), "artifacts": sorted(names)}
+    if record != before:
+        storage.write_json(record, *parts)
+
+
+def referred(storage: Storage, run_key: str) -> list[Artifact]:
+    """What a run refers to, there or not."""
+    try:
+        names = storage.read_json("runs", run_key, "run.json").get("artifacts", ())
+    except Missing:
+        return []
+    return [Artifact(storage, *name.split("/")) for name in names]
+
+
+def remove_artifact(storage: Storage, name: str, force: bool = False) -> Row:
+    """Remove the artefact ``KIND/KEY``; ArtifactError if it is not there or if a run refers to it and not ``force``."""
+    row = next((row for row in list_artifacts(storage) if f"{row.kind}/{row.key}" == name), None)
+    if row is None:
+        raise ArtifactError(f"There is no artefact {name!r} in {storage.show()}. `raydistill cache ls` lists them.")
+    if row.used_by and not force:
+        raise ArtifactError(
+            f"{name} stays: {len(row.used_by)} run(s) refer to it ({', '.join(row.used_by[:3])}). "
+            "Add --force to remove it all the same; it is made anew when such a run needs it again."
+        )
+    Artifact(storage, row.kind, row.key).delete()
+    return row
+
+
+def collect_garbage(storage: Storage, dry_run: bool = False, older_than_seconds: float = DAY_SECONDS) -> list[Row]:
+    """Remove, or with ``dry_run`` only list, what no run refers to: artefacts, unsealed leftovers, staging folders.
+
+    Nothing younger than ``older_than_seconds`` goes: a run that is under way may be about to refer to it.
+    """
+    unused = [row for row in list_artifacts(storage) if not row.used_by]
+    rows = [row for row in [*unused, *_staging(storage)] if row.age_seconds >= older_than_seconds]
+    if not dry_run:
+        for row in rows:
+            storage.delete(row.kind, row.key, MANIFEST)
+            storage.delete(row.kind, row.key)
+    return rows
+
+
+def _describe(storage: Storage, kind: str, key: str) -> tuple[Row | None, Manifest | None]:
+    """Row and manifest of a folder; (row, None) if it is not whole, (None, None) if it is not raydistill's."""
+    try:
+        manifest = Artifact(storage, kind, key).manifest()
+    except (Missing, Damaged):  # not ArtifactError: what cannot be read just now is no leftover
+        if not re.fullmatch("[0-9a-f]{20}", key):  # storage may be a folder in which the user keeps other things
+            return None, None
+        return _unsealed(storage, kind, key), None
+    return Row(kind, key, manifest.bytes, manifest.created), manifest
+
+
+def _unsealed(storage: Storage, kind: str, key: str) -> Row:
+    infos = storage.infos(kind, key)
+    times = [_changed(info) for info in infos.values()]
+    if storage.is_local:
+        with suppress(FileNotFoundError):
+            times.append(os.path.getmtime(storage.path(kind, key)))
+    created = datetime.fromtimestamp(max(times, default=time.time()), UTC).isoformat(timespec="seconds")
+    return Row(kind, key, sum(int(info["size"] or 0) for info in infos.values()), created, sealed=False)
+
+
+def _staging(storage: Storage) -> list[Row]:
+    return [_unsealed(storage, STAGING, name) for name in storage.list(STAGING)]
+
+
+def _changed(info: dict[str, Any]) -> float:
+    """Time of the last change, s since 1970, from any file system's description of a file; now where it has none."""
+    value = next((info[name] for name in ("mtime", "LastModified", "updated", "created") if info.get(name)), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return float(value) if value is not None else time.time()
+
+
+def _references(storage: Storage, manifests: dict[str, Manifest]) -> dict[str, set[str]]:
+    """Artefact ``kind/key`` -> runs that refer to it, closed over the parents' digests."""
+    by_digest: dict[str, list[str]] = {}
+    for name, manifest in manifests.items():
+        by_digest.setdefault(manifest.digest, []).append(name)
+    used_by: dict[str, set[str]] = {}
+    for run in storage.list("runs"):
+        if not storage.exists("runs", run, "run.json"):
+            continue
+        record = storage.read_json("runs", run, "run.json")
+        if not isinstance(record, dict):
+            raise ArtifactError(
+                f"{storage.show('runs', run, 'run.json')} is damaged: it is no object. Delete that run folder."
+            )
+        pending: list[str] = [str(name) for name in record.get("artifacts", [])]
+        while pending:
+            name = pending.pop()
+            runs = used_by.setdefault(name, set())
+            if run in runs:
+                continue
+            runs.add(run)
+            parents = manifests[name].parents.values() if name in manifests else ()
+            pending += [parent for digest in parents for parent in by_digest.get(digest, [])]
+    return used_by

@@ -1,0 +1,1 @@
+"""MLflow: runs, metrics that survive outages, lineage, and the model registry."""

@@ -1,0 +1,195 @@
+"""The student of a run in MLflow: its model folder, its version in the registry.
+
+The stored folder is at once an ordinary Hugging Face folder and an MLflow model with two flavours, ``python_function``
+(``mlflow.pyfunc.load_model``, ``mlflow models serve``) and ``transformers``; neither needs raydistill.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydistill.errors import TrackingError
+from raydistill.models.folder import CARD
+from raydistill.storage.manifest import file_digest, folder_digest
+from raydistill.storage.redaction import redact_values
+from raydistill.tracking.lineage import headline
+from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+FOLDER = "student"
+CHALLENGER = "challenger"
+DIGEST = "raydistill.student_digest"
+COMPLETE = "raydistill.complete"
+SCORER = Path(__file__).parents[2] / "models" / "scorer.py"
+
+
+def log_student(
+    ref: RunRef, student: Path, *, card: str | None = None, max_length: int | None = None, has_pairs: bool = False
+) -> str:
+    """Store a Hugging Face folder as the run's model; its ``runs:/`` URI. The same content is uploaded once.
+
+    ``card``: text of the run's own model card; another run's may lie in the folder, so it is no part of the digest.
+    ``max_length``: tokens that the stored scorer cuts a row to. ``has_pairs``: its input has columns ``text`` and
+    ``text_pair``. Raises TrackingError.
+    """
+    digest = folder_digest(student, without=(CARD,))
+    with reported(ref.tracking_uri):
+        client = open_client(ref.tracking_uri)
+        if client.get_run(ref.run_id).data.tags.get(DIGEST) != digest or _missing_files(client, ref):
+            with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch:
+                folder = Path(scratch) / FOLDER
+                write_model(student, folder, max_length=max_length, has_pairs=has_pairs)
+                client.log_artifacts(ref.run_id, str(folder), FOLDER)
+            set_tags(client, ref.run_id, {DIGEST: digest})
+        if card is not None:
+            client.log_text(ref.run_id, card, f"{FOLDER}/{CARD}")
+    return f"runs:/{ref.run_id}/{FOLDER}"
+
+
+def write_model(student: Path, folder: Path, *, max_length: int | None = None, has_pairs: bool = False) -> None:
+    """Write the student's files plus what MLflow needs to load and serve them; torch is not imported (0.3 s)."""
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    named = ("text", "text_pair") if has_pairs else (None,)  # one unnamed column: predict takes a list of strings
+    inputs = Schema([ColSpec("string", name) for name in named])
+    outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
+    with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # advice to add an input example, which would load torch
+        # named by its content: one process may load versions of two releases, and Python keeps one module of a name
+        code = Path(scratch) / f"raydistill_scorer_{file_digest(SCORER)[:8]}.py"
+        shutil.copyfile(SCORER, code)
+        mlflow.pyfunc.save_model(
+            str(folder),
+            loader_module=code.stem,
+            code_paths=[str(code)],
+            model_config={"max_length": max_length},
+            pip_requirements=[f"{name}=={_release(name)}" for name in ("mlflow", "torch", "transformers")],
+            signature=ModelSignature(inputs, outputs),
+        )
+    shutil.copytree(student, folder, dirs_exist_ok=True)
+    tokenizer = folder / "components" / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    for file in student.iterdir():
+        if file.is_file() and file.suffix != ".safetensors" and file.name != CARD:
+            shutil.copyfile(file, tokenizer / file.name)
+    model = Model.load(str(folder))
+    model.add_flavor(
+        "transformers",
+        transformers_version=_release("transformers"),
+        task="text-classification",
+        instance_type="TextClassificationPipeline",
+        framework="pt",
+        source_model_name=FOLDER,
+        pipeline_model_type="AutoModelForSequenceClassification",
+        model_binary=".",
+        components=["tokenizer"],
+        tokenizer_type="AutoTokenizer",
+        tokenizer_name=FOLDER,
+    )
+    model.save(str(folder / "MLmodel"))
+
+
+def register_student(
+    ref: RunRef,
+    name: str,
+    student: Path,
+    results: Mapping[str, Any],
+    *,
+    run_key: str,
+    card: str | None = None,
+    max_length: int | None = None,
+    has_pairs: bool = False,
+    takes_alias: bool = True,
+) -> int:
+    """The student's version of registered model ``name``, tagged with its headline figures, alias ``challenger`` if it
+    ``takes_alias``.
+
+    A run has one version of a name: doing it again completes or returns that one, and leaves an alias that has moved on
+    to a later run's version where it is. Raises TrackingError; the alias is set after everything else.
+    """
+    source = log_student(ref, student, card=card, max_length=max_length, has_pairs=has_pairs)
+    tags = {key: f"{value:.0f}" if value.is_integer() else f"{value:.6g}" for key, value in headline(results).items()}
+    with reported(ref.tracking_uri):
+        client = open_client(ref.tracking_uri)
+        if missing := _missing_files(client, ref):  # MLflow would register any path, also one where nothing lies
+            raise TrackingError(
+                f"The run's artefact folder {FOLDER!r} lacks {', '.join(missing)}, so it was not registered. Check "
+                "that MLflow's artefact store keeps what is written to it, then run the same command again."
+            )
+        tags |= {RUN_KEY: run_key, DIGEST: client.get_run(ref.run_id).data.tags[DIGEST]}
+        version = _own_version(client, name, ref.run_id)
+        if version is None:
+            _create_model(client, name)
+            made = client.create_model_version(name, source, run_id=ref.run_id)
+            version = _own_version(client, name, ref.run_id) or made
+        if COMPLETE not in version.tags:
+            for key, value in redact_values(tags).items():
+                client.set_model_version_tag(name, version.version, key, value)
+            holder = int(client.get_registered_model(name).aliases.get(CHALLENGER, 0))
+            if takes_alias and holder < int(version.version):
+                client.set_registered_model_alias(name, CHALLENGER, version.version)
+            client.set_model_version_tag(name, version.version, COMPLETE, "true")
+        set_tags(client, ref.run_id, {"raydistill.model": name, "raydistill.model_version": str(version.version)})
+    return int(version.version)
+
+
+def name_challenger(name: str, version: int, uri: str) -> None:
+    """Give a version the alias ``challenger``. Raises TrackingError."""
+    with reported(uri):
+        open_client(uri).set_registered_model_alias(name, CHALLENGER, str(version))
+
+
+def _own_version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    """The run's version of the name: the one that is registered to its end, else the first.
+
+    Others are orphans, made when MLflow's client repeated a request whose answer was lost; they are deleted unless an
+    alias names them.
+    """
+    from mlflow.exceptions import MlflowException
+
+    own = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    found = sorted(own, key=lambda one: (COMPLETE not in one.tags, int(one.version)))
+    named = {int(number) for number in client.get_registered_model(name).aliases.values()} if found[1:] else set()
+    for orphan in found[1:]:
+        if COMPLETE in orphan.tags or int(orphan.version) in named:
+            continue
+        try:
+            client.delete_model_version(name, orphan.version)
+        except MlflowException as error:  # the answer to this one was lost, too
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return found[0] if found else None
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _missing_files(client: MlflowClient, ref: RunRef) -> list[str]:
+    present = {Path(file.path).name for file in client.list_artifacts(ref.run_id, FOLDER)}
+    wanted = {"MLmodel", "config.json"}
+    if "model.safetensors.index.json" not in present:  # a large model comes in several files and an index
+        wanted.add("model.safetensors")
+    return sorted(wanted - present)
+
+
+def _release(package: str) -> str:
+    """Version without a local part: 2.13.0+cpu is on no package index."""
+    return package_version(package).split("+")[0]

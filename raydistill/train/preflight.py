@@ -1,0 +1,98 @@
+"""Checks of a training stage before it starts: every loss once on real rows, with its gradient."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from raydistill.cluster.device import Device
+from raydistill.data.batches import Batch
+from raydistill.data.rows import Rows
+from raydistill.losses.base import Losses
+from raydistill.losses.hidden import HiddenLoss
+from raydistill.losses.task import TaskLoss
+from raydistill.models.capture import capture
+from raydistill.teacher.signals import Signals
+
+GRADIENT_RATIO = 100.0
+"""Terms whose gradients differ by more than this: the smaller one has no say (distillation.md lists it as a trap)."""
+
+NUM_ROWS = 16
+
+
+def check_losses(
+    stage: str,
+    model: PreTrainedModel,
+    losses: Losses,
+    signals: Signals,
+    rows: Rows,
+    row_ids: np.ndarray,
+    device: Device,
+) -> list[str]:
+    """Return findings, a sentence each, about a stage's losses on the first rows it will train on.
+
+    Losses and gradients are computed on at most 16 rows, labelled ones among them; the model is left as it was.
+    """
+    ids = sample_rows(rows, row_ids)
+    batch = Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids))
+    norms = gradient_norms(model, losses, signals, batch, device)
+    return [f"stages.{stage}: {finding}" for finding in [*_judge_sizes(norms), *judge_weights(losses)]]
+
+
+def sample_rows(rows: Rows, row_ids: np.ndarray) -> np.ndarray:
+    """Ids of the rows that losses are checked on."""
+    labeled, others = row_ids[rows.labels[row_ids] >= 0], row_ids[rows.labels[row_ids] < 0]
+    return np.concatenate([labeled[: NUM_ROWS // 2], others[:NUM_ROWS], labeled[NUM_ROWS // 2 :]])[:NUM_ROWS]
+
+
+def gradient_norms(
+    model: PreTrainedModel, losses: Losses, signals: Signals, batch: Batch, device: Device
+) -> dict[str, float]:
+    """Return the norm of each term's weighted gradient with respect to the student's parameters, on one batch."""
+    nn.Module.to(model, device.torch_device).eval()
+    losses.to(device.torch_device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    inputs = device.move(batch.inputs)
+    teacher = device.move(signals.batch(batch.row_ids, inputs))
+    norms = {}
+    for name, loss in losses.terms.items():
+        count = loss.count(batch)
+        if count == 0 or loss.weight == 0:
+            norms[name] = 0.0
+            continue
+        with device.autocast():
+            student = capture(model, inputs, loss.student_needs)
+            value = loss(student, teacher, batch).sum() * (loss.weight / count)
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        norms[name] = math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))
+    return norms
+
+
+def _judge_sizes(norms: dict[str, float]) -> list[str]:
+    findings = [f"the term {name!r} has no gradient; it has no effect." for name, norm in norms.items() if norm == 0]
+    living = {name: norm for name, norm in norms.items() if norm > 0}
+    if len(living) > 1:
+        largest, smallest = max(living, key=living.__getitem__), min(living, key=living.__getitem__)
+        ratio = living[largest] / living[smallest]
+        if ratio > GRADIENT_RATIO:
+            findings.append(
+                f"the gradient of {largest!r} is {ratio:,.0f} times that of {smallest!r}; the smaller term has no say. "
+                f"Lower the weight of {largest!r} or raise that of {smallest!r}."
+            )
+    return findings
+
+
+def judge_weights(losses: Losses) -> list[str]:
+    """Return a finding where the representation weighs more than the distillation; no data is needed for it."""
+    representation = {n: loss.weight for n, loss in losses.terms.items() if isinstance(loss, HiddenLoss)}
+    distillation = {n: loss.weight for n, loss in losses.terms.items() if not isinstance(loss, HiddenLoss | TaskLoss)}
+    if not representation or not distillation or sum(representation.values()) <= sum(distillation.values()):
+        return []
+    return [
+        f"the weight of the representation ({', '.join(representation)}) exceeds that of the distillation "
+        f"({', '.join(distillation)}); rule of thumb: distillation 1 to 3 times the representation."
+    ]

@@ -1,0 +1,247 @@
+"""raydistill init --data: what it finds in data, and that what it writes runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from kit.tiny import save_tiny
+from kit.toy import TOPICS, write_toy_csv
+
+from raydistill.cli import main as cli
+from raydistill.cli.proposal import PACKAGED, Teacher, epochs_for, max_length, name_of, propose, surveyed
+from raydistill.config.data import Columns, Split
+from raydistill.config.loading import data_config, load_config
+from raydistill.config.syntax import as_yaml
+from raydistill.data.survey import choose, shares
+from raydistill.errors import DataError
+from raydistill.pipeline import plan as planning
+from raydistill.pipeline.distill import distill
+
+Row = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("model") / "encoder", "bert", classifier=False))
+
+
+def own_rows(folder: Path, num_rows: int = 240) -> list[Row]:
+    """The toy's rows as people keep them: an id, other names of columns, gaps, repetitions."""
+    with write_toy_csv(folder / "toy.csv", num_rows).open() as file:
+        rows = [
+            {"id": str(i), "body": row["text"], "topic": row["label"], "day": "2024-01-02"}
+            for i, row in enumerate(csv.DictReader(file))
+        ]
+    for row in rows[:20]:
+        row["topic"] = ""
+    rows[20]["body"] = " "
+    return [*rows, *rows[30:37], {**rows[40], "topic": "sport" if rows[40]["topic"] != "sport" else "film"}]
+
+
+def write_csv(rows: list[Row], path: Path, delimiter: str = ",") -> str:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def run_init(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
+    code = cli.execute(["init", *arguments])
+    out, err = capfd.readouterr()
+    return code, json.loads(out) if "--json" in arguments and out else out, err
+
+
+def test_what_init_writes_runs(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_csv(own_rows(tmp_path), tmp_path / "my posts.csv")
+    code, out, _ = run_init(capfd, "--data", "my posts.csv", "--teacher", encoder)
+    assert code == 0
+    for said in ("20 of the train rows have no label", "7 rows were removed", "2 rows were removed", "1 train row"):
+        assert said in out
+    assert out.endswith("my-posts.yaml written. Next: raydistill plan my-posts.yaml\n")
+    text = (tmp_path / "my-posts.yaml").read_text()
+    assert all(f"#   {topic}" in text for topic in TOPICS)
+    assert "columns:  # not used: id, day\n    text: body\n    label: topic\n" in text
+    quick = ["stages.distill.num_epochs=1", "teacher.finetune.num_epochs=1", "teacher.allow_chance=true"]
+    config = load_config("my-posts.yaml", [*quick, "train.num_workers=0", "evaluate.latency=false"])
+    planned = planning.make_plan(config)
+    assert planned["labels"] == sorted(TOPICS)
+    results = distill(config)
+    assert results["data"]["num_rows"] == {"train": 109, "validation": 41, "test": 60} | results["data"]["num_rows"]
+    assert results["model_version"] == 1
+    assert config.registry.name == "my-posts"
+
+
+def save_folder(rows: list[Row], path: Path) -> str:
+    for row in rows:
+        if row["topic"]:
+            (path / row["topic"]).mkdir(parents=True, exist_ok=True)
+            (path / row["topic"] / row["id"]).write_text(row["body"])
+    return str(path)
+
+
+def save_parquet(rows: list[Row], path: Path) -> str:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def save_jsonl(rows: list[Row], path: Path) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def save_datasets(rows: list[Row], path: Path) -> str:
+    named = [{"text": row["body"], "label": row["topic"] or None} for row in rows]
+    datasets.Dataset.from_list(named).save_to_disk(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("save", "name", "kind"),
+    [
+        (write_csv, "a.csv", "csv"),
+        (lambda rows, path: write_csv(rows, path, "\t"), "a.tsv", "csv"),
+        (save_parquet, "a.parquet", "parquet"),
+        (save_jsonl, "a.jsonl", "jsonl"),
+        (save_folder, "classes", "text_folder"),
+        (save_datasets, "saved", "datasets"),
+    ],
+)
+def test_every_format_is_surveyed(
+    tmp_path: Path, encoder: str, save: Callable[[list[Row], Path], str], name: str, kind: str
+) -> None:
+    path = save(own_rows(tmp_path), tmp_path / name)
+    text, survey = propose(data_config(path), encoder)
+    assert survey.kind == kind
+    assert list(survey.counts) == sorted(TOPICS)
+    assert survey.num_unlabeled == (0 if kind == "text_folder" else 20)
+    (tmp_path / "made.yaml").write_text(text)
+    made = load_config(tmp_path / "made.yaml")
+    assert made.data.format == kind
+    again = propose(data_config(path, [f"data.max_length={made.data.max_length}"]), encoder)[1]
+    assert surveyed(again) == surveyed(survey)
+    assert planning.make_plan(made)["labels"] == sorted(TOPICS)
+
+
+def test_names_that_yaml_would_misread(tmp_path: Path, encoder: str) -> None:
+    names = {"film": "no", "money": "a: b #c\n- d", "sport": "\x1b]0;x\x07"}
+    rows = [
+        {"a: b": row["body"], "#l": names.get(row["topic"], ""), "x\ny": "1"} for row in own_rows(tmp_path, num_rows=60)
+    ]
+    path = write_csv(rows, tmp_path / "it's a #1: file.csv")
+    text, survey = propose(data_config(path, ["data.columns.label='#l'", "data.columns.text='a: b'"]), encoder)
+    (tmp_path / "made.yaml").write_text(text)
+    made = load_config(tmp_path / "made.yaml")
+    assert (made.data.path, made.data.columns) == (path, Columns(text="a: b", label="#l"))
+    assert set(survey.counts) == set(names.values())
+    assert "\x1b" not in text
+
+
+def test_a_teacher_that_is_fine_tuned_stays_as_it_is(tmp_path: Path) -> None:
+    labels = ("film", "money", "sport")
+    teacher = str(save_tiny(tmp_path / "teacher", "bert", classifier=True, labels=labels))
+    path = write_csv(own_rows(tmp_path), tmp_path / "posts.csv")
+    (tmp_path / "made.yaml").write_text(propose(data_config(path), teacher)[0])
+    assert load_config(tmp_path / "made.yaml").teacher.finetune is None
+
+
+def test_settings_that_are_given_stay(tmp_path: Path, encoder: str) -> None:
+    path = write_csv(own_rows(tmp_path), tmp_path / "posts.csv")
+    (tmp_path / "more.txt").write_text("one more text\n")
+    given = [
+        "data.max_length=12",
+        "data.max_labeled=30",
+        "data.split={test: 0.4}",
+        f"data.unlabeled={tmp_path}/more.txt",
+    ]
+    text, survey = propose(data_config(path, given), encoder)
+    (tmp_path / "made.yaml").write_text(text)
+    made = load_config(tmp_path / "made.yaml").data
+    assert (made.max_length, made.max_labeled, made.split.test) == (12, 30, 0.4)
+    assert made.unlabeled == f"{tmp_path}/more.txt"
+    assert survey.num_unlabeled == 21
+
+
+def test_init_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.yaml").write_text("mine")
+    for arguments, said in [
+        (["--data", "there.csv"], "there.yaml exists already"),  # before the data is looked for
+        (["quickstart", "--data", "posts.csv"], "not both"),
+        (["--teacher", "x"], "--data, which is missing"),
+        (["--data", "posts.csv"], "posts.csv does not exist"),
+        (["--data", "posts.csv", "--set", "train.seed=1"], "only names of data"),
+    ]:
+        code, _, err = run_init(capfd, *arguments)
+        assert code == 2
+        assert said in err
+    assert (tmp_path / "there.yaml").read_text() == "mine"
+
+
+TEXTS = ["the first of some long texts", "another one of these long texts", "and a third one as long"] * 4
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"body": TEXTS, "stars": ["1", "2", "3"] * 4}, {"text": "body", "label": "stars"}),
+        ({"Text": TEXTS, "stars": [1, 2, 3] * 4, "id": list(range(12))}, {"text": "Text", "label": "stars"}),
+        ({"question1": TEXTS, "question2": TEXTS, "label": ["y", "n", "y"] * 4}, {"text_pair": "question2"}),
+        (
+            {"body": TEXTS, "stars": ["1", "2", None] * 4, "lang": ["de", "en", "en"] * 4},
+            "label in x could be any of stars, lang",
+        ),
+        ({"body": TEXTS, "reply": TEXTS, "label": ["1", "2", "3"] * 4}, "text in x could be any of body, reply"),
+        ({"body": TEXTS, "score": [i / 7 for i in range(12)]}, "label in x cannot be told by its name or content"),
+    ],
+)
+def test_columns_are_recognised_by_what_they_hold(
+    columns: dict[str, list[Any]], expected: dict[str, str] | str
+) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            choose(columns, Columns(), "x")
+    else:
+        chosen = choose(columns, Columns(), "x").model_dump(exclude_none=True)
+        assert chosen == chosen | expected
+
+
+def test_held_out_shares_grow_for_few_rows() -> None:
+    assert shares(10_000, ["validation", "test"]) == Split()
+    assert shares(1_000, ["validation", "test"]) == Split(validation=0.1, test=0.2)
+    assert shares(50, ["test"]) == Split(test=0.3)
+
+
+def test_epochs_make_enough_steps() -> None:
+    assert epochs_for(150, 150, most=30) == 30
+    assert epochs_for(150, 320, most=30) == 15
+    assert epochs_for(150, 100_000, most=30) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a/my posts.csv.gz", "my-posts"), ("owner/set:part", "set"), ("s3://b/x.parquet", "x"), ("…", "my-model")],
+)
+def test_names_of_data_become_names_of_models(path: str, name: str) -> None:
+    assert name_of(path) == name
+
+
+def test_without_a_tokenizer_the_length_is_guessed(tmp_path: Path) -> None:
+    path = write_csv(own_rows(tmp_path), tmp_path / "posts.csv")
+    text, survey = propose(data_config(path), "owner/model")
+    assert survey.tokens is None
+    assert "guessed from the words" in max_length(data_config(path), survey, Teacher("owner/model"))
+    assert "finetune" in text
+    assert as_yaml(PACKAGED) in propose(data_config(path), None)[0]

@@ -1,0 +1,229 @@
+"""results.json, the table at 80 columns, the verdict's honesty."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.outcomes import outcome
+from rich.console import Console
+
+from raydistill.cli.show.results import print_next_steps, print_results
+from raydistill.config.tree import Config
+from raydistill.evaluate import compare, metrics
+from raydistill.evaluate.intervals import intervals
+from raydistill.evaluate.results import SplitRows, build_results
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return build_results(outcome())
+
+
+def printed(results: dict[str, Any], width: int = 80) -> str:
+    stream = io.StringIO()
+    print_results(Console(file=stream, width=width, no_color=True), results)
+    return stream.getvalue()
+
+
+def test_schema_of_the_design(results: dict[str, Any]) -> None:
+    assert results["schema"] == 1
+    assert list(results)[:3] == ["schema", "run_id", "model_version"]
+    for name in ("student", "teacher", "baseline"):
+        model = results[name]
+        assert set(model["test"]) == set(model["validation"]) == set(metrics.METRICS)
+        assert set(model["latency_ms"]) == {"p50", "p95"}
+        assert all(set(value) == {"value", "low", "high"} for value in model["test"].values())
+        assert len(model["per_class"]) == len(model["confusion"]) == 3
+        assert sum(map(sum, model["confusion"])) == sum(b["rows"] for b in model["reliability"]) == 500
+    assert (results["baseline"]["steps"], results["baseline"]["start"]) == (730, "same")
+    assert results["champion"] is None
+    assert results["differences"]["student_minus_champion"] is None
+    assert results["ratios"] == {
+        "num_parameters": pytest.approx(103 / 227, rel=1e-5),
+        "bytes": pytest.approx(103 / 227, rel=1e-4),
+        "latency_p50": pytest.approx(1 / 2.9, rel=1e-5),
+        "throughput": pytest.approx(2.9, rel=1e-5),
+    }
+    assert results["seconds"] == {"train": 30.1235}
+    assert results["config"]["stages"]["distill"]["learning_rate"] == 5e-5
+
+
+def test_numbers_are_those_of_the_parts(results: dict[str, Any]) -> None:
+    run = outcome()
+    student, teacher, labels = run.student.test, run.teacher.test, run.test.labels
+    expected = intervals(student, labels, 300)
+    for name, value in results["student"]["test"].items():
+        assert value == pytest.approx(expected[name], rel=1e-5)
+    for other, logits in (("teacher", teacher), ("baseline", run.baseline.test)):
+        difference = compare.paired_difference("mcc", student, logits, labels, num_samples=300)
+        assert results["differences"][f"student_minus_{other}"]["mcc"] == pytest.approx(difference, rel=1e-5)
+    assert results["agreement"] == (student.argmax(1) == teacher.argmax(1)).mean()
+    ratio = (student.argmax(1) == labels).sum() / (teacher.argmax(1) == labels).sum()
+    assert results["retention"]["accuracy"] == pytest.approx(ratio, rel=1e-5)
+
+
+def test_strict_json_round_trip() -> None:
+    run = outcome()
+    keep = run.test.labels != 2  # a class is absent: no AUC
+    rows = SplitRows(run.test.labels[keep], run.test.example_ids[keep])
+    cut = {n: replace(getattr(run, n), test=getattr(run, n).test[keep]) for n in ("teacher", "student", "baseline")}
+    seconds = {"train": np.float32(1.5), "record": float("inf")}
+    results = build_results(replace(run, test=rows, seconds=seconds, num_rows={"test": np.int64(3)}, **cut))
+    text = json.dumps(results, allow_nan=False)
+    assert json.loads(text) == results
+    assert results["student"]["test"]["auc"] == {"value": None, "low": None, "high": None}
+    assert results["retention"]["auc"] is None
+    assert results["seconds"] == {"train": 1.5, "record": None}
+    assert "AUC" in printed(results)
+
+
+def test_rows_without_label_count_for_agreement_only() -> None:
+    run = outcome()
+    labels = run.test.labels.copy()
+    labels[100:] = -1
+    results = build_results(replace(run, test=SplitRows(labels, run.test.example_ids)))
+    hits = run.student.test.argmax(1) == run.test.labels
+    assert results["student"]["test"]["accuracy"]["value"] == pytest.approx(hits[:100].mean())
+    assert results["agreement"] == (run.student.test.argmax(1) == run.teacher.test.argmax(1)).mean()
+    assert "100 labelled test rows" in printed(results)
+
+
+def test_curves_are_thinned_and_keep_validation(results: dict[str, Any]) -> None:
+    steps = [point["step"] for point in results["curves"]["student"]]
+    assert len(steps) <= 401
+    assert steps[-1] == 1000
+    assert len(results["curves"]["baseline"]) == 300
+
+
+def test_table_fits_80_columns(results: dict[str, Any]) -> None:
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for part in ("teacher", "student", "without teacher", "730 steps", "22.7 M", "41.2 MB", "4.14"):
+        assert part in text
+    accuracy = results["student"]["test"]["accuracy"]
+    assert f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]" in text
+    prose = " ".join(text.split())
+    assert "500 labelled test rows" in prose
+    assert "trained on labels alone, from the same weights as the student." in prose
+    assert "Latency of 1 row, speed at 32 rows, of 16 tokens: 2 CPU threads, float32." in prose
+    assert prose.startswith(results["verdict"])
+    assert "\x1b" not in text
+
+
+def test_champion_has_a_column_of_its_own() -> None:
+    run = outcome()
+    champion = replace(run.baseline, steps=None, start=None, version=12, validation=None, latency=None)
+    pretrained = replace(run.baseline, steps=1_234_567, start="pretrained")
+    results = build_results(replace(run, baseline=pretrained, champion=champion))
+    assert results["champion"]["version"] == 12
+    assert results["champion"]["validation"] is None
+    assert results["champion"]["latency_ms"] is None
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "version 12" in text
+    assert "from the weights before fine-tuning" in " ".join(text.split())
+    assert "the student is better" in text
+
+
+def test_without_baseline_and_latency() -> None:
+    run = outcome()
+    bare = {n: replace(getattr(run, n), latency=None) for n in ("teacher", "student")}
+    results = build_results(replace(run, baseline=None, **bare))
+    assert results["baseline"] is None
+    assert results["ratios"]["latency_p50"] is None
+    text = printed(results)
+    assert "latency" not in text.lower()
+    assert "evaluate.baseline" in text
+
+
+def test_verdict_names_the_gain(results: dict[str, Any]) -> None:
+    difference = results["differences"]["student_minus_baseline"]["accuracy"]
+    assert difference["low"] > 0
+    numbers = [f"{100 * difference[k]:.1f}" for k in ("value", "low", "high")]
+    retention = f"{100 * results['retention']['accuracy']:.1f}"
+    accuracy = f"{100 * results['baseline']['test']['accuracy']['value']:.1f}"
+    student = f"{100 * results['student']['test']['accuracy']['value']:.1f}"
+    assert results["verdict"] == (
+        f"The teacher is worth it: accuracy {student} % with it, {accuracy} without (difference {numbers[0]} points, "
+        f"95 % interval {numbers[1]} to {numbers[2]}). The gate would refuse it: expected calibration error "
+        f"0.193, limit <= 0.15. The student keeps {retention} % of its teacher's accuracy at 45 % of its parameters "
+        "and 2.9x lower latency."
+    )
+
+
+def test_the_verdict_names_the_class_for_which_the_gate_refuses() -> None:
+    run = outcome()
+    labels = run.test.labels
+    logits = np.where((labels == 2)[:, None], np.array([9.0, 0.0, 0.0]), 9.0 * np.eye(3)[np.maximum(labels, 0)])
+    results = build_results(replace(run, student=replace(run.student, test=logits)))
+    rows = int((labels == 2).sum())
+    assert f"recall of the weakest class 0.0 %, limit >= 50.0 % (class 2 0.0 % of {rows} rows)" in results["verdict"]
+    assert results["verdict"].index("The gate would refuse it") < results["verdict"].index("The student ")
+
+
+@pytest.mark.parametrize(
+    ("strengths", "parts"),
+    [
+        ({"baseline": 2.3}, ["no measurable gain", "-"]),
+        ({"student": 1.4, "baseline": 2.3}, ["The teacher does harm here"]),
+        ({"student": 0.0}, ["The student is no better than guessing the most frequent class: its accuracy of"]),
+        ({"student": 0.0, "teacher": 0.0}, ["The student is no better than guessing", "Nor is its teacher any better"]),
+        ({"teacher": 0.0}, ["The teacher itself is no better than guessing"]),
+        ({"baseline": 0.0}, ["no better than guessing"]),
+        ({"teacher": 2.0, "student": 2.5}, ["The student reaches 10"]),
+    ],
+)
+def test_verdict_is_honest(strengths: dict[str, float], parts: list[str]) -> None:
+    results = build_results(outcome(**strengths))
+    for part in parts:
+        assert part in results["verdict"]
+    if strengths.get("student") == 0:
+        assert results["student"]["chance"]["at_chance"]
+        assert "keeps" not in results["verdict"]
+        text = printed(results)
+        assert f"* {100 * results['student']['test']['accuracy']['value']:.1f}" in text
+        assert "*: no better than guessing the most frequent class." in " ".join(text.split())
+
+
+def test_student_of_one_answer_is_named() -> None:
+    run = outcome()
+    constant = np.tile([0.0, 5.0, 0.0], (500, 1))
+    results = build_results(replace(run, student=replace(run.student, test=constant)))
+    assert 'it answers "class 1" for every row' in results["verdict"]
+
+
+def test_build_is_fast() -> None:
+    run = replace(outcome(num_classes=5, num_rows=1500), num_samples=1000)
+    start = time.process_time()
+    build_results(run)
+    assert time.process_time() - start < 5  # CPU seconds; 0.4 measured on one core
+
+
+def test_report_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, raydistill.cli.show.results, raydistill.evaluate.latency;"
+        "print([m for m in ('torch', 'ray', 'mlflow', 'transformers', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("report", ["/storage/runs/abc/report.html", None])
+def test_next_steps_name_the_report(results: dict[str, Any], tmp_path: Path, report: str | None) -> None:
+    losses = {"stages": {"distill": {"losses": {"kd": {"type": "forward_kl"}}}}}
+    config = Config.model_validate(
+        {"storage": str(tmp_path), "data": {"path": "x"}, "teacher": {"model": "m"}, **losses}
+    )
+    stream = io.StringIO()
+    print_next_steps(Console(file=stream, width=80), results | {"report": report}, config)
+    assert ("Report: /storage/runs/abc/report.html" in stream.getvalue()) == (report is not None)
+    assert "raydistill predict models/x" in stream.getvalue()

@@ -1,0 +1,526 @@
+"""Exports: the same numbers as torch, any batch and length, read back from disk, refused when they lose too much."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from kit.tiny import FAMILIES, MAX_LENGTH, WORDS, save_tiny, tiny_classifier, tiny_tokenizer
+from kit.toy import TOPICS, write_toy_csv
+from rich.console import Console
+
+from raydistill.cli import main as cli
+from raydistill.config.data import Data
+from raydistill.deploy.classifier import TorchClassifier
+from raydistill.deploy.export import EXPORT_FILE, FORMATS
+from raydistill.deploy.export.checks import Demand, judge, judge_shapes, measure_base
+from raydistill.deploy.export.export import export, some_rows
+from raydistill.deploy.export.folders import check_targets, place
+from raydistill.deploy.export.onnx import describe_dynamic
+from raydistill.deploy.export.packages import need
+from raydistill.deploy.export.table import print_export
+from raydistill.deploy.export.torch_formats import load_as_is
+from raydistill.deploy.export.writing import public_name
+from raydistill.deploy.opening import open_classifier, open_folder
+from raydistill.deploy.paired import label_ids
+from raydistill.deploy.testset import TestRows, read_test_rows
+from raydistill.errors import ConfigError, ModelError
+from raydistill.evaluate.verdict import points
+from raydistill.models.folder import TOKENIZER_FILES, model_digest
+
+LABELS = tuple(TOPICS)
+LENGTH = 20
+CARD = """---
+base_model: owner/base
+library_name: transformers
+model-index:
+- name: x
+  results:
+  - task: {type: text-classification}
+    dataset: {type: toy, name: toy}
+    metrics:
+    - {type: accuracy, value: 1.0}
+---
+# A model card
+
+pipeline("text-classification")
+"""
+
+
+def trained(folder: Path, rows: TestRows) -> Path:
+    """A tiny BERT that has learned the toy topics (accuracy 0.9 and more): a refusal needs something to lose."""
+    model, tokenizer = tiny_classifier("bert", num_layers=2, labels=LABELS).train(), tiny_tokenizer("bert")
+    inputs = tokenizer(list(rows.texts), padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+    labels = torch.from_numpy(label_ids(rows.labels, LABELS, rows.class_names)[0])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(60):
+            model(**inputs, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return Data(path=str(write_toy_csv(tmp_path_factory.mktemp("data") / "toy.csv", 120)))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
+    return trained(tmp_path_factory.mktemp("model") / "model", read_test_rows(data))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Data) -> tuple[Path, dict[str, Any]]:
+    """Every format in one call."""
+    out = tmp_path_factory.mktemp("exported") / "out"
+    return out, export(str(model), ["all"], out, data=data, max_length=LENGTH, latency=False, margin=0.05)
+
+
+def some_texts(num_rows: int, num_words: int, pairs: bool = False) -> list[Any]:
+    draw = np.random.default_rng(num_rows)
+    texts = [" ".join(draw.choice(WORDS, num_words)) for _ in range(num_rows)]
+    return [(text, " ".join(reversed(text.split()[:3]))) for text in texts] if pairs else texts
+
+
+def test_onnx_computes_what_torch_does_at_any_batch_and_length(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_tiny(tmp_path / "roberta", "roberta", num_layers=2, labels=LABELS)
+    rows = write_toy_csv(tmp_path / "toy.csv", 40)
+    capfd.readouterr()
+    found = export(str(folder), ["onnx"], tmp_path / "out", data=Data(path=str(rows)), latency=False)
+    assert capfd.readouterr() == ("", "")  # the exporter and the quantiser have much to say, not to users
+    assert_exact(found, folder, tmp_path / "out")
+
+
+def assert_exact(found: dict[str, Any], folder: Path, out: Path) -> None:
+    assert found["good"], found["formats"]["onnx"]["reasons"]
+    assert found["formats"]["onnx"]["largest_logit_difference"] < 1e-5
+    assert found["formats"]["onnx"]["agreement"] == 1.0
+    assert same_at_any_shape(folder, out) > {(1, 3), (35, 11), (2, MAX_LENGTH)}
+
+
+def same_at_any_shape(source_folder: Path, folder: Path) -> set[tuple[int, ...]]:
+    """Compare batches of one and of many, one word, rows of several lengths, the longest, pairs; their shapes."""
+    source, onnx = TorchClassifier(source_folder, device="cpu"), open_folder(folder, MAX_LENGTH)
+    batches = [some_texts(1, 1), some_texts(33, 5) + some_texts(2, 9), some_texts(2, 3 * MAX_LENGTH)]
+    batches += [some_texts(1, 4, pairs=True), some_texts(7, 12, pairs=True)]
+    shapes = set()
+    for texts in batches:
+        inputs = source.encode(texts)
+        shapes.add(tuple(inputs["input_ids"].shape))
+        torch.testing.assert_close(onnx.forward(onnx.encode(texts)), source.forward(inputs), atol=2e-5, rtol=0)
+    return shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_format_of_every_family(family: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / family, family, num_layers=2, labels=LABELS)
+    rows, smaller = (
+        Data(path=str(write_toy_csv(tmp_path / "toy.csv", 60))),
+        ("onnx-int8", "torch-int8", "safetensors-bf16"),
+    )
+    found = export(str(folder), ["onnx", *smaller], tmp_path / "out", data=rows, latency=False, margin=0.1)
+    assert found["good"], [section["reasons"] for section in found["formats"].values()]
+    assert_exact(found, folder, tmp_path / "out" / "onnx")
+    source = TorchClassifier(folder, device="cpu")
+    for form in smaller:
+        small = open_folder(tmp_path / "out" / form, device="cpu")
+        for texts in (some_texts(1, 1), some_texts(33, 9), some_texts(2, 2 * MAX_LENGTH), some_texts(3, 4, pairs=True)):
+            # random weights of width 32: the logits spread by 0.2 to 1.5, and rounding shows more than in a real model
+            torch.testing.assert_close(small.logits(texts), source.logits(texts), atol=0.25, rtol=0)
+
+
+def test_every_format_is_measured_as_it_lies_on_disk(
+    exported: tuple[Path, dict[str, Any]], model: Path, data: Data
+) -> None:
+    out, found = exported
+    assert found["good"], [section["reasons"] for section in found["formats"].values()]
+    assert list(found["formats"]) == list(FORMATS)
+    rows, source = read_test_rows(data), TorchClassifier(model, LENGTH, "cpu")
+    base, labels = source.logits(rows.texts), label_ids(rows.labels, LABELS, rows.class_names)[0]
+    assert (base.argmax(1) == labels).mean() > 0.9
+    for form, section in found["formats"].items():
+        folder = out / form
+        assert Path(section["path"]) == folder
+        classifier = open_classifier(str(folder), None, "no-storage")
+        assert classifier.max_length == LENGTH  # from export.json
+        assert classifier.labels == LABELS
+        logits = classifier.logits(rows.texts)
+        assert section["metric"]["value"] == pytest.approx((logits.argmax(1) == labels).mean(), abs=1e-5)
+        assert section["agreement"] == pytest.approx((logits.argmax(1) == base.argmax(1)).mean(), abs=1e-5)
+        assert section["largest_logit_difference"] == pytest.approx(np.abs(logits - base).max(), rel=1e-2, abs=1e-6)
+        weights = [path for path in folder.iterdir() if path.suffix in (".onnx", ".safetensors")]
+        assert len(weights) == 1
+        assert section["bytes"] == weights[0].stat().st_size + (folder / "config.json").stat().st_size
+        about = json.loads((folder / EXPORT_FILE).read_text())
+        assert (about["schema"], about["format"], about["good"]) == (1, form, True)
+        assert about["source"] == {"model": model.name, "digest": model_digest(model)}
+        assert about["checks"]["data"]["source"] == "toy.csv"
+        assert "/" not in re.sub(r"https?://", "", (folder / EXPORT_FILE).read_text()).replace("rows/s", "")
+        assert about["checks"]["export"]["metric"] == section["metric"]
+        assert about["checks"]["data"]["num_rows"] == rows.num_rows
+        assert [side["axes"] for side in about["inputs"]] == [["batch", "length"]] * 3
+        assert [side["axes"] for side in about["outputs"]] == [["batch", 3]]
+        assert about["opset"] == (20 if form.startswith("onnx") else None)
+        check_card((folder / "README.md").read_text(), form, about)
+        for name in TOKENIZER_FILES:
+            assert (folder / name).is_file() == (model / name).is_file()
+        assert not [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pkl", ".py")]
+    differences = {form: section["largest_logit_difference"] for form, section in found["formats"].items()}
+    assert differences["onnx"] < 1e-4 < differences["safetensors-bf16"] < 0.1
+    assert 1e-3 < differences["onnx-int8"] < 1.0
+    assert 1e-3 < differences["torch-int8"] < 1.0
+
+
+def check_card(text: str, form: str, about: dict[str, Any]) -> None:
+    """The card is the export's own: it loads as export.json says, and holds what was measured."""
+    card = ModelCard(text)
+    assert card.data.library_name == ("onnxruntime" if form.startswith("onnx") else "transformers")
+    assert (card.data.pipeline_tag, card.data.base_model) == ("text-classification", "owner/base")
+    assert card.data.eval_results is None  # float32's
+    assert form in card.data.tags
+    assert "\n".join(about["load"]) in card.text
+    for section in (about["checks"]["torch"], about["checks"]["export"]):
+        value, low, high = (points(section["metric"][name]) for name in ("value", "low", "high"))
+        assert f"| {value} [{low}, {high}] |" in card.text
+    assert about["checks"]["export"]["runtime"] in card.text
+    assert not {"pipeline(", "A model card", "tmp"} & set(card.text.split())
+
+
+def test_token_types_go_into_the_graph(exported: tuple[Path, dict[str, Any]], model: Path) -> None:
+    classifier = open_folder(exported[0] / "onnx")
+    inputs = classifier.encode(some_texts(3, 4, pairs=True))
+    swapped = {**inputs, "token_type_ids": 1 - inputs["token_type_ids"]}
+    assert (classifier.forward(inputs) - classifier.forward(swapped)).abs().max() > 0.01
+    assert (7, 18) in same_at_any_shape(model, exported[0] / "onnx")
+
+
+def test_int8_is_int8_and_bfloat16_is_bfloat16(exported: tuple[Path, dict[str, Any]], model: Path) -> None:
+    import onnx
+    from safetensors import safe_open
+
+    out, _ = exported
+    initializers = onnx.load(out / "onnx-int8" / "model.onnx").graph.initializer
+    matrices = [value for value in initializers if len(value.dims) == 2 and value.dims[0] > 2]
+    assert len(matrices) == 2 * 6 + 4  # of two layers; of words, positions, pooler, classifier
+    # onnxruntime's quantiser gives the tables of embeddings unsigned values
+    assert {value.data_type for value in matrices} == {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    with safe_open(out / "torch-int8" / "model.safetensors", "pt") as file:
+        assert file.get_slice("bert.encoder.layer.0.attention.self.query._weight_qdata").get_dtype() == "I8"
+        assert file.get_slice("bert.embeddings.word_embeddings.weight").get_dtype() == "F32"
+    with safe_open(out / "safetensors-bf16" / "model.safetensors", "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
+    assert json.loads((model / "config.json").read_text())["dtype"] == "float32"  # the source stays as it was
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_export_json_says_how_to_load_it_without_raydistill(
+    form: str, exported: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported[0] / form
+    lines = json.loads((folder / EXPORT_FILE).read_text())["load"]
+    expected = open_folder(folder, device="cpu").logits(["a text", "another one"])
+    if form.startswith("onnx"):
+        lines += ["import json, sys", "print(json.dumps([logits.tolist(), sorted(sys.modules)]))"]
+        done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        logits, modules = json.loads(done.stdout)
+        assert not {"torch", "transformers", "raydistill"} & set(modules)
+    else:
+        monkeypatch.chdir(folder)
+        names: dict[str, Any] = {}
+        exec("\n".join(lines), names)
+        logits = names["logits"].detach().float().numpy()
+    np.testing.assert_allclose(np.array(logits), expected, atol=1e-5)
+
+
+def test_raydistills_own_commands_take_an_exported_folder(
+    exported: tuple[Path, dict[str, Any]], model: Path, data: Data, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, found = exported
+    folder = str(out / "onnx-int8")
+    assert cli.execute(["predict", folder, "--text", "the team win a match", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["predictions"][0]["label"] == "sport"
+    assert cli.execute(["evaluate", folder, "--data", data.path, "--json"]) == 0
+    scores = json.loads(capfd.readouterr().out)
+    assert scores["metrics"]["accuracy"] == pytest.approx(found["formats"]["onnx-int8"]["metric"], abs=1e-5)
+    others = [str(out / form) for form in ("onnx", "torch-int8", "safetensors-bf16")]
+    assert cli.execute(["compare", str(model), folder, *others, "--data", data.path, "--no-latency", "--json"]) == 0
+    compared = json.loads(capfd.readouterr().out)
+    runtimes = [one["runtime"].split()[0] for one in compared["models"].values()]
+    assert runtimes == ["torch", "onnxruntime", "onnxruntime", "torch", "torch"]
+    assert cli.execute(["predict", folder, "--text", "a", "--max-length", str(MAX_LENGTH + 1)]) == 2
+    assert "more than this model can take" in capfd.readouterr().err
+
+
+def without_classifier(folder: Path, **settings: Any) -> Any:
+    """The quantiser, losing the last layer on the way."""
+    model = load_as_is(folder, **settings)
+    if "quantization_config" in settings:
+        model.classifier.weight.qdata.zero_()
+    return model
+
+
+def test_a_broken_export_is_refused_and_never_takes_the_place_of_a_good_one(
+    model: Path, data: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    call = ["export", str(model), "--format", "torch-int8", "--out", str(out), "--data", data.path, "--margin", "0.05"]
+    assert cli.execute(call) == 0
+    output = capfd.readouterr()
+    assert "torch-int8 is good" in output.out
+    assert "taking turns in one process: 1 CPU thread." in " ".join(output.out.split())
+    assert all(" s  " in line for line in output.err.splitlines()), output.err  # progress, no library's chatter
+    assert cli.execute(call) == 2
+    assert "--force" in capfd.readouterr().err
+    kept = (out / "model.safetensors").read_bytes()
+
+    monkeypatch.setattr("raydistill.deploy.export.torch_formats.load_as_is", without_classifier)
+    assert cli.execute([*call, "--force", "--json"]) == 3
+    found = json.loads(capfd.readouterr().out)
+    section = found["formats"]["torch-int8"]
+    assert not found["good"]
+    assert section["difference"]["high"] < -0.3
+    assert section["latency_ms"]["p50"] > 0
+    assert section["latency_ratio"] > 0
+    assert "accuracy falls by" in section["reasons"][0]
+    assert "margin of 5.0 points" in section["reasons"][0]
+    assert section["path"] == f"{out}.rejected"
+    assert json.loads((tmp_path / "out.rejected" / EXPORT_FILE).read_text())["good"] is False
+    assert (out / "model.safetensors").read_bytes() == kept
+    found = export(str(model), ["torch-int8"], out, data=data, latency=False, force=True)
+    assert not found["good"]
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_export(console, found)
+    assert "torch-int8 is refused: The accuracy falls by" in console.export_text()
+
+    monkeypatch.undo()
+    assert export(str(model), ["torch-int8"], out, data=data, latency=False, force=True, margin=0.05)["good"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # and the refused one is gone
+
+
+def test_what_makes_an_export_good() -> None:
+    base = np.array([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [2.0, 1.9999, 0.0]] * 25, dtype=np.float32)
+    labels = base.argmax(axis=1)
+    accuracy = Demand("accuracy", 0.01)
+    assert judge("onnx", base, base + np.float32(5e-4), labels, accuracy)["good"]
+    shifted = judge("onnx", base, base + np.float32(5e-3), labels, accuracy)
+    assert not shifted["good"]
+    assert "differs by 0.005" in shifted["reasons"][0]
+    assert judge("onnx-int8", base, base + np.float32(5e-3), labels, accuracy)["good"]
+    swapped = base.copy()
+    swapped[3] = [1.9999, 2.0, 0.0]
+    assert "1 of 100 rows get another class" in judge("onnx", base, swapped, labels, accuracy)["reasons"][0]
+    one_lost = judge("onnx-int8", base, swapped, labels, accuracy)
+    assert one_lost["difference"]["value"] == pytest.approx(-0.01)
+    assert one_lost["good"]  # just the margin
+    assert "cannot rule out" in one_lost["notes"][0]
+    swapped[7] = swapped[3]
+    assert not judge("onnx-int8", base, swapped, labels, accuracy)["good"]
+    assert judge("onnx-int8", base, swapped, labels, Demand("accuracy", 0.02))["good"]
+    flat = judge("safetensors-bf16", base, base / 4, labels, Demand("log_loss", 0.1))  # the same classes, less sure
+    assert "log loss rises by" in flat["reasons"][0]
+    assert judge("safetensors-bf16", base / 4, base, labels, Demand("log_loss", 0.1))["good"]
+    broken = base.copy()
+    broken[5] = np.nan
+    lost = judge("torch-int8", base, broken, labels, accuracy)
+    assert (lost["good"], lost["agreement"], lost["reasons"]) == (False, None, ["The logits of 1 rows are not finite."])
+
+
+def test_an_interrupted_export_leaves_nothing(model: Path, data: Data, tmp_path: Path) -> None:
+    seen = []
+
+    def interrupt(entry: Any) -> None:
+        seen.append((entry["phase"], sorted(path.suffix for path in tmp_path.iterdir())))
+        if entry["phase"] == "check":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(str(model), ["safetensors-bf16"], tmp_path / "out", data=data, latency=False, progress=interrupt)
+    assert seen == [("export", [".part"]), ("check", [".part"])]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_an_export_is_replaced(model: Path, data: Data, tmp_path: Path) -> None:
+    def make(out: Path, *formats: str, **settings: Any) -> None:
+        export(str(model), formats or ["safetensors-bf16"], out, data=data, latency=False, **settings)
+
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letter.txt").write_text("dear")
+    for taken in (home, model, home / "letter.txt"):
+        with pytest.raises(ConfigError, match="is no export, so it stays"):
+            make(taken, force=True)
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="an export itself, of one format"):
+        make(tmp_path / "empty", "torch-int8", "safetensors-bf16")
+    with pytest.raises(ConfigError, match="Export the model that it was made from"):
+        export(str(tmp_path / "empty"), ["onnx"], tmp_path / "again", data=data)
+    assert (home / "letter.txt").read_text() == "dear"
+
+
+def a_folder(path: Path, **files: str) -> Path:
+    path.mkdir(parents=True)
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(content)
+    return path
+
+
+def test_a_users_own_folder_is_never_deleted(tmp_path: Path) -> None:
+    """Neither under the name of a refused export, nor where it came while the export was made."""
+    out, own = tmp_path / "out", a_folder(tmp_path / "out.rejected", letter="dear")
+    with pytest.raises(ConfigError, match=r"out\.rejected is there and is no export, so it stays"):
+        check_targets({"onnx": out}, force=True)
+    made = a_folder(tmp_path / "made", export="{}")
+    for good in (True, False):
+        with pytest.raises(ConfigError, match="no export, so it stays"):
+            place(made, out, good, force=True)
+    own.rename(out)
+    for good, goal in ((True, out), (False, tmp_path / "out.rejected")):
+        if good:
+            with pytest.raises(ConfigError, match="no export, so it stays"):
+                place(made, out, good, force=True)
+        else:
+            assert place(made, out, good) == goal
+    assert (out / "letter.json").read_text() == "dear"
+
+
+def test_an_old_export_comes_back_where_the_new_one_cannot_be_placed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, made = a_folder(tmp_path / "out", export="old"), a_folder(tmp_path / "made", export="new")
+    a_folder(tmp_path / "out.old", letter="dear")
+    replace, seen = os.replace, []
+
+    def failing(source: Path, goal: Path) -> None:
+        if source == made:
+            seen.append((tmp_path / "out.old-2" / EXPORT_FILE).read_text())
+            raise OSError(28, "No space left on device")
+        replace(source, goal)
+
+    monkeypatch.setattr("raydistill.deploy.export.folders.os.replace", failing)
+    with pytest.raises(ConfigError, match=r"Cannot put the export at .*/out: No space left"):
+        place(made, out, True, force=True)
+    assert (seen, (out / EXPORT_FILE).read_text()) == (["old"], "old")
+    with pytest.raises(ConfigError, match="--force replaces it"):
+        place(made, out, True)
+    monkeypatch.undo()
+    place(made, out, True, force=True)
+    assert (out / EXPORT_FILE).read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.old"]
+
+
+def test_a_model_whose_own_logits_are_not_finite_is_no_base(model: Path, data: Data, tmp_path: Path) -> None:
+    source = TorchClassifier(model, LENGTH, "cpu")
+    with torch.no_grad():
+        source.model.classifier.bias[0] = torch.nan
+    with pytest.raises(ModelError, match="own logits of 120 of 120 rows are not finite"):
+        measure_base(source, read_test_rows(data), Demand())
+
+
+def test_rows_must_not_depend_on_their_batch(model: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier that has lost the mask gives a padded row other logits."""
+    rows, source = read_test_rows(data), TorchClassifier(model, LENGTH, "cpu")
+    logits = source.logits(rows.texts)
+    assert judge_shapes("onnx", source, rows, logits) == []
+    assert judge_shapes("onnx", source, rows, np.full_like(logits, np.nan)) == []  # has its own reason
+    encode = source.encode
+
+    def without_mask(texts: Any) -> Any:
+        inputs = encode(texts)
+        return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+    monkeypatch.setattr(source, "encode", without_mask)
+    padded = TestRows(("team", "team " * 12), rows.labels[:2], rows.class_names, rows.hashes[:2], "x", "test")
+    reasons = judge_shapes("safetensors-bf16", source, padded, logits[:2] * 0 + source.logits(padded.texts[:1])[0])
+    assert "In a padded batch of 3 rows a logit differs by" in reasons[-1]
+
+
+@pytest.mark.parametrize("axes", [(2, "length"), ("batch", 11)])
+def test_a_graph_of_one_size_is_refused(axes: tuple[Any, Any], tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("input_ids", "logits")]
+    graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["logits"])], "g", sides[:1], sides[1:])
+    save(helper.make_model(graph), tmp_path / "model.onnx")
+    fixed = next(axis for axis in axes if isinstance(axis, int))
+    with pytest.raises(ModelError, match=f"fixes an axis of input_ids at {fixed}"):
+        describe_dynamic(tmp_path / "model.onnx")
+
+
+def test_exports_name_no_folder_and_no_credential(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert public_name(str(model)) == "model"
+    monkeypatch.chdir(model)
+    assert public_name(".") == "model"
+    assert public_name("models:/news@champion") == "models:/news@champion"
+    assert public_name("s3://key:secret@bucket/rows/test.csv") == "test.csv"
+    assert public_name("https://ann:hunter2@host/rows.csv?sig=abc") == "https://host/rows.csv"
+    assert public_name("owner/name") == "owner/name"
+
+
+def test_what_is_wrong_is_said_before_any_work(
+    tmp_path: Path, model: Path, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(message: str, formats: str | list[str], **settings: Any) -> None:
+        with pytest.raises(ConfigError, match=message):
+            export(str(model), formats, tmp_path / "out", data=data, **settings)
+
+    refuse("--format onxx: not known. There are onnx, onnx-int8", ["onnx", "onxx"])
+    refuse("No format was named", [])
+    refuse("--metric acuracy: not known; did you mean accuracy?", ["onnx"], metric="acuracy")
+    refuse("--margin -0.1 is below 0", ["onnx"], margin=-0.1)
+    for margin in (np.inf, np.nan):
+        refuse("is no number to compare with", ["onnx"], margin=margin)
+    refuse("--format onxx: not known", "onxx")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "raydistill.deploy.export.packages.version", lambda name: "2.9.1+cpu" if name == "torch" else "9.9"
+        )
+        refuse(r"onnx needs torch 2\.11 or newer; 2\.9\.1\+cpu is installed.*in a checkout", ["onnx"])
+        need("safetensors-bf16")
+    monkeypatch.setattr("raydistill.deploy.export.packages.find_spec", lambda name: None)
+    refuse(r"needs the package onnx.*pip install 'raydistill\[export\]'", ["onnx"])
+    refuse("needs the package torchao", ["torch-int8"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_export_is_named(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    for name in os.listdir(exported[0] / "onnx"):
+        (tmp_path / name).write_bytes((exported[0] / "onnx" / name).read_bytes())
+    (tmp_path / "model.onnx").write_bytes(b"\x08half of it")
+    with pytest.raises(ModelError, match=r"onnxruntime cannot load .*model\.onnx"):
+        open_folder(tmp_path)
+    (tmp_path / EXPORT_FILE).write_text('{"format": "tflite"}')
+    with pytest.raises(ModelError, match="names the format 'tflite'"):
+        open_folder(tmp_path)
+
+
+def test_the_rows_are_a_sample_that_stays_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *([f"text {i}", str(i % 3)] for i in range(50))])
+    rows = read_test_rows(Data(path=str(path)))
+    first, again, other = (some_rows(rows, 20, seed) for seed in (0, 0, 1))
+    assert first.num_rows == 20
+    assert first.texts == again.texts != other.texts
+    assert some_rows(rows, 50, 0) is rows

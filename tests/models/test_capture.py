@@ -1,0 +1,112 @@
+import pytest
+import torch
+from kit.tiny import FAMILIES, HIDDEN_SIZE, tiny_classifier, tiny_config, tiny_inputs
+from torch import Tensor
+
+from raydistill.errors import ConfigError
+from raydistill.models.capture import capture, is_token_level, signal_width
+
+SIGNALS = ("logits", "hidden_states[0]", "hidden_states[2]", "hidden_states[4]")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_signals_equal_hugging_faces_own_under_the_mask(family: str) -> None:
+    model, inputs = tiny_classifier(family), tiny_inputs(family)
+    with torch.no_grad():
+        found = capture(model, inputs, SIGNALS)
+        reference = model(**inputs, output_hidden_states=True)
+    mask = inputs["attention_mask"].bool()
+    assert not mask.all()
+    assert list(found) == list(SIGNALS)
+    assert torch.equal(found["logits"], reference.logits)
+    for index in (0, 2, 4):
+        assert torch.equal(found[f"hidden_states[{index}]"], reference.hidden_states[index][mask])
+        assert found[f"hidden_states[{index}]"].shape == (mask.sum(), HIDDEN_SIZE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_length_has_no_influence(family: str) -> None:
+    model = tiny_classifier(family)
+    with torch.no_grad():
+        short = capture(model, tiny_inputs(family), SIGNALS)
+        padded = capture(model, tiny_inputs(family, length=40), SIGNALS)
+    for signal in SIGNALS:
+        torch.testing.assert_close(padded[signal], short[signal], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_do_not_depend_on_their_neighbours(family: str) -> None:
+    model, inputs = tiny_classifier(family), tiny_inputs(family)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    with torch.no_grad():
+        logits = capture(model, inputs, ["logits"])["logits"]
+        moved = capture(model, {name: value[order] for name, value in inputs.items()}, ["logits"])["logits"]
+    torch.testing.assert_close(moved, logits[order], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "electra"])
+def test_token_types_reach_the_model(family: str) -> None:
+    model, inputs = tiny_classifier(family), tiny_inputs(family)
+    assert inputs["token_type_ids"].sum() > 0
+    with torch.no_grad():
+        with_types = capture(model, inputs, ["logits"])["logits"]
+        inputs["token_type_ids"] = torch.zeros_like(inputs["token_type_ids"])
+        without = capture(model, inputs, ["logits"])["logits"]
+    assert (with_types - without).abs().max() > 1e-3
+
+
+def test_hidden_states_are_not_asked_for_without_need() -> None:
+    model = tiny_classifier("bert")
+    asked = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(kwargs["output_hidden_states"]), with_kwargs=True
+    )
+    capture(model, tiny_inputs("bert"), ["logits"])
+    capture(model, tiny_inputs("bert"), ["hidden_states[1]"])
+    assert asked == [False, True]
+
+
+def test_compute_dtype_is_kept_and_logits_are_float32() -> None:
+    model = tiny_classifier("bert").to(torch.bfloat16)
+    found = capture(model, tiny_inputs("bert"), ["logits", "hidden_states[4]"])
+    assert found["logits"].dtype == torch.float32
+    assert found["hidden_states[4]"].dtype == torch.bfloat16
+
+
+def test_gradients_stop_at_padding() -> None:
+    """The gradient of a sum over real tokens is 1 for each of them and 0 for padding, and reaches the embeddings."""
+    model, inputs = tiny_classifier("bert"), tiny_inputs("bert")
+    states: list[Tensor] = []
+    model.bert.encoder.layer[-1].register_forward_hook(lambda module, args, output: states.append(output))
+    found = capture(model, inputs, ["hidden_states[4]"])["hidden_states[4]"]
+    gradient = torch.autograd.grad(found.sum(), states[0], retain_graph=True)[0]
+    assert torch.equal(gradient, inputs["attention_mask"][:, :, None].expand_as(gradient).float())
+    found.square().sum().backward()
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_without_a_mask_every_token_is_real() -> None:
+    model = tiny_classifier("bert")
+    inputs = {"input_ids": torch.tensor([[2, 7, 8, 3], [2, 9, 10, 3]])}
+    assert capture(model, inputs, ["hidden_states[1]"])["hidden_states[1]"].shape == (8, HIDDEN_SIZE)
+
+
+def test_widths_and_levels() -> None:
+    config = tiny_config("distilbert", num_labels=5)
+    assert signal_width(config, "logits") == 5
+    assert signal_width(config, "hidden_states[4]") == HIDDEN_SIZE
+    assert is_token_level("hidden_states[0]")
+    assert not is_token_level("logits")
+
+
+@pytest.mark.parametrize("signal", ["hidden_states", "hidden_states[-1]", "hidden_states[1] ", "embeddings", ""])
+def test_unknown_signals_are_refused(signal: str) -> None:
+    with pytest.raises(ConfigError, match="Known signals: logits"):
+        capture(tiny_classifier("bert"), tiny_inputs("bert"), [signal])
+
+
+def test_layers_beyond_the_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hidden_states\[0\] to hidden_states\[4\]"):
+        capture(tiny_classifier("bert"), tiny_inputs("bert"), ["hidden_states[5]"])
+    with pytest.raises(ConfigError, match="4 layers"):
+        signal_width(tiny_config("bert"), "hidden_states[5]")

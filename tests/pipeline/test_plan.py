@@ -1,0 +1,167 @@
+"""What plan says before anything is computed, and that it computes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kit.tiny import FAMILIES, WORDS, save_tiny, without_tokenizer_limit
+from kit.toy import TOPICS, toy_config
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification
+
+from raydistill.cli.show.plan import print_plan
+from raydistill.config.loading import load_config
+from raydistill.errors import ConfigError
+from raydistill.pipeline.distill import distill
+from raydistill.pipeline.plan import make_plan
+from raydistill.pipeline.prepare import check_models, prepare
+from raydistill.search.budget import estimate
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.storage import Storage
+
+
+def states(plan: dict[str, Any]) -> dict[str, str]:
+    return {phase["phase"]: phase["state"] for phase in plan["phases"]}
+
+
+def test_before_the_data_is_prepared_it_estimates_and_writes_nothing(tmp_path):
+    config = load_config(toy_config(tmp_path))
+    plan = make_plan(config, estimate=estimate)
+    assert plan["estimate"]
+    assert plan["data"]["rows"] == {"train": 192, "validation": 24, "test": 24}
+    assert sum(plan["data"]["per_class"]["train"].values()) == plan["data"]["labeled"] == 60
+    assert plan["time"]["seconds"].keys() == {"teacher", "student", "baseline"}
+    assert states(plan)["data"] == "to do"
+    assert states(plan)["student"] == "after teacher"
+    assert not Path(config.storage).exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_beyond_the_positions_of_a_model_are_refused_before_any_work(tmp_path, family):
+    """Just where the forward pass would fail: families count positions from 0 or 1, or know no limit."""
+    teacher = without_tokenizer_limit(save_tiny(tmp_path / family, family, num_layers=2, labels=tuple(sorted(TOPICS))))
+    model = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
+
+    def runs(length: int) -> bool:
+        try:
+            model(input_ids=torch.full((1, length), 7), attention_mask=torch.ones(1, length, dtype=torch.long))
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    longest = max(length for length in range(64, 70) if runs(length))
+    assert longest == {"roberta": 65, "modernbert": 69, "deberta-v2": 69}.get(family, 66)
+    for length in (longest, longest + 1):
+        config = load_config(toy_config(tmp_path, teacher={"model": str(teacher)}, data__max_length=length))
+        if length > longest and longest < 69:
+            for refuse in (make_plan, lambda config: prepare(config, Storage(config.storage))):
+                with pytest.raises(
+                    ConfigError, match=rf"data\.max_length is {length}, but .* positions for {longest} "
+                ):
+                    refuse(config)
+            assert not Storage(config.storage).list("data")
+        else:
+            check_models(config, teacher)
+
+
+def test_the_estimate_is_close_to_the_count(tmp_path):
+    config = load_config(toy_config(tmp_path))
+    estimate = make_plan(config)
+    prepare(config, Storage(config.storage))
+    counted = make_plan(config)
+    assert not counted["estimate"]
+    assert counted["data"]["labeled"] == 60
+    for split in ("train", "validation", "test"):
+        assert estimate["data"]["tokens"][split] == pytest.approx(counted["data"]["tokens"][split], rel=0.15)
+
+
+def write_pairs(folder: Path) -> dict[str, Any]:
+    """A config of pairs, some without a label, some twice, and of test rows without labels."""
+    rows = [{"premise": f"good film {w}", "hypothesis": f"{w} bad plot", "label": i % 2} for i, w in enumerate(WORDS)]
+    unlabeled = [{"premise": f"the team {w}", "hypothesis": f"a match {w} and the win"} for w in WORDS]
+    (folder / "pairs").mkdir()
+    (folder / "pairs" / "train.jsonl").write_text("\n".join(map(json.dumps, [*rows, *rows[:7], *unlabeled])))
+    (folder / "pairs" / "test.jsonl").write_text("\n".join(map(json.dumps, unlabeled[:5])))
+    return toy_config(folder, data={"path": str(folder / "pairs"), "max_length": 10})
+
+
+def test_the_first_plan_counts_as_the_run_will(tmp_path):
+    config = load_config(write_pairs(tmp_path))
+    first = make_plan(config)  # a test split without a label column, pairs, unlabelled rows, copies
+    distill(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"baseline": False})}))
+    second = make_plan(config)
+    assert (first["estimate"], second["estimate"]) == (True, False)
+    assert first["data"] == second["data"]  # a sample of all rows
+    assert first["steps"] == second["steps"]
+    assert second["data"]["labeled"] == len(WORDS) - 2 * round(len(WORDS) * 0.1)
+    assert second["data"]["cut"] == {"train": len(WORDS), "validation": 0, "test": 0}  # the unlabelled: 12 tokens
+
+
+def test_steps_and_signal_sizes_are_those_of_the_run(tmp_path):
+    hidden = {"type": "hidden_mse", "layers": "last"}
+    config = load_config(toy_config(tmp_path, stages__distill__losses__hidden=hidden))
+    results = distill(config)
+    plan = make_plan(config, estimate=estimate)
+    assert set(states(plan).values()) == {"there"}
+    assert plan["time"]["total"] == 0
+    assert results["data"]["per_class"] == plan["data"]["per_class"]
+    assert plan["steps"]["student.distill"] == results["curves"]["student"][-1]["step"] == results["baseline"]["steps"]
+    assert plan["steps"]["teacher"] == results["curves"]["teacher"][-1]["step"]
+    recorded = sorted(
+        sum(info.bytes for info in Artifact(Storage(config.storage), "signals", key).manifest().files.values())
+        for key in Storage(config.storage).list("signals")
+        if len(key) == 20
+    )
+    expected = plan["teacher"]["signal_bytes"]["hidden_states[4]"]
+    assert recorded[-1] == pytest.approx(expected, rel=0.1)
+    assert plan["layer_maps"] == {"stages.distill.losses.hidden": [[2, 4]]}
+
+
+def test_the_teacher_runs_online_where_its_signals_are_too_large(tmp_path):
+    hidden = {"type": "hidden_mse"}
+    plan = make_plan(
+        load_config(toy_config(tmp_path, stages__distill__losses__hidden=hidden, teacher__max_cache_bytes=1000))
+    )
+    assert plan["teacher"]["mode"] == "online"
+    assert "more than teacher.max_cache_bytes" in plan["teacher"]["why"]
+
+
+def test_findings(tmp_path):
+    changes = {"student__start": "random", "stages__distill__losses__kd__weight": 0.0}
+    found = " ".join(make_plan(load_config(toy_config(tmp_path, **changes)))["findings"])
+    assert "a random student needs far more" in found
+    assert "stages.distill.losses.kd: its weight is 0" in found
+
+
+def test_a_checked_plan_computes_every_loss_once(tmp_path):
+    plan = make_plan(load_config(toy_config(tmp_path, stages__distill__losses__kd__weight=1e6)), check=True)
+    assert any("the gradient of 'kd' is" in finding for finding in plan["findings"])
+    assert states(plan)["tokens"] == "there"
+    assert states(plan)["teacher"] == "to do"
+
+
+def test_a_start_with_another_vocabulary_is_refused(tmp_path):
+    config = toy_config(tmp_path)
+    start = save_tiny(tmp_path / "start", "bert", classifier=False)
+    assert make_plan(load_config({**config, "student": {"num_layers": 2, "start": str(start)}}))["findings"] == []
+    text = (start / "tokenizer.json").read_text()
+    (start / "tokenizer.json").write_text(text.replace(f'"{WORDS[0]}"', '"another"'))
+    with pytest.raises(ConfigError, match=r"student\.start: .* has another tokenizer"):
+        make_plan(load_config({**config, "student": {"num_layers": 2, "start": str(start)}}))
+
+
+def test_it_reads_well_at_eighty_columns(tmp_path, capsys):
+    plan = make_plan(load_config(toy_config(tmp_path, data__max_length=8)), estimate=estimate)
+    console = Console(width=80, force_terminal=False, record=True)
+    print_plan(console, plan)
+    text = console.export_text()
+    assert "192 rows, 60 labelled, ≈ " in text
+    assert "texts are cut at 8 tokens" in text
+    assert "time       ≈ " in text
+    assert [line.split() for line in text.splitlines() if line.startswith("film ")] == [["film", "23", "9", "9"]]
+    assert "from teacher layers [0, 3]" in text
+    assert all(len(line) <= 80 for line in text.splitlines())

@@ -1,0 +1,229 @@
+"""Which settings are in which key, where teacher and rows come from, and how much recorded signals take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.tiny import save_tiny, tiny_config
+from kit.toy import toy_config
+
+from raydistill.config.loading import load_config
+from raydistill.config.losses import TaskLoss
+from raydistill.config.teacher import ModelTeacher, Pool
+from raydistill.config.tree import Baseline, Config
+from raydistill.models.folder import model_digest
+from raydistill.pipeline import recipes
+from raydistill.pipeline.prepare import run_key
+from raydistill.pipeline.recipes import TeacherIdentity
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.manifest import recipe_key
+from raydistill.storage.storage import Storage
+
+MODELS = {"teacher", "student", "baseline"}
+ALL = MODELS | {"run"}
+STUDENTS = {"student", "baseline", "run"}
+PRETRAINED = {"start": "pretrained"}
+CHANGE = [{"step": 2, "set": {"learning_rate": 0.5}}]
+
+
+def keys(config: Config, folder: Path, *, source: str = "s", spoken: str = "t", **given: str) -> dict[str, str]:
+    """The keys of what a config makes; inputs are ``tokens``, the teacher's digests, ``dtype`` and ``mode``."""
+    given = {"tokens": "k", "dtype": "float32", "mode": "cached", **given}
+    tokens, dtype = given["tokens"], given["dtype"]
+    storage, teacher = Storage(str(folder)), TeacherIdentity(folder, spoken, source, None)
+
+    class Tokens(Artifact):
+        digest = tokens  # type: ignore[assignment]
+
+    made = {
+        "teacher": recipe_key(recipes.teacher_recipe(config, source, tokens, dtype)),
+        "run": run_key(config, Tokens(storage, "tokens", "k"), folder / "encoder", dtype),
+    }
+    artifacts = {
+        "student": recipes.student_artifact(config, storage, teacher, tokens, dtype, given["mode"]),
+        "baseline": recipes.baseline_artifact(config, storage, teacher, tokens, dtype),
+    }
+    for kind, (artifact, recipe) in artifacts.items():
+        assert (artifact.kind, artifact.key) == (kind, recipe_key(recipe))
+        made[kind] = artifact.key
+    return made
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {kind for kind in before if before[kind] != after[kind]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipes")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "missed"),
+    [
+        ("seed", 3, ALL),
+        ("train__seed", 3, STUDENTS),
+        ("train__global_batch_size", 32, ALL),
+        ("train__max_grad_norm", 0.5, ALL),
+        ("train__early_stopping", 3, ALL),
+        ("evaluate__metric", "macro_f1", ALL),
+        ("task__labels", ["film", "money", "sport"], ALL),
+        ("teacher__finetune__num_epochs", 7, {"teacher", "run"}),
+        ("student__num_layers", 1, STUDENTS),
+        ("student__start", "random", STUDENTS),
+        ("stages__distill__learning_rate", 0.5, STUDENTS),
+        ("stages__distill__losses__kd__temperature", 3.0, {"student", "run"}),
+        ("stages__distill__changes", CHANGE, {"student", "run"}),
+        ("evaluate__baseline", PRETRAINED, {"baseline", "run"}),
+        ("evaluate__bootstrap_samples", 200, {"run"}),
+        ("registry__name", "another", {"run"}),
+        ("tracking__experiment", "another", {"run"}),
+        ("data__max_labeled", 50, {"run"}),  # the rest knows the rows by the tokens' digest
+        ("data__path", "other.csv", set()),
+        ("storage", "elsewhere", set()),
+        ("sweep", {"space": {"train.seed": {"choice": [1, 2]}}, "num_trials": 2}, set()),
+        ("data__unlabeled", "more.csv", set()),
+        ("teacher__allow_chance", False, set()),
+        ("registry__challenger", True, set()),
+        ("teacher__model", "elsewhere", set()),  # by its content
+        ("teacher__pool", {"max": 3}, set()),
+        ("train__num_workers", 2, set()),
+        ("train__resources_per_worker", {"CPU": 1}, set()),
+        ("train__min_workers", 1, set()),
+        ("train__accelerator_type", "A10G", set()),
+        ("train__max_wait_minutes", 7, set()),
+        ("train__max_failures", 9, set()),
+        ("train__tokens_per_micro_batch", 100, set()),
+        ("train__checkpoint_steps", 77, set()),
+    ],
+)
+def test_a_setting_is_in_the_keys_of_what_it_determines(folder: Path, name: str, value: Any, missed: set[str]) -> None:
+    on_ray = {"train__num_workers": 1}
+    before, again = (keys(load_config(toy_config(folder, **on_ray)), folder) for _ in range(2))
+    assert before == again
+    assert changed(before, keys(load_config(toy_config(folder, **on_ray | {name: value})), folder)) == missed
+
+
+def test_digests_of_inputs_are_in_the_keys(folder: Path) -> None:
+    config = load_config(toy_config(folder))
+    before = keys(config, folder)
+    for given, missed in [
+        ({"tokens": "other"}, ALL),
+        ({"dtype": "bfloat16"}, ALL),
+        ({"mode": "online"}, {"student"}),
+        ({"source": "other"}, {"teacher"}),
+        ({"spoken": "other"}, {"student", "baseline"}),
+    ]:
+        assert changed(before, keys(config, folder, **given)) == missed
+    pretrained = load_config(toy_config(folder, evaluate__baseline=PRETRAINED))
+    before = keys(pretrained, folder)
+    assert changed(before, keys(pretrained, folder, source="other")) == {"teacher", "baseline"}
+    assert changed(before, keys(pretrained, folder, spoken="other")) == {"student"}
+
+
+def test_a_run_goes_by_the_content_of_its_teacher(tmp_path: Path) -> None:
+    config = load_config(toy_config(tmp_path))
+    before = keys(config, tmp_path)
+    save_tiny(tmp_path / "encoder", "bert", classifier=False, seed=5)
+    assert changed(before, keys(config, tmp_path)) == {"run"}  # the others are told the digests
+
+
+def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
+    """Storage of earlier versions is found by it: a part that is renamed or written otherwise is made anew."""
+    config = load_config(toy_config(folder))
+    teacher = TeacherIdentity(folder, "t", "s", None)
+    given = (config, Storage(str(folder)), teacher, "k", "float32")
+    common = {
+        **{"tokens": "k", "dtype": "float32", "seed": 0, "metric": "accuracy"},
+        "train": {"global_batch_size": 16, "max_grad_norm": 1.0, "early_stopping": None},
+        "task": json.loads(config.task.model_dump_json()),
+    }
+    student = json.loads(config.student.model_dump_json(exclude={"start"}))
+    stage = json.loads(config.stages["distill"].model_dump_json(exclude={"changes"}))
+    bare = {name: value for name, value in stage.items() if name != "losses"}
+    start = {"start": "teacher_layers:t", "student": student}
+    assert config.teacher.finetune is not None
+    finetune = json.loads(config.teacher.finetune.model_dump_json())
+    assert recipes.teacher_recipe(config, "s", "k", "float32") == {"source": "s", "finetune": finetune, **common}
+    assert recipes.student_artifact(*given, "online")[1] == {
+        **{"teacher": "t", "mode": "online", "stages": {"distill": stage}},
+        **start,
+        **common,
+    }
+    stages = {"stages": {"distill": bare}, "speaks": ["distill"]}
+    assert recipes.baseline_artifact(*given)[1] == {**stages, **start, **common}
+
+
+def test_a_stage_without_a_teacher_makes_another_baseline(folder: Path) -> None:
+    """It goes over the labelled rows alone, so it has fewer steps."""
+    kd, task = {"type": "forward_kl"}, {"type": "task"}
+    spoken, alone = (
+        load_config(toy_config(folder, stages={"a": {"losses": {"kd": kd}}, "b": {"losses": {"x": loss}}}))
+        for loss in (kd, task)
+    )
+    assert changed(keys(spoken, folder), keys(alone, folder)) == STUDENTS
+
+
+def test_a_student_that_starts_from_a_checkpoint_goes_by_its_content(folder: Path) -> None:
+    start = save_tiny(folder / "start", num_layers=2, seed=1)
+    student = load_config(toy_config(folder, student__start=str(start))).student
+    config = load_config(toy_config(folder, student__start=str(start)))
+    before = keys(config, folder)
+    save_tiny(start, num_layers=2, seed=2)
+    assert changed(before, keys(config, folder)) == STUDENTS
+    digests = {recipes.start_digest(student, teacher) for teacher in ("a", "b")}
+    assert digests == {f"{teacher}+{model_digest(start)}" for teacher in ("a", "b")}
+    for named in ("teacher_layers", "random"):
+        assert recipes.start_digest(student.model_copy(update={"start": named}), "a") == f"{named}:a"
+
+
+def test_a_teacher_is_known_by_its_weights_and_by_what_it_was_tuned_from(tmp_path: Path) -> None:
+    source, settings = save_tiny(tmp_path / "source", seed=1), ModelTeacher(model=str(tmp_path / "source"))
+    plain = recipes.identify_teacher(settings, None)
+    assert plain == TeacherIdentity(source, model_digest(source), model_digest(source), None)
+    assert plain.parents == {"teacher": plain.digest}
+    assert recipes.teacher_folder(settings, None) == source
+    artifact = Artifact(Storage(str(tmp_path / "storage")), "teacher", "0" * 20)
+    with artifact.write({}) as made:
+        save_tiny(made / "model", seed=2)
+    tuned = recipes.identify_teacher(settings, artifact)
+    folder = artifact.local() / "model"
+    assert tuned == TeacherIdentity(folder, model_digest(folder), plain.digest, artifact)
+    assert recipes.fine_tuned(plain, artifact) == tuned
+    assert tuned.digest != plain.digest
+    assert tuned.parents == {"teacher": artifact.digest}
+    assert recipes.teacher_folder(settings, artifact) == folder
+
+
+def test_a_baseline_takes_the_students_stages_with_labels_alone(folder: Path) -> None:
+    config = load_config(toy_config(folder, stages__distill__changes=CHANGE))
+    stage = config.stages["distill"]
+    (alone,) = recipes.baseline_stages(config).values()
+    assert alone == stage.model_copy(update={"losses": {"task": TaskLoss()}, "changes": ()})
+    labels = np.array([2, -1, 0, -1])
+    assert recipes.stage_rows(stage, labels).tolist() == [0, 1, 2, 3]
+    assert recipes.stage_rows(alone, labels).tolist() == [0, 2]
+    settings = [
+        recipes.baseline_settings(load_config(toy_config(folder, evaluate__baseline=given)))
+        for given in (True, False, PRETRAINED)
+    ]
+    assert settings == [Baseline(), None, Baseline(start="pretrained")]
+
+
+def test_signals_are_recorded_while_they_fit() -> None:
+    sizes = recipes.signal_bytes(["logits", "hidden_states[2]"], tiny_config("bert"), num_rows=10, num_tokens=70)
+    assert sizes == {"logits": 3 * 4 * 10, "hidden_states[2]": 32 * 2 * 70}
+    total = sum(sizes.values())
+    auto = ModelTeacher(model="m", max_cache_bytes=total)
+    fits = f"its outputs take {total:,} bytes, within teacher.max_cache_bytes"
+    wide = f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"
+    assert recipes.choose_mode(auto, sizes) == ("cached", fits)
+    tight = auto.model_copy(update={"max_cache_bytes": total - 1})
+    assert recipes.choose_mode(tight, sizes) == ("online", wide)
+    assert recipes.choose_mode(tight.model_copy(update={"pool": Pool()}), sizes) == ("pool", wide)
+    forced = tight.model_copy(update={"mode": "cached"})
+    assert recipes.choose_mode(forced, sizes) == ("cached", "teacher.mode: cached")

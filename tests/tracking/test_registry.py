@@ -1,0 +1,362 @@
+"""Registered students in a real local store: loadable by others, one version a run, aliases that never dangle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit.tiny import save_tiny
+
+from raydistill.cli import main as cli
+from raydistill.config.tree import Config
+from raydistill.deploy.inference import predict_texts
+from raydistill.errors import TrackingError
+from raydistill.evaluate.report.usage import registered_code
+from raydistill.storage.storage import Storage
+from raydistill.tracking.endpoint import DEFAULTS
+from raydistill.tracking.registry import list_versions, log_student, register_student, version_by_alias, write_model
+from raydistill.tracking.runs import RunRef, open_client, start_run
+
+LABELS = ("bad", "fine", "good")
+RESULTS = {
+    "student": {
+        "num_parameters": 22713216,
+        "bytes": 90852864,
+        "latency_ms": {"p50": 1.23456789},
+        "test": {"accuracy": {"value": 0.875, "low": 0.8, "high": 0.9}},
+    },
+    "retention": {"accuracy": 0.97},
+}
+HEADLINE = {
+    "test/accuracy": "0.875",
+    "retention/accuracy": "0.97",
+    "num_parameters": "22713216",
+    "bytes": "90852864",
+    "latency_ms/p50": "1.23457",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name, value in DEFAULTS.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    return Storage(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("hf") / "student", "bert", num_layers=1, labels=LABELS)
+
+
+def run(storage: Storage, run_key: str, **more: Any) -> RunRef:
+    config = Config.model_validate(
+        {
+            "data": {"path": "x"},
+            **more,
+            "teacher": {"model": "t"},
+            "stages": {"d": {"losses": {"kd": {"type": "forward_kl"}}}},
+        }
+    )
+    return start_run(config, storage, run_key)
+
+
+def register(ref: RunRef, name: str, student: Path, run_key: str = "key") -> int:
+    return register_student(ref, name, student, RESULTS, run_key=run_key, max_length=8)
+
+
+def in_plain_process(code: str, **values: str) -> dict:
+    """Run code where raydistill cannot be imported; what it prints last is JSON."""
+    guard = """
+        import json, sys
+        class Blocked:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("raydistill", "ray"):
+                    raise ImportError("blocked: " + name)
+        sys.meta_path.insert(0, Blocked())
+        values = json.loads(sys.argv[1])
+    """
+    script = textwrap.dedent(guard) + textwrap.dedent(code)
+    command = [sys.executable, "-c", script, json.dumps(values)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=values["folder"])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_registered_student_loads_without_raydistill(storage: Storage, student: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    ref = run(storage, "plain")
+    register(ref, "plain", student)
+    texts = ["a good film", "the bad plot and the poor actor in a very bad scene", "money"]
+    answer = in_plain_process(
+        """
+        import mlflow
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        mlflow.set_tracking_uri(values["uri"])
+        uri = "models:/plain@challenger"
+        model = mlflow.pyfunc.load_model(uri)
+        folder = mlflow.artifacts.download_artifacts(uri, dst_path=values["folder"])
+        plain = AutoModelForSequenceClassification.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        texts = json.loads(values["texts"])
+        print(json.dumps({
+            "rows": model.predict(texts),
+            "one": model.predict("a good film"),
+            "flavour": mlflow.transformers.load_model(uri)(texts[0])[0],
+            "logits": plain(**tokenizer(texts[0], return_tensors="pt")).logits.tolist(),
+            "ours": [name for name in sys.modules if name.partition(".")[0] == "raydistill"],
+        }))
+        """,
+        uri=ref.tracking_uri,
+        folder=str(tmp_path),
+        texts=json.dumps(texts),
+    )
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(student),
+        AutoTokenizer.from_pretrained(student),
+    )
+    for text, row in zip(texts, answer["rows"], strict=True):
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=8)
+        scores = model(**inputs).logits.detach().softmax(-1)[0]
+        assert row["label"] == LABELS[int(scores.argmax())]
+        assert row["score"] == pytest.approx(float(scores.max()), abs=1e-5)
+    (one,) = answer["one"]
+    for alone in (one, answer["flavour"]):  # a batch of one rounds otherwise than one of three
+        assert alone["label"] == answer["rows"][0]["label"]
+        assert alone["score"] == pytest.approx(answer["rows"][0]["score"], abs=1e-5)
+    expected = model(**tokenizer(texts[0], return_tensors="pt")).logits.detach()
+    torch.testing.assert_close(torch.tensor(answer["logits"]), expected, atol=1e-6, rtol=0)
+    assert answer["ours"] == []
+
+
+def test_the_code_of_the_page_loads_by_name(storage: Storage, student: Path, tmp_path: Path) -> None:
+    lines = []
+    for name, has_pairs in (("by-name", False), ("by-name-pairs", True)):
+        ref = run(storage, name)
+        version = register_student(ref, name, student, RESULTS, run_key=name, has_pairs=has_pairs)
+        code = registered_code(name, version, storage.url, has_pairs).replace("…", "a good film")
+        lines += code.replace("print(", "found.extend(").splitlines()
+    text = "\n".join(["found = []", *lines, "print(json.dumps(found))"])
+    found = in_plain_process(text, folder=str(tmp_path))
+    expected = list(predict_texts(str(student), ["a good film", ("a good film", "a good film")]))
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+
+
+def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_path: Path) -> None:
+    code = """
+        import json, sys, time
+        from pathlib import Path
+        from raydistill.tracking.registry import register_student
+        from raydistill.tracking.runs import RunRef
+        import mlflow
+        ref, student, results = RunRef(*json.loads(sys.argv[1])), Path(sys.argv[2]), json.loads(sys.argv[3])
+        start = time.process_time()
+        register_student(ref, "light", student, results, run_key="light", max_length=8)
+        print(json.dumps([time.process_time() - start, "torch" in sys.modules, "transformers" in sys.modules]))
+    """
+    ref = run(storage, "light")
+    fields = json.dumps([ref.tracking_uri, ref.experiment_id, ref.run_id])
+    command = [sys.executable, "-c", textwrap.dedent(code), fields, str(student), json.dumps(RESULTS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    seconds, *heavy = json.loads(done.stdout)
+    assert heavy == [False, False]
+    assert seconds < 3  # of processor time; 0.4 measured
+
+
+def test_pairs_are_scored_by_column_name(tmp_path: Path, student: Path) -> None:
+    import mlflow
+
+    write_model(student, tmp_path / "m", has_pairs=True)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    rows = [{"text": "good film", "text_pair": "bad plot"}, {"text": "good film", "text_pair": "money"}]
+    first, second = model.predict(rows)
+    assert first["score"] != second["score"]
+    with pytest.raises(mlflow.exceptions.MlflowException, match="text_pair"):
+        model.predict([{"text": "good film"}])
+
+
+def test_version_has_headline_alias_and_run(storage: Storage, student: Path) -> None:
+    ref = run(storage, "tags")
+    assert register(ref, "tags", student, "run-key-1") == 1
+    version = version_by_alias("tags", "challenger", ref.tracking_uri)
+    assert version is not None
+    assert (version.version, version.run_id, version.aliases) == (1, ref.run_id, ("challenger",))
+    assert version.source == f"runs:/{ref.run_id}/student"
+    assert version.tags.items() >= (HEADLINE | {"raydistill.run_key": "run-key-1"}).items()
+    tags = open_client(ref.tracking_uri).get_run(ref.run_id).data.tags
+    assert (tags["raydistill.model"], tags["raydistill.model_version"]) == ("tags", "1")
+
+
+def test_run_registers_once_and_later_runs_take_the_alias(storage: Storage, student: Path) -> None:
+    first, second = run(storage, "one"), run(storage, "two")
+    assert [register(first, "race", student), register(first, "race", student)] == [1, 1]
+    assert register(second, "race", student) == 2
+    assert register(first, "race", student) == 1
+    versions = list_versions("race", first.tracking_uri)
+    assert [(version.version, version.aliases) for version in versions] == [(2, ("challenger",)), (1, ())]
+
+
+def test_registration_cut_off_after_creation_is_completed(storage: Storage, student: Path) -> None:
+    ref = run(storage, "cut")
+    client = open_client(ref.tracking_uri)
+    client.create_registered_model("cut")
+    client.create_model_version("cut", log_student(ref, student), run_id=ref.run_id)
+    assert version_by_alias("cut", "challenger", ref.tracking_uri) is None
+    assert register(ref, "cut", student) == 1
+    (version,) = list_versions("cut", ref.tracking_uri)
+    assert version.aliases == ("challenger",)
+    assert version.tags.items() >= HEADLINE.items()
+
+
+def twice(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """What MLflow's HTTP client does where an answer is lost: the request arrives twice, the second answer counts."""
+    from mlflow import MlflowClient
+
+    for name in names:
+        plain = getattr(MlflowClient, name)
+
+        def call(self: MlflowClient, *arguments: Any, plain: Any = plain, **named: Any) -> Any:
+            plain(self, *arguments, **named)
+            return plain(self, *arguments, **named)
+
+        monkeypatch.setattr(MlflowClient, name, call)
+
+
+def test_a_repeated_request_leaves_one_version(
+    storage: Storage, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = run(storage, "repeated")
+    twice(monkeypatch, "create_model_version", "delete_model_version")
+    assert register(ref, "repeated", student) == 1
+    versions = list_versions("repeated", ref.tracking_uri)
+    assert [(version.version, version.aliases) for version in versions] == [(1, ("challenger",))]
+    assert versions[0].tags["raydistill.complete"] == "true"
+
+
+def test_an_orphan_never_becomes_the_challenger(storage: Storage, student: Path) -> None:
+    """Of two versions that an earlier release made of one run the second was registered to its end."""
+    first, second = run(storage, "orphan-a"), run(storage, "orphan-b")
+    client, source = open_client(first.tracking_uri), log_student(first, student)
+    client.create_registered_model("orphan")
+    client.create_model_version("orphan", source, run_id=first.run_id)
+    client.create_model_version("orphan", source, run_id=first.run_id)
+    client.set_model_version_tag("orphan", "2", "raydistill.complete", "true")
+    assert register(second, "orphan", student) == 3
+    assert register(first, "orphan", student) == 2
+    versions = list_versions("orphan", first.tracking_uri)
+    assert [(version.version, version.aliases) for version in versions] == [(3, ("challenger",)), (2, ())]
+
+
+def test_completing_an_older_version_leaves_the_alias_of_a_later_one(storage: Storage, student: Path) -> None:
+    first, second = run(storage, "late-a"), run(storage, "late-b")
+    client = open_client(first.tracking_uri)
+    client.create_registered_model("late")
+    client.create_model_version("late", log_student(first, student), run_id=first.run_id)
+    assert register(second, "late", student) == 2
+    assert register(first, "late", student) == 1
+    versions = list_versions("late", first.tracking_uri)
+    assert [(version.version, version.aliases) for version in versions] == [(2, ("challenger",)), (1, ())]
+
+
+def test_missing_weights_are_not_registered(storage: Storage, student: Path, tmp_path: Path) -> None:
+    ref = run(storage, "hollow")
+    hollow = Path(shutil.copytree(student, tmp_path / "hollow"))
+    (hollow / "model.safetensors").unlink()
+    with pytest.raises(TrackingError, match=r"model\.safetensors"):
+        register(ref, "hollow", hollow)
+    assert list_versions("hollow", ref.tracking_uri) == []
+    assert version_by_alias("hollow", "challenger", ref.tracking_uri) is None
+
+
+def test_lost_artefacts_are_uploaded_again(storage: Storage, student: Path) -> None:
+    ref = run(storage, "lost")
+    log_student(ref, student)
+    weights = Path(storage.root) / "mlruns" / ref.run_id / "artifacts" / "student" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    log_student(ref, student)
+    assert weights.stat().st_mtime_ns == written  # the same content is not copied twice
+    weights.unlink()
+    assert register(ref, "lost", student) == 1
+    assert weights.read_bytes() == (student / "model.safetensors").read_bytes()
+
+
+def test_model_uris_lead_to_a_folder(storage: Storage, student: Path, tmp_path: Path) -> None:
+    from raydistill.deploy.opening import open_classifier
+    from raydistill.tracking.registry import resolve_model_uri
+
+    ref = run(storage, "uris")
+    register(ref, "uris", student)
+    for uri in (f"runs:/{ref.run_id}/student", "models:/uris/1", "models:/uris@challenger"):
+        folder = resolve_model_uri(uri, storage)
+        assert (folder / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
+        assert open_classifier(uri, None, storage.url).max_length == 8
+    with pytest.raises(TrackingError, match="nobody"):
+        resolve_model_uri("models:/uris@nobody", storage)
+    with pytest.raises(TrackingError, match="There is no MLflow store"):
+        resolve_model_uri("models:/uris@challenger", Storage(str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_is_read_by_the_column_names_of_the_models_run(storage: Storage, student: Path, tmp_path: Path) -> None:
+    """Labelled data and tables for predict: the run's names where the table has them, else usual ones."""
+    from raydistill.config.data import Data
+    from raydistill.deploy.own_rows import columns_of, find_test_rows
+
+    ref = run(storage, "columns", data={"path": "x", "columns": {"text": "body", "label": "stars"}})
+    register(ref, "columns", student)
+    (tmp_path / "own.csv").write_text("id,body,stars,text\n1,a good film,good,none\n")
+    (tmp_path / "usual.csv").write_text("text,label\na bad film,bad\n")
+    for model in ("models:/columns/1", f"runs:/{ref.run_id}/student"):
+        assert columns_of(model, storage.url).model_dump() == {"text": "body", "text_pair": None, "label": "stars"}
+        for name, text, label in (("own", "a good film", "good"), ("usual", "a bad film", "bad")):
+            rows = find_test_rows(model, Data(path=str(tmp_path / f"{name}.csv")), "test", storage.url)
+            assert (rows.texts, rows.labels) == ((text,), (label,))
+    asked = Data(path=str(tmp_path / "own.csv"), columns={"text": "text"})
+    assert find_test_rows("models:/columns/1", asked, "test", storage.url).texts == ("none",)
+    command = ["predict", "models:/columns/1", "--storage", storage.url, "--file", str(tmp_path / "own.csv")]
+    assert cli.execute([*command, "--out", str(tmp_path / "out.jsonl")]) == 0
+    (found,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    (plain,) = predict_texts(str(student), ["a good film"])
+    assert found["score_good"] == pytest.approx(plain["scores"]["good"], abs=1e-5)
+
+
+def test_the_bare_name_of_a_registered_model_gets_a_hint(
+    storage: Storage, student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from raydistill.deploy.opening import open_classifier
+    from raydistill.errors import ModelError
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    register(run(storage, "mood"), "mood", student)
+    with pytest.raises(ModelError, match=r"one is registered: write models:/mood@challenger or models:/mood/1\."):
+        open_classifier("mood", None, storage.url)
+    for name, place in (("moods", storage.url), ("mood", str(tmp_path))):
+        with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
+            open_classifier(name, None, place)
+
+
+def test_columns_of_a_student_that_lies_in_storage(tmp_path: Path) -> None:
+    from raydistill.deploy.own_rows import columns_of
+
+    place = Storage(str(tmp_path))
+    place.write_json({"artifacts": ["student/0123"]}, "runs", "key", "run.json")
+    folder = str(tmp_path / "student" / "0123" / "model")
+    assert columns_of(folder, place.url).text is None  # the run has no results yet
+    place.write_json({"config": {"data": {"columns": {"text": "body"}}}}, "runs", "key", "results.json")
+    assert columns_of(folder, place.url).text == "body"

@@ -1,0 +1,124 @@
+"""What is checkpointed comes back exactly, older ones go, and what is damaged or of another owner is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from raydistill.errors import ArtifactError, StaleOwner
+from raydistill.storage.ownership import Owner
+from raydistill.storage.storage import Storage
+from raydistill.train.checkpoint import Checkpoints, Progress
+
+PARTS = ("runs", "r", "student")
+PROGRESS = Progress(5, 3, 0.75, 2, False, [{"step": 5, "validated": True, "train/loss": 0.5}])
+
+
+class Tied(nn.Module):
+    """Two names for one tensor, and a tensor that is not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = self.b = nn.Parameter(torch.randn(3, 2))
+        self.c = nn.Parameter(torch.randn(2, 4).t())
+        self.register_buffer("seen", torch.randint(9, (2,)))
+
+
+def made(seed: int) -> tuple[Tied, nn.Linear, torch.optim.AdamW]:
+    """Model, losses and an optimizer that has taken a step."""
+    torch.manual_seed(seed)
+    model, losses = Tied(), nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW([*model.parameters(), *losses.parameters()], lr=0.1 * (seed + 1))
+    (model.a.sum() * model.c.square().sum() + losses(torch.ones(1, 2)).square().sum()).backward()
+    optimizer.step()
+    return model, losses, optimizer
+
+
+def state(model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    moments = [value for entry in optimizer.state_dict()["state"].values() for value in entry.values()]
+    return [*model.state_dict().values(), *losses.state_dict().values(), *moments]
+
+
+def test_the_last_checkpoint_restores_everything(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Storage(str(tmp_path)), PARTS)
+    saved, other = made(0), made(1)
+    untouched = [tensor.clone() for tensor in state(*other)]
+    assert checkpoints.load_last(*other) is None
+    assert checkpoints.history() == []
+    assert all(map(torch.equal, state(*other), untouched))
+    checkpoints.save_last(PROGRESS, *saved)
+    again = Checkpoints(Storage(str(tmp_path)), PARTS)
+    assert again.load_last(*other) == PROGRESS
+    assert all(map(torch.equal, state(*other), state(*saved)))
+    assert other[2].param_groups[0]["lr"] == saved[2].param_groups[0]["lr"]
+    assert again.history() == PROGRESS.history
+
+
+def test_one_checkpoint_of_each_kind_stays(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    checkpoints = Checkpoints(storage, PARTS)
+    first, second, third = made(0), made(1), made(2)
+    checkpoints.keep_best(1, 0.5, third[0])
+    for step, model in ((2, first), (12, second)):
+        checkpoints.keep_best(step + 1, 0.25 * step, model[0])
+        checkpoints.save_last(Progress(step), *model)
+    with torch.no_grad():
+        second[0].a.zero_()  # trained on: what counts is the weights at the validation
+    checkpoints.save_last(Progress(12), *second)
+    assert sorted(storage.list(*PARTS)) == ["best-00000013", "best.json", "last-00000012", "last.json"]
+    assert checkpoints.load_best(third[0]) == 3.0
+    assert all(map(torch.equal, third[0].state_dict().values(), made(1)[0].state_dict().values()))
+    assert checkpoints.load_last(*third) == Progress(12)
+    assert all(map(torch.equal, state(*third), state(*second)))
+    checkpoints.save_last(Progress(14, finished=True), *first)
+    assert checkpoints.load_last(*third) == Progress(14, finished=True)
+    assert sorted(storage.list(*PARTS, "last-00000014")) == ["state.pt"]  # the best weights count from here on
+    assert all(map(torch.equal, state(*third), state(*second)))
+    checkpoints.clear()
+    assert storage.list(*PARTS) == []
+    with pytest.raises(ArtifactError, match=r"runs/r/student holds no best checkpoint"):
+        checkpoints.load_best(third[0])
+
+
+def test_a_kill_before_the_pointer_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    checkpoints, first = Checkpoints(storage, PARTS), made(0)
+    checkpoints.save_last(Progress(1), *first)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save_last(Progress(2), *made(1))
+    restored = made(2)
+    assert checkpoints.load_last(*restored) == Progress(1)
+    assert all(map(torch.equal, state(*restored), state(*first)))
+
+
+def test_a_file_of_another_length_is_named(tmp_path: Path) -> None:
+    storage, model = Storage(str(tmp_path)), made(0)
+    checkpoints = Checkpoints(storage, PARTS)
+    checkpoints.save_last(Progress(1), *model)
+    storage.write_bytes(b"cut", *PARTS, "last-00000001", "losses.safetensors")
+    with pytest.raises(ArtifactError, match=r"last-00000001/losses.safetensors has 3 bytes, not \d+"):
+        checkpoints.load_last(*model)
+
+
+def test_a_stale_owner_neither_writes_nor_removes(tmp_path: Path) -> None:
+    storage, model = Storage(str(tmp_path)), made(0)
+    old = Checkpoints(storage, PARTS, Owner.acquire(storage, "runs", "r"))
+    old.save_last(Progress(1), *model)
+    new = Checkpoints(storage, PARTS, Owner.acquire(storage, "runs", "r"))
+    old.keep_best(2, 0.5, model[0])
+    for write in (lambda: old.save_last(Progress(2), *model), old.clear):
+        with pytest.raises(StaleOwner):
+            write()
+    assert new.load_last(*model) == Progress(1)
+    assert sorted(storage.list(*PARTS)) == ["last-00000001", "last.json"]
+    new.clear()
+    assert storage.list(*PARTS) == []

@@ -1,0 +1,448 @@
+"""The training loop: the same gradient however a batch is cut, exact resume, the best weights at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kit.losses import PairDistance
+from kit.toy import Toy, make_toy, relative_difference, run_ranks, weights, without_key_biases
+
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
+from raydistill.data.batches import Batch
+from raydistill.errors import ConfigError, Interrupted, RaydistillError
+from raydistill.losses import ForwardKl, Losses, TaskLoss
+from raydistill.models.capture import capture
+from raydistill.tasks import TextClassification
+from raydistill.teacher.online import OnlineSignals
+from raydistill.train import checkpoint
+from raydistill.train.checkpoint import Checkpoints, Progress
+from raydistill.train.loop import Schedule, Setup, Stage, train
+
+FP32_GRADIENT = 5e-6
+"""Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
+
+
+BF16_GRADIENT = 2e-2
+
+
+def batch_gradients(setup: Setup, step: int = 0) -> dict[str, torch.Tensor]:
+    """Return the gradients of one global batch, of the model and of the losses' projections."""
+    stage = Stage(setup)
+    batches = stage.collate(step)
+    counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
+    stage.accumulate(step, batches, counts)
+    named = [*setup.model.named_parameters(), *setup.losses.named_parameters(prefix="losses")]
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def all_terms(toy: Toy) -> Losses:
+    """Rows, labelled rows, pairs of rows."""
+    return Losses(
+        {
+            "kd": ForwardKl(weight=1.0),
+            "task": TaskLoss(TextClassification(toy.labels), weight=0.5),
+            "pairs": PairDistance(weight=0.2),
+        }
+    )
+
+
+@pytest.mark.parametrize(("num_labeled", "dropout"), [(0, 0.0), (2, 0.0), (60, 0.0), (60, 0.3)])
+def test_micro_batches_do_not_change_the_gradient(toy, num_labeled, dropout):
+    rows = toy.rows()
+    unlabeled, labeled = np.flatnonzero(rows.labels < 0), np.flatnonzero(rows.labels >= 0)
+    row_ids = np.concatenate([unlabeled[:64], labeled[:num_labeled]])
+    cut = {}
+    for tokens in (100_000, 160):
+        changes = {"row_ids": row_ids, "train": {"tokens_per_micro_batch": tokens}}
+        setup = toy.setup("micro", all_terms(toy), toy.student(dropout=dropout), **changes)
+        cut[tokens] = (len(Stage(setup).collate(0)), without_key_biases(batch_gradients(setup)))
+    assert cut[100_000][0] == 1
+    assert cut[160][0] >= 3
+    assert max(relative_difference(cut[100_000][1], cut[160][1]).values()) < FP32_GRADIENT
+
+
+def test_micro_batches_hardly_change_the_gradient_in_bfloat16(toy):
+    device = Device("cpu", "bfloat16")
+    cut = [
+        without_key_biases(batch_gradients(toy.setup("bf16", device=device, train={"tokens_per_micro_batch": tokens})))
+        for tokens in (100_000, 160)
+    ]
+    assert 0 < max(relative_difference(*cut).values()) < BF16_GRADIENT
+
+
+def test_losses_do_not_depend_on_the_padding_length(toy):
+    student = toy.student(hidden_size=16, num_heads=2)
+    terms = {"kd": {"type": "forward_kl"}, "task": {"type": "task"}, "h": {"type": "hidden_mse"}}
+    losses = toy.losses(student, **terms, c={"type": "hidden_cosine"})
+    setup, rows = toy.setup("padding", losses, student), toy.rows()
+    ids = np.flatnonzero(rows.labels >= 0)[:9]
+    short = Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids))
+    long = replace(short, inputs={name: torch.nn.functional.pad(t, (0, 13)) for name, t in short.inputs.items()})
+    for loss in losses.terms.values():
+        a, b = (
+            loss(capture(student, batch.inputs, losses.student_needs), setup.signals.batch(ids, batch.inputs), batch)
+            for batch in (short, long)
+        )
+        assert a.shape == b.shape == (loss.count(short),)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_without_labels_the_task_term_is_zero(toy):
+    row_ids = np.flatnonzero(toy.rows().labels < 0)[:64]
+    both = batch_gradients(toy.setup("zero", row_ids=row_ids))
+    alone = batch_gradients(toy.setup("zero", toy.losses(toy.student(), kd={"type": "forward_kl"}), row_ids=row_ids))
+    assert all(torch.equal(both[name], alone[name]) for name in both)
+
+
+def rank_gradients(folder: Any) -> dict[str, Any]:
+    """Run on each rank: gradients of a full batch and of a short one that leaves a rank without rows."""
+    toy = make_toy(folder)
+    student = toy.student(hidden_size=16, num_heads=2)
+    result = {}
+    for name, row_ids in (("full", np.arange(64)), ("dropout", np.arange(64)), ("short", np.arange(1))):
+        losses = toy.losses(
+            student,
+            kd={"type": "forward_kl"},
+            task={"type": "task", "weight": 0.5},
+            hidden={"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.2},
+        )
+        losses["pairs"] = PairDistance(weight=0.1)
+        model = toy.student(hidden_size=16, num_heads=2, dropout=0.3 if name == "dropout" else 0.0)
+        setup = toy.setup(f"ranks-{name}", losses, model, row_ids=row_ids)
+        result[name] = batch_gradients(setup)
+    reports = [r.metrics for r in train(toy.setup("ranks-train", model=student, train={"checkpoint_steps": 1000}))]
+    return {**result, "weights": weights(student), "reports": reports, "rank": Group().rank}
+
+
+def test_two_workers_equal_one(toy, tmp_path):
+    """Gradients (projections included), whole training, and all ranks the same; also where a rank has no rows."""
+    make_toy(tmp_path / "two")
+    one = rank_gradients(tmp_path / "one")
+    first, second = run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
+    assert [first["rank"], second["rank"]] == [0, 1]
+    for name in ("full", "dropout", "short"):
+        assert any("projections" in key for key in one[name])
+        difference = relative_difference(without_key_biases(one[name]), without_key_biases(first[name]))
+        assert max(difference.values()) < FP32_GRADIENT
+        assert all(torch.equal(first[name][key], second[name][key]) for key in first[name])
+    assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])
+    for a, b in zip(one["reports"], first["reports"], strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def test_same_seed_gives_the_same_weights_twice(toy):
+    results = []
+    for name in ("twice-a", "twice-b"):
+        setup = toy.setup(name)
+        reports = list(train(setup))
+        results.append((weights(setup.model), [r.metrics for r in reports]))
+    assert all(torch.equal(results[0][0][n], results[1][0][n]) for n in results[0][0])
+    assert results[0][1] == results[1][1]
+
+
+def with_dropout(toy: Toy) -> Any:
+    return toy.student(dropout=0.2)
+
+
+def test_resume_after_a_kill_is_bit_identical(toy, monkeypatch):
+    """Killed two steps after a checkpoint, inside an epoch, with dropout on: the same weights and the same history."""
+    monkeypatch.setattr(checkpoint, "PIECE", 3)
+    whole = toy.setup("resume-whole", model=with_dropout(toy))
+    told = [{"step": r.step, "validated": r.validated, **r.metrics} for r in train(whole)]
+    broken = toy.setup("resume-broken", model=with_dropout(toy))
+    stage = train(broken)
+    reached = 0
+    while reached < 8:
+        reached = next(stage).step
+    stage.close()
+    resumed = toy.setup("resume-broken", model=with_dropout(toy))
+    first = next(iter(reports := train(resumed)))
+    assert 6 < first.step <= 8
+    list(reports)
+    assert all(torch.equal(weights(whole.model)[n], weights(resumed.model)[n]) for n in weights(whole.model))
+    assert whole.checkpoints.history() == resumed.checkpoints.history() == told
+
+
+def test_a_checkpoint_does_not_grow_with_the_reports(local, monkeypatch):
+    """10,000 reports; and a piece that a killed process wrote before its checkpoint counts for nothing."""
+    model, losses = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    saves = Checkpoints(local, ("runs", "r"))
+    progress = Progress()
+
+    def report(value: float) -> None:
+        progress.step += 1
+        metrics = {f"train/loss/{name}": value * progress.step for name in ("kd", "task", "hidden")}
+        progress.history.append({"step": progress.step, "validated": False, "train/loss": math.nan, **metrics})
+
+    def size() -> int:
+        return sum(local.files("runs", "r", f"last-{progress.step:08d}").values())
+
+    sizes = []
+    for value in [1 / 3] * 10_000:
+        report(value)
+        if progress.step % 500 == 0:
+            saves.save_last(progress, model, losses, optimizer)
+            sizes.append(size())
+    assert max(sizes[10:]) < 1.05 * max(sizes[:3])
+    assert sum(name.startswith("history-") for name in local.list("runs", "r")) == 10
+    before = saves.history()
+    assert [entry["step"] for entry in before] == list(range(1, 10_001))
+    assert before[-1]["train/loss/kd"] == 10_000 * (1 / 3)
+    for _ in range(1_000):
+        report(5.0)
+    monkeypatch.setattr(saves, "_commit", lambda *arguments: None)  # killed here
+    saves.save_last(progress, model, losses, optimizer)
+    monkeypatch.undo()
+    assert [entry["step"] for entry in saves.history()] == list(range(1, 10_001))
+    resumed = saves.load_last(model, losses, optimizer)
+    assert resumed is not None
+    progress = resumed
+    for _ in range(1_000):
+        report(7.0)
+    saves.save_last(progress, model, losses, optimizer)
+    assert [entry["step"] for entry in saves.history()] == list(range(1, 11_001))
+    assert saves.history()[-1]["train/loss/kd"] == 7.0 * 11_000
+
+
+def test_stopping_writes_a_checkpoint_at_that_step(toy):
+    calls = iter([False] * 4 + [True] * 100)
+    setup = toy.setup("stop", should_stop=lambda: next(calls))
+    with pytest.raises(Interrupted, match="after step 4 of"):
+        list(train(setup))
+    steps: list[int] = []
+    again = toy.setup("stop")
+    original = Stage.take_step
+
+    def counting(self: Stage, step: int, *arguments: Any) -> None:
+        steps.append(step)
+        original(self, step, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "take_step", counting)
+        list(train(again))
+    assert steps == list(range(4, again.schedule.num_steps))
+
+
+def test_a_finished_stage_trains_no_more_and_has_its_best_weights(toy):
+    setup = toy.setup("finished")
+    list(train(setup))
+    again = toy.setup("finished")
+    assert list(train(again)) == []
+    assert all(torch.equal(weights(setup.model)[n], weights(again.model)[n]) for n in weights(again.model))
+
+
+def scores(values: list[float]) -> Iterator[dict[str, float]]:
+    yield from ({"accuracy": value} for value in values)
+
+
+def test_the_best_weights_are_kept_not_the_last(toy):
+    validations = scores([0.5, 0.9, 0.7, 0.8])
+    seen: list[dict[str, torch.Tensor]] = []
+    setup = toy.setup("best", schedule=Schedule(8, 2))
+    model = setup.model
+
+    def validate() -> dict[str, float]:
+        seen.append(weights(model))
+        return next(validations)
+
+    setup = toy.setup("best", model=model, schedule=Schedule(8, 2), validate=validate)
+    list(train(setup))
+    assert len(seen) == 4
+    assert all(torch.equal(weights(model)[n], seen[1][n]) for n in weights(model))
+    assert not all(torch.equal(seen[1][n], seen[3][n]) for n in weights(model))
+
+
+def test_early_stopping_counts_validations_without_gain(toy):
+    validations = scores([0.5, 0.6, 0.6, 0.4, 0.9])
+    setup = toy.setup(
+        "early", schedule=Schedule(10, 2), validate=lambda: next(validations), train={"early_stopping": 2}
+    )
+    reports = list(train(setup))
+    assert [r.step for r in reports if r.validated] == [2, 4, 6, 8]
+
+
+def test_frozen_parameters_stay_and_the_rest_moves(toy):
+    setup = toy.setup("frozen", optimization={"freeze": ["*embeddings*"]})
+    before = weights(setup.model)
+    list(train(setup))
+    changed = {name for name, tensor in weights(setup.model).items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert not any("embeddings" in name for name in changed)
+
+
+@pytest.mark.parametrize(("pattern", "words"), [("*nothing*", "matches no parameter"), ("*", "is left to train")])
+def test_a_freeze_pattern_that_cannot_be_meant_is_refused(toy, pattern, words):
+    for name, setting in (("student.distill", "stages.distill.freeze"), ("teacher", "teacher.finetune.freeze")):
+        with pytest.raises(ConfigError, match=f"^{setting}: .*{words}"):
+            list(train(toy.setup(name, optimization={"freeze": [pattern]})))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(toy):
+    setup = toy.setup("nan", train={"max_grad_norm": None})
+    reports = train(setup)
+    next(reports)
+    saved = setup.checkpoints.history()
+    with torch.no_grad():
+        next(iter(setup.model.parameters())).fill_(math.nan)
+    with pytest.raises(RaydistillError, match="not finite"):
+        list(reports)
+    assert setup.checkpoints.history() == saved
+
+
+def test_batch_size_must_fit_the_groups(toy):
+    with pytest.raises(ConfigError, match="not a multiple of 2"):
+        list(train(toy.setup("groups", all_terms(toy), train={"global_batch_size": 15})))
+
+
+def test_reports_come_every_few_steps_and_at_validations(toy):
+    setup = toy.setup("rhythm", schedule=Schedule(62, 25), validate=lambda: {"accuracy": 1.0, "macro_f1": 0.5})
+    reports = list(train(setup))
+    validated = [25, 50, 62]  # and every third step: a twentieth of the stage
+    assert [r.step for r in reports] == sorted({*range(3, 63, 3), *validated})
+    assert [r.step for r in reports if r.validated] == validated
+    assert [r.step for r in reports if "validation/macro_f1" in r.metrics] == validated
+    assert [r.step for r in reports if r.finished] == [62]
+    assert {r.num_steps for r in reports} == {62}
+    assert {r.validated for r in reports} == {True, False}
+    assert not setup.model.training
+    history = setup.checkpoints.history()
+    assert history == [{"step": r.step, "validated": r.validated, **r.metrics} for r in reports]
+
+
+def test_a_report_tells_the_means_since_the_last_one(toy):
+    """The weights stay as they are, so that each step's terms can be computed apart."""
+    optimization = {"learning_rate": 1e-30, "weight_decay": 0.0, "warmup_ratio": 0.5}
+    setup = toy.setup("means", schedule=Schedule(40, 40), optimization=optimization)
+    reports = {report.step: report.metrics for report in train(setup)}
+    assert list(reports) == list(range(2, 41, 2))
+    stage, sums, counts, norms = Stage(setup), [], [], []
+    for step in (2, 3):
+        batches = stage.collate(step)
+        counts.append(setup.losses.counts(batches))
+        stage.accumulate(step, batches, counts[-1])
+        sums.append([float(value) for value in stage._sums])
+        norms.append(float(torch.cat([p.grad.flatten() for p in stage.parameters if p.grad is not None]).norm()))
+        stage.optimizer.zero_grad()
+        stage._reset_sums()
+    kd, task = (sum(s[i] for s in sums) / sum(c[i] for c in counts) for i in (0, 1))
+    assert reports[4]["train/loss/kd"] == pytest.approx(kd, rel=1e-4)
+    assert reports[4]["train/loss/task"] == pytest.approx(task, rel=1e-4)
+    assert reports[4]["train/loss"] == pytest.approx(kd + 0.5 * task, rel=1e-4)
+    assert reports[4]["train/grad_norm"] == pytest.approx(norms[1], rel=1e-3)
+    assert reports[4]["train/learning_rate"] == pytest.approx(1e-30 * 4 / 20)
+
+
+def test_a_stage_that_is_left_on_the_way_goes_on_there(toy):
+    whole = toy.setup("whole")
+    list(train(whole))
+    first = toy.setup("parts", until=7)
+    assert [report.finished for report in train(first)] == [False] * 7
+    assert first.checkpoints.history()[-1]["step"] == 7
+    assert list(train(toy.setup("parts", until=7))) == []
+    rest = toy.setup("parts", until=100)
+    assert [report.step for report in train(rest)] == list(range(8, 13))
+    assert all(torch.equal(weights(whole.model)[n], weights(rest.model)[n]) for n in weights(whole.model))
+
+
+@pytest.mark.parametrize("at_validation", [False, True])
+def test_checkpoints_are_written_when_asked_for(toy, at_validation):
+    """Every ``checkpoint_steps``, at once when a node is about to go, and before a validation is told."""
+    asked = iter([False, False, True] + [False] * 100)
+    fields = {"should_save": lambda: next(asked), "save_at_validation": at_validation, "schedule": Schedule(11, 7)}
+    setup = toy.setup(f"saves-{at_validation}", train={"checkpoint_steps": 4}, **fields)
+    saved = []
+    for report in train(setup):
+        history = setup.checkpoints.history()
+        saved.append((report.step, history[-1]["step"] if history else 0))
+    seven, eleven = (7, 11) if at_validation else (4, 8)
+    last = [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4), (6, 4), (7, seven), (8, seven), (9, 8), (10, 8), (11, eleven)]
+    assert saved == last
+    assert setup.checkpoints.history()[-1]["step"] == 11
+
+
+class LateSignals(OnlineSignals):
+    """Signals that take two looks to arrive; it keeps what was foreseen and what was waited for."""
+
+    def foresee(self, steps):
+        self.foreseen, self.waited, self.looks = [[part.tolist() for part in step] for step in steps], [], 0
+
+    def wait(self, parts):
+        self.looks += 1
+        if self.looks % 3 == 0:
+            self.waited.append([part.tolist() for part in parts])
+        return self.looks % 3 == 0
+
+
+def test_the_loop_waits_for_late_signals_and_tells_ahead_what_it_needs(toy):
+    plain = toy.setup("in-time")
+    list(train(plain))
+    signals = LateSignals(toy.teacher(), frozenset({"logits"}), Device())
+    setup = toy.setup("late", signals=signals)
+    list(train(setup))
+    assert signals.looks == 3 * setup.schedule.num_steps
+    assert signals.waited == signals.foreseen
+    assert sorted(row for step in signals.waited[:6] for part in step for row in part) == list(range(192))
+    assert all(torch.equal(weights(plain.model)[n], weights(setup.model)[n]) for n in weights(plain.model))
+    list(train(toy.setup("late-resumed", until=5)))
+    list(train(toy.setup("late-resumed", signals=signals)))
+    assert signals.waited == signals.foreseen  # from the sixth step on
+    assert len(signals.waited) == 7
+
+
+def test_what_a_model_draws_itself_goes_by_seed_and_step(toy):
+    drawn = []
+    for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1)):
+        setup = toy.setup("drawn", seed=seed)
+        stage = Stage(setup)
+        batches = stage.collate(step)
+        stage.accumulate(step, batches, setup.losses.counts(batches))
+        drawn.append(torch.initial_seed())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
+def test_gradient_clipping_bounds_the_norm_of_the_step(toy):
+    setup = toy.setup("clip", train={"max_grad_norm": 1e-3})
+    stage = Stage(setup)
+    batches = stage.collate(0)
+    gradients: list[float] = []
+    setup_step = stage.optimizer.step
+    stage.optimizer.step = lambda: (  # type: ignore[method-assign]
+        gradients.append(float(torch.cat([p.grad.flatten() for p in stage.parameters if p.grad is not None]).norm())),
+        setup_step(),
+    )
+    stage.take_step(0, batches, [float(n) for n in setup.losses.counts(batches)])
+    assert gradients == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_a_schedule_counts_steps_not_epochs():
+    assert Schedule.of_epochs(100, 32, 3) == Schedule(12, 4)
+    assert Schedule.of_epochs(100, 32, 0.5) == Schedule(2, 2)
+    assert Schedule.of_epochs(3, 32, 1) == Schedule(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "expected"),
+    [
+        (150, 30, Schedule(150, 10)),
+        (150, 200, Schedule(1000, 20)),
+        (150, 12, Schedule(60, 5)),
+        (640, 99, Schedule(1980, 20)),
+    ],
+)
+def test_short_epochs_are_validated_together_but_a_stage_at_least_twelve_times(rows, epochs, expected):
+    assert Schedule.of_epochs(rows, 32, epochs) == expected
+
+
+def test_reported_loss_is_the_weighted_sum_of_its_terms(toy):
+    report = next(iter(train(toy.setup("report"))))
+    values = report.metrics
+    assert values["train/loss"] == pytest.approx(values["train/loss/kd"] + 0.5 * values["train/loss/task"])
