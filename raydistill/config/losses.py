@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,15 +11,32 @@ from raydistill.config.section import Section
 LayerChoice = Literal["auto", "uniform", "last", "first"]
 
 
+Role = Literal["task", "distillation", "representation"]
+"""What a loss learns from: labels, the teacher's predictions, or what the teacher computes on the way to them."""
+
+
 class LossSection(Section):
     """One term of the student's loss."""
+
+    role: ClassVar[Role] = "distillation"
 
     weight: float = Field(default=1.0, ge=0)
     """Factor of this term in the sum of all losses; 0 switches its gradient off."""
 
 
+class LayerLossSection(LossSection):
+    """A term that compares mapped layers of student and teacher."""
+
+    role: ClassVar[Role] = "representation"
+
+    layers: LayerChoice | tuple[tuple[int, int], ...] = "auto"
+    """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
+
+
 class TaskLoss(LossSection):
     """The task's own loss on labelled rows."""
+
+    role: ClassVar[Role] = "task"
 
     type: Literal["task"] = "task"
 
@@ -38,15 +55,13 @@ class LogitMse(LossSection):
     type: Literal["logit_mse"] = "logit_mse"
 
 
-class HiddenMse(LossSection):
+class HiddenMse(LayerLossSection):
     """Mean squared difference of hidden states of mapped layers, over real tokens."""
 
     type: Literal["hidden_mse"] = "hidden_mse"
-    layers: LayerChoice | tuple[tuple[int, int], ...] = "auto"
-    """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
 
 
-class HiddenCosine(LossSection):
+class HiddenCosine(LayerLossSection):
     """1 - cosine of hidden states of mapped layers, over real tokens."""
 
     type: Literal["hidden_cosine"] = "hidden_cosine"
@@ -55,3 +70,6 @@ class HiddenCosine(LossSection):
 
 
 Loss = Annotated[TaskLoss | ForwardKl | LogitMse | HiddenMse | HiddenCosine, Field(discriminator="type")]
+
+TASK_ALONE: dict[str, Loss] = {"task": TaskLoss()}
+"""Of a stage in which no teacher speaks."""

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from raydistill.config.data import Data
+from raydistill.config.losses import LayerLossSection
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section
 from raydistill.config.student import Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
@@ -90,7 +91,7 @@ def check_layer_maps(config: Config) -> list[Mistake]:
     depth = config.student.num_layers
     for stage_name, stage in config.stages.items():
         for loss_name, loss in stage.losses.items():
-            if loss.type not in ("hidden_mse", "hidden_cosine") or isinstance(loss.layers, str):
+            if not isinstance(loss, LayerLossSection) or isinstance(loss.layers, str):
                 continue
             place = ("stages", stage_name, "losses", loss_name, "layers")
             if not loss.layers:
@@ -111,7 +112,7 @@ def check_baseline(config: Config) -> list[Mistake]:
         return []
     mistakes: list[Mistake] = []
     losses = [loss for stage in config.stages.values() for loss in stage.losses.values()]
-    if all(loss.type == "task" for loss in losses):
+    if all(loss.role == "task" for loss in losses):
         text = "needs a stage with a teacher loss: this student learns from labels only and is its own baseline."
         mistakes.append((("evaluate", "baseline"), text))
     if baseline is not True and baseline.start == "pretrained" and config.teacher.finetune is None:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from raydistill.config.losses import Role
 from raydistill.data.batches import Batch
 
 
 class Loss(nn.Module):
     """One named term. Subclasses set what they need and implement ``count`` and ``forward``.
 
-    ``student_needs`` and ``teacher_needs`` name signals (see ``models.capture``). ``group_size`` above 1 makes the
-    batch plan keep so many consecutive rows together on one worker and in one micro-batch, for losses over pairs.
-    Projections are modules of the loss: trained, synchronised and checkpointed with it, never exported.
+    ``role`` says what it learns from: labels (``task``), the teacher's predictions (``distillation``), or what the
+    teacher computes on the way to them (``representation``). ``student_needs`` and ``teacher_needs`` name signals (see
+    ``models.capture``). ``group_size`` above 1 makes the batch plan keep so many consecutive rows together on one
+    worker and in one micro-batch, for losses over pairs. Projections are modules of the loss: trained, synchronised and
+    checkpointed with it, never exported.
     """
 
+    role: ClassVar[Role] = "distillation"
     student_needs: frozenset[str] = frozenset()
     teacher_needs: frozenset[str] = frozenset()
     group_size: int = 1

@@ -19,6 +19,8 @@ class HiddenLoss(Loss):
     student's states pass through one trained linear map a pair (TinyBERT's W_h, https://arxiv.org/abs/1909.10351).
     """
 
+    role = "representation"
+
     def __init__(
         self, pairs: tuple[tuple[int, int], ...], student_width: int, teacher_width: int, weight: float = 1.0
     ) -> None:

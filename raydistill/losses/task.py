@@ -15,6 +15,7 @@ from raydistill.tasks import TextClassification
 class TaskLoss(Loss):
     """The task's loss, one value a labelled row; rows without a label are not counted."""
 
+    role = "task"
     student_needs = frozenset({"logits"})
 
     def __init__(self, task: TextClassification, weight: float = 1.0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raydistill.config.losses import HiddenCosine, HiddenMse, LayerChoice
+from raydistill.config.losses import LayerChoice, LayerLossSection
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 
@@ -71,7 +71,7 @@ def layer_maps(config: Config, num_student: int, num_teacher: int) -> dict[str, 
         f"stages.{stage}.losses.{name}": [list(pair) for pair in layer_map(loss.layers, num_student, num_teacher)]
         for stage, settings in config.stages.items()
         for name, loss in settings.losses.items()
-        if isinstance(loss, HiddenMse | HiddenCosine)
+        if isinstance(loss, LayerLossSection)
     }
 
 

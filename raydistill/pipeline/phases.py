@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raydistill.config.losses import TaskLoss
+from raydistill.config.losses import TASK_ALONE
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config, Evaluate
 from raydistill.errors import ModelError
@@ -86,7 +86,7 @@ def fit_teacher(place: Workplace) -> TeacherIdentity:
         else:
             settings = place.config.teacher.finetune
             model = place.load(source.folder, dropout=None)
-            stage = Stage(**settings.model_dump(exclude={"metric"}), losses={"task": TaskLoss()})
+            stage = Stage(**settings.model_dump(exclude={"metric"}), losses=TASK_ALONE)
             history = train_on_labels(place, "teacher", model, {"finetune": stage}, metric=settings.metric)
             parents = {"tokens": place.job.tokens.digest, "source": source.digest}
             publish(place, artifact, recipe, parents, model, source.folder, {"history": history})

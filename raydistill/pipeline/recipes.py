@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raydistill.config.losses import TaskLoss
+from raydistill.config.losses import TASK_ALONE
 from raydistill.config.student import Student
 from raydistill.config.teacher import ModelTeacher
 from raydistill.config.training import Stage, Train
@@ -166,7 +166,7 @@ def baseline_artifact(
 
 
 def teacher_speaks(stage: Stage) -> bool:
-    return any(not isinstance(loss, TaskLoss) for loss in stage.losses.values())
+    return any(loss.role != "task" for loss in stage.losses.values())
 
 
 def stage_rows(stage: Stage, labels: np.ndarray) -> np.ndarray:
@@ -177,8 +177,7 @@ def stage_rows(stage: Stage, labels: np.ndarray) -> np.ndarray:
 def baseline_stages(config: Config) -> dict[str, Stage]:
     """The student's stages with the task loss alone."""
     return {
-        name: stage.model_copy(update={"losses": {"task": TaskLoss()}, "changes": ()})
-        for name, stage in config.stages.items()
+        name: stage.model_copy(update={"losses": TASK_ALONE, "changes": ()}) for name, stage in config.stages.items()
     }
 
 

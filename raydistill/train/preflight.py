@@ -13,8 +13,6 @@ from raydistill.cluster.device import Device
 from raydistill.data.batches import Batch
 from raydistill.data.rows import Rows
 from raydistill.losses.base import Losses
-from raydistill.losses.hidden import HiddenLoss
-from raydistill.losses.task import TaskLoss
 from raydistill.models.capture import capture
 from raydistill.teacher.signals import Signals
 
@@ -88,8 +86,8 @@ def _judge_sizes(norms: dict[str, float]) -> list[str]:
 
 def judge_weights(losses: Losses) -> list[str]:
     """Return a finding where the representation weighs more than the distillation; no data is needed for it."""
-    representation = {n: loss.weight for n, loss in losses.terms.items() if isinstance(loss, HiddenLoss)}
-    distillation = {n: loss.weight for n, loss in losses.terms.items() if not isinstance(loss, HiddenLoss | TaskLoss)}
+    representation = {n: loss.weight for n, loss in losses.terms.items() if loss.role == "representation"}
+    distillation = {n: loss.weight for n, loss in losses.terms.items() if loss.role == "distillation"}
     if not representation or not distillation or sum(representation.values()) <= sum(distillation.values()):
         return []
     return [

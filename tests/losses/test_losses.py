@@ -232,6 +232,7 @@ def test_every_type_of_the_config_becomes_its_loss():
     assert list(built) == ["one", "two"]
     assert all_teacher_needs(built) == {"logits", "hidden_states[4]", "hidden_states[2]"}
     losses = built["one"].terms
+    assert {name: loss.role for name, loss in losses.items()} == {name: term.role for name, (_, term) in KINDS.items()}
     assert {name: (type(loss), loss.weight) for name, loss in losses.items()} == {
         name: (kind, term.weight) for name, (kind, term) in KINDS.items()
     }
