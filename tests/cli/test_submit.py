@@ -362,7 +362,7 @@ def test_sweep_and_doctor(head: Head, life: Life) -> None:
     kinds = {" ".join(line.split()[:2]) for line in head.counts.read_text()[before:].splitlines()}
     assert kinds == {"start run", "step student.distill"}  # no teacher, no shard
     code, out, err = head.submit("doctor", "--storage", str(head.common / "storage"), "--json").end()
-    assert code == 0, err
+    assert code == 0, out
     checks = {check["name"]: check for check in json.loads(out)["checks"]}
     assert checks["nodes"]["detail"].startswith("1 answer: ")
     for name in ("versions", "packages", "token", "storage", "tracking", "clocks"):
