@@ -48,17 +48,22 @@ class Interrupted(RaydistillError):
     exit_code = 130
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that ``name`` was probably meant to be; differences in case and dashes count for little."""
+def closest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The known names most like ``name``, the likeliest first; differences in case and dashes count for little."""
     plain = {candidate.lower().replace("-", "_"): candidate for candidate in known}
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(plain), n=1, cutoff=0.6)
-    return plain[found[0]] if found else None
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(plain), n=most, cutoff=0.6)
+    return [plain[close] for close in found]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` was probably meant to be."""
+    return next(iter(closest(name, known)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence for a message: the name most like ``name``, or some of those that exist."""
+    """A sentence for a message: the names most like ``name``, three at most, or some of those that exist."""
     names = sorted(known)
-    if (near := nearest(name, names)) is not None:
-        return f"Did you mean {near!r}?"
+    if close := closest(name, names, most=3):
+        return f"Did you mean {' or '.join(map(repr, close))}?"
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
     return f"There are: {shown}." if names else "There is nothing."

@@ -91,7 +91,7 @@ def test_a_folder_stands_above_all_that_it_imports(name: str) -> None:
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     arrows = {name: {found for found in own_imports(name) if not found.endswith("__init__.py")} for name in files()}
-    TopologicalSorter(arrows).prepare()  # CycleError names the files
+    assert len(list(TopologicalSorter(arrows).static_order())) == len(arrows)  # CycleError names the files
 
 
 @pytest.mark.parametrize("package", ALLOWED)

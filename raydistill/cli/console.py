@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from raydistill.errors import RaydistillError
-from raydistill.storage.redaction import harmless
+from raydistill.storage.redaction import harmless, redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,8 +70,6 @@ def stderr_console() -> Console:
 def warn(text: str) -> None:
     """Tell people on stderr what they may want to mend."""
     from rich.text import Text
-
-    from raydistill.storage.redaction import redact
 
     stderr_console().print(Text(f"warning: {harmless(redact(text))}"))
 
@@ -194,8 +192,6 @@ def run(command: Callable[[Sequence[str]], Any], arguments: Sequence[str], usage
 
 def fail(emit: Callable[[str], None], as_json: bool, kind: str, message: str, exit_code: int) -> int:
     """Report an error in the way the user asked for, without credentials, and return the exit code."""
-    from raydistill.storage.redaction import redact
-
     message = redact(message)
     if as_json:
         emit(to_json({"error": {"type": kind, "message": message}}))
@@ -227,8 +223,6 @@ def describe_crash(error: Exception, arguments: Sequence[str]) -> str:
 
 def write_log(text: str) -> Path:
     """Write a crash log into the cache folder, or the temporary folder where that cannot be written."""
-    from raydistill.storage.redaction import redact
-
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     cache = Path(os.environ.get("RAYDISTILL_CACHE") or "~/.cache/raydistill").expanduser()
     for folder in (cache / "logs", Path(tempfile.gettempdir())):

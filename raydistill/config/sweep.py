@@ -116,11 +116,8 @@ class Sweep(Section):
                 if values.choice is None and values.integer is None:
                     found.append((("space", name), "is a range, which has no grid; write choice or integer."))
         if self.scheduler == "pbt":
-            found += [
-                (("space", name), "changes what is trained, and pbt changes settings while it trains: leave it out.")
-                for name in self.space
-                if not may_change(name)
-            ]
+            text = "changes what is trained, and pbt changes settings while it trains; search without pbt."
+            found += [(("space", name), text) for name in self.space if not may_change(name)]
         return found
 
 

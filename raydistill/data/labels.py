@@ -108,7 +108,8 @@ def _refuse_unknown(split: str, unknown: pa.ChunkedArray, known: Sequence[str], 
     where = "task.labels" if configured else "the labels of the training rows"
     raise DataError(
         f"{rows} {split} row{'s have labels that are' if rows > 1 else ' has a label that is'} not among {where}: "
-        f"{_shown(sorted(counts))}. {did_you_mean(first, known)} Correct the labels, or list all in task.labels."
+        f"{_shown(sorted(counts))}. {did_you_mean(first, known)} "
+        "Correct the labels, or list all classes in task.labels."
     )
 
 

@@ -22,7 +22,7 @@ from raydistill.deploy.outgoing import advice, check_credentials, check_links, c
 from raydistill.errors import ConfigError, ModelError, RaydistillError
 from raydistill.models.folder import is_model_file
 from raydistill.storage.paths import is_url, resolve_path
-from raydistill.storage.redaction import HIDDEN, redact
+from raydistill.storage.redaction import HIDDEN, harmless, redact
 from raydistill.storage.storage import Storage
 from raydistill.tracking.lineage import package_versions
 
@@ -188,8 +188,6 @@ def required_token(endpoint: str) -> str:
 def hidden(token: str) -> Iterator[None]:
     """Take the token out of what the hub's client logs; show its progress bars on a terminal only."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    from raydistill.storage.redaction import harmless
 
     def hide(record: logging.LogRecord) -> bool:
         record.msg, record.args = harmless(without(token, record.getMessage())), ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raydistill.evaluate import rules
+
 GUESSING = "no better than guessing the most frequent class"
 BASELINE_STARTS = {"same": "the same weights as the student", "pretrained": "the weights before fine-tuning"}
 """What a student without a teacher starts from: value of ``evaluate.baseline.start`` -> words."""
@@ -27,8 +29,6 @@ def verdict(results: Mapping[str, Any]) -> str:
 def _gate(results: Mapping[str, Any]) -> str:
     """Whether a gate with its defaults would pass the student, by the rules that need neither a champion nor other
     rows."""
-    from raydistill.evaluate import rules
-
     student, retention = results["student"], results["retention"]["accuracy"]
     num_rows = sum(entry["support"] for entry in student["per_class"])
     facts = rules.Facts(

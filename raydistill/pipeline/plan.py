@@ -16,11 +16,11 @@ from raydistill.errors import RaydistillError
 from raydistill.losses import Losses, all_teacher_needs, build_losses, build_stages
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
 from raydistill.models.layer_map import layer_maps
-from raydistill.models.load import is_classifier, label_notice
+from raydistill.models.load import is_classifier, label_notice, load_classifier
 from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
 from raydistill.pipeline import recipes
-from raydistill.pipeline.prepare import check_models
+from raydistill.pipeline.prepare import check_models, prepare
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
@@ -45,7 +45,6 @@ def make_plan(
     the run or the sweep takes. Raises RaydistillError for what would end the run before any work.
     """
     from raydistill.cluster.resources import device_type
-    from raydistill.pipeline.prepare import prepare
 
     storage = Storage(config.storage)
     source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
@@ -222,7 +221,6 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
 def checked(config: Config, storage: Storage, tokens: Artifact | None, source: Path, dtype: str) -> list[str]:
     """Compute every loss once on real rows, with the teacher as it is now."""
     from raydistill.cluster.device import Device
-    from raydistill.models.load import load_classifier
     from raydistill.models.student import build_student
     from raydistill.teacher.online import OnlineSignals
 

@@ -12,7 +12,7 @@ from typing import Any
 import ray.tune
 import torch
 
-from raydistill.cluster import has_gpu
+from raydistill.cluster import has_gpu, worker_resources
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
 from raydistill.errors import Interrupted, RaydistillError
@@ -59,11 +59,11 @@ class TrialActor(ray.tune.Trainable):
         return True
 
     def _take(self, plain: dict[str, Any]) -> None:
-        self.order = TrialSpec.from_plain(plain)
+        self.spec = TrialSpec.from_plain(plain)
         place = (*self._work(), SCHEDULE)
         if self.exchanges and self.shared.job.storage.exists(*place):  # newer than the ledger, if a kill came between
             schedule = self.shared.job.storage.read_json(*place)
-            self.order = TrialSpec.from_plain({**plain, "schedule": schedule})
+            self.spec = TrialSpec.from_plain({**plain, "schedule": schedule})
         self.params: Params = dict(plain["params"])
         """What holds from here on: pbt changes these, and knows nothing of schedules."""
 
@@ -71,7 +71,7 @@ class TrialActor(ray.tune.Trainable):
         """Train up to the next validation."""
         try:
             if self.reports is None:
-                self.place.take_up(trial_job(self.shared, self.order), self._board())
+                self.place.take_up(trial_job(self.shared, self.spec), self._board())
                 self.reports = trial_reports(self.place, self.shared, save_at_validation=self.exchanges)
             entry = next(self.reports)
         except (RaydistillError, *OUT_OF_MEMORY) as error:
@@ -79,13 +79,13 @@ class TrialActor(ray.tune.Trainable):
             return ended(error)
         if entry["finished"]:
             self._close()
-        return {**entry, "schedule": self.order.to_plain()["schedule"], "done": entry["finished"]}
+        return {**entry, "schedule": self.spec.to_plain()["schedule"], "done": entry["finished"]}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """What another trial needs to take over from here (pbt)."""
         storage, parts = self.shared.job.storage, self._work()
         storage.download(Path(checkpoint_dir) / FOLDER, *parts)
-        (Path(checkpoint_dir) / SCHEDULE).write_text(json.dumps(self.order.to_plain()["schedule"]))
+        (Path(checkpoint_dir) / SCHEDULE).write_text(json.dumps(self.spec.to_plain()["schedule"]))
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
         """Take over another trial's weights, optimizer and settings so far; the new settings hold from here on."""
@@ -100,13 +100,13 @@ class TrialActor(ray.tune.Trainable):
         # before the weights: killed here, the trial takes this schedule from its first step, to the same student
         storage.write_json(schedule, *parts, SCHEDULE)
         storage.upload(folder / FOLDER, *parts)
-        self.order = TrialSpec.from_plain({**self.order.to_plain(), "schedule": schedule})
+        self.spec = TrialSpec.from_plain({**self.spec.to_plain(), "schedule": schedule})
 
     def cleanup(self) -> None:
         self._close()
 
     def _work(self) -> tuple[str, ...]:
-        return trial_job(self.shared, self.order).run_parts
+        return trial_job(self.shared, self.spec).run_parts
 
     def _board(self) -> TrialBoard:
         job = self.shared.job
@@ -124,13 +124,12 @@ def train_in_group(config: dict[str, Any], shared: Shared) -> None:
     """One trial as a Ray Train group of its own, for students that train on several workers."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from raydistill.cluster import worker_resources
     from raydistill.pipeline.failures import explain
     from raydistill.pipeline.worker import make_trainer
 
-    order = TrialSpec.from_plain(config["trial"])
-    job: Job = trial_job(shared, order)
-    name = f"{job.run_key}-{job.owner.number}-{order.name}"
+    spec = TrialSpec.from_plain(config["trial"])
+    job: Job = trial_job(shared, spec)
+    name = f"{job.run_key}-{job.owner.number}-{spec.name}"
     resources = worker_resources(job.config.train, is_trial=True)
     trainer = make_trainer(job, partial(report_trial, shared=shared), name, resources, [TuneReportCallback()])
     try:

@@ -99,12 +99,12 @@ class TrialBoard(Board):
         return super().should_stop()
 
 
-def trial_job(shared: Shared, order: TrialSpec) -> Job:
+def trial_job(shared: Shared, spec: TrialSpec) -> Job:
     return replace(
         shared.job,
-        config=trial_config(shared.job.config, order.schedule, order.seed),
-        run=order.run,
-        folder=(FOLDER, order.name),
+        config=trial_config(shared.job.config, spec.schedule, spec.seed),
+        run=spec.run,
+        folder=(FOLDER, spec.name),
     )
 
 

@@ -28,7 +28,7 @@ from raydistill.tracking.endpoint import (
     check_server,
     made_whole,
     store_lock,
-    tracking_uri,  # part of this module's interface, as is redact
+    tracking_uri,
     way_out,
 )
 from raydistill.tracking.journal import Guard, Point, Sender, Writer, metric_name

@@ -13,7 +13,7 @@ from kit.rows_on_disk import make_folder
 from raydistill.config.data import Data
 from raydistill.data.location import document_labels, source_identity
 from raydistill.data.paths import split_of
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, did_you_mean
 from raydistill.storage.paths import resolve_path
 
 CSV = b"text,label\na,1\nb,0\n"
@@ -124,3 +124,9 @@ def test_a_hub_name_that_cannot_be_reached_is_a_clear_error(tmp_path: Path, monk
     expected = {"kind": "hub", "name": "owner/name", "commit": commit}
     assert source_identity(Data(path="owner/name")) == expected
     assert source_identity(Data(path="owner/name", format="hub", revision=commit)) == expected
+
+
+def test_up_to_three_names_are_offered() -> None:
+    assert did_you_mean("Trian", ["train", "test"]) == "Did you mean 'train'?"
+    assert did_you_mean("text", ["text_a", "text_b", "texts", "label"]).count(" or ") == 2
+    assert did_you_mean("zzz", ["b", "a"]) == "There are: a, b."

@@ -20,6 +20,7 @@ from raydistill.config.loading import load_config
 from raydistill.config.student import Student
 from raydistill.config.training import Optimization, Stage
 from raydistill.config.training import Train as TrainSettings
+from raydistill.config.tree import Config
 from raydistill.data.prepare import prepare_data, read_info
 from raydistill.data.rows import Rows, tokenize_data
 from raydistill.evaluate.predict import predict
@@ -190,3 +191,14 @@ def make_toy(folder: Path, max_labeled: int | None = 60) -> Toy:
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def sweep_config(folder: Path, space: dict[str, Any] | None = None, **changes: Any) -> Config:
+    """The toy with a sweep: ``changes`` of the config are dotted names with __, those of its ``sweep`` plain."""
+    about = {name: changes.pop(name) for name in list(changes) if "__" not in name}
+    chosen = space or {
+        "stages.distill.losses.kd.temperature": {"uniform": [1, 8]},
+        "student.num_layers": {"choice": [1, 2, 4]},
+    }
+    content = toy_config(folder, **{"train__num_workers": 1, **changes})
+    return load_config({**content, "sweep": {"space": chosen, "scheduler": "none", **about}})

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kit.tiny import tiny_config
-from kit.toy import toy_config
+from kit.toy import sweep_config
 
 from raydistill.cluster.device import Device
-from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo, SplitCounts
 from raydistill.data.size import Size
@@ -31,10 +33,6 @@ from raydistill.pipeline.timing import (
 )
 from raydistill.train.loop import train
 
-SPACE = {
-    "stages.distill.losses.kd.temperature": {"uniform": [1, 8]},
-    "student.num_layers": {"choice": [1, 2, 4]},
-}
 SPLIT_ROWS = {
     "train": SplitCounts(1000, 200, {}),
     "validation": SplitCounts(100, 100, {}),
@@ -57,15 +55,8 @@ LABELS = ("film", "money", "sport")
 
 
 @pytest.fixture
-def config(tmp_path: Any) -> Any:
-    """A function that gives a config with a sweep; ``changes`` are dotted names with __, those of ``sweep`` plain."""
-
-    def make(space: dict[str, Any] | None = None, **changes: Any) -> Config:
-        about = {name: changes.pop(name) for name in list(changes) if "__" not in name}
-        content = toy_config(tmp_path, **{"train__num_workers": 1, **changes})
-        return load_config({**content, "sweep": {"space": space or SPACE, "scheduler": "none", **about}})
-
-    return make
+def config(tmp_path: Path) -> Callable[..., Config]:
+    return partial(sweep_config, tmp_path)
 
 
 def test_a_trial_by_hand(config: Any) -> None:

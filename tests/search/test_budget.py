@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.tiny import tiny_config
-from kit.toy import toy_config
+from kit.toy import sweep_config
 from rich.console import Console
 
 from raydistill.cli.show.plan import print_estimate, print_plan
-from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.models.shape import count_parameters
@@ -20,24 +22,13 @@ from raydistill.pipeline.timing import Machine
 from raydistill.search.budget import add_up, estimate, num_finals, num_trials
 from raydistill.search.space import sweep_of
 
-SPACE = {
-    "stages.distill.losses.kd.temperature": {"uniform": [1, 8]},
-    "student.num_layers": {"choice": [1, 2, 4]},
-}
 COMPUTER = Machine(device="cpu", cpus=4, threads=1, gpus=0.0, concurrency=4)
 ON_GPUS = Machine(device="cpu", cpus=4, threads=1, gpus=2.0, concurrency=4)
 
 
 @pytest.fixture
-def config(tmp_path: Any) -> Any:
-    """A function that gives a config with a sweep; ``changes`` are dotted names with __, those of ``sweep`` plain."""
-
-    def make(space: dict[str, Any] | None = None, **changes: Any) -> Config:
-        about = {name: changes.pop(name) for name in list(changes) if "__" not in name}
-        content = toy_config(tmp_path, **{"train__num_workers": 1, **changes})
-        return load_config({**content, "sweep": {"space": space or SPACE, "scheduler": "none", **about}})
-
-    return make
+def config(tmp_path: Path) -> Callable[..., Config]:
+    return partial(sweep_config, tmp_path)
 
 
 def test_the_sum_by_hand(config: Any) -> None:

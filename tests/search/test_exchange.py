@@ -303,7 +303,7 @@ def test_what_was_taken_over_can_be_trained_again_from_the_schedule(fresh, tmp_p
     follower.reset_config({"trial": told})
     follower.load_checkpoint(str(folder))
     assert follower.step()["validation"] == 1  # the leader's
-    schedule = follower.order.schedule
+    schedule = follower.spec.schedule
     assert schedule == ((0, GOOD), (STEPS_PER_EPOCH, told["params"]))
     result = follower.train_to()
     assert result["schedule"] == [[step, params] for step, params in schedule]
@@ -325,7 +325,7 @@ def test_taking_over_twice_at_one_step_leaves_one_change(fresh, tmp_path):
         told = {**told, WEIGHT: 1.2 + index / 4}
         taker.reset_config({"trial": {**order_of(index + 2, first), "params": told}})
         taker.load_checkpoint(str(folder))
-    assert last.order.schedule == ((0, first), (STEPS_PER_EPOCH, told))
+    assert last.spec.schedule == ((0, first), (STEPS_PER_EPOCH, told))
 
 
 def test_a_student_out_of_storage_takes_no_part_in_exchanges(fresh):

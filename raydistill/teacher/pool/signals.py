@@ -83,12 +83,8 @@ class PoolSignals(Signals):
 
     def __init__(self, directory: Any, needs: Collection[str], sizes: Sizes, max_ahead_bytes: int, rank: int) -> None:
         self._rank = rank
-        self.directory, self.needs, self.sizes, self.max_ahead_bytes = (
-            directory,
-            frozenset(needs),
-            sizes,
-            max_ahead_bytes,
-        )
+        self.directory, self.sizes, self.max_ahead_bytes = directory, sizes, max_ahead_bytes
+        self.needs = frozenset(needs)
         self._teachers: dict[int, Any] = {}
         self._gone: set[int] = set()
         self._load: Counter[int] = Counter()
