@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sweep", {"space": {"train.seed": {"choice": [1, 2]}}, "num_trials": 2}, set()),
         ("data__unlabeled", "more.csv", set()),
         ("teacher__allow_chance", False, set()),
-        ("registry__challenger", True, set()),
+        ("registry__challenger", False, set()),
         ("teacher__model", "elsewhere", set()),  # by its content
         ("teacher__pool", {"max": 3}, set()),
         ("train__num_workers", 2, set()),
@@ -156,6 +156,25 @@ def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
     }
     stages = {"stages": {"distill": bare}, "speaks": ["distill"]}
     assert recipes.baseline_artifact(*given)[1] == {**stages, **start, **common}
+
+
+def test_a_run_goes_by_all_of_its_config_but_by_whom_and_where_it_is_made(folder: Path) -> None:
+    """The models among it by their content: a setting that is new is in the key until somebody takes it out."""
+    config = load_config(toy_config(folder))
+    settings = json.loads(config.model_dump_json(exclude={"storage", "sweep"}))
+    for section, names in (
+        ("data", ("path", "unlabeled")),
+        ("teacher", ("model", "pool", "allow_chance")),
+        ("student", ("start",)),
+        ("registry", ("challenger",)),
+        ("train", ("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures")),
+        ("train", ("max_wait_minutes", "tokens_per_micro_batch", "checkpoint_steps")),
+    ):
+        for name in names:
+            del settings[section][name]
+    source = model_digest(folder / "encoder")
+    models = {"source": source, "start": f"teacher_layers:{source}"}
+    assert keys(config, folder)["run"] == recipe_key({"config": settings, "tokens": "k", **models, "dtype": "float32"})
 
 
 def test_a_stage_without_a_teacher_makes_another_baseline(folder: Path) -> None:
