@@ -11,6 +11,7 @@ from torch import nn
 from raydistill.errors import ArtifactError, StaleOwner
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
+from raydistill.train import checkpoint
 from raydistill.train.checkpoint import Checkpoints, Progress
 
 PARTS = ("runs", "r", "student")
@@ -18,11 +19,11 @@ PROGRESS = Progress(5, 3, 0.75, 2, False, [{"step": 5, "validated": True, "train
 
 
 class Tied(nn.Module):
-    """Two names for one tensor, and a tensor that is not contiguous."""
+    """Three names for one tensor, and a tensor that is not contiguous."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a = self.b = nn.Parameter(torch.randn(3, 2))
+        self.a = self.b = self.d = nn.Parameter(torch.randn(3, 2))
         self.c = nn.Parameter(torch.randn(2, 4).t())
         self.register_buffer("seen", torch.randint(9, (2,)))
 
@@ -69,6 +70,7 @@ def test_one_checkpoint_of_each_kind_stays(tmp_path: Path) -> None:
         second[0].a.zero_()  # trained on: what counts is the weights at the validation
     checkpoints.save_last(Progress(12), *second)
     assert sorted(storage.list(*PARTS)) == ["best-00000013", "best.json", "last-00000012", "last.json"]
+    assert [storage.read_json(*PARTS, f"{kind}.json")["step"] for kind in ("best", "last")] == [13, 12]
     assert checkpoints.load_best(third[0]) == 3.0
     assert all(map(torch.equal, third[0].state_dict().values(), made(1)[0].state_dict().values()))
     assert checkpoints.load_last(*third) == Progress(12)
@@ -85,19 +87,61 @@ def test_one_checkpoint_of_each_kind_stays(tmp_path: Path) -> None:
 
 def test_a_kill_before_the_pointer_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage(str(tmp_path))
-    checkpoints, first = Checkpoints(storage, PARTS), made(0)
-    checkpoints.save_last(Progress(1), *first)
+    checkpoints, first, restored = Checkpoints(storage, PARTS), made(0), made(2)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Storage, "write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            checkpoints.save_last(Progress(2), *made(1))
-    restored = made(2)
+    def save_killed(step: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "write_json", killed)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.save_last(Progress(step), *made(1))
+
+    save_killed(1)
+    assert storage.list(*PARTS)
+    assert checkpoints.load_last(*restored) is None
+    checkpoints.save_last(Progress(1), *first)
+    save_killed(2)
     assert checkpoints.load_last(*restored) == Progress(1)
     assert all(map(torch.equal, state(*restored), state(*first)))
+
+
+def test_old_reports_lie_in_pieces_which_a_stale_owner_does_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PIECE", 3)
+    storage, model, progress = Storage(str(tmp_path)), made(0), Progress()
+    reports = [{"step": step, "validated": False, "train/loss": 1 / step} for step in range(1, 14)]
+    checkpoints = Checkpoints(storage, PARTS, Owner.acquire(storage, "runs", "r"))
+
+    def save(saves: Checkpoints, first: int, end: int) -> list[str]:
+        progress.history += reports[first:end]
+        saves.save_last(progress, *model)
+        return sorted(name for name in storage.list(*PARTS) if name.startswith("history-"))
+
+    assert save(checkpoints, 0, 3) == ["history-00000.json"]
+    assert progress.history == []
+    pieces = save(checkpoints, 3, 10)
+    assert pieces == ["history-00000.json", "history-00001.json", "history-00002.json"]
+    assert (progress.num_pieces, progress.history) == (3, reports[9:10])
+    assert checkpoints.history() == reports[:10]
+    newer = Owner.acquire(storage, "runs", "r")
+    with pytest.raises(StaleOwner):
+        save(checkpoints, 10, 13)
+    assert sorted(name for name in storage.list(*PARTS) if name.startswith("history-")) == pieces
+    for owner in (newer, None):
+        assert len(save(Checkpoints(storage, PARTS, owner), 13, 13)) == 4
+    assert checkpoints.history() == reports
+
+
+def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, saved, other = Checkpoints(Storage(str(tmp_path)), PARTS), made(0), made(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+        checkpoints.save_last(PROGRESS, *saved)
+    assert checkpoints.load_last(*other) == PROGRESS
+    assert all(map(torch.equal, state(*other), state(*saved)))
 
 
 def test_a_file_of_another_length_is_named(tmp_path: Path) -> None:
