@@ -102,7 +102,7 @@ def chance(intervals: Mapping[str, Mapping[str, float | None]], logits: Array, l
     ``one_class``; ``accuracy``; ``accuracy_only`` (not more accurate than the share, but the interval of its MCC lies
     above 0, as happens with skewed classes: it has learned something); or None.
     """
-    counts = np.bincount(labels, minlength=logits.shape[1])
+    counts = np.bincount(labels)
     share = float(counts.max() / counts.sum())
     low, mcc_low = intervals["accuracy"]["low"], intervals["mcc"]["low"]
     reason = None

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -25,6 +26,10 @@ def test_paired_difference_is_narrower_than_the_unpaired_one() -> None:
     values = [intervals(m, labels, seed=seed)["accuracy"] for seed, m in enumerate((a, b))]
     unpaired = np.sqrt(sum((v["high"] - v["low"]) ** 2 for v in values))
     assert paired["value"] == pytest.approx(values[0]["value"] - values[1]["value"])
+    nats, said = (
+        compare.paired_difference("log_loss", a, b, labels, **by) for by in ({}, {"num_samples": 1000, "seed": 0})
+    )
+    assert nats == pytest.approx(said, rel=1e-9)
     assert paired["low"] <= paired["value"] <= paired["high"]
     assert paired["high"] - paired["low"] < 0.7 * unpaired
 
@@ -64,7 +69,7 @@ def test_a_model_does_not_differ_from_itself() -> None:
     assert (there["value"], there["low"], there["high"]) == pytest.approx((-back["value"], -back["high"], -back["low"]))
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
 def test_difference_of_many_windows_of_few_examples_is_wide(metric: str) -> None:
     a, b, labels = two_models(600)
     by_row, by_example = (
@@ -89,6 +94,7 @@ def test_agreement_and_retention() -> None:
         "auc": None,
         "mcc": None,
     }
+    assert compare.retention(student, teacher | {"mcc": 0.0})["mcc"] is None
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,9 @@ def test_kept_logits_come_in_the_order_that_is_asked_for() -> None:
     found = kept.of_rows("student", ["c", "a"], ["z", "x", "y"])
     assert found is not None
     assert found.tolist() == [[8, 6, 7], [2, 0, 1]]
+    whole = kept.of_rows("student", ["b", "c", "a"], ["x", "y", "z"])
+    assert whole is not None
+    assert whole.tolist() == [[3, 4, 5], [6, 7, 8], [0, 1, 2]]
     assert kept.of_rows("teacher", ["a"], ["x", "y", "z"]) is None
     assert kept.of_rows("student", ["a", "d"], ["x", "y", "z"]) is None
 
@@ -140,24 +149,47 @@ def test_chance_on_skewed_classes_says_that_something_was_learned() -> None:
     assert (result["at_chance"], result["reason"]) == (True, "accuracy_only")
 
 
+@pytest.mark.parametrize(
+    ("low", "mcc_low", "reason"),
+    [
+        (0.5, 0.0, "accuracy"),
+        (0.5, 0.01, "accuracy_only"),
+        (0.5, None, "accuracy"),
+        (0.51, 0.1, None),
+        (None, 0.1, None),
+    ],
+)
+def test_an_interval_that_begins_at_the_share_is_chance(
+    low: float | None, mcc_low: float | None, reason: str | None
+) -> None:
+    found = compare.chance({"accuracy": {"low": low}, "mcc": {"low": mcc_low}}, np.eye(3)[:2], np.array([1, 0]))
+    assert found == {"at_chance": bool(reason), "reason": reason, "majority_class": 0, "majority_share": 0.5}
+
+
 def test_predictions_come_back(tmp_path: Path) -> None:
     a, b, labels = two_models(30)
     labels[3] = -1
+    labels = labels.astype(np.int16)
     hashes = [f"{i:016x}" for i in range(30)]
-    ids = np.arange(30) // 3
+    ids = (np.arange(30) // 3).astype(np.int16)
     path = compare.write_predictions(
         tmp_path, "test", hashes, labels, {"student": a, "teacher": b}, example_ids=ids, class_names=["x", "y", "é"]
     )
     assert path.is_file()
     assert path.parent == tmp_path
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
     kept = compare.read_predictions(tmp_path, "test")
     assert kept.hashes == tuple(hashes)
     assert kept.class_names == ("x", "y", "é")
     np.testing.assert_array_equal(kept.labels, labels)
     np.testing.assert_array_equal(kept.example_ids, ids)
+    assert kept.labels.dtype == kept.example_ids.dtype == np.int64
     assert set(kept.logits) == {"student", "teacher"}
     np.testing.assert_array_equal(kept.logits["student"], a.astype(np.float32))
     np.testing.assert_array_equal(kept.logits["teacher"], b.astype(np.float32))
+    compare.write_predictions(tmp_path, "test", hashes, labels, {})  # a row is an example, where nobody says otherwise
+    kept = compare.read_predictions(tmp_path, "test")
+    assert (kept.example_ids.tolist(), kept.class_names, kept.logits) == (list(range(30)), (), {})
 
 
 @pytest.mark.parametrize("content", [None, b"PAR1 and then nothing"])
@@ -194,5 +226,32 @@ def test_the_most_frequent_class_is_what_an_order_is_measured_against() -> None:
     assert compare.other_order(right, labels) is None
     assert compare.other_order(right[:, ::-1], labels) == (1, 0)
     assert compare.other_order(right[-10:, ::-1], labels[-10:]) is None
-    weak = np.eye(2)[np.where(np.arange(100) < 45, labels, 1 - labels)]
-    assert compare.other_order(weak, labels) is None
+    for times in (1, 40):  # of many rows it is no luck, and yet only 10 points
+        weak = np.eye(2)[np.where(np.arange(100) < 45, labels, 1 - labels)]
+        assert compare.other_order(np.tile(weak, (times, 1)), np.tile(labels, times)) is None
+
+
+def order_of(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[int, ...] | None:
+    return compare.other_order(np.eye(num_classes)[predicted], labels)
+
+
+def test_an_order_is_named_from_its_limits_on() -> None:
+    labels = np.repeat([0, 1, 2], [12, 10, 10])
+    swapped = np.array([0, 2, 1])[labels]
+    assert order_of(swapped, labels, 3) == (0, 2, 1)  # as accurate as the most frequent label
+    swapped[12] = 1
+    assert order_of(swapped, labels, 3) is None  # a row more
+    labels = np.repeat(np.arange(6), 25)
+    assert order_of((labels + 1 + np.arange(150) % 5) % 6, labels, 6) is not None  # a fifth against nothing
+    labels = np.arange(14) % 3
+    assert order_of((labels + 1) % 3, labels, 3) == (1, 2, 0)  # p = 2^-13 < 0.001 / 6
+    assert order_of((labels[1:] + 1) % 3, labels[1:], 3) is None
+    labels = np.arange(1200) % 2
+    assert order_of(1 - labels, labels, 2) == (1, 0)  # p is 0 in double precision
+
+
+def test_rows_outweigh_the_own_order_and_what_no_row_speaks_about_stays() -> None:
+    labels = np.arange(40) % 10
+    assert order_of((labels + 1) % 10, labels, 10) == (*range(1, 10), 0)
+    labels = np.arange(20) % 2
+    assert order_of(1 - labels, labels, 4) == (1, 0, 2, 3)
