@@ -16,7 +16,7 @@ from raydistill.config.gate import Gate
 from raydistill.config.loading import load_gate
 from raydistill.errors import ConfigError
 from raydistill.evaluate.intervals import tango
-from raydistill.evaluate.rules import Facts, Retention, Ruling, judge
+from raydistill.evaluate.rules import Facts, Retention, Ruling, judge, points, title_of
 
 NAMES = [
     *("labels", "rows", "leaked_rows", "above_chance", "retention", "non_inferiority", "latency", "bytes"),
@@ -238,6 +238,18 @@ def test_what_a_person_reads_of_every_rule() -> None:
             figures = f"{r.shown['value']} ({r.value}), limit {r.shown['limit']} ({r.limit})"
             lines.append(f"{name} | {r.about} | {figures} | {r.verdict} | {r.why}".rstrip())
     assert lines == (Path(__file__).parent / "gate_rulings.txt").read_text().splitlines()
+
+
+def test_names_and_differences_as_people_read_them() -> None:
+    """A rule's name without underscores; points rounded once, and no minus before nothing."""
+    names = ("above_chance", "retention", "leaked_rows", "bytes")
+    assert [title_of(name) for name in names] == [
+        "better than guessing",
+        "share of the teacher's",
+        "leaked rows",
+        "bytes",
+    ]
+    assert [points(share) for share in (-0.0004, 0.12749, -0.021, None)] == ["+0.0", "+12.7", "-2.1", "not defined"]
 
 
 def test_rulings_are_json() -> None:
