@@ -21,8 +21,9 @@ from raydistill.losses import ForwardKl, Losses, TaskLoss
 from raydistill.models.capture import capture
 from raydistill.tasks import TextClassification
 from raydistill.teacher.online import OnlineSignals
-from raydistill.train import checkpoint
+from raydistill.train import checkpoint, loop
 from raydistill.train.checkpoint import Checkpoints, Progress
+from raydistill.train.dropout import RowDropout
 from raydistill.train.loop import Schedule, Setup, Stage, train
 
 FP32_GRADIENT = 5e-6
@@ -99,6 +100,19 @@ def test_without_labels_the_task_term_is_zero(toy):
     both = batch_gradients(toy.setup("zero", row_ids=row_ids))
     alone = batch_gradients(toy.setup("zero", toy.losses(toy.student(), kd={"type": "forward_kl"}), row_ids=row_ids))
     assert all(torch.equal(both[name], alone[name]) for name in both)
+    told = next(train(toy.setup("zero", row_ids=row_ids))).metrics
+    assert told["train/loss/task"] == 0
+    assert told["train/loss"] == told["train/loss/kd"] > 0
+
+
+def test_the_share_of_a_rank_holds_whole_groups(toy):
+    setup = toy.setup("shares", all_terms(toy), row_ids=np.arange(6))
+    stage, shares = Stage(setup), []
+    setup.group.size = 2
+    for setup.group.rank in (0, 1):
+        shares.append(np.concatenate(stage.parts(stage.plan, 0)))
+    assert [len(share) for share in shares] == [2, 4]
+    assert sorted(np.concatenate(shares)) == list(range(6))
 
 
 def rank_gradients(folder: Any) -> dict[str, Any]:
@@ -212,23 +226,29 @@ def test_a_checkpoint_does_not_grow_with_the_reports(local, monkeypatch):
     assert saves.history()[-1]["train/loss/kd"] == 7.0 * 11_000
 
 
+def steps_of(method: str, patch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that a stage does this for, from here on."""
+    steps: list[int] = []
+    original = getattr(Stage, method)
+
+    def counting(self: Stage, step: int, *arguments: Any) -> Any:
+        steps.append(step)
+        return original(self, step, *arguments)
+
+    patch.setattr(Stage, method, counting)
+    return steps
+
+
 def test_stopping_writes_a_checkpoint_at_that_step(toy):
     calls = iter([False] * 4 + [True] * 100)
     setup = toy.setup("stop", should_stop=lambda: next(calls))
     with pytest.raises(Interrupted, match="after step 4 of"):
         list(train(setup))
-    steps: list[int] = []
     again = toy.setup("stop")
-    original = Stage.take_step
-
-    def counting(self: Stage, step: int, *arguments: Any) -> None:
-        steps.append(step)
-        original(self, step, *arguments)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stage, "take_step", counting)
+        taken, collated = (steps_of(name, patch) for name in ("take_step", "collate"))
         list(train(again))
-    assert steps == list(range(4, again.schedule.num_steps))
+    assert taken == collated == list(range(4, again.schedule.num_steps))
 
 
 def test_a_finished_stage_trains_no_more_and_has_its_best_weights(toy):
@@ -276,6 +296,32 @@ def test_frozen_parameters_stay_and_the_rest_moves(toy):
     changed = {name for name, tensor in weights(setup.model).items() if not torch.equal(tensor, before[name])}
     assert changed
     assert not any("embeddings" in name for name in changed)
+
+
+def test_projections_of_losses_are_trained_with_the_model(toy):
+    student = toy.student(hidden_size=16, num_heads=2)
+    losses = toy.losses(student, hidden={"type": "hidden_mse", "layers": [[1, 2]]})
+    before = weights(losses)
+    assert before
+    list(train(toy.setup("projections", losses, student, until=1)))
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in weights(losses).items())
+
+
+def test_all_is_on_the_device_of_the_stage(toy, monkeypatch):
+    """The default device is one that cannot compute, so that what is made on none says so."""
+    moved: list[tuple[Any, Any]] = []
+    drawn: list[torch.device] = []
+    setup = toy.setup("device", model=with_dropout(toy))
+    with torch.device("meta"):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Module, "to", lambda module, device: moved.append((module, device)))
+            stage = Stage(setup)
+        monkeypatch.setattr(loop, "RowDropout", lambda *given: drawn.append(given[-1]) or RowDropout(*given))
+        batches = stage.collate(0)
+        stage.take_step(0, batches, setup.losses.counts(batches))
+    assert set(drawn) == {torch.device("cpu")}
+    assert moved == [(setup.model, torch.device("cpu")), (setup.losses, torch.device("cpu"))]
+    assert [value.device.type for value in stage._sums] == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize(("pattern", "words"), [("*nothing*", "matches no parameter"), ("*", "is left to train")])
@@ -328,10 +374,10 @@ def test_a_report_tells_the_means_since_the_last_one(toy):
         batches = stage.collate(step)
         counts.append(setup.losses.counts(batches))
         stage.accumulate(step, batches, counts[-1])
-        sums.append([float(value) for value in stage._sums])
+        told = [stage._forward(batch, counts[-1])[1] for batch in batches]
+        sums.append([float(sum(values)) for values in zip(*told, strict=True)])
         norms.append(float(torch.cat([p.grad.flatten() for p in stage.parameters if p.grad is not None]).norm()))
         stage.optimizer.zero_grad()
-        stage._reset_sums()
     kd, task = (sum(s[i] for s in sums) / sum(c[i] for c in counts) for i in (0, 1))
     assert reports[4]["train/loss/kd"] == pytest.approx(kd, rel=1e-4)
     assert reports[4]["train/loss/task"] == pytest.approx(task, rel=1e-4)
@@ -346,7 +392,9 @@ def test_a_stage_that_is_left_on_the_way_goes_on_there(toy):
     first = toy.setup("parts", until=7)
     assert [report.finished for report in train(first)] == [False] * 7
     assert first.checkpoints.history()[-1]["step"] == 7
-    assert list(train(toy.setup("parts", until=7))) == []
+    idle = LateSignals(toy.teacher(), frozenset({"logits"}), Device())
+    assert list(train(toy.setup("parts", until=7, signals=idle))) == []
+    assert not hasattr(idle, "foreseen")
     rest = toy.setup("parts", until=100)
     assert [report.step for report in train(rest)] == list(range(8, 13))
     assert all(torch.equal(weights(whole.model)[n], weights(rest.model)[n]) for n in weights(whole.model))
@@ -369,16 +417,21 @@ def test_checkpoints_are_written_when_asked_for(toy, at_validation):
 
 
 class LateSignals(OnlineSignals):
-    """Signals that take two looks to arrive; it keeps what was foreseen and what was waited for."""
+    """Signals that take two looks to arrive; it keeps what was foreseen, what was waited for, and what was taken."""
 
     def foresee(self, steps):
         self.foreseen, self.waited, self.looks = [[part.tolist() for part in step] for step in steps], [], 0
+        self.taken = []
 
     def wait(self, parts):
         self.looks += 1
         if self.looks % 3 == 0:
             self.waited.append([part.tolist() for part in parts])
         return self.looks % 3 == 0
+
+    def batch(self, row_ids, inputs):
+        self.taken.append(row_ids.tolist())
+        return super().batch(row_ids, inputs)
 
 
 def test_the_loop_waits_for_late_signals_and_tells_ahead_what_it_needs(toy):
@@ -389,6 +442,7 @@ def test_the_loop_waits_for_late_signals_and_tells_ahead_what_it_needs(toy):
     list(train(setup))
     assert signals.looks == 3 * setup.schedule.num_steps
     assert signals.waited == signals.foreseen
+    assert signals.taken == [part for step in signals.foreseen for part in step]
     assert sorted(row for step in signals.waited[:6] for part in step for row in part) == list(range(192))
     assert all(torch.equal(weights(plain.model)[n], weights(setup.model)[n]) for n in weights(plain.model))
     list(train(toy.setup("late-resumed", until=5)))
@@ -421,6 +475,18 @@ def test_gradient_clipping_bounds_the_norm_of_the_step(toy):
     )
     stage.take_step(0, batches, [float(n) for n in setup.losses.counts(batches)])
     assert gradients == [pytest.approx(1e-3, rel=1e-3)]
+    assert all(p.grad is None for p in stage.parameters)  # AdamW would decay a parameter with a gradient of zeros
+
+
+def test_gradients_within_the_limit_are_not_scaled(toy, monkeypatch):
+    stage, scaled = Stage(toy.setup("within", train={"max_grad_norm": 1.0})), []
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", lambda _, limit, norm: scaled.append((limit, norm)))
+    weight = stage.parameters[0]
+    for norm in (0.5, 1.0, 1.5):
+        weight.grad = torch.zeros_like(weight)
+        weight.grad[0, 0] = -norm
+        assert stage._clip() == norm
+    assert scaled == [(1.0, 1.5)]
 
 
 def test_a_schedule_counts_steps_not_epochs():
