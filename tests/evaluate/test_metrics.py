@@ -50,6 +50,27 @@ def test_values_equal_hand_computed_ones() -> None:
     assert [(e["name"], e["support"], e["predicted"]) for e in table] == [("a", 6, 7), ("b", 6, 4), ("c", 8, 9)]
 
 
+def test_a_class_that_never_occurs_has_zeros() -> None:
+    """In the table and in the counts it keeps its place; the averages go over the others."""
+    logits, labels = from_confusion([[3, 1, 0], [2, 2, 0], [0, 0, 0]])
+    absent = {"name": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
+    assert metrics.per_class(logits, labels, ["a", "b", "c"])[2] == absent
+    assert metrics.confusion(logits, labels, 3) == [[3, 1, 0], [2, 2, 0], [0, 0, 0]]
+    values = metrics.classification_metrics(logits, labels)
+    assert values["macro_recall"] == pytest.approx((3 / 4 + 2 / 4) / 2)
+    one_sided = metrics.classification_metrics(*from_confusion([[3, 0], [2, 0]]))
+    assert (one_sided["macro_precision"], one_sided["macro_recall"], one_sided["mcc"]) == (0.3, 0.5, 0.0)
+
+
+def test_without_auc_the_rest_is_the_same() -> None:
+    logits, labels = rows(30, 3)
+    both = [metrics.bootstrap({"m": logits}, labels, None, 20, 0, auc=auc)["m"] for auc in (True, False)]
+    assert np.isfinite(both[0].pop("auc")).all()
+    assert np.isnan(both[1].pop("auc")).all()
+    for name, values in both[0].items():
+        np.testing.assert_array_equal(values, both[1][name])
+
+
 def test_known_calibration_error() -> None:
     # 10 rows at confidence 0.9 of which 6 are right, 30 rows at 0.6 of which 24 are right.
     confidence = np.repeat([0.9, 0.6], [10, 30])

@@ -343,6 +343,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(toy):
     assert setup.checkpoints.history() == saved
 
 
+@pytest.mark.parametrize("broken", ["gradient", "pairs"])
+def test_a_loss_or_a_gradient_alone_that_is_not_finite_is_named(toy, broken):
+    setup = toy.setup(f"broken-{broken}", all_terms(toy))
+    if broken == "gradient":
+        next(setup.model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    else:
+        setup.losses["pairs"].register_forward_hook(lambda loss, given, values: values + math.inf)
+    with pytest.raises(RaydistillError, match=f"the loss {broken} is not finite at step 1"):
+        list(train(setup))
+
+
 def test_batch_size_must_fit_the_groups(toy):
     with pytest.raises(ConfigError, match="not a multiple of 2"):
         list(train(toy.setup("groups", all_terms(toy), train={"global_batch_size": 15})))
