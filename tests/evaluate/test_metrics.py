@@ -48,10 +48,15 @@ def test_values_equal_hand_computed_ones() -> None:
     for name, each in (("precision", precision), ("recall", recall), ("f1", f1)):
         assert [entry[name] for entry in table] == pytest.approx(list(each))
     assert [(e["name"], e["support"], e["predicted"]) for e in table] == [("a", 6, 7), ("b", 6, 4), ("c", 8, 9)]
+    with pytest.raises(ValueError, match="zip"):
+        metrics.per_class(logits, labels, ["a", "b"])
+    sure = pytest.approx(math.exp(3) / (math.exp(3) + 2))
+    assert metrics.reliability(logits, labels) == [{"confidence": sure, "accuracy": pytest.approx(0.8), "rows": 20}]
 
 
+@pytest.mark.filterwarnings("error::sklearn.exceptions.UndefinedMetricWarning")
 def test_a_class_that_never_occurs_has_zeros() -> None:
-    """In the table and in the counts it keeps its place; the averages go over the others."""
+    """In the table and in the counts it keeps its place; the averages go over the others, and nothing is warned of."""
     logits, labels = from_confusion([[3, 1, 0], [2, 2, 0], [0, 0, 0]])
     absent = {"name": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
     assert metrics.per_class(logits, labels, ["a", "b", "c"])[2] == absent
@@ -114,6 +119,7 @@ def test_resampled_metrics_equal_the_libraries(num_classes: int) -> None:
     logits, labels = rows(50, num_classes, seed=num_classes)
     logits[::3] = np.round(logits[::3])  # ties for the AUC
     weights = next(metrics.resample(np.arange(50) // 2, 30, seed=1))
+    assert weights.dtype == np.float32  # 4 bytes each, as the size of a block assumes
     resampled = metrics.WeightedMetrics(logits, labels)(weights)
     assert set(resampled) == set(metrics.METRICS)
     for s in range(30):
