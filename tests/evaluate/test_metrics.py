@@ -224,8 +224,8 @@ def test_rows_of_one_example_are_resampled_together() -> None:
 def test_bad_rows_are_refused_with_a_way_out() -> None:
     logits, labels = rows(20, 3)
     broken = logits.copy()
-    broken[4, 1] = np.nan
-    with pytest.raises(ModelError, match=r"1 of 20 rows.*learning_rate"):
+    broken[4, 1:] = broken[7, 0] = np.nan
+    with pytest.raises(ModelError, match=r"2 of 20 rows.*learning_rate"):
         metrics.classification_metrics(broken, labels)
     with pytest.raises(ModelError, match="shape"):
         metrics.classification_metrics(logits[:10], labels)

@@ -16,7 +16,7 @@ from raydistill.config.gate import Gate
 from raydistill.config.loading import load_gate
 from raydistill.errors import ConfigError
 from raydistill.evaluate.intervals import tango
-from raydistill.evaluate.rules import Facts, Retention, Ruling, judge, points, title_of
+from raydistill.evaluate.rules import Facts, Retention, Ruling, judge, megabytes, points, title_of
 
 NAMES = [
     *("labels", "rows", "leaked_rows", "above_chance", "retention", "non_inferiority", "latency", "bytes"),
@@ -151,6 +151,7 @@ def test_other_labels_leave_nothing_to_compare() -> None:
     assert found["labels"].verdict == "failed"
     assert {found[name].verdict for name in ("non_inferiority", "latency")} == {"skipped"}
     assert found["latency"].why == "the champion has other labels"
+    assert {judged(replace(GOOD, **{gone: None}))["latency"].verdict for gone in ("champion", "pair")} == {"skipped"}
 
 
 def test_skewed_classes_do_not_pass_for_chance() -> None:
@@ -250,6 +251,7 @@ def test_names_and_differences_as_people_read_them() -> None:
         "bytes",
     ]
     assert [points(share) for share in (-0.0004, 0.12749, -0.021, None)] == ["+0.0", "+12.7", "-2.1", "not defined"]
+    assert megabytes(1e12) == "1,000,000.0 MB"
 
 
 def test_rulings_are_json() -> None:
