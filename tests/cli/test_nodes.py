@@ -26,6 +26,7 @@ from raydistill.errors import ConfigError, RaydistillError
 GIGABYTE = 10**9
 FACTS: dict[str, Any] = {
     "python": "3.11.7",
+    "platform": "Linux x86_64",
     "packages": {"raydistill": "0.1.0", "ray": "2.60.0", "torch": "2.13.0", "transformers": "5.24.0", "mlflow": "3.17"},
     "code": "0123abcd",
     "missing": "",
@@ -73,6 +74,7 @@ def test_all_is_well() -> None:
         ("versions", "warn", "torch is 2.13.0 on here, 10.0.0.1", node("10.0.0.2", **packages(torch="2.12.0"))),
         ("versions", "fail", "mlflow is 3.17 on", node("10.0.0.2", **packages(mlflow="missing"))),
         ("versions", "fail", "python is", node("10.0.0.2", python="3.12.1")),
+        ("versions", "warn", "platform is Linux x86_64 on", node("10.0.0.2", platform="Linux aarch64")),
         ("versions", "ok", "the same", node("10.0.0.2", python="3.11.9")),
         ("versions", "warn", "code is 0123abcd on", node("10.0.0.2", code="ffffffff")),
         ("packages", "fail", "10.0.0.2: scipy is missing", node("10.0.0.2", missing="scipy is missing")),
@@ -103,7 +105,8 @@ def test_what_is_wrong_is_named_with_its_node_and_a_hint(name: str, state: str, 
 
 def test_no_node_answers() -> None:
     checks = health.judge([HERE, NodeReport("10.0.0.1", "a", {}, problem="no answer within 30 s")], "/shared", None)
-    assert {check.name: check.state for check in checks} == {"nodes": "fail", "storage": "ok"}
+    states = {check.name: check.state for check in checks}
+    assert states == {"nodes": "fail", "versions": "ok", "packages": "ok", "storage": "ok", "disk": "ok"}
 
 
 def test_sqlite_is_for_one_machine() -> None:
@@ -154,15 +157,14 @@ def test_a_dashboard_as_the_address_makes_it_a_job(
     assert "job server at http://127.0.0.1:9" in json.loads(capfd.readouterr().out)["error"]["message"]
 
 
-def test_a_probe_leaves_nothing_in_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(probe.RETRY_VARIABLE, "")
+def test_a_probe_leaves_nothing_in_storage(tmp_path: Path) -> None:
     one, two, url = probe.Probe(), probe.Probe(), str(tmp_path / "new" / "storage")
     assert [one.write(url, ".staging/x", "a"), two.write(url, ".staging/x", "b")] == ["", ""]
     assert one.read(url, ".staging/x", ["a", "b", "c"]) == ["a", "b"]
     one.clear(url, ".staging/x")
     assert list(tmp_path.iterdir()) == []
     assert one.write("/proc/storage", ".staging/x", "a") != ""
-    facts = one.facts("http://127.0.0.1:9", has_gpus=False)
+    facts = one.facts(url, "http://127.0.0.1:9")
     assert facts.keys() == FACTS.keys()
     assert "cannot be reached" in facts["tracking"]
     assert facts["packages"].keys() == FACTS["packages"].keys()

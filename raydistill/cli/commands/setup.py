@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -90,18 +90,14 @@ def doctor(
     the check runs there as a job.
     """
     from raydistill.cli.doctor.checks import print_checks
-    from raydistill.cli.doctor.cluster import examine_cluster
-    from raydistill.cli.doctor.machine import examine
+    from raydistill.cli.doctor.health import examine
 
     if address is not None and "://" in address:
         from raydistill.cli.commands.remote import submit
 
         return submit(["doctor", "--storage", storage], address)
-    nodes: dict[str, Any] = {}
-    if address is None:
-        checks = examine(storage)
-    else:
-        checks, nodes["nodes"] = examine_cluster(address, storage)
+    checks, reports = examine(storage, address)
+    nodes = {"nodes": reports} if address is not None else {}
     failed = any(check.state == "fail" for check in checks)
     return Outcome(
         lambda: {"ok": not failed, "checks": [vars(check) for check in checks], **nodes},

@@ -8,11 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-GIGABYTE = 10**9
-FREE_BYTES = (GIGABYTE // 5, 5 * GIGABYTE)  # a small run needs 0.1 GB, one with recorded hidden states some GB
-SHM_BYTES = GIGABYTE // 4  # Ray's object store of a local cluster takes 128 MiB of it
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 State = Literal["ok", "warn", "fail"]
 

@@ -1,15 +1,21 @@
-"""What the reports of a cluster's nodes amount to: one line a check, each with the nodes it is about."""
+"""What this machine and the nodes of a cluster say amounts to: one line a check, each with the nodes it is about."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raydistill.cli.doctor.checks import FREE_BYTES, GIGABYTE, SHM_BYTES, Check
+from raydistill.cli.doctor.checks import Check
+from raydistill.cli.doctor.machine import check_gpu, check_ray, check_threads
+from raydistill.cli.doctor.nodes import NodeReport, ask
+from raydistill.errors import RaydistillError
 from raydistill.storage.redaction import redact
+from raydistill.storage.storage import Storage
+from raydistill.tracking.endpoint import tracking_uri
 
-if TYPE_CHECKING:
-    from raydistill.cli.doctor.nodes import NodeReport
+GIGABYTE = 10**9
+FREE_BYTES = (GIGABYTE // 5, 5 * GIGABYTE)  # a small run needs 0.1 GB, one with recorded hidden states some GB
+SHM_BYTES = GIGABYTE // 4  # Ray's object store of a local cluster takes 128 MiB of it
 
 CLOCK_SECONDS = (1.0, 60.0)
 """Offsets to warn of and to fail for: leases in storage are renewed every few seconds, S3 refuses signatures that are
@@ -20,18 +26,33 @@ EQUAL = ("python", "ray", "raydistill")
 """Versions without which nodes do not understand each other."""
 
 
+def examine(storage_url: str, address: str | None = None) -> tuple[list[Check], list[dict[str, Any]]]:
+    """Check this machine, or every node of the Ray cluster at ``address``, this process included; and what they said.
+
+    Raises RaydistillError where the cluster cannot be reached, ConfigError for an address that is none.
+    """
+    url, tracking, unknown = storage_url, None, []
+    try:
+        storage = Storage(storage_url)
+        url = storage.url  # absolute: nodes have another working directory
+        tracking = tracking_uri(storage)
+    except RaydistillError as error:
+        unknown.append(Check("tracking", "fail", redact(str(error)), "see the message"))
+    reports = ask(address, url, tracking)
+    alone = [check_shared_memory(reports), check_threads(), check_gpu(), check_ray()] if address is None else []
+    return [*judge(reports, url, tracking), *unknown, *alone], [dict(vars(report)) for report in reports]
+
+
 def judge(reports: Sequence[NodeReport], url: str, tracking: str | None) -> list[Check]:
-    """Every check of the cluster; `reports[0]` is the asking process itself."""
+    """Every check of what the asking process, ``reports[0]``, and the nodes say."""
     answered = [report for report in reports if not report.problem]
     nodes = answered[1:]
-    checks = [check_nodes(reports[1:])]
+    checks = [check_nodes(reports[1:])] if reports[1:] else []
+    checks += [check_versions(answered), check_packages(answered), check_storage(answered, url)]
+    checks += [check_tracking(answered, tracking)] if tracking is not None else []
+    checks.append(check_disk(answered))
     if nodes:
-        checks += [check_versions(answered), check_packages(answered), check_token(nodes)]
-    checks.append(check_storage(answered, url))
-    if tracking is not None:
-        checks.append(check_tracking(answered, tracking))
-    if nodes:
-        checks += [check_gpus(nodes), check_clocks(nodes), check_disk(answered), check_shared_memory(nodes)]
+        checks += [check_token(nodes), check_gpus(nodes), check_clocks(nodes), check_shared_memory(nodes)]
     return checks
 
 
@@ -51,15 +72,15 @@ def check_versions(reports: Sequence[NodeReport]) -> Check:
     """The same versions everywhere: a pickled job or a model of another version may not load."""
     found: dict[str, dict[str, list[str]]] = {}
     for report in reports:
-        packages = report.facts["packages"]
-        for name, version in {"python": report.facts["python"], **packages}.items():
+        facts, packages = report.facts, report.facts["packages"]
+        for name, version in {"python": facts["python"], "platform": facts["platform"], **packages}.items():
             found.setdefault(name, {}).setdefault(version, []).append(report.name)
         if packages["raydistill"] != "missing":
-            found.setdefault("raydistill's code", {}).setdefault(report.facts["code"], []).append(report.name)
+            found.setdefault("raydistill's code", {}).setdefault(facts["code"], []).append(report.name)
     apart = {name: versions for name, versions in found.items() if is_apart(name, versions)}
     if not apart:
         same = ", ".join(f"{name} {next(iter(versions))}" for name, versions in found.items() if name[-4:] != "code")
-        return Check("versions", "ok", f"the same everywhere: {same}")
+        return Check("versions", "ok", f"the same everywhere: {same}" if len(reports) > 1 else same)
     detail = "; ".join(
         f"{name} is {', '.join(f'{version} on {listed(where)}' for version, where in versions.items())}"
         for name, versions in apart.items()
@@ -80,8 +101,8 @@ def check_packages(reports: Sequence[NodeReport]) -> Check:
     """What raydistill needs is there on every node."""
     bad = [f"{report.name}: {report.facts['missing']}" for report in reports if report.facts["missing"]]
     if bad:
-        return Check("packages", "fail", "; ".join(bad), "pip install --upgrade raydistill on these nodes")
-    return Check("packages", "ok", "complete everywhere")
+        return Check("packages", "fail", "; ".join(bad), "pip install --upgrade raydistill there")
+    return Check("packages", "ok", "complete")
 
 
 def check_token(nodes: Sequence[NodeReport]) -> Check:
@@ -95,11 +116,11 @@ def check_token(nodes: Sequence[NodeReport]) -> Check:
 
 def check_storage(reports: Sequence[NodeReport], url: str) -> Check:
     """Writable everywhere, and one and the same place."""
-    place = redact(url)
+    shown = redact(url)
     bad = [f"{report.name}: {redact(report.write_problem)}" for report in reports if report.write_problem]
     if bad:
-        hint = "give these nodes the network, the credentials and the packages for it, or name another --storage"
-        return Check("storage", "fail", f"{place} cannot be used on {'; '.join(bad)}", hint)
+        hint = "give it the network, the credentials and the packages for it there, or name another --storage"
+        return Check("storage", "fail", f"{shown} cannot be used on {'; '.join(bad)}", hint)
     apart: dict[tuple[str, ...], list[str]] = {}
     for report in reports:
         if report.unseen:
@@ -107,21 +128,21 @@ def check_storage(reports: Sequence[NodeReport], url: str) -> Check:
     if apart:
         detail = "; ".join(f"from {listed(by)} nothing of {listed(of)} is seen" for of, by in apart.items())
         hint = "use a URL (s3://, gs://), or a shared folder that every node mounts at the same path"
-        return Check("storage", "fail", f"{place} is not the same place everywhere: {detail}", hint)
-    return Check("storage", "ok", f"{place} can be written and is the same place everywhere")
+        return Check("storage", "fail", f"{shown} is not the same place everywhere: {detail}", hint)
+    return Check("storage", "ok", f"{shown} can be written and read{', the same everywhere' * (len(reports) > 1)}")
 
 
 def check_tracking(reports: Sequence[NodeReport], uri: str) -> Check:
     """The first worker sends the metrics, from whatever node it is on."""
-    place = redact(uri)
+    shown = redact(uri)
     bad = [f"{report.name}: {redact(report.facts['tracking'])}" for report in reports if report.facts["tracking"]]
     if bad:
         hint = "set MLFLOW_TRACKING_URI to a server that every node reaches, by an address that is not 127.0.0.1"
-        return Check("tracking", "fail", f"{place} cannot be reached from {'; '.join(bad)}", hint)
+        return Check("tracking", "fail", f"{shown} cannot be used on {'; '.join(bad)}", hint)
     if uri.startswith("sqlite") and len({address_of(report) for report in reports[1:]}) > 1:
         hint = "set MLFLOW_TRACKING_URI to an MLflow server; sqlite on a network file system may lose metrics or hang"
-        return Check("tracking", "warn", f"{place} is used from several machines", hint)
-    return Check("tracking", "ok", f"{place} answers everywhere")
+        return Check("tracking", "warn", f"{shown} is used from several machines", hint)
+    return Check("tracking", "ok", f"{shown} can be used")
 
 
 def check_gpus(nodes: Sequence[NodeReport]) -> Check:
@@ -162,16 +183,18 @@ def surely_off(node: NodeReport) -> float:
 
 
 def check_disk(reports: Sequence[NodeReport]) -> Check:
-    """Room for a node's copies of artefacts, and for what Ray puts into the temporary folder."""
+    """Room for storage that is a folder, for a node's copies of artefacts, and for Ray's temporary folder."""
     free = {(report.name, folder): size for report in reports for folder, size in report.facts["disk"].items()}
-    short = {place: size for place, size in free.items() if size < FREE_BYTES[1]}
+    short = {where: size for where, size in free.items() if size < FREE_BYTES[1]}
     if short:
         detail = "; ".join(
             f"{size / GIGABYTE:.1f} GB free for {folder} on {name}" for (name, folder), size in short.items()
         )
-        hint = "free some, use bigger disks, or point RAYDISTILL_CACHE and TMPDIR at one; RAYDISTILL_CACHE_BYTES bounds"
-        state: Any = "fail" if min(short.values()) < FREE_BYTES[0] else "warn"
-        return Check("disk", state, detail, f"{hint} the cache")
+        hint = (
+            "free some (raydistill cache gc), use bigger disks, or point --storage, RAYDISTILL_CACHE and TMPDIR at "
+            "one; RAYDISTILL_CACHE_BYTES bounds the cache"
+        )
+        return Check("disk", "fail" if min(short.values()) < FREE_BYTES[0] else "warn", detail, hint)
     (name, folder), least = min(free.items(), key=lambda item: item[1])
     return Check("disk", "ok", f"at least {least / GIGABYTE:.1f} GB free ({folder} on {name})")
 
@@ -187,7 +210,7 @@ def check_shared_memory(nodes: Sequence[NodeReport]) -> Check:
     if bad:
         hint = "start the containers with a larger --shm-size, or ray start with a smaller --object-store-memory"
         return Check("shared memory", "warn", f"/dev/shm is too small for Ray's object store: {', '.join(bad)}", hint)
-    return Check("shared memory", "ok", "/dev/shm holds Ray's object store on every node")
+    return Check("shared memory", "ok", "/dev/shm holds Ray's object store")
 
 
 def address_of(report: NodeReport) -> str:
@@ -199,8 +222,3 @@ def listed(names: Iterable[str]) -> str:
     known = list(names)
     more = len(known) - NAMED
     return ", ".join(known[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def facts_of(report: NodeReport) -> dict[str, Any]:
-    """A report as --json shows it."""
-    return {**vars(report), "unseen": list(report.unseen)}

@@ -1,4 +1,4 @@
-"""Asking every living node of a cluster how it is: one small process a node, which takes no CPU from anybody.
+"""Asking this machine, and every living node of a cluster, how it is: one small process a node, which takes no CPU.
 
 The processes end with the connection.
 """
@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,8 +25,8 @@ ANSWER_SECONDS = 30.0
 CLOCK_SECONDS = 5.0
 """For an answer that needs no work."""
 CLOCK_PINGS = 3
-HERE = "here"
-"""Name of the process that asks: it too writes to storage and needs the same versions."""
+HERE, ALONE = "here", "this machine"
+"""Names of the process that asks, beside nodes or without: it too writes to storage and needs the same versions."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,17 @@ class NodeReport:
     """Names of the nodes whose marker in storage this one does not find."""
 
 
-def ask_nodes(address: str, url: str, tracking: str | None, seconds: float = ANSWER_SECONDS) -> list[NodeReport]:
-    """Ask this process, and every living node of the cluster at ``address`` (HOST:PORT or auto).
+def ask(address: str | None, url: str, tracking: str | None, seconds: float = ANSWER_SECONDS) -> list[NodeReport]:
+    """Ask this process, and every living node of the cluster at ``address`` (HOST:PORT or auto), if one is named.
 
     ``url``: the storage that all should have in common; ``tracking``: address of MLflow, None where that is not known.
     Raises ConfigError for an address of another kind, RaydistillError where the cluster cannot be reached.
     """
-    with joined(address):
-        reports, probes = _begin(seconds)
-        here = NodeReport(HERE, HERE, {}, facts=probe.Probe().facts(tracking, has_gpus=False))
-        reports = _with_clocks(_with_facts(reports, probes, tracking, seconds), probes)
+    with joined(address) if address is not None else nullcontext():
+        reports, probes = _start_probes() if address is not None else ([], {})
+        name = HERE if address is not None else ALONE
+        here = NodeReport(name, HERE, {}, facts=probe.Probe().facts(url, tracking))
+        reports = _with_clocks(_with_facts(reports, probes, url, tracking, seconds), probes)
         return _with_storage([here, *reports], probes, url, seconds)
 
 
@@ -69,9 +70,9 @@ def joined(address: str) -> Iterator[None]:
     auto: the one that RAY_ADDRESS names, as in a job, otherwise the one that this machine is a node of. Raises
     RaydistillError also where this process is the driver of another cluster: a process can only be in one.
     """
-    before = dict(os.environ)
+    before = os.environ.get("RAY_ADDRESS")
     if address == "auto":
-        address = before.get("RAY_ADDRESS") or address
+        address = before or address
     os.environ["RAY_ADDRESS"] = address
     set_environment()
     import ray
@@ -87,12 +88,11 @@ def joined(address: str) -> Iterator[None]:
         with connected():
             yield
     finally:
-        for name in ("RAY_ADDRESS", probe.RETRY_VARIABLE):
-            os.environ.pop(name, None)
-            os.environ.update({name: before[name]} if name in before else {})
+        os.environ.pop("RAY_ADDRESS", None)
+        os.environ.update({"RAY_ADDRESS": before} if before is not None else {})
 
 
-def _begin(seconds: float) -> tuple[list[NodeReport], dict[str, Any]]:
+def _start_probes() -> tuple[list[NodeReport], dict[str, Any]]:
     """A report, still empty, and a probe for every living node, by node id."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -123,19 +123,13 @@ def _begin(seconds: float) -> tuple[list[NodeReport], dict[str, Any]]:
 
 
 def _with_facts(
-    reports: list[NodeReport], probes: Mapping[str, Any], tracking: str | None, seconds: float
+    reports: list[NodeReport], probes: Mapping[str, Any], url: str, tracking: str | None, seconds: float
 ) -> list[NodeReport]:
-    asked = {
-        report.node_id: probes[report.node_id].facts.remote(tracking, report.resources.get("GPU", 0) > 0)
-        for report in reports
-    }
-    answers = _collect(asked, seconds)
-    told = []
-    for report in reports:
-        answer = answers[report.node_id]
-        is_silent = isinstance(answer, Silence)
-        told.append(replace(report, problem=answer.reason) if is_silent else replace(report, facts=answer))
-    return told
+    asked = {one.node_id: probes[one.node_id].facts.remote(url, tracking, dict(one.resources)) for one in reports}
+    return [
+        replace(one, problem=answer.reason) if isinstance(answer, Silence) else replace(one, facts=answer)
+        for one, answer in zip(reports, _collect(asked, seconds).values(), strict=True)
+    ]
 
 
 def _with_clocks(reports: list[NodeReport], probes: Mapping[str, Any]) -> list[NodeReport]:
@@ -160,18 +154,18 @@ def _with_clocks(reports: list[NodeReport], probes: Mapping[str, Any]) -> list[N
 
 def _with_storage(reports: list[NodeReport], probes: Mapping[str, Any], url: str, seconds: float) -> list[NodeReport]:
     """All write a marker that all look for; the markers are removed again."""
-    place, own = f"{STAGING}/doctor-{uuid.uuid4().hex}", probe.Probe()
+    folder, own = f"{STAGING}/doctor-{uuid.uuid4().hex}", probe.Probe()
     asked = {report.node_id: probes[report.node_id] for report in reports[1:] if not report.problem}
-    wrote = {HERE: own.write(url, place, HERE)}
-    wrote |= _collect({key: one.write.remote(url, place, key) for key, one in asked.items()}, seconds)
+    wrote = {HERE: own.write(url, folder, HERE)}
+    wrote |= _collect({key: one.write.remote(url, folder, key) for key, one in asked.items()}, seconds)
     failed = {key: answer.reason if isinstance(answer, Silence) else answer for key, answer in wrote.items()}
     writers = [key for key, reason in failed.items() if not reason]
     there = [key for key in writers if key != HERE]
-    saw = _collect({key: asked[key].read.remote(url, place, writers) for key in there}, seconds)
-    saw |= {HERE: own.read(url, place, writers)} if HERE in writers else {}
-    _collect({key: asked[key].clear.remote(url, place) for key in there}, seconds)
+    saw = _collect({key: asked[key].read.remote(url, folder, writers) for key in there}, seconds)
+    saw |= {HERE: own.read(url, folder, writers)} if HERE in writers else {}
+    _collect({key: asked[key].clear.remote(url, folder) for key in there}, seconds)
     if HERE in writers:
-        own.clear(url, place)
+        own.clear(url, folder)
     names = {report.node_id: report.name for report in reports}
     told = []
     for report in reports:

@@ -15,77 +15,87 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("raydistill", "ray", "torch", "transformers", "mlflow")
 TORCH_SECONDS = 25.0
 """To import torch and count its GPUs, in a process of its own: a cold disk takes 15 s."""
-RETRY_VARIABLE = "RAYDISTILL_STORAGE_RETRY_SECONDS"
 
 
 class Probe:
     """One process on a node that answers for it; every method gives plain values and raises nothing on purpose."""
 
     def __init__(self) -> None:
-        os.environ[RETRY_VARIABLE] = "5"  # storage rides faults out for minutes; here an answer is wanted
         self.above: dict[str, Path] = {}
 
     def clock(self) -> float:
         """Seconds since 1970 by this node's clock."""
         return time.time()
 
-    def facts(self, tracking: str | None, has_gpus: bool) -> dict[str, Any]:
-        """Versions, GPUs, disk, shared memory, and whether the tracking server answers here."""
+    def facts(self, url: str, tracking: str | None, resources: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Versions, GPUs, disk, shared memory, and whether the tracking server answers here.
+
+        ``url``: the storage. ``resources``: what Ray has of this node; None for a process that is none.
+        """
+        folders = [cache_folder(), Path(tempfile.gettempdir()), *([] if "://" in url else [Path(url)])]
+        is_asked = resources is not None and (resources.get("GPU", 0) > 0 or has_nvidia())
         return {
             "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
             "packages": {name: version(name) for name in PACKAGES},
             "code": code_digest(),
             "missing": missing_packages(),
             "auth": asks_for_token(),
-            "gpus": count_gpus() if has_gpus or has_nvidia() else 0,
+            "gpus": count_gpus() if is_asked else 0,
             "nvidia": has_nvidia(),
-            "disk": free_space(cache_folder(), Path(tempfile.gettempdir())),
-            "shared_memory": shared_memory(),
+            "disk": {str(folder): shutil.disk_usage(existing(folder)).free for folder in folders},
+            "shared_memory": shared_memory(is_taken=resources is not None),
             "tracking": tracking_problem(tracking) if tracking else "",
         }
 
-    def write(self, url: str, place: str, name: str) -> str:
+    def write(self, url: str, folder: str, name: str) -> str:
         """Write a marker into storage, behind a URL after a check of it; why it could not, or nothing."""
         try:
-            from raydistill.storage.storage import Storage
-
-            storage = Storage(url)
-            if storage.is_local:
-                self.above[url] = existing(Path(storage.root))
-            else:
-                storage.check()  # this node's fsspec may be too old for leases
-            storage.write_bytes(name.encode(), *place.split("/"), name)
+            with opened(url) as storage:
+                if storage.is_local:
+                    self.above[url] = existing(Path(storage.root))
+                else:
+                    storage.check()  # this node's fsspec may be too old for leases
+                storage.write_bytes(name.encode(), *folder.split("/"), name)
         except Exception as error:
             return f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else str(error)
         return ""
 
-    def read(self, url: str, place: str, names: list[str]) -> list[str]:
+    def read(self, url: str, folder: str, names: list[str]) -> list[str]:
         """The markers, out of those that all nodes have written, that this node can read."""
-        from raydistill.storage.storage import Storage
+        with opened(url) as storage:
+            return [name for name in names if storage.exists(*folder.split("/"), name)]
 
-        storage = Storage(url)
-        return [name for name in names if storage.exists(*place.split("/"), name)]
-
-    def clear(self, url: str, place: str) -> None:
+    def clear(self, url: str, folder: str) -> None:
         """Remove the markers, and folders of local storage that were only made for them."""
-        from raydistill.storage.storage import Storage
-
-        storage = Storage(url)
-        storage.delete(*place.split("/"))
+        with opened(url) as storage:
+            storage.delete(*folder.split("/"))
         if storage.is_local and url in self.above:
-            folder = Path(storage.path(*place.split("/"))).parent
-            while folder != self.above[url]:
+            made = Path(storage.path(*folder.split("/"))).parent
+            while made != self.above[url]:
                 try:
-                    folder.rmdir()
+                    made.rmdir()
                 except OSError:
                     return
-                folder = folder.parent
+                made = made.parent
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Any]:
+    """The storage, in which nothing is tried again: an answer is wanted now."""
+    from raydistill.storage.outages import tried_once
+    from raydistill.storage.storage import Storage
+
+    with tried_once():
+        yield Storage(url)
 
 
 def version(package: str) -> str:
@@ -119,13 +129,20 @@ def code_digest() -> str:
 
 
 def missing_packages() -> str:
-    """What raydistill's own metadata asks for and this node lacks."""
-    try:
-        from raydistill.cli.doctor.packages import check_packages
-    except ImportError:
+    """What raydistill's own metadata asks for, and this node lacks or has in a version that does not fit."""
+    if version("raydistill") == "missing":
         return ""
-    check = check_packages()
-    return check.detail if check.state == "fail" else ""
+    from packaging.requirements import Requirement
+
+    bad = []
+    for one in map(Requirement, importlib.metadata.requires("raydistill") or ()):
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+            continue
+        if (found := version(one.name)) == "missing":
+            bad.append(f"{one.name} is missing")
+        elif not one.specifier.contains(found, prereleases=True):
+            bad.append(f"{one.name} is {found}, needs {one.specifier}")
+    return "; ".join(bad)
 
 
 def has_nvidia() -> bool:
@@ -152,14 +169,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAYDISTILL_CACHE") or "~/.cache/raydistill").expanduser()
 
 
-def free_space(*folders: Path) -> dict[str, int]:
-    """Bytes free at each folder, or at the nearest one above it that is there."""
-    return {str(folder): shutil.disk_usage(existing(folder)).free for folder in folders}
-
-
-def shared_memory() -> int | None:
-    """Bytes of /dev/shm, in use or not: Ray has taken its part already. None where there is none."""
-    return shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None
+def shared_memory(is_taken: bool) -> int | None:
+    """Bytes of /dev/shm: the free ones, or all where Ray has taken its part already. None where there is none."""
+    if not Path("/dev/shm").is_dir():
+        return None
+    usage = shutil.disk_usage("/dev/shm")
+    return usage.total if is_taken else usage.free
 
 
 def tracking_problem(uri: str) -> str:
@@ -180,4 +195,4 @@ def tracking_problem(uri: str) -> str:
 
 def existing(path: Path) -> Path:
     """The path itself or the nearest folder above it that is there."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return next(found for found in (path.absolute(), *path.absolute().parents) if found.exists())
