@@ -215,9 +215,9 @@ def override(data: dict[str, Any], assignment: str) -> Path:
     return tuple(parts)
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """Dotted names and plain leaf values (tuples as lists), in the order of the config."""
-    return flatten_plain(config.model_dump(mode="json"), "")
+def flatten(section: Section) -> dict[str, Any]:
+    """Dotted names and plain leaf values (tuples as lists), in the order of the config or of a part of it."""
+    return flatten_plain(section.model_dump(mode="json"), "")
 
 
 def flatten_plain(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:

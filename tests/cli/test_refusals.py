@@ -78,7 +78,7 @@ def test_what_works_is_not_refused(folder: Path) -> None:
         ("tracking.tags.api_key=0123456789", "holds a password or a key", "where the nodes start"),
     ],
 )
-def test_places_that_only_this_machine_has(folder: Path, change: str, problem: str, way_out: str) -> None:
+def test_paths_that_only_this_machine_has(folder: Path, change: str, problem: str, way_out: str) -> None:
     _, found = check("config.yaml", "--set", change)
     (text,) = found.problems
     assert problem in text
@@ -236,7 +236,7 @@ def test_other_variables_are(name: str, folder: Path) -> None:
 
 
 def test_secret_values_are_not_sent(folder: Path) -> None:
-    for value in ("hf_0123456789abcdef", "postgresql://me:pw@db/x", "AKIA0123456789ABCDEF"):
+    for value in ("hf_0123456789abcdef", "postgresql://me:pw@db/x", "AKIA0123456789ABCDEF", "postgresql://me:it's@db"):
         (text,) = check(env={"MLFLOW_TRACKING_URI": SERVER, "SETTING": value})[1].problems
         assert value not in text
 
@@ -263,7 +263,7 @@ def test_a_config_with_a_secret_is_not_sent(setting: str, value: str, folder: Pa
     assert "hunter22" not in f"{config!r} {config} {[config]}"
 
 
-def test_only_places_are_taken_from_this_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_addresses_are_taken_from_this_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio.example:9000")

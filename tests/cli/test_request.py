@@ -77,12 +77,12 @@ def test_the_option_storage_becomes_an_override(config: str) -> None:
     assert parse(COMMANDS, request.words({})).storage().value == "s3://bucket/x"
 
 
-def test_places_of_a_config(config: str) -> None:
+def test_references_of_a_config(config: str) -> None:
     changes = ["student.start=some/checkpoint", "data.unlabeled=more.txt"]
     words = [word for change in changes for word in ("--set", change)]
-    places = {place.setting: place.value for place in parse(COMMANDS, [config, *words]).places()}
+    found = {reference.setting: reference.value for reference in parse(COMMANDS, [config, *words]).references()}
     loaded = load_config(config, changes)
-    assert places == {
+    assert found == {
         "config": config,
         "storage": loaded.storage,
         "data.path": loaded.data.path,
@@ -116,6 +116,6 @@ def test_a_sweep_without_a_space_is_refused(config: str) -> None:
 
 def test_doctor_looks_at_all_nodes_from_there() -> None:
     request = parse(COMMANDS, ["doctor", "--storage", "s3://b/p"])
-    assert [place.value for place in request.places()] == ["s3://b/p"]
+    assert [reference.value for reference in request.references()] == ["s3://b/p"]
     words = ["doctor", "--storage", "s3://b/p", "--address", "auto", "--json"]
     assert request.words({}) == words

@@ -60,23 +60,23 @@ def submit(
     commands: Any = typer.main.get_command(app)
     wanted = request.parse(commands.commands, words)
     url, variables = server.server_address(address), env or []
-    place = packing.open_project(project, is_sent=wanted.sends_project())
-    found = refusals.examine(wanted, place, shared or [], refusals.parse_environment(variables), url)
+    sent = packing.open_project(project, is_sent=wanted.sends_project())
+    found = refusals.examine(wanted, sent, shared or [], refusals.parse_environment(variables), url)
     job_id = check_id(name) or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     selection = None
     try:
         storage = wanted.storage().local
         kept = storage.resolve() if storage is not None else None
-        selection = packing.select(place, found.files, kept) if wanted.sends_project() else packing.NOTHING
+        selection = packing.select(sent, found.files, kept) if wanted.sends_project() else packing.NOTHING
     except ConfigError as error:
         found.problems.append(str(error))
     check_server(url, found)
     if found.problems or selection is None:
         raise ConfigError(refusal(found.problems))
-    entry = request.entry_point(wanted.words(found.changes), place.here.relative_to(place.root).as_posix())
+    entry = request.entry_point(wanted.words(found.changes), sent.here.relative_to(sent.root).as_posix())
     say_sending(url, job_id, selection, found.warnings)
     client = server.connect(url)
-    with packing.staged(place, selection) as folder:
+    with packing.staged(sent, selection) as folder:
         server.submit(client, job_id, entry, folder, found.environment, wanted.name)
     if detach:
         told = {"id": job_id, "address": redact(url), "entrypoint": entry}

@@ -53,7 +53,7 @@ class Project:
 
     root: Path
     here: Path
-    """The working directory, inside the root: relative paths of the command count from the same place there."""
+    """The working directory, inside the root: relative paths of the command count from the same folder there."""
 
     def holds(self, path: Path) -> bool:
         """Whether the path lies in the project, links followed."""
@@ -134,6 +134,8 @@ def select(project: Project, named: Collection[Path] = (), storage: Path | None 
 
 def named_file(project: Project, path: Path) -> str:
     """Path below the root of a file that the command names. Raises ConfigError where it must not travel."""
+    if not project.holds(path):
+        raise ConfigError(f"{path} leads out of the project {project.root}. Copy the file.")
     name = project.name_of(path)
     if is_secret(name) or is_secret(path.resolve().relative_to(project.root).as_posix()):
         raise ConfigError(f"{name} is called like a secret and is not sent. Rename it if it is none.")
@@ -191,15 +193,15 @@ def why_not(root: Path, name: str, storage: Path | None) -> str | None:
         return "links to folders and missing files"
     if not target.is_relative_to(root):
         return "links that leave the project"
-    for place in {name, target.relative_to(root).as_posix()}:  # a link to .env is no better than .env
-        parts = place.split("/")
-        if is_secret(place):
+    for spelt in {name, target.relative_to(root).as_posix()}:  # a link to .env is no better than .env
+        parts = spelt.split("/")
+        if is_secret(spelt):
             return "called like secrets"
         if any(part.startswith(".") for part in parts):
             return "hidden"
         if any(matches(part, CACHES) for part in parts):
             return "caches"
-        if any(is_venv(above) for above in (root / place).parents if above.is_relative_to(root)):
+        if any(is_venv(above) for above in (root / spelt).parents if above.is_relative_to(root)):
             return "caches"
         if matches(parts[-1], DATA):
             return "data or weights"

@@ -1,4 +1,4 @@
-"""What cannot work on a cluster, found here before anything is sent: places that only this machine has, and secrets."""
+"""What cannot work on a cluster, found here before anything is sent: paths that only this machine has, and secrets."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from raydistill.cli.submit.project import MAX_FILE_BYTES, Project, is_secret
-from raydistill.cli.submit.request import Place, Request
+from raydistill.cli.submit.project import Project, named_file
+from raydistill.cli.submit.request import Reference, Request
 from raydistill.errors import ConfigError, RaydistillError
 from raydistill.storage.redaction import redact, redact_values
 from raydistill.tracking.endpoint import sqlite_path
@@ -22,7 +22,7 @@ the end of the workers take up to 10."""
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Of S3, the one that counts first."""
 CARRIED = ("MLFLOW_TRACKING_URI", *ENDPOINTS, "AWS_DEFAULT_REGION")
-"""Variables of this environment that a job gets; they name places and are no secrets."""
+"""Variables of this environment that a job gets; they are addresses and no secrets."""
 SECRET_WORDS = ("token", "secret", "password", "passwd", "passphrase", "key", "credential", "credentials", "auth")
 SECRET_PARTS = {"pass", "pwd", "pat", "cookie"}
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
@@ -48,12 +48,14 @@ def examine(
     """Every check of a request; ``environment`` is what ``--env`` gives, ``shared`` what ``--shared`` names."""
     found = Findings(environment=job_environment(environment))
     common = shared_folders(shared, found)
-    for place in request.places():
-        check_place(place, project, common, found)
+    for reference in request.references():
+        check_reference(reference, project, common, found)
     if request.needs_tracking():
         check_tracking(request, common, address, found)
     endpoint = next((name for name in ENDPOINTS if found.environment.get(name)), None)
-    if endpoint is not None and any(place.value.startswith(("s3://", "s3a://")) for place in request.places()):
+    if endpoint is not None and any(
+        reference.value.startswith(("s3://", "s3a://")) for reference in request.references()
+    ):
         check_server_host(endpoint, found.environment[endpoint], address, found)
     check_secrets(request, environment, found)
     if request.config is not None and request.config.train.num_workers == 0:
@@ -103,85 +105,74 @@ def below_one(path: Path, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def check_place(place: Place, project: Project, shared: Sequence[Path], found: Findings) -> None:
-    """Note what is wrong with a place, or what it is called on the cluster, or the files that have to travel."""
-    value = place.value.removeprefix("file://")
-    if place.kind == "hub" or value.startswith(("pkg://", "runs:/", "models:/")):
+def check_reference(reference: Reference, project: Project, shared: Sequence[Path], found: Findings) -> None:
+    """Note what is wrong with a reference, or what it is called on the cluster, or the files that have to travel."""
+    value = reference.value.removeprefix("file://")
+    if reference.kind == "hub" or value.startswith(("pkg://", "runs:/", "models:/")):
         return
-    path = place.local
+    path = reference.local
     if path is None:
         if value.startswith(("memory:", "local:")):
             found.problems.append(
-                f"{place.setting}: {redact(value)} exists in one process only. Use a URL (s3://, gs://)."
+                f"{reference.setting}: {redact(value)} exists in one process only. Use a URL (s3://, gs://)."
             )
         return
     if (spelt := below_one(path, shared)) is not None:
-        change(place, str(spelt), found)
-    elif place.kind == "storage":
-        found.problems.append(local_storage(place))
-    elif not os.path.exists(path):
-        check_missing(place, found)
-    elif place.kind == "model":
+        change(reference, str(spelt), found)
+    elif reference.kind == "storage":
         found.problems.append(
-            f"{place.setting}: {value} is a folder of this machine, and models do not travel with a job. "
+            f"storage: {reference.value} is a folder of this machine, which the cluster's nodes do not have. Name a "
+            "URL, for example s3://bucket/prefix, or say with --shared FOLDER that it is the same on every node."
+        )
+    elif not os.path.exists(path):
+        check_missing(reference, found)
+    elif reference.kind == "model":
+        found.problems.append(
+            f"{reference.setting}: {value} is a folder of this machine, and models do not travel with a job. "
             f"Use a hub name or pkg://package/path, or put it into a common folder named by --shared."
         )
     elif not project.holds(path):
         found.problems.append(
-            f"{place.setting}: {value} lies outside the project {project.root}, so it exists only here. "
-            f"Copy it into the project{', put it behind a URL' * (place.kind == 'data')}, or name a folder above both "
-            "with --project, or a common folder with --shared."
+            f"{reference.setting}: {value} lies outside the project {project.root}, so it exists only here. "
+            f"Copy it into the project{', put it behind a URL' * (reference.kind == 'data')}, or name a folder above "
+            "both with --project, or a common folder with --shared."
         )
     else:
-        pack(place, path, project, found)
+        add_files(reference, path, project, found)
         inside = os.path.relpath(project.root / project.name_of(path), project.here)
-        if os.path.normpath(place.value) != inside:
-            change(place, inside, found)
+        if os.path.normpath(reference.value) != inside:
+            change(reference, inside, found)
 
 
-def change(place: Place, value: str, found: Findings) -> None:
-    if value == place.value:
+def change(reference: Reference, value: str, found: Findings) -> None:
+    if value == reference.value:
         return
-    if place.can_change:
-        found.changes[place.setting] = value
+    if reference.can_change:
+        found.changes[reference.setting] = value
     else:
-        found.problems.append(f"{place.setting}: write {place.value} as an absolute path, {value}.")
+        found.problems.append(f"{reference.setting}: write {reference.value} as an absolute path, {value}.")
 
 
-def local_storage(place: Place) -> str:
-    return (
-        f"storage: {place.value} is a folder of this machine, which the cluster's nodes do not have. Name a URL, for "
-        "example s3://bucket/prefix, or say with --shared FOLDER that it is the same on every node."
-    )
-
-
-def check_missing(place: Place, found: Findings) -> None:
+def check_missing(reference: Reference, found: Findings) -> None:
     """A name that is no path here: a hub name is found there too, all else is a mistake."""
     from raydistill.storage.paths import resolve_path
 
     try:
-        resolve_path(place.value)
+        resolve_path(reference.value)
     except RaydistillError as error:
-        found.problems.append(f"{place.setting}: {error} If it is a folder of the cluster, name it with --shared.")
+        found.problems.append(f"{reference.setting}: {error} If it is a folder of the cluster, name it with --shared.")
 
 
-def pack(place: Place, path: Path, project: Project, found: Findings) -> None:
-    """Take the file, or all files of the folder, along; what is too large or a secret is a problem."""
+def add_files(reference: Reference, path: Path, project: Project, found: Findings) -> None:
+    """Take the file, or all files of the folder, along; what must not travel is a problem."""
     from raydistill.data.paths import list_files
 
-    files = [Path(file.path) for file in list_files(path)] if path.is_dir() else [path]
-    for file in files:
-        if not project.holds(file):
-            found.problems.append(f"{place.setting}: {file} leads out of the project {project.root}. Copy the file.")
-        elif is_secret(file.name):
-            found.problems.append(f"{place.setting}: {file} is called like a secret and is not sent. Rename it.")
-        elif (size := file.stat().st_size) > MAX_FILE_BYTES:
-            found.problems.append(
-                f"{place.setting}: {file} has {size / 1e6:.1f} MB; up to {MAX_FILE_BYTES / 1e6:.0f} MB a file travel "
-                "with a job. Put it behind a URL (s3://bucket/…), or into a common folder named by --shared."
-            )
-        else:
+    for file in [Path(file.path) for file in list_files(path)] if path.is_dir() else [path]:
+        try:
+            named_file(project, file)
             found.files.append(file)
+        except ConfigError as error:
+            found.problems.append(f"{reference.setting}: {error}")
 
 
 def check_tracking(request: Request, shared: Sequence[Path], address: str, found: Findings) -> None:
@@ -246,21 +237,21 @@ def check_secrets(request: Request, environment: Mapping[str, str], found: Findi
                 f"--env {name}: called like a secret, and not sent. {HOST_ONLY} Set it where the nodes start "
                 "(cluster.yaml, a Kubernetes secret, an instance profile)."
             )
-        elif redact(value) != value or has_user(value):
+        elif holds_secret(value):
             found.problems.append(
                 f"{name}: holds a password or a key. {HOST_ONLY} Give the address without it, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or AWS_*) where the nodes start."
             )
     told = []
     for name, value in request.settings().items():
-        if redact_values({name: value})[name] != value or has_user(value) or credential_line(value.encode()):
+        if holds_secret(value, name) or credential_line(value.encode()):
             told.append(name)
             found.problems.append(
                 f"{name}: holds a password or a key. A config goes into logs, results and MLflow. Take it out, and set "
                 "what it is for where the nodes start (AWS_*, HF_TOKEN, MLFLOW_TRACKING_PASSWORD)."
             )
     for word in request.words(found.changes):
-        if not word.startswith(tuple(f"{name}=" for name in told)) and (redact(word) != word or has_user(word)):
+        if not word.startswith(tuple(f"{name}=" for name in told)) and holds_secret(word):
             found.problems.append(
                 f"{redact(word)}: the command line holds a password or a key. {HOST_ONLY} Set it where the nodes start."
             )
@@ -272,6 +263,6 @@ def is_secret_name(name: str) -> bool:
     return any(part.endswith(SECRET_WORDS) or part in SECRET_PARTS for part in parts)
 
 
-def has_user(value: str) -> bool:
-    """Whether an address in the value names a user or a token before an @."""
-    return re.search(r"://[^/\s@]*@", value) is not None
+def holds_secret(value: str, name: str = "") -> bool:
+    """Whether a value, in the light of its name, would be redacted, or an address in it has something before an @."""
+    return redact_values({name: value})[name] != value or re.search(r"://[^/\s@]*@", value) is not None

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ Kind = Literal["file", "data", "hub", "model", "storage"]
 
 
 @dataclass(frozen=True)
-class Place:
+class Reference:
     """Something that a command names by a path, a URL or a name, and under which setting."""
 
     setting: str
@@ -50,25 +50,28 @@ class Request:
     config: Config | None
     data: Data | None
 
-    def places(self) -> list[Place]:
+    def references(self) -> list[Reference]:
         """Everything that must be found on the cluster too."""
         if self.config is not None:
-            return [Place("config", self.params["config"], "file"), *config_places(self.config)]
-        found = data_places(self.data) if self.data is not None else []
+            return [Reference("config", self.params["config"], "file"), *config_references(self.config)]
+        found = data_references(self.data) if self.data is not None else []
         if self.name == "evaluate":
-            model = Place("model", self.params["model"], "model")
+            model = Reference("model", self.params["model"], "model")
             return [model, *found, *([] if found else [self.storage()])]
-        gate = [Place("--gate", self.params["gate"], "file")] if self.params.get("gate") is not None else []
+        gate = [Reference("--gate", self.params["gate"], "file")] if self.params.get("gate") is not None else []
         return [*gate, *found, self.storage()]
 
-    def storage(self) -> Place:
+    def storage(self) -> Reference:
         value = self.config.storage if self.config is not None else self.params["storage"]
-        return Place("storage", value, "storage")
+        return Reference("storage", value, "storage")
 
     def settings(self) -> dict[str, str]:
-        """Every text in the config, or in what stands for one, by dotted name."""
+        """Every value in the config, or in what stands for one, by dotted name."""
+        from raydistill.config.loading import flatten
+
         part = self.config or self.data
-        return {} if part is None else dict(texts(part.model_dump(mode="json")))
+        values = flatten(part) if part is not None else {}
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
     def sends_project(self) -> bool:
         """Whether the command needs files of the project: a check of the nodes does not."""
@@ -125,29 +128,21 @@ def parse(commands: Mapping[str, Any], words: Sequence[str]) -> Request:
     return Request(name, command, params, None, optional_data(params.get("data"), params.get("overrides")))
 
 
-def texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, str):
-        yield name, node
-    elif isinstance(node, Mapping | list):
-        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-            yield from texts(value, f"{name}.{key}" if name else str(key))
-
-
-def data_places(data: Data) -> list[Place]:
+def data_references(data: Data) -> list[Reference]:
     kind: Kind = "hub" if data.format == "hub" else "data"
-    found = [Place("data.path", data.path, kind)]
-    return [*found, *([Place("data.unlabeled", data.unlabeled, "data")] if data.unlabeled is not None else [])]
+    found = [Reference("data.path", data.path, kind)]
+    return [*found, *([Reference("data.unlabeled", data.unlabeled, "data")] if data.unlabeled is not None else [])]
 
 
-def config_places(config: Config) -> list[Place]:
-    found = [Place("storage", config.storage, "storage"), *data_places(config.data)]
-    found.append(Place("teacher.model", config.teacher.model, "model"))
+def config_references(config: Config) -> list[Reference]:
+    found = [Reference("storage", config.storage, "storage"), *data_references(config.data)]
+    found.append(Reference("teacher.model", config.teacher.model, "model"))
     if config.student.start not in ("teacher_layers", "random"):
-        found.append(Place("student.start", config.student.start, "model"))
+        found.append(Reference("student.start", config.student.start, "model"))
     starts = config.sweep.space.get("student.start") if config.sweep is not None else None
     for value in getattr(starts, "choice", None) or ():
         if isinstance(value, str) and value not in ("teacher_layers", "random"):
-            found.append(Place("sweep.space.student.start", value, "model", can_change=False))
+            found.append(Reference("sweep.space.student.start", value, "model", can_change=False))
     return found
 
 
