@@ -9,10 +9,12 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from raydistill.config.loading import flatten
 from raydistill.storage.redaction import redact, redact_values
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def credential_line(content: bytes) -> int | None:
 
 def parameters(config: Config) -> dict[str, str]:
     """Every leaf of the config, defaults included, by dotted name; values as ``--set`` takes them, secrets redacted."""
-    return redact_values({name: _spell(value) for name, value in _leaves(config.model_dump(mode="json"))})
+    return redact_values({name: _spell(value) for name, value in flatten(config).items()})
 
 
 def config_hash(config: Config) -> str:
@@ -95,12 +97,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of the installed packages that determine results, read from metadata without importing them."""
-    found: dict[str, Any] = {}
+    found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -173,14 +173,6 @@ def _numbers(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float
             yield from _numbers(child, (*path, str(name)))
     elif isinstance(node, int | float) and not isinstance(node, bool):
         yield "/".join(path), float(node)
-
-
-def _leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and (node or not path):
-        for name, child in node.items():
-            yield from _leaves(child, (*path, str(name)))
-    else:
-        yield ".".join(path), node
 
 
 def _spell(value: Any) -> str:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from raydistill.errors import TrackingError, did_you_mean
 from raydistill.storage.redaction import redact
-from raydistill.tracking.runs import RUN_KEY, open_client, reported
+from raydistill.tracking.registry.versions import aliases_of
+from raydistill.tracking.runs import RUN_KEY, all_pages, open_client, reported
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 PAGE = 50
@@ -55,7 +55,8 @@ class RunStore:
         self.uri = uri
         with reported(uri):
             self.client = open_client(uri)
-            self.experiments = _experiments(self.client)
+            found = all_pages(self.client.search_experiments)
+            self.experiments = {str(one.experiment_id): str(one.name) for one in found}
             if experiment is not None:
                 self.experiments = _named(self.experiments, experiment, uri)
 
@@ -103,14 +104,7 @@ class RunStore:
         with reported(self.uri):
             found = self.client.search_model_versions(f"run_id = '{run.run_id}'")
             held = {one.name: self.client.get_registered_model(one.name).aliases for one in found}
-        return [
-            (
-                one.name,
-                int(one.version),
-                tuple(a for a, number in held[one.name].items() if int(number) == int(one.version)),
-            )
-            for one in found
-        ]
+        return [(one.name, int(one.version), aliases_of(one, held[one.name])) for one in found]
 
     def forget(self, run: Found, versions: list[tuple[str, int, tuple[str, ...]]]) -> list[str]:
         """Delete a run, its versions, and of a sweep its trials; the ids of what went.
@@ -132,31 +126,9 @@ class RunStore:
         return gone
 
     def _search(self, condition: str) -> Iterator[Found]:
-        token: str | None = None
-        while True:
-            page = self.client.search_runs(
-                list(self.experiments),
-                condition,
-                max_results=PAGE,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            yield from (_found(run, self.experiments) for run in page)
-            token = page.token
-            if not token:
-                return
-
-
-def _experiments(client: MlflowClient) -> dict[str, str]:
-    """Id -> name of all experiments that are not deleted."""
-    found: dict[str, str] = {}
-    token: str | None = None
-    while True:
-        page = client.search_experiments(page_token=token)
-        found |= {str(one.experiment_id): str(one.name) for one in page}
-        token = page.token
-        if not token:
-            return found
+        order = ["attributes.start_time DESC"]
+        found = all_pages(self.client.search_runs, list(self.experiments), condition, max_results=PAGE, order_by=order)
+        return (_found(run, self.experiments) for run in found)
 
 
 def _named(experiments: Mapping[str, str], name: str, uri: str) -> dict[str, str]:

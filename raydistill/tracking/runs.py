@@ -12,14 +12,13 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
+from raydistill.config.loading import to_yaml
 from raydistill.errors import TrackingError
 from raydistill.storage.redaction import redact, redact_values
 from raydistill.tracking.endpoint import (
@@ -44,12 +43,14 @@ from raydistill.tracking.lineage import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.entities import PagedList
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     from raydistill.config.data import Data
     from raydistill.config.tree import Config
     from raydistill.storage.storage import Storage
 
+T = TypeVar("T")
 RUN_KEY = "raydistill.run_key"
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow's page show runs and not what is for language models."""
@@ -98,8 +99,7 @@ def start_run(config: Config, storage: Storage, run_key: str, lineage: Mapping[s
         facts |= dict(lineage or {})
         log_params(client, run_id, parameters(config))
         set_tags(client, run_id, config.tracking.tags | lineage_tags(facts))
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        client.log_text(run_id, redact(text), "config.yaml")
+        client.log_text(run_id, redact(to_yaml(config)), "config.yaml")
         client.log_text(run_id, redact(json.dumps(facts, indent=2, default=str)), "lineage.json")
     return RunRef(uri, experiment_id, run_id)
 
@@ -151,7 +151,7 @@ def finish_run(
         client.set_terminated(ref.run_id, status)
 
 
-class RunStore:
+class MetricStore:
     """One run as the metrics writer sees it, with MLflow's view of this node under ``system/`` when ``watch`` is on."""
 
     def __init__(self, ref: RunRef, watch: bool = False) -> None:
@@ -184,13 +184,13 @@ class Tracker(Writer):
     """Rank 0's writer of metrics by step; see :class:`raydistill.tracking.journal.Writer`. ``path`` is a local file."""
 
     def __init__(self, ref: RunRef, path: Path, *, owner: Guard | None = None, system_metrics: bool = False) -> None:
-        super().__init__(RunStore(ref, watch=system_metrics), path, owner)
+        super().__init__(MetricStore(ref, watch=system_metrics), path, owner)
 
 
 def drain(ref: RunRef, path: Path) -> int:
     """Send what a metrics file holds and the run lacks; the number of values sent. Raises TrackingError."""
     check_server(ref.tracking_uri)
-    return Sender(RunStore(ref), path).send()
+    return Sender(MetricStore(ref), path).send()
 
 
 @contextmanager
@@ -237,11 +237,28 @@ def _set_up() -> None:
             library.propagate = True
 
 
+def all_pages(search: Callable[..., PagedList[T]], *arguments: Any, **options: Any) -> Iterator[T]:
+    """What a search of MLflow's client finds, over all its pages."""
+    token: str | None = None
+    while True:
+        page = search(*arguments, **options, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags of a run, redacted, in one request."""
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in redact_values(tags).items()])
+
+
+def set_version_tags(client: MlflowClient, name: str, version: int | str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version of a registered model, redacted, a request each."""
+    for key, value in redact_values(tags).items():
+        client.set_model_version_tag(name, str(version), key, value)
 
 
 def experiment_named(client: MlflowClient, name: str, location: str | None) -> str:

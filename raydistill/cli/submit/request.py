@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +84,8 @@ class Request:
 
     def words(self, changes: Mapping[str, str]) -> list[str]:
         """The command line, without the program, in which the settings of ``changes`` take other values."""
+        from raydistill.config.syntax import as_yaml
+
         values = dict(self.params)
         if self.name == "doctor":
             values["address"] = "auto"  # of all nodes, and not of the head alone
@@ -97,7 +98,7 @@ class Request:
             elif self.config is None and setting in ("storage", "data.path"):
                 values[{"data.path": "data"}.get(setting, setting)] = value
             else:
-                overrides.append(f"{setting}={spell_value(value)}")
+                overrides.append(f"{setting}={as_yaml(value)}")
         return [self.name, *spell(self.command, {**values, "overrides": overrides, "json": True})]
 
 
@@ -162,11 +163,6 @@ def spell(command: Any, values: Mapping[str, Any]) -> list[str]:
         else:
             options += [word for one in many for word in (param.opts[0], str(one))]
     return [*options, *(["--"] if any(word.startswith("-") for word in arguments) else []), *arguments]
-
-
-def spell_value(value: str) -> str:
-    """A string as ``--set`` reads it back: in quotes where YAML could take it for something else."""
-    return value if re.fullmatch(r"/[\w./-]*", value) else json.dumps(value, ensure_ascii=False)
 
 
 def entry_point(words: Sequence[str], here: str) -> str:

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from raydistill.errors import TrackingError
 from raydistill.models.folder import CARD
 from raydistill.storage.manifest import file_digest, folder_digest
-from raydistill.storage.redaction import redact_values
 from raydistill.tracking.lineage import headline
-from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags
+from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -134,8 +133,7 @@ def register_student(
             made = client.create_model_version(name, source, run_id=ref.run_id)
             version = _own_version(client, name, ref.run_id) or made
         if COMPLETE not in version.tags:
-            for key, value in redact_values(tags).items():
-                client.set_model_version_tag(name, version.version, key, value)
+            set_version_tags(client, name, version.version, tags)
             holder = int(client.get_registered_model(name).aliases.get(CHALLENGER, 0))
             if takes_alias and holder < int(version.version):
                 client.set_registered_model_alias(name, CHALLENGER, version.version)

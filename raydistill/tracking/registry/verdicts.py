@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raydistill.storage.redaction import redact_values
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import artifact_location
 from raydistill.tracking.listing import KIND
 from raydistill.tracking.registry.versions import Version, find_run
-from raydistill.tracking.runs import create_run, experiment_named, log_figures, open_client, reported, set_tags
+from raydistill.tracking.runs import (
+    create_run,
+    experiment_named,
+    log_figures,
+    open_client,
+    reported,
+    set_tags,
+    set_version_tags,
+)
 
 VERDICT = "raydistill.gate"
 MAX_TAG_LENGTH = 5000
@@ -47,7 +54,7 @@ def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri
         client.log_artifacts(run_id, str(files))
         set_tags(client, run_id, {"raydistill.sentence": verdict["sentence"][:MAX_TAG_LENGTH]})
         client.set_terminated(run_id, "FINISHED")
-        tags = {
+        judged_as = {
             VERDICT: verdict["verdict"],
             f"{VERDICT}_time": verdict["time"],
             f"{VERDICT}_run": run_id,
@@ -55,8 +62,7 @@ def store_verdict(verdict: Mapping[str, Any], version: Version, files: Path, uri
             f"{VERDICT}_against": str(verdict["champion"] or ""),
             f"{VERDICT}_rules": json.dumps(rules)[:MAX_TAG_LENGTH],
         }
-        for key, value in redact_values(tags).items():
-            client.set_model_version_tag(version.name, str(version.version), key, value)
+        set_version_tags(client, version.name, version.version, judged_as)
     return run_id
 
 

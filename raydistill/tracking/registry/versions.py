@@ -14,7 +14,7 @@ from raydistill.errors import TrackingError
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import sqlite_path, tracking_uri
-from raydistill.tracking.runs import open_client, prepare_store, reported
+from raydistill.tracking.runs import all_pages, open_client, prepare_store, reported
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -38,15 +38,8 @@ def list_versions(name: str, uri: str) -> list[Version]:
     """All versions of a registered model in the store ``uri``, newest first; none where the name is unknown."""
     with reported(uri):
         client = open_client(uri)
-        found: list[ModelVersion] = []
-        token: str | None = None
-        while page := client.search_model_versions(
-            f"name = '{name}'", order_by=["version_number DESC"], page_token=token
-        ):
-            found.extend(page)
-            token = page.token
-            if not token:
-                break
+        order = ["version_number DESC"]
+        found = list(all_pages(client.search_model_versions, f"name = '{name}'", order_by=order))
         if not found:
             return []
         aliases = client.get_registered_model(name).aliases  # search results have none
@@ -54,9 +47,9 @@ def list_versions(name: str, uri: str) -> list[Version]:
 
 
 def model_names(uri: str) -> list[str]:
-    """Names of the registered models in the store ``uri``, sorted; the first thousand."""
+    """Names of the registered models in the store ``uri``, sorted."""
     with reported(uri):
-        return sorted(model.name for model in open_client(uri).search_registered_models(max_results=1000))
+        return sorted(model.name for model in all_pages(open_client(uri).search_registered_models))
 
 
 def version_by_alias(name: str, alias: str, uri: str) -> Version | None:
@@ -64,11 +57,14 @@ def version_by_alias(name: str, alias: str, uri: str) -> Version | None:
     return next((version for version in list_versions(name, uri) if alias in version.aliases), None)
 
 
+def aliases_of(one: ModelVersion, aliases: Mapping[str, Any]) -> tuple[str, ...]:
+    """The aliases of a version among those of its registered model, sorted."""
+    return tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(one.version)))
+
+
 def _as_version(one: ModelVersion, aliases: Mapping[str, Any]) -> Version:
-    held = tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(one.version)))
-    return Version(
-        one.name, int(one.version), one.run_id or "", one.source or "", dict(one.tags), held, one.creation_timestamp
-    )
+    number, held = int(one.version), aliases_of(one, aliases)
+    return Version(one.name, number, one.run_id or "", one.source or "", dict(one.tags), held, one.creation_timestamp)
 
 
 def version_named(uri: str, store: str) -> Version:
