@@ -33,20 +33,9 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | Config, ove
 
     Raises ConfigError, which names every problem at once: line, dotted path, wrong value and nearest valid name.
     """
-    if isinstance(source, Config):
-        name, document = "config", Document(source.model_dump(mode="json"), {})
-    elif isinstance(source, Mapping):
-        name, document = "config", Document(source, {})
-    else:
-        name = os.fspath(source)
-        document = parse_yaml(read_text(name), name)
-    if document.data is None and not overrides:
+    name, data, lines, problems = read_source(source, "config", "data: …, teacher: …")
+    if not (data or problems or overrides or isinstance(source, Mapping)):
         raise ConfigError(f"{name}: the file is empty. Start from a recipe: raydistill init")
-    problems: list[Problem] = []
-    data = plain({} if document.data is None else document.data, (), problems, [0])
-    if not isinstance(data, dict):
-        raise ConfigError(f"{name}: expected names with values (data: …, teacher: …), got a {type(data).__name__}.")
-    lines = dict(document.lines)
     for assignment in overrides:
         path = override(data, assignment)
         lines = {known: line for known, line in lines.items() if known[: len(path)] != path}
@@ -55,18 +44,24 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | Config, ove
 
 def load_gate(source: str | os.PathLike[str] | Mapping[str, Any] | Gate) -> Gate:
     """Read the rules of a gate. Raises ConfigError as ``load_config``."""
-    if isinstance(source, Gate):
-        return source
-    if isinstance(source, Mapping):
-        name, document = "gate", Document(source, {})
+    name, data, lines, problems = read_source(source, "gate", "min_retention: …")
+    return validate(data, problems, name, lines, Gate)
+
+
+def read_source(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Section, kind: str, example: str
+) -> tuple[str, dict[str, Any], dict[Path, int], list[Problem]]:
+    """What errors call the source, its plain data, the lines of a file's paths, and what is no plain data in it."""
+    if isinstance(source, Section | Mapping):
+        name, document = kind, Document(source, {})
     else:
         name = os.fspath(source)
         document = parse_yaml(read_text(name), name)
     problems: list[Problem] = []
     data = plain({} if document.data is None else document.data, (), problems, [0])
     if not isinstance(data, dict):
-        raise ConfigError(f"{name}: expected names with values (min_retention: …), got a {type(data).__name__}.")
-    return validate(data, problems, name, dict(document.lines), Gate)
+        raise ConfigError(f"{name}: expected names with values ({example}), got a {type(data).__name__}.")
+    return name, data, document.lines, problems
 
 
 def validate(data: dict[str, Any], problems: list[Problem], name: str, lines: dict[Path, int], section: type[S]) -> S:

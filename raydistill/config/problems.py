@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from raydistill.config.schema import describe, section_for, sections, type_tag, unknown_name, variants
+from raydistill.config.schema import describe, plain_words, section_for, sections, type_tag, unknown_name, variants
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN
 from raydistill.config.tree import Config
 from raydistill.errors import nearest
@@ -39,16 +39,16 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A pydantic location, resolved against the config classes and the data."""
 
     path: Path = ()
     annotation: Any = Config
     value: Any = None
     holder: Any = None
-    """Annotation of the place that holds this one, `held` its value."""
+    """Annotation of the location that holds this one, `held` its value."""
     held: Any = None
-    union: Place | None = None
+    union: Location | None = None
     """The union without `type` that was passed on the way; its errors come once a variant."""
     variant: Any = None
     """The variant of that union of which the error speaks."""
@@ -72,36 +72,38 @@ def explain(error: ValidationError, raw: Any, root: type[BaseModel] = Config) ->
     problems: dict[Problem, None] = {}
     items = error.errors(include_url=False)
     for item in items:
-        place = locate(item["loc"], raw, root)
-        if place.union is not None:
-            meant = variant_for(place.union)
+        location = locate(item["loc"], raw, root)
+        if location.union is not None:
+            meant = variant_for(location.union)
             if meant is None:
-                problems[Problem(place.union.path, wrong_type(place.union))] = None
+                problems[Problem(location.union.path, wrong_type(location.union))] = None
                 continue
-            if meant is not place.variant:
+            if meant is not location.variant:
                 continue
-        problems.update(dict.fromkeys(rephrase(item["type"], item.get("ctx", {}), place)))
+        problems.update(dict.fromkeys(rephrase(item["type"], item.get("ctx", {}), location)))
     # never empty: better pydantic's own words than an error that names nothing
     return list(problems) or [Problem(locate(item["loc"], raw, root).path, item["msg"]) for item in items]
 
 
-def locate(loc: tuple[str | int, ...], raw: Any, root: type[BaseModel] = Config) -> Place:
+def locate(loc: tuple[str | int, ...], raw: Any, root: type[BaseModel] = Config) -> Location:
     """Follow a pydantic location, telling names of the config from the labels of union members."""
-    place = Place(annotation=root, value=raw)
+    location = Location(annotation=root, value=raw)
     for part in loc:
-        members = variants(place.annotation)
+        members = variants(location.annotation)
         if part == "[key]":
-            place = Place(place.path, str, place.path[-1], place.holder, place.held, is_key=True)
+            location = Location(location.path, str, location.path[-1], location.holder, location.held, is_key=True)
         elif len(members) > 1:
             member = pick(members, str(part))
-            tagged = all(type_tag(section) for section in sections(place.annotation)) and sections(place.annotation)
-            union, variant = (place.union, place.variant) if tagged else (place, member)
-            place = Place(place.path, member, place.value, place.holder, place.held, union, variant)
+            tagged = all(type_tag(section) for section in sections(location.annotation)) and sections(
+                location.annotation
+            )
+            union, variant = (location.union, location.variant) if tagged else (location, member)
+            location = Location(location.path, member, location.value, location.holder, location.held, union, variant)
         else:
-            annotation, value = descend(members[0], part, place.value)
-            path = (*place.path, part)
-            place = Place(path, annotation, value, members[0], place.value, place.union, place.variant)
-    return place
+            annotation, value = descend(members[0], part, location.value)
+            path = (*location.path, part)
+            location = Location(path, annotation, value, members[0], location.value, location.union, location.variant)
+    return location
 
 
 def pick(members: tuple[Any, ...], label: str) -> Any:
@@ -132,7 +134,7 @@ def descend(annotation: Any, part: str | int, value: Any) -> tuple[Any, Any]:
     return Any, below
 
 
-def variant_for(union: Place) -> Any | None:
+def variant_for(union: Location) -> Any | None:
     """The variant that the shape of the value speaks for: a section for a mapping, a tuple for a list."""
     if isinstance(union.value, dict):
         return section_for(union.annotation, union.value)
@@ -140,25 +142,26 @@ def variant_for(union: Place) -> Any | None:
     return next((v for v in variants(union.annotation) if wanted in (v, get_origin(v))), None) if wanted else None
 
 
-def rephrase(kind: str, context: dict[str, Any], place: Place) -> Iterator[Problem]:
+def rephrase(kind: str, context: dict[str, Any], location: Location) -> Iterator[Problem]:
     """The problems that one pydantic error stands for."""
-    path, value = place.path, place.value
+    path, value = location.path, location.value
     if kind == "cross_field":
         yield from (Problem((*path, *below), text) for below, text in context["problems"])
     elif kind in ("union_tag_not_found", "union_tag_invalid"):
-        yield Problem((*path, "type"), unknown_type(place))
+        yield Problem((*path, "type"), unknown_type(location))
     else:
-        yield Problem(path, sentence(kind, context, place, value))
+        yield Problem(path, sentence(kind, context, location, value))
 
 
-def sentence(kind: str, context: dict[str, Any], place: Place, value: Any) -> str:
+def sentence(kind: str, context: dict[str, Any], location: Location, value: Any) -> str:
     """Why one value is refused."""
     if kind == "extra_forbidden":
-        return unknown_name(place.path, place.holder, place.held)
+        return unknown_name(location.path, location.holder, location.held)
     if kind == "missing":
-        field = section_fields(place.holder).get(str(place.path[-1])) if place.path else None
+        holder = next(iter(sections(location.holder)), None)
+        field = holder.model_fields.get(str(location.path[-1])) if holder and location.path else None
         about = plain_words(field.description) if field else ""
-        return f"is missing. {about}" if about else f"is missing; it takes {describe(place.annotation)}."
+        return f"is missing. {about}" if about else f"is missing; it takes {describe(location.annotation)}."
     if kind in BOUNDS:
         words, bound = BOUNDS[kind]
         return f"must be {words} {context[bound]:g}, got {show(value)}."
@@ -168,22 +171,12 @@ def sentence(kind: str, context: dict[str, Any], place: Place, value: Any) -> st
         return f"must not be longer than {context['max_length']}, got {show(value)}."
     if kind == "string_pattern_mismatch":
         allowed = PATTERNS.get(context["pattern"], f"what matches {context['pattern']}")
-        return f"{'the name ' if place.is_key else ''}{show(value)} is not allowed; use {allowed}."
+        return f"{'the name ' if location.is_key else ''}{show(value)} is not allowed; use {allowed}."
     if kind == "literal_error":
-        return unknown_choice(value, [str(choice) for choice in get_args(place.annotation)])
+        return unknown_choice(value, [str(choice) for choice in get_args(location.annotation)])
     if kind == "finite_number":
         return f"must be a finite number, got {show(value)}."
-    return wrong_type(place)
-
-
-def plain_words(text: str | None) -> str:
-    """An attribute docstring as one line without markup."""
-    return " ".join((text or "").replace("``", "").split())
-
-
-def section_fields(annotation: Any) -> dict[str, Any]:
-    found = sections(annotation)
-    return dict(found[0].model_fields) if found else {}
+    return wrong_type(location)
 
 
 def unknown_choice(value: Any, known: list[str], noun: str = "value") -> str:
@@ -193,24 +186,24 @@ def unknown_choice(value: Any, known: list[str], noun: str = "value") -> str:
     return f"unknown {noun} {show(value)}; {hint}Known {noun}s: {', '.join(known)}."
 
 
-def unknown_type(place: Place) -> str:
+def unknown_type(location: Location) -> str:
     """The `type` of a union that is missing or names no class."""
-    known = [tag for section in sections(place.annotation) if (tag := type_tag(section))]
-    if not isinstance(place.value, dict) or "type" not in place.value:
+    known = [tag for section in sections(location.annotation) if (tag := type_tag(section))]
+    if not isinstance(location.value, dict) or "type" not in location.value:
         return f"is missing. Known types: {', '.join(known)}."
-    return unknown_choice(place.value["type"], known, "type")
+    return unknown_choice(location.value["type"], known, "type")
 
 
-def wrong_type(place: Place) -> str:
-    """What the place expects, what it got, and the usual cause."""
-    value, expected = place.value, describe(place.annotation)
-    kinds = variants(place.annotation)
+def wrong_type(location: Location) -> str:
+    """What the location expects, what it got, and the usual cause."""
+    value, expected = location.value, describe(location.annotation)
+    kinds = variants(location.annotation)
     hint = ""
-    if value is None and sections(place.annotation):
-        fields = [field for section in sections(place.annotation) for field in section.model_fields.items()]
+    if value is None and sections(location.annotation):
+        fields = [field for section in sections(location.annotation) for field in section.model_fields.items()]
         empty = next((name for name, field in fields if type(None) in get_args(field.annotation)), None)
         hint = " (leave the section out for its defaults"
-        hint += f"; null goes below it: {dotted((*place.path, empty))}=null)" if empty else ")"
+        hint += f"; null goes below it: {dotted((*location.path, empty))}=null)" if empty else ")"
     elif value is None:
         hint = " (nothing is written here; delete the line for the default)"
     elif isinstance(value, str) and str not in kinds and is_number(value):

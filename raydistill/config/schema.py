@@ -1,4 +1,4 @@
-"""Reading the config classes: which names a dotted path may go on with, and what a place expects."""
+"""Reading the config classes: which names a dotted path may go on with, and what is expected where."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def child_type(annotation: Any, name: str, value: Any) -> Any | None:
 
 
 def names_below(annotation: Any, value: Any) -> list[str]:
-    """The field names that are valid at a place."""
+    """The field names that are valid at a location."""
     section = section_for(annotation, value)
     candidates = [section] if section else list(sections(annotation))
     return list(dict.fromkeys(name for candidate in candidates for name in candidate.model_fields))
 
 
 def describe(annotation: Any) -> str:
-    """What a place expects, in words."""
+    """What a location expects, in words."""
     tags = [tag for section in sections(annotation) if (tag := type_tag(section))]
     if len(tags) > 1:
         return f"a section with a type ({', '.join(tags)})"
@@ -101,7 +101,7 @@ def dotted_names(annotation: Any = Config, prefix: str = "") -> Iterator[str]:
 def unknown_name(path: tuple[str | int, ...], annotation: Any, value: Any) -> str:
     """Why the last part of `path` is refused, and what was probably meant.
 
-    `annotation` and `value` are those of the place that holds it.
+    `annotation` and `value` are those of the location that holds it.
     """
     *above, last = path
     prefix = "".join(f"{part}." for part in above)
@@ -116,12 +116,17 @@ def unknown_name(path: tuple[str | int, ...], annotation: Any, value: Any) -> st
     return f"unknown name. Known here: {', '.join(known)}." if known else "unknown name: nothing goes below this one."
 
 
+def plain_words(text: str | None) -> str:
+    """An attribute docstring as one line without markup."""
+    return " ".join((text or "").replace("``", "").split())
+
+
 def list_losses() -> dict[str, dict[str, Any]]:
     """Every loss type with what it is and its settings (default and meaning)."""
     found: dict[str, dict[str, Any]] = {}
     for section in sections(entry_type(Stage.model_fields["losses"].annotation)):
         settings = {
-            name: {"default": field.default, "about": " ".join((field.description or "").replace("``", "").split())}
+            name: {"default": field.default, "about": plain_words(field.description)}
             for name, field in section.model_fields.items()
             if name != "type"
         }

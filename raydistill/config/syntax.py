@@ -52,9 +52,7 @@ def parse_yaml(text: str, name: str) -> Document:
         node = loader.get_single_node()
         if node is None:
             return Document(None, {})
-        refuse_bomb(node, name)
-        lines: dict[Path, int] = {}
-        inspect_node(node, (), lines, name)
+        lines = inspect(node, name)
         return Document(loader.construct_document(node), lines)
     except yaml.reader.ReaderError as error:
         where = position(text, error.position)
@@ -114,41 +112,36 @@ def describe_syntax(error: yaml.MarkedYAMLError, name: str) -> str:
     return f"{name}{at(error.problem_mark or error.context_mark)}: not valid YAML: {what}{context}."
 
 
-def refuse_bomb(root: yaml.Node, name: str) -> None:
-    """Count nodes as often as aliases repeat them, each node once: time is linear however far a bomb unfolds."""
-    sizes: dict[int, int] = {}
+def inspect(root: yaml.Node, name: str) -> dict[Path, int]:
+    """The line of every path. Refuses keys written twice, aliases that contain themselves, and more than MAX_NODES
+    values, where those behind an alias count as often as it is used."""
+    lines: dict[Path, int] = {}
+    left = MAX_NODES
 
-    def size(node: yaml.Node, above: frozenset[int]) -> int:
-        if id(node) in above:
+    def visit(node: yaml.Node, path: Path, above: tuple[yaml.Node, ...]) -> None:
+        nonlocal left
+        left -= 1 + (len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0)
+        if left < 0:
+            raise ConfigError(f"{name}: unfolds to more than {MAX_NODES:,} values; a config does not need that many.")
+        if node in above:
             raise ConfigError(f"{name}{at(node.start_mark)}: an alias contains itself; write the values out.")
-        if id(node) not in sizes:
-            children = [] if isinstance(node, yaml.ScalarNode) else node.value
-            if isinstance(node, yaml.MappingNode):
-                children = [child for pair in node.value for child in pair]
-            own = 1 + (len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0)
-            sizes[id(node)] = own + sum(size(child, above | {id(node)}) for child in children)
-        return sizes[id(node)]
+        lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            for index, child in enumerate(node.value):
+                visit(child, (*path, index), (*above, node))
+        elif isinstance(node, yaml.MappingNode):
+            first: dict[tuple[str, str], int] = {}
+            for key, child in node.value:
+                label = key.value if isinstance(key, yaml.ScalarNode) else "?"
+                line = lines[(*path, label)] = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and (key.tag, label) in first:
+                    dotted = ".".join(map(str, (*path, label)))
+                    raise ConfigError(
+                        f"{name}{at(key.start_mark)}: duplicate key {dotted}, first written on line "
+                        f"{first[key.tag, label]}; keep one."
+                    )
+                first[key.tag, label] = line
+                visit(child, (*path, label), (*above, node))
 
-    if size(root, frozenset()) > MAX_NODES:
-        raise ConfigError(f"{name}: unfolds to more than {MAX_NODES:,} values; a config does not need that many.")
-
-
-def inspect_node(node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> None:
-    """Note the line of every path, and refuse a key that is written twice in one mapping."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        for index, child in enumerate(node.value):
-            inspect_node(child, (*path, index), lines, name)
-    elif isinstance(node, yaml.MappingNode):
-        first: dict[tuple[str, str], int] = {}
-        for key, child in node.value:
-            label = key.value if isinstance(key, yaml.ScalarNode) else "?"
-            if isinstance(key, yaml.ScalarNode) and (key.tag, label) in first:
-                dotted = ".".join(map(str, (*path, label)))
-                raise ConfigError(
-                    f"{name}{at(key.start_mark)}: duplicate key {dotted}, first written on line "
-                    f"{first[key.tag, label]}; keep one."
-                )
-            first[key.tag, label] = key.start_mark.line + 1
-            lines[(*path, label)] = key.start_mark.line + 1
-            inspect_node(child, (*path, label), lines, name)
+    visit(root, (), ())
+    return lines
