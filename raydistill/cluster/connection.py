@@ -74,7 +74,13 @@ def connected(object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
                 check_entry(address)  # Ray itself tries for 20 s with a wrong token, and for minutes at a wrong port
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            _start_local(object_store_bytes)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=object_store_bytes,
+            )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         way_out = "Check RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN" if address else "Run raydistill doctor"
@@ -91,16 +97,3 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available() and bool(ray.get_gpu_ids())
-
-
-def _start_local(object_store_bytes: int) -> None:
-    """Start a cluster of this machine alone."""
-    import ray
-
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=object_store_bytes,
-    )

@@ -8,9 +8,8 @@ from typing import Any
 
 from raydistill.cluster.placement import TEACHER, TRAINER, State, least_workers, teacher_resources
 from raydistill.cluster.resources import SETTING_OF_WORKERS, TRIALS_AT_ONCE, described, summary, wanted_by_workers
-from raydistill.cluster.room import KIND, Node, Wanted, marked, place, room
+from raydistill.cluster.room import KIND, Node, Resources, marked, place, room
 from raydistill.config.teacher import Pool
-from raydistill.config.training import Train
 from raydistill.config.tree import Config
 
 WORKERS, TEACHERS, TRIALS = "training workers", "teachers", "trials"
@@ -19,8 +18,6 @@ SETTINGS = {
     TEACHERS: "teacher.pool.min or teacher.pool.resources",
     TRIALS: SETTING_OF_WORKERS,
 }
-BEGINS = "the others begin without them."
-WAITS = "the run waits for them, up to train.max_wait_minutes."
 Views = tuple[Sequence[Node], Sequence[Node]]
 """What is free now, and the same nodes empty; both with the nodes that may come."""
 
@@ -62,7 +59,7 @@ def forecast(config: Config, mode: str, state: State, num_trials: int | None = N
             for node in nodes
         ],
         "roles": [asdict(role) for role in roles],
-        "findings": [*_missing(roles, nodes), *_findings(config.train, roles, nodes)],
+        "findings": list(_findings(roles, nodes)),
     }
 
 
@@ -91,7 +88,7 @@ def _roles(config: Config, mode: str, state: State, num_trials: int | None) -> l
     return roles
 
 
-def _role(name: str, phase: str, counts: tuple[int, int], wanted: Wanted, views: Views) -> tuple[Role, Views]:
+def _role(name: str, phase: str, counts: tuple[int, int], wanted: Resources, views: Views) -> tuple[Role, Views]:
     """The role, and what it leaves. ``counts``: the least and the most."""
     least, count = counts
     free, whole = (place(wanted, count, nodes) for nodes in views)
@@ -105,32 +102,28 @@ def _role(name: str, phase: str, counts: tuple[int, int], wanted: Wanted, views:
     return Role(name, phase, count, least, dict(wanted), now, new, waiting, missing), (free.rest, whole.rest)
 
 
-def _missing(roles: Sequence[Role], nodes: Sequence[Node]) -> Iterator[str]:
-    """What the cluster can never hold, and the ways out."""
-    for role in roles:
-        if role.missing:
-            begins = role.count - role.missing >= role.least
-            yield (
-                f"{role.missing} of {role.count} {role.name} with {described(role.resources)} each find no place on "
-                f"{summary(nodes)}; "
-                f"{BEGINS if begins else WAITS} Add nodes, or lower {SETTINGS[role.name]}."
-            )
-
-
-def _findings(train: Train, roles: Sequence[Role], nodes: Sequence[Node]) -> Iterator[str]:
-    """What else to know of where things go, a sentence each."""
+def _findings(roles: Sequence[Role], nodes: Sequence[Node]) -> Iterator[str]:
+    """What the cluster can never hold, with the ways out, and what else to know of where things go; a sentence each."""
     if not roles:
         yield "train.num_workers: 0 runs everything in the calling process; nothing goes to a cluster."
-        return
     for role in roles:
+        if role.missing:
+            then = "the run waits for them, up to train.max_wait_minutes"
+            if role.count - role.missing >= role.least:
+                then = "the others begin without them"
+            yield (
+                f"{role.missing} of {role.count} {role.name} with {described(role.resources)} each find no place on "
+                f"{summary(nodes)}; {then}. Add nodes, or lower {SETTINGS[role.name]}."
+            )
         mark = {WORKERS: TRAINER, TEACHERS: TEACHER}.get(role.name)
         if mark and marked(mark, nodes) and mark not in role.resources:
             why = "are kept for what needs a GPU, or too small"
             if role.resources.get("GPU"):
                 why = f"hold {room(role.resources, marked(mark, nodes)):g} of {role.least}"
             yield f"The {mark} nodes {why}: {role.name} go to any nodes."
-        kinds = [name for name in role.resources if name.startswith(KIND)]
-        for kind in [kind for kind in kinds if not any(node.total.get(kind) for node in nodes)]:
-            yield f"No node that is there has a GPU of the kind {kind.removeprefix(KIND)}; see that new nodes have one."
+        for kind in role.resources:
+            if kind.startswith(KIND) and not any(node.total.get(kind) for node in nodes):
+                kind = kind.removeprefix(KIND)
+                yield f"No node that is there has a GPU of the kind {kind}; see that new nodes have one."
         if role.waiting:
             yield f"{role.waiting} of {role.count} {role.name} wait until others on the cluster make room."

@@ -18,7 +18,7 @@ from raydistill.cluster.placement import (
     takes_gpus,
     teacher_resources,
 )
-from raydistill.cluster.room import KIND, Node, Wanted, even_share, kind_of_gpu, mark, marked, place, room
+from raydistill.cluster.room import KIND, Node, Resources, even_share, kind_of_gpu, mark, marked, place, room
 from raydistill.config.teacher import Pool
 from raydistill.config.training import Train
 from raydistill.config.tree import Config
@@ -89,11 +89,12 @@ def beside_teachers(train: Train, pool: Pool | None, nodes: Sequence[Node]) -> S
     return rest
 
 
-def _least_share(train: Train, nodes: Sequence[Node]) -> Wanted:
+def _least_share(train: Train, nodes: Sequence[Node]) -> Resources:
     """What each worker gets at least."""
-    if train.resources_per_worker is not None:
-        return dict(train.resources_per_worker) | kind_of_gpu(train.accelerator_type)
-    return {"CPU": 1.0} | ({"GPU": 1.0} if takes_gpus(train, nodes) else {}) | kind_of_gpu(train.accelerator_type)
+    wanted = train.resources_per_worker
+    if wanted is None:
+        wanted = {"CPU": 1.0} | ({"GPU": 1.0} if takes_gpus(train, nodes) else {})
+    return wanted | kind_of_gpu(train.accelerator_type)
 
 
 def teachers_beside(train: Train, pool: Pool, nodes: Sequence[Node] | None = None) -> int:
@@ -107,7 +108,7 @@ def teachers_beside(train: Train, pool: Pool, nodes: Sequence[Node] | None = Non
     return max(pool.min, min(pool.max, int(min(room(teacher_resources(pool, train, nodes), rest), pool.max))))
 
 
-def check_room(train: Train, wanted: Wanted, pool: Pool | None, nodes: Sequence[Node]) -> None:
+def check_room(train: Train, wanted: Resources, pool: Pool | None, nodes: Sequence[Node]) -> None:
     """Raise ConfigError where the least that a run needs at one time does not fit: its workers, beside its teachers."""
     least, way_out = least_workers(train), SETTING_OF_WORKERS
     if wanted.get("GPU") and train.resources_per_worker is None:
@@ -137,7 +138,7 @@ def check_teachers(pool: Pool, nodes: Sequence[Node] | None = None, train: Train
     _check("teacher.pool", "teachers", teacher, pool.min, nodes, "teacher.pool.min or teacher.pool.resources")
 
 
-def _check(setting: str, who: str, wanted: Wanted, count: int, nodes: Sequence[Node], way_out: str) -> None:
+def _check(setting: str, who: str, wanted: Resources, count: int, nodes: Sequence[Node], way_out: str) -> None:
     for name, amount in sorted(wanted.items(), key=lambda pair: (not pair[0].startswith(KIND), pair[0] != "GPU")):
         there = sum(node.total.get(name, 0.0) * node.count for node in nodes)
         if amount * count <= there + 1e-6:  # 3 × 0.1 is a little more than 0.3
@@ -155,7 +156,7 @@ def _check(setting: str, who: str, wanted: Wanted, count: int, nodes: Sequence[N
         )
 
 
-def described(wanted: Wanted) -> str:
+def described(wanted: Resources) -> str:
     """``2 CPU, 1 GPU, L4``: without shares of marks."""
     plain = [name for name in ("CPU", "GPU") if wanted.get(name)]
     plain += sorted(name for name, amount in wanted.items() if name not in ("CPU", "GPU", "memory") and amount >= 0.01)

@@ -17,7 +17,7 @@ GROUP = "_group"
 KIND = "accelerator_type:"
 """How Ray's resource for a kind of GPU begins."""
 
-Wanted = Mapping[str, float]
+Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Node:
 
     name: str
     """Its address; of a group that is announced, the group."""
-    total: Wanted
+    total: Resources
     """Of a group only what is announced is known: its mark, and perhaps CPU and GPU."""
     count: int = 1
     is_there: bool = True
@@ -36,7 +36,7 @@ class Node:
         is_open = not self.is_there and (name in ("CPU", "GPU", "memory") or name.startswith(KIND))
         return self.total.get(name, math.inf if is_open else 0.0)
 
-    def holds(self, wanted: Wanted) -> float:
+    def holds(self, wanted: Resources) -> float:
         """How many find room on one such node, all else away."""
         needs = {name: amount for name, amount in wanted.items() if amount > 0}
         return min(
@@ -70,7 +70,7 @@ def marked(name: str, nodes: Sequence[Node]) -> list[Node]:
     return [node for node in nodes if node.total.get(name, 0.0) > 0]
 
 
-def mark(name: str, wanted: Wanted, count: int, nodes: Sequence[Node]) -> dict[str, float]:
+def mark(name: str, wanted: Resources, count: int, nodes: Sequence[Node]) -> dict[str, float]:
     """The share of the mark ``name`` to ask for beside ``wanted``; nothing where marked nodes can never hold ``count``.
 
     What needs no GPU takes no place on nodes that have some.
@@ -86,7 +86,7 @@ def kind_of_gpu(accelerator_type: str | None) -> dict[str, float]:
     return {f"{KIND}{accelerator_type}": SHARE} if accelerator_type else {}
 
 
-def room(wanted: Wanted, nodes: Sequence[Node]) -> float:
+def room(wanted: Resources, nodes: Sequence[Node]) -> float:
     """How many find room on all nodes together, one node holding each as a whole."""
     return sum(node.holds(wanted) * node.count for node in nodes)
 
@@ -103,7 +103,7 @@ class Placed:
         return sum(num for _, num in self.on)
 
 
-def place(wanted: Wanted, count: int, nodes: Sequence[Node]) -> Placed:
+def place(wanted: Resources, count: int, nodes: Sequence[Node]) -> Placed:
     """Lay up to ``count`` on nodes in their order, those that are there first.
 
     What needs no GPU goes to nodes with some last, as with Ray.
@@ -128,7 +128,7 @@ def place(wanted: Wanted, count: int, nodes: Sequence[Node]) -> Placed:
     return Placed(tuple(on), tuple(rest))
 
 
-def even_share(count: int, nodes: Sequence[Node], beside: Wanted | None = None) -> float:
+def even_share(count: int, nodes: Sequence[Node], beside: Resources | None = None) -> float:
     """The largest whole number of CPUs with which ``count`` still find room, each with ``beside`` too; at least 1."""
     known = [node for node in nodes if node.amount("CPU") < math.inf]
     for cpus in range(int(max((node.total["CPU"] for node in known if "CPU" in node.total), default=1)), 1, -1):

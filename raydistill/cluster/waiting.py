@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from raydistill.cluster.placement import known_nodes, least_workers
 from raydistill.cluster.resources import SETTING_OF_WORKERS, described, summary
-from raydistill.cluster.room import Wanted, place
+from raydistill.cluster.room import Resources, place
 from raydistill.config.training import Train
 from raydistill.errors import RaydistillError
 from raydistill.storage.board import Show
@@ -27,7 +27,7 @@ class Waiting:
     def __init__(
         self,
         train: Train,
-        wanted: Wanted,
+        wanted: Resources,
         show: Show,
         who: str = "workers",
         clock: Callable[[], float] = time.monotonic,
@@ -78,7 +78,7 @@ class Waiting:
         return None
 
 
-def is_pending(wanted: Wanted) -> bool:
+def is_pending(wanted: Resources) -> bool:
     """Whether somebody on this cluster waits for a group of places such as these."""
     from ray.util import placement_group_table
 

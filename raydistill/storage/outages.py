@@ -147,7 +147,7 @@ _once: ContextVar[bool] = ContextVar("once", default=False)
 
 @contextmanager
 def tried_once() -> Iterator[None]:
-    """In the body nothing is tried again: for checks, and for writers that come back by themselves, such as a heart."""
+    """In the body nothing is tried again: for checks, and for writers that come back themselves, as heartbeats do."""
     token = _once.set(True)
     try:
         yield

@@ -14,7 +14,7 @@ from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 
 
-def test_a_wish_to_stop_reaches_its_owner_only(tmp_path):
+def test_a_request_to_stop_reaches_its_owner_only(tmp_path):
     storage, run = Storage(str(tmp_path)), ("runs", "r")
     old = Board(storage, run, Owner.acquire(storage, *run))
     old.request_stop()
