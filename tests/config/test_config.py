@@ -137,6 +137,11 @@ def test_config_is_frozen() -> None:
         ("registry.name", "a b", "registry.name: 'a b' is not allowed; use letters, digits, '.', '_'"),
         ("tracking.tags", {"a": 1}, "tracking.tags.a: expected text, got 1; put it in quotes"),
         ("tracking.experiment", "x" * 201, "tracking.experiment: must not be longer than 200"),
+        ("data", {}, "data.path: is missing. A file, a folder, pkg://package/path"),
+        ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[3, 1]]}, "stages.distill.losses.h.layers: "),
+        ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[-1, 1]]}, "stages.distill.losses.h.layers: "),
+        ("stages.distill.losses.h", {"type": "hidden_mse", "layers": []}, "stages.distill.losses.h.layers: "),
+        ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[1]]}, "losses.h.layers.0.1: is missing"),
         ("evaluate.baseline", {"strt": "same"}, "evaluate.baseline.strt: unknown name; did you mean"),
         ("evaluate.baseline", "yes", "evaluate.baseline: expected true or false or a section with start, got 'yes'."),
     ],
@@ -150,21 +155,6 @@ def test_one_problem_is_named(path: str, value: Any, expected: str) -> None:
 @pytest.mark.parametrize("name", ["data", "teacher", "stages"])
 def test_missing_sections(name: str) -> None:
     assert f"config: {name}: is missing" in message({key: value for key, value in GOOD.items() if key != name})
-
-
-def test_missing_key_says_what_it_is() -> None:
-    assert "data.path: is missing. A file, a folder, pkg://package/path" in message(changed("data", {}))
-
-
-@pytest.mark.parametrize("layers", [[[3, 1]], [[-1, 1]], []])
-def test_layer_pairs_that_the_student_lacks(layers: list[list[int]]) -> None:
-    text = message(changed("stages.distill.losses.h", {"type": "hidden_mse", "layers": layers}))
-    assert "stages.distill.losses.h.layers: " in text
-
-
-def test_pair_of_one_is_no_pair() -> None:
-    text = message(changed("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[1]]}))
-    assert "stages.distill.losses.h.layers.0.1: is missing" in text
 
 
 def test_baseline_needs_a_teacher_loss() -> None:
@@ -253,10 +243,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "is larger than 1,000 kB" in message(tmp_path / "large.yaml")
     (tmp_path / "latin.yaml").write_bytes("a: \xe4".encode("latin-1"))
     assert "is not UTF-8 text (byte 3" in message(tmp_path / "latin.yaml")
-
-
-def test_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_bytes(b"\xef\xbb\xbf" + yaml.safe_dump(GOOD).encode())
+    (tmp_path / "job.yaml").write_bytes(b"\xef\xbb\xbf" + yaml.safe_dump(GOOD).encode())  # a mark that can be read
     assert load_config(tmp_path / "job.yaml") == load_config(GOOD)
 
 
@@ -316,7 +303,7 @@ def test_wrong_override(override: str, expected: str) -> None:
     assert expected in message(GOOD, (override,))
 
 
-def test_overridden_place_has_no_line_any_more(tmp_path: Path) -> None:
+def test_an_overridden_value_has_no_line_any_more(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(GOOD) + "seed: 1\n")
     assert message(path, ("seed=-1",)) == f"{path}: seed: must be at least 0, got -1."

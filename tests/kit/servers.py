@@ -1,4 +1,4 @@
-"""MLflow servers on free ports, and a config whose runs they keep."""
+"""MLflow and S3 servers on free ports, and a config whose runs they keep."""
 
 from __future__ import annotations
 
@@ -50,3 +50,29 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
 def stop_server(server: subprocess.Popen[bytes]) -> None:
     os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+
+
+class S3:
+    """A moto server on one port, which can go away and come back with what it holds."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self.server.start()
+        self.port = self.server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }

@@ -19,6 +19,7 @@ import torch
 from kit.faults import patience
 from kit.processes import damage
 from kit.runs import Command, check_artifacts, keys_by_kind, read_weights, same_weights, write_config
+from kit.servers import S3
 from kit.toy import toy_config
 
 from raydistill.config.loading import load_config
@@ -154,12 +155,12 @@ def test_patience_ends_and_is_not_begun_anew_by_the_next_request(known, monkeypa
         known.write_bytes(b"x", "a")
 
 
-def test_a_wish_to_stop_ends_the_waiting(known, monkeypatch):
+def test_a_request_to_stop_ends_the_waiting(known, monkeypatch):
     fail(known, monkeypatch, OSError(errno.EIO, "Input/output error"))
-    wish = threading.Event()
-    threading.Timer(0.3, wish.set).start()
+    request = threading.Event()
+    threading.Timer(0.3, request.set).start()
     began = time.monotonic()
-    with OUTAGES.obeying(wish, lambda text: None), pytest.raises(Interrupted, match="storage did not answer"):
+    with OUTAGES.obeying(request, lambda text: None), pytest.raises(Interrupted, match="storage did not answer"):
         known.write_bytes(b"x", "a")
     assert time.monotonic() - began < patience(3.0)
 
@@ -233,32 +234,6 @@ def test_only_damaged_shards_are_opened_for_recording(local, tmp_path, how):
     assert reopen_damaged(artifact) == ["manifest.json"]
     with pytest.raises(Missing):
         assert digest == artifact.digest
-
-
-class S3:
-    """A moto server on one port, which goes away and comes back with what it holds."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
-        self.server.start()
-        self.port = self.server.get_host_and_port()[1]
-
-    def stop(self) -> None:
-        self.server.stop()
-
-    def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from raydistill.errors import StaleOwner, TrackingError
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import DEFAULTS, tracking_uri
-from raydistill.tracking.journal import Point, metric_name, select_new
+from raydistill.tracking.journal import metric_name
 from raydistill.tracking.lineage import describe_environment, figures, headline
 from raydistill.tracking.registry import register_student, version_by_alias
 from raydistill.tracking.runs import (
@@ -92,9 +92,7 @@ def test_uri_is_absolute_and_in_the_storage_folder(tmp_path: Path, monkeypatch: 
     assert tracking_uri(Storage("elsewhere")) == f"sqlite:///{tmp_path}/runs.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
     assert tracking_uri(Storage("memory://bucket")) == "https://mlflow.example"
-
-
-def test_url_storage_needs_a_server() -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_URI.*mlflow server"):
         tracking_uri(Storage("memory://bucket/x"))
 
@@ -382,13 +380,6 @@ def test_system_metrics_go_on_after_a_resume(ref: RunRef, tmp_path: Path, monkey
     steps = [step for step, _ in history(ref, key)]
     assert min(counts) >= 1
     assert steps == list(range(len(steps)))
-
-
-def test_select_new_keeps_the_first_value_of_a_step() -> None:
-    points = [("a", 1.0, 0, 3), ("a", 2.0, 0, 4), ("a", 9.0, 0, 4), ("b", 1.0, 0, 0)]
-    fresh, ahead = select_new([Point(*point) for point in points], {"a": 3})
-    assert [tuple(point) for point in fresh] == [points[1], points[3]]
-    assert ahead == {"a": 4, "b": 0}
 
 
 @pytest.mark.parametrize(("name", "clean"), [("a//b/../c", "a/b/c"), ("/x", "x"), ("ä=1", "ä_1"), ("..", "_")])
