@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from raydistill.storage import node_cache  # before torch, which it tells how threads wait
 from raydistill.storage.storage import Storage
+from raydistill.tracking.endpoint import DEFAULTS
 
 settings.register_profile("suite", deadline=None)  # a machine may be busy
 settings.load_profile("suite")
@@ -102,9 +103,11 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_tracking() -> Iterator[None]:
-    """No module sees the tracking server of another: mlflow.set_tracking_uri writes it into the environment."""
+    """No module sees the tracking server of another, nor the settings of MLflow: both are in the environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name, value in DEFAULTS.items():
+            patch.setenv(name, value)
         yield
 
 

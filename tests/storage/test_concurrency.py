@@ -17,17 +17,10 @@ from kit.servers import make_config
 from kit.toy import toy_config
 
 from raydistill.storage.storage import Storage
-from raydistill.tracking.endpoint import DEFAULTS
 from raydistill.tracking.runs import Tracker, finish_run, open_client, prepare_store, start_run
 
 NUM_TRIALS, NUM_STEPS = 20, 60
 SHORT = {"teacher__finetune__num_epochs": 4, "stages__distill__num_epochs": 2}
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in DEFAULTS.items():
-        monkeypatch.setenv(name, value)
 
 
 def log_trial(storage: str, number: int, folder: str, begin: Any) -> None:

@@ -19,7 +19,6 @@ from raydistill.deploy.inference import predict_texts
 from raydistill.errors import TrackingError
 from raydistill.evaluate.report.usage import registered_code
 from raydistill.storage.storage import Storage
-from raydistill.tracking.endpoint import DEFAULTS
 from raydistill.tracking.registry import list_versions, log_student, register_student, version_by_alias, write_model
 from raydistill.tracking.runs import RunRef, open_client, start_run
 
@@ -40,15 +39,6 @@ HEADLINE = {
     "bytes": "90852864",
     "latency_ms/p50": "1.23457",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for name, value in DEFAULTS.items():
-            patch.setenv(name, value)
-        yield
 
 
 @pytest.fixture(scope="module")

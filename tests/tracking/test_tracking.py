@@ -23,7 +23,7 @@ from raydistill.config.data import Data
 from raydistill.errors import StaleOwner, TrackingError
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
-from raydistill.tracking.endpoint import DEFAULTS, tracking_uri
+from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.journal import metric_name
 from raydistill.tracking.lineage import describe_environment, figures, headline
 from raydistill.tracking.registry import register_student, version_by_alias
@@ -54,16 +54,6 @@ RESULTS = {
     "agreement": 0.75,
     "seconds": {"train": 3.5},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment():
-    """The variables that ``_set_up`` sets stay inside this module; no store from the outside leaks in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for name, value in DEFAULTS.items():
-            patch.setenv(name, value)
-        yield
 
 
 @pytest.fixture(scope="module")

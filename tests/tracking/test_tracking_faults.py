@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,21 +20,12 @@ from kit.toy import toy_config
 
 from raydistill.config.loading import load_config
 from raydistill.storage.storage import Storage
-from raydistill.tracking.endpoint import DEFAULTS, made_whole, way_out
+from raydistill.tracking.endpoint import made_whole, way_out
 from raydistill.tracking.registry import list_versions, register_student
 from raydistill.tracking.runs import start_run
 
 NAMES = ("train/loss", "teacher/train/loss", "baseline/train/loss", "validation/accuracy", "train/learning_rate")
 MODELS = ("teacher", "student", "baseline")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """The variables that MLflow's set-up writes stay inside this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in DEFAULTS.items():
-            patch.setenv(name, value)
-        yield
 
 
 def test_a_full_disk_under_the_database_is_told_as_such():
