@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from kit.servers import free_port
 
 from raydistill.cli.submit import jobs
+from raydistill.cli.submit.answers import Transcript
 from raydistill.errors import ConfigError, RaydistillError
 
 
@@ -113,6 +114,30 @@ def test_a_job_is_described_without_credentials() -> None:
         "exit_code": 0,
         "message": "",
     }
+
+
+def test_a_log_that_the_stream_did_not_bring_is_read_at_the_end() -> None:
+    class Client:
+        """A job that ends while its log's stream is broken after the first line."""
+
+        status = "RUNNING"
+
+        def get_job_info(self, job_id: str) -> SimpleNamespace:
+            ended = self.status == "SUCCEEDED"
+            return SimpleNamespace(status=SimpleNamespace(value=self.status, is_terminal=lambda: ended))
+
+        async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+            yield "first line\n"
+            self.status = "SUCCEEDED"
+            raise RuntimeError("connection closed")
+
+        def get_job_logs(self, job_id: str) -> str:
+            return 'first line\n{"ok": true}\n'
+
+    lines: list[str] = []
+    transcript = Transcript(lines.append)
+    jobs.follow(Client(), "x", transcript, lambda entry: None)
+    assert (lines, transcript.result) == (["first line"], {"ok": True})
 
 
 def test_the_command_line_starts_without_ray() -> None:

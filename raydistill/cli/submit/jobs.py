@@ -219,6 +219,10 @@ def follow(client: Any, job_id: str, transcript: Transcript, show: Show) -> Any:
                     asyncio.run(_stream(client, job_id, transcript.feed))
                 info = look(client, job_id)
             if info.status.is_terminal():
+                with suppress(RaydistillError):  # what the stream did not bring in time, or at all
+                    log = read_log(client, job_id)
+                    transcript.rewind()
+                    transcript.feed(log)
                 transcript.close()
                 return info
             away_since = None
