@@ -13,9 +13,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from raydistill.errors import RaydistillError, StaleOwner
+
+if TYPE_CHECKING:
+    from raydistill.storage.ownership import Owner
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +45,15 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-class Guard(Protocol):
-    """Raises StaleOwner once a newer process has taken over."""
-
-    def check(self) -> None: ...
-
-
 class Writer:
     """:meth:`log` appends to a local file and returns; a daemon thread sends the file's content to the store.
 
     Neither an outage nor a wrong value raises or waits in :meth:`log`. The thread retries with back-off and goes on
     beyond the last (key, step) that the store has, so that a restarted run's repeated steps appear once. ``nan`` is
-    sent, ``inf`` stays in the file.
+    sent, ``inf`` stays in the file. Once a newer process owns the run nothing more is sent.
     """
 
-    def __init__(self, store: Store, path: Path, owner: Guard | None = None) -> None:
+    def __init__(self, store: Store, path: Path, owner: Owner | None = None) -> None:
         path = Path(path)
         self._journal, self._sender = Journal(path), Sender(store, path)
         self._store, self._owner = store, owner

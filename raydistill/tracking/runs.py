@@ -30,7 +30,7 @@ from raydistill.tracking.endpoint import (
     tracking_uri,
     way_out,
 )
-from raydistill.tracking.journal import Guard, Point, Sender, Writer, metric_name
+from raydistill.tracking.journal import Point, Sender, Writer, metric_name
 from raydistill.tracking.lineage import (
     config_hash,
     data_source,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from raydistill.config.data import Data
     from raydistill.config.tree import Config
+    from raydistill.storage.ownership import Owner
     from raydistill.storage.storage import Storage
 
 T = TypeVar("T")
@@ -183,7 +184,7 @@ class MetricStore:
 class Tracker(Writer):
     """Rank 0's writer of metrics by step; see :class:`raydistill.tracking.journal.Writer`. ``path`` is a local file."""
 
-    def __init__(self, ref: RunRef, path: Path, *, owner: Guard | None = None, system_metrics: bool = False) -> None:
+    def __init__(self, ref: RunRef, path: Path, *, owner: Owner | None = None, system_metrics: bool = False) -> None:
         super().__init__(MetricStore(ref, watch=system_metrics), path, owner)
 
 

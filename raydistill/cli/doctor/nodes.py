@@ -185,9 +185,11 @@ class Silence:
 
 def _collect(asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Every answer that comes in time, and a Silence for each other."""
+    if not asked:
+        return {}
     import ray
 
-    done, _ = ray.wait([*asked.values()], num_returns=len(asked), timeout=seconds) if asked else ([], [])
+    done, _ = ray.wait([*asked.values()], num_returns=len(asked), timeout=seconds)
     return {key: _answer(one, one in done, seconds) for key, one in asked.items()}
 
 

@@ -48,7 +48,7 @@ class Probe:
             "packages": {name: version(name) for name in PACKAGES},
             "code": code_digest(),
             "missing": missing_packages(),
-            "auth": asks_for_token(),
+            "auth": asks_for_token() if resources is not None else None,
             "gpus": count_gpus() if is_asked else 0,
             "nvidia": has_nvidia(),
             "disk": {str(folder): shutil.disk_usage(existing(folder)).free for folder in folders},
