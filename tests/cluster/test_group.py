@@ -240,7 +240,7 @@ def test_a_group_that_has_not_begun_is_not_waited_for(tmp_path: Path) -> None:
         watch(board, stop, 900)
 
 
-def test_a_wish_to_stop_is_looked_for_more_often_than_progress_is_written(tmp_path: Path) -> None:
+def test_a_request_to_stop_is_looked_for_more_often_than_progress_is_written(tmp_path: Path) -> None:
     storage = Storage("memory://group-test")
     board = Board(storage, ("runs", "r"), Owner.acquire(storage, "runs", "r"))
     assert board.look_s == REMOTE_LOOK_S < board.interval_s
