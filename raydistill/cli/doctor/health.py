@@ -210,7 +210,7 @@ def check_shared_memory(nodes: Sequence[NodeReport]) -> Check:
     if bad:
         hint = "start the containers with a larger --shm-size, or ray start with a smaller --object-store-memory"
         return Check("shared memory", "warn", f"/dev/shm is too small for Ray's object store: {', '.join(bad)}", hint)
-    return Check("shared memory", "ok", "/dev/shm holds Ray's object store")
+    return Check("shared memory", "ok", "enough for Ray's object store")
 
 
 def address_of(report: NodeReport) -> str:
