@@ -1,8 +1,5 @@
-"""A sweep on a cluster that grows and shrinks: Ray's autoscaler (v2) with nodes of its local test provider.
-
-All of it runs in network, process and mount namespaces of its own, so that nothing here meets another Ray on this
-machine, and the end of the namespace's first process ends everything in it.
-"""
+"""A cluster that grows and shrinks, by Ray's autoscaler (v2) with nodes of its local test provider: a sweep, and a
+recording pool for which only the head is there."""
 
 from __future__ import annotations
 
@@ -13,10 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kit.autoscaling import INSIDE, autoscaling, environment
-from kit.runs import write_config
+from kit.autoscaling import autoscaling, check_apart, environment, run_apart
+from kit.faults import patience
+from kit.runs import COUNTING, write_config
+from kit.tiny import save_tiny
 from kit.toy import toy_config
 
 pytestmark = [
@@ -26,45 +26,66 @@ pytestmark = [
 
 MAX_NODES = 3
 NUM_TRIALS = 6
-NAMESPACES = ("net", "pid", "mnt")
+GROUPS = {"trainer": 1, "teacher": 2}
+NUM_SHARDS = 6
+COMMAND = [sys.executable, "-c", "from raydistill.cli.main import main; main()"]
 
 
-def start_head(folder: Path) -> None:
-    path = folder / "autoscaling.json"
-    path.write_text(json.dumps(autoscaling({"trainer": MAX_NODES})))
-    command = ["ray", "start", "--head", "--num-cpus=1", f"--object-store-memory={100 * 2**20}"]
-    subprocess.run(
-        [*command, "--include-dashboard=false", f"--autoscaling-config={path}"], check=True, timeout=90, stdout=2
-    )
+def start_head(folder: Path, name: str) -> None:
+    """For a sweep a head with a CPU, for distill one without, which announces the groups that may come."""
+    resources: dict[str, int] = {}
+    if name == "sweep":
+        config = autoscaling({"trainer": MAX_NODES})
+    else:
+        config = autoscaling(GROUPS, marks=True, head_cpus=0)
+        for group, count in GROUPS.items():
+            resources |= {f"{group}_group": count, f"{group}_group_cpus": 1, f"{group}_group_gpus": 1}
+    (path := folder / "autoscaling.json").write_text(json.dumps(config))
+    command = ["ray", "start", "--head", f"--num-cpus={int(name == 'sweep')}", f"--resources={json.dumps(resources)}"]
+    command += [f"--object-store-memory={100 * 2**20}", "--include-dashboard=false", f"--autoscaling-config={path}"]
+    subprocess.run(command, check=True, timeout=patience(90), stdout=2)
 
 
-def run_inside(folder: Path, config: Path) -> None:
-    """In the namespaces: the cluster, the sweep, and how many nodes there were at which second."""
-    own = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
-    assert not own.items() & json.loads((folder / "outside.json").read_text()).items()
-    start_head(folder)
+def run_inside(folder: Path, name: str, config: str) -> None:
+    """In the namespaces: the cluster, the plan, the command, and how many nodes of each group there were and when."""
+    check_apart(folder)
+    start_head(folder, name)
     import ray
 
     ray.init(address="127.0.0.1:6379", log_to_driver=False)
-    started, trace = time.monotonic(), []
+    own = {**os.environ, "RAY_ADDRESS": "127.0.0.1:6379"}
+    with (folder / "plan").open("w") as out:
+        subprocess.run([*COMMAND, "plan", config, "--cluster", "--json"], env=own, stdout=out, check=True)
+    started = time.monotonic()
+    trace: list[list[float]] = []
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-        sweep = subprocess.Popen(
-            [sys.executable, "-c", "from raydistill.cli.main import main; main()", "sweep", str(config), "--json"],
-            env={**os.environ, "RAY_ADDRESS": "127.0.0.1:6379"},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
+        run = subprocess.Popen(
+            [*COMMAND, name, config, "--json"], env=own, stdin=subprocess.DEVNULL, stdout=out, stderr=err
         )
         ended: float | None = None
-        while ended is None or (trace[-1][1] > 0 and time.monotonic() - ended < 60):
-            nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-            now = round(time.monotonic() - started, 1)
-            if not trace or trace[-1][1] != len(nodes):
-                trace.append([now, len(nodes)])
-            if ended is None and sweep.poll() is not None:
+        while ended is None or (any(trace[-1][1:]) and time.monotonic() - ended < patience(60)):
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+            marks = GROUPS if name == "distill" else ("GPU",)
+            counts = [sum(mark in resources for resources in alive) for mark in marks]
+            if not trace or trace[-1][1:] != counts:
+                trace.append([round(time.monotonic() - started, 1), *counts])
+            if ended is None and run.poll() is not None:
                 ended = time.monotonic()
             time.sleep(0.2)
-    (folder / "trace.json").write_text(json.dumps({"trace": trace, "code": sweep.returncode, "ended": ended - started}))
+    (folder / "trace.json").write_text(json.dumps({"trace": trace, "code": run.returncode, "ended": ended - started}))
+
+
+def watch(folder: Path, name: str, config: dict[str, Any], measured: Any, **settings: str) -> list[tuple[int, ...]]:
+    """Run the command apart; how many nodes of each group there were, one after another."""
+    path = write_config(folder, config)
+    run_apart(__file__, folder, name, str(path), seconds=patience(400), environment=environment() | settings)
+    told = json.loads((folder / "trace.json").read_text())
+    trace = ", ".join(f"{' + '.join(map(str, counts))} from {second} s" for second, *counts in told["trace"])
+    measured.line(f"nodes of an autoscaled {name}, which ended at {told['ended']:.1f} s: {trace}")
+    assert told["code"] == 0, (folder / "err").read_text()
+    found = list(zip(*told["trace"], strict=True))[1:]
+    assert all(counts[0] == counts[-1] == 0 for counts in found)
+    return found
 
 
 def test_nodes_come_for_teachers_and_trials_and_go_afterwards(tmp_path, measured):
@@ -83,27 +104,42 @@ def test_nodes_come_for_teachers_and_trials_and_go_afterwards(tmp_path, measured
             "final_seeds": 1,
         },
     )
-    (ray_folder := tmp_path / "ray").mkdir()
-    outside = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
-    (tmp_path / "outside.json").write_text(json.dumps(outside))
-    script = ["sh", "-c", INSIDE, "sh", str(ray_folder), sys.executable, __file__]
-    arguments = [str(tmp_path), str(write_config(tmp_path, config))]
-    apart = ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
-    done = subprocess.run(
-        [*apart, *script, *arguments], env=environment(), timeout=400, capture_output=True, text=True, check=False
-    )
-    log = f"{done.stderr[-3000:]}\n{(tmp_path / 'err').read_text() if (tmp_path / 'err').exists() else ''}"
-    assert done.returncode == 0, log
-    told = json.loads((tmp_path / "trace.json").read_text())
-    trace = ", ".join(f"{count} from {second} s" for second, count in told["trace"])
-    measured.line(f"nodes of an autoscaled sweep, which ended at {told['ended']:.1f} s: {trace}")
-    assert told["code"] == 0, log
+    (counts,) = watch(tmp_path, "sweep", config, measured)
     summary = json.loads((tmp_path / "out").read_text())
     assert summary["counts"]["completed"] == sum(summary["counts"].values()) == NUM_TRIALS
-    counts = [count for _, count in told["trace"]]
-    assert counts[0] == counts[-1] == 0
     assert max(counts) == MAX_NODES
 
 
+def test_teachers_bring_their_nodes_and_workers_theirs(tmp_path, measured):
+    config = toy_config(
+        tmp_path,
+        data__max_labeled=None,
+        teacher__mode="cached",
+        teacher__pool={"min": 2, "max": 2},
+        evaluate__baseline=False,
+        train__num_workers=1,
+    )
+    save_tiny(tmp_path / "classifier", "bert", num_layers=4, seed=3, labels=("film", "money", "sport"))
+    config["teacher"] |= {"model": str(tmp_path / "classifier")}
+    del config["teacher"]["finetune"]
+    trainers, teachers = watch(
+        tmp_path,
+        "distill",
+        config,
+        measured,
+        PYTHONPATH=os.pathsep.join((str(COUNTING), os.environ["PYTHONPATH"])),
+        RAYDISTILL_COUNT_FILE=str(tmp_path / "counts"),
+        RAYDISTILL_SHARD_ROWS="32",
+        RAYDISTILL_SHARD_SECONDS="1",
+    )
+    assert (max(trainers), max(teachers)) == (1, 2)
+    roles = json.loads((tmp_path / "plan").read_text())["cluster"]["roles"]
+    assert [role["new"] for role in roles] == [{"trainer": 1}, {"teacher": 2}]
+    assert all(role["resources"]["GPU"] == 1 for role in roles)
+    shards = [line for line in (tmp_path / "counts").read_text().splitlines() if line.startswith("shard train")]
+    assert len(shards) == len({line.split()[2] for line in shards}) >= NUM_SHARDS  # each once
+    assert len({line.split()[-1] for line in shards}) == 2  # both teachers
+
+
 if __name__ == "__main__":
-    run_inside(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_inside(Path(sys.argv[1]), *sys.argv[2:])

@@ -18,24 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.autoscaling import UNSHARE, check_apart, run_apart
 from kit.faults import patience
 from kit.runs import COUNTING, read_weights, write_config
 from kit.toy import toy_config
 
 HEAD, NODE = "10.77.0.1", "10.77.0.2"
 PORT = 6379
-NAMESPACES = ("net", "pid", "mnt")
-APART = ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
-INSIDE = """
-set -e
-ip link set lo up
-mkdir -p /tmp/ray
-mount --bind "$1" /tmp/ray
-shift
-"$@"
-exit $?
-"""
-"""The shell is the namespace's first process, and stays: somebody has to wait for processes that lost their parent."""
 
 
 def why_not() -> str:
@@ -43,7 +32,7 @@ def why_not() -> str:
     if os.geteuid() != 0 or not all(shutil.which(name) for name in ("ip", "unshare", "nsenter", "mount")):
         return "needs root, ip, unshare, nsenter and mount"
     link = "ip link add eth0 type veth peer name eth1 && mount -t tmpfs tmpfs /mnt"
-    tried = subprocess.run([*APART, "sh", "-c", link], capture_output=True, text=True, timeout=30)
+    tried = subprocess.run([*UNSHARE, "sh", "-c", link], capture_output=True, text=True, timeout=30)
     return f"no namespaces here: {tried.stderr.strip()[-200:]}" if tried.returncode else ""
 
 
@@ -114,8 +103,7 @@ def raydistill(*arguments: str, place: Callable[[list[str]], list[str]] = list, 
 
 def run_inside(folder: Path) -> None:
     """In the namespaces: the cluster, and what each command said."""
-    own = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
-    assert not own.items() & json.loads((folder / "outside.json").read_text()).items()
+    check_apart(folder)
     hosts = Hosts(folder)
     hosts.start_cluster()
     address = f"{HEAD}:{PORT}"
@@ -140,12 +128,10 @@ def run_inside(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that both hosts have, but for ``private`` in it, and in it ``told.json``: what every command said."""
     folder = tmp_path_factory.mktemp("hosts")
-    for name in ("ray-here", "ray-other", "private"):
+    for name in ("ray-other", "private"):
         (folder / name).mkdir()
     config = toy_config(folder, train__num_workers=2, teacher__finetune__num_epochs=2, evaluate__baseline=False)
     write_config(folder, config)
-    outside = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
-    (folder / "outside.json").write_text(json.dumps(outside))
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "MLFLOW_"))}
     environment = {
         **clean,
@@ -156,11 +142,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "RAY_TMPDIR": "/tmp",  # whatever TMPDIR says: /tmp/ray is what every host has for itself
         "OMP_NUM_THREADS": "1",
     }
-    script = ["sh", "-c", INSIDE, "sh", str(folder / "ray-here"), sys.executable, __file__, str(folder)]
-    done = subprocess.run(
-        [*APART, *script], env=environment, timeout=patience(500), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_apart(__file__, folder, seconds=patience(500), environment=environment)
     return folder
 
 

@@ -1,8 +1,13 @@
-"""A cluster that grows and shrinks, in namespaces of its own."""
+"""Namespaces of network, processes and mounts in which a test has a cluster for itself, and one that grows by itself.
+
+Nothing in there meets another Ray on this machine, and the end of the namespace's first process ends everything in it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,15 +20,39 @@ LISTS = (
     *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
     *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter"),
 )
+NAMESPACES = ("net", "pid", "mnt")
+UNSHARE = ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
 INSIDE = """
 set -e
 ip link set lo up
 mkdir -p /tmp/ray
 mount --bind "$1" /tmp/ray
-"$2" "$3" "$4" "$5"
+shift
+"$@"
 exit $?
 """
 """The shell is the namespace's first process, and stays: somebody has to wait for processes that lost their parent."""
+
+
+def run_apart(script: str, folder: Path, *arguments: str, seconds: float, environment: dict[str, str]) -> None:
+    """Run a script of Python, with ``folder`` as its first argument, in namespaces; Ray's files go into the folder."""
+    (ray_folder := folder / "ray").mkdir()
+    (folder / "outside.json").write_text(json.dumps(namespaces()))
+    inside = ["sh", "-c", INSIDE, "sh", str(ray_folder), sys.executable, script, str(folder), *arguments]
+    done = subprocess.run(
+        [*UNSHARE, *inside], env=environment, timeout=seconds, capture_output=True, text=True, check=False
+    )
+    told = folder / "err"
+    assert done.returncode == 0, f"{done.stderr[-5000:]}\n{told.read_text() if told.exists() else ''}"
+
+
+def check_apart(folder: Path) -> None:
+    """Inside: every namespace is another one than outside."""
+    assert not namespaces().items() & json.loads((folder / "outside.json").read_text()).items()
+
+
+def namespaces() -> dict[str, str]:
+    return {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
 
 
 def autoscaling(groups: dict[str, int], marks: bool = False, head_cpus: int = 1) -> dict[str, Any]:
