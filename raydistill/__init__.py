@@ -13,6 +13,7 @@ from raydistill.cluster.threads import let_threads_sleep
 if TYPE_CHECKING:
     from raydistill.config.gate import Gate
     from raydistill.config.loading import load_config
+    from raydistill.config.plugins import register
     from raydistill.config.tree import Config
     from raydistill.data.frames import Source, Table
     from raydistill.errors import RaydistillError
@@ -30,6 +31,7 @@ __all__ = [
     "load_config",
     "plan",
     "promote",
+    "register",
     "rollback",
     "sweep",
 ]
@@ -38,7 +40,12 @@ let_threads_sleep()
 
 STORAGE = "raydistill-storage"
 
-_HOMES = {"Config": "config.tree", "RaydistillError": "errors", "load_config": "config.loading"}
+_HOMES = {
+    "Config": "config.tree",
+    "RaydistillError": "errors",
+    "load_config": "config.loading",
+    "register": "config.plugins",
+}
 _PARTS = ("data", "evaluate", "losses", "models", "search", "tasks", "teacher", "train")
 
 

@@ -14,8 +14,15 @@ from kit import ROOT
 PACKAGE = ROOT / "raydistill"
 HEAVY = ("torch", "ray", "mlflow", "transformers", "datasets", "pandas", "scipy", "sklearn", "matplotlib")
 ORDER = (
-    *(("errors",), ("storage",), ("config",), ("cluster", "models"), ("data", "tasks", "tracking")),
-    *(("losses", "teacher", "evaluate"), ("train", "deploy"), ("pipeline",), ("search",), ("cli",)),
+    *(("errors",), ("storage",), ("config",), ("cluster", "models"), ("tasks",)),
+    *(
+        ("data", "tracking"),
+        ("losses", "teacher", "evaluate"),
+        ("train", "deploy"),
+        ("pipeline",),
+        ("search",),
+        ("cli",),
+    ),
 )
 """A folder may import those of earlier groups, none of its own group and none of a later one."""
 FLOOR = {name: floor for floor, names in enumerate(ORDER) for name in names}

@@ -124,7 +124,6 @@ def test_bench_losses_agree(problem: Any) -> None:
     from contenders import DISTILLATION, DistillationTrainer
 
     from raydistill.config.training import Stage
-    from raydistill.data.batches import Batch
     from raydistill.losses import build_losses
     from raydistill.tasks import TextClassification
 
@@ -133,10 +132,10 @@ def test_bench_losses_agree(problem: Any) -> None:
     inputs = rows.inputs(ids)
     trainer = DistillationTrainer.__new__(DistillationTrainer)
     trainer.teacher = teacher
-    by_hand = trainer.compute_loss(student, {**inputs, "labels": torch.from_numpy(rows.labels[ids])})
+    by_hand = trainer.compute_loss(student, {**inputs, "labels": torch.from_numpy(rows.targets.values[ids])})
     terms = Stage.model_validate({"losses": DISTILLATION}).losses
     losses = build_losses(terms, TextClassification(problem.labels), student.config, teacher.config, seed=0)
-    batch = Batch(ids, rows.lengths[ids], rows.labels[ids])
+    batch = rows.batch(ids)
     logits = ({"logits": model(**inputs).logits} for model in (student, teacher))
     total, _ = losses(*logits, batch, [16.0, 16.0])
     assert by_hand.item() == pytest.approx(total.item(), rel=1e-5)

@@ -19,6 +19,7 @@ from kit.tiny import save_tiny, tiny_classifier, tiny_inputs
 from kit.toy import TOPICS, toy_config, write_toy_csv
 
 from raydistill.cli import main as cli
+from raydistill.config import plugins
 from raydistill.config.loading import load_config
 from raydistill.config.syntax import parse_yaml
 from raydistill.config.tree import Config
@@ -71,12 +72,13 @@ def overrides(arguments: list[str]) -> list[str]:
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {name: merged(below[name], above[name]) for name in below.keys() & above.keys() if is_section(above[name])}
+    common = below.keys() & above.keys()
+    both = {name: merged(below[name], above[name]) for name in common if is_section(below[name], above[name])}
     return below | above | both
 
 
-def is_section(value: Any) -> bool:
-    return isinstance(value, dict)
+def is_section(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 @pytest.mark.parametrize(
@@ -150,11 +152,14 @@ def test_cheap_commands_run(
 def write_reviews(folder: Path) -> None:
     """The table that the README speaks of."""
     table = write_toy_csv(folder / "reviews.csv")
-    table.write_text(table.read_text().replace("text,label", "body,stars", 1))
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(["body,stars", *lines[1:]]) + "\n")
+    ratings = [f"{line.rpartition(',')[0]},{i % 50 / 10}" for i, line in enumerate(lines[1:])]
+    (folder / "ratings.csv").write_text("\n".join(["text,rating", *ratings]) + "\n")
 
 
 def test_the_config_for_a_table_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = [block for block in blocks("yaml") if "path: reviews.csv" in block]
+    (block,) = [block for block in blocks("yaml") if "name: reviews" in block]
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_reviews(tmp_path)
@@ -167,14 +172,15 @@ def test_the_config_for_a_table_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_config_for_a_table_is_about_what_init_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = [block for block in blocks("yaml") if "path: reviews.csv" in block]
+    (block,) = [block for block in blocks("yaml") if "name: reviews" in block]
     monkeypatch.chdir(tmp_path)
     write_reviews(tmp_path)
     assert cli.execute(["init", "--data", "reviews.csv"]) == 0
     shown, written = load_config(parse_yaml(block, "README").data), load_config("reviews.yaml")
     assert written.data.columns == shown.data.columns
     assert written.stages["distill"].losses == shown.stages["distill"].losses
-    assert (written.student, written.registry, written.evaluate) == (shown.student, shown.registry, shown.evaluate)
+    assert (written.student, written.registry) == (shown.student, shown.registry)
+    assert (written.evaluate.baseline, written.epoch_metric) == (shown.evaluate.baseline, shown.epoch_metric)
 
 
 def quickstart() -> dict[str, Any]:
@@ -223,15 +229,22 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, An
         }
 
 
-def test_python_blocks_run_one_after_another(workplace: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run_one_after_another(
+    workplace: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     import mlflow
 
     before = mlflow.get_tracking_uri()
     try:
         for block in blocks("python"):
-            exec(compile(block, "README.md", "exec"), workplace)
+            exec(compile(block, "<README>", "exec", dont_inherit=True), workplace)
+        content = {**toy_config(tmp_path), "task": {"type": "stars"}}
+        content["stages"]["distill"]["losses"] = {"mae": {"type": "scaled_mae", "scale": 2}}
+        loaded = load_config(content)
+        assert (loaded.task.type, loaded.stages["distill"].losses["mae"].type) == ("stars", "scaled_mae")
     finally:
         mlflow.set_tracking_uri(before)
+        plugins.forget()
     out = capfd.readouterr().out
     assert workplace["results"]["verdict"] in out
     assert workplace["values"].shape == (4,)
@@ -240,16 +253,17 @@ def test_python_blocks_run_one_after_another(workplace: dict[str, Any], capfd: p
 
 
 def test_the_loss_of_the_readme_is_one(workplace: dict[str, Any]) -> None:
-    (block,) = [block for block in blocks("python") if "class " in block]
+    (block,) = [block for block in blocks("python") if "class LogitMae" in block]
     names: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "<README>", "exec", dont_inherit=True), names)
     import torch
 
     from raydistill.data.batches import Batch
     from raydistill.losses import Losses
+    from raydistill.tasks import Targets
 
     logits = {"logits": torch.tensor([[1.0, 2.0], [0.0, 0.0]])}, {"logits": torch.tensor([[0.0, 2.0], [1.0, 3.0]])}
-    batch = Batch(np.arange(2), np.full(2, 3), np.zeros(2, dtype=np.int64))
+    batch = Batch(np.arange(2), np.full(2, 3), Targets(np.zeros(2, dtype=np.int64), np.ones(2, bool)))
     total, sums = Losses({"mae": names["LogitMae"](weight=2.0)})(*logits, batch, [2.0])
     assert float(sums[0]) == pytest.approx(0.5 + 2.0)
     assert float(total) == pytest.approx(2.0 * 2.5 / 2)

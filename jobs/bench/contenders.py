@@ -29,6 +29,7 @@ from raydistill.cluster.device import KEPT_BYTES, Device, keep_freed_memory
 from raydistill.cluster.group import Group
 from raydistill.data.rows import Rows
 from raydistill.models.folder import model_digest
+from raydistill.models.signals import LOGITS
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import signal_artifact
@@ -91,11 +92,11 @@ def raydistill_loop(problem: Problem) -> Contender:
         started = time.perf_counter()
         digest = model_digest(problem.teacher)
         artifact, recipe = signal_artifact(
-            problem.storage, "logits", "train", teacher_digest=digest, tokens_digest="0", dtype=problem.device.dtype
+            problem.storage, LOGITS, "train", teacher_digest=digest, tokens_digest="0", dtype=problem.device.dtype
         )
-        wanted = {"logits": Wanted(artifact, recipe, {})}
+        wanted = {LOGITS: Wanted(artifact, recipe, {})}
         record(teacher, problem.rows, wanted, tokens=INFERENCE_TOKENS, device=problem.device, group=Group())
-        signals = RecordedSignals({"logits": artifact}, problem.rows.num_rows, verify=True)
+        signals = RecordedSignals({LOGITS: artifact}, problem.rows.num_rows, verify=True)
         synchronize(problem.device)
         contender.record_seconds = time.perf_counter() - started
         for report in train(make_setup(problem, "student", model, DISTILLATION, signals, problem.num_epochs)):
@@ -174,7 +175,7 @@ def trainer_loop(problem: Problem, *, pad_to_max: bool) -> Contender:
 def as_dataset(rows: Rows, length: int | None) -> Dataset:
     """The rows' tokens as a data set; padded to ``length`` where it is given."""
     size = length or 0
-    columns: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": rows.labels.tolist()}
+    columns: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": rows.targets.values.tolist()}
     for start, count in zip(rows.starts, rows.lengths, strict=True):
         ids, padding = rows.values["input_ids"][start : start + count].tolist(), max(size - int(count), 0)
         columns["input_ids"].append(ids + [rows.pad_token_id] * padding)

@@ -13,8 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from raydistill.evaluate.intervals import difference_intervals, interval
-from raydistill.evaluate.metrics import Array, WeightedMetrics, bootstrap
+from raydistill.evaluate.intervals import interval
+from raydistill.evaluate.scoreboard import Scoreboard
+from raydistill.tasks import Targets
+from raydistill.tasks.targets import Array
+from raydistill.tasks.text_classification import TextClassification
 
 MARGIN, DRAWS, SAMPLES = 0.02, 1000, 500
 WORSE = {MARGIN: ("accuracy", "macro_f1"), MARGIN / 2: ("mcc",)}
@@ -34,14 +37,13 @@ def draw(dice: np.random.Generator, num_rows: int, worse: float, alone: float) -
 
 def passes(names: tuple[str, ...], logits: dict[str, Array], labels: Array, seed: int) -> list[bool]:
     """Whether the interval of challenger - champion begins above minus the margin: by bootstrap and ours, by metric."""
-    samples = bootstrap(logits, labels, None, SAMPLES, seed, auc=False)
-    one = np.ones((len(labels), 1), dtype=np.float32)
-    values = {n: {m: float(v[0]) for m, v in WeightedMetrics(x, labels, False)(one).items()} for n, x in logits.items()}
-    ours = difference_intervals("champion", "challenger", logits, labels, values, samples, len(labels))
+    targets, tasks = Targets(labels, np.ones(len(labels), bool)), dict.fromkeys(logits, TextClassification(("a", "b")))
+    board = Scoreboard(tasks, logits, targets, num_samples=SAMPLES, seed=seed, wanted=names)
+    ours, samples = board.differences("champion", "challenger"), board.samples
     found = []
     for name in names:
-        value, drawn = (part["challenger"][name] - part["champion"][name] for part in (values, samples))  # type: ignore[operator]
-        found += [interval(float(value), np.asarray(drawn)), ours[name]]
+        value = board.value("challenger", name) - board.value("champion", name)
+        found += [interval(value, samples["challenger"][name] - samples["champion"][name]), ours[name]]
     return [bounds["low"] is not None and bounds["low"] >= -MARGIN for bounds in found]
 
 

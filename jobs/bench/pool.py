@@ -41,6 +41,8 @@ from torch import Tensor
 
 from raydistill import cluster
 from raydistill.config.teacher import Pool
+from raydistill.data.batches import Batch
+from raydistill.models.signals import LOGITS, Signal
 from raydistill.storage.paths import resolve_path
 from raydistill.teacher.signals import Signals
 from raydistill.train.loop import train
@@ -67,9 +69,9 @@ class ArtificialTeacher:
     def is_alive(self) -> bool:
         return True
 
-    def signals(self, row_ids: np.ndarray, needs: frozenset[str]) -> dict[str, tuple[np.ndarray, str]]:
+    def signals(self, row_ids: np.ndarray, needs: frozenset[Signal]) -> dict[Signal, tuple[np.ndarray, str]]:
         time.sleep(self.seconds)
-        return {"logits": (logits_of(row_ids, self.num_labels), "float32")}
+        return {LOGITS: (logits_of(row_ids, self.num_labels), "float32")}
 
 
 class ArtificialSignals(Signals):
@@ -78,9 +80,9 @@ class ArtificialSignals(Signals):
     def __init__(self, seconds: float, num_labels: int) -> None:
         self.teacher = ArtificialTeacher(seconds, num_labels)
 
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        (array, _) = self.teacher.signals(row_ids, frozenset())["logits"]
-        return {"logits": torch.from_numpy(array)}
+    def read(self, batch: Batch) -> dict[Signal, Tensor]:
+        (array, _) = self.teacher.signals(batch.row_ids, frozenset())[LOGITS]
+        return {LOGITS: torch.from_numpy(array)}
 
 
 @contextmanager
@@ -97,7 +99,7 @@ def pool_signals(size: int, seconds: float, problem: Problem) -> Iterator[Callab
             pool.supervise()
             time.sleep(0.1)
         sizes = Sizes(4 * num_labels, 0, problem.rows.lengths)
-        yield lambda: PoolSignals(pool.directory, {"logits"}, sizes, Pool().max_ahead_bytes)
+        yield lambda: PoolSignals(pool.directory, {LOGITS}, sizes, Pool().max_ahead_bytes, rank=0)
 
 
 def train_once(problem: Problem, signals: Signals, num_steps: int) -> tuple[float, dict[str, Tensor]]:

@@ -18,18 +18,20 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.data import Data
 from raydistill.config.student import Student
+from raydistill.config.tasks import TextClassification as TextSettings
 from raydistill.config.training import Optimization, Stage
 from raydistill.config.training import Train as TrainSettings
 from raydistill.data.rows import Rows, encode_texts, load_tokenizer
 from raydistill.data.sources import read_source
 from raydistill.evaluate.predict import predict
 from raydistill.losses import build_losses
-from raydistill.models.load import load_classifier, save_model
+from raydistill.models.head import Head
+from raydistill.models.load import load_model, save_model
 from raydistill.models.precision import attention_implementation, compute_dtype
 from raydistill.models.student import build_student
-from raydistill.pipeline.workplace import CPU_INFERENCE_TOKENS
+from raydistill.pipeline.context import CPU_INFERENCE_TOKENS
 from raydistill.storage.storage import Storage
-from raydistill.tasks import TextClassification
+from raydistill.tasks import Targets, TextClassification
 from raydistill.teacher.signals import NoSignals, Signals
 from raydistill.train.checkpoint import Checkpoints
 from raydistill.train.loop import Schedule, Setup, train
@@ -69,16 +71,16 @@ class Problem:
         return attention_implementation(self.device.torch_device.type, self.device.dtype, length)
 
     def load(self, folder: Path, dropout: float) -> PreTrainedModel:
-        return load_classifier(folder, self.labels, dropout=dropout, attn_implementation=self.attention)
+        return load_model(folder, Head(self.labels), dropout=dropout, attn_implementation=self.attention)
 
     def accuracy(self, model: PreTrainedModel) -> float:
         logits = predict(model, self.held_out, tokens=INFERENCE_TOKENS, device=self.device, group=Group())
-        return float((logits.argmax(1) == self.held_out.labels).mean())
+        return float((logits.argmax(1) == self.held_out.targets.values).mean())
 
 
 def cut_sentences(num_rows: int, num_held_out: int, seed: int = 0) -> tuple[Labelled, Labelled]:
     """Single sentences of 8 to 60 words out of BBC news; held-out ones come from other documents."""
-    table = read_source(NEWS).tables["train"]
+    table = read_source(NEWS, TextSettings()).tables["train"]
     documents = list(zip(table.column("text").to_pylist(), table.column("label").to_pylist(), strict=True))
     draw = random.Random(seed)
     draw.shuffle(documents)
@@ -102,7 +104,7 @@ def sentences(documents: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 def read_file(path: str, num_rows: int, num_held_out: int, seed: int = 0) -> tuple[Labelled, Labelled]:
     """Rows of a file with a text and a label column, drawn at random."""
-    table = read_source(Data(path=path)).tables["train"]
+    table = read_source(Data(path=path), TextSettings()).tables["train"]
     texts, labels = (table.column(name).to_pylist() for name in ("text", "label"))
     texts, labels = sample(texts, labels, num_rows + num_held_out, random.Random(seed))
     num_held_out = min(num_held_out, len(texts) // 3)
@@ -121,7 +123,7 @@ def tokenize(rows: Labelled, labels: Sequence[str], tokenizer: Any, max_length: 
     offsets = columns["input_ids"].offsets.to_numpy()
     return Rows(
         lengths=np.diff(offsets).astype(np.int32),
-        labels=np.array([labels.index(name) for name in names], dtype=np.int64),
+        targets=Targets(np.array([labels.index(name) for name in names]), np.ones(len(names), bool)),
         example_ids=np.arange(len(texts)),
         starts=offsets[:-1].astype(np.int64),
         values={name: column.values.to_numpy() for name, column in columns.items()},

@@ -30,7 +30,7 @@ UNWRAPPED = 10_000  # columns
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandResult:
     """What a command hands back; only one of the two functions is called."""
 
     data: Callable[[], Mapping[str, Any]]
@@ -157,14 +157,14 @@ def write_all(descriptor: int, data: bytes) -> None:
 def run(command: Callable[[Sequence[str]], Any], arguments: Sequence[str], usage_error: type[Exception]) -> int:
     """Run one command line and return its exit code; nothing but RAYDISTILL_DEBUG=1 lets an exception through.
 
-    `command` takes the arguments and returns an Outcome, or an exit code (as --help does).
+    `command` takes the arguments and returns a CommandResult, or an exit code (as --help does).
     """
     as_json = "--json" in arguments
     try:
         with claimed_stdout(as_json) as emit:
             try:
                 outcome = command(arguments)
-                if not isinstance(outcome, Outcome):
+                if not isinstance(outcome, CommandResult):
                     return int(outcome or 0)
                 if as_json:
                     emit(to_json(outcome.data()))

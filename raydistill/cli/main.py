@@ -9,13 +9,13 @@ from typing import cast
 import typer
 
 from raydistill.cli.commands import app, distillation, models, registry, remote, setup, storage
-from raydistill.cli.console import INTERRUPTED, Outcome, run
+from raydistill.cli.console import INTERRUPTED, CommandResult, run
 
 GROUPS = (distillation, models, registry, remote, setup, storage)
 """Each adds its commands to app; --help shows them in this order."""
 
 
-def invoke(arguments: Sequence[str]) -> Outcome | int | None:
+def invoke(arguments: Sequence[str]) -> CommandResult | int | None:
     """Parse and call a command. Raises KeyboardInterrupt for Ctrl-C, which typer hands back as Abort or as 130."""
     try:
         outcome = app(list(arguments) or ["--help"], prog_name="raydistill", standalone_mode=False)
@@ -23,7 +23,7 @@ def invoke(arguments: Sequence[str]) -> Outcome | int | None:
         raise KeyboardInterrupt from None
     if outcome == INTERRUPTED:
         raise KeyboardInterrupt
-    return cast("Outcome | int | None", outcome)
+    return cast("CommandResult | int | None", outcome)
 
 
 def execute(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Predictions as a table: each row as it came, with its label, its score and the scores of all classes."""
+"""Predictions as a table, or as lines: each row as it came, with the columns of its answer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydistill.cli.console import finite
 from raydistill.data.location import family
 from raydistill.errors import ConfigError
 
+if TYPE_CHECKING:
+    from raydistill.tasks import Task
+
 CHUNK_ROWS = 4096
+SCORES = "scores"
+"""The column of an answer that has a number for each output."""
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 
 
@@ -29,42 +34,70 @@ def check_out(out: Path, file: Path | None) -> None:
         raise ConfigError(f"--out {out} is the file to read. Name another one.")
 
 
-def added_names(columns: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
-    """``label``, ``score`` and each class -> the column that it is written to: ``label``, ``score``, ``score_CLASS``.
+def added_names(columns: Sequence[str], task: Task) -> list[str]:
+    """The columns that an answer is written to: those of the task, but a column ``score_OUTPUT`` each for the scores.
 
     With ``predicted_`` before each where the table has one of them already.
     """
-    names = {"label": "label", "score": "score", **{f"score {name}": f"score_{name}" for name in classes}}
-    before = "predicted_" if set(names.values()) & set(columns) else ""
-    return {key: before + name for key, name in names.items()}
+    scores = [f"score_{name}" for name in task.outputs]
+    names = [name for column in task.answer_columns for name in (scores if column == SCORES else [column])]
+    before = "predicted_" if set(names) & set(columns) else ""
+    return [before + name for name in names]
+
+
+def cells(answer: Mapping[str, Any], task: Task) -> Iterator[Any]:
+    """The values of ``added_names``; all None for an empty text."""
+    for column in task.answer_columns:
+        if column == SCORES:
+            yield from (answer[column] or dict.fromkeys(task.outputs)).values()
+        else:
+            yield answer[column]
+
+
+def line(answer: Mapping[str, Any], task: Task) -> str:
+    """An answer and its text for the terminal, with tabs between; a dash where there is nothing to say."""
+    shown = [answer[column] for column in task.answer_columns if column != SCORES]
+    if shown[0] is None:
+        shown[0] = "(empty)"
+    return "\t".join([*map(_spelled, shown), answer["text"]])
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if not 0 < abs(value) < 1e-3 else f"{value:.4g}"
+    return _joined(value) or "-"
+
+
+def _joined(value: Any) -> Any:
+    """A list as text, for what has no lists."""
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 def write_predictions(
     rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
-    classes: Sequence[str],
+    task: Task,
     columns: Sequence[str],
     out: Path,
 ) -> dict[str, int]:
-    """Write rows, each given with its prediction, to ``out``, which appears when it is whole.
+    """Write rows, each given with its answer, to ``out``, which appears when it is whole.
 
     ``columns``: of the rows; see ``added_names`` for those that join them. How many rows there are, and how many of
-    them have an empty text and so no label.
+    them have an empty text and so no answer.
     """
-    names = added_names(columns, classes)
+    names, kind = added_names(columns, task), family(out.name)
     counts = {"num_rows": 0, "num_empty": 0}
 
     def joined() -> Iterator[dict[str, Any]]:
         for row, found in rows:
             counts["num_rows"] += 1
-            counts["num_empty"] += found["label"] is None
-            scores = found["scores"] or dict.fromkeys(classes)
-            values = [found["label"], found["score"], *(scores[name] for name in classes)]
-            yield {**{name: row.get(name) for name in columns}, **dict(zip(names.values(), values, strict=True))}
+            counts["num_empty"] += found[task.answer_columns[0]] is None
+            values = map(_joined, cells(found, task)) if kind == "csv" else cells(found, task)
+            yield {**{name: row.get(name) for name in columns}, **dict(zip(names, values, strict=True))}
 
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    written = [*columns, *names.values()]
+    written = [*columns, *names]
     try:
-        match family(out.name):
+        match kind:
             case "csv":
                 _write_csv(joined(), written, partial, "\t" if out.suffix.lower() == ".tsv" else ",")
             case "jsonl":
@@ -82,7 +115,7 @@ def write_predictions(
 
 def describe_written(told: Mapping[str, Any]) -> str:
     """What ``predict --out`` says."""
-    empty = f", {told['num_empty']:,} of them empty and without a label" if told["num_empty"] else ""
+    empty = f", {told['num_empty']:,} of them empty and without an answer" if told["num_empty"] else ""
     return f"{told['written']}: {told['num_rows']:,} rows{empty}"
 
 

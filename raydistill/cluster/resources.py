@@ -204,12 +204,7 @@ def device_type(config: Config, state: State | None = None) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def has_teacher_actors(config: Config) -> bool:
-    """Whether teachers may run in actors of their own."""
-    return config.teacher.pool is not None or config.teacher.mode == "pool"
-
-
 def object_store_bytes(config: Config) -> int:
     """Bytes that a cluster of this machine sets aside: twice what teachers may have ready; a step has its own, too."""
-    ahead = (config.teacher.pool or Pool()).max_ahead_bytes if has_teacher_actors(config) else 0
+    ahead = (config.teacher.pool or Pool()).max_ahead_bytes if config.teacher.has_actors else 0
     return OBJECT_STORE_BYTES + 2 * ahead * config.train.num_workers

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from raydistill.config.data import Data
 from raydistill.config.gate import Gate
+from raydistill.config.plugins import load_named
 from raydistill.config.problems import Path, Problem, dotted, explain
 from raydistill.config.schema import child_type, describe, entry_type, sections, unknown_name
 from raydistill.config.section import Section
@@ -67,6 +68,8 @@ def read_source(
 def validate(data: dict[str, Any], problems: list[Problem], name: str, lines: dict[Path, int], section: type[S]) -> S:
     """The section, or one ConfigError with all problems."""
     found = None
+    if section is Config:
+        load_named(data)
     try:
         # JSON mode is strict about types ("3" is no number) and still takes lists for tuples.
         found = section.model_validate_json(json.dumps(data), strict=True)
@@ -232,24 +235,26 @@ def to_yaml(config: Config) -> str:
 
 def load_data(path: str, overrides: Sequence[str] = ()) -> Data:
     """The data section alone, for a path and `data.name=value` overrides."""
+    check_data_overrides(overrides)
     return data_config(path, overrides).data
 
 
 def data_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """A config of which only the data section means something, for a path and `data.name=value` overrides."""
-    check_data_overrides(overrides)
+    """A config of which only data and task mean something, for a path and overrides of these sections."""
+    check_data_overrides(overrides, ("data.", "task."))
     rest = {"teacher": {"model": "-"}, "stages": {"distill": {"losses": {"task": {"type": "task"}}}}}
     return load_config({"data": {"path": path}, **rest}, overrides)
 
 
-def check_data_overrides(overrides: Sequence[str]) -> None:
-    """ConfigError for an override of another section, where only that of data is used."""
+def check_data_overrides(overrides: Sequence[str], sections: tuple[str, ...] = ("data.",)) -> None:
+    """ConfigError for an override of another section, where only these are used."""
     for assignment in overrides:
         name, _, value = (part.strip() for part in assignment.partition("="))
         if name == "storage":
             raise ConfigError(f"--set {assignment}: this command reads no config; write --storage {value}")
-        if not name.startswith("data."):
-            raise ConfigError(f"--set {assignment}: only names of data are used here, for example data.max_length=64")
+        if not name.startswith(sections):
+            known = " and ".join(section.removesuffix(".") for section in sections)
+            raise ConfigError(f"--set {assignment}: only names of {known} are used here, such as data.max_length=64")
 
 
 def optional_data(path: str | None, overrides: Sequence[str] | None) -> Data | None:

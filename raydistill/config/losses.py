@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from raydistill.config.section import Section
+from raydistill.config.section import Mistake, Section
 
 LayerChoice = Literal["auto", "uniform", "last", "first"]
 
@@ -15,13 +17,53 @@ Role = Literal["task", "distillation", "representation"]
 """What a loss learns from: labels, the teacher's predictions, or what the teacher computes on the way to them."""
 
 
+Kind = Literal["categorical", "bernoulli", "value"]
+"""What a prediction is: a distribution over classes, one for each label, or a number."""
+
+
+class Schedule(Section):
+    """A number that changes over the optimizer steps of a stage."""
+
+    type: Literal["linear", "cosine"] = "linear"
+    """How it gets from one to the other."""
+    start: float = Field(ge=0)
+    """Value at the first step."""
+    end: float = Field(ge=0)
+    """Value at the last one."""
+    over: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps after which ``end`` is reached."""
+
+    def at(self, share: float) -> float:
+        """The value when this share of the steps, 0 to 1, lies behind."""
+        done = min(share / self.over, 1.0)
+        if self.type == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.start + (self.end - self.start) * done
+
+
+def _form(value: Any) -> str:
+    return "schedule" if isinstance(value, Mapping | Schedule) else "number"
+
+
+_Scheduled = Annotated[Schedule, Tag("schedule")]
+Weight = Annotated[Annotated[float, Field(ge=0), Tag("number")] | _Scheduled, Discriminator(_form)]
+Temperature = Annotated[Annotated[float, Field(gt=0), Tag("number")] | _Scheduled, Discriminator(_form)]
+
+
+def largest(value: float | Schedule) -> float:
+    """The most that a setting ever is."""
+    return max(value.start, value.end) if isinstance(value, Schedule) else value
+
+
 class LossSection(Section):
     """One term of the student's loss."""
 
     role: ClassVar[Role] = "distillation"
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value")
+    """Kinds of predictions that it can learn from."""
 
-    weight: float = Field(default=1.0, ge=0)
-    """Factor of this term in the sum of all losses; 0 switches its gradient off."""
+    weight: Weight = 1.0
+    """Factor of this term in the sum of all losses; 0 switches its gradient off. A number, or a schedule."""
 
 
 class LayerLossSection(LossSection):
@@ -42,15 +84,23 @@ class TaskLoss(LossSection):
 
 
 class ForwardKl(LossSection):
-    """Soft targets: T² · KL(teacher ‖ student)."""
+    """Soft targets: T² · KL(teacher ‖ student), over the classes, or for each label."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli")
 
     type: Literal["forward_kl"] = "forward_kl"
-    temperature: float = Field(default=2.0, gt=0)
-    """T, by which the logits of both are divided: the higher, the more the less likely classes count."""
+    temperature: Temperature = 2.0
+    """T, by which the logits of both are divided: the higher, the more the less likely classes count. A number, or a
+    schedule."""
+
+    def mistakes(self) -> list[Mistake]:
+        if isinstance(self.temperature, Schedule) and not min(self.temperature.start, self.temperature.end) > 0:
+            return [(("temperature",), "has to stay above 0; the logits are divided by it.")]
+        return []
 
 
 class LogitMse(LossSection):
-    """Mean squared difference of the logits."""
+    """Mean squared difference of the logits, or of a regression's outputs."""
 
     type: Literal["logit_mse"] = "logit_mse"
 
@@ -70,6 +120,11 @@ class HiddenCosine(LayerLossSection):
 
 
 Loss = Annotated[TaskLoss | ForwardKl | LogitMse | HiddenMse | HiddenCosine, Field(discriminator="type")]
+
+SECTIONS: dict[str, type[LossSection]] = {
+    kind.model_fields["type"].default: kind for kind in (TaskLoss, ForwardKl, LogitMse, HiddenMse, HiddenCosine)
+}
+"""Every loss by its ``type``."""
 
 TASK_ALONE: dict[str, Loss] = {"task": TaskLoss()}
 """Of a stage in which no teacher speaks."""

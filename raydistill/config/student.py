@@ -9,9 +9,10 @@ from pydantic import Field
 from raydistill.config.section import Mistake, Section
 
 
-class Student(Section):
-    """Shape and start of the student; what is not set is as in the teacher."""
+class EncoderStudent(Section):
+    """A smaller encoder: its shape and start; what is not set is as in the teacher."""
 
+    type: Literal["encoder"] = "encoder"
     num_layers: int | None = Field(default=None, ge=1)
     """Transformer layers. None: as many as the teacher."""
     hidden_size: int | None = Field(default=None, ge=1)
@@ -45,3 +46,6 @@ class Student(Section):
         if self.start != "teacher_layers":
             found.append((place, f"has no effect with start: {self.start}; remove one of the two."))
         return found
+
+
+Student = EncoderStudent

@@ -7,14 +7,22 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from raydistill.config.metrics import metric
 from raydistill.config.section import Mistake, Section
+from raydistill.config.tasks import SECTIONS
 
+FACTS = ("num_parameters", "latency_ms")
+"""What is known of a shape untrained; less of it is better."""
 MEASURES = (
-    *("validation/accuracy", "validation/macro_f1", "validation/mcc", "validation/log_loss"),
-    *("num_parameters", "latency_ms"),
+    *dict.fromkeys(f"validation/{name}" for section in SECTIONS.values() for name in section.tuning_metrics),
+    *FACTS,
 )
-"""What a sweep may look at: metrics on validation rows at the best epoch, and what is known of a shape untrained."""
-LOWER_IS_BETTER = ("validation/log_loss", "num_parameters", "latency_ms")
+"""What a sweep may look at: metrics on validation rows at the best epoch, those of all tasks, and ``FACTS``."""
+
+
+def wanted(measure: str) -> Literal["max", "min"]:
+    """Which way a measure is better."""
+    return "min" if measure in FACTS or metric(measure.removeprefix("validation/")).lower_is_better else "max"
 
 
 class Distribution(Section):
@@ -76,9 +84,9 @@ class Sweep(Section):
     num_trials: int | None = Field(default=None, ge=1)
     """Trials to train, 20 by default, or the whole grid. Combinations that a constraint rejects and repeats of an
     earlier trial cost nothing and do not count."""
-    objectives: dict[str, Literal["max", "min"]] = Field(default={"validation/accuracy": "max"}, min_length=1)
-    """validation/<metric>, num_parameters or latency_ms. One gives a best trial, several a Pareto front. The scheduler
-    goes by the first validation metric."""
+    objectives: dict[str, Literal["max", "min"]] = Field(default={})
+    """validation/<metric>, num_parameters or latency_ms; by default the task's main metric. One gives a best trial,
+    several a Pareto front. The scheduler goes by the first validation metric."""
     constraints: dict[str, Bounds] = Field(default={})
     """A combination whose parameters or latency lie outside is rejected before it trains, a trial whose metric does is
     not chosen."""
@@ -106,10 +114,9 @@ class Sweep(Section):
                 if name not in MEASURES:
                     found.append(((place, name), f"is not measured. Known: {', '.join(MEASURES)}."))
         for name, direction in self.objectives.items():
-            right = "min" if name in LOWER_IS_BETTER else "max"
-            if direction != right:
-                found.append((("objectives", name), f"{direction} would look for the worst; write {right}."))
-        if not any(name.startswith("validation/") for name in self.objectives):
+            if direction != wanted(name):
+                found.append((("objectives", name), f"{direction} would look for the worst; write {wanted(name)}."))
+        if self.objectives and not any(name.startswith("validation/") for name in self.objectives):
             found.append((("objectives",), "names no validation metric; without one nothing needs to be trained."))
         if self.search == "grid":
             for name, values in self.space.items():

@@ -2,27 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Discriminator, Field, Tag
+
+from raydistill.config.losses import Kind
 from raydistill.config.section import Mistake, Section
 
 
-class TextClassification(Section):
+class TaskSection(Section):
+    """A kind of problem. See ``config.metrics`` for the facts of its metrics."""
+
+    kind: ClassVar[Kind]
+    """What its predictions are."""
+    metrics: ClassVar[tuple[str, ...]]
+    """Those that tables show, the one that everything is judged by first."""
+    tuning_metrics: ClassVar[tuple[str, ...]]
+    """Those that may pick an epoch, or be what a sweep looks for."""
+    teacher_metric: ClassVar[str]
+    """Picks a teacher's best epoch: its soft targets have to be good, not only its answers."""
+
+    @property
+    def main_metric(self) -> str:
+        return self.metrics[0]
+
+
+def repeated(labels: tuple[str, ...] | None) -> list[Mistake]:
+    """What is wrong with a list of names."""
+    if labels is None:
+        return []
+    if len(labels) < 2:
+        return [(("labels",), f"needs two classes or more, got {len(labels)}.")]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    return [(("labels",), f"names {', '.join(map(repr, twice))} twice.")] if twice else []
+
+
+class TextClassification(TaskSection):
     """One class a row."""
+
+    kind = "categorical"
+    metrics = ("accuracy", "macro_f1", "auc", "mcc", "log_loss", "calibration_error")
+    tuning_metrics = ("accuracy", "macro_f1", "mcc", "log_loss")
+    teacher_metric = "log_loss"
 
     type: Literal["text_classification"] = "text_classification"
     labels: tuple[str, ...] | None = None
     """Class names in the order of the logits; by default taken from the data, sorted."""
 
     def mistakes(self) -> list[Mistake]:
-        if self.labels is None:
-            return []
-        if len(self.labels) < 2:
-            return [(("labels",), f"needs two classes or more, got {len(self.labels)}.")]
-        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
-        return [(("labels",), f"names {', '.join(map(repr, twice))} twice.")] if twice else []
+        return repeated(self.labels)
 
 
-Task = TextClassification
+class TextRegression(TaskSection):
+    """A number a row: a rating, a similarity, a price."""
 
-Metric = Literal["accuracy", "macro_f1", "mcc", "log_loss"]
+    kind = "value"
+    metrics = ("pearson", "spearman", "r2", "rmse", "mae")
+    tuning_metrics = metrics
+    teacher_metric = "rmse"
+
+    type: Literal["text_regression"] = "text_regression"
+
+
+class MultiLabelClassification(TaskSection):
+    """Any number of labels a row, also none."""
+
+    kind = "bernoulli"
+    metrics = ("micro_f1", "macro_f1", "exact_match", "auc", "log_loss")
+    tuning_metrics = metrics
+    teacher_metric = "log_loss"
+
+    type: Literal["multi_label_classification"] = "multi_label_classification"
+    labels: tuple[str, ...] | None = None
+    """Label names in the order of the logits; by default taken from the data, sorted."""
+    separator: str = Field(default=",", min_length=1)
+    """Between the labels of a row, where a table has them in one cell of text."""
+
+    def mistakes(self) -> list[Mistake]:
+        return repeated(self.labels)
+
+
+SECTIONS: dict[str, type[TaskSection]] = {
+    kind.model_fields["type"].default: kind for kind in (TextClassification, TextRegression, MultiLabelClassification)
+}
+"""Every kind of problem by its ``type``."""
+
+
+def type_of(given: Any) -> Any:
+    """The type that a section names; classification is what one without a type means."""
+    if isinstance(given, Mapping):
+        return given.get("type", "text_classification")
+    return getattr(given, "type", None)
+
+
+Task = Annotated[
+    Annotated[TextClassification, Tag("text_classification")]
+    | Annotated[TextRegression, Tag("text_regression")]
+    | Annotated[MultiLabelClassification, Tag("multi_label_classification")],
+    Discriminator(type_of),
+]

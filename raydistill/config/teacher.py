@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from raydistill.config.section import Mistake, Section
-from raydistill.config.tasks import Metric
 from raydistill.config.training import Optimization, Resources
 
 
 class Finetune(Optimization):
     """Training of the teacher on the labelled rows."""
 
-    metric: Metric = "log_loss"
-    """Validation metric that picks the teacher's best epoch. Its probabilities are what a student learns, and at equal
-    accuracy an early epoch's near-uniform ones teach little."""
+    metric: str | None = None
+    """Validation metric that picks the teacher's best epoch; by default one of its soft targets (log loss, RMSE): they
+    are what a student learns, and at equal accuracy an early epoch's near-uniform ones teach little."""
 
 
 class Pool(Section):
@@ -36,6 +36,29 @@ class Pool(Section):
 
     def mistakes(self) -> list[Mistake]:
         return [(("min",), f"{self.min} is above max ({self.max}).")] if self.min > self.max else []
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How the teacher's signals reach the student."""
+
+    name: str
+    needs_recording: bool = False
+    """Those of the training rows are recorded before a student trains."""
+    needs_pool: bool = False
+    """Teacher actors compute ahead of the student, which trains at the same time."""
+    keeps_teacher: bool = False
+    """The teacher's module stays in each training worker."""
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("cached", needs_recording=True),
+        Mode("online", keeps_teacher=True),
+        Mode("pool", needs_pool=True),
+    )
+}
 
 
 class ModelTeacher(Section):
@@ -59,6 +82,25 @@ class ModelTeacher(Section):
     """Teacher actors: they record (``cached``) or compute ahead of the student (``pool``)."""
     max_cache_bytes: int = Field(default=20_000_000_000, ge=0)
     """Up to this size ``auto`` records outputs that are wider than logits."""
+
+    @property
+    def has_actors(self) -> bool:
+        """Whether teachers may run in actors of their own."""
+        return self.pool is not None or self.feeds_student
+
+    @property
+    def feeds_student(self) -> bool:
+        """Whether it is settled that teacher actors work at the same time as the student."""
+        return self.mode in MODES and MODES[self.mode].needs_pool
+
+    def choose_mode(self, total: int) -> tuple[Mode, str]:
+        """The mode, and why; ``total``: bytes that all signals of the training rows would take."""
+        if self.mode != "auto":
+            return MODES[self.mode], f"teacher.mode: {self.mode}"
+        if total <= self.max_cache_bytes:
+            return MODES["cached"], f"its outputs take {total:,} bytes, within teacher.max_cache_bytes"
+        wide = "online" if self.pool is None else "pool"
+        return MODES[wide], f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"
 
 
 Teacher = ModelTeacher

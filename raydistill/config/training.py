@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raydistill.config.losses import Loss
+from raydistill.config.losses import Loss, largest
 from raydistill.config.section import Mistake, Name, Section
 
 
@@ -45,7 +45,7 @@ class Stage(Optimization):
     """Settings that take other values on the way, by rising step: the schedule that a ``pbt`` sweep found."""
 
     def mistakes(self) -> list[Mistake]:
-        silent = all(loss.weight == 0 for loss in self.losses.values())
+        silent = all(largest(loss.weight) == 0 for loss in self.losses.values())
         found: list[Mistake] = [(("losses",), "every weight is 0, so nothing would be learned.")] if silent else []
         steps = [change.step for change in self.changes]
         if steps != sorted(set(steps)):

@@ -12,9 +12,10 @@ from raydistill.config.losses import LayerLossSection
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section
 from raydistill.config.student import Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
-from raydistill.config.tasks import Metric, Task, TextClassification
+from raydistill.config.tasks import Task, TextClassification
 from raydistill.config.teacher import Teacher
 from raydistill.config.training import Stage, Train
+from raydistill.errors import did_you_mean
 
 __all__ = ["MODEL_NAME_PATTERN", "NAME_PATTERN", "Bounds", "Config", "Distribution", "Section", "Sweep"]
 
@@ -31,8 +32,8 @@ class Evaluate(Section):
 
     baseline: bool | Baseline = False
     """Also train the student without a teacher: labels only, the same number of steps."""
-    metric: Metric = "accuracy"
-    """Validation metric that picks the best epoch."""
+    metric: str | None = None
+    """Validation metric that picks the best epoch; by default the task's first."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Resamples of the test rows behind each 95 % interval."""
     latency: bool = True
@@ -70,6 +71,7 @@ class Config(Section):
     """Of everything that is drawn: splits, order of the rows, random starts."""
     data: Data
     task: Task = TextClassification()
+    """What is to be predicted."""
     teacher: Teacher
     student: Student = Student()
     stages: dict[Name, Stage] = Field(min_length=1)
@@ -81,8 +83,44 @@ class Config(Section):
     sweep: Sweep | None = None
     """The search that ``raydistill sweep`` does; ``distill`` runs the config as it stands without it."""
 
+    @property
+    def epoch_metric(self) -> str:
+        """What picks the best epoch."""
+        return self.evaluate.metric or self.task.main_metric
+
     def mistakes(self) -> list[Mistake]:
-        return [*check_layer_maps(self), *check_baseline(self), *check_exchange(self), *check_teachers(self)]
+        checks = (check_layer_maps, check_baseline, check_exchange, check_teachers, check_metrics, check_kinds)
+        return [mistake for check in checks for mistake in check(self)]
+
+
+def check_metrics(config: Config) -> list[Mistake]:
+    """Metrics that the task does not have."""
+    known, finetune, sweep = config.task.tuning_metrics, config.teacher.finetune, config.sweep
+    named: list[tuple[tuple[str, ...], str | None]] = [(("evaluate", "metric"), config.evaluate.metric)]
+    named += [(("teacher", "finetune", "metric"), finetune.metric)] if finetune is not None else []
+    for place in ("objectives", "constraints") if sweep is not None else ():
+        measures = [name for name in getattr(sweep, place) if name.startswith("validation/")]
+        named += [(("sweep", place), name.removeprefix("validation/")) for name in measures]
+    what = f"is no metric of {config.task.type}"
+    return [
+        (place, f"{name} {what}; there are {', '.join(known)}. {did_you_mean(name, known)}")
+        for place, name in named
+        if name is not None and name not in known
+    ]
+
+
+def check_kinds(config: Config) -> list[Mistake]:
+    """Losses on predictions of another kind than the task's."""
+    kind = config.task.kind
+    return [
+        (
+            ("stages", stage_name, "losses", name),
+            f"{loss.type} cannot compare the numbers of {config.task.type}; logit_mse can.",
+        )
+        for stage_name, stage in config.stages.items()
+        for name, loss in stage.losses.items()
+        if kind not in loss.kinds
+    ]
 
 
 def check_layer_maps(config: Config) -> list[Mistake]:
@@ -138,7 +176,7 @@ def check_teachers(config: Config) -> list[Mistake]:
     """Teachers in actors of their own need Ray."""
     teacher = config.teacher
     name = "pool" if teacher.pool is not None else "mode"
-    if config.train.num_workers > 0 or (teacher.pool is None and teacher.mode != "pool"):
+    if config.train.num_workers > 0 or not teacher.has_actors:
         return []
     text = "teacher actors need Ray, and train.num_workers: 0 works without; set it to 1 or more, or remove this."
     return [(("teacher", name), text)]

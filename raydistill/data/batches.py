@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raydistill.tasks.targets import Targets
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,14 +24,14 @@ short texts, narrow enough that an epoch still mixes the data."""
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one forward pass: ``row_ids``, ``lengths``, ``labels`` of shape (B,), and the model's ``inputs``.
+    """Rows of one forward pass: ``row_ids`` and ``lengths`` (B,), their targets, and the model's ``inputs``.
 
     A batch without ``inputs`` is enough to count what a loss will see.
     """
 
     row_ids: np.ndarray
     lengths: np.ndarray
-    labels: np.ndarray
+    targets: Targets
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -42,24 +44,24 @@ class Batch:
 
     @property
     def num_labeled(self) -> int:
-        return int((self.labels >= 0).sum())
+        return int(self.targets.labeled.sum())
 
 
 def epoch_batches(
-    rows: np.ndarray, lengths: np.ndarray, labels: np.ndarray, *, seed: int, epoch: int, global_batch_size: int
+    rows: np.ndarray, lengths: np.ndarray, labeled: np.ndarray, *, seed: int, epoch: int, global_batch_size: int
 ) -> list[np.ndarray]:
     """Cut ``rows`` (ids) into the global batches of one epoch, in training order.
 
-    ``lengths`` and ``labels`` belong to the whole split and are indexed by row id; a label below 0 means unlabelled.
+    ``lengths`` and ``labeled``, which rows have a label, belong to the whole split and are indexed by row id.
     Labelled rows are spread evenly over the batches, and rows of like length share a batch. The last batch may
     be smaller than ``global_batch_size``; every row occurs exactly once.
     """
     random = np.random.default_rng((seed, epoch))
-    order = _spread_labeled(random.permutation(rows), labels)
+    order = _spread_labeled(random.permutation(rows), labeled)
     batches: list[np.ndarray] = []
     window = WINDOW_BATCHES * global_batch_size
     for start in range(0, len(order), window):
-        chunk = _group_by_length(order[start : start + window], lengths, labels)
+        chunk = _group_by_length(order[start : start + window], lengths, labeled)
         batches += [chunk[i : i + global_batch_size] for i in range(0, len(chunk), global_batch_size)]
     # Full batches in random order, the one short batch last: every prefix of an epoch holds equally many rows.
     full = [batch for batch in batches if len(batch) == global_batch_size]
@@ -71,9 +73,9 @@ class BatchPlan:
     """The global batches of a stage by step, one epoch after another. Keeps one epoch: each thread has its own plan."""
 
     def __init__(
-        self, rows: np.ndarray, lengths: np.ndarray, labels: np.ndarray, *, seed: int, global_batch_size: int
+        self, rows: np.ndarray, lengths: np.ndarray, labeled: np.ndarray, *, seed: int, global_batch_size: int
     ) -> None:
-        self._cut = partial(epoch_batches, rows, lengths, labels, seed=seed, global_batch_size=global_batch_size)
+        self._cut = partial(epoch_batches, rows, lengths, labeled, seed=seed, global_batch_size=global_batch_size)
         self._steps_per_epoch = math.ceil(len(rows) / global_batch_size)
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
@@ -85,15 +87,15 @@ class BatchPlan:
         return self._epoch[1][k]
 
 
-def _spread_labeled(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _spread_labeled(order: np.ndarray, labeled: np.ndarray) -> np.ndarray:
     """Reorder a shuffled sequence so that labelled rows lie at even distances in it."""
-    return order[np.argsort(_quantiles(labels[order] >= 0), kind="stable")]
+    return order[np.argsort(_quantiles(labeled[order]), kind="stable")]
 
 
-def _group_by_length(chunk: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _group_by_length(chunk: np.ndarray, lengths: np.ndarray, labeled: np.ndarray) -> np.ndarray:
     """Sort a window by length, labelled and unlabelled rows each for themselves, interleaved by quantile."""
     by_length = chunk[np.argsort(lengths[chunk], kind="stable")]
-    return by_length[np.argsort(_quantiles(labels[by_length] >= 0), kind="stable")]
+    return by_length[np.argsort(_quantiles(labeled[by_length]), kind="stable")]
 
 
 def _quantiles(labeled: np.ndarray) -> np.ndarray:

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 
 from raydistill.config.data import Split
 from raydistill.config.tree import Config
-from raydistill.data.labels import encode_labels
 from raydistill.data.paths import SPLITS
 from raydistill.data.sources import read_source, read_unlabeled
 from raydistill.data.splits import cut, find_duplicates, keep_labels
 from raydistill.errors import ConfigError, DataError
+from raydistill.tasks import Targets, Task, kind_of
+from raydistill.tasks.targets import shown
 
 _VISIBLE = r"[^\s\pZ\x00\x{FEFF}\x{200B}]"  # NUL, byte order mark and zero-width space are no text either
 _REMOVED = {
@@ -33,14 +34,14 @@ _REMOVED = {
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one split: columns text[, text_pair] (large_string, one chunk), class ids (-1: none), hashes (S32)."""
+    """Rows of one split: columns text[, text_pair] (large_string, one chunk), targets, hashes (S32)."""
 
     texts: pa.Table
-    labels: npt.NDArray[np.int64]
+    targets: Targets
     hashes: npt.NDArray[np.bytes_]
 
     @classmethod
-    def of(cls, table: pa.Table, labels: npt.NDArray[np.int64]) -> tuple[Part, int]:
+    def of(cls, table: pa.Table, targets: Targets) -> tuple[Part, int]:
         """The rows of a table whose texts are not empty, and how many are."""
         names = [name for name in ("text", "text_pair") if name in table.column_names]
         texts = pa.table({name: whole(table.column(name)) for name in names})
@@ -49,24 +50,24 @@ class Part:
             found = pc.fill_null(pc.match_substring_regex(column, _VISIBLE), False)
             visible &= whole(found).to_numpy(zero_copy_only=False)
         texts = texts if visible.all() else texts.filter(pa.array(visible))
-        return cls(texts, labels[visible], row_hashes(texts)), int((~visible).sum())
+        return cls(texts, targets.take(visible), row_hashes(texts)), int((~visible).sum())
 
     @property
     def num_rows(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def only(self, rows: npt.NDArray[np.bool_]) -> Part:
         if rows.all():
             return self
-        return Part(self.texts.filter(pa.array(rows)), self.labels[rows], self.hashes[rows])
+        return Part(self.texts.filter(pa.array(rows)), self.targets.take(rows), self.hashes[rows])
 
-    def with_labels(self, labels: npt.NDArray[np.int64]) -> Part:
-        return Part(self.texts, labels, self.hashes)
+    def with_targets(self, targets: Targets) -> Part:
+        return Part(self.texts, targets, self.hashes)
 
     def plus(self, other: Part) -> Part:
         return Part(
             pa.concat_tables([self.texts, other.texts]),
-            np.concatenate([self.labels, other.labels]),
+            self.targets.plus(other.targets),
             np.concatenate([self.hashes, other.hashes]),
         )
 
@@ -98,9 +99,9 @@ def row_hashes(texts: pa.Table) -> npt.NDArray[np.bytes_]:
 
 @dataclass
 class Draft:
-    """Parts by split; what was removed and skipped, by reason; sentences for the user."""
+    """The task as the data describes it; parts by split; what was removed and skipped, by reason; sentences."""
 
-    labels: tuple[str, ...] = ()
+    task: Task
     parts: dict[str, Part] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
@@ -124,7 +125,7 @@ def make_draft(config: Config) -> Draft:
     drop_duplicates(draft)
     cut_missing(draft, config.data.split, config.seed)
     if config.data.max_labeled is not None:
-        hide_labels(draft, config.data.max_labeled, config.seed)
+        hide_targets(draft, config.data.max_labeled, config.seed)
     if config.data.unlabeled is not None:
         join_unlabeled(draft, config)
     return draft
@@ -132,24 +133,27 @@ def make_draft(config: Config) -> Draft:
 
 def read_draft(config: Config) -> Draft:
     """The source's own splits without empty texts, and without unlabelled rows in validation and test."""
-    source = read_source(config.data)
-    encoded = encode_labels(source, config.task.labels)
-    draft = Draft(
-        encoded.names,
-        notes=source.notes + encoded.notes + encoded.doubts,
-        doubts=encoded.doubts,
-        skipped=dict(source.skipped),
-    )
+    source = read_source(config.data, config.task)
+    kind = kind_of(config.task)
+    columns = {
+        split: table.column("label")
+        if "label" in table.column_names
+        else kind.column(config.task, pa.chunked_array([pa.nulls(table.num_rows)]), split, None)
+        for split, table in source.tables.items()
+    }
+    read = kind.read(config.task, columns, source.label_names)
+    notes = source.notes + read.notes + read.doubts
+    draft = Draft(read.task, notes=notes, doubts=read.doubts, skipped=dict(source.skipped))
     with_pair = {split for split, table in source.tables.items() if "text_pair" in table.column_names}
     if with_pair and with_pair != source.tables.keys():
         raise DataError(f"Only {', '.join(sorted(with_pair))} has a second text. Name the columns in data.columns.")
     for split in (name for name in SPLITS if name in source.tables):
-        part, empty = Part.of(source.tables[split], encoded.ids[split])
+        part, empty = Part.of(source.tables[split], read.targets[split])
         draft.skip(empty, "empty text", split)
         if split != "train":
-            unlabeled = part.labels < 0
-            draft.skip(int(unlabeled.sum()), "no label", split)
-            part = part.only(~unlabeled)
+            labeled = part.targets.labeled
+            draft.skip(int((~labeled).sum()), "no label", split)
+            part = part.only(labeled)
         draft.parts[split] = part
     return draft
 
@@ -157,7 +161,7 @@ def read_draft(config: Config) -> Draft:
 def drop_duplicates(draft: Draft) -> None:
     """Remove what ``find_duplicates`` says, and held-out splits without a row."""
     parts = draft.parts
-    found = find_duplicates({s: p.hashes for s, p in parts.items()}, {s: p.labels for s, p in parts.items()})
+    found = find_duplicates({s: p.hashes for s, p in parts.items()}, {s: p.targets.ids() for s, p in parts.items()})
     draft.parts = {split: part.only(found.keep[split]) for split, part in parts.items()}
     draft.remove(found.removed)
     for split, count in found.repeated.items():
@@ -169,10 +173,7 @@ def drop_duplicates(draft: Draft) -> None:
         if split in parts and not draft.parts[split].num_rows:
             del draft.parts[split]
             draft.notes.append(f"The {split} split of the source has no row that can be used.")
-    if len(np.unique(draft.parts["train"].labels[draft.parts["train"].labels >= 0])) < 2:
-        raise DataError(
-            "Fewer than two classes are left in training without empty texts and duplicates. " + " ".join(draft.notes)
-        )
+    draft.task.check(draft.parts["train"].targets, draft.notes)
 
 
 def cut_missing(draft: Draft, split: Split, seed: int) -> None:
@@ -187,40 +188,40 @@ def cut_missing(draft: Draft, split: Split, seed: int) -> None:
     for name in missing:
         train, share = draft.parts["train"], getattr(split, name)
         # both shares are of all rows, so the second is larger in relation to what the first has left
-        chosen = cut(train.labels, train.hashes, share / left, seed, name)
+        chosen = cut(draft.task.strata(train.targets), train.hashes, share / left, seed, name)
         left -= share
         if not chosen.any():
             raise DataError(
-                f"There are too few labelled training rows to cut a {name} split from: no class has two of them. "
-                f"Add rows, or a file of its own for {name}."
+                f"There are too few labelled training rows to cut a {name} split from: none of the "
+                f"{draft.task.strata_words} has two of them. Add rows, or a file of its own for {name}."
             )
         draft.parts |= {name: train.only(chosen), "train": train.only(~chosen)}
         draft.notes.append(f"The {name} split, {int(chosen.sum()):,} rows, was cut from the training rows.")
-        rare = sorted(set(train.labels.tolist()) - set(train.labels[chosen].tolist()) - {-1})
-        if rare:
-            names = ", ".join(repr(draft.labels[i]) for i in rare[:5]) + (", …" if len(rare) > 5 else "")
-            draft.notes.append(f"Too rare to be in the {name} split: {names}.")
+        there = draft.task.names_in(train.targets.take(chosen))
+        missed = draft.task.names_in(train.targets) - there
+        if rare := [name for name in draft.task.outputs if name in missed]:
+            draft.notes.append(f"Too rare to be in the {name} split: {shown(rare)}.")
 
 
-def hide_labels(draft: Draft, max_labeled: int, seed: int) -> None:
-    """Keep the labels of ``max_labeled`` training rows, stratified. Raises ConfigError outside classes … rows."""
+def hide_targets(draft: Draft, max_labeled: int, seed: int) -> None:
+    """Keep the labels of ``max_labeled`` training rows, stratified. Raises ConfigError outside strata … rows."""
     train = draft.parts["train"]
-    known = train.labels[train.labels >= 0]
-    rows, classes = len(known), len(np.unique(known))
-    if not classes <= max_labeled <= rows:
+    strata = draft.task.strata(train.targets)
+    rows, least = int(train.targets.labeled.sum()), len(np.unique(strata[strata >= 0]))
+    if not least <= max_labeled <= rows:
         raise ConfigError(
-            f"data.max_labeled is {max_labeled}, but there are {rows:,} labelled training rows of {classes} classes. "
-            f"Set it to a number from {classes} to {rows}."
+            f"data.max_labeled is {max_labeled}, but there are {rows:,} labelled training rows of {least} "
+            f"{draft.task.strata_words}. Set it to a number from {least} to {rows}."
         )
-    kept = keep_labels(train.labels, train.hashes, max_labeled, seed)
-    draft.parts["train"] = train.with_labels(np.where(kept, train.labels, -1))
+    kept = keep_labels(strata, train.hashes, max_labeled, seed)
+    draft.parts["train"] = train.with_targets(train.targets.only(kept))
     if rows > max_labeled:
         draft.notes.append(f"The labels of {rows - max_labeled:,} training rows are hidden (data.max_labeled).")
 
 
 def join_unlabeled(draft: Draft, config: Config) -> None:
-    """Add the rows of ``data.unlabeled`` whose text is in no split yet to training, with label -1."""
-    extra = read_unlabeled(config.data)
+    """Add the rows of ``data.unlabeled`` whose text is in no split yet to training, without a label."""
+    extra = read_unlabeled(config.data, config.task)
     train = draft.parts["train"]
     if extra is None:
         return
@@ -233,7 +234,7 @@ def join_unlabeled(draft: Draft, config: Config) -> None:
     draft.notes += extra.notes
     for reason, count in extra.skipped.items():
         draft.skipped[reason] = draft.skipped.get(reason, 0) + count
-    part, empty = Part.of(table, np.full(table.num_rows, -1, np.int64))
+    part, empty = Part.of(table, Targets.none(table.num_rows, train.targets))
     draft.skip(empty, "empty text", "data.unlabeled")
     held_out = np.concatenate([draft.parts["validation"].hashes, draft.parts["test"].hashes])
     leaked = np.isin(part.hashes, held_out)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from raydistill.config.data import Columns, Data
 from raydistill.config.loading import load_config, load_data
+from raydistill.config.tasks import TaskSection
 from raydistill.config.tree import Config
 from raydistill.data.columns import choose_columns
 from raydistill.data.paths import SPLIT_NAMES
@@ -39,7 +40,7 @@ def config_with(source: Source, overrides: Sequence[str], data: Table | None) ->
         return load_config(source, [*overrides, f"data.path={json.dumps(os.fspath(data))}"])
     place = ["data.path=table", "data.format=parquet", "data.revision=null"]  # the path follows once columns are known
     config = load_config(source, [*overrides, *place])
-    path = keep(data, config.data.columns, Storage(config.storage))
+    path = keep(data, config.data.columns, config.task, Storage(config.storage))
     return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
 
 
@@ -50,11 +51,14 @@ def data_section(data: Table | None, split: str, storage: str) -> Data | None:
     """
     if data is None or isinstance(data, str | os.PathLike):
         return None if data is None else load_data(os.fspath(data))
-    return load_data(keep(data, None, Storage(storage), alone=split), ["data.format=parquet"])
+    return load_data(keep(data, None, None, Storage(storage), alone=split), ["data.format=parquet"])
 
 
-def keep(data: Table, columns: Columns | None, storage: Storage, *, alone: str = "train") -> str:
-    """Write the columns that are used into storage, unless they are there, and return the folder's path or URL."""
+def keep(
+    data: Table, columns: Columns | None, task: TaskSection | None, storage: Storage, *, alone: str = "train"
+) -> str:
+    """Write the columns that are used (all of them without ``columns``) into storage, unless they are there, and return
+    the folder's path or URL."""
     tables = {}
     for name, rows in data.items() if isinstance(data, Mapping) else [(alone, data)]:
         split = SPLIT_NAMES.get(str(name).lower())
@@ -62,7 +66,7 @@ def keep(data: Table, columns: Columns | None, storage: Storage, *, alone: str =
             raise ConfigError(
                 f"data has the splits {', '.join(map(str, data))}. Give one each of train, validation and test."
             )
-        tables[split] = table_of(rows, columns, f"data ({name})", need_label=split == "train")
+        tables[split] = table_of(rows, columns, task, f"data ({name})", need_label=split == "train")
     recipe = {"tables": {split: content_digest(table) for split, table in tables.items()}}
     artifact = Artifact(storage, "tables", recipe_key(recipe))
     if not artifact.exists():
@@ -74,22 +78,22 @@ def keep(data: Table, columns: Columns | None, storage: Storage, *, alone: str =
     return f"{storage.url}/{artifact.kind}/{artifact.key}"
 
 
-def table_of(rows: Any, columns: Columns | None, what: str, *, need_label: bool) -> pa.Table:
+def table_of(rows: Any, columns: Columns | None, task: TaskSection | None, what: str, *, need_label: bool) -> pa.Table:
     """The chosen columns of a table of any kind, strings as large_string; names of a ClassLabel stay with it."""
 
     def chosen(names: Sequence[str]) -> list[str]:
-        return list(names if columns is None else choose_columns(names, columns, what, need_label).values())
+        return list(names if columns is None else choose_columns(names, columns, what, need_label, task).values())
 
     metadata = None
     if hasattr(rows, "with_format") and hasattr(rows, "__len__"):
         kept = rows.select_columns(chosen(rows.column_names))
         found = kept.with_format("arrow")[:]
-        if any(hasattr(feature, "names") for feature in kept.features.values()):
+        if any(hasattr(getattr(feature, "feature", feature), "names") for feature in kept.features.values()):
             metadata = kept.features.arrow_schema.metadata
     else:
         found = arrow_table(rows, what)
         found = found.select(chosen(found.column_names))
-    found = found.select([field.name for field in found.schema if not pa.types.is_nested(field.type)])
+    found = found.select([field.name for field in found.schema if is_plain(field.type)])
     decoded = {name: plain(found.column(name)) for name in found.column_names}
     return pa.table(decoded).combine_chunks().replace_schema_metadata(metadata)
 
@@ -104,6 +108,12 @@ def arrow_table(rows: Any, what: str) -> pa.Table:
         said = str(error).splitlines()[0][:300].rstrip(".")
         raise DataError(f"{what} cannot be read as a table: {said}. Give each column one type.") from error
     raise ConfigError(f"{what} is a {type(rows).__name__}. Give {WAYS}.")
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether a column may be a text or a label: values, or lists of values."""
+    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    return not pa.types.is_nested(inner)
 
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

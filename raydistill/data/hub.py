@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from raydistill.config.data import Columns
+from raydistill.config.tasks import TaskSection
 from raydistill.data.columns import canonical, choose_columns
 from raydistill.data.paths import split_of
 from raydistill.errors import ConfigError, DataError
@@ -78,7 +79,7 @@ def load_saved(path: Path | str) -> Any:
 
 
 def split_tables(
-    loaded: Any, columns: Columns, role: str
+    loaded: Any, columns: Columns, role: str, task: TaskSection
 ) -> tuple[dict[str, pa.Table], tuple[str, ...] | None, list[str]]:
     """Canonical tables by split of a Dataset or DatasetDict, the names of a ClassLabel column, and notes.
 
@@ -96,13 +97,14 @@ def split_tables(
         if split is None:
             continue
         data, what = named[name], f"split {name} of {role}"
-        chosen = choose_columns(data.column_names, columns, what, role == "data.path" and split == "train")
+        chosen = choose_columns(data.column_names, columns, what, role == "data.path" and split == "train", task)
         feature = data.features.get(chosen.get("label", ""))
+        feature = getattr(feature, "feature", feature)  # of lists of labels
         names = tuple(feature.names) if hasattr(feature, "names") else None
         if names is not None:
             found.add(names)
         raw = data.select_columns(list(chosen.values())).with_format("arrow")[:]
-        tables.setdefault(split, []).append(canonical(raw, chosen, what, names))
+        tables.setdefault(split, []).append(canonical(raw, chosen, what, names, task))
     if len(found) > 1:
         raise DataError(f"The splits of {role} name their classes differently: {sorted(found)}.")
     joined = {split: pa.concat_tables(parts, promote_options="default") for split, parts in tables.items()}

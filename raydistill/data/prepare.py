@@ -7,7 +7,7 @@ What happens to a row, in this order; every count ends up in info.json, with a s
    kept once, none where their labels disagree; copies within validation and test stay, as these rows are given;
 3. a missing validation or test split is cut from the labelled training rows, stratified, by a fixed seed;
 4. ``data.max_labeled`` hides the labels of the other training rows;
-5. ``data.unlabeled`` joins training with label -1, without what stands in any split already.
+5. ``data.unlabeled`` joins training without labels, and without what stands in any split already.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Task
 
-CHECKS = 1
+CHECKS = 2
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Rows of a prepared split; ``per_class`` counts labelled rows by class name, in the order of the logits."""
+    """Rows of a prepared split; ``per_class`` counts labelled rows by output; empty where a task has no use for it."""
 
     rows: int
     labeled: int
@@ -46,8 +47,10 @@ class SplitCounts:
 class DataInfo:
     """info.json of a data artefact."""
 
-    labels: tuple[str, ...]
-    """Class names in the order of the logits."""
+    task: dict[str, Any]
+    """Facts of the task, see ``tasks.task_of``."""
+    summary: str
+    """The targets of the training rows in a line."""
     counts: dict[str, SplitCounts]
     has_pairs: bool
     removed: dict[str, int]
@@ -59,6 +62,11 @@ class DataInfo:
     doubts: tuple[str, ...] = ()
     """Those of the notes that doubt the labels."""
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of a model's outputs, in their order."""
+        return tuple(self.task["outputs"])
+
 
 def data_key(config: Config) -> str:
     """Key of the prepared data: content of the sources, what the config does with it, seed; not where it lies."""
@@ -66,11 +74,10 @@ def data_key(config: Config) -> str:
 
 
 def _recipe(config: Config) -> dict[str, Any]:
-    labels = config.task.labels
     return {
         "source": source_identity(config.data),
         "data": config.data.model_dump(mode="json", include={"columns", "split", "max_labeled"}),
-        "task": {"type": config.task.type, "labels": None if labels is None else list(labels)},
+        "task": config.task.model_dump(mode="json"),
         "seed": config.seed,
         "checks": CHECKS,
     }
@@ -79,7 +86,7 @@ def _recipe(config: Config) -> dict[str, Any]:
 def prepare_data(config: Config, storage: Storage) -> Artifact:
     """The data artefact of a config: train.arrow, validation.arrow, test.arrow and info.json; made if it is not there.
 
-    A split is an Arrow file of one record batch: example_id int64, text[, text_pair], label int64 (-1: none), hash.
+    A split is an Arrow file of one record batch: example_id int64, text[, text_pair], target (null: none), hash.
     Raises DataError or ConfigError for data that cannot be used.
     """
     recipe = _recipe(config)
@@ -98,7 +105,7 @@ def read_info(artifact: Artifact) -> DataInfo:
     """The counts and notes of a data artefact, without fetching its rows."""
     raw = artifact.storage.read_json(artifact.kind, artifact.key, "info.json")
     counts = {split: SplitCounts(**count) for split, count in raw["counts"].items()}
-    lists = {name: tuple(raw[name]) for name in ("labels", "notes", "doubts")}
+    lists = {name: tuple(raw[name]) for name in ("notes", "doubts")}
     return DataInfo(**{**raw, **lists, "counts": counts})
 
 
@@ -112,8 +119,9 @@ def _write(draft: Draft, folder: Path) -> None:
 def info_of(draft: Draft) -> DataInfo:
     """The counts and notes of a draft."""
     return DataInfo(
-        labels=draft.labels,
-        counts={split: _counts(draft.parts[split], draft.labels) for split in SPLITS},
+        task=draft.task.facts(),
+        summary=draft.task.summary(draft.parts["train"].targets),
+        counts={split: _counts(draft.parts[split], draft.task) for split in SPLITS},
         has_pairs="text_pair" in draft.parts["train"].texts.column_names,
         removed=draft.removed,
         skipped=draft.skipped,
@@ -125,7 +133,12 @@ def info_of(draft: Draft) -> DataInfo:
 def _columns(part: Part) -> dict[str, pa.Array]:
     texts = {name: whole(part.texts.column(name)) for name in part.texts.column_names}
     hashes = pa.array(part.hashes.astype(str), pa.string())
-    return {"example_id": pa.array(np.arange(part.num_rows)), **texts, "label": pa.array(part.labels), "hash": hashes}
+    return {
+        "example_id": pa.array(np.arange(part.num_rows)),
+        **texts,
+        "target": part.targets.to_arrow(),
+        "hash": hashes,
+    }
 
 
 def write_batch(path: Path, columns: dict[str, pa.Array]) -> None:
@@ -135,6 +148,5 @@ def write_batch(path: Path, columns: dict[str, pa.Array]) -> None:
         writer.write_batch(batch)
 
 
-def _counts(part: Part, labels: tuple[str, ...]) -> SplitCounts:
-    per_class = np.bincount(part.labels[part.labels >= 0], minlength=len(labels)).tolist()
-    return SplitCounts(part.num_rows, int(sum(per_class)), dict(zip(labels, per_class, strict=True)))
+def _counts(part: Part, task: Task) -> SplitCounts:
+    return SplitCounts(part.num_rows, int(part.targets.labeled.sum()), task.counts(part.targets))

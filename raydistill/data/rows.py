@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raydistill.data.batches import Batch
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import read_info, write_batch
 from raydistill.errors import ConfigError, ModelError
@@ -20,6 +21,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Targets
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +41,11 @@ def tokens_key(data_digest: str, tokenizer_digest: str, max_length: int) -> str:
 def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, storage: Storage) -> Artifact:
     """The tokens artefact of a data artefact; made if it is not there.
 
-    {split}.arrow: input_ids list<int32>[, token_type_ids list<int32>], label int64, example_id int64; info.json has
-    pad_token_id, max_length, by split num_tokens and num_cut (rows with more than ``max_length`` tokens), and labels:
-    class ids mean nothing without their names, so the digest, by which all that is made from the rows is known, covers
-    both. Raises ModelError for a folder without a fast tokenizer, ConfigError when ``max_length`` is more than the
-    model takes.
+    {split}.arrow: input_ids list<int32>[, token_type_ids list<int32>], target, example_id int64; info.json has
+    pad_token_id, max_length, by split num_tokens and num_cut (rows with more than ``max_length`` tokens), and the
+    task's facts: targets mean nothing without them, so the digest, by which all that is made from the rows is known,
+    covers both. Raises ModelError for a folder without a fast tokenizer, ConfigError when ``max_length`` is more than
+    the model takes.
     """
     from raydistill.models.folder import tokenizer_digest
 
@@ -93,10 +95,10 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int)
         columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
         num_cut[split] = int(is_cut.sum())
         num_tokens[split] = len(columns["input_ids"].values)
-        columns |= {name: batch.column(name) for name in ("label", "example_id")}
+        columns |= {name: batch.column(name) for name in ("target", "example_id")}
         write_batch(folder / f"{split}.arrow", columns)
     counts = {"num_tokens": num_tokens, "num_cut": num_cut}
-    info = {"pad_token_id": pad, "max_length": max_length, **counts, "labels": read_info(data).labels}
+    info = {"pad_token_id": pad, "max_length": max_length, **counts, "task": read_info(data).task}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 
@@ -189,8 +191,7 @@ class Rows:
 
     lengths: npt.NDArray[np.int32]
     """Tokens of each row, (num_rows,)."""
-    labels: npt.NDArray[np.int64]
-    """Class ids, -1 where there is none, (num_rows,)."""
+    targets: Targets
     example_ids: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     """Where each row begins in ``values``, (num_rows,)."""
@@ -206,7 +207,7 @@ class Rows:
         offsets = batch.column("input_ids").offsets.to_numpy()
         return cls(
             lengths=np.diff(offsets).astype(np.int32),
-            labels=batch.column("label").to_numpy(),
+            targets=Targets.of_arrow(batch.column("target")),
             example_ids=batch.column("example_id").to_numpy(),
             starts=offsets[:-1].astype(np.int64),
             values={name: batch.column(name).values.to_numpy() for name in names},
@@ -215,7 +216,11 @@ class Rows:
 
     @property
     def num_rows(self) -> int:
-        return len(self.labels)
+        return len(self.lengths)
+
+    def batch(self, row_ids: npt.NDArray[np.integer[Any]]) -> Batch:
+        """Some rows with their model inputs, as one forward pass takes them."""
+        return Batch(row_ids, self.lengths[row_ids], self.targets.take(row_ids), self.inputs(row_ids))
 
     def inputs(self, row_ids: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask[, token_type_ids] of some rows: (B, L) int64, right-padded to the longest."""

@@ -14,6 +14,7 @@ from raydistill.data.draft import make_draft, whole
 from raydistill.data.prepare import DataInfo, info_of, read_info
 from raydistill.data.rows import encode_texts, load_tokenizer
 from raydistill.storage.artifacts import Artifact
+from raydistill.tasks import Task, task_of
 
 SAMPLE_ROWS = 512
 """Rows of a split whose tokens are counted to estimate those of all: their mean is within 3 % or so."""
@@ -38,8 +39,8 @@ class Size:
         return self.info.counts["train"].labeled
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        return self.info.labels
+    def task(self) -> Task:
+        return task_of(self.info.task)
 
 
 def measured_size(data: Artifact, tokens: Artifact) -> Size:

@@ -12,14 +12,14 @@ The order of rows is the sorted order of the files' names, then the order within
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raydistill.config.data import Columns, Data
+from raydistill.config.tasks import TaskSection
+from raydistill.data.columns import canonical
 from raydistill.data.hub import hub_commit, load_hub, load_saved, split_tables
 from raydistill.data.location import SUFFIXES, Location, document_labels, locate, source_identity, unlabeled_section
 from raydistill.data.paths import DataFile, split_of
@@ -32,28 +32,29 @@ __all__ = ["Source", "read_source", "read_unlabeled", "resolve_path", "source_id
 
 @dataclass(frozen=True)
 class Source:
-    """Tables by split, columns text[, text_pair][, label]: label is the class as a string, null where there is none."""
+    """Tables by split, columns text[, text_pair][, label]: label as ``Task.column`` has it, null for none."""
 
     tables: dict[str, pa.Table]
     label_names: tuple[str, ...] | None = None
-    """Classes in the order that the data itself gives (ClassLabel); None: the data has no order of its own."""
+    """Labels in the order that the data itself gives (ClassLabel); None: the data has no order of its own."""
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows that could not be read, by reason."""
 
 
-def read_source(data: Data, *, needs_train: bool = True) -> Source:
-    """All splits the source has. Raises DataError for content that cannot be read, ConfigError for a wrong name.
+def read_source(data: Data, task: TaskSection, *, needs_train: bool = True) -> Source:
+    """All splits the source has, labels as ``task`` reads them.
 
-    Without ``needs_train`` a training split may be absent, and the name of a single file says its split too.
+    Raises DataError for content that cannot be read, ConfigError for a wrong name. Without ``needs_train`` a training
+    split may be absent, and the name of a single file says its split too.
     """
     found = locate(data)
     if found.kind == "text_folder":
-        source = _read_text_folder(found)
+        source = _read_text_folder(found, task)
     elif found.kind in SUFFIXES:
-        source = _read_tables(found, data.columns, "data.path", needs_train)
+        source = _read_tables(found, data.columns, "data.path", task, needs_train)
     elif found.kind in ("datasets", "hub"):
-        source = _read_datasets(found, data.columns, data.revision, "data.path")
+        source = _read_datasets(found, data.columns, data.revision, "data.path", task)
     else:
         raise ConfigError(
             f"{found.name} holds texts without labels. Name it in data.unlabeled; data.path needs labels."
@@ -67,7 +68,7 @@ def read_source(data: Data, *, needs_train: bool = True) -> Source:
     return source
 
 
-def read_unlabeled(data: Data) -> Source | None:
+def read_unlabeled(data: Data, task: TaskSection) -> Source | None:
     """The texts of ``data.unlabeled``, all its splits as one table ``train`` without labels; None when it is not set.
 
     Also takes what has no labels at all: a .txt file with a text a line, or a folder of text files.
@@ -82,9 +83,9 @@ def read_unlabeled(data: Data) -> Source | None:
     elif found.kind == "lines":
         source = Source({"train": _read_lines(found.files[0])})
     elif found.kind in SUFFIXES:
-        source = _read_tables(found, columns, "data.unlabeled")
+        source = _read_tables(found, columns, "data.unlabeled", task)
     else:
-        source = _read_datasets(found, columns, None, "data.unlabeled")
+        source = _read_datasets(found, columns, None, "data.unlabeled", task)
     texts = [[name for name in table.column_names if name != "label"] for table in source.tables.values()]
     tables = [table.select(names) for table, names in zip(source.tables.values(), texts, strict=True)]
     joined = _joined(tables, "data.unlabeled")
@@ -93,7 +94,7 @@ def read_unlabeled(data: Data) -> Source | None:
     return Source({"train": joined}, None, source.notes, source.skipped)
 
 
-def _read_text_folder(found: Location) -> Source:
+def _read_text_folder(found: Location, task: TaskSection) -> Source:
     places = document_labels([file.name for file in found.files])
     outside = [file.name for file, place in zip(found.files, places, strict=True) if place is None]
     if len(outside) == len(found.files):
@@ -107,12 +108,13 @@ def _read_text_folder(found: Location) -> Source:
     notes = [f"Ignored, as they lie outside the class folders: {_listed(outside)}."] if outside else []
     tables, broken = {}, []
     for split, documents in by_split.items():
-        tables[split], unreadable = read_documents(documents, labeled=True)
+        table, unreadable = read_documents(documents, labeled=True)
+        tables[split] = canonical(table, {"text": "text", "label": "label"}, found.name, None, task)
         broken += unreadable
     return Source(tables, None, notes + _not_utf8(broken), {"not UTF-8": len(broken)} if broken else {})
 
 
-def _read_tables(found: Location, columns: Columns, role: str, needs_train: bool = True) -> Source:
+def _read_tables(found: Location, columns: Columns, role: str, task: TaskSection, needs_train: bool = True) -> Source:
     is_alone = len(found.files) == 1
     splits = ["train" if is_alone and needs_train else _named_split(file.name, is_alone) for file in found.files]
     notes = []
@@ -128,8 +130,8 @@ def _read_tables(found: Location, columns: Columns, role: str, needs_train: bool
     for file, split in zip(found.files, splits, strict=True):
         if split is None:
             continue
-        table, own_names, chosen = read_table(file, found.kind, columns, role == "data.path" and split == "train")
-        table, repeated = _without_headers(table, chosen)
+        need_label = role == "data.path" and split == "train"
+        table, own_names, chosen, repeated = read_table(file, found.kind, columns, need_label, task)
         num_headers += repeated
         tables.setdefault(split, []).append(table)
         used = chosen | used
@@ -143,16 +145,6 @@ def _read_tables(found: Location, columns: Columns, role: str, needs_train: bool
     return Source(joined, next(iter(names), None), notes, {"repeated header": num_headers} if num_headers else {})
 
 
-def _without_headers(table: pa.Table, chosen: Mapping[str, str]) -> tuple[pa.Table, int]:
-    """The table without rows that hold in every column the column's own name, as files put together have them."""
-    if len(chosen) == 1:
-        return table, 0
-    same = [pc.equal(table.column(role), name) for role, name in chosen.items()]
-    is_header = pc.fill_null(reduce(pc.and_, same), False)
-    count = int(pc.sum(is_header).as_py() or 0)
-    return (table.filter(pc.invert(is_header)), count) if count else (table, 0)
-
-
 def _named_split(name: str, is_alone: bool) -> str | None:
     """The split that a file's name speaks of; a file on its own may speak of several, which then says nothing."""
     try:
@@ -163,9 +155,9 @@ def _named_split(name: str, is_alone: bool) -> str | None:
         raise
 
 
-def _read_datasets(found: Location, columns: Columns, revision: str | None, role: str) -> Source:
+def _read_datasets(found: Location, columns: Columns, revision: str | None, role: str, task: TaskSection) -> Source:
     loaded = load_hub(found.name, hub_commit(found.name, revision)) if found.kind == "hub" else load_saved(found.root)
-    tables, names, notes = split_tables(loaded, columns, role)
+    tables, names, notes = split_tables(loaded, columns, role, task)
     return Source(tables, names, notes)
 
 

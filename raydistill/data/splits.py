@@ -1,4 +1,4 @@
-"""Which rows go where: exact duplicates, stratified cuts, which labels are kept. Works on hashes and class ids only.
+"""Which rows go where: exact duplicates, stratified cuts, which labels are kept. Works on hashes and numbers only.
 
 A row's place in a cut depends on its hash and the seed alone, so the order of files does not matter.
 """
@@ -28,7 +28,7 @@ class Duplicates:
 
 
 def find_duplicates(hashes: Mapping[str, Hashes], labels: Mapping[str, Ids]) -> Duplicates:
-    """Rows to keep so that no text is in two splits and training has each text once.
+    """Rows to keep so that no text is in two splits and training has each text once; ``labels`` as ``Targets.ids``.
 
     A text of test is removed from validation and training, one of validation from training. Copies within training
     are kept once, the first labelled one if there is one; where their labels disagree all copies are removed, as
@@ -86,29 +86,30 @@ def allocate(counts: Ids, total: int, low: Ids, high: Ids) -> Ids:
     return quota
 
 
-def cut(labels: Ids, hashes: Hashes, share: float, seed: int, name: str) -> Mask:
-    """Rows that form a held-out split: ``share`` of the labelled rows, stratified by class.
+def cut(strata: Ids, hashes: Hashes, share: float, seed: int, name: str) -> Mask:
+    """Rows that form a held-out split: ``share`` of the labelled rows, stratified.
 
-    At least one row, and at least one row of every class stays. Nothing where no class has two rows.
+    ``strata``: a group for each row, -1 without a label. At least one row, and at least one row of every group stays.
+    Nothing where no group has two rows.
     """
-    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+    groups, counts = np.unique(strata[strata >= 0], return_counts=True)
     total = max(1, round(share * int(counts.sum())))
     quota = allocate(counts, total, np.zeros_like(counts), counts - 1)
-    return _draw(labels, hashes, classes, quota, f"{seed}:{name}")
+    return _draw(strata, hashes, groups, quota, f"{seed}:{name}")
 
 
-def keep_labels(labels: Ids, hashes: Hashes, num_labels: int, seed: int) -> Mask:
-    """``num_labels`` labelled rows, stratified by class, at least one of each class."""
-    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+def keep_labels(strata: Ids, hashes: Hashes, num_labels: int, seed: int) -> Mask:
+    """``num_labels`` labelled rows, stratified, at least one of each group."""
+    groups, counts = np.unique(strata[strata >= 0], return_counts=True)
     quota = allocate(counts, num_labels, np.ones_like(counts), counts)
-    return _draw(labels, hashes, classes, quota, f"{seed}:max_labeled")
+    return _draw(strata, hashes, groups, quota, f"{seed}:max_labeled")
 
 
-def _draw(labels: Ids, hashes: Hashes, classes: Ids, quota: Ids, salt: str) -> Mask:
-    drawn = np.zeros(len(labels), bool)
+def _draw(strata: Ids, hashes: Hashes, groups: Ids, quota: Ids, salt: str) -> Mask:
+    drawn = np.zeros(len(strata), bool)
     prefix = hashlib.sha256(salt.encode())
-    for class_id, number in zip(classes.tolist(), quota.tolist(), strict=True):
-        rows = np.flatnonzero(labels == class_id)
+    for stratum, number in zip(groups.tolist(), quota.tolist(), strict=True):
+        rows = np.flatnonzero(strata == stratum)
         drawn[sorted(rows.tolist(), key=lambda row: _rank(prefix, bytes(hashes[row])))[:number]] = True
     return drawn
 

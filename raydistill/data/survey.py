@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raydistill.config.data import Columns, Data, Split
+from raydistill.config.tasks import TaskSection
 from raydistill.config.tree import Config
-from raydistill.data.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES
+from raydistill.data.columns import usual_names
 from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.location import SUFFIXES, locate
 from raydistill.data.rows import load_tokenizer
 from raydistill.data.tables import head
 from raydistill.errors import DataError
 from raydistill.models.load import quiet
+from raydistill.tasks import Targets, Task, kind_of
 
 MIN_TEST_ROWS, MIN_VALIDATION_ROWS = 200, 100
 """Held-out rows that the shares are made for: an interval of 200 rows is some 6 points wide on either side."""
 SAMPLE_ROWS = 2000
 _LETTERS = 20  # a column of texts has more in the mean
-_MOST_CLASSES = 50
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,18 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found; ``data`` is the section that reads it so, ``counts`` the labelled rows by class name."""
+    """What was found; ``data`` is the section that reads it so, ``counts`` and ``summary`` are of labelled rows."""
 
     data: Data
     kind: str
     columns: tuple[str, ...]
     """All columns of a table; empty for what has none."""
+    task: Task
     counts: Mapping[str, int]
+    """By output; empty where a task has no use for it."""
+    summary: str
+    num_labels: int
+    """Labelled rows of all splits."""
     num_rows: Mapping[str, int]
     """By split, without duplicates, with the splits that were cut off."""
     num_unlabeled: int
@@ -73,25 +80,27 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
     columns: dict[str, list[Any]] = {}
     if found.kind in SUFFIXES:
         columns = head(found.files[0], found.kind)
-        config = with_data(config, columns=choose(columns, config.data.columns, found.files[0].name))
+        config = with_data(config, columns=choose(columns, config.data.columns, found.files[0].name, config.task))
     draft = read_draft(config)
     drop_duplicates(draft)
-    labeled = int((draft.parts["train"].labels >= 0).sum())
+    labeled = int(draft.parts["train"].targets.labeled.sum())
     if "split" not in config.data.model_fields_set:
         config = with_data(config, split=shares(labeled, missing=[s for s in SHARES if s not in draft.parts]))
     cut_missing(draft, config.data.split, config.seed)
     if config.data.unlabeled is not None:
         join_unlabeled(draft, config)
-    labels = np.concatenate([part.labels for part in draft.parts.values()])
-    counted = np.bincount(labels[labels >= 0], minlength=len(draft.labels)).tolist()
+    targets = reduce(Targets.plus, (part.targets for part in draft.parts.values()))
     words, tokens = measure(draft.parts["train"], tokenizer_folder)
     return Survey(
         config.data,
         found.kind,
         tuple(columns),
-        dict(zip(draft.labels, counted, strict=True)),
+        draft.task,
+        draft.task.counts(targets),
+        draft.task.summary(targets),
+        int(targets.labeled.sum()),
         {split: part.num_rows for split, part in draft.parts.items()},
-        int((draft.parts["train"].labels < 0).sum()),
+        int((~draft.parts["train"].targets.labeled).sum()),
         words,
         tokens,
         tuple(draft.notes),
@@ -111,16 +120,16 @@ def shares(labeled: int, missing: Sequence[str]) -> Split:
     return Split(**{s: round(min(max(0.1, SHARES[s][0] / max(labeled, 1)), SHARES[s][1]), 2) for s in missing})
 
 
-def choose(columns: Mapping[str, Sequence[Any]], named: Columns, where: str) -> Columns:
+def choose(columns: Mapping[str, Sequence[Any]], named: Columns, where: str, task: TaskSection) -> Columns:
     """``named``, completed by usual names and by what the columns hold. DataError where several could be meant."""
     lower = {name.lower(): name for name in reversed(list(columns))}
-    usual = {"text": TEXT_NAMES, "label": LABEL_NAMES}
     chosen = {role: getattr(named, role) for role in ("text", "text_pair", "label") if getattr(named, role)}
-    for role, names in usual.items():
+    for role in ("text", "label"):
+        names = usual_names(role, chosen, task)
         known = next((lower[name] for name in names if name in lower and lower[name] not in chosen.values()), None)
         if role not in chosen and known is not None:
             chosen[role] = known
-    for role, fits in (("text", is_text), ("label", is_label)):
+    for role, fits in (("text", is_text), ("label", kind_of(task).is_target)):
         if role not in chosen:
             able = [name for name, cells in columns.items() if name not in chosen.values() and fits(cells)]
             if len(able) != 1:
@@ -130,7 +139,7 @@ def choose(columns: Mapping[str, Sequence[Any]], named: Columns, where: str) -> 
                     f"Its columns: {', '.join(columns)}."
                 )
             chosen[role] = able[0]
-    pair = lower.get(PAIR_NAMES.get(str(chosen["text"]).lower(), "text_pair"))
+    pair = lower.get(*usual_names("text_pair", chosen, task))
     if pair is not None and pair not in chosen.values():
         chosen["text_pair"] = pair
     return Columns(**chosen)
@@ -143,13 +152,6 @@ def is_text(cells: Sequence[Any]) -> bool:
         return False
     letters = float(np.mean([len(text) for text in texts]))
     return letters > _LETTERS and float(np.mean([" " in text.strip() for text in texts])) > 0.5
-
-
-def is_label(cells: Sequence[Any]) -> bool:
-    """Whether these are classes: a few different short words or whole numbers that come again and again."""
-    known = [str(cell).strip() for cell in cells if cell is not None and str(cell).strip()]
-    different = set(known)
-    return 2 <= len(different) <= min(_MOST_CLASSES, len(known) // 2) and max(map(len, different)) <= 2 * _LETTERS
 
 
 def measure(part: Part, tokenizer_folder: Path | None) -> tuple[Lengths, Lengths | None]:

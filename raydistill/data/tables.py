@@ -8,19 +8,29 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from csv import Error as CsvError
+from functools import partial, reduce
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydistill.config.data import Columns
+from raydistill.config.tasks import TaskSection
 from raydistill.data.columns import canonical, choose_columns
 from raydistill.data.csv_faults import csv_rows, find_fault
 from raydistill.data.paths import DataFile
 from raydistill.errors import DataError
+from raydistill.tasks.targets import is_string
 
 _BLOCK_BYTES = 64 << 20  # a row must fit into one block; pyarrow's 1 MiB is less than a long document
 _JSON_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+class Choose(Protocol):
+    """Which columns of a file hold what; see ``choose_columns``."""
+
+    def __call__(self, names: Sequence[str], *, where: str) -> dict[str, str]: ...
 
 
 @contextmanager
@@ -46,9 +56,10 @@ def _stream(file: DataFile) -> Iterator[Any]:
 
 
 def read_table(
-    file: DataFile, kind: str, columns: Columns, need_label: bool
-) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str]]:
-    """A file as a canonical table, the class names it carries (ClassLabel, in order), and the columns that were chosen.
+    file: DataFile, kind: str, columns: Columns, need_label: bool, task: TaskSection
+) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str], int]:
+    """A file as a canonical table, the class names it carries (ClassLabel, in order), the columns that were chosen, and
+    how many rows were left out as they repeat the header.
 
     Raises DataError when the file is empty, broken or not UTF-8, or lacks a column; ConfigError for a configured one.
     """
@@ -56,29 +67,41 @@ def read_table(
     with readable(file.name, kind):
         if file.size() == 0:
             raise DataError(f"{file.name} is empty (0 bytes). Remove it, or write it again.")
-        raw, chosen = parse(file, columns, need_label)
+        raw, chosen = parse(file, partial(choose_columns, columns=columns, need_label=need_label, task=task))
         names = _class_names(raw, chosen.get("label"))
-        return canonical(raw, chosen, file.name, names), names, chosen
+        raw, repeated = _without_headers(raw)
+        return canonical(raw, chosen, file.name, names, task), names, chosen, repeated
 
 
-def _read_parquet(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Table, dict[str, str]]:
+def _without_headers(table: pa.Table) -> tuple[pa.Table, int]:
+    """The table without rows that hold in every column the column's own name, as files put together have them."""
+    if table.num_columns == 1 or not all(is_string(kind) for kind in table.schema.types):
+        return table, 0
+    same = [pc.equal(table.column(name), name) for name in table.column_names]
+    is_header = pc.fill_null(reduce(pc.and_, same), False)
+    count = int(pc.sum(is_header).as_py() or 0)
+    return (table.filter(pc.invert(is_header)), count) if count else (table, 0)
+
+
+def _read_parquet(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
     import pyarrow.parquet as pq
 
     with file.open() as raw, pq.ParquetFile(raw) as parquet:
-        chosen = choose_columns(parquet.schema_arrow.names, columns, file.name, need_label)
+        chosen = choose(parquet.schema_arrow.names, where=file.name)
         return parquet.read(columns=list(chosen.values())), chosen
 
 
 def _class_names(table: pa.Table, label: str | None) -> tuple[str, ...] | None:
-    """Names of a ClassLabel column in the metadata that the datasets library writes into parquet files."""
+    """Names of a ClassLabel column, or of lists of them, in what the datasets library writes into parquet files."""
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     if metadata is None or label is None:
         return None
     feature = json.loads(metadata).get("info", {}).get("features", {}).get(label, {})
+    feature = feature.get("feature", feature)
     return tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else None
 
 
-def _read_csv(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Table, dict[str, str]]:
+def _read_csv(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
     from pyarrow import csv
 
     with _stream(file) as raw:
@@ -89,7 +112,7 @@ def _read_csv(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Ta
     try:
         with _stream(file) as raw:
             names = csv.open_csv(raw, read_options=read, parse_options=parse).schema.names
-        chosen = choose_columns(names, columns, file.name, need_label)
+        chosen = choose(names, where=file.name)
         # everything is read as a string: a text "007" or a label "01" must not become a number
         kept = list(chosen.values())
         convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=kept)
@@ -133,15 +156,15 @@ def delimiter_of(name: str, header: str) -> str:
     return "," if "," in header else next((d for d in ("\t", ";", "|") if d in header), ",")
 
 
-def _read_json(file: DataFile, columns: Columns, need_label: bool) -> tuple[pa.Table, dict[str, str]]:
+def _read_json(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
     from pyarrow import json as arrow_json
 
     with _stream(file) as raw:
         first = raw.readline()
         if first.lstrip()[:1] == b"[":
-            return _read_json_array(json.loads(first + raw.read()), file.name, columns, need_label)
+            return _read_json_array(json.loads(first + raw.read()), file.name, choose)
         sample = _parse_lines(first, raw, file.name)
-    chosen = choose_columns(list(dict.fromkeys(k for row in sample for k in row)), columns, file.name, need_label)
+    chosen = choose(list(dict.fromkeys(k for row in sample for k in row)), where=file.name)
     # an explicit schema, as pyarrow would take a text such as "2024-05-01" for a date
     schema = pa.schema([(name, _json_type(role, name, sample, file.name)) for role, name in chosen.items()])
     parse = arrow_json.ParseOptions(schema, newlines_in_values=False, unexpected_field_behavior="ignore")
@@ -173,17 +196,20 @@ def _json_type(role: str, name: str, sample: Sequence[dict[str, Any]], where: st
     if role != "label":
         return pa.string()
     found = next((row[name] for row in sample if row.get(name) is not None), "")
+    is_list = isinstance(found, list)
+    found = next((item for row in sample for item in row.get(name) or ()), "") if is_list else found
     if type(found) not in _JSON_TYPES:
-        raise DataError(
-            f"Column {name!r} of {where} holds lists or objects; text classification needs one class a row."
-        )
-    return _JSON_TYPES[type(found)]
+        raise DataError(f"Column {name!r} of {where} holds objects; a label is a value, or a list of values.")
+    if is_list:
+        return pa.list_(_JSON_TYPES[type(found)])
+    # after whole numbers others may follow; where all are whole, classes are read as integers all the same
+    return pa.float64() if type(found) is int else _JSON_TYPES[type(found)]
 
 
-def _read_json_array(rows: Any, name: str, columns: Columns, need_label: bool) -> tuple[pa.Table, dict[str, str]]:
+def _read_json_array(rows: Any, name: str, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{name} is not an array of objects. Write one object with a text and a label for each row.")
-    chosen = choose_columns(list(dict.fromkeys(k for row in rows for k in row)), columns, name, need_label)
+    chosen = choose(list(dict.fromkeys(k for row in rows for k in row)), where=name)
     try:
         return pa.table({column: [row.get(column) for row in rows] for column in chosen.values()}), chosen
     except TypeError as error:

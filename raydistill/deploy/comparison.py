@@ -7,13 +7,13 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from raydistill.config.data import Data
+from raydistill.config.metrics import metric
 from raydistill.config.tree import STORAGE
-from raydistill.deploy.opening import open_classifier
+from raydistill.deploy.opening import open_model
 from raydistill.deploy.own_rows import find_test_rows, run_id_of
 from raydistill.deploy.paired import compare_paired
 from raydistill.errors import ConfigError
 from raydistill.evaluate.evidence import read_seen
-from raydistill.evaluate.verdict import figure, points
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.registry import run_tags
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ABSENT = "-"
-METRICS = {"macro_f1": "macro F1, %", "mcc": "MCC", "log_loss": "log loss", "calibration_error": "calib. error"}
 
 
 def compare_models(
@@ -46,10 +45,10 @@ def compare_models(
         raise ConfigError(f"{twice[0]} was given twice. Name each model once.")
     if len(models) > len(ascii_uppercase):
         raise ConfigError(f"At most {len(ascii_uppercase)} models can be compared at once; {len(models)} were given.")
-    rows = find_test_rows(models[0], data, split, storage)
-    classifiers = {model: open_classifier(model, max_length, storage) for model in models}
+    predictors = {model: open_model(model, max_length, storage) for model in models}
+    rows = find_test_rows(models[0], predictors[models[0]].task, data, split, storage)
     notes = [note for model in models for note in seen_note(model, rows.hashes, storage)]
-    summary = compare_paired(classifiers, rows, latency=latency).summary
+    summary = compare_paired(predictors, rows, latency=latency).summary
     return {**summary, "notes": [*summary["notes"], *notes]}
 
 
@@ -74,7 +73,7 @@ def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     data = summary["data"]
     console.print(f"{data['num_rows']:,} rows of {data['source']}, {data['split']}.", markup=False, style="dim")
     for pair in summary["pairs"]:
-        console.print(describe_pair(pair, letters), markup=False)
+        console.print(describe_pair(pair, letters, data["task"]["main_metric"]), markup=False)
     for note in summary["notes"]:
         console.print(f"- {note}", markup=False, style="dim")
 
@@ -89,14 +88,12 @@ def comparison_table(summary: Mapping[str, Any], letters: Mapping[str, str]) -> 
     table.add_column(summary["data"]["split"], no_wrap=True)
     for letter in letters.values():
         table.add_column(letter, justify="right", no_wrap=True)
-    accuracy = [model["metrics"]["accuracy"] for model in models]
-    table.add_row("accuracy, %", *(points(found["value"]) for found in accuracy))
-    bounds = (f"[{points(found['low'])}, {points(found['high'])}]" for found in accuracy)
-    table.add_row("  95 % interval", *bounds, style="dim")
-    for metric, label in METRICS.items():
-        values = [model["metrics"][metric]["value"] for model in models]
-        shown = (ABSENT if v is None else figure(metric, v) for v in values)
-        table.add_row(label, *shown)
+    for name in summary["data"]["task"]["metrics"]:
+        facts, found = metric(name), [model["metrics"][name] for model in models]
+        table.add_row(facts.title, *(ABSENT if one["value"] is None else facts.text(one["value"]) for one in found))
+        if name == summary["data"]["task"]["main_metric"]:
+            bounds = (f"[{facts.text(one['low'])}, {facts.text(one['high'])}]" for one in found)
+            table.add_row("  95 % interval", *bounds, style="dim")
     parameters = (ABSENT if m["num_parameters"] is None else f"{m['num_parameters'] / 1e6:.1f} M" for m in models)
     table.add_row("parameters", *parameters)
     table.add_row("size, MB", *(f"{model['bytes'] / 1e6:,.1f}" for model in models))
@@ -108,14 +105,20 @@ def comparison_table(summary: Mapping[str, Any], letters: Mapping[str, str]) -> 
     return table
 
 
-def describe_pair(pair: Mapping[str, Any], letters: Mapping[str, str]) -> str:
-    """A sentence on the difference: no model is called better whose interval does not show it."""
-    first, second = letters[pair["first"]], letters[pair["second"]]
-    found, test = pair["differences"]["accuracy"], pair["mcnemar"]
-    word = "better than" if found["low"] > 0 else "worse than" if found["high"] < 0 else "not measurably different from"
+def describe_pair(pair: Mapping[str, Any], letters: Mapping[str, str], name: str) -> str:
+    """A sentence on the difference in a metric: no model is called better whose interval does not show it."""
+    first, second, facts = letters[pair["first"]], letters[pair["second"]], metric(name)
+    found, test = pair["differences"][name], pair["mcnemar"]
+    is_higher, is_lower = found["low"] > 0, found["high"] < 0
+    better, worse = (is_lower, is_higher) if facts.lower_is_better else (is_higher, is_lower)
+    word = "better than" if better else "worse than" if worse else "not measurably different from"
+    text = (
+        f"{second} is {word} {first}: difference in {facts.words} {facts.amount(found['value'])}, 95 % interval "
+        f"{facts.text(found['low'])} to {facts.text(found['high'])}, agreement {100 * pair['agreement']:.1f} %"
+    )
+    if test is None:
+        return f"{text}."
     return (
-        f"{second} is {word} {first}: {points(found['value'])} points of accuracy, 95 % interval "
-        f"{points(found['low'])} to {points(found['high'])}, McNemar's p {test['p']:.2g} ({test['only_second']:,} rows "
-        f"that only {second} gets right, {test['only_first']:,} that only {first} does); they agree on "
-        f"{points(pair['agreement'])} % of the rows."
+        f"{text}, McNemar's p {test['p']:.2g} ({test['only_second']:,} rows that only {second} gets right, "
+        f"{test['only_first']:,} that only {first} does)."
     )

@@ -1,12 +1,12 @@
-"""A finished model's folder, or its name in MLflow, as a classifier; exported ones are told apart by export.json."""
+"""A finished model's folder, or its name in MLflow, ready to predict; exported ones are told apart by export.json."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from raydistill.deploy.classifier import Classifier, TorchClassifier, registered_hint
 from raydistill.deploy.export import EXPORT_FILE, FORMATS
+from raydistill.deploy.predictor import Predictor, TorchPredictor, registered_hint
 from raydistill.errors import ModelError
 from raydistill.models.folder import read_json, resolve_model
 from raydistill.storage.paths import resolve_path
@@ -24,26 +24,26 @@ def read_export(folder: Path) -> dict[str, Any]:
     return found
 
 
-def open_export(folder: Path, max_length: int | None = None, device: str | None = None) -> Classifier:
-    """The classifier in an exported folder; one with onnx runs on the CPU. Raises ModelError, ConfigError."""
+def open_export(folder: Path, max_length: int | None = None, device: str | None = None) -> Predictor:
+    """The model in an exported folder; one with onnx runs on the CPU. Raises ModelError, ConfigError."""
     form = read_export(folder)["format"]
     if form.startswith("onnx"):
-        from raydistill.deploy.export.onnx import OnnxClassifier
+        from raydistill.deploy.export.onnx import OnnxPredictor
 
-        return OnnxClassifier(folder, max_length, form=form)
-    from raydistill.deploy.export.torch_formats import ExportedTorchClassifier
+        return OnnxPredictor(folder, max_length, form=form)
+    from raydistill.deploy.export.torch_formats import ExportedTorchPredictor
 
-    return ExportedTorchClassifier(folder, max_length, device, form=form)
+    return ExportedTorchPredictor(folder, max_length, device, form=form)
 
 
-def open_folder(folder: Path, max_length: int | None = None, device: str | None = None) -> Classifier:
-    """The classifier in a local folder, exported or not; ``device`` None takes the GPU where that is of use.
+def open_folder(folder: Path, max_length: int | None = None, device: str | None = None) -> Predictor:
+    """The model in a local folder, exported or not; ``device`` None takes the GPU where that is of use.
 
     Raises ModelError for a folder that is none, ConfigError for a wrong length or a missing package.
     """
     if (folder / EXPORT_FILE).is_file():
         return open_export(folder, max_length, device)
-    return TorchClassifier(folder, max_length, device)
+    return TorchPredictor(folder, max_length, device)
 
 
 def model_folder(model: str, storage: str) -> Path:
@@ -63,6 +63,6 @@ def model_folder(model: str, storage: str) -> Path:
         raise
 
 
-def open_classifier(model: str, max_length: int | None, storage: str) -> Classifier:
-    """The classifier that MODEL names, see ``model_folder``."""
+def open_model(model: str, max_length: int | None, storage: str) -> Predictor:
+    """The model that MODEL names, see ``model_folder``."""
     return open_folder(model_folder(model, storage), max_length)

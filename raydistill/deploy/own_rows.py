@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from raydistill.config.data import Columns, Data
+from raydistill.config.section import Section
+from raydistill.config.tasks import TaskSection
 from raydistill.deploy.testset import TestRows, prepared_rows, read_test_rows
 from raydistill.errors import ConfigError, TrackingError
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Missing
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Task
 from raydistill.tracking.registry import existing_store, run_tags, version_named
 from raydistill.tracking.registry.versions import find_run
 from raydistill.tracking.runs import RUN_KEY
 
 
-def find_test_rows(model: str, data: Data | None, split: str, storage: str) -> TestRows:
-    """The rows to measure ``model`` on: those of ``data``, or of the run that it comes from.
+def find_test_rows(model: str, task: Task, data: Data | None, split: str, storage: str) -> TestRows:
+    """The rows to measure ``model`` on, which is of ``task``: those of ``data``, or of the run that it comes from.
 
     ``model``: ``runs:/…``, ``models:/…`` or the folder of a student in ``storage``. Raises ConfigError where the run or
     its data cannot be found; then only ``data`` helps.
     """
     if data is not None:
-        return read_named_rows(data, split, columns_of(model, storage))
+        section = section_of(model, task, storage)
+        return read_named_rows(data, task, split, columns_of(model, storage), section)
     place = Storage(storage)
     run_key = run_key_of(model, place)
     if run_key is None:
@@ -31,21 +37,40 @@ def find_test_rows(model: str, data: Data | None, split: str, storage: str) -> T
             f"{model} comes from no run of the storage {place.show()}, so there are no test rows of its own. Name "
             "labelled rows with --data, or the run's storage with --storage."
         )
-    return run_rows(run_key, split, place)
+    return run_rows(run_key, task, split, place)
 
 
-def read_named_rows(data: Data, split: str, names: Columns) -> TestRows:
+def read_named_rows(data: Data, task: Task, split: str, names: Columns, section: TaskSection) -> TestRows:
     """The rows of ``data``, whose columns have these names where it has such columns and names none itself."""
     own = {role: name for role, name in data.columns if name is not None}
     known = data.model_copy(update={"columns": names.model_copy(update=own)})
     if known != data:
         with suppress(ConfigError):  # the run's own data had other names
-            return read_test_rows(known, split)
-    return read_test_rows(data, split)
+            return read_test_rows(known, task, split, section)
+    return read_test_rows(data, task, split, section)
 
 
 def columns_of(model: str, storage: str) -> Columns:
     """How the columns were named in the data of the run that a model comes from; no names where it cannot be told."""
+    return Columns(**settings_of(model, storage, "data.columns", Columns))
+
+
+def section_of(model: str, task: Task, storage: str) -> TaskSection:
+    """The section ``task`` of the run that a model comes from, which says how its labels are written."""
+    kind = task.Settings
+    found = settings_of(model, storage, "task", kind)
+    return kind(**found) if found.get("type") == task.type else kind()
+
+
+def settings_of(model: str, storage: str, section: str, kind: type[Section]) -> dict[str, Any]:
+    """What the config of the run that a model comes from says in a section, of the fields that ``kind`` has; empty
+    where it cannot be told."""
+    found = all_settings_of(model, storage, section)
+    return {name: value for name, value in found.items() if name in kind.model_fields}
+
+
+def all_settings_of(model: str, storage: str, section: str) -> dict[str, Any]:
+    """The same with what other releases may have written there."""
     place = Storage(storage)
     if not model.startswith(("models:/", "runs:/")):
         run_key = _run_of_folder(Path(model), place)
@@ -53,17 +78,21 @@ def columns_of(model: str, storage: str) -> Columns:
             config = place.read_json("runs", run_key, "results.json")["config"] if run_key else {}
         except Missing:
             config = {}
-        return Columns(**config.get("data", {}).get("columns", {}))
+        return dict(reduce(lambda found, name: found.get(name, {}), section.split("."), config))
     uri = existing_store(place)
     run_id = run_id_of(model, uri)
     run = find_run(run_id, uri) if run_id else None
     params = run.data.params if run is not None else {}
-    named = {role: params.get(f"data.columns.{role}") for role in Columns.model_fields}
-    return Columns(**{role: name for role, name in named.items() if name != "null"})
+    inside = {name: value for name, value in params.items() if name.startswith(f"{section}.") and value != "null"}
+    # lists are JSON there, and may be cut: what the labels are the model itself tells
+    return {name.removeprefix(f"{section}."): value for name, value in inside.items() if value[:1] + value[-1:] != "[]"}
 
 
-def run_rows(run_key: str, split: str, storage: Storage) -> TestRows:
-    """The rows of a split that a run prepared. Raises ConfigError where storage has them no more."""
+def run_rows(run_key: str, task: Task, split: str, storage: Storage) -> TestRows:
+    """The rows of a split that a run prepared, for a finished model of ``task``.
+
+    Raises ConfigError where storage has them no more.
+    """
     try:
         made = storage.read_json("runs", run_key, "run.json")["artifacts"]
     except Missing:
@@ -71,7 +100,7 @@ def run_rows(run_key: str, split: str, storage: Storage) -> TestRows:
     for name in made:
         kind, _, key = name.partition("/")
         if kind == "data" and Artifact(storage, kind, key).exists():
-            return prepared_rows(Artifact(storage, kind, key), split)
+            return prepared_rows(Artifact(storage, kind, key), task, split)
     raise ConfigError(
         f"The data of run {run_key} is not in the storage {storage.show()}. Name labelled rows with --data, or the "
         "run's storage with --storage."

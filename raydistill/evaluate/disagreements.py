@@ -1,5 +1,5 @@
-"""Rows worth reading: where student and teacher are both sure, of different classes; where the student is sure and
-wrong. The second are often wrong labels."""
+"""Rows worth reading: where student and teacher contradict each other most plainly; where the student does the targets.
+The second are often wrong labels."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.evaluate.metrics import Array, probabilities
+from raydistill.evaluate.compare import Predictions
+from raydistill.tasks.targets import Array
 
 MAX_ROWS = 20
 MAX_ERRORS = 10
 MAX_CHARACTERS = 500
+SIDES = ("student", "teacher")
 
 
-def find_disagreements(student: Array, teacher: Array, most: int = MAX_ROWS) -> list[int]:
-    """Rows of two models' logits (N, C) with different first classes, the most confident first.
-
-    A disagreement is as confident as the less sure of the two: the smaller one of the probabilities that each gives its
-    own class. Their product would put a sure model beside a guessing one above two that are fairly sure.
-    """
-    sure = np.minimum(probabilities(student).max(axis=1), probabilities(teacher).max(axis=1))
-    rows = np.flatnonzero(student.argmax(axis=1) != teacher.argmax(axis=1))
-    return [int(row) for row in rows[np.argsort(-sure[rows], kind="stable")[:most]]]
+def find_disagreements(kept: Predictions, most: int = MAX_ROWS) -> list[int]:
+    """Rows on which student and teacher do not say the same, the plainest first; see ``Task.disagreements``."""
+    student, teacher = (kept.outputs[side] for side in SIDES)
+    return plainest(kept.tasks["student"].disagreements(student, teacher, kept.tasks["teacher"]), most)
 
 
-def find_errors(student: Array, labels: Array, most: int = MAX_ERRORS) -> list[int]:
-    """Labelled rows (N,) for which a model's logits (N, C) name another class, the most confident first."""
-    sure = probabilities(student).max(axis=1)
-    rows = np.flatnonzero((labels >= 0) & (student.argmax(axis=1) != labels))
-    return [int(row) for row in rows[np.argsort(-sure[rows], kind="stable")[:most]]]
+def find_errors(kept: Predictions, most: int = MAX_ERRORS) -> list[int]:
+    """Labelled rows that the student answers wrongly, the plainest first; see ``Task.errors``."""
+    labeled = kept.targets.labeled
+    found = np.zeros(len(labeled))
+    found[labeled] = kept.tasks["student"].errors(kept.outputs["student"][labeled], kept.targets.values[labeled])
+    return plainest(found, most)
 
 
-def describe_rows(
-    rows: Sequence[int], student: Array, teacher: Array, labels: Array, class_names: Sequence[str], split: Path
-) -> list[dict[str, Any]]:
+def plainest(size: Array, most: int) -> list[int]:
+    """The rows with the largest of sizes (N,), without those of size 0."""
+    order = np.argsort(-size, kind="stable")[:most]
+    return [int(row) for row in order if size[row] > 0]
+
+
+def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[dict[str, Any]]:
     """Rows as ``results.json`` has them.
 
-    ``labels`` (N,), -1 where there is none; ``split`` is the prepared split's Arrow file, whose rows are those of the
-    logits: texts longer than 500 characters are cut.
+    ``split`` is the prepared split's Arrow file, whose rows are those that were predicted: texts longer than 500
+    characters are cut.
     """
-    sides = {"student": probabilities(student[rows]), "teacher": probabilities(teacher[rows])}
+    spoken = {side: kept.tasks[side].spoken(kept.outputs[side][rows]) for side in SIDES}
+    targets, task = kept.targets.take(np.asarray(rows, int)), kept.tasks["student"]
     return [
         {
             "row": row,
             **texts,
-            "label": class_names[labels[row]] if labels[row] >= 0 else None,
-            **{
-                name: {"class": class_names[shares[i].argmax()], "probability": float(shares[i].max())}
-                for name, shares in sides.items()
-            },
+            "label": task.spoken_target(targets.values[i]) if targets.labeled[i] else None,
+            **{side: dict(zip(("answer", "sure"), told[i], strict=True)) for side, told in spoken.items()},
         }
         for i, (row, texts) in enumerate(zip(rows, read_texts(split, rows), strict=True))
     ]

@@ -71,7 +71,7 @@ def read_seen(run_id: str, uri: str) -> Seen | None:
 
 
 def read_kept_predictions(run_id: str, uri: str) -> Predictions | None:
-    """Logits of teacher, student and baseline on the run's test rows; None where it keeps none."""
+    """Outputs of teacher, student and baseline on the run's test rows; None where it keeps none."""
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch:
         path = run_file(run_id, f"{FOLDER}/{PREDICTIONS}", Path(scratch), uri)
         return None if path is None else read_predictions(path.parent, "test")

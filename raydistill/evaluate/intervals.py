@@ -1,23 +1,27 @@
 """95 % intervals of metrics and of paired differences: score intervals where rows are right or wrong, else bootstrap.
 
 The bootstrap knows only the rows it has: two right answers of two would give an accuracy of [1, 1], two models that
-never differ a difference of [0, 0], on 30 rows as on 30,000. So accuracies have Wilson's interval (1927) and their
-paired differences Tango's (1998), which hold their level on few rows too. ``python jobs/bench/gate.py`` shows it.
+never differ a difference of [0, 0], on 30 rows as on 30,000. So shares of right rows have Wilson's interval (1927) and
+their paired differences Tango's (1998), which hold their level on few rows too. ``python jobs/bench/gate.py`` shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
-from raydistill.evaluate.metrics import LEVEL, METRICS, Array, bootstrap, classification_metrics
+from raydistill.config.metrics import METRICS, metric
+from raydistill.evaluate.bootstrap import LEVEL, bootstrap
+from raydistill.tasks.scores import Scores
+from raydistill.tasks.targets import Array
 
 Z = 1.959963984540054  # of a normal distribution between its two tails of 2.5 %
 Interval = dict[str, float | None]
-OF_ANSWERS = tuple(name for name in METRICS if name not in ("log_loss", "calibration_error"))
-"""Metrics of right and wrong answers, 1 at best."""
+ENDS = {"value": "value", "low": "high", "high": "low"}
+"""What becomes of the ends of an interval that is turned round."""
 
 
 def wilson(share: float, num: float) -> tuple[float, float]:
@@ -45,16 +49,26 @@ def tango(only_first: float, only_second: float, num: float) -> tuple[float, flo
     return float(low), float(high)
 
 
-def num_examples(example_ids: Array | None, labels: Array) -> int:
-    return len(labels) if example_ids is None else len(np.unique(example_ids))
+def turned(found: Mapping[str, Any]) -> dict[str, Any]:
+    """{value, low, high} of a difference the other way round."""
+    return {to: None if found[of] is None else -found[of] for to, of in ENDS.items()}
+
+
+def gain(name: str, difference: Mapping[str, Any]) -> Mapping[str, Any]:
+    """{value, low, high} of a metric's difference, so that above 0 is better."""
+    return turned(difference) if metric(name).lower_is_better else difference
+
+
+def num_examples(example_ids: Array | None, num_rows: int) -> int:
+    return num_rows if example_ids is None else len(np.unique(example_ids))
 
 
 def intervals(
-    logits: Array, labels: Array, num_samples: int = 1000, seed: int = 0, example_ids: Array | None = None
+    scores: Scores, num_samples: int = 1000, seed: int = 0, example_ids: Array | None = None
 ) -> dict[str, Interval]:
     """Metric -> {value, low, high} of one model; the bootstrap goes by example, or by row where example_ids is None."""
-    samples = bootstrap({"model": logits}, labels, example_ids, num_samples, seed)["model"]
-    return model_intervals(classification_metrics(logits, labels), samples, num_examples(example_ids, labels))
+    samples = bootstrap({"model": scores}, example_ids, num_samples, seed)["model"]
+    return model_intervals(scores, samples, num_examples(example_ids, scores.num_rows))
 
 
 def interval(value: float, samples: Array, *, inflated: bool = False) -> Interval:
@@ -73,47 +87,47 @@ def interval(value: float, samples: Array, *, inflated: bool = False) -> Interva
     return {"value": value, "low": min(low, value), "high": max(high, value)}
 
 
-def model_intervals(values: Mapping[str, float], samples: Mapping[str, Array], num: int) -> dict[str, Interval]:
-    """Metric -> {value, low, high} from a model's values on ``num`` examples and its part of ``bootstrap``'s result.
+def model_intervals(scores: Scores, samples: Mapping[str, Array], num: int) -> dict[str, Interval]:
+    """Metric -> {value, low, high} of a model on ``num`` examples, from its part of ``bootstrap``'s result.
 
     Rows of one example count as one here: they may all stand or fall together.
     """
-    found = {m: interval(values[m], samples[m], inflated=m == "calibration_error") for m in METRICS}
-    return corrected(found, wilson(values["accuracy"], num), paired=False)
+    found = {m: interval(scores.values[m], s, inflated=m == "calibration_error") for m, s in samples.items()}
+    if scores.right is None:
+        return found
+    return corrected(found, scores.share_metrics, wilson(float(scores.right.mean()), num), paired=False)
 
 
 def difference_intervals(
-    first: str,
-    second: str,
-    logits: Mapping[str, Array],
-    labels: Array,
-    values: Mapping[str, Mapping[str, float]],
-    samples: Mapping[str, Mapping[str, Array]],
-    num: int,
+    first: str, second: str, scores: Mapping[str, Scores], samples: Mapping[str, Mapping[str, Array]], num: int
 ) -> dict[str, Interval]:
-    """Metric -> {value, low, high} of second - first on the same rows, paired: logits (N, C) and values by model,
-    labels (N,), ``samples`` on the same resamples."""
-    found = {m: interval(values[second][m] - values[first][m], samples[second][m] - samples[first][m]) for m in METRICS}
-    right = [logits[name].argmax(axis=1) == labels for name in (first, second)]
-    only = [float((right[i] & ~right[1 - i]).mean()) * num for i in (0, 1)]
-    return corrected(found, tango(only[0], only[1], num), paired=True)
+    """Metric -> {value, low, high} of second - first on the same rows, paired, from the same resamples."""
+    one, other = scores[first], scores[second]
+    found = {m: interval(other.values[m] - one.values[m], samples[second][m] - s) for m, s in samples[first].items()}
+    if one.right is None or other.right is None:
+        return found
+    only = [float((a & ~b).mean()) * num for a, b in ((one.right, other.right), (other.right, one.right))]
+    return corrected(found, one.share_metrics, tango(only[0], only[1], num), paired=True)
 
 
-def corrected(found: Mapping[str, Interval], accuracy: tuple[float, float], *, paired: bool) -> dict[str, Interval]:
-    """The accuracy's interval replaced, and those of the other metrics of answers moved as far out as it was; the MCC's
-    twice as far, as its range is twice as long."""
-    low, high = found["accuracy"]["low"], found["accuracy"]["high"]
-    assert low is not None
-    assert high is not None
-    down, up = max(0.0, low - accuracy[0]), max(0.0, accuracy[1] - high)
+def corrected(
+    found: Mapping[str, Interval], shares: Collection[str], exact: tuple[float, float], *, paired: bool
+) -> dict[str, Interval]:
+    """The interval of the share of right rows, the metrics ``shares``, replaced by the ``exact`` one, and those of the
+    other metrics of answers moved as far out as it was; the MCC's twice as far, as its range is twice as long."""
+    share = found[next(iter(shares))]
+    assert share["low"] is not None
+    assert share["high"] is not None
+    down, up = max(0.0, share["low"] - exact[0]), max(0.0, exact[1] - share["high"])
     result = dict(found)
-    for name in OF_ANSWERS:
+    for name, bounds in ((name, METRICS[name].bounds) for name in found):
         value, low, high = (found[name][key] for key in ("value", "low", "high"))
-        if name == "accuracy" or name.startswith("micro_"):  # with one label a row these are the accuracy
-            result[name] = {"value": value, "low": accuracy[0], "high": accuracy[1]}
-        elif low is not None and high is not None:
-            least, factor = (-1.0, 2.0) if name == "mcc" else (0.0, 1.0)
-            limits = (least - 1, 1 - least) if paired else (least, 1.0)
+        if name in shares:
+            result[name] = {"value": value, "low": exact[0], "high": exact[1]}
+        elif bounds is not None and low is not None and high is not None:
+            least, most = bounds
+            factor = most - least
+            limits = (least - most, most - least) if paired else bounds
             low, high = max(limits[0], low - factor * down), min(limits[1], high + factor * up)
             result[name] = {"value": value, "low": low, "high": high}
     return result

@@ -1,4 +1,4 @@
-"""A model's logits for every row of a split, shared out over the ranks."""
+"""A model's outputs for every row of a split, shared out over the ranks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from raydistill.data.batches import micro_batches
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
 from raydistill.models.capture import capture
+from raydistill.models.signals import LOGITS
 
 
 def predict(
@@ -25,7 +26,7 @@ def predict(
     group: Group,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
-    """Return logits (num_rows, C), float32, the same on every rank.
+    """Return a model's outputs (num_rows, C), float32, the same on every rank.
 
     Rows are taken in order of length, in batches of at most ``tokens`` padded tokens. Raises Interrupted, on every
     rank, where one of them should stop.
@@ -37,7 +38,7 @@ def predict(
     stopped = False
     for ids in micro_batches(share, rows.lengths, tokens=tokens):
         with torch.inference_mode(), device.autocast():
-            logits = capture(model, device.move(rows.inputs(ids)), {"logits"})["logits"]
+            logits = capture(model, device.move(rows.inputs(ids)), {LOGITS})[LOGITS]
         parts.append((ids, logits.float().cpu().numpy()))
         if stopped := should_stop():
             break

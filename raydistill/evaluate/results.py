@@ -1,24 +1,27 @@
-"""From logits and measurements to ``results.json``, schema 1.
+"""From outputs and measurements to ``results.json``, schema 2.
 
 All figures are plain JSON (no NaN: what is not defined is null), floats have 6 significant digits.
 
 ==================  ================================================================================================
 field               meaning
 ==================  ================================================================================================
-schema              1; grows when a field changes its meaning or goes away
+schema              2; grows when a field changes its meaning or goes away
 run_id              MLflow run; null without one
 model_version       version in the registry; null when the student was not registered
 challenger          {taken, why}: whether that version took the alias challenger, and if not, why; added by the
                     pipeline, null or absent when it was not registered
-labels              class names in the order of the logits
-data                {num_rows: {split: rows}, labeled: {split: labelled rows}, per_class: {split: {class: labelled
-                    rows}}}
+task                {type, metrics: [those that tables show, the main one first], main_metric, guessing: what a model
+                    is that learned nothing, facts: what rebuilds the task}
+labels              names of the outputs, in their order
+data                {num_rows: {split: rows}, labeled: {split: labelled rows}, per_class: {split: {output: labelled
+                    rows}}, {} where that has no meaning, summary: the targets in a line}
 bootstrap           {samples, level}: resampling by example behind low and high, see ``evaluate.intervals``
 student, teacher    a model, below
 baseline            a model, and its ``steps`` and ``start``: the same student trained without a teacher; or null
 champion            a model, and its registry ``version``; or null
-retention           student ÷ teacher on test: {accuracy, macro_f1, weighted_f1, auc, mcc}; null where teacher's is <= 0
-agreement           share of test rows (labelled or not) for which student and teacher name the same class
+retention           student ÷ teacher on test: {metric: value} of those for which that makes sense; null where the
+                    teacher's is <= 0
+agreement           how far student and teacher say the same on test rows, labelled or not; 1 where they always do
 differences         {student_minus_teacher, student_minus_baseline, student_minus_champion}: each null or
                     {metric: {value, low, high}} on test, paired
 ratios              student ÷ teacher: {num_parameters, bytes, latency_p50, throughput}
@@ -26,11 +29,10 @@ seconds             {phase: seconds}
 reused              names of the artefacts that were there already
 curves              {student, baseline, teacher}: list of {step, metrics: {name: value}}, at most 400 points and all
                     those with a ``validation/`` metric
-disagreements       up to 20 test rows on which student and teacher name different classes, the most confident first (by
-                    the smaller of both probabilities): list of {row, text, text_pair, label, student, teacher}; texts
-                    cut to 500 characters, ``text_pair`` and ``label`` may be null, a model {class, probability}
-errors              the same of up to 10 labelled test rows for which the student names another class, the one it is
-                    most sure of first
+disagreements       up to 20 test rows on which student and teacher contradict each other, the plainest first: list of
+                    {row, text, text_pair, label, student, teacher}; texts cut to 500 characters, ``text_pair`` may be
+                    null, ``label`` is the target in words or null, a model {answer: in words, sure: 0 to 1 or null}
+errors              the same of up to 10 labelled test rows which the student answers wrongly, the plainest first
 layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
                     layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
                     {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states}
@@ -50,12 +52,14 @@ latency_setting     {batch_size, length, repeats, waited, threads, device, dtype
 latency_by_shape    list of {batch_size, length, ms}: median of one call of teacher and student, in turns, the smallest
                     shape first; ms is null for those that would have taken too long. Null for others: a baseline has
                     the student's shape
-validation, test    {metric: {value, low, high}}, the metrics of ``evaluate.metrics.METRICS``; validation may be null
+validation, test    {metric: {value, low, high}}, all metrics of the task; validation may be null
 agreement           with the teacher on test
-chance              {at_chance, reason, majority_class (name), majority_share}, see ``evaluate.compare.chance``
-per_class           test: list of {name, precision, recall, f1, support, predicted}
+chance              {at_chance, reason, why, metric, value, answer}, see ``evaluate.compare.chance``
+per_class           test: list of {name, precision, recall, f1, support, predicted}, with several labels a row also
+                    {auc, threshold}; this and the next three only where the task has them
 confusion           test: rows counted [label][prediction]
 reliability         test: list of {confidence, accuracy, rows}, the non-empty ones of 15 bins
+scatter             test: pairs [target, output] of up to 500 rows
 ==================  ================================================================================================
 """
 
@@ -68,22 +72,24 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.evaluate import compare, metrics
-from raydistill.evaluate.intervals import difference_intervals, model_intervals, num_examples
-from raydistill.evaluate.metrics import Array
+from raydistill.evaluate.bootstrap import LEVEL
+from raydistill.evaluate.compare import retention
+from raydistill.evaluate.scoreboard import Scoreboard, describe_task
 from raydistill.evaluate.verdict import verdict
 from raydistill.storage.redaction import redact_tree
+from raydistill.tasks.base import Task
+from raydistill.tasks.targets import Array, Targets
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_CURVE_POINTS = 400
 
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Identity and labels of the rows of a split, in the order of every model's logits."""
+    """Identity and targets of the rows of a split, in the order of every model's outputs."""
 
-    labels: Array
-    """(N,) int64; -1: no label, the row counts for agreement only."""
+    targets: Targets
+    """A row without a label counts for agreement only."""
     example_ids: Array
     """(N,) int64; rows of one example are resampled together."""
 
@@ -95,10 +101,12 @@ class ModelOutcome:
     path: str
     num_parameters: int
     num_bytes: int
+    task: Task
+    """With the model's own thresholds, where it has any."""
     test: Array
-    """Logits (N, C)."""
+    """Outputs (N, C)."""
     validation: Array | None = None
-    """Logits (N, C); None for a champion of which only the test predictions were kept."""
+    """Outputs (N, C); None for a champion of which only the test predictions were kept."""
     latency: Mapping[str, Any] | None = None
     """As ``evaluate.latency.measure_models`` returns it."""
     latency_by_shape: Sequence[Mapping[str, Any]] | None = None
@@ -112,10 +120,10 @@ class ModelOutcome:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunMeasurements:
     """All that ``build_results`` needs of one run."""
 
-    class_names: Sequence[str]
+    task: Task
     validation: SplitRows
     test: SplitRows
     teacher: ModelOutcome
@@ -127,7 +135,9 @@ class Outcome:
     num_rows: Mapping[str, int] = field(default_factory=dict)
     labeled: Mapping[str, int] = field(default_factory=dict)
     per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Labelled rows by split and class."""
+    """Labelled rows by split and output; empty where that has no meaning."""
+    summary: str = ""
+    """The targets of the training rows in a line."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     reused: Sequence[str] = ()
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -142,30 +152,35 @@ class Outcome:
     seed: int = 0
 
 
-def build_results(outcome: Outcome) -> dict[str, Any]:
-    """The content of results.json, in strict JSON types. Raises DataError or ModelError as ``metrics.check_rows``."""
+def build_results(outcome: RunMeasurements) -> dict[str, Any]:
+    """The content of results.json, in strict JSON types. Raises DataError or ModelError as ``Scoreboard``."""
     named = {name: getattr(outcome, name) for name in ("teacher", "student", "baseline", "champion")}
     models: dict[str, ModelOutcome] = {name: model for name, model in named.items() if model is not None}
-    validation_logits = {n: m.validation for n, m in models.items() if m.validation is not None}
-    validation = _Scores(outcome.validation, validation_logits, outcome)
-    test = _Scores(outcome.test, {name: model.test for name, model in models.items()}, outcome)
-    sections = {name: _section(name, model, outcome, validation, test) for name, model in models.items()}
+    validated = {name: model.validation for name, model in models.items() if model.validation is not None}
+    validation = _scoreboard(outcome, outcome.validation, validated)
+    test = _scoreboard(outcome, outcome.test, {name: model.test for name, model in models.items()})
+    sections = {
+        name: _section(name, model, test, validation.intervals(name) if name in validated else None)
+        for name, model in models.items()
+    }
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "run_id": outcome.run_id,
         "model_version": outcome.model_version,
-        "labels": list(outcome.class_names),
+        "task": None,
+        "labels": list(outcome.task.outputs),
         "data": {
             "num_rows": dict(outcome.num_rows),
-            "labeled": dict(outcome.labeled),
+            "labeled": {**outcome.labeled, "test": test.num_rows},
             "per_class": {split: dict(counts) for split, counts in outcome.per_class.items()},
+            "summary": outcome.summary,
         },
-        "bootstrap": {"samples": outcome.num_samples, "level": metrics.LEVEL},
-        **{name: sections.get(name) for name in ("student", "teacher", "baseline", "champion")},
-        "retention": compare.retention(test.values["student"], test.values["teacher"]),
+        "bootstrap": {"samples": outcome.num_samples, "level": LEVEL},
+        **{name: sections.get(name) for name in named},
+        "retention": retention(test.scores["student"].values, test.scores["teacher"].values),
         "agreement": sections["student"]["agreement"],
         "differences": {
-            f"student_minus_{other}": test.differences("student", other) if other in models else None
+            f"student_minus_{other}": test.differences(other, "student") if other in models else None
             for other in ("teacher", "baseline", "champion")
         },
         "ratios": _ratios(sections["student"], sections["teacher"]),
@@ -176,40 +191,24 @@ def build_results(outcome: Outcome) -> dict[str, Any]:
         "errors": outcome.errors,
         "layers": outcome.layers,
     }
-    results = strict_json(results)
-    return results | {
-        "config": strict_json(redact_tree(dict(outcome.config)), digits=None),
-        "verdict": verdict(results),
-    }
+    exact = {"task": describe_task(outcome.task), "config": redact_tree(dict(outcome.config))}
+    results = strict_json(results) | strict_json(exact, digits=None)
+    return results | {"verdict": verdict(results)}
 
 
-class _Scores:
-    """Values and paired resamples of all models on the labelled rows of one split."""
-
-    def __init__(self, rows: SplitRows, logits: Mapping[str, Array], outcome: Outcome) -> None:
-        self.is_labeled = rows.labels >= 0
-        self.labels = rows.labels[self.is_labeled]
-        self.logits = {name: values[self.is_labeled] for name, values in logits.items()}
-        self.values = {name: metrics.classification_metrics(v, self.labels) for name, v in self.logits.items()}
-        ids = rows.example_ids[self.is_labeled]
-        self.num_examples = num_examples(ids, self.labels)
-        self.samples = metrics.bootstrap(self.logits, self.labels, ids, outcome.num_samples, outcome.seed)
-
-    def intervals(self, name: str) -> dict[str, dict[str, float | None]] | None:
-        if name not in self.logits:
-            return None
-        return model_intervals(self.values[name], self.samples[name], self.num_examples)
-
-    def differences(self, a: str, b: str) -> dict[str, dict[str, float | None]]:
-        """Of a - b."""
-        return difference_intervals(b, a, self.logits, self.labels, self.values, self.samples, self.num_examples)
+def _scoreboard(outcome: RunMeasurements, rows: SplitRows, outputs: Mapping[str, Array]) -> Scoreboard:
+    return Scoreboard(
+        {name: getattr(outcome, name).task for name in outputs},
+        outputs,
+        rows.targets,
+        example_ids=rows.example_ids,
+        num_samples=outcome.num_samples,
+        seed=outcome.seed,
+    )
 
 
-def _section(name: str, model: ModelOutcome, outcome: Outcome, validation: _Scores, test: _Scores) -> dict[str, Any]:
-    latency, names = dict(model.latency or {}), outcome.class_names
-    logits, labels, intervals = test.logits[name], test.labels, test.intervals(name)
-    assert intervals is not None
-    chance = compare.chance(intervals, logits, labels)
+def _section(name: str, model: ModelOutcome, test: Scoreboard, validated: Mapping[str, Any] | None) -> dict[str, Any]:
+    latency = dict(model.latency or {})
     section: dict[str, Any] = {
         "path": model.path,
         "num_parameters": model.num_parameters,
@@ -218,13 +217,11 @@ def _section(name: str, model: ModelOutcome, outcome: Outcome, validation: _Scor
         "throughput": latency.pop("throughput", None),
         "latency_setting": latency or None,
         "latency_by_shape": model.latency_by_shape,
-        "validation": validation.intervals(name),
-        "test": intervals,
-        "agreement": compare.agreement(model.test, outcome.teacher.test),
-        "chance": chance | {"majority_class": names[chance["majority_class"]]},
-        "per_class": metrics.per_class(logits, labels, names),
-        "confusion": metrics.confusion(logits, labels, len(names)),
-        "reliability": metrics.reliability(logits, labels),
+        "validation": validated,
+        "test": test.intervals(name),
+        "agreement": test.agreement(name, "teacher"),
+        "chance": test.chance(name),
+        **test.details(name),
     }
     if name == "baseline":
         section |= {"steps": model.steps, "start": model.start}

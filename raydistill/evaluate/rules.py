@@ -1,15 +1,18 @@
 """What a challenger has to hold: the settings of a gate, and the judgement of each rule on measured facts.
 
-A rule that cannot be measured does not pass. Rules against the champion are skipped where there is none.
+A rule that cannot be measured does not pass. Rules against the champion are skipped where there is none, those on
+single labels or on probabilities where the task has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from raydistill.config.gate import Gate
+from raydistill.config.metrics import Metric, metric
+from raydistill.errors import ConfigError
 
 RuleName = Literal[
     "labels",
@@ -49,6 +52,9 @@ class Facts:
     challenger: Mapping[str, Any]
     """As ``models`` of a paired comparison's summary."""
     chance: Mapping[str, Any]
+    """As ``evaluate.compare.chance`` returns it."""
+    task: Mapping[str, Any]
+    """As ``evaluate.scoreboard.describe_task`` returns it."""
     champion: Mapping[str, Any] | None = None
     pair: Mapping[str, Any] | None = None
     """Champion (first) against challenger (second), as ``pairs`` of a paired comparison's summary."""
@@ -95,15 +101,28 @@ def judge(gate: Gate, facts: Facts) -> list[Ruling]:
     return [rule(gate, facts) for rule in rules]
 
 
+def compared_metric(gate: Gate, task: Mapping[str, Any], known: Collection[str]) -> str:
+    """What retention and non-inferiority compare, of the metrics ``known`` of a task. ConfigError where it lacks it."""
+    name: str = gate.metric or task["main_metric"]
+    if name not in known:
+        raise ConfigError(
+            f"The gate compares {name}, which {spoken(task['type'])} does not have. Leave metric out to compare "
+            f"{task['main_metric']}, or name another of: {', '.join(n for n in known if metric(n).is_retained)}."
+        )
+    return name
+
+
 def judge_labels(gate: Gate, facts: Facts) -> Ruling:
     about = "the champion's labels"
     if facts.champion_labels is None:
         return skipped("labels", about, "there is no champion")
-    gone = sorted(set(facts.champion_labels) - set(facts.labels))
-    new = sorted(set(facts.labels) - set(facts.champion_labels))
+    before, now = set(facts.champion_labels), set(facts.labels)
+    if len(before) == len(now) == 1:  # the name of a single output says nothing
+        before = now
+    gone, new = sorted(before - now), sorted(now - before)
     said = [f"it lacks {', '.join(gone)}"] if gone else []
     said += [f"it adds {', '.join(new)}"] if new else []
-    shown = {"value": f"{len(facts.labels)} labels", "limit": "the same"}
+    shown = {"value": f"{len(now)} label{'s' * (len(now) != 1)}", "limit": "the same"}
     return ruling("labels", about, len(gone) + len(new), 0, shown, not said, "; ".join(said))
 
 
@@ -132,22 +151,19 @@ def judge_leak(gate: Gate, facts: Facts) -> Ruling:
 
 
 def judge_chance(gate: Gate, facts: Facts) -> Ruling:
-    about = "lower end of its accuracy's interval, against always giving the most frequent label"
-    accuracy, share = facts.challenger["metrics"]["accuracy"], facts.chance["majority_share"]
+    chance = facts.chance
+    low, about = facts.challenger["metrics"][chance["metric"]]["low"], metric(chance["metric"])
+    told = f"lower end of its {about.words}'s interval, against {chance['answer']}"
     if not gate.above_chance:
-        return switched_off("above_chance", about, accuracy["low"], percent(accuracy["low"]))
-    shown = {"value": percent(accuracy["low"]), "limit": f"> {percent(share)}"}
-    passed = not facts.chance["at_chance"] or facts.chance["reason"] == "accuracy_only"
-    why = {
-        "one_class": "it names one class only",
-        "accuracy": "the interval reaches down to it",
-        "accuracy_only": "the interval reaches down to it, but the MCC shows that it learned something",
-    }.get(facts.chance["reason"] or "", "")
-    return ruling("above_chance", about, accuracy["low"], share, shown, passed, why)
+        return switched_off("above_chance", told, low, about.said(low))
+    shown = {"value": about.said(low), "limit": f"> {about.said(chance['value'])}"}
+    passed = not chance["at_chance"] or chance["reason"] == "floor_only"
+    return ruling("above_chance", told, low, chance["value"], shown, passed, chance["why"])
 
 
 def judge_retention(gate: Gate, facts: Facts) -> Ruling:
-    about, limit, found = f"{spoken(gate.metric)} ÷ its teacher's", gate.min_retention, facts.retention
+    name = compared_metric(gate, facts.task, facts.challenger["metrics"])
+    about, limit, found = f"{metric(name).words} ÷ its teacher's", gate.min_retention, facts.retention
     value = None if found is None else found.value
     if limit is None:
         return switched_off("retention", about, value, "not known" if value is None else percent(value))
@@ -162,22 +178,24 @@ def judge_retention(gate: Gate, facts: Facts) -> Ruling:
 
 
 def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
-    about, margin = f"{spoken(gate.metric)} - champion's, lower end of the interval", gate.non_inferiority_margin
+    name = compared_metric(gate, facts.task, facts.challenger["metrics"])
+    unit, margin = metric(name), gate.non_inferiority_margin
+    about = f"{unit.words} - champion's, lower end of the interval"
     if facts.pair is None:
         return skipped("non_inferiority", about, no_champion(facts))
-    difference, test = facts.pair["differences"][gate.metric], facts.pair["mcnemar"]
-    text = "not known" if difference["low"] is None else f"{points(difference['low'])} points"
+    difference, test = facts.pair["differences"][name], facts.pair["mcnemar"]
+    low, points = difference["low"], " points" if unit.is_share else ""
+    text = "not known" if low is None else f"{signed(unit, low)}{points}"
     if margin is None:
-        return switched_off("non_inferiority", about, difference["low"], text)
-    shown = {"value": text, "limit": f">= {points(-margin)} points"}
-    why = (
-        f"difference {points(difference['value'])}, 95 % interval {points(difference['low'])} to "
-        f"{points(difference['high'])}; right on rows where the other errs: {test['only_second']:,} against "
-        f"{test['only_first']:,}, McNemar's p {test['p']:.2g}"
-    )
-    low = difference["low"]
+        return switched_off("non_inferiority", about, low, text)
+    shown = {"value": text, "limit": f">= {signed(unit, -margin)}{points}"}
     if low is None:
         return unknown("non_inferiority", about, -margin, shown["limit"], "the interval is not defined on these rows")
+    ends = (signed(unit, difference[end]) for end in ("value", "low", "high"))
+    why = "difference {}, 95 % interval {} to {}".format(*ends)
+    if test is not None:
+        why += f"; right on rows where the other errs: {test['only_second']:,} against {test['only_first']:,}"
+        why += f", McNemar's p {test['p']:.2g}"
     return ruling("non_inferiority", about, low, -margin, shown, low >= -margin, why)
 
 
@@ -209,7 +227,9 @@ def judge_bytes(gate: Gate, facts: Facts) -> Ruling:
 
 
 def judge_classes(gate: Gate, facts: Facts) -> Ruling:
-    about, floor = "recall of the weakest class", gate.min_class_recall
+    about, floor = "recall of the weakest label", gate.min_class_recall
+    if not facts.challenger.get("per_class"):
+        return skipped("class_recall", about, "the task has no labels")
     judged = [entry for entry in facts.challenger["per_class"] if entry["support"]]
     worst = min(judged, key=lambda entry: entry["recall"])
     if floor is None:
@@ -225,6 +245,8 @@ def judge_classes(gate: Gate, facts: Facts) -> Ruling:
 
 def judge_calibration(gate: Gate, facts: Facts) -> Ruling:
     about, limit = "expected calibration error", gate.max_calibration_error
+    if "calibration_error" not in facts.challenger["metrics"]:
+        return skipped("calibration", about, "the task has none")
     error = facts.challenger["metrics"]["calibration_error"]["value"]
     if limit is None:
         return switched_off("calibration", about, error, f"{error:.3f}")
@@ -256,17 +278,18 @@ def no_champion(facts: Facts) -> str:
     return "there is no champion" if facts.champion_labels is None else "the champion has other labels"
 
 
-def spoken(metric: str) -> str:
-    return metric.replace("_", " ")
+def spoken(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def points(share: float | None) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return "not defined" if share is None else f"{round(100 * share, 1) + 0.0:+.1f}"
+def signed(unit: Metric, difference: float) -> str:
+    """A difference in the metric's unit, with its sign."""
+    text = unit.text(difference)
+    return text if text.startswith("-") else f"+{text}"
 
 
 def megabytes(size: float) -> str:

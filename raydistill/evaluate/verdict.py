@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raydistill.config.metrics import Metric, metric
 from raydistill.evaluate import rules
+from raydistill.evaluate.intervals import gain
 
-GUESSING = "no better than guessing the most frequent class"
 BASELINE_STARTS = {"same": "the same weights as the student", "pretrained": "the weights before fine-tuning"}
 """What a student without a teacher starts from: value of ``evaluate.baseline.start`` -> words."""
 
@@ -15,12 +16,12 @@ BASELINE_STARTS = {"same": "the same weights as the student", "pretrained": "the
 def verdict(results: Mapping[str, Any]) -> str:
     """Whether the teacher was worth it, whether the gate would pass, then what the student reaches of its teacher and
     the champion, from results.json."""
-    student, teacher = results["student"], results["teacher"]
+    student, teacher, guessing = results["student"], results["teacher"], results["task"]["guessing"]
     if _at_chance(student):
-        third = f"The student is {GUESSING}: {why_chance(student)}."
+        third = f"The student is {guessing}: {student['chance']['why']}."
         third += " Nor is its teacher any better; mend that first." if _at_chance(teacher) else ""
     elif _at_chance(teacher):
-        third = f"The teacher itself is {GUESSING}, so there is little to learn from it: {why_chance(teacher)}."
+        third = f"The teacher itself is {guessing}, so there is little to learn from it: {teacher['chance']['why']}."
     else:
         third = _kept(results)
     return " ".join(s for s in (_gain(results), _gate(results), third, _against_champion(results)) if s)
@@ -29,11 +30,12 @@ def verdict(results: Mapping[str, Any]) -> str:
 def _gate(results: Mapping[str, Any]) -> str:
     """Whether a gate with its defaults would pass the student, by the rules that need neither a champion nor other
     rows."""
-    student, retention = results["student"], results["retention"]["accuracy"]
-    num_rows = sum(entry["support"] for entry in student["per_class"])
+    student, num_rows = results["student"], results["data"]["labeled"]["test"]
+    retention = results["retention"].get(results["task"]["main_metric"])
     facts = rules.Facts(
-        {"metrics": student["test"], "per_class": student["per_class"]},
+        {"metrics": student["test"], "per_class": student.get("per_class", ())},
         student["chance"],
+        results["task"],
         retention=rules.Retention(retention, None, None, num_rows, "the test rows"),
         num_rows=num_rows,
     )
@@ -46,7 +48,7 @@ def _gate(results: Mapping[str, Any]) -> str:
 
 
 def _named(found: Any) -> str:
-    """The classes that fail, where it is them."""
+    """The outputs that fail, where it is them."""
     return f" ({found.why.partition(';')[0]})" if found.name == "class_recall" else ""
 
 
@@ -54,26 +56,20 @@ def _at_chance(model: Mapping[str, Any]) -> bool:
     return bool(model["chance"]["at_chance"])
 
 
-def why_chance(model: Mapping[str, Any]) -> str:
-    """Why a model of results.json counts as one at chance."""
-    chance, accuracy = model["chance"], model["test"]["accuracy"]
-    if chance["reason"] == "one_class":
-        only = next(entry["name"] for entry in model["per_class"] if entry["predicted"])
-        return f'it answers "{only}" for every row'
-    text = (
-        f"its accuracy of {points(accuracy['value'])} (95 % interval {points(accuracy['low'])} to "
-        f"{points(accuracy['high'])}) is not above the {points(chance['majority_share'])} of always answering "
-        f'"{chance["majority_class"]}"'
-    )
-    if chance["reason"] == "accuracy_only":
-        text += f", although an MCC of {model['test']['mcc']['value']:.2f} shows that it learned something"
-    return text
+def _main(results: Mapping[str, Any]) -> tuple[str, Metric]:
+    name = results["task"]["main_metric"]
+    return name, metric(name)
 
 
 def _kept(results: Mapping[str, Any]) -> str:
-    retention, ratios = results["retention"]["accuracy"], results["ratios"]
-    verb = "keeps" if retention <= 1 else "reaches"
-    text = f"The student {verb} {points(retention)} % of its teacher's accuracy"
+    (name, about), ratios = _main(results), results["ratios"]
+    retention = results["retention"].get(name)
+    if retention is None:
+        own, others = (about.said(results[side]["test"][name]["value"]) for side in ("student", "teacher"))
+        text = f"The student's {about.words} is {own}, its teacher's {others},"
+    else:
+        verb = "keeps" if retention <= 1 else "reaches"
+        text = f"The student {verb} {rules.percent(retention)} of its teacher's {about.words}"
     text += f" at {100 * ratios['num_parameters']:.0f} % of its parameters"
     speed = 1 / ratios["latency_p50"] if ratios["latency_p50"] else None
     if speed is not None and speed >= 1.05:
@@ -87,42 +83,32 @@ def _gain(results: Mapping[str, Any]) -> str:
     baseline = results["baseline"]
     if baseline is None:
         return "Whether the teacher is worth it is not known: no student was trained without it (evaluate.baseline)."
-    difference = results["differences"]["student_minus_baseline"]["accuracy"]
-    reached = f"{points(results['student']['test']['accuracy']['value'])} % with it, "
-    reached += f"{points(baseline['test']['accuracy']['value'])} without"
+    name, about = _main(results)
+    difference = results["differences"]["student_minus_baseline"][name]
+    reached = f"{about.said(results['student']['test'][name]['value'])} with it, "
+    reached += f"{about.text(baseline['test'][name]['value'])} without"
     reached += ", which is no better than guessing" if _at_chance(baseline) else ""
-    reached += f" ({_interval(difference)})"
-    if difference["low"] > 0:
-        return f"The teacher is worth it: accuracy {reached}."
-    if difference["high"] < 0:
-        return f"The teacher does harm here: accuracy {reached}."
-    return f"The teacher brings no measurable gain: accuracy {reached}."
+    reached = f"{about.words} {reached} ({_interval(about, difference)})"
+    found = gain(name, difference)
+    if found["low"] > 0:
+        return f"The teacher is worth it: {reached}."
+    if found["high"] < 0:
+        return f"The teacher does harm here: {reached}."
+    return f"The teacher brings no measurable gain: {reached}."
 
 
 def _against_champion(results: Mapping[str, Any]) -> str:
     champion = results["champion"]
     if champion is None:
         return ""
-    difference = results["differences"]["student_minus_champion"]["accuracy"]
-    word = "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "not measurably different"
-    reached = points(champion["test"]["accuracy"]["value"])
-    return f"The champion reaches {reached}: the student is {word} ({_interval(difference)})."
+    name, about = _main(results)
+    difference = results["differences"]["student_minus_champion"][name]
+    found = gain(name, difference)
+    word = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "not measurably different"
+    reached = about.text(champion["test"][name]["value"])
+    return f"The champion reaches {reached}: the student is {word} ({_interval(about, difference)})."
 
 
-def _interval(difference: Mapping[str, float]) -> str:
-    value, low, high = (points(difference[name]) for name in ("value", "low", "high"))
-    return f"difference {value} points, 95 % interval {low} to {high}"
-
-
-UNITLESS = ("auc", "mcc", "log_loss", "calibration_error")
-"""Metrics that are written as they are; all others are shares, written in percent."""
-
-
-def figure(metric: str, value: float) -> str:
-    """A metric's value, or a difference of values, as tables write it: in points, or with three digits."""
-    return f"{value:.3f}" if metric in UNITLESS else points(value)
-
-
-def points(share: float) -> str:
-    """A share, or a difference of shares, in percentage points with one digit; never "-0.0"."""
-    return f"{round(100 * share, 1) + 0.0:.1f}"
+def _interval(about: Metric, difference: Mapping[str, float]) -> str:
+    low, high = (about.text(difference[end]) for end in ("low", "high"))
+    return f"difference {about.amount(difference['value'])}, 95 % interval {low} to {high}"

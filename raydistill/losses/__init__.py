@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from raydistill.config import losses as settings
+from raydistill.config.plugins import find
 from raydistill.config.training import Stage
 from raydistill.losses.base import Loss, Losses
 from raydistill.losses.hidden import HiddenCosine, HiddenMse
 from raydistill.losses.logits import ForwardKl, LogitMse
 from raydistill.losses.task import TaskLoss
 from raydistill.models.layer_map import layer_map
-from raydistill.tasks import TextClassification
+from raydistill.models.signals import Signal
+from raydistill.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,7 +37,7 @@ __all__ = [
 
 def build_losses(
     terms: Mapping[str, settings.Loss],
-    task: TextClassification,
+    task: Task,
     student: PretrainedConfig,
     teacher: PretrainedConfig | None,
     *,
@@ -52,7 +54,7 @@ def build_losses(
 
 def build_stages(
     stages: Mapping[str, Stage],
-    task: TextClassification,
+    task: Task,
     student: PretrainedConfig,
     teacher: PretrainedConfig,
     *,
@@ -62,20 +64,18 @@ def build_stages(
     return {name: build_losses(stage.losses, task, student, teacher, seed=seed) for name, stage in stages.items()}
 
 
-def all_teacher_needs(stages: Mapping[str, Losses]) -> frozenset[str]:
+def all_teacher_needs(stages: Mapping[str, Losses]) -> frozenset[Signal]:
     """Return the union of the signals that the stages' losses ask of the teacher."""
-    return frozenset[str]().union(*(losses.teacher_needs for losses in stages.values()))
+    return frozenset[Signal]().union(*(losses.teacher_needs for losses in stages.values()))
 
 
-def build_loss(
-    term: settings.Loss, task: TextClassification, student: PretrainedConfig, teacher: PretrainedConfig | None
-) -> Loss:
-    """Build one loss: the one place that knows every type."""
+def build_loss(term: settings.Loss, task: Task, student: PretrainedConfig, teacher: PretrainedConfig | None) -> Loss:
+    """Build one loss: the one place that knows every type; others build themselves, see ``Loss.build``."""
     match term:
         case settings.TaskLoss():
             return TaskLoss(task, term.weight)
         case settings.ForwardKl():
-            return ForwardKl(term.weight, term.temperature)
+            return ForwardKl(term.weight, term.temperature, task.kind)
         case settings.LogitMse():
             return LogitMse(term.weight)
         case settings.HiddenMse() | settings.HiddenCosine():
@@ -84,4 +84,7 @@ def build_loss(
             kind = HiddenMse if isinstance(term, settings.HiddenMse) else HiddenCosine
             return kind(pairs, student.hidden_size, teacher.hidden_size, term.weight)
         case _:
-            assert_never(term)
+            joined: Any = find("losses", term.type)
+            assert joined is not None, f"no loss of type {term.type}"
+            loss: Loss = joined.build(term, task, student, teacher)
+            return loss

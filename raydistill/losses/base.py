@@ -7,14 +7,16 @@ result depends neither on the number of workers, nor on the micro-batch size, no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from raydistill.config.losses import Role
+from raydistill.config.losses import Role, Schedule
 from raydistill.data.batches import Batch
+from raydistill.models.signals import Signal
+from raydistill.tasks import Task
 
 
 class Loss(nn.Module):
@@ -28,19 +30,49 @@ class Loss(nn.Module):
     """
 
     role: ClassVar[Role] = "distillation"
-    student_needs: frozenset[str] = frozenset()
-    teacher_needs: frozenset[str] = frozenset()
+    student_needs: Collection[str] = frozenset()
+    teacher_needs: Collection[str] = frozenset()
     group_size: int = 1
 
-    def __init__(self, weight: float = 1.0) -> None:
+    weight: float
+    """Factor in the weighted total, at the present step."""
+
+    def __init__(self, weight: float | Schedule = 1.0) -> None:
         super().__init__()
-        self.weight = weight
+        self._schedules: dict[str, Schedule] = {}
+        self.set("weight", weight)
+
+    @classmethod
+    def build(cls, settings: Any, task: Task, student: Any, teacher: Any) -> Loss:
+        """Build a loss that joined by ``raydistill.register`` or an entry point, for these shapes.
+
+        ``settings``: its ``Settings``; ``student``, ``teacher``: configs of the models, ``teacher`` None where none
+        speaks. By default the settings' fields but ``type`` are the arguments of the class.
+        """
+        return cls(**{name: getattr(settings, name) for name in type(settings).model_fields if name != "type"})
+
+    def set(self, name: str, value: float | Schedule) -> None:
+        """Set an attribute to a number, or let it follow a schedule from its beginning on."""
+        if isinstance(value, Schedule):
+            self._schedules[name] = value
+            value = value.at(0.0)
+        setattr(self, name, value)
+
+    def at(self, share: float) -> None:
+        """Turn to the step before which this share of the stage lies, 0 to 1."""
+        for name, schedule in self._schedules.items():
+            setattr(self, name, schedule.at(share))
+
+    @property
+    def scheduled(self) -> dict[str, float]:
+        """Present values of what follows a schedule."""
+        return {name: getattr(self, name) for name in self._schedules}
 
     def count(self, batch: Batch) -> int:
         """Return how many values ``forward`` gives for ``batch``, known without a forward pass."""
         raise NotImplementedError(f"{type(self).__name__} must say how many values it counts")
 
-    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         """Return the values, shape (count,), in float32, not yet weighted or reduced."""
         raise NotImplementedError(f"{type(self).__name__} must return its unreduced values")
 
@@ -53,24 +85,29 @@ class Losses(nn.ModuleDict):
         return {name: loss for name, loss in self.items() if isinstance(loss, Loss)}
 
     @property
-    def student_needs(self) -> frozenset[str]:
-        return frozenset[str]().union(*(loss.student_needs for loss in self.terms.values()))
+    def student_needs(self) -> frozenset[Signal]:
+        return frozenset(Signal(name) for loss in self.terms.values() for name in loss.student_needs)
 
     @property
-    def teacher_needs(self) -> frozenset[str]:
-        return frozenset[str]().union(*(loss.teacher_needs for loss in self.terms.values()))
+    def teacher_needs(self) -> frozenset[Signal]:
+        return frozenset(Signal(name) for loss in self.terms.values() for name in loss.teacher_needs)
 
     @property
     def group_size(self) -> int:
         """Return the least common multiple of the terms' groups: a border of it splits no group of any term."""
         return math.lcm(*(loss.group_size for loss in self.terms.values()))
 
+    def at(self, share: float) -> None:
+        """Turn all terms to the step before which this share of the stage lies."""
+        for loss in self.terms.values():
+            loss.at(share)
+
     def counts(self, batches: list[Batch]) -> list[int]:
         """Return each term's count over ``batches``, in the order of the terms."""
         return [sum(loss.count(batch) for batch in batches) for loss in self.terms.values()]
 
     def forward(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch, counts: list[float]
+        self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch, counts: list[float]
     ) -> tuple[Tensor, list[Tensor]]:
         """Return this batch's share of the weighted total, and each term's unweighted sum (detached).
 

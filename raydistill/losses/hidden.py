@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
+from raydistill.models.signals import Signal
 
 
 class HiddenLoss(Loss):
@@ -22,12 +24,12 @@ class HiddenLoss(Loss):
     role = "representation"
 
     def __init__(
-        self, pairs: tuple[tuple[int, int], ...], student_width: int, teacher_width: int, weight: float = 1.0
+        self, pairs: tuple[tuple[int, int], ...], student_width: int, teacher_width: int, weight: float | Schedule = 1.0
     ) -> None:
         super().__init__(weight)
         self.pairs = pairs
-        self.student_needs = frozenset(f"hidden_states[{s}]" for s, _ in pairs)
-        self.teacher_needs = frozenset(f"hidden_states[{t}]" for _, t in pairs)
+        self.student_needs = frozenset(Signal.of("hidden_states", s) for s, _ in pairs)
+        self.teacher_needs = frozenset(Signal.of("hidden_states", t) for _, t in pairs)
         same_width = student_width == teacher_width
         self.projections = nn.ModuleList(
             nn.Identity() if same_width else nn.Linear(student_width, teacher_width) for _ in pairs
@@ -36,11 +38,11 @@ class HiddenLoss(Loss):
     def count(self, batch: Batch) -> int:
         return batch.num_tokens
 
-    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         values = [
             self.distance(
-                projection(student[f"hidden_states[{s}]"]).float(),
-                teacher[f"hidden_states[{t}]"].float(),
+                projection(student[Signal.of("hidden_states", s)]).float(),
+                teacher[Signal.of("hidden_states", t)].float(),
             )
             for (s, t), projection in zip(self.pairs, self.projections, strict=True)
         ]

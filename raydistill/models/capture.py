@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from raydistill.errors import ConfigError
+from raydistill.models.layers import projection
+from raydistill.models.signals import LOGITS, PROJECTIONS, Signal
 
-_HIDDEN = re.compile(r"hidden_states\[(\d+)\]")
 
-
-def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[str, Tensor]:
+def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
     """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded.
 
-    ``logits``: (B, C) float32. ``hidden_states[i]``: (N, width) of the N real tokens, row after row without padding, in
-    the dtype the model computes in; 0 is the embeddings, i the output of layer i. Mode, grad and autocast are the
-    caller's. Raises ConfigError for a signal that the model does not have.
+    ``logits``: (B, C) float32. ``hidden_states[i]`` and the projections: (N, width) of the N real tokens, row after row
+    without padding, in the dtype the model computes in; heads lie beside each other. Hidden states are outputs of the
+    model, projections are caught by hooks, so that attention stays as fast as it is. Mode, grad and autocast are the
+    caller's. Raises ConfigError or ModelError for a signal that the model does not have.
     """
-    layers = {signal: index for signal in signals if (index := hidden_index(signal)) is not None}
-    output = model(**inputs, output_hidden_states=bool(layers))
-    found = {"logits": output.logits.float()} if "logits" in signals else {}
-    if layers:
-        tokens = real_tokens(inputs)
-        states = output.hidden_states
-        for signal, index in layers.items():
-            if index >= len(states):
+    wanted = [Signal(signal) for signal in signals]
+    caught: dict[Signal, Tensor] = {}
+    with ExitStack() as hooks:
+        for signal in wanted:
+            if signal.name in PROJECTIONS:
+                hooks.callback(_catch(unwrapped(model), signal, caught).remove)
+        output = model(**inputs, output_hidden_states=any(signal.name == "hidden_states" for signal in wanted))
+    tokens = real_tokens(inputs) if any(signal.is_token_level for signal in wanted) else None
+    found = {}
+    for signal in wanted:
+        if signal == LOGITS:
+            found[signal] = output.logits.float()
+        elif signal in caught:
+            found[signal] = _flat(caught[signal], tokens)
+        else:
+            states, layer = output.hidden_states, signal.layer or 0
+            if layer >= len(states):
                 raise ConfigError(
                     f"There is no {signal}: the model has hidden_states[0] to hidden_states[{len(states) - 1}]."
                 )
-            found[signal] = _flat(states[index], tokens)
+            found[signal] = _flat(states[layer], tokens)
     return found
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The model itself where it is wrapped for several processes."""
+    return getattr(model, "module", model)
+
+
+def _catch(model: Any, signal: Signal, caught: dict[Signal, Tensor]) -> Any:
+    """Keep what a projection gives in the next forward pass."""
+    assert signal.layer is not None
+    linear, part = projection(model, signal.layer, signal.name)
+
+    def keep(module: nn.Module, given: Any, output: Tensor) -> None:
+        # the first call is that of the layer's own input: deberta-v2 projects its relative positions, too
+        caught.setdefault(signal, output if part is None else output[..., part])
+
+    return linear.register_forward_hook(keep)
 
 
 def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -45,31 +72,6 @@ def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
     return mask.flatten().nonzero().squeeze(1)
 
 
-def _flat(states: Tensor, tokens: Tensor) -> Tensor:
-    flat = states.flatten(0, 1)
-    return flat if tokens.numel() == flat.shape[0] else flat.index_select(0, tokens)
-
-
-def hidden_index(signal: str) -> int | None:
-    """Return i of ``hidden_states[i]``, None for ``logits``; ConfigError for anything else."""
-    if signal == "logits":
-        return None
-    found = _HIDDEN.fullmatch(signal)
-    if found is None:
-        raise ConfigError(f"Unknown signal {signal!r}. Known signals: logits, hidden_states[i].")
-    return int(found[1])
-
-
-def is_token_level(signal: str) -> bool:
-    """Return whether the signal has one row a token; otherwise it has one a row of the data."""
-    return hidden_index(signal) is not None
-
-
-def signal_width(config: PreTrainedConfig, signal: str) -> int:
-    """Return how many numbers the signal has a token, or a row. Raises ConfigError beyond the model's layers."""
-    index = hidden_index(signal)
-    if index is None:
-        return len(config.id2label or ())
-    if index > config.num_hidden_layers:
-        raise ConfigError(f"There is no {signal}: the model has {config.num_hidden_layers} layers.")
-    return int(config.hidden_size)
+def _flat(states: Tensor, tokens: Tensor | None) -> Tensor:
+    flat = states.flatten(0, 1) if states.dim() == 3 else states
+    return flat if tokens is None or tokens.numel() == flat.shape[0] else flat.index_select(0, tokens)

@@ -1,9 +1,9 @@
-"""Loading and saving Hugging Face classifiers: safetensors only, nothing random that was not asked for."""
+"""Loading and saving Hugging Face models with a head: safetensors only, nothing random that was not asked for."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,27 @@ from raydistill.models.folder import (
     weight_files,
     weight_names,
 )
-from raydistill.models.labels import config_labels, label_order, output_layer, reorder_labels, set_labels
+from raydistill.models.head import (
+    Head,
+    check_problem,
+    output_layer,
+    output_names,
+    output_order,
+    reorder_outputs,
+    rescale,
+    scaled,
+    set_head,
+)
 from raydistill.models.precision import attention_implementation, compute_dtype
 
 __all__ = [
     "attention_implementation",
     "compute_dtype",
-    "is_classifier",
-    "label_notice",
-    "load_classifier",
+    "has_head",
+    "load_model",
     "model_digest",
-    "new_classifier",
+    "new_model",
+    "order_notice",
     "quiet",
     "read_config",
     "resolve_model",
@@ -50,39 +60,43 @@ __all__ = [
 ]
 
 
-def load_classifier(
+def load_model(
     folder: Path,
-    labels: Sequence[str] | None,
+    head: Head | None,
     *,
     dropout: float | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Return the classifier in a folder, in float32 and eval mode, with its logits in the order of ``labels``.
+    """Return the model in a folder, in float32 and eval mode, with its outputs in the order and unit of ``head``.
 
-    A plain encoder gets a new head for ``labels``, drawn from ``seed`` without touching torch's global generator.
-    ``labels`` None keeps a classifier's own. ``dropout`` replaces every dropout of the config. Raises ModelError for
-    missing or unknown weights, labels that do not match, a tokenizer that is larger than the embedding.
+    A plain encoder gets a new head, drawn from ``seed`` without touching torch's global generator. ``head`` None keeps
+    the model's own. ``dropout`` replaces every dropout of the config. Raises ModelError for missing or unknown weights,
+    outputs that do not match, a tokenizer that is larger than the embedding.
     """
     config = read_config(folder, trust_remote_code)
     check_vocabulary(folder, config)
     fine_tuned = _has_head(folder, config, trust_remote_code)
-    if labels is None and not fine_tuned:
+    if head is None and not fine_tuned:
         raise ModelError(f"{folder} is an encoder without a classification head; a new one needs labels. Name them.")
     order: tuple[int, ...] = ()
-    if labels is not None and fine_tuned:
-        order, _ = label_order(config_labels(config), labels)
-    if labels is not None:
-        set_labels(config, labels)
+    if head is not None:
+        if fine_tuned:
+            check_problem(config, head)
+            order, _ = output_order(output_names(config), head.outputs)
+        set_head(config, head)
     if dropout is not None:
         set_dropout_config(config, dropout)
     model, report = _load(folder, config, attn_implementation, trust_remote_code, seed)
     check_report(folder, model, report, fine_tuned)
     if order:
-        reorder_labels(model, order)
+        reorder_outputs(model, order)
     elif not fine_tuned:
         _renew_output_layer(model, report, seed)
+    if head is not None:
+        scaled(model, (0.0, 1.0) if fine_tuned else head.scale)  # a new head knows no unit
+        rescale(model, head.scale)
     return model.eval()
 
 
@@ -119,10 +133,10 @@ def _renew_output_layer(model: PreTrainedModel, report: dict[str, Any], seed: in
             layer.bias.zero_()
 
 
-def new_classifier(
+def new_model(
     config: PreTrainedConfig, *, seed: int, attn_implementation: str | None = None, like: PreTrainedModel | None = None
 ) -> PreTrainedModel:
-    """Return a classifier of this shape with random weights drawn from ``seed``, in float32 and eval mode.
+    """Return a model of this shape with random weights drawn from ``seed``, in float32 and eval mode.
 
     Code that came with a model is run again where the config, or the model ``like``, is of such code already.
     """
@@ -140,7 +154,7 @@ def new_classifier(
     return model.eval()
 
 
-def is_classifier(folder: Path, trust_remote_code: bool = False) -> bool:
+def has_head(folder: Path, trust_remote_code: bool = False) -> bool:
     """Return whether the folder holds the trained weights of a sequence classification head."""
     return _has_head(folder, read_config(folder, trust_remote_code), trust_remote_code)
 
@@ -154,19 +168,21 @@ def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
         raise ModelError(
-            f"The model in {folder} (type {config.model_type!r}) cannot be used for text classification: "
+            f"The model in {folder} (type {config.model_type!r}) cannot be used with a classification head: "
             f"{first_line(error)}"
         ) from error
     inside = model.base_model_prefix + "."
     return {key for key in model.state_dict() if not key.startswith(inside)} <= weight_names(folder)
 
 
-def label_notice(folder: Path, labels: Sequence[str], trust_remote_code: bool = False) -> str | None:
-    """Return a sentence where a classifier's labels are only assumed to be ``labels``; ModelError where they differ."""
+def order_notice(folder: Path, head: Head, trust_remote_code: bool = False) -> str | None:
+    """Return a sentence where a model's outputs are only assumed to be those of ``head``; ModelError where they
+    differ."""
     config = read_config(folder, trust_remote_code)
     if not _has_head(folder, config, trust_remote_code):
         return None
-    return label_order(config_labels(config), labels)[1]
+    check_problem(config, head)
+    return output_order(output_names(config), head.outputs)[1]
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -184,9 +200,13 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
 
 
 def save_model(model: PreTrainedModel, tokenizer_folder: Path, folder: Path) -> None:
-    """Write an ordinary Hugging Face folder (config, safetensors, tokenizer files) that loads without raydistill."""
+    """Write an ordinary Hugging Face folder (config, safetensors, tokenizer files) that loads without raydistill.
+
+    The model answers in the targets' unit there and from here on, whatever it was trained in.
+    """
     tokenizer_digest(tokenizer_folder)  # raises where there is no tokenizer
     folder.mkdir(parents=True, exist_ok=True)
+    rescale(model, (0.0, 1.0))
     with quiet():
         model.save_pretrained(folder)
     for name in TOKENIZER_FILES:

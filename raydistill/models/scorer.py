@@ -16,7 +16,7 @@ NO_LIMIT = 10**9
 
 
 class Scorer:
-    """Texts in, the best label and its probability out."""
+    """Texts in, answers out: what they look like depends on the ``problem_type`` in config.json."""
 
     def __init__(self, folder: str, max_length: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,10 +25,21 @@ class Scorer:
         limits = [max_length, self.tokenizer.model_max_length, num_positions(self.model)]
         self.max_length = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
         """Tokens that a row is cut to; None for a model that takes any number."""
+        self.names = [name for _, name in sorted(self.model.config.id2label.items())]
+        usual = "regression" if len(self.names) == 1 else "single_label_classification"
+        self.answers = {"regression": self._value, "multi_label_classification": self._labels}.get(
+            self.model.config.problem_type or usual, self._label
+        )
+        thresholds = getattr(self.model.config, "thresholds", None) or [0.5] * len(self.names)
+        self.thresholds = torch.tensor(thresholds, dtype=torch.float64)
+        """Probabilities from which on a label is given, where a row has any number of them."""
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """A DataFrame with a column ``text`` [and ``text_pair``], or one column of any name; a row gives
-        ``{"label", "score"}``."""
+        """A DataFrame with a column ``text`` [and ``text_pair``], or one column of any name.
+
+        A row gives ``{"label", "score"}``, the best label and its probability; with any number of labels a row
+        ``{"labels", "scores"}``, those given and the probabilities of all; or ``{"value"}``, a number.
+        """
         columns = list(model_input.columns)
         texts = model_input["text" if "text" in columns else columns[0]].astype(str).tolist()
         pairs = None
@@ -44,12 +55,25 @@ class Scorer:
     def _score(self, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
         cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
         inputs = self.tokenizer(texts, pairs, padding=True, return_tensors="pt", **cut)
-        scores, labels = self.model(**inputs.to(self.device)).logits.float().softmax(-1).max(-1)
-        names = self.model.config.id2label
+        return self.answers(self.model(**inputs.to(self.device)).logits.float().cpu())
+
+    def _label(self, logits: torch.Tensor) -> list[dict[str, Any]]:
+        scores, labels = logits.softmax(-1).max(-1)
+        found = zip(labels.tolist(), scores.tolist(), strict=True)
+        return [{"label": self.names[label], "score": score} for label, score in found]
+
+    def _labels(self, logits: torch.Tensor) -> list[dict[str, Any]]:
+        scores = logits.double().sigmoid()
         return [
-            {"label": names[label], "score": score}
-            for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
+            {
+                "labels": [name for name, is_given in zip(self.names, given, strict=True) if is_given],
+                "scores": dict(zip(self.names, row, strict=True)),
+            }
+            for row, given in zip(scores.tolist(), (scores >= self.thresholds).tolist(), strict=True)
         ]
+
+    def _value(self, logits: torch.Tensor) -> list[dict[str, Any]]:
+        return [{"value": value} for value in logits[:, 0].tolist()]
 
 
 def num_positions(model: torch.nn.Module) -> int | None:

@@ -12,9 +12,9 @@ from raydistill.config.student import Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
 from raydistill.models.folder import resolve_model
-from raydistill.models.labels import config_labels, set_labels
+from raydistill.models.head import Head, output_names, set_head
 from raydistill.models.layer_map import choose_layers
-from raydistill.models.load import new_classifier, read_config
+from raydistill.models.load import new_model, read_config
 
 
 def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTrainedConfig:
@@ -25,7 +25,7 @@ def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTra
     """
     if is_checkpoint(student):
         source = read_config(resolve_model(student.start))
-        set_labels(source, config_labels(teacher_config))
+        set_head(source, Head(output_names(teacher_config), getattr(teacher_config, "problem_type", None)))
         return shape(source, student)
     return shape(teacher_config, student)
 
@@ -136,7 +136,7 @@ def _check_projection(config: PreTrainedConfig, source: PreTrainedConfig) -> Non
     if narrow in (None, source.hidden_size) or narrow != config.hidden_size:
         return
     with torch.device("meta"):
-        models = [new_classifier(copy.deepcopy(shaped), seed=0) for shaped in (source, config)]
+        models = [new_model(copy.deepcopy(shaped), seed=0) for shaped in (source, config)]
     before, after = ({re.sub(r"\d+", "", name) for name in model.state_dict()} for model in models)
     if before - after:
         raise ConfigError(
@@ -159,5 +159,5 @@ def _set(config: PreTrainedConfig, field: str, value: int) -> None:
 def count_parameters(config: PreTrainedConfig) -> int:
     """Parameters of a classifier of this shape; nothing is allocated."""
     with torch.device("meta"):
-        model = new_classifier(config, seed=0)
+        model = new_model(config, seed=0)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from raydistill.config.student import Student
@@ -13,12 +13,13 @@ from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.fields import head_width
 from raydistill.models.folder import resolve_model
-from raydistill.models.labels import config_labels
-from raydistill.models.load import load_classifier, new_classifier
+from raydistill.models.head import head_of, scaled
+from raydistill.models.layers import layer_stack
+from raydistill.models.load import load_model, new_model
 from raydistill.models.shape import is_checkpoint, shape, start_layers, student_config
 from raydistill.models.slices import Heads, cut
 
-__all__ = ["StudentBuild", "build_student", "layer_stack", "student_config"]
+__all__ = ["StudentBuild", "build_student", "student_config"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class StudentBuild:
 def build_student(
     teacher: PreTrainedModel, student: Student, *, seed: int, attn_implementation: str | None = None
 ) -> StudentBuild:
-    """Return a student of the configured shape in float32 and eval mode, with the teacher's label names.
+    """Return a student of the configured shape in float32 and eval mode, with the teacher's outputs.
 
     Layers, embeddings and head are copied where shapes allow, cut where the student is narrower (``slices.py``), or
     random from ``seed``. With all layers and the full width it gives the teacher's logits bit for bit.
@@ -51,9 +52,10 @@ def build_student(
         layer_stack(source)  # refuse before anything is built
     config = shape(source.config, student)
     attention = attn_implementation or teacher.config._attn_implementation
-    model = new_classifier(config, seed=seed, attn_implementation=attention, like=source)
+    model = new_model(config, seed=seed, attn_implementation=attention, like=source)
     if config.hidden_size != source.config.hidden_size or student.num_heads:
         _check_runs(model)
+    scaled(model, head_of(teacher).scale)
     total = sum(parameter.numel() for parameter in model.parameters())
     if student.start == "random":
         return StudentBuild(model, (), copied=0, sliced=0, random=total)
@@ -62,7 +64,7 @@ def build_student(
 
 
 def _checkpoint(teacher: PreTrainedModel, student: Student, seed: int) -> PreTrainedModel:
-    source = load_classifier(resolve_model(student.start), config_labels(teacher.config), seed=seed)
+    source = load_model(resolve_model(student.start), head_of(teacher), seed=seed)
     if source.config.vocab_size != teacher.config.vocab_size:
         raise ConfigError(
             f"student.start {student.start} has {source.config.vocab_size} tokens, the teacher "
@@ -83,24 +85,6 @@ def _check_runs(model: PreTrainedModel) -> None:
             f"A {config.model_type} model of width {config.hidden_size} with {config.num_attention_heads} heads cannot "
             f"run: {first_line(error)}. Leave student.hidden_size and student.num_heads out, or choose others."
         ) from error
-
-
-def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Return name and modules of the stack of layers: the one ModuleList with ``num_hidden_layers`` entries.
-
-    Lists inside a layer do not count. Raises ModelError where there is none (albert shares its layers, funnel has
-    blocks) or more than one.
-    """
-    depth = model.config.num_hidden_layers
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    outer = [(n, m) for n, m in lists if not any(n.startswith(other + ".") for other, _ in lists)]
-    if len(outer) != 1 or model.config.model_type == "albert":  # albert with one layer has one list of one group
-        raise ModelError(
-            f"{type(model).__name__} has no single stack of {depth} layers that could be chosen from (found "
-            f"{len(outer)}). Leave student.num_layers and student.teacher_layers out and use losses on logits, set "
-            "student.start to random, or take a teacher of another family (bert, roberta, modernbert, ...)."
-        )
-    return outer[0]
 
 
 @torch.no_grad()

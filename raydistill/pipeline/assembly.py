@@ -9,21 +9,21 @@ from raydistill.config.tree import Config
 from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
 from raydistill.evaluate.latency import busy_note
-from raydistill.evaluate.results import ModelOutcome, SplitRows, build_results
-from raydistill.evaluate.results import Outcome as Measured
+from raydistill.evaluate.results import ModelOutcome, RunMeasurements, SplitRows, build_results
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import read_config
 from raydistill.pipeline.champion import find_champion
 from raydistill.pipeline.recipes import baseline_settings
 from raydistill.pipeline.stages import read_training
+from raydistill.tasks import task_of
 
 if TYPE_CHECKING:
-    from raydistill.pipeline.phases import Outcome
+    from raydistill.pipeline.phases import PhaseResults
     from raydistill.pipeline.prepare import Clock, Prepared
     from raydistill.tracking.runs import RunRef
 
 
-def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) -> dict[str, Any]:
+def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Clock) -> dict[str, Any]:
     """Turn the stored predictions and measurements into ``results.json``."""
     config, folder = prepared.config, outcome.evaluation.local()
     validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
@@ -42,22 +42,22 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
             path=str(path),
             num_parameters=about[name]["num_parameters"],
             num_bytes=about[name]["bytes"],
-            test=test.logits[name],
-            validation=validation.logits[name],
+            task=test.tasks[name],
+            test=test.outputs[name],
+            validation=validation.outputs[name],
             latency=about[name]["latency"],
             latency_by_shape=about[name].get("latency_by_shape"),
             **extra.get(name, {}),
         )
         for name, path in paths.items()
     }
-    champion, notes = find_champion(config.registry.name, ref, test, prepared.info.labels)
-    splits = prepared.info.counts
-    student, teacher = test.logits["student"], test.logits["teacher"]
-    told = student, teacher, test.labels, prepared.info.labels, prepared.data.local() / "test.arrow"
-    measured = Measured(
-        class_names=prepared.info.labels,
-        validation=SplitRows(validation.labels, validation.example_ids),
-        test=SplitRows(test.labels, test.example_ids),
+    task = task_of(prepared.info.task)
+    champion, notes = find_champion(config.registry.name, ref, test, task)
+    splits, texts = prepared.info.counts, prepared.data.local() / "test.arrow"
+    measured = RunMeasurements(
+        task=task,
+        validation=SplitRows(validation.targets, validation.example_ids),
+        test=SplitRows(test.targets, test.example_ids),
         teacher=models["teacher"],
         student=models["student"],
         baseline=models.get("baseline"),
@@ -66,11 +66,12 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
         num_rows={split: counts.rows for split, counts in splits.items()},
         labeled={split: counts.labeled for split, counts in splits.items()},
         per_class={split: counts.per_class for split, counts in splits.items()},
+        summary=prepared.info.summary,
         seconds={**clock.seconds, **outcome.seconds},
         reused=[*prepared.reused, *outcome.reused],
         curves={name: curve(entries) for name, entries in history.items()},
-        disagreements=describe_rows(find_disagreements(student, teacher), *told),
-        errors=describe_rows(find_errors(student, test.labels), *told),
+        disagreements=describe_rows(find_disagreements(test), test, texts),
+        errors=describe_rows(find_errors(test), test, texts),
         layers=describe_layers(config, outcome),
         config=config.model_dump(mode="json"),
         num_samples=config.evaluate.bootstrap_samples,
@@ -81,7 +82,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: Outcome, clock: Clock) ->
     return build_results(measured) | {"notes": notes}
 
 
-def describe_layers(config: Config, outcome: Outcome) -> dict[str, Any]:
+def describe_layers(config: Config, outcome: PhaseResults) -> dict[str, Any]:
     """Which layers of the teacher those of the student start from and are compared with, as in ``results.json``."""
     folders = {"student": outcome.student.local() / "model", "teacher": outcome.teacher.folder}
     depths = {

@@ -10,16 +10,17 @@ from raydistill.tracking.registry import version_by_alias
 from raydistill.tracking.registry.aliases import CHAMPION
 
 if TYPE_CHECKING:
+    from raydistill.tasks import Task
     from raydistill.tracking.runs import RunRef
 
 
 def find_champion(
-    name: str | None, ref: RunRef, test: Predictions, labels: tuple[str, ...]
+    name: str | None, ref: RunRef, test: Predictions, task: Task
 ) -> tuple[ModelOutcome | None, list[str]]:
-    """The champion of the registered model ``name`` on the rows of ``test``, its classes in the order of ``labels``.
+    """The champion of the registered model ``name`` on the rows of ``test``, its outputs in the order of ``task``.
 
     None without a champion; None and a sentence where the champion's run has not seen these very rows as its test rows,
-    or has other labels. Its speed is not known here: ``promote`` measures it. Raises TrackingError.
+    or is of another task or other labels. Its speed is not known here: ``promote`` measures it. Raises TrackingError.
     """
     version = None if name is None else version_by_alias(name, CHAMPION, ref.tracking_uri)
     if version is None or not version.run_id or version.run_id == ref.run_id:
@@ -27,10 +28,8 @@ def find_champion(
     from raydistill.evaluate.evidence import read_kept_predictions  # it loads torch
 
     kept = read_kept_predictions(version.run_id, ref.tracking_uri)
-    logits = None
-    if kept is not None and set(kept.class_names) == set(labels):
-        logits = kept.of_rows("student", test.hashes, labels)
-    if logits is None or not {"num_parameters", "bytes"} <= version.tags.keys():
+    found = None if kept is None else kept.aligned(test.hashes, task)
+    if found is None or not {"num_parameters", "bytes"} <= version.tags.keys():
         return None, [
             f"The champion, version {version.version} of {name}, is not in the table: its run does not hold its "
             f"predictions of these test rows and labels. `raydistill promote {name}` measures both on the same rows."
@@ -39,7 +38,8 @@ def find_champion(
         path=f"models:/{version.name}/{version.version}",
         num_parameters=int(float(version.tags["num_parameters"])),
         num_bytes=int(float(version.tags["bytes"])),
-        test=logits,
+        task=found.tasks["student"],
+        test=found.outputs["student"],
         version=version.version,
     )
     return outcome, []

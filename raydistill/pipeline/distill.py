@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill import cluster
 from raydistill.config.tree import Config
-from raydistill.data.classes import class_summary
 from raydistill.data.prepare import DataInfo
 from raydistill.errors import Interrupted, TrackingError
 from raydistill.pipeline.assembly import assemble
@@ -28,7 +27,7 @@ from raydistill.tracking.registry import log_student, name_challenger, register_
 from raydistill.tracking.runs import RunRef, drain, finish_run, log_data, log_files, prepare_store, start_run, tag_run
 
 if TYPE_CHECKING:
-    from raydistill.pipeline.phases import Outcome
+    from raydistill.pipeline.phases import PhaseResults
 
 
 def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
         store = background.submit(prepare_store, tracking_uri(storage))
         with clock.phase("prepare", show):
             prepared = prepare(config, storage)
-        say_classes(prepared.info, show)
+        say_targets(prepared.info, show)
         with lock(storage, "runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
             if (results := finished(prepared)) is not None:
                 store.result()
@@ -58,7 +57,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
 
 def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
     """Run the phases in the worker group, assemble the results, register the student."""
-    from raydistill.pipeline.workplace import metrics_path
+    from raydistill.pipeline.reporting import metrics_path
 
     storage, parts = prepared.storage, ("runs", prepared.run_key)
     owner = take_over(prepared)
@@ -90,7 +89,7 @@ def take_over(prepared: Prepared) -> Owner:
     return owner
 
 
-def drain_histories(ref: RunRef, outcome: Outcome) -> None:
+def drain_histories(ref: RunRef, outcome: PhaseResults) -> None:
     """Send what the models' training reported: the writer's own file lies on a node that may be gone."""
     from raydistill.pipeline.stages import read_training
     from raydistill.tracking.journal import write_history
@@ -129,7 +128,7 @@ def end_run(ref: RunRef, status: str) -> None:
         logging.getLogger(__name__).warning("The run's end was not tracked. %s", error)
 
 
-def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
+def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> PhaseResults:
     """Run the phases in a Ray Train worker group or, with ``train.num_workers: 0``, in this process."""
     if job.config.train.num_workers == 0:
         from raydistill.pipeline.local import run_local
@@ -143,14 +142,14 @@ def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> Outcome:
         stop.listen()
         if stop.is_set():
             raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
-        if cluster.has_teacher_actors(job.config):
+        if job.config.teacher.has_actors:
             from raydistill.pipeline.pooled import run_with_pool
 
             return run_with_pool(job, show, stop)
         return run_workers(job, show, stop, run_phases)
 
 
-def publish(prepared: Prepared, ref: RunRef, outcome: Outcome, results: dict[str, Any]) -> dict[str, Any]:
+def publish(prepared: Prepared, ref: RunRef, outcome: PhaseResults, results: dict[str, Any]) -> dict[str, Any]:
     """Log the results, store the student with its card in MLflow and register it where the config names a model."""
     from raydistill.evaluate.compare import read_predictions
     from raydistill.evaluate.evidence import write_evidence
@@ -229,9 +228,9 @@ def locate_models(prepared: Prepared, results: dict[str, Any]) -> bool:
     return True
 
 
-def say_classes(info: DataInfo, show: Show) -> None:
+def say_targets(info: DataInfo, show: Show) -> None:
     """Say which classes were found and what is doubtful of them, before anything is trained on them."""
-    show({"phase": "data", "note": " ".join([f"{class_summary(info.counts['train'].per_class)}.", *info.doubts])})
+    show({"phase": "data", "note": " ".join([f"{info.summary}.", *info.doubts])})
 
 
 def say_waiting(show: Show) -> None:

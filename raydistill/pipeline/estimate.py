@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raydistill.cluster.device import Device
+from raydistill.config.teacher import MODES
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
 from raydistill.data.size import Size
@@ -58,17 +59,17 @@ def measure(
     """Time the teacher, and the config's student in the stage that trains longest."""
     length = max(4, round(size.num_tokens["train"] / max(size.num_rows["train"], 1)))
     device = Device(computer.device, planned["dtype"])
-    trial = Sample(length, size.labels, device, computer.threads)
+    trial = Sample(length, size.task, device, computer.threads)
     stage = max(config.stages.values(), key=lambda stage: stage.num_epochs * num_rows(stage, size))
     # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
     workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
-    student = student_config(teacher, config.student)  # with as many outputs as there are classes
+    student = student_config(teacher, config.student)  # with the task's outputs
     step = time_student(config, stage, student, teacher, trial)
     return Speed(
-        teacher_row=time_teacher(teacher, Sample(length, size.labels, device, computer.cpus)) / workers,
+        teacher_row=time_teacher(teacher, Sample(length, size.task, device, computer.cpus)) / workers,
         # the optimizer passes over all weights: in proportion, without the memory that training it here would take
         teacher_step=step.fixed * count_parameters(teacher) / count_parameters(student),
-        online_row=time_teacher(teacher, trial) / workers if planned["mode"] == "online" else 0.0,
+        online_row=time_teacher(teacher, trial) / workers if MODES[planned["mode"]].keeps_teacher else 0.0,
         step=replace(step, per_row=step.per_row / workers),
     )
 

@@ -1,4 +1,4 @@
-"""The last phase of the worker group: every model's logits on validation and test rows, its size and its speed."""
+"""The last phase of the worker group: every model's outputs on validation and test rows, its size and its speed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from raydistill.data.rows import Rows
 from raydistill.evaluate.compare import write_predictions
 from raydistill.evaluate.latency import measure_models, measure_shapes
 from raydistill.models.folder import is_model_file
+from raydistill.models.signals import LOGITS
 from raydistill.pipeline import recipes
+from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recorded, TeacherIdentity
-from raydistill.pipeline.workplace import Workplace
 from raydistill.storage.artifacts import Artifact
 from raydistill.teacher.cached import RecordedSignals
 
@@ -24,56 +25,62 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 def evaluate(
-    place: Workplace, teacher: TeacherIdentity, recorded: Recorded, student: Artifact, baseline: Artifact | None
+    context: Context, teacher: TeacherIdentity, recorded: Recorded, student: Artifact, baseline: Artifact | None
 ) -> Artifact:
-    """Store every model's logits on validation and test rows, and its size and speed."""
-    with place.phase("evaluate"):
+    """Store every model's outputs on validation and test rows, and its size and speed."""
+    with context.report.phase("evaluate"):
         digests = {"student": student.digest, "teacher": teacher.digest}
         if baseline is not None:
             digests["baseline"] = baseline.digest
-        speed = "latency, by size" if place.config.evaluate.latency else ""
-        recipe = {**digests, "tokens": place.job.tokens.digest, "dtype": place.device.dtype, "measured": speed}
-        artifact = recipes.artifact_of(place.job.storage, "evaluation", recipe)
-        if place.has(artifact, "evaluation"):
+        speed = "latency, by size" if context.config.evaluate.latency else ""
+        recipe = {**digests, "tokens": context.job.tokens.digest, "dtype": context.device.dtype, "measured": speed}
+        artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
+        if context.report.has(artifact, "evaluation"):
             return artifact
         folders = {"teacher": teacher.folder, "student": student.local() / "model"}
         if baseline is not None:
             folders["baseline"] = baseline.local() / "model"
-        logits = {split: predict_split(place, split, recorded, folders) for split in ("validation", "test")}
-        if place.group.is_first:
-            place.job.owner.check()
+        outputs = {split: predict_split(context, split, recorded, folders) for split in ("validation", "test")}
+        known = context.rows["validation"].targets
+        tasks = {
+            name: context.task.fitted(found[known.labeled], known.values[known.labeled])
+            for name, found in outputs["validation"].items()
+        }
+        if context.group.is_first:
+            context.job.owner.check()
             parents = {"student": student.digest, **teacher.parents}
             parents |= {"baseline": baseline.digest} if baseline else {}
             with artifact.write(recipe, parents) as folder:
-                for split, by_model in logits.items():
-                    rows = place.rows[split]
+                for split, by_model in outputs.items():
+                    rows = context.rows[split]
                     write_predictions(
                         folder,
                         split,
-                        place.hashes(split),
-                        rows.labels,
+                        context.hashes(split),
+                        rows.targets,
                         by_model,
+                        tasks,
                         example_ids=rows.example_ids,
-                        class_names=place.job.labels,
                     )
-                (folder / "models.json").write_text(json.dumps(describe_models(place, folders)))
-        place.group.barrier()
+                (folder / "models.json").write_text(json.dumps(describe_models(context, folders)))
+        context.group.barrier()
     return artifact
 
 
-def predict_split(place: Workplace, split: str, recorded: Recorded, folders: dict[str, Path]) -> dict[str, np.ndarray]:
-    rows = place.rows[split]
-    signals = RecordedSignals(recorded[split], rows.num_rows)
-    logits = {"teacher": signals.batch(np.arange(rows.num_rows))["logits"].numpy()}
+def predict_split(context: Context, split: str, recorded: Recorded, folders: dict[str, Path]) -> dict[str, np.ndarray]:
+    """Every model's outputs (num_rows, C) on a split, in the units of the targets."""
+    num_rows = context.rows[split].num_rows
+    signals = RecordedSignals(recorded[split], num_rows)
+    outputs = {"teacher": context.task.restored(signals.rows(np.arange(num_rows))[LOGITS].numpy())}
     for name in (name for name in folders if name != "teacher"):  # in the same order on every rank, as a set is not
-        model = place.load(folders[name], dropout=0.0)
-        logits[name] = place.predict(model, split)
-    return logits
+        model = context.load(folders[name], dropout=0.0)
+        outputs[name] = context.predict(model, split)
+    return outputs
 
 
-def describe_models(place: Workplace, folders: dict[str, Path]) -> dict[str, Any]:
+def describe_models(context: Context, folders: dict[str, Path]) -> dict[str, Any]:
     """Size on disk, parameters and, where asked for, speed of each model; speeds are measured interleaved."""
-    models = {name: place.load(folder, dropout=0.0) for name, folder in folders.items()}
+    models = {name: context.load(folder, dropout=0.0) for name, folder in folders.items()}
     about: dict[str, Any] = {
         name: {
             "num_parameters": sum(p.numel() for p in model.parameters()),
@@ -83,18 +90,18 @@ def describe_models(place: Workplace, folders: dict[str, Path]) -> dict[str, Any
         }
         for name, model in models.items()
     }
-    if place.config.evaluate.latency:
-        shapes = place.latency_inputs()
+    if context.config.evaluate.latency:
+        shapes = context.latency_inputs()
         for model in models.values():
-            nn.Module.to(model, place.device.torch_device)
+            nn.Module.to(model, context.device.torch_device)
         entries = {name: (model, *shapes) for name, model in models.items()}
-        measured = measure_models(entries, dtype=place.device.dtype)
+        measured = measure_models(entries, dtype=context.device.dtype)
         for name, latency in measured.items():
             about[name]["latency"] = latency
         compared = {name: models[name] for name in ("teacher", "student")}  # a baseline has the student's shape
-        longest = place.config.data.max_length
-        blocks = shapes_to_time(place.rows["validation"], measured["student"]["length"], longest)
-        for name, times in measure_shapes(compared, blocks, dtype=place.device.dtype).items():
+        longest = context.config.data.max_length
+        blocks = shapes_to_time(context.rows["validation"], measured["student"]["length"], longest)
+        for name, times in measure_shapes(compared, blocks, dtype=context.device.dtype).items():
             about[name]["latency_by_shape"] = times
     return about
 

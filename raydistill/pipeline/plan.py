@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transformers import PreTrainedConfig
 
+from raydistill.config.losses import largest
+from raydistill.config.teacher import Mode
 from raydistill.config.tree import Config
 from raydistill.data.prepare import data_key, read_info
 from raydistill.data.rows import Rows, tokens_key
@@ -15,16 +17,18 @@ from raydistill.data.size import Size, estimated_size, measured_size
 from raydistill.errors import RaydistillError
 from raydistill.losses import Losses, all_teacher_needs, build_losses, build_stages
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
+from raydistill.models.head import set_head
 from raydistill.models.layer_map import layer_maps
-from raydistill.models.load import is_classifier, label_notice, load_classifier
+from raydistill.models.load import has_head, load_model, order_notice
 from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
+from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.prepare import check_models, prepare
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
-from raydistill.tasks import make_task
+from raydistill.tasks import task_of
 from raydistill.teacher.store import signal_artifact
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.train.loop import Schedule
@@ -56,28 +60,29 @@ def make_plan(
     data = Artifact(storage, "data", data_key(config))
     tokens = tokens_artifact(storage, data, source, config.data.max_length)
     size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)
-    task = make_task(config.task, size.labels)
-    source_config.num_labels = task.num_labels
+    task = size.task
+    set_head(source_config, task.head)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
     needs = all_teacher_needs(losses)
     sizes = recipes.signal_bytes(needs, source_config, size.num_rows["train"], size.num_tokens["train"])
-    mode, why = recipes.choose_mode(config.teacher, sizes)
+    mode, why = config.teacher.choose_mode(sum(sizes.values()))
     known = tokens if tokens is not None and tokens.exists() else None
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
         "data": {
             "rows": size.num_rows,
             "labeled": size.num_labeled,
+            "summary": size.info.summary,
             "per_class": {split: counts.per_class for split, counts in size.info.counts.items()},
             "tokens": size.num_tokens,
             "cut": size.num_cut,
             "max_length": config.data.max_length,
             "notes": list(size.info.notes),
         },
-        "labels": list(size.labels),
+        "labels": list(task.outputs),
         "estimate": size.is_estimate,
         "phases": phases(config, storage, data, known, source, dtype, needs, mode),
-        "teacher": {"mode": mode, "why": why, "signal_bytes": sizes, "dtype": dtype}
+        "teacher": {"mode": mode.name, "why": why, "signal_bytes": sizes, "dtype": dtype}
         | {"allow_chance": config.teacher.allow_chance},
         "student": {
             "num_layers": student.num_hidden_layers,
@@ -113,8 +118,8 @@ def phases(
     tokens: Artifact | None,
     source: Path,
     dtype: str,
-    needs: frozenset[str],
-    mode: str,
+    needs: frozenset[Signal],
+    mode: Mode,
 ) -> list[dict[str, str]]:
     """Return each phase with ``there``, ``to do`` or, where that hangs on an earlier phase, ``after <phase>``."""
     made: list[dict[str, str]] = []
@@ -139,7 +144,7 @@ def phases(
         if add("teacher", teacher, "tokens") and teacher is not None:
             folder = teacher.local() / "model"
             identity = recipes.TeacherIdentity(folder, model_digest(folder), model_digest(source), teacher)
-    for signal in sorted(needs) if mode == "cached" else []:
+    for signal in sorted(needs) if mode.needs_recording else []:
         add(f"signal {signal}", signal_of(storage, identity, tokens, signal, dtype), "teacher")
     add("student", student_of(config, storage, identity, tokens, dtype, mode), "teacher")
     if recipes.baseline_settings(config) is not None:
@@ -148,7 +153,7 @@ def phases(
 
 
 def signal_of(
-    storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, signal: str, dtype: str
+    storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, signal: Signal, dtype: str
 ) -> Artifact | None:
     if teacher is None or tokens is None:
         return None
@@ -162,7 +167,7 @@ def student_of(
     teacher: recipes.TeacherIdentity | None,
     tokens: Artifact | None,
     dtype: str,
-    mode: str,
+    mode: Mode,
 ) -> Artifact | None:
     if teacher is None or tokens is None:
         return None
@@ -195,8 +200,8 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
     if config.teacher.trust_remote_code:
         found.append(f"teacher.trust_remote_code: code that comes with {config.teacher.model} will be run.")
     if config.teacher.finetune is None:
-        if is_classifier(source, config.teacher.trust_remote_code):
-            notice = label_notice(source, size.labels, config.teacher.trust_remote_code)
+        if has_head(source, config.teacher.trust_remote_code):
+            notice = order_notice(source, size.task.head, config.teacher.trust_remote_code)
             found += [f"teacher.model: {notice}"] if notice else []
         else:
             found.append(
@@ -208,7 +213,7 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
         found.append("stages: no loss asks the teacher, so the unlabelled rows are not used.")
     for name, stage in config.stages.items():
         for term, loss in stage.losses.items():
-            if loss.weight == 0:
+            if largest(loss.weight) == 0:
                 found.append(f"stages.{name}.losses.{term}: its weight is 0, so it has no effect.")
         found += [f"stages.{name}: {finding}" for finding in judge_weights(losses[name])]
     try:
@@ -226,9 +231,9 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
 
     assert tokens is not None
     info = read_info(Artifact(storage, "data", data_key(config)))
-    rows, task = Rows.open(tokens.local(), "train"), make_task(config.task, info.labels)
+    rows, task = Rows.open(tokens.local(), "train"), task_of(info.task)
     trusted = config.teacher.trust_remote_code
-    teacher = load_classifier(source, info.labels, dropout=0.0, seed=config.seed, trust_remote_code=trusted)
+    teacher = load_model(source, task.head, dropout=0.0, seed=config.seed, trust_remote_code=trusted)
     student = build_student(teacher, config.student, seed=config.seed).model
     device = Device("cpu", dtype)
     found = []
@@ -237,5 +242,7 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     for name, stage in config.stages.items():
         losses = build_losses(stage.losses, task, student.config, teacher.config, seed=config.seed)
         signals = OnlineSignals(teacher, losses.teacher_needs, device)
-        found += check_losses(name, student, losses, signals, rows, recipes.stage_rows(stage, rows.labels), device)
+        found += check_losses(
+            name, student, losses, signals, rows, recipes.stage_rows(stage, rows.targets.labeled), device
+        )
     return found

@@ -14,8 +14,10 @@ from torch import nn
 from raydistill.cluster import has_gpu
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
+from raydistill.models.signals import Signal
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.job import Job
 from raydistill.pipeline.recipes import teacher_folder
-from raydistill.pipeline.workplace import Job, Workplace
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.storage.faults import not_common
@@ -44,25 +46,26 @@ class Teacher:
         if not job.storage.exists(*job.owner.folder, "owner.json"):  # the driver wrote it
             raise not_common(job.storage.url)
         device = Device("cuda" if has_gpu() else "cpu", job.dtype)
-        self.place = Workplace(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
-        self.model = self.place.load(teacher_folder(job.config.teacher, self.artifact), dropout=0.0)
+        self.context = Context(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
+        self.model = self.context.load(teacher_folder(job.config.teacher, self.artifact), dropout=0.0)
         nn.Module.to(self.model, device.torch_device).eval()
         return socket.gethostname()
 
     def is_alive(self) -> bool:
         return True
 
-    def signals(self, row_ids: np.ndarray, needs: Collection[str]) -> Packed:
+    def signals(self, row_ids: np.ndarray, needs: Collection[Signal]) -> Packed:
         """Signals of these training rows as ``OnlineSignals`` gives them: the same function, batch and padding."""
-        place = self.place
-        inputs = place.device.move(place.rows["train"].inputs(row_ids))
-        return pack(OnlineSignals(self.model, needs, place.device).batch(row_ids, inputs))
+        context = self.context
+        batch = context.rows["train"].batch(row_ids)
+        batch = replace(batch, inputs=context.device.move(batch.inputs))
+        return pack(OnlineSignals(self.model, needs, context.device).read(batch))
 
-    def record(self, split: str, index: int, wanted: Mapping[str, Wanted]) -> dict[str, tuple[str, FileInfo]]:
+    def record(self, split: str, index: int, wanted: Mapping[Signal, Wanted]) -> dict[Signal, tuple[str, FileInfo]]:
         """Record one shard of a split; by signal the file's name, size and checksum."""
-        place, rows = self.place, self.place.rows[split]
+        context, rows = self.context, self.context.rows[split]
         if split not in self.shards:
             self.shards[split] = cut_shards(rows.lengths)
         row_ids = self.shards[split][index]
-        tokens, owner = place.inference_tokens, self.job.owner
-        return record.record_shard(self.model, rows, row_ids, index, wanted, tokens, place.device, owner)
+        tokens, owner = context.inference_tokens, self.job.owner
+        return record.record_shard(self.model, rows, row_ids, index, wanted, tokens, context.device, owner)

@@ -13,23 +13,23 @@ from raydistill.cluster.group import Group
 from raydistill.cluster.placement import teacher_options
 from raydistill.cluster.resources import check_teachers, teachers_beside
 from raydistill.config.teacher import Pool
-from raydistill.pipeline.phases import (
-    Outcome,
+from raydistill.models.signals import LOGITS, Signal
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.job import Job
+from raydistill.pipeline.phases import PhaseResults, run_phases, student_artifact
+from raydistill.pipeline.pool_teacher import Teacher
+from raydistill.pipeline.recipes import TeacherIdentity, fine_tuned, identify_teacher
+from raydistill.pipeline.stopping import Stop
+from raydistill.pipeline.teaching import (
     check_chance,
     fit_teacher,
     recorded_signals,
-    run_phases,
     source_teacher,
-    student_artifact,
     teacher_artifact,
     teacher_mode,
     wanted_signal,
 )
-from raydistill.pipeline.pool_teacher import Teacher
-from raydistill.pipeline.recipes import TeacherIdentity, fine_tuned, identify_teacher
-from raydistill.pipeline.stopping import Stop
 from raydistill.pipeline.worker import run_workers
-from raydistill.pipeline.workplace import Job, Workplace
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board, Show
 from raydistill.teacher.pool.recording import record_in_pool
@@ -52,13 +52,13 @@ class Made(Protocol):
 Result = TypeVar("Result", bound=Made)
 
 
-def run_with_pool(job: Job, show: Show, stop: Stop) -> Outcome:
+def run_with_pool(job: Job, show: Show, stop: Stop) -> PhaseResults:
     """Run all phases with teachers in actors of their own; phases whose artefacts are there are skipped."""
     run = PooledRun(job, show, stop)
     teacher = run.teacher()
-    mode, _, needs = teacher_mode(run.place, teacher, job.config)
-    wanted = find_unrecorded(run.place, teacher, recorded_signals(mode, needs))
-    feeds = mode == "pool" and not run.place.has(student_artifact(run.place, teacher, mode)[0], "student")
+    mode, _, needs = teacher_mode(run.context, teacher, job.config)
+    wanted = find_unrecorded(run.context, teacher, recorded_signals(mode, needs))
+    feeds = mode.needs_pool and not run.context.report.has(student_artifact(run.context, teacher, mode)[0], "student")
     if wanted or feeds:
         with run.pool(teacher, feeds=feeds) as pool:
             run.record(pool, teacher, wanted)
@@ -75,15 +75,15 @@ class PooledRun:
         self.job, self.show, self.stop = job, show, stop
         self.settings = job.config.teacher.pool or Pool()
         check_teachers(self.settings)
-        if job.config.teacher.mode == "pool":
+        if job.config.teacher.feeds_student:
             worker_resources(job.config.train, pool=self.settings)  # refuses workers that find no place beside them
-        self.place = driver_place(job)
+        self.context = driver_context(job)
         self.seconds: dict[str, float] = {}
         self.made: set[str] = set()
 
     def teacher(self) -> TeacherIdentity:
         """The teacher that speaks; a worker group of its own fine-tunes it where that is still to be done."""
-        found = find_teacher(self.place)
+        found = find_teacher(self.context)
         if found is None:
             self.seconds["teacher"], artifact = run_workers(self.job, self.show, self.stop, fine_tune)
             self.made.add("teacher")
@@ -99,17 +99,19 @@ class PooledRun:
         arguments = (self.job, teacher.artifact)
         return TeacherPool(settings, options, Teacher, arguments, self.show, train.max_wait_minutes)
 
-    def record(self, pool: TeacherPool, teacher: TeacherIdentity, wanted: Mapping[str, Mapping[str, Wanted]]) -> None:
+    def record(
+        self, pool: TeacherPool, teacher: TeacherIdentity, wanted: Mapping[str, Mapping[Signal, Wanted]]
+    ) -> None:
         """Record what is wanted of each split: the validation rows first, which tell whether the teacher is of use."""
-        with self.place.phase("record"):
+        with self.context.report.phase("record"):
             for splits in ({"validation"}, set(wanted) - {"validation"}):
                 part = {split: signals for split, signals in wanted.items() if split in splits}
                 if part:
-                    record_in_pool(pool, self.place.rows, part, owner=self.job.owner, stop=self.stop, show=self.show)
+                    record_in_pool(pool, self.context.rows, part, owner=self.job.owner, stop=self.stop, show=self.show)
                 if "validation" in splits:
-                    item = wanted_signal(self.place, teacher, "logits", "validation")
-                    check_chance(self.place, {"logits": item.artifact})
-        self.seconds["record"] = self.place.seconds["record"]
+                    item = wanted_signal(self.context, teacher, LOGITS, "validation")
+                    check_chance(self.context, {LOGITS: item.artifact})
+        self.seconds["record"] = self.context.report.seconds["record"]
         self.made |= {f"signals of {split}" for split in wanted}
 
     def completed(self, result: Result) -> Result:
@@ -117,46 +119,48 @@ class PooledRun:
         seconds = {name: result.seconds.get(name, 0.0) + value for name, value in self.seconds.items()}
         reused = type(result.reused)(name for name in result.reused if name not in self.made)
         changes: dict[str, Any] = {"seconds": {**result.seconds, **seconds}, "reused": reused}
-        changes["notes"] = type(result.notes)([*self.place.notes, *result.notes])
+        changes["notes"] = type(result.notes)([*self.context.report.notes, *result.notes])
         return cast("Result", replace(cast("Any", result), **changes))
 
 
-def driver_place(job: Job) -> Workplace:
+def driver_context(job: Job) -> Context:
     """What the driver needs of the tools of a rank: it loads no weights, tracks nothing and owns no device."""
     board = Board(job.storage, job.board_parts, job.owner, listener=lambda entry: None, stop=lambda: False)
-    return Workplace(replace(job, run=None), Group(), Device("cpu", job.dtype), board)
+    return Context(replace(job, run=None), Group(), Device("cpu", job.dtype), board)
 
 
-def find_teacher(place: Workplace) -> TeacherIdentity | None:
+def find_teacher(context: Context) -> TeacherIdentity | None:
     """The teacher that speaks; None while it is still to be fine-tuned."""
-    source = source_teacher(place.config)
-    if place.config.teacher.finetune is None:
+    source = source_teacher(context.config)
+    if context.config.teacher.finetune is None:
         return source
-    artifact, _ = teacher_artifact(place, source)
-    return fine_tuned(source, artifact) if place.has(artifact, "teacher") else None
+    artifact, _ = teacher_artifact(context, source)
+    return fine_tuned(source, artifact) if context.report.has(artifact, "teacher") else None
 
 
-def fine_tune(place: Workplace) -> tuple[float, Artifact | None]:
+def fine_tune(context: Context) -> tuple[float, Artifact | None]:
     """What each worker of the first group runs; seconds, and where the teacher lies."""
-    teacher = fit_teacher(place)
-    place.flush()
-    return place.seconds["teacher"], teacher.artifact
+    teacher = fit_teacher(context)
+    context.report.flush()
+    return context.report.seconds["teacher"], teacher.artifact
 
 
 def find_unrecorded(
-    place: Workplace, teacher: TeacherIdentity, splits: Mapping[str, frozenset[str]]
-) -> dict[str, dict[str, Wanted]]:
+    context: Context, teacher: TeacherIdentity, splits: Mapping[str, frozenset[Signal]]
+) -> dict[str, dict[Signal, Wanted]]:
     """The signals that are still to be recorded, by split. The run refers to all of them, also to those on storage."""
-    found: dict[str, dict[str, Wanted]] = {}
+    found: dict[str, dict[Signal, Wanted]] = {}
     for split, signals in splits.items():
-        wanted = {signal: wanted_signal(place, teacher, signal, split) for signal in sorted(signals)}
-        missing = {s: item for s, item in wanted.items() if not place.has(item.artifact, f"signals of {split}")}
+        wanted = {signal: wanted_signal(context, teacher, signal, split) for signal in sorted(signals)}
+        missing = {
+            s: item for s, item in wanted.items() if not context.report.has(item.artifact, f"signals of {split}")
+        }
         if missing:
             found[split] = missing
     return found
 
 
-def run_fed(place: Workplace, feed: PoolFeed) -> Outcome:
+def run_fed(context: Context, feed: PoolFeed) -> PhaseResults:
     """What each training worker runs beside the pool."""
-    place.feed = feed
-    return run_phases(place)
+    context.feed = feed
+    return run_phases(context)

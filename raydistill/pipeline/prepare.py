@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
+from raydistill.config.plugins import registered
 from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import load_tokenizer, tokenize_data
 from raydistill.errors import ConfigError
 from raydistill.models.checks import has_position_table
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
-from raydistill.models.load import new_classifier, read_config
+from raydistill.models.load import new_model, read_config
 from raydistill.models.scorer import num_positions
 from raydistill.models.shape import is_checkpoint, student_config
 from raydistill.pipeline.recipes import start_digest
@@ -31,7 +32,7 @@ from raydistill.storage.storage import Storage
 from raydistill.tracking.runs import RunRef
 
 if TYPE_CHECKING:
-    from raydistill.pipeline.workplace import Job
+    from raydistill.pipeline.job import Job
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class Prepared:
 
     def job(self, owner: Owner, run: RunRef) -> Job:
         """What the workers are handed."""
-        from raydistill.pipeline.workplace import Job
+        from raydistill.pipeline.job import Job
 
-        tokens, labels = self.tokens, self.info.labels
-        return Job(self.config, self.run_key, self.storage, owner, self.data, tokens, labels, self.dtype, run)
+        data, tokens, task = self.data, self.tokens, self.info.task
+        shared = (self.config, self.run_key, self.storage, owner, data, tokens, task, self.dtype, run)
+        return Job(*shared, plugins=registered())
 
 
 def prepare(config: Config, storage: Storage) -> Prepared:
@@ -76,7 +78,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
 def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
     """Key of a run: all of the config that determines what it makes, MLflow run and registered version included.
 
-    Models count by their content, the class names with the tokens.
+    Models count by their content, the task's facts with the tokens.
     """
     excluded: dict[str, Any] = {
         "storage": True,
@@ -132,7 +134,7 @@ def check_models(config: Config, source: Path) -> tuple[PreTrainedConfig, PreTra
     student = student_config(teacher, config.student)
     for name, shaped in ((config.teacher.model, teacher), (config.student.start, student)):
         with torch.device("meta"):  # built without weights, 0.03 s: families differ in where positions begin
-            model = new_classifier(shaped, seed=0)
+            model = new_model(shaped, seed=0)
         limit = num_positions(model)
         if limit is not None and config.data.max_length > limit and has_position_table(model):
             raise ConfigError(

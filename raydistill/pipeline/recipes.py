@@ -14,9 +14,10 @@ import numpy as np
 
 from raydistill.config.losses import TASK_ALONE
 from raydistill.config.student import Student
-from raydistill.config.teacher import ModelTeacher
+from raydistill.config.teacher import Mode, ModelTeacher
 from raydistill.config.training import Stage, Train
 from raydistill.config.tree import Baseline, Config
+from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Recipe = dict[str, Any]
 
-Recorded = dict[str, dict[str, Artifact]]
+Recorded = dict[str, dict[Signal, Artifact]]
 """Recorded signals: split → signal → artefact."""
 
 
@@ -87,7 +88,7 @@ def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe
         "tokens": tokens_digest,
         "dtype": dtype,
         "seed": seed,
-        "metric": config.evaluate.metric,
+        "metric": config.epoch_metric,
         "train": training_settings(config.train),
         "task": config.task.model_dump(mode="json"),
     }
@@ -103,13 +104,13 @@ def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype
 
 
 def student_recipe(
-    config: Config, start_digest: str, teacher_digest: str, tokens_digest: str, dtype: str, mode: str
+    config: Config, start_digest: str, teacher_digest: str, tokens_digest: str, dtype: str, mode: Mode
 ) -> Recipe:
     """``start_digest``: the model whose weights the student starts from."""
     return {
         "start": start_digest,
         "teacher": teacher_digest,
-        "mode": mode,
+        "mode": mode.name,
         "student": config.student.model_dump(mode="json", exclude={"start"}),
         "stages": {name: _stage_recipe(stage) for name, stage in config.stages.items()},
         **_common(config, student_seed(config), tokens_digest, dtype),
@@ -147,7 +148,7 @@ def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:
 
 
 def student_artifact(
-    config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str, mode: str
+    config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str, mode: Mode
 ) -> tuple[Artifact, Recipe]:
     start = start_digest(config.student, teacher.digest)
     recipe = student_recipe(config, start, teacher.digest, tokens_digest, dtype, mode)
@@ -169,9 +170,9 @@ def teacher_speaks(stage: Stage) -> bool:
     return any(loss.role != "task" for loss in stage.losses.values())
 
 
-def stage_rows(stage: Stage, labels: np.ndarray) -> np.ndarray:
+def stage_rows(stage: Stage, labeled: np.ndarray) -> np.ndarray:
     """Rows a stage trains on: all of them where a teacher speaks, otherwise the labelled ones."""
-    return np.arange(len(labels)) if teacher_speaks(stage) else np.flatnonzero(labels >= 0)
+    return np.arange(len(labeled)) if teacher_speaks(stage) else np.flatnonzero(labeled)
 
 
 def baseline_stages(config: Config) -> dict[str, Stage]:
@@ -191,22 +192,8 @@ def baseline_settings(config: Config) -> Baseline | None:
             return baseline
 
 
-def signal_bytes(signals: Iterable[str], teacher: PretrainedConfig, num_rows: int, num_tokens: int) -> dict[str, int]:
-    """Estimate the size of recorded signals in bytes: logits in 4 bytes a value, token-level signals in 2."""
-    from raydistill.models.capture import is_token_level, signal_width
-
-    return {
-        signal: signal_width(teacher, signal) * (2 * num_tokens if is_token_level(signal) else 4 * num_rows)
-        for signal in signals
-    }
-
-
-def choose_mode(teacher: ModelTeacher, sizes: dict[str, int]) -> tuple[str, str]:
-    """Return the teacher's mode, ``cached``, ``online`` or ``pool``, and why."""
-    if teacher.mode != "auto":
-        return teacher.mode, f"teacher.mode: {teacher.mode}"
-    total = sum(sizes.values())
-    if total <= teacher.max_cache_bytes:
-        return "cached", f"its outputs take {total:,} bytes, within teacher.max_cache_bytes"
-    wide = "online" if teacher.pool is None else "pool"
-    return wide, f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"
+def signal_bytes(
+    signals: Iterable[str], teacher: PretrainedConfig, num_rows: int, num_tokens: int
+) -> dict[Signal, int]:
+    """Estimate the size of recorded signals in bytes."""
+    return {signal: signal.num_bytes(teacher, num_rows, num_tokens) for signal in map(Signal, signals)}

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from raydistill.config.tasks import Metric
+from raydistill.config.metrics import score
 from raydistill.config.training import Optimization, Stage
 from raydistill.errors import Interrupted
 from raydistill.losses import build_losses
 from raydistill.models.load import save_model
+from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
+from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import TeacherIdentity
-from raydistill.pipeline.workplace import Workplace
 from raydistill.storage.artifacts import Artifact
+from raydistill.tasks import TASK_TYPE
 from raydistill.teacher.online import OnlineSignals
 from raydistill.teacher.signals import NoSignals, Signals
 from raydistill.train.dropout import check_dropout
@@ -40,24 +42,24 @@ class StageReport:
 
 
 def train_on_labels(
-    place: Workplace, kind: str, model: PreTrainedModel, stages: dict[str, Stage], *, metric: Metric | None = None
+    context: Context, kind: str, model: PreTrainedModel, stages: dict[str, Stage], *, metric: str | None = None
 ) -> list[dict[str, Any]]:
     """Train ``model`` through ``stages`` on labelled rows, without a teacher; its history, steps over all stages."""
-    for _ in stage_reports(place, kind, model, stages, {}, None, labeled_only=True, metric=metric):
+    for _ in stage_reports(context, kind, model, stages, {}, None, labeled_only=True, metric=metric):
         pass
-    return stage_history(place, kind, stages)
+    return stage_history(context, kind, stages)
 
 
 def stage_reports(
-    place: Workplace,
+    context: Context,
     kind: str,
     model: PreTrainedModel,
     stages: dict[str, Stage],
-    recorded: dict[str, Artifact],
+    recorded: dict[Signal, Artifact],
     teacher: TeacherIdentity | None,
     *,
     labeled_only: bool = False,
-    metric: Metric | None = None,
+    metric: str | None = None,
     is_trial: bool = False,
     save_at_validation: bool = False,
 ) -> Iterator[StageReport]:
@@ -66,23 +68,24 @@ def stage_reports(
     With ``labeled_only`` the rows are the labelled ones; the number of steps stays that of the stage in the config.
     ``metric`` picks the best weights, by default that of the config. A trial's losses are not checked again.
     """
-    rows = place.rows["train"]
-    teacher_config = place.read_config(teacher.folder) if teacher else None
-    seed = place.config.seed if kind == "teacher" else recipes.student_seed(place.config)
-    lengths = stage_lengths(place, kind, stages)
+    rows = context.rows["train"]
+    labeled = rows.targets.labeled
+    teacher_config = context.read_config(teacher.folder) if teacher else None
+    seed = context.config.seed if kind == "teacher" else recipes.student_seed(context.config)
+    lengths = stage_lengths(context, kind, stages)
     offset, last = 0, list(stages)[-1]
     for name, whole in stages.items():
-        row_ids = np.flatnonzero(rows.labels >= 0) if labeled_only else recipes.stage_rows(whole, rows.labels)
-        so_far = [{**entry, "step": entry["step"] + offset} for entry in place.history(kind, name)]
-        place.replay(kind, so_far)  # what a worker on a lost node had not sent; the rest is not sent again
+        row_ids = np.flatnonzero(labeled) if labeled_only else recipes.stage_rows(whole, labeled)
+        so_far = [{**entry, "step": entry["step"] + offset} for entry in context.history(kind, name)]
+        context.report.replay(kind, so_far)  # what a worker on a lost node had not sent; the rest is not sent again
         if not is_trial:
-            place.notes += check_dropout(f"{kind}.{name}", model, rows, row_ids, place.device)
+            context.report.notes += check_dropout(f"{kind}.{name}", model, rows, row_ids, context.device)
         for stage, until in segments(whole):
-            losses = build_losses(stage.losses, place.task, model.config, teacher_config, seed=seed)
-            signals = stage_signals(place, losses.teacher_needs, recorded, teacher)
+            losses = build_losses(stage.losses, context.task, model.config, teacher_config, seed=seed)
+            signals = stage_signals(context, losses.teacher_needs, recorded, teacher)
             if kind == "student" and not is_trial:
-                await_signals(place, signals, sample_rows(rows, row_ids))
-                place.notes += check_losses(name, model, losses, signals, rows, row_ids, place.device)
+                await_signals(context, signals, sample_rows(rows, row_ids))
+                context.report.notes += check_losses(name, model, losses, signals, rows, row_ids, context.device)
             setup = Setup(
                 name=f"{kind}.{name}",
                 model=model,
@@ -92,38 +95,38 @@ def stage_reports(
                 row_ids=row_ids,
                 schedule=lengths[name],
                 optimization=Optimization(**stage.model_dump(exclude={"losses", "changes"})),
-                settings=place.config.train,
+                settings=context.config.train,
                 seed=seed,
-                validate=lambda: place.validate(model),
-                score=partial(score, metric or place.config.evaluate.metric),
-                checkpoints=place.checkpoints(kind, name),
-                group=place.group,
-                device=place.device,
-                should_stop=place.board.should_stop,
-                should_save=place.should_save,
+                validate=lambda: context.validate(model),
+                score=partial(score, metric or context.config.epoch_metric),
+                checkpoints=context.checkpoints(kind, name),
+                group=context.group,
+                device=context.device,
+                should_stop=context.board.should_stop,
+                should_save=context.should_save,
                 until=until,
                 save_at_validation=save_at_validation,
             )
             for report in train(setup):
-                place.observe(kind, report, offset)
+                context.report.observe(kind, report, offset)
                 total = sum(length.num_steps for length in lengths.values())
                 yield StageReport(report, report.step + offset, total, report.finished and name == last)
         offset += lengths[name].num_steps
 
 
-def stage_history(place: Workplace, kind: str, stages: dict[str, Stage]) -> list[dict[str, Any]]:
+def stage_history(context: Context, kind: str, stages: dict[str, Stage]) -> list[dict[str, Any]]:
     """All reports up to the last checkpoints, steps counted over all stages."""
     history: list[dict[str, Any]] = []
     offset = 0
-    for name, length in stage_lengths(place, kind, stages).items():
-        history += [{**entry, "step": entry["step"] + offset} for entry in place.history(kind, name)]
+    for name, length in stage_lengths(context, kind, stages).items():
+        history += [{**entry, "step": entry["step"] + offset} for entry in context.history(kind, name)]
         offset += length.num_steps
     return history
 
 
-def stage_lengths(place: Workplace, kind: str, stages: dict[str, Stage]) -> dict[str, Schedule]:
-    labels = place.rows["train"].labels
-    return {name: stage_schedule(place, kind, name, stage, labels) for name, stage in stages.items()}
+def stage_lengths(context: Context, kind: str, stages: dict[str, Stage]) -> dict[str, Schedule]:
+    labeled = context.rows["train"].targets.labeled
+    return {name: stage_schedule(context, kind, name, stage, labeled) for name, stage in stages.items()}
 
 
 def segments(stage: Stage) -> list[tuple[Stage, int | None]]:
@@ -142,36 +145,31 @@ def segments(stage: Stage) -> list[tuple[Stage, int | None]]:
     return [*parts, (Stage.model_validate(settings), None)]
 
 
-def score(metric: Metric, metrics: dict[str, float]) -> float:
-    """Return the value of ``metric``, turned so that higher is better."""
-    return -metrics[metric] if metric == "log_loss" else metrics[metric]
-
-
-def stage_schedule(place: Workplace, kind: str, name: str, stage: Stage, labels: np.ndarray) -> Schedule:
+def stage_schedule(context: Context, kind: str, name: str, stage: Stage, labeled: np.ndarray) -> Schedule:
     """The baseline takes as many steps, and validates as often, as the student does in the stage of that name."""
-    reference = place.config.stages[name] if kind == "baseline" else stage
-    num_rows = len(recipes.stage_rows(reference, labels))
-    return Schedule.of_epochs(num_rows, place.config.train.global_batch_size, stage.num_epochs)
+    reference = context.config.stages[name] if kind == "baseline" else stage
+    num_rows = len(recipes.stage_rows(reference, labeled))
+    return Schedule.of_epochs(num_rows, context.config.train.global_batch_size, stage.num_epochs)
 
 
 def stage_signals(
-    place: Workplace, needs: frozenset[str], recorded: dict[str, Artifact], teacher: TeacherIdentity | None
+    context: Context, needs: frozenset[Signal], recorded: dict[Signal, Artifact], teacher: TeacherIdentity | None
 ) -> Signals:
     if not needs or teacher is None:
         return NoSignals()
     if recorded:
-        return place.recorded({signal: recorded[signal] for signal in sorted(needs)})
-    if place.feed is not None:
-        config, lengths = place.read_config(teacher.folder), place.rows["train"].lengths
-        return place.feed.signals(needs, config, lengths, place.group.rank)
-    return OnlineSignals(place.teacher(teacher), needs, place.device)
+        return context.recorded({signal: recorded[signal] for signal in sorted(needs)})
+    if context.feed is not None:
+        config, lengths = context.read_config(teacher.folder), context.rows["train"].lengths
+        return context.feed.signals(needs, config, lengths, context.group.rank)
+    return OnlineSignals(context.teacher(teacher), needs, context.device)
 
 
-def await_signals(place: Workplace, signals: Signals, row_ids: np.ndarray) -> None:
+def await_signals(context: Context, signals: Signals, row_ids: np.ndarray) -> None:
     """Wait for the signals of these rows before a stage begins; in it the loop waits. Raises Interrupted on a stop."""
     while True:
         waits = not signals.wait([row_ids])
-        someone_waits, stop = place.group.sum([float(waits), float(place.board.should_stop())])
+        someone_waits, stop = context.group.sum([float(waits), float(context.board.should_stop())])
         if stop:
             raise Interrupted("The run was stopped before training began; everything finished so far is kept.")
         if not someone_waits:
@@ -179,7 +177,7 @@ def await_signals(place: Workplace, signals: Signals, row_ids: np.ndarray) -> No
 
 
 def publish(
-    place: Workplace,
+    context: Context,
     artifact: Artifact,
     recipe: recipes.Recipe,
     parents: dict[str, str],
@@ -188,15 +186,17 @@ def publish(
     about: dict[str, Any],
 ) -> None:
     """Rank 0 writes the trained model as an artefact and drops the checkpoints that led to it."""
-    place.group.barrier()  # until every rank has read its best weights from these checkpoints
-    if place.group.is_first:
-        place.job.owner.check()
+    task = context.task.fitted(*context.validation(model)) if context.task.is_fitted else context.task
+    model.config.update({TASK_TYPE: task.type, **task.model_settings()})
+    context.group.barrier()  # until every rank has read its best weights from these checkpoints
+    if context.group.is_first:
+        context.job.owner.check()
         with artifact.write(recipe, parents) as folder:
             save_model(model, tokenizer_folder, folder / "model")
-            set_max_length(folder / "model" / "tokenizer_config.json", place.config.data.max_length)
+            set_max_length(folder / "model" / "tokenizer_config.json", context.config.data.max_length)
             (folder / "training.json").write_text(json.dumps(about))
-        place.checkpoints(artifact.kind).clear()
-    place.group.barrier()
+        context.checkpoints(artifact.kind).clear()
+    context.group.barrier()
 
 
 def set_max_length(tokenizer_config: Path, max_length: int) -> None:

@@ -28,15 +28,16 @@ from raydistill.data.batches import Batch, micro_batches
 from raydistill.data.rows import Rows
 from raydistill.evaluate.latency import cpu_times, longest_wait
 from raydistill.losses import build_losses
-from raydistill.models.capture import capture, is_token_level, signal_width
-from raydistill.models.load import new_classifier, seeded
+from raydistill.models.capture import capture
+from raydistill.models.load import new_model, seeded
 from raydistill.models.precision import attention_implementation
-from raydistill.pipeline.workplace import CPU_INFERENCE_TOKENS
+from raydistill.models.signals import LOGITS, Signal
+from raydistill.pipeline.context import CPU_INFERENCE_TOKENS
 from raydistill.storage.storage import Storage
-from raydistill.tasks import make_task
+from raydistill.tasks import Task
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.loop import Schedule, Setup, Stage
+from raydistill.train.loop import Schedule, Setup, StageRun
 
 SECONDS = 0.25
 """A batch is doubled until it takes so long, or is as large as in training."""
@@ -60,7 +61,7 @@ class Sample:
 
     length: int
     """Tokens of a row, the mean of the training rows."""
-    labels: tuple[str, ...]
+    task: Task
     device: Device
     threads: int
 
@@ -70,7 +71,7 @@ class Sample:
         size = num_rows * self.length
         return Rows(
             lengths=np.full(num_rows, self.length, np.int32),
-            labels=np.arange(num_rows, dtype=np.int64) % len(self.labels),
+            targets=self.task.blank(num_rows),
             example_ids=np.arange(num_rows, dtype=np.int64),
             starts=np.arange(0, size, self.length, dtype=np.int64),
             values={"input_ids": draw.integers(0, vocab_size, size, dtype=np.int32)},
@@ -150,13 +151,13 @@ def machine(config: Config, device_type: str, cpus: int) -> Machine:
 def time_teacher(teacher: PretrainedConfig, sample: Sample) -> float:
     """Seconds a row of a forward pass without gradient."""
     rows = sample.rows(teacher.vocab_size, max(1, CPU_INFERENCE_TOKENS // sample.length))
-    model = new_classifier(teacher, seed=0, attn_implementation=sample.attention)
+    model = new_model(teacher, seed=0, attn_implementation=sample.attention)
     torch.nn.Module.to(model, sample.device.torch_device)
 
     def read(num_rows: int) -> None:
         inputs = sample.device.move(rows.inputs(np.arange(num_rows)))
         with torch.inference_mode(), sample.device.autocast():
-            capture(model, inputs, {"logits"})
+            capture(model, inputs, {LOGITS})
 
     with threads(sample.threads):
         num_rows, seconds = grown(read, rows.num_rows, sample.device)[-1]
@@ -173,7 +174,7 @@ def time_student(
     """
     with seeded(0), threads(sample.threads):
         setup = training(config, stage, student, teacher, sample)
-        loop, losses = Stage(setup), setup.losses
+        loop, losses = StageRun(setup), setup.losses
 
         def step(num_rows: int) -> None:
             parts = micro_batches(
@@ -182,9 +183,7 @@ def time_student(
                 tokens=config.train.tokens_per_micro_batch,
                 group_size=losses.group_size,
             )
-            batches = [
-                Batch(ids, setup.rows.lengths[ids], setup.rows.labels[ids], setup.rows.inputs(ids)) for ids in parts
-            ]
+            batches = [setup.rows.batch(ids) for ids in parts]
             loop.take_step(0, batches, [float(count) for count in losses.counts(batches)])
 
         times = grown(step, setup.rows.num_rows, sample.device, losses.group_size)
@@ -196,8 +195,8 @@ def training(
 ) -> Setup:
     """A stage that could train on the sample's rows, with a checkpoint folder that is never written to."""
     rows = sample.rows(student.vocab_size, config.train.global_batch_size)
-    model = new_classifier(student, seed=0, attn_implementation=sample.attention)
-    losses = build_losses(stage.losses, make_task(config.task, sample.labels), student, teacher, seed=0)
+    model = new_model(student, seed=0, attn_implementation=sample.attention)
+    losses = build_losses(stage.losses, sample.task, student, teacher, seed=0)
     return Setup(
         name="student.timing",
         model=model,
@@ -220,13 +219,12 @@ def training(
 class EmptySignals(Signals):
     """Signals of zeros in the shapes that a teacher's have."""
 
-    def __init__(self, needs: frozenset[str], teacher: PretrainedConfig) -> None:
-        self.widths = {signal: signal_width(teacher, signal) for signal in needs}
+    def __init__(self, needs: frozenset[Signal], teacher: PretrainedConfig) -> None:
+        self.widths = {signal: signal.width(teacher) for signal in needs}
 
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        num_tokens = int(inputs["attention_mask"].sum())
+    def read(self, batch: Batch) -> dict[Signal, Tensor]:
         return {
-            signal: torch.zeros(num_tokens if is_token_level(signal) else len(row_ids), width)
+            signal: torch.zeros(batch.num_tokens if signal.is_token_level else batch.num_rows, width)
             for signal, width in self.widths.items()
         }
 

@@ -19,9 +19,10 @@ from raydistill.cluster.group import Group
 from raydistill.cluster.waiting import Waiting
 from raydistill.config.teacher import Pool
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError, TrackingError
+from raydistill.pipeline.context import Context
 from raydistill.pipeline.failures import explain
+from raydistill.pipeline.job import Job
 from raydistill.pipeline.notice import Notice
-from raydistill.pipeline.workplace import Job, Workplace
 from raydistill.storage.board import Board, Show
 from raydistill.storage.faults import not_common
 from raydistill.storage.outages import tried_once
@@ -58,7 +59,7 @@ def run_workers(
     job: Job,
     show: Show,
     stop: threading.Event,
-    phases: Callable[[Workplace], Result],
+    phases: Callable[[Context], Result],
     watch: Callable[[], None] = lambda: None,
     pool: Pool | None = None,
 ) -> Result:
@@ -128,7 +129,7 @@ def await_end(
 
 def make_trainer(
     job: Job,
-    phases: Callable[[Workplace], Any],
+    phases: Callable[[Context], Any],
     name: str,
     resources: dict[str, float],
     callbacks: Sequence[Any] = (),
@@ -199,7 +200,7 @@ def lost_worker_callback(board: Board) -> Any:
     return LostWorkerCallback()
 
 
-def _worker(job: Job, phases: Callable[[Workplace], Any]) -> Any:
+def _worker(job: Job, phases: Callable[[Context], Any]) -> Any:
     """What every Ray Train worker runs; returns the outcome, or the error that met every rank."""
     import ray.train
     import ray.train.torch
@@ -211,11 +212,11 @@ def _worker(job: Job, phases: Callable[[Workplace], Any]) -> Any:
     board = Board(job.storage, job.board_parts, job.owner)
     notice = Notice(preemption_deadline)
     group = Group(device.torch_device)
-    place = Workplace(job, group, device, board, observed=ray.train.report, should_save=notice.is_due)
-    place.notes += notes_on_device(device, ray.get_gpu_ids())
+    context = Context(job, group, device, board, observed=ray.train.report, should_save=notice.is_due)
+    context.report.notes += notes_on_device(device, ray.get_gpu_ids())
     try:
-        check_storage(job.storage, job.run_parts, place.group, job.owner)
-        return phases(place)
+        check_storage(job.storage, job.run_parts, context.group, job.owner)
+        return phases(context)
     except OF_ONE_RANK:
         raise
     except RaydistillError as error:
@@ -223,7 +224,7 @@ def _worker(job: Job, phases: Callable[[Workplace], Any]) -> Any:
             raise
         return error
     finally:
-        place.flush()
+        context.report.flush()
 
 
 def notes_on_device(device: Device, gpu_ids: Sequence[Any]) -> list[str]:

@@ -16,7 +16,8 @@ from raydistill.cluster import has_gpu, worker_resources
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
 from raydistill.errors import Interrupted, RaydistillError
-from raydistill.pipeline.workplace import Job, Workplace
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.job import Job
 from raydistill.search.ledger import Params
 from raydistill.search.sharing import Shared
 from raydistill.search.trial import FOLDER, TrialBoard, TrialSpec, trial_job, trial_reports
@@ -48,7 +49,7 @@ class TrialActor(ray.tune.Trainable):
         torch.set_num_threads(num_threads)
         self.shared, self.exchanges = shared, exchanges
         device = Device("cuda" if has_gpu() else "cpu", shared.job.dtype)
-        self.place = Workplace(shared.job, Group(device.torch_device), device, self._board())
+        self.context = Context(shared.job, Group(device.torch_device), device, self._board())
         self.reports: Iterator[dict[str, Any]] | None = None
         self._take(config["trial"])
 
@@ -60,9 +61,9 @@ class TrialActor(ray.tune.Trainable):
 
     def _take(self, plain: dict[str, Any]) -> None:
         self.spec = TrialSpec.from_plain(plain)
-        place = (*self._work(), SCHEDULE)
-        if self.exchanges and self.shared.job.storage.exists(*place):  # newer than the ledger, if a kill came between
-            schedule = self.shared.job.storage.read_json(*place)
+        context = (*self._work(), SCHEDULE)
+        if self.exchanges and self.shared.job.storage.exists(*context):  # newer than the ledger, if a kill came between
+            schedule = self.shared.job.storage.read_json(*context)
             self.spec = TrialSpec.from_plain({**plain, "schedule": schedule})
         self.params: Params = dict(plain["params"])
         """What holds from here on: pbt changes these, and knows nothing of schedules."""
@@ -71,8 +72,8 @@ class TrialActor(ray.tune.Trainable):
         """Train up to the next validation."""
         try:
             if self.reports is None:
-                self.place.take_up(trial_job(self.shared, self.spec), self._board())
-                self.reports = trial_reports(self.place, self.shared, save_at_validation=self.exchanges)
+                self.context.take_up(trial_job(self.shared, self.spec), self._board())
+                self.reports = trial_reports(self.context, self.shared, save_at_validation=self.exchanges)
             entry = next(self.reports)
         except (RaydistillError, *OUT_OF_MEMORY) as error:
             self._close()
@@ -117,7 +118,7 @@ class TrialActor(ray.tune.Trainable):
         if self.reports is not None:
             self.reports.close()  # type: ignore[attr-defined]  # a generator
             self.reports = None
-        self.place.flush()
+        self.context.report.flush()
 
 
 def train_in_group(config: dict[str, Any], shared: Shared) -> None:
@@ -140,13 +141,13 @@ def train_in_group(config: dict[str, Any], shared: Shared) -> None:
         ray.tune.report({name: value for name, value in ended(outcome).items() if name != "done"})
 
 
-def report_trial(place: Workplace, shared: Shared) -> None:
+def report_trial(context: Context, shared: Shared) -> None:
     """What each worker of a trial's group runs."""
     import ray.train
 
-    place.observed = lambda metrics: None
-    place.board = TrialBoard(place.job.storage, place.job.board_parts, place.job.owner)
-    for entry in trial_reports(place, shared):
+    context.report.observed = lambda metrics: None
+    context.report.board = TrialBoard(context.job.storage, context.job.board_parts, context.job.owner)
+    for entry in trial_reports(context, shared):
         ray.train.report(entry)
 
 

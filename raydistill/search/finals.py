@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from raydistill.evaluate.metrics import classification_metrics
 from raydistill.pipeline.assembly import assemble
+from raydistill.pipeline.context import Context
 from raydistill.pipeline.distill import publish, take_over
-from raydistill.pipeline.phases import Outcome, run_phases
+from raydistill.pipeline.phases import PhaseResults, run_phases
 from raydistill.pipeline.prepare import Clock, Prepared, run_key
 from raydistill.pipeline.worker import run_workers
-from raydistill.pipeline.workplace import Workplace
 from raydistill.search.children import adopt
 from raydistill.search.front import finalists
 from raydistill.search.ledger import Ledger, Trial
@@ -28,6 +27,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 from raydistill.storage.garbage import refer, referred
 from raydistill.storage.ownership import Owner
+from raydistill.tasks.targets import Array
 from raydistill.tracking.runs import RunRef, start_run
 
 
@@ -154,24 +154,35 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Closing:
-    outcome: Outcome
+    outcome: PhaseResults
     """Of the winner."""
     scores: dict[str, Scores]
     """Of every finalist's student, by its artefact's key."""
 
 
-def close(place: Workplace, students: Mapping[str, Artifact]) -> Closing:
+def close(context: Context, students: Mapping[str, Artifact]) -> Closing:
     """Run what is left of the winner's line, and measure ``students`` (by key) on validation and test rows.
 
     This is the first and only time that a sweep looks at test rows. Every rank runs this.
     """
-    outcome = run_phases(place)
+    outcome = run_phases(context)
     scores: dict[str, Scores] = {}
-    with place.phase("finalists"):
+    with context.report.phase("finalists"):
         for key in sorted(students):  # in the same order on every rank
-            model = place.load(students[key].local() / "model", dropout=0.0)
-            scores[key] = {}
+            model = context.load(students[key].local() / "model", dropout=0.0)
+            outputs = {}
             for split in ("validation", "test"):
-                logits = place.predict(model, split)
-                scores[key][split] = classification_metrics(logits, place.rows[split].labels)
+                outputs[split] = context.predict(model, split)
+            scores[key] = split_scores(context, outputs)
     return Closing(outcome, scores)
+
+
+def split_scores(context: Context, outputs: Mapping[str, Array]) -> Scores:
+    """A model's metrics on the labelled rows of each split; what its answers need is chosen on validation rows."""
+    targets = {split: context.rows[split].targets for split in outputs}
+    known = {
+        split: (found[targets[split].labeled], targets[split].take(targets[split].labeled).values)
+        for split, found in outputs.items()
+    }
+    task = context.task.fitted(*known["validation"])
+    return {split: task.scores(*pair).values for split, pair in known.items()}

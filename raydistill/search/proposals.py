@@ -15,7 +15,7 @@ from raydistill.config.tree import Config
 from raydistill.search.front import moved
 from raydistill.search.ledger import Ledger, Params, State, Trial, Value
 from raydistill.search.space import combination, contains, default_params, space_size, sweep_of
-from raydistill.search.study import NEUTRAL, Outcome, ask, empty_study, outcome, replay, sampler_for, tell
+from raydistill.search.study import NEUTRAL, TrialOutcome, ask, empty_study, outcome, replay, sampler_for, tell
 
 if TYPE_CHECKING:
     import optuna
@@ -99,7 +99,7 @@ class Proposals:
             if key(params) in self._seen:
                 self._repeats += 1
                 self._repeats_in_a_row += 1
-                tell(self._study, asked, Outcome(NEUTRAL))  # an outcome told twice would weigh twice
+                tell(self._study, asked, TrialOutcome(NEUTRAL))  # an outcome told twice would weigh twice
                 continue
             self._repeats_in_a_row = 0
             self._seen.add(key(params))

@@ -17,15 +17,17 @@ from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import busy_note, measure_models
 from raydistill.models.fields import intermediate
-from raydistill.models.load import new_classifier
+from raydistill.models.load import new_model
 from raydistill.models.shape import count_parameters, student_config
+from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
-from raydistill.pipeline.phases import fit_teacher, record_splits, teacher_mode
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.job import Job
 from raydistill.pipeline.pooled import PooledRun, find_unrecorded
 from raydistill.pipeline.recipes import TeacherIdentity
 from raydistill.pipeline.stopping import Stop
+from raydistill.pipeline.teaching import fit_teacher, record_splits, teacher_mode
 from raydistill.pipeline.worker import run_workers
-from raydistill.pipeline.workplace import Job, Workplace
 from raydistill.search.front import within
 from raydistill.search.space import finite_values, sweep_of, with_params
 from raydistill.storage.artifacts import Artifact
@@ -57,7 +59,7 @@ class Shared:
 
     job: Job
     teacher: TeacherIdentity
-    signals: dict[str, Artifact]
+    signals: dict[Signal, Artifact]
     """Recorded signals of the training rows: the union over the space."""
     shapes: tuple[Shape, ...]
     rows: int
@@ -67,36 +69,36 @@ class Shared:
     notes: tuple[str, ...]
 
 
-def share(place: Workplace) -> Shared:
+def share(context: Context) -> Shared:
     """Fit the teacher, record the union of the signals, measure the shapes; every rank runs this."""
-    teacher = fit_teacher(place)
-    with place.phase("record"):
-        signals = record_splits(place, teacher, shared_signals(place, teacher))["train"]
-    with place.phase("shapes"):
-        shapes = measure_shapes(place, place.read_config(teacher.folder))
-    place.flush()
+    teacher = fit_teacher(context)
+    with context.report.phase("record"):
+        signals = record_splits(context, teacher, shared_signals(context, teacher))["train"]
+    with context.report.phase("shapes"):
+        shapes = measure_shapes(context, context.read_config(teacher.folder))
+    context.report.flush()
     return Shared(
-        replace(place.job, run=None),
+        replace(context.job, run=None),
         teacher,
         signals,
         tuple(shapes),
-        place.rows["train"].num_rows,
-        place.seconds,
-        tuple(place.reused),
-        tuple(place.notes),
+        context.rows["train"].num_rows,
+        context.report.seconds,
+        tuple(context.report.reused),
+        tuple(context.report.notes),
     )
 
 
-def shared_signals(place: Workplace, teacher: TeacherIdentity) -> dict[str, frozenset[str]]:
+def shared_signals(context: Context, teacher: TeacherIdentity) -> dict[str, frozenset[Signal]]:
     """Which signals of which split are recorded: of the training rows what any trial may need.
 
     Signals that are too wide to record come from a teacher in each trial, as a pool feeds one student only.
     """
-    needs: set[str] = set()
-    for config in signal_configs(place.config):
-        mode, _, wanted = teacher_mode(place, teacher, config)
-        needs |= wanted if mode == "cached" else set()
-    return {"train": frozenset(needs), "validation": frozenset({"logits"})}
+    needs: set[Signal] = set()
+    for config in signal_configs(context.config):
+        mode, _, wanted = teacher_mode(context, teacher, config)
+        needs |= wanted if mode.needs_recording else set()
+    return {"train": frozenset(needs), "validation": frozenset({LOGITS})}
 
 
 def save_shared(shared: Shared) -> None:
@@ -175,32 +177,32 @@ def shapes_of(config: Config, teacher: PretrainedConfig) -> dict[str, Pretrained
     return shapes
 
 
-def measure_shapes(place: Workplace, teacher: PretrainedConfig) -> list[Shape]:
+def measure_shapes(context: Context, teacher: PretrainedConfig) -> list[Shape]:
     """Size of every shape of the space and, where the sweep asks for it, latency; rank 0 measures, alone."""
-    sweep = sweep_of(place.config)
-    configs = shapes_of(place.config, teacher)
+    sweep = sweep_of(context.config)
+    configs = shapes_of(context.config, teacher)
     shapes = {name: Shape(name, count_parameters(shaped)) for name, shaped in configs.items()}
-    if "latency_ms" in {*sweep.objectives, *sweep.constraints} and place.group.is_first:
+    if "latency_ms" in {*sweep.objectives, *sweep.constraints} and context.group.is_first:
         bounds = sweep.constraints.get("num_parameters")
         possible = [name for name, shape in shapes.items() if bounds is None or within(shape.num_parameters, bounds)]
         for start in range(0, len(possible), MODELS_AT_ONCE):
             names = possible[start : start + MODELS_AT_ONCE]
-            for name, latency in time_models(place, {name: configs[name] for name in names}).items():
+            for name, latency in time_models(context, {name: configs[name] for name in names}).items():
                 shapes[name] = replace(shapes[name], latency=latency)
-    return list(place.group.broadcast(list(shapes.values())))
+    return list(context.group.broadcast(list(shapes.values())))
 
 
-def time_models(place: Workplace, configs: dict[str, PretrainedConfig]) -> dict[str, dict[str, Any]]:
+def time_models(context: Context, configs: dict[str, PretrainedConfig]) -> dict[str, dict[str, Any]]:
     """Latency of models of these shapes with random weights, which take as long as trained ones."""
-    inputs = place.latency_inputs()
+    inputs = context.latency_inputs()
     models = {
-        name: new_classifier(config, seed=0, attn_implementation=place.attention) for name, config in configs.items()
+        name: new_model(config, seed=0, attn_implementation=context.attention) for name, config in configs.items()
     }
     for model in models.values():
-        torch.nn.Module.to(model, place.device.torch_device)
-    times = measure_models({name: (model, *inputs) for name, model in models.items()}, dtype=place.device.dtype)
+        torch.nn.Module.to(model, context.device.torch_device)
+    times = measure_models({name: (model, *inputs) for name, model in models.items()}, dtype=context.device.dtype)
     if busy := busy_note(times.values()):
-        place.notes.append(busy)
+        context.report.notes.append(busy)
     return times
 
 
@@ -218,7 +220,7 @@ def share_with_pool(job: Job, show: Show, stop: Stop) -> Shared:
 
     run = PooledRun(job, show, stop)
     teacher = run.teacher()
-    wanted = find_unrecorded(run.place, teacher, shared_signals(run.place, teacher))
+    wanted = find_unrecorded(run.context, teacher, shared_signals(run.context, teacher))
     if wanted:
         with run.pool(teacher, feeds=False) as pool:
             run.record(pool, teacher, wanted)

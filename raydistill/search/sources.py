@@ -11,7 +11,7 @@ from typing import Any
 
 from raydistill.config.tree import Config
 from raydistill.errors import TrackingError
-from raydistill.pipeline.workplace import metrics_path
+from raydistill.pipeline.reporting import metrics_path
 from raydistill.search.children import finish_child, start_child
 from raydistill.search.ledger import Ledger, Params, Schedule, State, Trial, read_schedule
 from raydistill.search.proposals import Proposals
@@ -34,7 +34,7 @@ class TrialTracker:
     def __init__(self, ledger: Ledger, shared: Shared, parent: RunRef, kind: str) -> None:
         """``kind``: ``trial`` or ``final``."""
         self.ledger, self.shared, self.parent, self.kind = ledger, shared, parent, kind
-        self.metric = shared.job.config.evaluate.metric
+        self.metric = shared.job.config.epoch_metric
         self._runs: dict[int, RunRef] = {}
         self._times = {trial.number: {e["validation"]: e["seconds"] for e in trial.history} for trial in ledger}
         """Seconds at each validation: a resumed trial tells them one by one, and its history is short until then."""

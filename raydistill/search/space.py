@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from raydistill.config.loading import validate
 from raydistill.config.problems import dotted, explain, show
 from raydistill.config.schema import describe, variants
-from raydistill.config.sweep import Distribution, Sweep
+from raydistill.config.sweep import Distribution, Sweep, wanted
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.pipeline.recipes import student_seed
@@ -42,10 +42,13 @@ MAX_SHAPES = 10_000
 
 
 def sweep_of(config: Config) -> Sweep:
-    """The sweep section; ConfigError where there is none."""
-    if config.sweep is None:
+    """The sweep section, with the objective that the task gives where it names none; ConfigError where there is no
+    section."""
+    sweep = config.sweep
+    if sweep is None:
         raise ConfigError("sweep: is missing. Write what to search, for example sweep: {space: {NAME: {choice: …}}}")
-    return config.sweep
+    main = f"validation/{config.task.main_metric}"
+    return sweep if sweep.objectives else sweep.model_copy(update={"objectives": {main: wanted(main)}})
 
 
 def check_space(config: Config) -> None:
@@ -57,7 +60,7 @@ def check_space(config: Config) -> None:
     space = sweep_of(config).space
     if config.train.num_workers == 0:
         raise ConfigError("train.num_workers: a sweep runs on Ray; write 1 or more (0 is for distill alone).")
-    if config.teacher.mode == "pool":
+    if config.teacher.feeds_student:
         raise ConfigError(
             "teacher.mode: pool feeds one student, and a sweep trains many. Write cached, which records once for all "
             "trials (teacher.pool may do it), or online."

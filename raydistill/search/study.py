@@ -23,7 +23,7 @@ NEUTRAL: Literal["FAIL"] = "FAIL"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What became of a trial, in Optuna's terms."""
 
     state: Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -117,7 +117,7 @@ def ask(study: optuna.Study, sweep: Sweep, params: Params | None = None) -> optu
     return asked
 
 
-def tell(study: optuna.Study, asked: optuna.Trial, came: Outcome) -> None:
+def tell(study: optuna.Study, asked: optuna.Trial, came: TrialOutcome) -> None:
     """End a running trial of the study."""
     from optuna.trial import TrialState
 
@@ -128,7 +128,7 @@ def tell(study: optuna.Study, asked: optuna.Trial, came: Outcome) -> None:
     study.tell(asked, came.values, state=TrialState[came.state])
 
 
-def outcome(trial: Trial, sweep: Sweep, reports: Mapping[int, float] | None = None) -> Outcome:
+def outcome(trial: Trial, sweep: Sweep, reports: Mapping[int, float] | None = None) -> TrialOutcome:
     """What the sampler learns from a trial that has ended; `reports` go over those in its history.
 
     Rejected and failed ones are kept as infeasible, so that TPE leaves their neighbourhood; NSGA-II never takes them
@@ -140,12 +140,12 @@ def outcome(trial: Trial, sweep: Sweep, reports: Mapping[int, float] | None = No
     values = tuple(measures.get(name, math.nan) for name in sweep.objectives)
     is_known = all(map(math.isfinite, values))
     if trial.state == "stopped" and len(sweep.objectives) == 1 and sweep.search != "evolution":
-        return Outcome("PRUNED", reports={**history(trial, sweep), **(reports or {})}, violations=broken)
+        return TrialOutcome("PRUNED", reports={**history(trial, sweep), **(reports or {})}, violations=broken)
     if trial.state in ("completed", "stopped") and is_known:
-        return Outcome("COMPLETE", values=values, violations=broken)
+        return TrialOutcome("COMPLETE", values=values, violations=broken)
     if not any(value > 0 for value in broken.values()):
         broken["possible"] = 1.0
-    return Outcome("PRUNED", violations=broken)
+    return TrialOutcome("PRUNED", violations=broken)
 
 
 def history(trial: Trial, sweep: Sweep) -> dict[int, float]:

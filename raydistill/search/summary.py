@@ -40,7 +40,7 @@ params        its settings
 search        measures of the trial itself, {validation/<metric>, num_parameters, latency_ms: value}
 seeds         list of {seed, student, path, validation {metric: value}, test {metric: value}}
 validation    {metric: {mean, sd}} over the seeds, as ``test``; sd of a sample (n - 1), null with one seed
-shrinkage     {metric: value of the trial in the search - mean on test}; above 0 means worse on test but for log_loss
+shrinkage     {metric: value of the trial in the search - mean on test}; above 0: worse on test, or better if lower is
 ============  ======================================================================================================
 """
 

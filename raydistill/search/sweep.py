@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raydistill import cluster
 from raydistill.cluster.waiting import Waiting
 from raydistill.config.tree import Config
-from raydistill.pipeline.distill import claim_alias, locate_models, say_classes, say_waiting, take_over, tracked
+from raydistill.pipeline.distill import claim_alias, locate_models, say_targets, say_waiting, take_over, tracked
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
 from raydistill.pipeline.recipes import start_digest
 from raydistill.pipeline.stopping import Stop, stoppable
@@ -61,7 +61,7 @@ def sweep(
         with clock.phase("prepare", show):
             prepared = prepare(config, storage)
             prepared = replace(prepared, run_key=sweep_key(prepared, fresh))
-        say_classes(prepared.info, show)
+        say_targets(prepared.info, show)
         with lock(storage, "runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
             if (summary := finished(prepared)) is not None and not retry_failed:
                 store.result()
@@ -222,7 +222,7 @@ class Driver:
                 "elapsed": elapsed,
                 "objectives": dict(self.sweep.objectives),
                 "constraints": self.sweep.constraints,
-                "metric": f"validation/{self.config.evaluate.metric}",
+                "metric": f"validation/{self.config.epoch_metric}",
                 "left": seconds_left(trials, total, trial_resources.concurrency or 1),
             }
         )

@@ -11,16 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raydistill.config.sweep import LOWER_IS_BETTER
+from raydistill.config.metrics import METRICS
+from raydistill.config.sweep import wanted
 from raydistill.config.training import Change
 from raydistill.config.tree import Config
-from raydistill.pipeline.phases import student_artifact, student_reports, teacher_mode
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.job import Job
+from raydistill.pipeline.phases import student_artifact, student_reports
 from raydistill.pipeline.stages import StageReport, read_training, stage_history, stage_lengths
-from raydistill.pipeline.workplace import Job, Workplace
+from raydistill.pipeline.teaching import teacher_mode
 from raydistill.search.front import first_validation
 from raydistill.search.ledger import Params, Schedule, read_schedule
 from raydistill.search.sharing import Shared
-from raydistill.search.space import with_params
+from raydistill.search.space import sweep_of, with_params
 from raydistill.storage.board import Board
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
@@ -108,8 +111,8 @@ def trial_job(shared: Shared, spec: TrialSpec) -> Job:
     )
 
 
-def trial_reports(place: Workplace, shared: Shared, *, save_at_validation: bool = False) -> Iterator[dict[str, Any]]:
-    """Train the student of ``place``'s job and yield an entry at every validation; the last one says ``finished``.
+def trial_reports(context: Context, shared: Shared, *, save_at_validation: bool = False) -> Iterator[dict[str, Any]]:
+    """Train the student of ``context``'s job and yield an entry at every validation; the last one says ``finished``.
 
     An entry holds ``step``, ``num_steps``, ``seconds`` (of training, in this process), ``setup_seconds``, the metrics,
     ``validation`` (1, 2, …) and ``score`` (best of the first validation objective so far, higher is better). A trial
@@ -117,19 +120,18 @@ def trial_reports(place: Workplace, shared: Shared, *, save_at_validation: bool 
     student's history.
     """
     started = time.perf_counter()
-    mode, _, needs = teacher_mode(place, shared.teacher, place.config)
-    artifact, _ = student_artifact(place, shared.teacher, mode)
-    assert shared.job.config.sweep is not None
-    progress = Progress(place, started, first_validation(shared.job.config.sweep.objectives))
-    if place.group.broadcast(artifact.exists() if place.group.is_first else None):
+    mode, _, needs = teacher_mode(context, shared.teacher, context.config)
+    artifact, _ = student_artifact(context, shared.teacher, mode)
+    progress = TrialProgress(context, started, first_validation(sweep_of(shared.job.config).objectives))
+    if context.group.broadcast(artifact.exists() if context.group.is_first else None):
         history = read_training(artifact)["history"]
-        place.replay("student", history)
+        context.report.replay("student", history)
         yield from progress.past(history, artifact.key)
         return
-    yield from progress.past(stage_history(place, "student", place.config.stages), None)
-    signals = {signal: shared.signals[signal] for signal in needs} if mode == "cached" else {}
+    yield from progress.past(stage_history(context, "student", context.config.stages), None)
+    signals = {signal: shared.signals[signal] for signal in needs} if mode.needs_recording else {}
     reports = student_reports(
-        place, shared.teacher, mode, signals, is_trial=True, save_at_validation=save_at_validation
+        context, shared.teacher, mode, signals, is_trial=True, save_at_validation=save_at_validation
     )
     for told in reports:
         if not told.report.validated:
@@ -140,18 +142,18 @@ def trial_reports(place: Workplace, shared: Shared, *, save_at_validation: bool 
         yield progress.entry(told, artifact.key if told.is_last else None)
 
 
-class Progress:
+class TrialProgress:
     """Turns reports of the loop into a trial's entries."""
 
-    def __init__(self, place: Workplace, started: float, objective: str) -> None:
-        self.place, self.started = place, started
+    def __init__(self, context: Context, started: float, objective: str) -> None:
+        self.context, self.started = context, started
         self.objective = objective
         self.validations, self.best = 0, WORST
 
     def past(self, history: list[dict[str, Any]], student: str | None) -> Iterator[dict[str, Any]]:
         """Entries of validations that lie behind; ``student``: the key of the finished student."""
         entries = [entry for entry in history if entry["validated"]]
-        lengths = stage_lengths(self.place, "student", self.place.config.stages)
+        lengths = stage_lengths(self.context, "student", self.context.config.stages)
         num_steps = sum(length.num_steps for length in lengths.values())
         for index, entry in enumerate(entries):
             metrics = {name: value for name, value in entry.items() if name not in ("step", "validated")}
@@ -166,8 +168,8 @@ class Progress:
     ) -> dict[str, Any]:
         self.validations += 1
         value = metrics.get(self.objective, float("nan"))
-        self.best = max(self.best, -value if self.objective in LOWER_IS_BETTER else value)  # NaN changes nothing
-        first = getattr(self.place.board, "first_step_at", None)
+        self.best = max(self.best, -value if wanted(self.objective) == "min" else value)  # NaN changes nothing
+        first = getattr(self.context.board, "first_step_at", None)
         return {
             **metrics,
             "step": step,
@@ -188,6 +190,6 @@ def best_values(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, 
     known = [entry for entry in history if key in entry]
     if not known:
         return {}
-    sign = -1 if metric == "log_loss" else 1
+    sign = -1 if METRICS[metric].lower_is_better else 1
     chosen = max(known, key=lambda entry: sign * entry[key])  # the first of equal ones, as the loop keeps
     return {name: value for name, value in chosen.items() if name.startswith("validation/")}

@@ -36,7 +36,7 @@ class TrialResources:
     concurrency: int | None
 
 
-class Source(Protocol):
+class TrialSource(Protocol):
     """Where trials come from and where their results go; the sweep's search and its finals are two of them."""
 
     def next(self) -> Trial | None: ...
@@ -63,7 +63,7 @@ class DriverOnly:
 class Feed(DriverOnly, Searcher):
     """Hands the source's trials to Tune, which keeps nothing of its own: the ledger is what a resumed sweep reads."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TrialSource) -> None:
         super().__init__()
         self.source = source
 
@@ -86,7 +86,7 @@ class Feed(DriverOnly, Searcher):
 class Watch(DriverOnly, tune.Callback):
     """Writes what becomes of trials to their source, in the thread of the tuner."""
 
-    def __init__(self, source: Source, stop: threading.Event) -> None:
+    def __init__(self, source: TrialSource, stop: threading.Event) -> None:
         self.source, self.stop = source, stop
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -132,7 +132,7 @@ def error_of(trial: Any) -> BaseException | None:
 class Ending(DriverOnly, tune.Stopper):
     """Ends running trials at their next validation once the budget is used up."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TrialSource) -> None:
         self.source = source
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -162,7 +162,7 @@ def trial_function(shared: Shared, trial_resources: TrialResources, exchanges: b
 
 
 def run_trials(
-    source: Source,
+    source: TrialSource,
     shared: Shared,
     trial_resources: TrialResources,
     stop: threading.Event,

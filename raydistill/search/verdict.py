@@ -6,12 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from raydistill.config.metrics import metric as facts
 from raydistill.evaluate.report.scales import spoken
-from raydistill.evaluate.verdict import points
 from raydistill.search.front import first_validation
-
-SHARES = ("accuracy", "macro_f1")
-"""Metrics that are said in percent."""
 
 SAME = "the same as"
 
@@ -83,7 +80,7 @@ def _reached(summary: Mapping[str, Any]) -> list[str]:
     else:
         told.append(f"On test it reaches {_spread(metric, test)}.")
         change = _change(metric, sign * (test["mean"] - search))
-        told.append(f"That is {change} what the search saw on validation ({_amount(metric, search)}).")
+        told.append(f"That is {change} what the search saw on validation ({facts(metric).said(search)}).")
     return told + _facts(summary)
 
 
@@ -120,19 +117,15 @@ def _finalist(summary: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _change(metric: str, gain: float) -> str:
     """How far above 0 is a gain, whichever way the metric counts."""
-    size = f"{points(abs(gain))} points" if metric in SHARES else f"{abs(gain):.3f}"
+    size = facts(metric).amount(abs(gain))
     if not any(digit in size for digit in "123456789"):
         return SAME
     return f"{size} {'better' if gain > 0 else 'worse'} than"
 
 
 def _spread(metric: str, value: Mapping[str, float | None]) -> str:
-    mean, sd = value["mean"], value["sd"]
+    about, mean, sd = facts(metric), value["mean"], value["sd"]
     assert mean is not None
     if sd is None:
-        return _amount(metric, mean)
-    return f"{points(mean)} ± {points(sd)} %" if metric in SHARES else f"{mean:.3f} ± {sd:.3f}"
-
-
-def _amount(metric: str, value: float) -> str:
-    return f"{points(value)} %" if metric in SHARES else f"{value:.3f}"
+        return about.said(mean)
+    return f"{about.text(mean)} ± {about.said(sd)}"

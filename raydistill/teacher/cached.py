@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raydistill.data.batches import Batch
 from raydistill.errors import ArtifactError
+from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.teacher.signals import Signals
 from raydistill.teacher.store import MAX_MAPS, Shard
@@ -19,7 +21,7 @@ from raydistill.teacher.store import MAX_MAPS, Shard
 class RecordedSignals(Signals):
     """Signals read from the store, by row number."""
 
-    def __init__(self, artifacts: dict[str, Artifact], num_rows: int, *, verify: bool = False) -> None:
+    def __init__(self, artifacts: dict[Signal, Artifact], num_rows: int, *, verify: bool = False) -> None:
         """``artifacts`` maps a signal's name to its artefact. Raises ArtifactError where rows are missing."""
         maps = max(1, MAX_MAPS // max(1, len(artifacts)))
         self._columns = {
@@ -27,7 +29,11 @@ class RecordedSignals(Signals):
             for signal, artifact in artifacts.items()
         }
 
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def read(self, batch: Batch) -> dict[Signal, Tensor]:
+        return self.rows(batch.row_ids)
+
+    def rows(self, row_ids: np.ndarray) -> dict[Signal, Tensor]:
+        """Of any rows, without a batch."""
         return {signal: torch.from_numpy(column.read(row_ids)) for signal, column in self._columns.items()}
 
 

@@ -20,6 +20,7 @@ from raydistill.data.batches import micro_batches
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
 from raydistill.models.capture import capture
+from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import FileInfo, file_digest
 from raydistill.storage.ownership import Owner
@@ -35,10 +36,10 @@ class Wanted:
     parents: dict[str, str]
 
 
-Files = dict[str, dict[str, FileInfo]]
+Files = dict[Signal, dict[str, FileInfo]]
 """Signal → file name → size and checksum."""
 
-Present = dict[str, dict[int, tuple[str, FileInfo]]]
+Present = dict[Signal, dict[int, tuple[str, FileInfo]]]
 """Signal → shard → its file on storage."""
 
 STOPPED = "Recording stopped; the shards recorded so far are kept."
@@ -47,7 +48,7 @@ STOPPED = "Recording stopped; the shards recorded so far are kept."
 def record(
     teacher: PreTrainedModel,
     rows: Rows,
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[Signal, Wanted],
     *,
     tokens: int,
     device: Device,
@@ -85,12 +86,12 @@ def record(
     group.barrier()
 
 
-def find_present(wanted: Mapping[str, Wanted]) -> Present:
+def find_present(wanted: Mapping[Signal, Wanted]) -> Present:
     """The whole shards of artefacts that may not be sealed yet; damaged ones are removed."""
     return {signal: find_shards(item.artifact) for signal, item in wanted.items()}
 
 
-def find_missing(num_shards: int, present: Present) -> dict[int, list[str]]:
+def find_missing(num_shards: int, present: Present) -> dict[int, list[Signal]]:
     """Shards that are still to be recorded, each with the signals that lack it."""
     lacking = {i: [signal for signal in present if i not in present[signal]] for i in range(num_shards)}
     return {index: signals for index, signals in lacking.items() if signals}
@@ -101,13 +102,13 @@ def record_shard(
     rows: Rows,
     row_ids: np.ndarray,
     index: int,
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[Signal, Wanted],
     tokens: int,
     device: Device,
     owner: Owner | None,
-) -> dict[str, tuple[str, FileInfo]]:
+) -> dict[Signal, tuple[str, FileInfo]]:
     """Run the teacher over one shard and put it on storage; by signal the file's name, size and checksum."""
-    parts: dict[str, list[torch.Tensor]] = {signal: [] for signal in wanted}
+    parts: dict[Signal, list[torch.Tensor]] = {signal: [] for signal in wanted}
     for ids in micro_batches(row_ids, rows.lengths, tokens=tokens):
         with torch.inference_mode(), device.autocast():
             captured = capture(teacher, device.move(rows.inputs(ids)), wanted)
@@ -125,7 +126,7 @@ def record_shard(
     return files
 
 
-def seal(wanted: Mapping[str, Wanted], present: Present, recorded: Sequence[Files], owner: Owner | None) -> None:
+def seal(wanted: Mapping[Signal, Wanted], present: Present, recorded: Sequence[Files], owner: Owner | None) -> None:
     """Write the manifests, once every shard is on storage: those that were ``present``, and the ``recorded`` ones."""
     if owner is not None:
         owner.check()

@@ -10,13 +10,17 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from raydistill.data.batches import Batch
+from raydistill.models.signals import Signal
+
 
 class Signals(ABC):
-    """What a loop asks for teacher signals."""
+    """A source of teacher signals, as a loop asks it."""
 
     @abstractmethod
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the signals of these rows: row-level (B, …), token-level (N, …) flat, in the rows' order."""
+    def read(self, batch: Batch) -> dict[Signal, Tensor]:
+        """Return the signals of a batch, whose inputs are on the device that computes: row-level (B, …), token-level
+        (N, …) flat, in the rows' order."""
 
     def foresee(self, steps: Iterator[list[np.ndarray]]) -> None:  # noqa: B027, most sources need no foresight
         """Learn what is asked for from here on: each step's micro-batches (row ids), computed when it is looked at."""
@@ -29,7 +33,7 @@ class Signals(ABC):
 class Feed(Protocol):
     """A pool of teachers, as a training worker sees it."""
 
-    def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int) -> Signals:
+    def signals(self, needs: Collection[Signal], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int) -> Signals:
         """What the teachers say about rows of the training split; ``lengths``: tokens of each of its rows."""
         ...
 
@@ -40,5 +44,5 @@ class Feed(Protocol):
 class NoSignals(Signals):
     """For stages in which no teacher speaks."""
 
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def read(self, batch: Batch) -> dict[Signal, Tensor]:
         return {}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import ArtifactError
-from raydistill.models.capture import is_token_level
+from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Damaged
 from raydistill.storage.locks import lock
@@ -47,7 +47,7 @@ def cut_shards(lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def signal_artifact(
-    storage: Storage, signal: str, split: str, *, teacher_digest: str, tokens_digest: str, dtype: str
+    storage: Storage, signal: Signal, split: str, *, teacher_digest: str, tokens_digest: str, dtype: str
 ) -> tuple[Artifact, dict[str, Any]]:
     """Return where a signal lies, and its recipe: the teacher's weights (not how they came about), rows and dtype."""
     recipe = {
@@ -62,9 +62,9 @@ def signal_artifact(
     return Artifact(storage, "signals", recipe_key(recipe)), recipe
 
 
-def write_shard(path: Path, row_ids: np.ndarray, lengths: np.ndarray, values: Tensor, signal: str) -> None:
+def write_shard(path: Path, row_ids: np.ndarray, lengths: np.ndarray, values: Tensor, signal: Signal) -> None:
     """Write one signal of one shard. ``values`` are (B, C) or, for token-level signals, (N, width) in row order."""
-    if is_token_level(signal):
+    if signal.is_token_level:
         flat = values.to(torch.float16).numpy()
         if not np.isfinite(flat).all():
             raise ArtifactError(

@@ -28,7 +28,7 @@ PIECE = 1_000
 
 
 @dataclass
-class Progress:
+class TrainProgress:
     """How far a phase has come: everything but the weights and the optimizer."""
 
     step: int = 0
@@ -52,7 +52,7 @@ class Checkpoints:
         self._best: tuple[int, float, bytes] | None = None
 
     def save_last(
-        self, progress: Progress, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer
+        self, progress: TrainProgress, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         """Write what an exact resume needs, then drop the checkpoint before it. A finished phase needs no optimizer.
 
@@ -83,7 +83,7 @@ class Checkpoints:
         """
         self._best = (step, score, to_bytes(model))
 
-    def load_last(self, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+    def load_last(self, model: nn.Module, losses: nn.Module, optimizer: torch.optim.Optimizer) -> TrainProgress | None:
         """Restore model, losses and optimizer and return the progress; None where nothing was saved.
 
         Of a finished phase the weights that count are those of ``load_best``.
@@ -92,7 +92,7 @@ class Checkpoints:
         if files is None:
             return None
         state = self._state(files)
-        progress = Progress(**state["progress"])
+        progress = TrainProgress(**state["progress"])
         if not progress.finished:
             model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
             losses.load_state_dict(safetensors.torch.load(files["losses.safetensors"]))
@@ -104,7 +104,7 @@ class Checkpoints:
         files = self._read("last")
         if files is None:
             return []
-        progress = Progress(**self._state(files)["progress"])
+        progress = TrainProgress(**self._state(files)["progress"])
         pieces = [self.storage.read_json(*self.parts, piece_name(i)) for i in range(progress.num_pieces)]
         return [*itertools.chain(*pieces), *progress.history]
 

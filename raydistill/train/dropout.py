@@ -24,6 +24,7 @@ from raydistill.cluster.device import Device
 from raydistill.data.rows import Rows
 from raydistill.models.capture import capture
 from raydistill.models.fields import dropout_fields
+from raydistill.models.signals import LOGITS
 
 FACTORS = (-2048144789, -1028477387)
 """Those of MurmurHash3's last step."""
@@ -134,7 +135,7 @@ def check_dropout(stage: str, model: PreTrainedModel, rows: Rows, row_ids: np.nd
 
     def logits(ids: np.ndarray) -> Tensor:
         with RowDropout(0, 0, ids, device.torch_device):
-            return capture(model, device.move(rows.inputs(ids)), {"logits"})["logits"]
+            return capture(model, device.move(rows.inputs(ids)), {LOGITS})[LOGITS]
 
     alone = torch.cat([logits(chosen[i : i + 1]) for i in range(len(chosen))])
     if torch.allclose(logits(chosen), alone, rtol=1e-3, atol=1e-3):

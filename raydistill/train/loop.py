@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.losses.base import Losses
 from raydistill.models.capture import capture
 from raydistill.teacher.signals import Signals
-from raydistill.train.checkpoint import Checkpoints, Progress
+from raydistill.train.checkpoint import Checkpoints, TrainProgress
 from raydistill.train.dropout import RowDropout, has_dropout
 from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_rates, trainable
 
@@ -104,7 +104,7 @@ def train(setup: Setup) -> Iterator[Report]:
     longer finite.
     """
     check_batch_size(setup.losses, setup.settings)
-    stage = Stage(setup)
+    stage = StageRun(setup)
     progress = stage.restore()
     if not progress.finished:
         yield from stage.run(progress)
@@ -121,7 +121,7 @@ def check_batch_size(losses: Losses, settings: TrainSettings) -> None:
         )
 
 
-class Stage:
+class StageRun:
     """One stage under way: optimizer, batch plan and running sums around the pure parts."""
 
     def __init__(self, setup: Setup) -> None:
@@ -143,11 +143,11 @@ class Stage:
         self._counts: list[float] = []
         self._reset_sums()
 
-    def restore(self) -> Progress:
+    def restore(self) -> TrainProgress:
         setup = self.setup
-        return setup.checkpoints.load_last(setup.model, setup.losses, self.optimizer) or Progress()
+        return setup.checkpoints.load_last(setup.model, setup.losses, self.optimizer) or TrainProgress()
 
-    def run(self, progress: Progress) -> Iterator[Report]:
+    def run(self, progress: TrainProgress) -> Iterator[Report]:
         """Take the remaining steps; every rank runs this in lockstep."""
         setup, schedule = self.setup, self.setup.schedule
         first, end = progress.step, min(setup.until or schedule.num_steps, schedule.num_steps)
@@ -180,15 +180,12 @@ class Stage:
 
     def collate(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step; runs one step ahead in a thread."""
-        setup = self.setup
-        rows = setup.rows
-        parts = self.parts(self.plan, step)
-        return [Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids)) for ids in parts]
+        return [self.setup.rows.batch(ids) for ids in self.parts(self.plan, step)]
 
     def _plan(self) -> BatchPlan:
         setup = self.setup
         size, rows = setup.settings.global_batch_size, setup.rows
-        return BatchPlan(setup.row_ids, rows.lengths, rows.labels, seed=setup.seed, global_batch_size=size)
+        return BatchPlan(setup.row_ids, rows.lengths, rows.targets.labeled, seed=setup.seed, global_batch_size=size)
 
     def parts(self, plan: BatchPlan, step: int) -> list[np.ndarray]:
         """Rows (ids) of this rank's micro-batches of a step."""
@@ -220,6 +217,7 @@ class Stage:
         """Leave the gradient of the whole global batch on every rank's parameters."""
         setup = self.setup
         setup.model.train()
+        setup.losses.at(step / max(setup.schedule.num_steps - 1, 1))
         for batch in batches:
             # What is random goes by step and row: neither ranks, micro-batches nor a restart change what is drawn.
             torch.manual_seed(int(np.random.SeedSequence((setup.seed, step)).generate_state(1)[0]))
@@ -234,13 +232,13 @@ class Stage:
 
     def _forward(self, batch: Batch, counts: list[float]) -> tuple[Tensor, list[Tensor]]:
         setup = self.setup
-        inputs = setup.device.move(batch.inputs)
-        teacher = setup.device.move(setup.signals.batch(batch.row_ids, inputs))
+        batch = replace(batch, inputs=setup.device.move(batch.inputs))
+        teacher = setup.device.move(setup.signals.read(batch))
         with setup.device.autocast():
-            student = capture(setup.model, inputs, setup.losses.student_needs)
+            student = capture(setup.model, batch.inputs, setup.losses.student_needs)
             return setup.losses(student, teacher, batch, counts)
 
-    def _agree(self, batches: list[Batch], progress: Progress) -> list[float]:
+    def _agree(self, batches: list[Batch], progress: TrainProgress) -> list[float]:
         """Sum the counts over all ranks, and with them what ranks ask for: to leave, save, or wait at one step."""
         setup = self.setup
         while True:
@@ -257,7 +255,7 @@ class Stage:
             if not someone_waits:
                 return counts
 
-    def _validate(self, progress: Progress, is_last: bool) -> Report:
+    def _validate(self, progress: TrainProgress, is_last: bool) -> Report:
         setup = self.setup
         setup.model.eval()
         metrics = setup.validate()
@@ -272,19 +270,21 @@ class Stage:
         progress.finished = is_last or (patience is not None and progress.validations_without_gain >= patience)
         return self._report(progress, {f"validation/{name}": float(v) for name, v in metrics.items()}, validated=True)
 
-    def _report(self, progress: Progress, metrics: dict[str, float], *, validated: bool) -> Report:
+    def _report(self, progress: TrainProgress, metrics: dict[str, float], *, validated: bool) -> Report:
         sums = self._finite_sums(progress.step)
         means = [value / count if count else 0.0 for value, count in zip(sums, self._counts, strict=True)]
         losses = self.setup.losses.terms.values()
         values = {f"train/loss/{name}": mean for name, mean in zip(self.names, means, strict=True)}
         values["train/loss"] = sum(loss.weight * mean for loss, mean in zip(losses, means, strict=True))
+        for name, loss in self.setup.losses.terms.items():
+            values |= {f"train/{what}/{name}": value for what, value in loss.scheduled.items()}
         values |= {"train/grad_norm": float(self._norm), "train/learning_rate": self._rate}
         self._reset_sums()
         values |= metrics
         progress.history.append({"step": progress.step, "validated": validated, **values})
         return Report(progress.step, self.setup.schedule.num_steps, values, validated, progress.finished)
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: TrainProgress) -> None:
         """Checkpoint, written by rank 0; weights that are no longer finite never replace good ones."""
         setup = self.setup
         self._finite_sums(progress.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,14 +37,15 @@ def check_losses(
     Losses and gradients are computed on at most 16 rows, labelled ones among them; the model is left as it was.
     """
     ids = sample_rows(rows, row_ids)
-    batch = Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids))
-    norms = gradient_norms(model, losses, signals, batch, device)
+    losses.at(0.5)  # in the middle, where no schedule is at an end that may be 0
+    norms = gradient_norms(model, losses, signals, rows.batch(ids), device)
     return [f"stages.{stage}: {finding}" for finding in [*_judge_sizes(norms), *judge_weights(losses)]]
 
 
 def sample_rows(rows: Rows, row_ids: np.ndarray) -> np.ndarray:
     """Ids of the rows that losses are checked on."""
-    labeled, others = row_ids[rows.labels[row_ids] >= 0], row_ids[rows.labels[row_ids] < 0]
+    is_labeled = rows.targets.labeled[row_ids]
+    labeled, others = row_ids[is_labeled], row_ids[~is_labeled]
     return np.concatenate([labeled[: NUM_ROWS // 2], others[:NUM_ROWS], labeled[NUM_ROWS // 2 :]])[:NUM_ROWS]
 
 
@@ -54,8 +56,8 @@ def gradient_norms(
     nn.Module.to(model, device.torch_device).eval()
     losses.to(device.torch_device)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    inputs = device.move(batch.inputs)
-    teacher = device.move(signals.batch(batch.row_ids, inputs))
+    batch = replace(batch, inputs=device.move(batch.inputs))
+    teacher = device.move(signals.read(batch))
     norms = {}
     for name, loss in losses.terms.items():
         count = loss.count(batch)
@@ -63,7 +65,7 @@ def gradient_norms(
             norms[name] = 0.0
             continue
         with device.autocast():
-            student = capture(model, inputs, loss.student_needs)
+            student = capture(model, batch.inputs, loss.student_needs)
             value = loss(student, teacher, batch).sum() * (loss.weight / count)
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         norms[name] = math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from raydistill.cli import console, starters
 from raydistill.cli import main as cli
-from raydistill.cli.console import Outcome, Progress, describe_progress, to_json
+from raydistill.cli.console import CommandResult, Progress, describe_progress, to_json
 from raydistill.cli.doctor import machine as doctor
 from raydistill.cli.options import with_storage
 from raydistill.config.loading import load_config
@@ -236,11 +236,11 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_is_alone_on_stdout_whatever_else_prints(capfd: pytest.CaptureFixture[str]) -> None:
-    def command(arguments: Any) -> Outcome:
+    def command(arguments: Any) -> CommandResult:
         print("from python")
         os.write(1, b"from a library\n")
         subprocess.run(["echo", "from a child"], check=True)
-        return Outcome(lambda: {"value": float("nan"), "nested": [float("inf"), 1.5]}, lambda console: None)
+        return CommandResult(lambda: {"value": float("nan"), "nested": [float("inf"), 1.5]}, lambda console: None)
 
     code, out, err = end(capfd, command, "--json")
     assert (code, json.loads(out)) == (0, {"value": None, "nested": [None, 1.5]})
@@ -445,8 +445,8 @@ def test_piped_output_is_not_wrapped(capfd: pytest.CaptureFixture[str], monkeypa
         table.add_row(*row)
         console.print(table)
 
-    def print_it(_: Sequence[str]) -> Outcome:
-        return Outcome(dict, show)
+    def print_it(_: Sequence[str]) -> CommandResult:
+        return CommandResult(dict, show)
 
     monkeypatch.delenv("COLUMNS", raising=False)
     assert console.run(print_it, [], ValueError) == 0

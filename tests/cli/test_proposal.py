@@ -20,6 +20,7 @@ from raydistill.cli.proposal import PACKAGED, Teacher, epochs_for, max_length, n
 from raydistill.config.data import Columns, Split
 from raydistill.config.loading import data_config, load_config
 from raydistill.config.syntax import as_yaml
+from raydistill.config.tasks import TextClassification
 from raydistill.data.survey import choose, shares
 from raydistill.errors import DataError
 from raydistill.pipeline import plan as planning
@@ -212,9 +213,9 @@ def test_columns_are_recognised_by_what_they_hold(
 ) -> None:
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):
-            choose(columns, Columns(), "x")
+            choose(columns, Columns(), "x", TextClassification())
     else:
-        chosen = choose(columns, Columns(), "x").model_dump(exclude_none=True)
+        chosen = choose(columns, Columns(), "x", TextClassification()).model_dump(exclude_none=True)
         assert chosen == chosen | expected
 
 

@@ -11,19 +11,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit.outcomes import outcome
+from kit.outcomes import multi_label_outcome, outcome, outcome_of, regression_outcome
 from rich.console import Console
 
+from raydistill.cli.show.labels import print_labels
 from raydistill.cli.show.results import print_next_steps, print_results
 from raydistill.config.tree import Config
-from raydistill.evaluate import compare, metrics
 from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.results import SplitRows, build_results
+from raydistill.evaluate.scoreboard import Scoreboard
+from raydistill.evaluate.verdict import verdict as verdict_of
+from raydistill.tasks import task_of
+from raydistill.tasks.regression import TextRegression
+from raydistill.tasks.text_classification.scoring import METRICS
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
     return build_results(outcome())
+
+
+MODELS = ("teacher", "student", "baseline")
 
 
 def printed(results: dict[str, Any], width: int = 80) -> str:
@@ -33,11 +41,15 @@ def printed(results: dict[str, Any], width: int = 80) -> str:
 
 
 def test_schema_of_the_design(results: dict[str, Any]) -> None:
-    assert results["schema"] == 1
-    assert list(results)[:3] == ["schema", "run_id", "model_version"]
+    assert results["schema"] == 2
+    assert list(results)[:4] == ["schema", "run_id", "model_version", "task"]
+    assert results["task"]["main_metric"] == results["task"]["metrics"][0] == "accuracy"
+    assert results["labels"] == results["task"]["facts"]["outputs"] == ["class 0", "class 1", "class 2"]
+    assert results["data"]["labeled"] == {"train": 150, "test": 500}
+    assert results["data"]["summary"].startswith("3 classes: ")
     for name in ("student", "teacher", "baseline"):
         model = results[name]
-        assert set(model["test"]) == set(model["validation"]) == set(metrics.METRICS)
+        assert set(model["test"]) == set(model["validation"]) == set(METRICS)
         assert set(model["latency_ms"]) == {"p50", "p95"}
         assert all(set(value) == {"value", "low", "high"} for value in model["test"].values())
         assert len(model["per_class"]) == len(model["confusion"]) == 3
@@ -57,12 +69,14 @@ def test_schema_of_the_design(results: dict[str, Any]) -> None:
 
 def test_numbers_are_those_of_the_parts(results: dict[str, Any]) -> None:
     run = outcome()
-    student, teacher, labels = run.student.test, run.teacher.test, run.test.labels
-    expected = intervals(student, labels, 300)
+    student, teacher, labels = run.student.test, run.teacher.test, run.test.targets.values
+    expected = intervals(run.task.scores(student, labels), 300)
     for name, value in results["student"]["test"].items():
         assert value == pytest.approx(expected[name], rel=1e-5)
     for other, logits in (("teacher", teacher), ("baseline", run.baseline.test)):
-        difference = compare.paired_difference("mcc", student, logits, labels, num_samples=300)
+        tasks = dict.fromkeys(("a", "b"), run.task)
+        board = Scoreboard(tasks, {"a": logits, "b": student}, run.test.targets, num_samples=300)
+        difference = board.differences("a", "b")["mcc"]
         assert results["differences"][f"student_minus_{other}"]["mcc"] == pytest.approx(difference, rel=1e-5)
     assert results["agreement"] == (student.argmax(1) == teacher.argmax(1)).mean()
     ratio = (student.argmax(1) == labels).sum() / (teacher.argmax(1) == labels).sum()
@@ -71,8 +85,8 @@ def test_numbers_are_those_of_the_parts(results: dict[str, Any]) -> None:
 
 def test_strict_json_round_trip() -> None:
     run = outcome()
-    keep = run.test.labels != 2  # a class is absent: no AUC
-    rows = SplitRows(run.test.labels[keep], run.test.example_ids[keep])
+    keep = run.test.targets.values != 2  # a class is absent: no AUC
+    rows = SplitRows(run.test.targets.take(keep), run.test.example_ids[keep])
     cut = {n: replace(getattr(run, n), test=getattr(run, n).test[keep]) for n in ("teacher", "student", "baseline")}
     seconds = {"train": np.float32(1.5), "record": float("inf")}
     results = build_results(replace(run, test=rows, seconds=seconds, num_rows={"test": np.int64(3)}, **cut))
@@ -86,12 +100,12 @@ def test_strict_json_round_trip() -> None:
 
 def test_rows_without_label_count_for_agreement_only() -> None:
     run = outcome()
-    labels = run.test.labels.copy()
-    labels[100:] = -1
-    results = build_results(replace(run, test=SplitRows(labels, run.test.example_ids)))
-    hits = run.student.test.argmax(1) == run.test.labels
+    targets = run.test.targets.only(np.arange(500) < 100)
+    results = build_results(replace(run, test=SplitRows(targets, run.test.example_ids)))
+    hits = run.student.test.argmax(1) == targets.values
     assert results["student"]["test"]["accuracy"]["value"] == pytest.approx(hits[:100].mean())
     assert results["agreement"] == (run.student.test.argmax(1) == run.teacher.test.argmax(1)).mean()
+    assert results["data"]["labeled"]["test"] == 100
     assert "100 labelled test rows" in printed(results)
 
 
@@ -162,11 +176,11 @@ def test_verdict_names_the_gain(results: dict[str, Any]) -> None:
 
 def test_the_verdict_names_the_class_for_which_the_gate_refuses() -> None:
     run = outcome()
-    labels = run.test.labels
+    labels = run.test.targets.values
     logits = np.where((labels == 2)[:, None], np.array([9.0, 0.0, 0.0]), 9.0 * np.eye(3)[np.maximum(labels, 0)])
     results = build_results(replace(run, student=replace(run.student, test=logits)))
     rows = int((labels == 2).sum())
-    assert f"recall of the weakest class 0.0 %, limit >= 50.0 % (class 2 0.0 % of {rows} rows)" in results["verdict"]
+    assert f"recall of the weakest label 0.0 %, limit >= 50.0 % (class 2 0.0 % of {rows} rows)" in results["verdict"]
     assert results["verdict"].index("The gate would refuse it") < results["verdict"].index("The student ")
 
 
@@ -199,6 +213,120 @@ def test_student_of_one_answer_is_named() -> None:
     constant = np.tile([0.0, 5.0, 0.0], (500, 1))
     results = build_results(replace(run, student=replace(run.student, test=constant)))
     assert 'it answers "class 1" for every row' in results["verdict"]
+
+
+def said(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def test_the_verdict_on_numbers() -> None:
+    """Pearson correlation has no percent and no points; there is no class and no probability to judge."""
+    results = build_results(regression_outcome())
+    verdict, difference = results["verdict"], results["differences"]["student_minus_baseline"]["pearson"]
+    value = {name: said(results[name]["test"]["pearson"]["value"]) for name in ("student", "baseline")}
+    kept = f"{100 * results['retention']['pearson']:.1f}"
+    assert verdict == (
+        f"The teacher is worth it: Pearson correlation {value['student']} with it, {value['baseline']} without "
+        f"(difference {said(difference['value'])}, 95 % interval {said(difference['low'])} to "
+        f"{said(difference['high'])}). The gate would pass it, as far as it does not depend on a champion. The student "
+        f"keeps {kept} % of its teacher's Pearson correlation at 45 % of its parameters and 2.9x lower latency."
+    )
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 80
+    lines = [line.split("  ")[0].strip() for line in text.splitlines()]
+    shown = ["Pearson correlation", "Spearman correlation", "R²", "RMSE", "mean absolute error", "agreement, %"]
+    assert [line for line in lines if line in shown] == shown
+    assert {"confusion", "per_class", "reliability"}.isdisjoint(results["student"])
+    assert len(results["student"]["scatter"]) == 500
+    assert set(results["retention"]) == {"pearson", "spearman", "r2"}
+    assert "and share of its Pearson correlation." in " ".join(text.split())
+    assert task_of(results["task"]["facts"]).output_scale == regression_outcome().task.output_scale  # all digits
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [((0.5, 1.2, 0.6), "The teacher does harm here"), ((0.5, 0.6, 0.6), "The teacher brings no measurable gain")],
+)
+def test_the_verdict_on_numbers_is_honest(noise: tuple[float, float, float], said: str) -> None:
+    assert said in build_results(regression_outcome(noise=noise, seed=4))["verdict"]
+
+
+def test_answering_the_mean_is_called_that() -> None:
+    run = regression_outcome()
+    values = run.test.targets.values
+    mean = np.full((500, 1), values.mean())
+    results = build_results(replace(run, student=replace(run.student, test=mean)))
+    told = f"The student is no better than always answering the mean: it answers {values.mean():.4g} for every row."
+    assert told in results["verdict"]
+    assert "*: no better than always answering the mean." in " ".join(printed(results).split())
+    assert results["retention"]["pearson"] == 0
+    worse = build_results(replace(run, student=replace(run.student, test=-run.student.test)))
+    assert "always answering the mean" in worse["verdict"]
+
+
+def lower_is_better(results: dict[str, Any]) -> dict[str, Any]:
+    """The same results where everything is judged by an error."""
+    return results | {"task": results["task"] | {"main_metric": "rmse"}}
+
+
+def test_less_error_is_better() -> None:
+    for noise, word in (((0.5, 0.6, 1.2), "is worth it"), ((0.5, 1.2, 0.6), "does harm"), ((0.5, 0.6, 0.6), "brings")):
+        found = build_results(regression_outcome(noise=noise, seed=4))
+        worth = verdict_of(lower_is_better(found))
+        assert f"The teacher {word}" in worth, noise
+        assert "RMSE" in worth
+        assert "The student's RMSE is" in worth  # an error is nothing to keep a share of
+        assert "%" not in worth.split("The student's")[0].split("(")[0]
+    run = regression_outcome()
+    for model, word in ((run.baseline, "better"), (run.teacher, "worse")):
+        champion = replace(model, steps=None, start=None, version=3)
+        found = build_results(replace(run, champion=champion))
+        assert f"the student is {word} (difference" in found["verdict"]
+        assert f"the student is {word} (difference" in verdict_of(lower_is_better(found))
+
+
+def test_the_verdict_on_several_labels_a_row() -> None:
+    run = multi_label_outcome()
+    results = build_results(run)
+    assert "The teacher is worth it: micro F1 " in results["verdict"]
+    assert "of its teacher's micro F1" in results["verdict"]
+    assert results["task"]["guessing"] == "no better than always giving the same labels"
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "all labels right, %" in text
+    entries = results["student"]["per_class"]
+    assert [entry["threshold"] for entry in entries] == pytest.approx(run.student.task.thresholds, rel=1e-5)
+    assert max(entry["threshold"] for entry in entries) < 0.5  # the logits lie too low
+    plain = build_results(replace(run, student=replace(run.student, task=run.task)))
+    assert results["student"]["test"]["micro_f1"]["value"] > plain["student"]["test"]["micro_f1"]["value"] + 0.05
+    assert results["student"]["test"]["auc"]["value"] == plain["student"]["test"]["auc"]["value"]
+    assert results["agreement"] > plain["agreement"]
+
+
+def test_targets_of_training_units_do_not_matter() -> None:
+    """Of numbers a thousand times as large, correlations and their intervals are the same."""
+    run = regression_outcome()
+    large = outcome_of(
+        TextRegression(), 1000 * run.test.targets.values, {n: 1000 * getattr(run, n).test for n in MODELS}
+    )
+    small, found = build_results(run), build_results(large)
+    for name in MODELS:
+        assert found[name]["test"]["pearson"] == pytest.approx(small[name]["test"]["pearson"], rel=1e-5)
+        assert found[name]["test"]["rmse"]["value"] == pytest.approx(1000 * small[name]["test"]["rmse"]["value"], 1e-5)
+
+
+def test_the_table_of_labels_shows_the_largest_and_the_smallest_of_many() -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
+    train = {f"class {i:03}": 1000 - i for i in range(100)}
+    print_labels(console, {"train": train, "test": {"class 000": 1}})
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert lines[0] == ["label", "train", "test"]
+    assert lines[1] == ["class", "000", "1,000", "1"]
+    assert lines[11][:3] == ["…", "80", "more"]
+    assert lines[-1] == ["class", "099", "901", "0"]
+    assert len(lines) == 22
+    print_labels(console, {"train": {}, "test": {}})  # numbers have none
+    assert console.export_text() == ""
 
 
 def test_build_is_fast() -> None:

@@ -18,8 +18,9 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from raydistill.cli.main import execute
+from raydistill.cli.show.gate import print_versions, version_cells
 from raydistill.cli.show.results import print_next_steps
-from raydistill.cli.show.runs import listed, print_rows, row
+from raydistill.cli.show.runs import listed, main_figure, print_rows, row
 from raydistill.config.tree import Config
 from raydistill.errors import TrackingError
 from raydistill.evaluate.results import build_results
@@ -29,7 +30,7 @@ from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import DEFAULTS, tracking_uri
 from raydistill.tracking.lineage import headline
 from raydistill.tracking.listing import PAGE, Found
-from raydistill.tracking.registry import list_versions, register_student
+from raydistill.tracking.registry import Version, list_versions, register_student
 from raydistill.tracking.runs import RunRef, finish_run, open_client, start_run
 
 RESULTS = build_results(outcome())
@@ -239,6 +240,34 @@ def test_the_table_shows_what_counts(storage: Storage) -> None:
     assert lines["distill x bad"].split()[-1] == "failed"
     assert lines["distill x ende"].split()[-1] == "stopped"
     assert lines["distill x open"].split()[-1] == "running"
+
+
+def test_a_run_of_numbers_shows_its_own_score(storage: Storage) -> None:
+    """In the metric's unit, and the legend says which metrics there are."""
+    rows = rows_of(storage)
+    numbers = next(row for row in rows if row["figures"].get("test/accuracy"))
+    found = {"test/pearson": 0.91234, "test/rmse": 0.4, "retention/pearson": 0.987}
+    labels = {"test/micro_f1": 0.8, "test/auc": 0.9, "retention/micro_f1": 0.95}
+    said = shown([numbers, {**numbers, "figures": found}, {**numbers, "figures": labels}], 100)
+    assert [cell for cell in said.splitlines()[3].split() if "." in cell][:2] == ["0.912", "98.7"]
+    assert [cell for cell in said.splitlines()[4].split() if "." in cell][:2] == ["80.0", "95.0"]
+    legend = " ".join(said.split())
+    assert "score: accuracy, % or Pearson correlation or micro F1, %, on test." in legend
+    assert main_figure({"best_validation/accuracy": 0.5, "test/pearson": 1}, "best_validation/") == ("accuracy", 0.5)
+    assert main_figure({"num_parameters": 1}, "test/") is None
+
+
+def test_versions_show_their_task_s_score() -> None:
+    tags = [
+        {"test/accuracy": "0.875", "retention/accuracy": "0.97"},
+        {"test/pearson": "0.91234", "test/r2": "0.8", "retention/pearson": "0.987"},
+        {},
+    ]
+    versions = [Version("news", i, "", "", own, (), 0) for i, own in enumerate(tags)]
+    assert [version_cells(version)[2:4] for version in versions] == [["87.5", "97.0"], ["0.912", "98.7"], ["-", "-"]]
+    stream = io.StringIO()
+    print_versions(Console(file=stream, width=80), "news", versions)
+    assert "score (accuracy, % or Pearson correlation)" in " ".join(stream.getvalue().split())
 
 
 def test_a_run_without_an_end_or_with_a_strange_version_does_not_end_the_list(storage: Storage) -> None:

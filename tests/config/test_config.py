@@ -102,7 +102,7 @@ def test_config_is_frozen() -> None:
         ("data.split", {"test": 0.6, "validation": 0.5}, "data.split: validation and test take 1.1 of the rows"),
         ("data.columns", {"text_pair": "b"}, "data.columns.text: is missing: with text_pair ('b')"),
         ("data.columns", {"text": "a", "label": "a"}, "data.columns: one column has two roles (a, a)"),
-        ("task.type", "text_clasification", "task.type: unknown value 'text_clasification'; did you mean"),
+        ("task.type", "text_clasification", "task.type: unknown type 'text_clasification'; did you mean"),
         ("task.labels", ["a"], "task.labels: needs two classes or more, got 1."),
         ("task.labels", ["a", "b", "a"], "task.labels: names 'a' twice."),
         ("task.labels", [False, "True"], "task.labels.0: expected text, got false; put it in quotes"),

@@ -15,6 +15,7 @@ from kit.toy import toy_config
 import raydistill
 from raydistill.config.data import Columns
 from raydistill.config.loading import load_data
+from raydistill.config.tasks import TextClassification
 from raydistill.data.frames import config_with, data_section, keep
 from raydistill.data.sources import read_source
 from raydistill.errors import ConfigError, DataError
@@ -24,6 +25,8 @@ from raydistill.storage.storage import Storage
 COLUMNS = Columns(text="body", label="mood")
 ROWS = {"body": ["good film", "bad plot", "a song"], "mood": ["pos", "neg", None], "other": [1, 2, 3]}
 SENTENCES = [{"text": text, "label": label} for text, label in zip(ROWS["body"], ROWS["mood"], strict=True)]
+
+TASK = TextClassification()
 
 
 def frame() -> pd.DataFrame:
@@ -35,7 +38,7 @@ def read(path: str) -> dict[str, list[dict[str, Any]]]:
         {"data": {"path": path}, "teacher": {"model": "-"}, "stages": {"s": {"losses": {"task": {"type": "task"}}}}},
         ["data.columns.text=body", "data.columns.label=mood"],
     )
-    return {split: table.to_pylist() for split, table in read_source(config.data).tables.items()}
+    return {split: table.to_pylist() for split, table in read_source(config.data, config.task).tables.items()}
 
 
 @pytest.mark.parametrize(
@@ -53,29 +56,29 @@ def read(path: str) -> dict[str, list[dict[str, Any]]]:
 @pytest.mark.parametrize("place", ["local", "remote"])
 def test_a_table_of_any_kind_is_kept_as_the_same_rows(data: Any, place: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(place)
-    path = keep(data, COLUMNS, storage)
+    path = keep(data, COLUMNS, TASK, storage)
     assert read(path) == {"train": SENTENCES}
-    assert keep(frame(), COLUMNS, storage) == path  # whatever it was given as
+    assert keep(frame(), COLUMNS, TASK, storage) == path  # whatever it was given as
     changed = frame()
     changed.loc[7, "body"] = "great film"
-    assert keep(changed, COLUMNS, storage) != path
-    assert keep(frame().assign(other=0), COLUMNS, storage) == path  # a column that is not used
+    assert keep(changed, COLUMNS, TASK, storage) != path
+    assert keep(frame().assign(other=0), COLUMNS, TASK, storage) == path  # a column that is not used
     assert len([key for key in storage.list("tables") if not key.startswith(".")]) == 2
 
 
 def test_splits_and_class_names_come_along(local: Storage) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     made = datasets.Dataset.from_dict({"text": list("abc"), "label": [1, 0, -1]}, features=features)
-    path = keep(datasets.DatasetDict({"train": made, "val": made.select([0])}), Columns(), local)
-    source = read_source(load_data(path))
+    path = keep(datasets.DatasetDict({"train": made, "val": made.select([0])}), Columns(), TASK, local)
+    source = read_source(load_data(path), TASK)
     assert source.label_names == ("neg", "pos")
     assert source.tables["train"].column("label").to_pylist() == ["pos", "neg", None]
     assert source.tables["validation"].num_rows == 1
 
 
 def test_pandas_numbers_with_gaps_are_integers(local: Storage) -> None:
-    path = keep(pd.DataFrame({"text": ["a", "b", "c"], "label": [1, np.nan, 0]}), Columns(), local)
-    assert read_source(load_data(path)).tables["train"].column("label").to_pylist() == [
+    path = keep(pd.DataFrame({"text": ["a", "b", "c"], "label": [1, np.nan, 0]}), Columns(), TASK, local)
+    assert read_source(load_data(path), TASK).tables["train"].column("label").to_pylist() == [
         "1",
         None,
         "0",
@@ -96,19 +99,19 @@ def test_pandas_numbers_with_gaps_are_integers(local: Storage) -> None:
 def test_what_is_no_table_is_refused_in_words(data: Any, error: Any, message: str, local: Storage) -> None:
     columns = COLUMNS if isinstance(data, dict) else Columns()
     with pytest.raises(error, match=message):
-        keep(data, columns, local)
+        keep(data, columns, TASK, local)
 
 
 def test_rows_to_measure_on_are_the_wanted_split(local: Storage) -> None:
     data = data_section(pd.DataFrame({"text": ["a"], "label": ["x"]}), "test", local.url)
     assert data is not None
-    assert read_source(data, needs_train=False).tables.keys() == {"test"}
+    assert read_source(data, TASK, needs_train=False).tables.keys() == {"test"}
     assert data_section(None, "test", local.url) is None
     many = pd.DataFrame({"own": ["a"], "mood": ["x"], "vector": [[1.0, 2.0]]})
     other = data_section(many, "test", local.url)  # columns whose names only the model's run may know
     assert other is not None
     named = other.model_copy(update={"columns": Columns(text="own", label="mood")})
-    assert read_source(named, needs_train=False).tables["test"].to_pylist() == [{"text": "a", "label": "x"}]
+    assert read_source(named, TASK, needs_train=False).tables["test"].to_pylist() == [{"text": "a", "label": "x"}]
 
 
 def test_a_path_is_taken_too(tmp_path: Path) -> None:

@@ -60,12 +60,12 @@ def test_a_split_is_one_record_batch_with_ids_texts_labels_and_hashes(tmp_path: 
         file = pa.ipc.open_file(pa.memory_map(str(artifact.local() / f"{split}.arrow")))
         assert file.num_record_batches == 1
         table = file.read_all()
-        assert table.schema.names == ["example_id", "text", "label", "hash"]
+        assert table.schema.names == ["example_id", "text", "target", "hash"]
         assert table["example_id"].to_pylist() == list(range(table.num_rows))
         expected = row_hashes(pa.table({"text": table["text"]})).astype(str).tolist()
         assert table["hash"].to_pylist() == expected
         assert [{"a": 0, "b": 1}["ab"[int(t.split()[1]) % 2]] for t in table["text"].to_pylist()] == table[
-            "label"
+            "target"
         ].to_pylist()
 
 
@@ -91,10 +91,10 @@ def test_splits_are_disjoint_and_all_rows_accounted_for(data: st.DataObject, tmp
     assert not hashes["train"] & (hashes["validation"] | hashes["test"])
     assert not hashes["validation"] & hashes["test"]
     assert len(hashes["train"]) == tables["train"].num_rows
-    assert all(min(table["label"].to_pylist()) >= 0 for s, table in tables.items() if s != "train")
+    assert not any(table["target"].null_count for s, table in tables.items() if s != "train")
     for split, table in tables.items():
         assert info.counts[split].rows == table.num_rows > 0
-        assert info.counts[split].labeled == sum(label >= 0 for label in table["label"].to_pylist())
+        assert info.counts[split].labeled == len(table) - table["target"].null_count
 
 
 def test_duplicates_across_and_within_splits_are_removed_counted_and_noted(tmp_path: Path, storage: Storage) -> None:
@@ -150,7 +150,7 @@ def test_empty_texts_are_skipped_and_empty_labels_are_unlabelled(tmp_path: Path,
     info, train = read_info(artifact), splits_of(artifact)["train"]
     assert info.skipped == {"empty text": 3}
     assert info.counts["train"].rows - info.counts["train"].labeled == 2
-    unlabeled = [t for t, x in zip(train["text"].to_pylist(), train["label"].to_pylist(), strict=True) if x < 0]
+    unlabeled = [t for t, x in zip(train["text"].to_pylist(), train["target"].to_pylist(), strict=True) if x is None]
     assert unlabeled == ["  kept \x00", "kept"]
 
 
@@ -160,7 +160,8 @@ def test_max_labeled_hides_the_other_labels_and_nothing_else(tmp_path: Path, sto
     assert texts_of(whole) == texts_of(few)
     assert read_info(few).counts["train"].per_class == {"a": 6, "b": 2}
     assert read_info(few).counts["train"].rows == 80
-    labels = {name: splits_of(artifact)["train"]["label"].to_numpy() for name, artifact in (("w", whole), ("f", few))}
+    made = {"w": whole, "f": few}
+    labels = {name: splits_of(artifact)["train"]["target"].fill_null(-1).to_numpy() for name, artifact in made.items()}
     assert (labels["f"][labels["f"] >= 0] == labels["w"][labels["f"] >= 0]).all()
     for wrong in (2, 81):
         with pytest.raises(ConfigError, match=r"max_labeled is \d+.* from 3 to 80"):
@@ -177,7 +178,7 @@ def test_unlabelled_rows_join_training_without_what_is_held_out(tmp_path: Path, 
     (tmp_path / "more.txt").write_text("new\nv\nw\ntext 3\nnew\nother\n")
     artifact = prepare_data(make_config(source, unlabeled=str(tmp_path / "more.txt")), storage)
     train = splits_of(artifact)["train"].to_pylist()
-    assert [(row["text"], row["label"]) for row in train[10:]] == [("new", -1), ("other", -1)]
+    assert [(row["text"], row["target"]) for row in train[10:]] == [("new", None), ("other", None)]
     assert [row["example_id"] for row in train] == list(range(12))
     removed = read_info(artifact).removed
     assert (removed["unlabeled_in_held_out"], removed["unlabeled_repeated"]) == (2, 2)

@@ -62,7 +62,7 @@ def test_rows_are_what_the_tokenizer_gives(
     for split, table in splits_of(sentences).items():
         rows = Rows.open(artifact.local(), split)
         assert rows.num_rows == table.num_rows
-        assert rows.labels.tolist() == table["label"].to_pylist()
+        assert rows.targets.to_arrow().to_pylist() == table["target"].to_pylist()
         assert rows.example_ids.tolist() == table["example_id"].to_pylist()
         row_ids = np.arange(rows.num_rows)[::-3]
         texts = [table["text"][int(i)].as_py() for i in row_ids]

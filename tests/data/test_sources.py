@@ -14,6 +14,7 @@ import pytest
 from kit.rows_on_disk import make_folder
 
 from raydistill.config.data import Data
+from raydistill.config.tasks import TextClassification
 from raydistill.data.location import source_identity
 from raydistill.data.sources import read_source, read_unlabeled
 from raydistill.errors import ConfigError, DataError, RaydistillError
@@ -21,9 +22,11 @@ from raydistill.errors import ConfigError, DataError, RaydistillError
 TEXTS = ["007", "2024-05-01", 'says "yes", twice\nand again', "  weiß\u00a0nicht\x00 ", "NA"]
 LABELS = ["b", "a", "b", "a", "b"]
 
+TASK = TextClassification()
+
 
 def rows(data: Data, split: str = "train") -> list[dict[str, Any]]:
-    return read_source(data).tables[split].to_pylist()
+    return read_source(data, TASK).tables[split].to_pylist()
 
 
 def write_csv(path: Path, delimiter: str = ",") -> None:
@@ -76,7 +79,9 @@ def test_every_format_gives_the_texts_untouched_and_the_labels(name: str, tmp_pa
 
 def test_text_folder_reads_documents_in_sorted_order_and_skips_what_is_not_utf8(tmp_path: Path) -> None:
     names = {"b/2": "two\r\n", "b/1": "\ufeffone", "a/3.txt": "three", "a/bad.txt": b"caf\xe9", "README.md": "no"}
-    source = read_source(Data(path=str(make_folder(tmp_path, {**names, ".git/x": "hidden", "a/.DS_Store": "hidden"}))))
+    source = read_source(
+        Data(path=str(make_folder(tmp_path, {**names, ".git/x": "hidden", "a/.DS_Store": "hidden"}))), TASK
+    )
     assert source.tables["train"].to_pylist() == [
         {"text": "three", "label": "a"},
         {"text": "one", "label": "b"},
@@ -89,7 +94,7 @@ def test_text_folder_reads_documents_in_sorted_order_and_skips_what_is_not_utf8(
 
 def test_text_folder_may_have_splits_above_the_classes(tmp_path: Path) -> None:
     names = ["train/pos/1", "train/neg/1", "train/unsup/1", "Val/pos/2", "test/neg/3", "extra/pos/4"]
-    source = read_source(Data(path=str(make_folder(tmp_path, dict.fromkeys(names, "x")))))
+    source = read_source(Data(path=str(make_folder(tmp_path, dict.fromkeys(names, "x")))), TASK)
     got = {split: table["label"].to_pylist() for split, table in source.tables.items()}
     assert got == {"train": ["neg", "pos", None], "validation": ["pos"], "test": ["neg"]}
 
@@ -98,7 +103,7 @@ def test_files_are_joined_by_the_split_their_names_say(tmp_path: Path) -> None:
     names = {"train-1.csv": "c", "train-0.csv": "a", "dev.csv": "d", "test.csv": "e", "notes.csv": "z"}
     for name, text in names.items():
         (tmp_path / name).write_text(f"text,label\n{text},1\n")
-    source = read_source(Data(path=str(tmp_path)))
+    source = read_source(Data(path=str(tmp_path)), TASK)
     texts = {split: table["text"].to_pylist() for split, table in source.tables.items()}
     assert texts == {"train": ["a", "c"], "validation": ["d"], "test": ["e"]}
     assert any("notes.csv" in note for note in source.notes)
@@ -118,7 +123,7 @@ def test_class_label_features_keep_their_names_and_order(tmp_path: Path) -> None
     data.save_to_disk(str(tmp_path / "saved"))
     data.to_parquet(str(tmp_path / "data.parquet"))
     for name in ("saved", "data.parquet"):
-        source = read_source(Data(path=str(tmp_path / name)))
+        source = read_source(Data(path=str(tmp_path / name)), TASK)
         assert source.label_names == ("zebra", "ant")
         assert source.tables["train"]["label"].to_pylist() == ["zebra", "ant", None]
 
@@ -206,7 +211,7 @@ def test_bad_input_is_refused_in_one_sentence(
     make_folder(tmp_path, files)
     path = tmp_path / change.pop("path", name)
     with pytest.raises(RaydistillError, match=message):
-        read_source(Data(path=str(path), **change))
+        read_source(Data(path=str(path), **change), TASK)
 
 
 def test_a_number_column_is_no_text_and_fractions_are_no_labels(tmp_path: Path) -> None:
@@ -214,7 +219,7 @@ def test_a_number_column_is_no_text_and_fractions_are_no_labels(tmp_path: Path) 
     pq.write_table(pa.table({"text": ["x", "y"], "label": [0.5, 1]}), tmp_path / "b.parquet")
     for name, message in (("a", "int64, not text"), ("b", "fractions")):
         with pytest.raises(DataError, match=message):
-            read_source(Data(path=str(tmp_path / f"{name}.parquet")))
+            read_source(Data(path=str(tmp_path / f"{name}.parquet")), TASK)
 
 
 def test_urls_are_read_and_identified_through_fsspec(s3_storage_url: str) -> None:
@@ -224,7 +229,7 @@ def test_urls_are_read_and_identified_through_fsspec(s3_storage_url: str) -> Non
     for name, text in (("train", "a"), ("test", "b")):
         with fsspec.open(f"{url}/{name}.parquet", "wb") as file:
             pq.write_table(pa.table({"text": [text], "label": [1]}), file)
-    source = read_source(Data(path=url))
+    source = read_source(Data(path=url), TASK)
     assert {split: table.to_pylist() for split, table in source.tables.items()} == {
         "train": [{"text": "a", "label": "1"}],
         "test": [{"text": "b", "label": "1"}],
@@ -236,18 +241,18 @@ def test_urls_are_read_and_identified_through_fsspec(s3_storage_url: str) -> Non
         pq.write_table(pa.table({"text": ["c"], "label": [1]}), file)
     assert source_identity(Data(path=url)) != before
     with pytest.raises(ConfigError, match="does not exist or is an empty folder"):
-        read_source(Data(path=f"{s3_storage_url}/nothing"))
+        read_source(Data(path=f"{s3_storage_url}/nothing"), TASK)
     with pytest.raises(ConfigError, match="nosuchscheme://"):
-        read_source(Data(path="nosuchscheme://bucket/x.parquet"))
+        read_source(Data(path="nosuchscheme://bucket/x.parquet"), TASK)
 
 
 def test_unlabelled_texts_come_from_any_source(tmp_path: Path) -> None:
     files = {"lines.txt": "a\r\n\n  \nb\n", "docs/1.txt": "a", "docs/2.txt": "b", "x/train.csv": "text\na\n"}
     make_folder(tmp_path, {**files, "x/test.csv": "text,label\nb,1\n", "classes/u/1": "a", "classes/v/2": "b"})
     for name in ("lines.txt", "docs", "x", "classes"):
-        source = read_unlabeled(Data(path="unused", unlabeled=str(tmp_path / name)))
+        source = read_unlabeled(Data(path="unused", unlabeled=str(tmp_path / name)), TASK)
         assert source is not None
         assert sorted(source.tables["train"].to_pylist(), key=str) == [{"text": "a"}, {"text": "b"}]
-    assert read_unlabeled(Data(path="unused")) is None
+    assert read_unlabeled(Data(path="unused"), TASK) is None
     with pytest.raises(ConfigError, match="'' is not a path"):
-        read_unlabeled(Data(path="unused", unlabeled=""))
+        read_unlabeled(Data(path="unused", unlabeled=""), TASK)

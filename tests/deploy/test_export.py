@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from kit.tiny import FAMILIES, MAX_LENGTH, WORDS, save_tiny, tiny_classifier, tiny_tokenizer
+from kit.finished import LENGTH, NUMBERS, TAGS, TOPIC, WRITERS, finish
+from kit.tiny import FAMILIES, MAX_LENGTH, WORDS, save_tiny
 from kit.toy import TOPICS, write_toy_csv
 from rich.console import Console
 
 from raydistill.cli import main as cli
 from raydistill.config.data import Data
-from raydistill.deploy.classifier import TorchClassifier
 from raydistill.deploy.export import EXPORT_FILE, FORMATS
-from raydistill.deploy.export.checks import Demand, judge, judge_shapes, measure_base
+from raydistill.deploy.export.checks import TORCH, Demand, judge, judge_shapes, measure_base, num_lost, refused
 from raydistill.deploy.export.export import export, some_rows
 from raydistill.deploy.export.folders import check_targets, place
 from raydistill.deploy.export.onnx import describe_dynamic
@@ -32,15 +33,17 @@ from raydistill.deploy.export.packages import need
 from raydistill.deploy.export.table import print_export
 from raydistill.deploy.export.torch_formats import load_as_is
 from raydistill.deploy.export.writing import public_name
-from raydistill.deploy.opening import open_classifier, open_folder
-from raydistill.deploy.paired import label_ids
+from raydistill.deploy.opening import open_folder, open_model
+from raydistill.deploy.predictor import TorchPredictor
 from raydistill.deploy.testset import TestRows, read_test_rows
 from raydistill.errors import ConfigError, ModelError
-from raydistill.evaluate.verdict import points
+from raydistill.evaluate.scoreboard import Scoreboard
 from raydistill.models.folder import TOKENIZER_FILES, model_digest
+from raydistill.tasks import Targets, Task, TextClassification, TextRegression, task_of
+from raydistill.tasks.multi_label import MultiLabelClassification
 
 LABELS = tuple(TOPICS)
-LENGTH = 20
+TASK = TextClassification(LABELS)
 CARD = """---
 base_model: owner/base
 library_name: transformers
@@ -58,24 +61,6 @@ pipeline("text-classification")
 """
 
 
-def trained(folder: Path, rows: TestRows) -> Path:
-    """A tiny BERT that has learned the toy topics (accuracy 0.9 and more): a refusal needs something to lose."""
-    model, tokenizer = tiny_classifier("bert", num_layers=2, labels=LABELS).train(), tiny_tokenizer("bert")
-    inputs = tokenizer(list(rows.texts), padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
-    labels = torch.from_numpy(label_ids(rows.labels, LABELS, rows.class_names)[0])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for _ in range(60):
-            model(**inputs, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(CARD)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return Data(path=str(write_toy_csv(tmp_path_factory.mktemp("data") / "toy.csv", 120)))
@@ -83,7 +68,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
-    return trained(tmp_path_factory.mktemp("model") / "model", read_test_rows(data))
+    folder = finish(tmp_path_factory.mktemp("model") / "model", Path(data.path), TOPIC)
+    (folder / "README.md").write_text(CARD)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +99,14 @@ def test_onnx_computes_what_torch_does_at_any_batch_and_length(
 
 def assert_exact(found: dict[str, Any], folder: Path, out: Path) -> None:
     assert found["good"], found["formats"]["onnx"]["reasons"]
-    assert found["formats"]["onnx"]["largest_logit_difference"] < 1e-5
+    assert found["formats"]["onnx"]["largest_difference"] < 1e-5
     assert found["formats"]["onnx"]["agreement"] == 1.0
     assert same_at_any_shape(folder, out) > {(1, 3), (35, 11), (2, MAX_LENGTH)}
 
 
 def same_at_any_shape(source_folder: Path, folder: Path) -> set[tuple[int, ...]]:
     """Compare batches of one and of many, one word, rows of several lengths, the longest, pairs; their shapes."""
-    source, onnx = TorchClassifier(source_folder, device="cpu"), open_folder(folder, MAX_LENGTH)
+    source, onnx = TorchPredictor(source_folder, device="cpu"), open_folder(folder, MAX_LENGTH)
     batches = [some_texts(1, 1), some_texts(33, 5) + some_texts(2, 9), some_texts(2, 3 * MAX_LENGTH)]
     batches += [some_texts(1, 4, pairs=True), some_texts(7, 12, pairs=True)]
     shapes = set()
@@ -141,12 +128,12 @@ def test_every_format_of_every_family(family: str, tmp_path: Path) -> None:
     found = export(str(folder), ["onnx", *smaller], tmp_path / "out", data=rows, latency=False, margin=0.1)
     assert found["good"], [section["reasons"] for section in found["formats"].values()]
     assert_exact(found, folder, tmp_path / "out" / "onnx")
-    source = TorchClassifier(folder, device="cpu")
+    source = TorchPredictor(folder, device="cpu")
     for form in smaller:
         small = open_folder(tmp_path / "out" / form, device="cpu")
         for texts in (some_texts(1, 1), some_texts(33, 9), some_texts(2, 2 * MAX_LENGTH), some_texts(3, 4, pairs=True)):
             # random weights of width 32: the logits spread by 0.2 to 1.5, and rounding shows more than in a real model
-            torch.testing.assert_close(small.logits(texts), source.logits(texts), atol=0.25, rtol=0)
+            torch.testing.assert_close(small.outputs(texts), source.outputs(texts), atol=0.25, rtol=0)
 
 
 def test_every_format_is_measured_as_it_lies_on_disk(
@@ -155,26 +142,27 @@ def test_every_format_is_measured_as_it_lies_on_disk(
     out, found = exported
     assert found["good"], [section["reasons"] for section in found["formats"].values()]
     assert list(found["formats"]) == list(FORMATS)
-    rows, source = read_test_rows(data), TorchClassifier(model, LENGTH, "cpu")
-    base, labels = source.logits(rows.texts), label_ids(rows.labels, LABELS, rows.class_names)[0]
+    rows, source = read_test_rows(data, TASK), TorchPredictor(model, LENGTH, "cpu")
+    base, labels = source.outputs(rows.texts), rows.targets.values
     assert (base.argmax(1) == labels).mean() > 0.9
     for form, section in found["formats"].items():
         folder = out / form
         assert Path(section["path"]) == folder
-        classifier = open_classifier(str(folder), None, "no-storage")
-        assert classifier.max_length == LENGTH  # from export.json
-        assert classifier.labels == LABELS
-        logits = classifier.logits(rows.texts)
+        predictor = open_model(str(folder), None, "no-storage")
+        assert predictor.max_length == LENGTH  # from export.json
+        assert predictor.task.facts() == TASK.facts()
+        logits = predictor.outputs(rows.texts)
         assert section["metric"]["value"] == pytest.approx((logits.argmax(1) == labels).mean(), abs=1e-5)
         assert section["agreement"] == pytest.approx((logits.argmax(1) == base.argmax(1)).mean(), abs=1e-5)
-        assert section["largest_logit_difference"] == pytest.approx(np.abs(logits - base).max(), rel=1e-2, abs=1e-6)
+        assert section["largest_difference"] == pytest.approx(np.abs(logits - base).max(), rel=1e-2, abs=1e-6)
         weights = [path for path in folder.iterdir() if path.suffix in (".onnx", ".safetensors")]
         assert len(weights) == 1
         assert section["bytes"] == weights[0].stat().st_size + (folder / "config.json").stat().st_size
         about = json.loads((folder / EXPORT_FILE).read_text())
-        assert (about["schema"], about["format"], about["good"]) == (1, form, True)
+        assert (about["schema"], about["format"], about["good"]) == (2, form, True)
         assert about["source"] == {"model": model.name, "digest": model_digest(model)}
         assert about["checks"]["data"]["source"] == "toy.csv"
+        assert task_of(about["task"]).outputs == LABELS
         assert "/" not in re.sub(r"https?://", "", (folder / EXPORT_FILE).read_text()).replace("rows/s", "")
         assert about["checks"]["export"]["metric"] == section["metric"]
         assert about["checks"]["data"]["num_rows"] == rows.num_rows
@@ -185,7 +173,7 @@ def test_every_format_is_measured_as_it_lies_on_disk(
         for name in TOKENIZER_FILES:
             assert (folder / name).is_file() == (model / name).is_file()
         assert not [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pkl", ".py")]
-    differences = {form: section["largest_logit_difference"] for form, section in found["formats"].items()}
+    differences = {form: section["largest_difference"] for form, section in found["formats"].items()}
     assert differences["onnx"] < 1e-4 < differences["safetensors-bf16"] < 0.1
     assert 1e-3 < differences["onnx-int8"] < 1.0
     assert 1e-3 < differences["torch-int8"] < 1.0
@@ -200,17 +188,17 @@ def check_card(text: str, form: str, about: dict[str, Any]) -> None:
     assert form in card.data.tags
     assert "\n".join(about["load"]) in card.text
     for section in (about["checks"]["torch"], about["checks"]["export"]):
-        value, low, high = (points(section["metric"][name]) for name in ("value", "low", "high"))
+        value, low, high = (f"{100 * section['metric'][name]:.1f}" for name in ("value", "low", "high"))
         assert f"| {value} [{low}, {high}] |" in card.text
     assert about["checks"]["export"]["runtime"] in card.text
     assert not {"pipeline(", "A model card", "tmp"} & set(card.text.split())
 
 
 def test_token_types_go_into_the_graph(exported: tuple[Path, dict[str, Any]], model: Path) -> None:
-    classifier = open_folder(exported[0] / "onnx")
-    inputs = classifier.encode(some_texts(3, 4, pairs=True))
+    predictor = open_folder(exported[0] / "onnx")
+    inputs = predictor.encode(some_texts(3, 4, pairs=True))
     swapped = {**inputs, "token_type_ids": 1 - inputs["token_type_ids"]}
-    assert (classifier.forward(inputs) - classifier.forward(swapped)).abs().max() > 0.01
+    assert (predictor.forward(inputs) - predictor.forward(swapped)).abs().max() > 0.01
     assert (7, 18) in same_at_any_shape(model, exported[0] / "onnx")
 
 
@@ -238,7 +226,7 @@ def test_export_json_says_how_to_load_it_without_raydistill(
 ) -> None:
     folder = exported[0] / form
     lines = json.loads((folder / EXPORT_FILE).read_text())["load"]
-    expected = open_folder(folder, device="cpu").logits(["a text", "another one"])
+    expected = open_folder(folder, device="cpu").outputs(["a text", "another one"])
     if form.startswith("onnx"):
         lines += ["import json, sys", "print(json.dumps([logits.tolist(), sorted(sys.modules)]))"]
         done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True)
@@ -318,32 +306,117 @@ def test_a_broken_export_is_refused_and_never_takes_the_place_of_a_good_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # and the refused one is gone
 
 
+def judged(form: str, task: Task, base: np.ndarray, outputs: np.ndarray, targets: np.ndarray, demand: Demand) -> Any:
+    both = {TORCH: base, form: outputs}
+    labeled = Targets(targets, np.ones(len(targets), bool))
+    found = judge(form, Scoreboard(dict.fromkeys(both, task), both, labeled), demand)
+    return {**found, "good": not found["reasons"]}
+
+
 def test_what_makes_an_export_good() -> None:
     base = np.array([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [2.0, 1.9999, 0.0]] * 25, dtype=np.float32)
-    labels = base.argmax(axis=1)
-    accuracy = Demand("accuracy", 0.01)
-    assert judge("onnx", base, base + np.float32(5e-4), labels, accuracy)["good"]
-    shifted = judge("onnx", base, base + np.float32(5e-3), labels, accuracy)
+    labels, accuracy = base.argmax(axis=1), Demand(None, 0.01)
+    judge_it = partial(judged, task=TASK, targets=labels)
+    assert judge_it("onnx", base=base, outputs=base + np.float32(5e-4), demand=accuracy)["good"]
+    shifted = judge_it("onnx", base=base, outputs=base + np.float32(5e-3), demand=accuracy)
     assert not shifted["good"]
     assert "differs by 0.005" in shifted["reasons"][0]
-    assert judge("onnx-int8", base, base + np.float32(5e-3), labels, accuracy)["good"]
+    assert judge_it("onnx-int8", base=base, outputs=base + np.float32(5e-3), demand=accuracy)["good"]
     swapped = base.copy()
     swapped[3] = [1.9999, 2.0, 0.0]
-    assert "1 of 100 rows get another class" in judge("onnx", base, swapped, labels, accuracy)["reasons"][0]
-    one_lost = judge("onnx-int8", base, swapped, labels, accuracy)
+    reasons = judge_it("onnx", base=base, outputs=swapped, demand=accuracy)["reasons"]
+    assert "1 of 100 rows get another answer" in reasons[0]
+    one_lost = judge_it("onnx-int8", base=base, outputs=swapped, demand=accuracy)
     assert one_lost["difference"]["value"] == pytest.approx(-0.01)
     assert one_lost["good"]  # just the margin
     assert "cannot rule out" in one_lost["notes"][0]
     swapped[7] = swapped[3]
-    assert not judge("onnx-int8", base, swapped, labels, accuracy)["good"]
-    assert judge("onnx-int8", base, swapped, labels, Demand("accuracy", 0.02))["good"]
-    flat = judge("safetensors-bf16", base, base / 4, labels, Demand("log_loss", 0.1))  # the same classes, less sure
+    assert not judge_it("onnx-int8", base=base, outputs=swapped, demand=accuracy)["good"]
+    assert judge_it("onnx-int8", base=base, outputs=swapped, demand=Demand("accuracy", 0.02))["good"]
+    log_loss = Demand("log_loss", 0.1)
+    flat = judge_it("safetensors-bf16", base=base, outputs=base / 4, demand=log_loss)  # the same classes, less sure
     assert "log loss rises by" in flat["reasons"][0]
-    assert judge("safetensors-bf16", base / 4, base, labels, Demand("log_loss", 0.1))["good"]
+    assert judge_it("safetensors-bf16", base=base / 4, outputs=base, demand=log_loss)["good"]
     broken = base.copy()
     broken[5] = np.nan
-    lost = judge("torch-int8", base, broken, labels, accuracy)
-    assert (lost["good"], lost["agreement"], lost["reasons"]) == (False, None, ["The logits of 1 rows are not finite."])
+    assert refused(num_lost(broken))["reasons"] == ["The outputs of 1 rows are not finite."]
+
+
+def test_an_export_of_numbers_is_judged_in_their_unit() -> None:
+    """A difference of 1 is much between 0 and 5, and nothing among prices."""
+    draw = np.random.default_rng(0)
+    truth = draw.normal(size=200)
+    for scale in (1e-3, 1.0, 1e5):
+        base = (truth[:, None] + 0.1 * draw.normal(size=(200, 1))) * scale
+        judge_it = partial(judged, task=TextRegression(), base=base, targets=truth * scale)
+        near, far = base + 1e-4 * scale, base + 1e-2 * scale
+        assert judge_it("onnx", outputs=near, demand=Demand())["good"]
+        found = judge_it("onnx", outputs=far, demand=Demand())
+        assert "An output differs by" in found["reasons"][0]
+        assert len(found["reasons"]) == 1  # no row gets another answer, as none is right or wrong
+        assert found["agreement"] == pytest.approx(1.0)
+        assert judge_it("onnx-int8", outputs=far, demand=Demand())["good"]
+        noisy = base + scale * draw.normal(size=base.shape)
+        reasons = judge_it("onnx-int8", outputs=noisy, demand=Demand())["reasons"]
+        assert "Pearson correlation falls by 0." in reasons[0]
+        rmse = Demand("rmse", 0.02 * scale)
+        assert judge_it("onnx-int8", outputs=near, demand=rmse)["good"]
+        assert "RMSE rises by" in judge_it("onnx-int8", outputs=noisy, demand=rmse)["reasons"][0]
+
+
+def test_an_export_of_several_labels_is_judged_by_its_decisions() -> None:
+    task = MultiLabelClassification(LABELS, (0.5, 0.2, 0.9))
+    targets = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]] * 30, np.int8)
+    base = np.where(targets > 0, 4.0, -4.0)
+    base[0, 1] = np.log(0.2 / 0.8) - 2e-4  # just below its threshold
+    judge_it = partial(judged, task=task, base=base, targets=targets, demand=Demand())
+    assert judge_it("onnx", outputs=base + 1e-4)["good"]
+    found = judge_it("onnx", outputs=base + 5e-4)
+    assert found["reasons"] == ["1 of 120 rows get another answer; the same model would give the same."]
+    assert found["agreement"] == pytest.approx(1 - 1 / 360)
+    lost = np.where(np.arange(120)[:, None] < 30, -4.0, base)
+    assert "micro F1 falls by" in judge_it("torch-int8", outputs=lost)["reasons"][0]
+
+
+@pytest.mark.parametrize("kind", [NUMBERS, TAGS])
+def test_models_of_other_tasks_go_out_and_come_back(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = Data(path=str(WRITERS[kind](tmp_path / "rows.csv")))
+    model, out = finish(tmp_path / "model", Path(data.path), kind), tmp_path / "out"
+    found = export(str(model), "all", out, data=data, max_length=LENGTH, latency=False, margin=0.05)
+    assert found["good"], [section["reasons"] for section in found["formats"].values()]
+    metric = "pearson" if kind == NUMBERS else "micro_f1"
+    assert found["demand"] == {"metric": metric, "margin": 0.05}
+    source = TorchPredictor(model, LENGTH, "cpu")
+    rows = read_test_rows(data, source.task)
+    base = source.outputs(rows.texts)
+    unit = 1 if kind == TAGS else float(base.std())
+    for form, section in found["formats"].items():
+        predictor = open_folder(out / form, device="cpu")
+        assert predictor.task.facts() == source.task.facts()  # with its thresholds
+        outputs = predictor.outputs(rows.texts)
+        scores = source.task.scores(outputs, rows.targets.values)
+        assert section["metric"]["value"] == pytest.approx(scores.values[metric], abs=1e-5)
+        assert section["largest_difference"] == pytest.approx(np.abs(outputs - base).max(), rel=1e-2, abs=1e-5 * unit)
+        assert np.abs(outputs - base).max() < (1e-4 if form == "onnx" else 1.0) * unit
+        about = json.loads((out / form / EXPORT_FILE).read_text())
+        assert [side["axes"] for side in about["outputs"]] == [["batch", len(source.task.outputs)]]
+        card = (out / form / "README.md").read_text()
+        assert ModelCard(card).data.pipeline_tag == "text-classification"
+        words = "A model that gives a text a number" if kind == NUMBERS else "with 3 labels, any number of them a row"
+        assert words in card
+        assert cli.execute(["predict", str(out / form), "--text", "a good film", "--json"]) == 0
+        (answer,) = json.loads(capfd.readouterr().out)["predictions"]
+        assert ("value" in answer) == (kind == NUMBERS)
+    names = [str(model), *(str(out / form) for form in ("onnx", "onnx-int8"))]
+    assert cli.execute(["compare", *names, "--data", data.path, "--no-latency"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert ("Pearson correlation" if kind == NUMBERS else "micro F1, %") in shown
+    assert "not measurably different from A" in shown
+    assert ("McNemar" in shown) == (kind == TAGS)
+    with pytest.raises(ConfigError, match=r"--metric accuracy: not known; .*Known: "):
+        export(str(model), "onnx", tmp_path / "again", data=data, metric="accuracy")
 
 
 def test_an_interrupted_export_leaves_nothing(model: Path, data: Data, tmp_path: Path) -> None:
@@ -431,19 +504,19 @@ def test_an_old_export_comes_back_where_the_new_one_cannot_be_placed(
 
 
 def test_a_model_whose_own_logits_are_not_finite_is_no_base(model: Path, data: Data, tmp_path: Path) -> None:
-    source = TorchClassifier(model, LENGTH, "cpu")
+    source = TorchPredictor(model, LENGTH, "cpu")
     with torch.no_grad():
         source.model.classifier.bias[0] = torch.nan
-    with pytest.raises(ModelError, match="own logits of 120 of 120 rows are not finite"):
-        measure_base(source, read_test_rows(data), Demand())
+    with pytest.raises(ModelError, match="own outputs of 120 of 120 rows are not finite"):
+        measure_base(source, read_test_rows(data, TASK), Demand())
 
 
 def test_rows_must_not_depend_on_their_batch(model: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A classifier that has lost the mask gives a padded row other logits."""
-    rows, source = read_test_rows(data), TorchClassifier(model, LENGTH, "cpu")
-    logits = source.logits(rows.texts)
-    assert judge_shapes("onnx", source, rows, logits) == []
-    assert judge_shapes("onnx", source, rows, np.full_like(logits, np.nan)) == []  # has its own reason
+    """A model that has lost the mask gives a padded row other outputs."""
+    rows, source = read_test_rows(data, TASK), TorchPredictor(model, LENGTH, "cpu")
+    outputs = source.outputs(rows.texts)
+    assert judge_shapes("onnx", source, rows, outputs) == []
+    assert judge_shapes("onnx", source, rows, np.full_like(outputs, np.nan)) == []  # has its own reason
     encode = source.encode
 
     def without_mask(texts: Any) -> Any:
@@ -451,9 +524,10 @@ def test_rows_must_not_depend_on_their_batch(model: Path, data: Data, monkeypatc
         return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
     monkeypatch.setattr(source, "encode", without_mask)
-    padded = TestRows(("team", "team " * 12), rows.labels[:2], rows.class_names, rows.hashes[:2], "x", "test")
-    reasons = judge_shapes("safetensors-bf16", source, padded, logits[:2] * 0 + source.logits(padded.texts[:1])[0])
-    assert "In a padded batch of 3 rows a logit differs by" in reasons[-1]
+    two = rows.targets.take(np.arange(2))
+    padded = TestRows(("team", "team " * 12), two, TASK, rows.hashes[:2], "x", "test")
+    reasons = judge_shapes("safetensors-bf16", source, padded, outputs[:2] * 0 + source.outputs(padded.texts[:1])[0])
+    assert "In a padded batch of 3 rows an output differs by" in reasons[-1]
 
 
 @pytest.mark.parametrize("axes", [(2, "length"), ("batch", 11)])
@@ -519,7 +593,7 @@ def test_the_rows_are_a_sample_that_stays_the_same(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["text", "label"], *([f"text {i}", str(i % 3)] for i in range(50))])
-    rows = read_test_rows(Data(path=str(path)))
+    rows = read_test_rows(Data(path=str(path)), TextClassification(("0", "1", "2")))
     first, again, other = (some_rows(rows, 20, seed) for seed in (0, 0, 1))
     assert first.num_rows == 20
     assert first.texts == again.texts != other.texts

@@ -12,11 +12,36 @@ from kit.browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, 
 
 from raydistill.deploy.gate import page as gate
 from raydistill.deploy.gate.page import write_gate_report
-from raydistill.evaluate import compare, metrics
-from raydistill.evaluate.intervals import difference_intervals, model_intervals
 from raydistill.evaluate.results import strict_json
+from raydistill.evaluate.scoreboard import Scoreboard, describe_task
+from raydistill.tasks import Targets, TextClassification, TextRegression
+from raydistill.tasks.multi_label import MultiLabelClassification
 
-LABELS = ["business", "politics", "sports"]
+LABELS = ("business", "politics", "sports")
+TASKS = {
+    "classes": TextClassification(LABELS),
+    "numbers": TextRegression(),
+    "several labels": MultiLabelClassification(LABELS, (0.5, 0.4, 0.6)),
+}
+
+
+def classes(dice: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    labels = dice.integers(0, 3, 300)
+    return labels, np.eye(3)[labels]
+
+
+def numbers(dice: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    values = dice.normal(size=300)
+    return values, values[:, None]
+
+
+def several_labels(dice: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    rows = (dice.random((300, 3)) < 0.4).astype(np.int8)
+    return rows, rows - 0.5
+
+
+PROBLEMS = {"classes": classes, "numbers": numbers, "several labels": several_labels}
+"""Targets, and outputs that are right, of 300 rows."""
 SPEED = {"batch_size": 32, "length": 16, "repeats": 40, "threads": 2, "device": "cpu"}
 
 
@@ -28,40 +53,32 @@ def make_rule(name: str, verdict: str, value: str = "1.0", limit: str = "<= 2.0"
     }
 
 
-def make_comparison(with_champion: bool = True, swapped: bool = False) -> dict[str, Any]:
-    """As ``evaluate.paired`` measures it; the challenger is better."""
+def make_comparison(with_champion: bool = True, swapped: bool = False, kind: str = "classes") -> dict[str, Any]:
+    """As ``deploy.paired`` measures it; the challenger is better."""
     dice = np.random.default_rng(1)
-    labels = dice.integers(0, 3, 300)
     strengths = {"champion": 1.0, "challenger": 2.5} if with_champion else {"challenger": 2.5}
     if swapped:
         strengths = dict(reversed(strengths.items()))
-    logits = {n: s * np.eye(3)[labels] + dice.normal(size=(300, 3)) for n, s in strengths.items()}
-    samples = metrics.bootstrap(logits, labels, None, 200, 0)
-    values = {name: metrics.classification_metrics(found, labels) for name, found in logits.items()}
+    values, wanted = PROBLEMS[kind](dice)
+    outputs = {n: s * wanted + dice.normal(size=wanted.shape) for n, s in strengths.items()}
+    targets, task = Targets(values, np.ones(len(values), bool)), TASKS[kind]
+    board = Scoreboard(dict.fromkeys(outputs, task), outputs, targets, num_samples=200)
     models = {
         name: {
             **{"path": f"/models/{name}", "runtime": "torch", "max_length": 16, "num_parameters": 10_000_000},
             **{"bytes": 40_000_000, "latency_ms": {"p50": 3.25, "p95": 4.5}, "throughput": 900.0},
             "latency_setting": SPEED,
-            "metrics": model_intervals(values[name], samples[name], 300),
-            "per_class": metrics.per_class(logits[name], labels, LABELS),
-            "confusion": metrics.confusion(logits[name], labels, 3),
-            "reliability": metrics.reliability(logits[name], labels),
+            "metrics": board.intervals(name),
+            **board.details(name),
         }
-        for name in logits
+        for name in outputs
     }
-    first, *others = logits
-    pairs = [
-        {
-            **{"first": first, "second": second, "agreement": compare.agreement(logits[first], logits[second])},
-            "differences": difference_intervals(first, second, logits, labels, values, samples, 300),
-            "mcnemar": compare.mcnemar(logits[first], logits[second], labels),
-        }
-        for second in others
-    ]
-    data = {"source": "the run's own data (data/abc)", "split": "test", "num_rows": 300, "labels": LABELS}
-    summary = {"data": data, "bootstrap": {"samples": 200, "level": 0.95}, "models": models, "pairs": pairs}
-    return strict_json(summary | {"notes": ["3 rows were left out."]})
+    first, *others = outputs
+    about = {"labels": task.outputs, "task": describe_task(task)}
+    data = {"source": "the run's own data (data/abc)", "split": "test", "num_rows": 300, **about}
+    summary = {"data": data, "bootstrap": {"samples": 200, "level": 0.95}, "models": models}
+    pairs = [board.pair(first, second) for second in others]
+    return strict_json(summary | {"pairs": pairs, "notes": ["3 rows were left out."]})
 
 
 def make_verdict(**changes: Any) -> dict[str, Any]:
@@ -73,7 +90,7 @@ def make_verdict(**changes: Any) -> dict[str, Any]:
         make_rule("calibration", "passed", "0.061", "<= 0.15"),
     ]
     verdict = {
-        **{"schema": 1, "name": "bbc-news", "version": 3, "champion": 2, "verdict": "refused", "moved": False},
+        **{"schema": 2, "name": "bbc-news", "version": 3, "champion": 2, "verdict": "refused", "moved": False},
         "sentence": "Version 3 of bbc-news is refused, version 2 stays the champion: it keeps too little.",
         **{"reason": None, "previous": None, "time": "2026-11-24T22:14:07+00:00", "rules": rules},
         "gate": {"metric": "accuracy", "min_retention": 0.95, "token": "hunter2"},
@@ -165,7 +182,25 @@ def test_differences_are_the_challenger_s(swapped: bool) -> None:
     mcnemar = comparison["pairs"][0]["mcnemar"]
     better = mcnemar["only_first" if swapped else "only_second"]
     assert better > mcnemar["only_second" if swapped else "only_first"]
-    assert f"{better} are right with the challenger alone" in Tags(page).text
+    assert f"{better} rows are right with the challenger alone" in Tags(page).text
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "unsaid"),
+    [
+        ("numbers", ["Pearson correlation", "RMSE", "its teacher's Pearson correlation"], ["accuracy", "McNemar"]),
+        ("several labels", ["micro F1", "its teacher's micro F1", "≥ 0.40"], ["accuracy"]),
+    ],
+)
+def test_pages_of_other_tasks(kind: str, said: list[str], unsaid: list[str], tmp_path: Path) -> None:
+    verdict = make_verdict(comparison=make_comparison(kind=kind), gate={"metric": None, "min_retention": 0.95})
+    text = Tags(write(verdict, tmp_path)).text
+    for part in said:
+        assert part in text, part
+    for part in unsaid:
+        assert part not in text, part
+    _, console = browse(tmp_path / "gate.html")
+    assert console == ""
 
 
 def hostile(node: Any, name: str = "") -> Any:
@@ -174,7 +209,7 @@ def hostile(node: Any, name: str = "") -> Any:
         return {key: hostile(child, key) for key, child in node.items()}
     if isinstance(node, list):
         return [hostile(child, name) for child in node]
-    fixed = ("verdict", "first", "second", "time", "device", "metric")
+    fixed = ("verdict", "first", "second", "time", "device", "metric", "metrics", "main_metric", "type")
     return node + HOSTILE if isinstance(node, str) and name not in fixed else node
 
 

@@ -1,4 +1,4 @@
-"""Labels for texts and measures of a finished classifier."""
+"""Answers to texts and measures of a finished model."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from kit.finished import NUMBERS, TAGS, finish, write_numbers_csv, write_tags_csv
 from kit.tiny import MAX_LENGTH, save_tiny
+from scipy.stats import pearsonr
+from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raydistill.cli import main as cli
 from raydistill.cli.texts import decode_lines, read_texts, split_pairs
 from raydistill.config.data import Data
-from raydistill.deploy.classifier import stored_length
 from raydistill.deploy.inference import evaluate_model, predict_texts
 from raydistill.deploy.opening import open_folder
-from raydistill.deploy.paired import label_ids
+from raydistill.deploy.predictor import stored_length
 from raydistill.errors import ConfigError, DataError, ModelError
 
 LABELS = ("art", "sport", "tax")
+TAGGED = ("film", "money", "sport")
 TEXTS = [
     "a good film",
     "the team win the match in the game",
@@ -44,11 +47,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reference(model: Path, texts: list[Any]) -> torch.Tensor:
     """Probabilities row by row, without padding."""
+    return torch.from_numpy(logits_of(model, texts)).softmax(-1)
+
+
+def logits_of(model: Path, texts: list[Any]) -> np.ndarray:
+    """What transformers gives row by row, without padding."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model).eval()
     with torch.no_grad():
         rows = [tokenizer(*([t] if isinstance(t, str) else t), return_tensors="pt") for t in texts]
-        return torch.cat([network(**row).logits.softmax(-1) for row in rows])
+        return torch.cat([network(**row).logits for row in rows]).numpy()
+
+
+@pytest.fixture(scope="module")
+def number_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("numbers")
+    return finish(folder / "model", write_numbers_csv(folder / "rows.csv"), NUMBERS)
+
+
+@pytest.fixture(scope="module")
+def tag_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tags")
+    return finish(folder / "model", write_tags_csv(folder / "rows.csv"), TAGS)
 
 
 @pytest.mark.parametrize("texts", [TEXTS, [("a film", "a good plot"), ("tax", "law and tax and law")]])
@@ -227,26 +247,104 @@ def test_evaluation_takes_the_split_it_was_asked_for(model: Path, tmp_path: Path
         evaluate_model(str(model), Data(path=str(tmp_path)), "trian")
 
 
+def test_numbers_are_predicted_in_their_own_unit(number_model: Path, tmp_path: Path) -> None:
+    texts = ["a film with a plot", "good great win"]
+    found = list(predict_texts(str(number_model), [*texts, ""]))
+    assert found[2] == {"text": "", "value": None}
+    expected = logits_of(number_model, texts)[:, 0]
+    np.testing.assert_allclose([row["value"] for row in found[:2]], expected, atol=1e-3)
+    assert 90 < found[0]["value"] < 110 < found[1]["value"]
+    rows = write_numbers_csv(tmp_path / "rows.csv", 80, seed=1)
+    scores = evaluate_model(str(number_model), Data(path=str(rows)), num_samples=100)
+    with rows.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    outputs, truth = logits_of(number_model, [row["text"] for row in table])[:, 0], [float(r["rating"]) for r in table]
+    assert scores["metrics"]["pearson"]["value"] == pytest.approx(pearsonr(outputs, truth).statistic, abs=1e-5)
+    assert scores["metrics"]["mae"]["value"] == pytest.approx(np.abs(outputs - truth).mean(), abs=1e-4)
+    assert scores["metrics"]["pearson"]["low"] < scores["metrics"]["pearson"]["value"]
+    assert (scores["task"]["main_metric"], scores["labels"]) == ("pearson", ["value"])
+    assert len(scores["scatter"]) == 80
+    assert "per_class" not in scores
+
+
+def test_labels_are_predicted_by_their_thresholds(tag_model: Path, tmp_path: Path) -> None:
+    texts = ["film team", "the law and the tax", "market"]
+    found = list(predict_texts(str(tag_model), [*texts, " "]))
+    assert (found[3]["labels"], found[3]["scores"]) == (None, None)
+    config = json.loads((tag_model / "config.json").read_text())
+    probs = 1 / (1 + np.exp(-logits_of(tag_model, texts).astype(np.float64)))
+    given = probs >= np.array(config["thresholds"])
+    assert [row["labels"] for row in found[:3]] == [[n for n, g in zip(TAGGED, row, strict=True) if g] for row in given]
+    np.testing.assert_allclose([list(row["scores"].values()) for row in found[:3]], probs, atol=1e-5)
+    rows = write_tags_csv(tmp_path / "rows.csv", 60, seed=1)
+    scores = evaluate_model(str(tag_model), Data(path=str(rows)), num_samples=100)
+    with rows.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    truth = np.array([[name in row["tags"].split(",") for name in TAGGED] for row in table])
+    probs = 1 / (1 + np.exp(-logits_of(tag_model, [row["text"] for row in table]).astype(np.float64)))
+    guess = probs >= np.array(config["thresholds"])
+    for metric, average in (("micro_f1", "micro"), ("macro_f1", "macro")):
+        expected = f1_score(truth, guess, average=average)
+        assert scores["metrics"][metric]["value"] == pytest.approx(expected, abs=1e-9)
+    assert [entry["support"] for entry in scores["per_class"]] == truth.sum(axis=0).tolist()
+    assert [entry["threshold"] for entry in scores["per_class"]] == pytest.approx(config["thresholds"])
+    json.dumps(scores, allow_nan=False)
+
+
+def test_tags_and_numbers_that_a_model_does_not_know(tag_model: Path, number_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text,tags\na film,"film,war"\nthe team,sport\n')
+    with pytest.raises(ModelError, match="labels the model does not know: war"):
+        evaluate_model(str(tag_model), Data(path=str(tmp_path / "rows.csv")))
+    (tmp_path / "rows.csv").write_text("text,rating\na film,good\n")
+    with pytest.raises(DataError, match="'good', which is no number"):
+        evaluate_model(str(number_model), Data(path=str(tmp_path / "rows.csv")))
+
+
+@pytest.mark.parametrize("out", ["b.csv", "b.jsonl", "b.parquet"])
+@pytest.mark.parametrize("kind", [NUMBERS, TAGS])
+def test_a_table_gets_the_columns_of_the_task(
+    kind: str, out: str, number_model: Path, tag_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = {NUMBERS: number_model, TAGS: tag_model}[kind]
+    texts = ["film team market", None, "the film is great", "law"]
+    table, written = write_table(tmp_path / "a.jsonl", [{"text": text} for text in texts]), tmp_path / out
+    assert cli.execute(["predict", str(model), "--file", str(table), "--out", str(written)]) == 0
+    assert "4 rows, 1 of them empty and without an answer" in capfd.readouterr().out
+    answers = list(predict_texts(str(model), [text or "" for text in texts]))
+    found = read_back(written)
+    first = "value" if kind == NUMBERS else "labels"
+    scores = [] if kind == NUMBERS else [f"score_{name}" for name in TAGGED]
+    assert list(found[0]) == ["text", first, *scores]
+    for row, answer in zip(found, answers, strict=True):
+        if answer[first] is None:
+            assert not any(row[column] for column in (first, *scores))
+            continue
+        for name, column in zip(TAGGED, scores, strict=False):
+            assert float(row[column]) == pytest.approx(answer["scores"][name], abs=1e-5)
+        if kind == NUMBERS:
+            assert float(row["value"]) == pytest.approx(answer["value"], abs=1e-3)
+        else:
+            assert row["labels"] == (", ".join(answer["labels"]) if out == "b.csv" else answer["labels"])
+
+
+def test_lines_of_other_tasks(number_model: Path, tag_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for model in (number_model, tag_model):
+        texts = ["film team market", "law", ""]
+        assert cli.execute(["predict", str(model), *(f"--text={text}" for text in texts)]) == 0
+        lines = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+        assert [line[1] for line in lines] == texts
+        assert lines[2][0] == "(empty)"
+        answers = list(predict_texts(str(model), texts))[:2]
+        if model == number_model:
+            assert [line[0] for line in lines[:2]] == [f"{answer['value']:.4f}" for answer in answers]
+        else:
+            assert [line[0] for line in lines[:2]] == [", ".join(answer["labels"]) or "-" for answer in answers]
+
+
 def test_labels_that_the_model_does_not_know(model: Path, tmp_path: Path) -> None:
     data = Data(path=str(write_rows(tmp_path / "rows.csv", ["art", "sport", "war", "pop", "tax"])))
     with pytest.raises(ModelError, match="labels the model does not know: pop, war"):
         evaluate_model(str(model), data)
-
-
-def test_label_ids_by_name_case_and_number() -> None:
-    assert label_ids(["tax", "art"], LABELS, ("art", "tax"))[0].tolist() == [2, 0]
-    assert label_ids(["TAX", "Art"], LABELS, ("Art", "SPORT", "TAX"))[0].tolist() == [2, 0]
-    ids, notice = label_ids(["2", "0"], ("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2"))
-    assert ids.tolist() == [2, 0]
-    assert notice is not None
-    ids, notice = label_ids(["1", "1"], ("neg", "pos"), ("1",))
-    assert ids.tolist() == [1, 1]
-    assert notice is not None
-    assert "neg, pos" in notice
-    for labels, own in ((["2"], ("neg", "pos")), (["0"], ("1", "2")), (["pop"], ("neg", "pos"))):
-        with pytest.raises(ModelError, match="labels the model does not know") as error:
-            label_ids(labels, own, tuple(labels) * 2)
-        assert "task.labels" not in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["gone", "broken", "no vocabulary"])

@@ -91,7 +91,7 @@ def test_comparison_is_paired_on_the_rows_of_the_run(place: Storage) -> None:
     run = client(place).get_model_version("toy", "3").run_id
     kept = read_kept_predictions(run, tracking_uri(place))
     assert kept is not None
-    assert summary["data"]["num_rows"] == (kept.labels >= 0).sum() == NUM_TEST
+    assert summary["data"]["num_rows"] == kept.targets.labeled.sum() == NUM_TEST
     # float32 here as in the run: the same predictions, so the same accuracy and retention as results.json has
     results = json.loads(Path(client(place).download_artifacts(run, "results.json")).read_text())
     accuracy = results["student"]["test"]["accuracy"]["value"]
@@ -470,11 +470,11 @@ def test_rollbacks_end_where_promotions_went_in_a_circle(place: Storage) -> None
 def test_a_champion_that_cannot_be_opened_is_named_and_gives_way_to_force(place: Storage) -> None:
     relabel(place, 1, ["film", "money", "sport"])
     (Path(place.root) / "relabelled-1" / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"The champion, version 4 of toy, cannot be opened: .*config.json"):
+    with pytest.raises(ModelError, match=r"The champion, version 4 of toy, cannot be used: .*config.json"):
         judged(place, 3)
     verdict = judged(place, 3, force=True, reason="the champion is broken")
     assert verdict["moved"]
-    assert any("cannot be opened" in note for note in verdict["notes"])
+    assert any("cannot be used" in note for note in verdict["notes"])
     assert aliases(place) == {"challenger": 3, "champion": 3, "previous": 4}
 
 

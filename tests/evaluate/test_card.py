@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from kit.outcomes import outcome
+from kit.outcomes import multi_label_outcome, outcome, regression_outcome
 from kit.processes import KEY, fill
 from kit.runs import artifacts_of_run, find_run, mlflow_runs, versions
 from kit.toy import toy_config
@@ -20,10 +20,9 @@ from markdown_it import MarkdownIt
 from raydistill.cli.show.runs import listed
 from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
-from raydistill.data.prepare import DataInfo, SplitCounts
 from raydistill.evaluate.report.card import model_card, write_card
 from raydistill.evaluate.report.naming import plain
-from raydistill.evaluate.results import build_results
+from raydistill.evaluate.results import RunMeasurements, build_results
 from raydistill.pipeline.distill import distill
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import list_artifacts, remove_artifact
@@ -41,7 +40,7 @@ HOSTILE = (
 )
 
 
-def results(**changes: Any) -> dict[str, Any]:
+def results(made: RunMeasurements | None = None, **changes: Any) -> dict[str, Any]:
     """results.json of a made-up run; ``changes`` replace sections of its config (or settings by dotted name)."""
     settings: dict[str, Any] = {
         "data": {"path": "owner/news", "max_length": 32},
@@ -66,26 +65,21 @@ def results(**changes: Any) -> dict[str, Any]:
             section = section.setdefault(parent, {})
         section[leaf] = value
     config = Config.model_validate(settings).model_dump(mode="json")
-    made = build_results(outcome()) | {"config": config}
-    return made | {"layers": {"student": 2, "teacher": 6, "start": [[0, 0], [1, 1], [2, 6]], "losses": {}}}
+    found = build_results(made or outcome()) | {"config": config}
+    return found | {"layers": {"student": 2, "teacher": 6, "start": [[0, 0], [1, 1], [2, 6]], "losses": {}}}
 
 
 def named(names: list[str]) -> dict[str, Any]:
     """The results of a run with these classes."""
     made = results()
-    made["labels"] = names
+    made["labels"] = made["task"]["facts"]["outputs"] = names
+    made["data"]["per_class"] = {split: dict.fromkeys(names, 90) for split in ("train", "validation", "test")}
     for model in ("teacher", "student", "baseline"):
         first = made[model]["per_class"][0]
         made[model]["per_class"] = [first | {"name": name, "recall": 0.9} for name in names]
-        made[model]["chance"]["majority_class"] = names[0]
-    made["student"]["chance"] |= {"at_chance": True, "reason": "one_class"}
+    made["student"]["chance"] |= {"at_chance": True, "reason": "constant"}
     made["verdict"] = f'The student is no better than guessing: it answers "{names[0]}" for every row.'
     return made
-
-
-def information(names: list[str]) -> DataInfo:
-    counts = {s: SplitCounts(90, 90, dict.fromkeys(names, 90)) for s in ("train", "validation", "test")}
-    return DataInfo(tuple(names), counts, False, {}, {}, ())
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -194,8 +188,8 @@ def test_how_it_was_trained() -> None:
 
 def test_training_data_and_limits() -> None:
     made = results(data__unlabeled="owner/more")
-    names = made["labels"]
-    card = model_card(made, information(names))
+    made["data"]["per_class"] = {split: dict.fromkeys(made["labels"], 90) for split in made["data"]["num_rows"]}
+    card = model_card(made)
     assert "| train | 4,000 | 150 |" in card
     assert "| class 1 | 90 | 90 | 90 |" in card
     assert "[owner/more](https://huggingface.co/datasets/owner/more) joined the training rows" in card
@@ -203,7 +197,7 @@ def test_training_data_and_limits() -> None:
     assert "class 0, class 1, class 2." in card
     weak = min(made["student"]["per_class"], key=lambda entry: entry["recall"])
     share = f"{100 * weak['recall']:.1f} % of its {weak['support']} test rows"
-    assert f"Its weakest class is {weak['name']}: it finds {share}." in card
+    assert f"Its weakest label is {weak['name']}: it finds {share}." in card
     assert f"off by {100 * made['student']['test']['calibration_error']['value']:.1f} points on average" in card
     assert "guessing" not in card
     assert f"raydistill {package_versions()['raydistill']}" in card
@@ -212,7 +206,7 @@ def test_training_data_and_limits() -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_class_name_breaks_neither_metadata_nor_markdown(name: str) -> None:
     made = named([name, "fine"])
-    card = model_card(made, information([name, "fine"]))
+    card = model_card(made)
     check_structure(card)
     assert front_matter(card)["model-index"][0]["name"] == "news"
     assert ModelCard(card).data.eval_results
@@ -294,14 +288,14 @@ def test_what_is_not_known_is_left_out() -> None:
     assert "latency p50" not in card
     assert "| AUC | – | – |" in card
     assert "roc_auc" not in card
-    assert "Not measured, as no test row belongs to them: class 0." in card
+    assert "Not measured, as no test row has them: class 0." in card
     assert "- Optimizer steps of 32 rows" in card
     assert "MLflow run" not in card
 
 
 def test_many_classes_are_cut() -> None:
     names = [f"topic {number}" for number in range(300)]
-    card = model_card(named(names), information(names))
+    card = model_card(named(names))
     check_structure(card)
     assert "And 250 more; config.json has them all." in card
     assert "topic 49" in card
@@ -309,10 +303,45 @@ def test_many_classes_are_cut() -> None:
 
 
 def test_pairs_are_asked_for_as_pairs() -> None:
-    names = results()["labels"]
-    info = information(names)
-    card = model_card(results(), DataInfo(info.labels, info.counts, True, {}, {}, ()))
-    assert '"text_pair"' in card
+    assert '"text_pair"' in model_card(results(data__columns={"text": "a", "text_pair": "b"}))
+    assert '"text_pair"' not in model_card(results())
+
+
+def test_a_card_of_numbers() -> None:
+    kd = {"type": "logit_mse"}
+    made = results(regression_outcome(), task={"type": "text_regression"}, stages__distill__losses__kd=kd)
+    card = model_card(made)
+    check_structure(card)
+    head = front_matter(card)
+    test = made["student"]["test"]
+    kinds = {"pearsonr": "pearson", "spearmanr": "spearman", "r_squared": "r2", "mse": "rmse", "mae": "mae"}
+    assert head["metrics"] == list(kinds)
+    found = head["model-index"][0]["results"][0]["metrics"]
+    assert {one["type"]: one["value"] for one in found} == {kind: test[name]["value"] for kind, name in kinds.items()}
+    assert next(one for one in found if one["type"] == "mse")["args"] == {"squared": "False"}
+    assert head["pipeline_tag"] == "text-classification"  # the hub's pipeline gives numbers too
+    value, low, high = (f"{test['rmse'][key]:.3f}" for key in ("value", "low", "high"))
+    assert f"| {value} [{low}, {high}] |" in next(line for line in card.splitlines() if line.startswith("| RMSE"))
+    assert "A model that gives a text a number, distilled from a larger one." in card
+    assert f"Targets of the training rows: {made['data']['summary']}." in card
+    assert "best epoch by validation Pearson correlation" in card
+    for word in ("class", "calibration", "weakest", "Labelled rows by label"):
+        assert word not in card.replace("text-classification", "").replace("Text Classification", ""), word
+
+
+def test_a_card_of_several_labels_a_row() -> None:
+    made = results(multi_label_outcome(), task={"type": "multi_label_classification"})
+    card = model_card(made)
+    check_structure(card)
+    head = front_matter(card)
+    assert head["metrics"] == ["f1", "exact_match", "roc_auc"]
+    averages = [one["args"]["average"] for one in head["model-index"][0]["results"][0]["metrics"] if "args" in one]
+    assert averages == ["micro", "macro"]
+    assert "top_k=None" in card
+    assert "the thresholds are in config.json" in card
+    assert "It knows no other labels than these: label 0, label 1, label 2, label 3." in card
+    weak = min(made["student"]["per_class"], key=lambda entry: entry["recall"])
+    assert f"Its weakest label is {weak['name']}:" in card
 
 
 def code_of(card: str, folder: Path) -> str:

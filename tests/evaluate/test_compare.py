@@ -1,4 +1,4 @@
-"""Paired differences, agreement, retention, chance, kept predictions."""
+"""A scoreboard's paired differences and ratios, retention, chance, kept predictions."""
 
 from pathlib import Path
 
@@ -7,9 +7,18 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
+from raydistill.config.metrics import METRICS
 from raydistill.errors import ArtifactError
-from raydistill.evaluate import compare, metrics
-from raydistill.evaluate.intervals import OF_ANSWERS, interval, intervals
+from raydistill.evaluate import compare
+from raydistill.evaluate.intervals import intervals
+from raydistill.evaluate.scoreboard import Scoreboard, describe_task
+from raydistill.tasks import Targets, Task, task_of
+from raydistill.tasks.multi_label import MultiLabelClassification
+from raydistill.tasks.regression import TextRegression
+from raydistill.tasks.scores import Floor
+from raydistill.tasks.text_classification import TextClassification
+
+TASK = TextClassification(("x", "y", "z"))
 
 
 def two_models(num_rows: int = 600, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -20,28 +29,45 @@ def two_models(num_rows: int = 600, noise: float = 0.3) -> tuple[np.ndarray, np.
     return shared, shared + noise * rng.normal(size=(num_rows, 3)), labels
 
 
+def labeled(values: np.ndarray) -> Targets:
+    return Targets(values, np.ones(len(values), bool))
+
+
+def board(a: np.ndarray, b: np.ndarray, values: np.ndarray, task: Task = TASK, **more: object) -> Scoreboard:
+    """Of two models a and b."""
+    return Scoreboard({"a": task, "b": task}, {"a": a, "b": b}, labeled(values), **more)
+
+
+def two_regressions(num_rows: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    targets, shared = rng.normal(size=num_rows), rng.normal(size=num_rows)
+    a, b = (targets + size * shared + 0.1 * rng.normal(size=num_rows) for size in (0.5, 0.7))
+    return a[:, None], b[:, None], targets
+
+
 def test_paired_difference_is_narrower_than_the_unpaired_one() -> None:
     a, b, labels = two_models()
-    paired = compare.paired_difference("accuracy", a, b, labels)
-    values = [intervals(m, labels, seed=seed)["accuracy"] for seed, m in enumerate((a, b))]
+    scores = board(a, b, labels)
+    paired = scores.differences("b", "a")["accuracy"]
+    values = [intervals(TASK.scores(m, labels), seed=seed)["accuracy"] for seed, m in enumerate((a, b))]
     unpaired = np.sqrt(sum((v["high"] - v["low"]) ** 2 for v in values))
     assert paired["value"] == pytest.approx(values[0]["value"] - values[1]["value"])
-    nats, said = (
-        compare.paired_difference("log_loss", a, b, labels, **by) for by in ({}, {"num_samples": 1000, "seed": 0})
-    )
-    assert nats == pytest.approx(said, rel=1e-9)
     assert paired["low"] <= paired["value"] <= paired["high"]
     assert paired["high"] - paired["low"] < 0.7 * unpaired
+    said = board(a, b, labels, num_samples=1000, seed=0).differences("b", "a")["log_loss"]
+    assert scores.differences("b", "a")["log_loss"] == pytest.approx(said, rel=1e-9)
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss", "pearson", "rmse"])
 def test_paired_difference_equals_scipy(metric: str) -> None:
-    a, b, labels = two_models(100)
+    is_number = metric in ("pearson", "rmse")
+    a, b, truth = two_regressions(100) if is_number else two_models(100)
+    task = TextRegression() if is_number else TASK
 
     def statistic(rows: np.ndarray) -> float:
         one = np.ones((len(rows), 1), np.float32)
-        values = [metrics.WeightedMetrics(m[rows], labels[rows])(one)[metric][0] for m in (a, b)]
-        return values[0] - values[1]
+        first, second = (task.scores(m[rows], truth[rows]).weighted(one)[metric][0] for m in (a, b))
+        return float(first - second)
 
     expected = stats.bootstrap(
         (np.arange(100),),
@@ -51,29 +77,30 @@ def test_paired_difference_equals_scipy(metric: str) -> None:
         method="percentile",
         rng=np.random.default_rng(9),
     ).confidence_interval
-    samples = metrics.bootstrap({"a": a, "b": b}, labels, None, 300, 9)
-    ours = interval(0.0, samples["a"][metric] - samples["b"][metric])
-    assert (ours["low"], ours["high"]) == pytest.approx((min(expected.low, 0), max(expected.high, 0)), abs=1e-6)
+    samples = board(a, b, truth, task, num_samples=300, seed=9).samples
+    found = np.quantile(samples["a"][metric] - samples["b"][metric], [0.025, 0.975])
+    assert found == pytest.approx(tuple(expected), abs=1e-6)
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
     a, b, labels = two_models(50)
-    for metric in metrics.METRICS:
-        found = compare.paired_difference(metric, a, a, labels, num_samples=100)
-        if metric in OF_ANSWERS:  # 50 rows on which nothing differs do not prove that nothing ever does
-            assert found["low"] < found["value"] == 0 < found["high"]
-        else:
-            assert found == {"value": 0, "low": 0, "high": 0}
-    there = compare.paired_difference("mcc", a, b, labels, num_samples=100)
-    back = compare.paired_difference("mcc", b, a, labels, num_samples=100)
+    for metric, found in board(a, a, labels, num_samples=100).differences("a", "b").items():
+        if METRICS[metric].bounds and metric != "auc":  # 50 rows on which nothing differs prove no equality
+            assert found["low"] < found["value"] == 0 < found["high"], metric
+        elif metric != "auc":
+            assert found == {"value": 0, "low": 0, "high": 0}, metric
+    both = board(a, b, labels, num_samples=100)
+    there, back = both.differences("b", "a")["mcc"], both.differences("a", "b")["mcc"]
     assert (there["value"], there["low"], there["high"]) == pytest.approx((-back["value"], -back["high"], -back["low"]))
+    same = board(*(two_regressions()[0],) * 2, two_regressions()[2], TextRegression()).differences("a", "b")
+    assert all(found == {"value": 0, "low": 0, "high": 0} for found in same.values())
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
 def test_difference_of_many_windows_of_few_examples_is_wide(metric: str) -> None:
     a, b, labels = two_models(600)
     by_row, by_example = (
-        compare.paired_difference(metric, a[i], b[i], labels[i], example_ids=ids)
+        board(a[i], b[i], labels[i], example_ids=ids).differences("b", "a")[metric]
         for i in [np.repeat(np.arange(60), 10)]
         for ids in (np.arange(600), i)
     )
@@ -81,10 +108,69 @@ def test_difference_of_many_windows_of_few_examples_is_wide(metric: str) -> None
     assert ratio == pytest.approx(np.sqrt(10), rel=0.3)
 
 
-def test_agreement_and_retention() -> None:
-    a = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-    b = np.array([[9.0, 0], [0, 9], [0, 9], [0, 9]])
-    assert compare.agreement(a, b) == 0.75
+def test_rows_without_a_label_count_for_agreement_only() -> None:
+    a, b, labels = two_models(60)
+    some = np.arange(60) % 3 > 0
+    tasks, outputs, targets = {"a": TASK, "b": TASK}, {"a": a, "b": b}, Targets(labels, some)
+    whole = Scoreboard(tasks, outputs, targets, example_ids=np.arange(60), num_samples=100)
+    part = board(a[some], b[some], labels[some], num_samples=100)
+    assert whole.num_rows == part.num_rows == 40
+    assert whole.intervals("a") == part.intervals("a")
+    assert whole.differences("a", "b") == part.differences("a", "b")
+    assert whole.agreement("a", "b") == pytest.approx((a.argmax(1) == b.argmax(1)).mean())
+
+
+def test_a_pair_says_all_of_two_models() -> None:
+    a, b, labels = two_models(80)
+    found = board(a, b, labels, num_samples=100).pair("a", "b")
+    right = [m.argmax(1) == labels for m in (a, b)]
+    assert found["mcnemar"]["only_second"] == int((right[1] & ~right[0]).sum())
+    assert found["differences"]["accuracy"]["value"] == pytest.approx(right[1].mean() - right[0].mean())
+    numbers = board(*two_regressions(), TextRegression(), num_samples=100).pair("a", "b")
+    assert numbers["mcnemar"] is None  # nothing is right or wrong
+    assert numbers["agreement"] == pytest.approx(stats.pearsonr(*(m[:, 0] for m in two_regressions()[:2])).statistic)
+
+
+def test_a_ratio_is_paired_and_needs_something_to_divide_by() -> None:
+    a, b, targets = two_regressions()
+    task = TextRegression()
+    scores = board(a, b, targets, task, num_samples=400)
+    found, values = scores.ratio("a", "b", "pearson"), {m: scores.value(m, "pearson") for m in "ab"}
+    assert found["value"] == pytest.approx(values["b"] / values["a"])
+    assert found["low"] < found["value"] < found["high"] < 1.0
+    ends = [scores.intervals(m)["pearson"] for m in "ab"]
+    assert found["high"] - found["low"] < (ends[1]["high"] / ends[0]["low"]) - (ends[1]["low"] / ends[0]["high"])
+    assert board(-a, b, targets, task).ratio("a", "b", "pearson") == {"value": None, "low": None, "high": None}
+
+
+def test_metrics_that_are_not_wanted_may_be_missing_and_others_are_the_same() -> None:
+    a, b, targets = two_regressions()
+    few, all_of_them = (board(a, b, targets, TextRegression(), **more) for more in ({"wanted": {"r2"}}, {}))
+    assert few.differences("a", "b")["r2"] == all_of_them.differences("a", "b")["r2"]
+    assert few.intervals("a")["r2"] == all_of_them.intervals("a")["r2"]
+    assert "spearman" not in few.intervals("a")
+
+
+def test_each_model_is_scored_with_its_own_thresholds() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, (200, 3))
+    logits = 2.0 * targets + rng.normal(size=(200, 3)) - 3
+    plain = MultiLabelClassification(("a", "b", "c"))
+    tasks = {"a": plain, "b": plain.fitted(logits, targets)}
+    found = Scoreboard(tasks, {"a": logits, "b": logits}, labeled(targets), num_samples=100)
+    assert found.value("b", "macro_f1") > found.value("a", "macro_f1") + 0.1
+    assert found.value("b", "auc") == found.value("a", "auc")
+    assert found.agreement("a", "b") == pytest.approx((tasks["a"].decide(logits) == tasks["b"].decide(logits)).mean())
+
+
+def test_what_pages_know_of_a_task() -> None:
+    found = describe_task(TextRegression(3.0, 1.5))
+    assert (found["type"], found["main_metric"], found["metrics"][0]) == ("text_regression", "pearson", "pearson")
+    assert task_of(found["facts"]).output_scale == (3.0, 1.5)
+    assert "mean" in found["guessing"]
+
+
+def test_retention() -> None:
     student = {"accuracy": 0.6, "macro_f1": 0.3, "weighted_f1": 0.5, "auc": float("nan"), "mcc": 0.1}
     teacher = {"accuracy": 0.8, "macro_f1": 0.6, "weighted_f1": 0.5, "auc": 0.9, "mcc": -0.1}
     assert compare.retention(student, teacher) == {
@@ -95,49 +181,54 @@ def test_agreement_and_retention() -> None:
         "mcc": None,
     }
     assert compare.retention(student, teacher | {"mcc": 0.0})["mcc"] is None
+    numbers = {"pearson": 0.9, "rmse": 0.4}
+    assert compare.retention(numbers, numbers) == {"pearson": 1.0}  # an error is nothing to keep
 
 
-@pytest.mark.parametrize(
-    ("only_first", "only_second", "p"),
-    [(3, 1, 2 * (4 + 1) / 2**4), (1, 9, 2 * (1 + 10) / 2**10), (2, 2, 1.0), (0, 1, 1.0), (0, 0, 1.0)],
-)
-def test_mcnemar_is_the_binomial_test_of_rows_that_one_gets_right(only_first: int, only_second: int, p: float) -> None:
-    labels = np.arange(20) % 3
-    right, wrong = 5.0 * np.eye(3)[labels], 5.0 * np.eye(3)[(labels + 1) % 3]
-    first, second = right.copy(), right.copy()
-    first[15:], second[15:] = wrong[15:], wrong[15:]  # both err
-    second[:only_first] = wrong[:only_first]
-    first[5 : 5 + only_second] = wrong[5 : 5 + only_second]
-    found = compare.mcnemar(first, second, labels)
-    assert found == {"only_first": only_first, "only_second": only_second, "p": pytest.approx(p)}
+def predictions(task: Task, outputs: np.ndarray, **more: np.ndarray) -> compare.Predictions:
+    """Of rows a, b, c by models that have these outputs."""
+    found = {"student": outputs, **more}
+    targets = labeled(np.arange(3))
+    return compare.Predictions(("a", "b", "c"), targets, np.arange(3), found, dict.fromkeys(found, task))
 
 
-def test_kept_logits_come_in_the_order_that_is_asked_for() -> None:
-    logits = {"student": np.arange(9.0).reshape(3, 3)}
-    kept = compare.Predictions(("a", "b", "c"), np.zeros(3), np.arange(3), logits, ("x", "y", "z"))
-    found = kept.of_rows("student", ["c", "a"], ["z", "x", "y"])
+def test_kept_outputs_come_in_the_order_that_is_asked_for() -> None:
+    kept = predictions(TASK, np.arange(9.0).reshape(3, 3))
+    found = kept.aligned(["c", "a"], TextClassification(("z", "x", "y")))
     assert found is not None
-    assert found.tolist() == [[8, 6, 7], [2, 0, 1]]
-    whole = kept.of_rows("student", ["b", "c", "a"], ["x", "y", "z"])
-    assert whole is not None
-    assert whole.tolist() == [[3, 4, 5], [6, 7, 8], [0, 1, 2]]
-    assert kept.of_rows("teacher", ["a"], ["x", "y", "z"]) is None
-    assert kept.of_rows("student", ["a", "d"], ["x", "y", "z"]) is None
+    assert found.outputs["student"].tolist() == [[8, 6, 7], [2, 0, 1]]
+    assert found.tasks["student"].outputs == ("z", "x", "y")
+    assert found.targets.values.tolist() == [2, 0]
+    assert (found.hashes, found.example_ids.tolist()) == (("c", "a"), [2, 0])
+    assert kept.aligned(["a", "d"], TASK) is None
+    assert kept.aligned(["a"], TextClassification(("x", "y"))) is None
+    assert kept.aligned(["a"], MultiLabelClassification(("x", "y", "z"))) is None
+
+
+def test_thresholds_go_with_their_labels() -> None:
+    task = MultiLabelClassification(("x", "y", "z"), (0.1, 0.2, 0.3))
+    found = predictions(task, np.zeros((3, 3))).aligned(["a"], MultiLabelClassification(("z", "x", "y")))
+    assert found is not None
+    assert found.tasks["student"].facts()["thresholds"] == pytest.approx([0.3, 0.1, 0.2])
 
 
 def chance_of(logits: np.ndarray, labels: np.ndarray) -> dict:
-    return compare.chance(intervals(logits, labels, 500), logits, labels)
+    scores = TextClassification(("x", "y", "z")[: logits.shape[1]]).scores(logits, labels)
+    return compare.chance(intervals(scores, 500), scores.floor())
 
 
 def test_chance_is_called_chance() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [80, 60, 60])
     guessing = chance_of(rng.normal(size=(200, 3)), labels)
-    assert guessing == {"at_chance": True, "reason": "accuracy", "majority_class": 0, "majority_share": 0.4}
+    assert guessing.pop("why").endswith('is not above the 40.0 of always answering "x"')
+    said = {"metric": "accuracy", "value": 0.4, "answer": 'always answering "x"'}
+    assert guessing == {"at_chance": True, "reason": "floor", **said}
     constant = chance_of(np.tile([0.0, 2.0, 1.0], (200, 1)), labels)
-    assert (constant["at_chance"], constant["reason"]) == (True, "one_class")
+    assert (constant["at_chance"], constant["reason"]) == (True, "constant")
+    assert constant["why"] == 'it answers "y" for every row'
     learned = chance_of(rng.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels], labels)
-    assert (learned["at_chance"], learned["reason"]) == (False, None)
+    assert (learned["at_chance"], learned["reason"], learned["why"]) == (False, None, "")
 
 
 def test_chance_on_skewed_classes_says_that_something_was_learned() -> None:
@@ -146,50 +237,53 @@ def test_chance_on_skewed_classes_says_that_something_was_learned() -> None:
     predictions[:60] = 1
     predictions[-50:] = 0  # accuracy 0.89 < 0.9, and yet half of the rare class is found
     result = chance_of(np.eye(2)[predictions], labels)
-    assert (result["at_chance"], result["reason"]) == (True, "accuracy_only")
+    assert (result["at_chance"], result["reason"]) == (True, "floor_only")
+    assert "MCC" in result["why"]
 
 
 @pytest.mark.parametrize(
     ("low", "mcc_low", "reason"),
-    [
-        (0.5, 0.0, "accuracy"),
-        (0.5, 0.01, "accuracy_only"),
-        (0.5, None, "accuracy"),
-        (0.51, 0.1, None),
-        (None, 0.1, None),
-    ],
+    [(0.5, 0.0, "floor"), (0.5, 0.01, "floor_only"), (0.5, None, "floor"), (0.51, 0.1, None), (None, 0.1, None)],
 )
-def test_an_interval_that_begins_at_the_share_is_chance(
+def test_an_interval_that_begins_at_the_floor_is_chance(
     low: float | None, mcc_low: float | None, reason: str | None
 ) -> None:
-    found = compare.chance({"accuracy": {"low": low}, "mcc": {"low": mcc_low}}, np.eye(3)[:2], np.array([1, 0]))
-    assert found == {"at_chance": bool(reason), "reason": reason, "majority_class": 0, "majority_share": 0.5}
+    found = {"accuracy": {"value": 0.6, "low": low, "high": 0.7}, "mcc": {"value": 0.2, "low": mcc_low, "high": 0.3}}
+    result = compare.chance(found, Floor("accuracy", 0.5, "always the same", None, ("mcc", 0.0)))
+    assert (result["at_chance"], result["reason"], result["value"]) == (bool(reason), reason, 0.5)
 
 
-def test_predictions_come_back(tmp_path: Path) -> None:
-    a, b, labels = two_models(30)
-    labels[3] = -1
-    labels = labels.astype(np.int16)
-    hashes = [f"{i:016x}" for i in range(30)]
-    ids = (np.arange(30) // 3).astype(np.int16)
-    path = compare.write_predictions(
-        tmp_path, "test", hashes, labels, {"student": a, "teacher": b}, example_ids=ids, class_names=["x", "y", "é"]
-    )
+@pytest.mark.parametrize(
+    ("task", "values"),
+    [
+        (TextClassification(("x", "y", "é")), np.arange(30, dtype=np.int16) % 3),
+        (TextRegression(3.25, 1 / 3), np.linspace(0, 1, 30)),
+        (MultiLabelClassification(("x", "y", "é"), (0.1, 1 / 3, 0.7)), np.eye(3, dtype=np.int8)[np.arange(30) % 3]),
+    ],
+    ids=["classes", "numbers", "labels"],
+)
+def test_predictions_come_back(task: Task, values: np.ndarray, tmp_path: Path) -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 30, len(task.outputs)))
+    targets = Targets(values, np.arange(30) != 3)
+    hashes, ids = [f"{i:016x}" for i in range(30)], (np.arange(30) // 3).astype(np.int16)
+    tasks = {"student": task, "teacher": task.fitted(a, values)}
+    outputs = {"student": a, "teacher": b}
+    path = compare.write_predictions(tmp_path, "test", hashes, targets, outputs, tasks, example_ids=ids)
     assert path.is_file()
     assert path.parent == tmp_path
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
     kept = compare.read_predictions(tmp_path, "test")
     assert kept.hashes == tuple(hashes)
-    assert kept.class_names == ("x", "y", "é")
-    np.testing.assert_array_equal(kept.labels, labels)
+    assert {name: own.facts() for name, own in kept.tasks.items()} == {n: own.facts() for n, own in tasks.items()}
+    np.testing.assert_array_equal(kept.targets.labeled, targets.labeled)
+    np.testing.assert_array_equal(kept.targets.values[targets.labeled], values[targets.labeled])
     np.testing.assert_array_equal(kept.example_ids, ids)
-    assert kept.labels.dtype == kept.example_ids.dtype == np.int64
-    assert set(kept.logits) == {"student", "teacher"}
-    np.testing.assert_array_equal(kept.logits["student"], a.astype(np.float32))
-    np.testing.assert_array_equal(kept.logits["teacher"], b.astype(np.float32))
-    compare.write_predictions(tmp_path, "test", hashes, labels, {})  # a row is an example, where nobody says otherwise
+    assert kept.example_ids.dtype == np.int64
+    for name, found in outputs.items():
+        np.testing.assert_array_equal(kept.outputs[name], found.astype(np.float32))
+    compare.write_predictions(tmp_path, "test", hashes, targets, {}, {})  # a row is an example, unless said otherwise
     kept = compare.read_predictions(tmp_path, "test")
-    assert (kept.example_ids.tolist(), kept.class_names, kept.logits) == (list(range(30)), (), {})
+    assert (kept.example_ids.tolist(), kept.tasks, kept.outputs) == (list(range(30)), {}, {})
 
 
 @pytest.mark.parametrize("content", [None, b"PAR1 and then nothing"])
@@ -198,60 +292,3 @@ def test_missing_or_damaged_predictions_are_named(tmp_path: Path, content: bytes
         (tmp_path / "predictions-test.parquet").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"predictions-test\.parquet.*Evaluate the model again"):
         compare.read_predictions(tmp_path, "test")
-
-
-@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (2, 1, 0)])
-def test_an_order_of_classes_that_fits_far_better_is_found(order: tuple[int, ...]) -> None:
-    labels = np.repeat([0, 1, 2], [20, 8, 12])
-    logits = np.random.default_rng(0).normal(size=(40, 3)) + 4 * np.eye(3)[labels]
-    wrong = logits[:, order]  # what is called class i is class order[i]
-    found = compare.other_order(wrong, labels)
-    assert found is not None
-    assert np.array_equal(wrong[:, found], logits)
-    assert compare.other_order(logits, labels) is None
-
-
-@pytest.mark.parametrize(("num_rows", "num_classes"), [(10, 2), (30, 10), (200, 3), (3000, 20)])
-def test_a_model_that_guesses_is_no_matter_of_order(num_rows: int, num_classes: int) -> None:
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        logits, labels = rng.normal(size=(num_rows, num_classes)), rng.integers(0, num_classes, num_rows)
-        assert compare.other_order(logits, labels) is None
-
-
-def test_the_most_frequent_class_is_what_an_order_is_measured_against() -> None:
-    """A turned model of rare classes is found; few rows, or a weak model, prove nothing."""
-    labels = np.repeat([0, 1], [95, 5])
-    right = np.eye(2)[labels]
-    assert compare.other_order(right, labels) is None
-    assert compare.other_order(right[:, ::-1], labels) == (1, 0)
-    assert compare.other_order(right[-10:, ::-1], labels[-10:]) is None
-    for times in (1, 40):  # of many rows it is no luck, and yet only 10 points
-        weak = np.eye(2)[np.where(np.arange(100) < 45, labels, 1 - labels)]
-        assert compare.other_order(np.tile(weak, (times, 1)), np.tile(labels, times)) is None
-
-
-def order_of(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[int, ...] | None:
-    return compare.other_order(np.eye(num_classes)[predicted], labels)
-
-
-def test_an_order_is_named_from_its_limits_on() -> None:
-    labels = np.repeat([0, 1, 2], [12, 10, 10])
-    swapped = np.array([0, 2, 1])[labels]
-    assert order_of(swapped, labels, 3) == (0, 2, 1)  # as accurate as the most frequent label
-    swapped[12] = 1
-    assert order_of(swapped, labels, 3) is None  # a row more
-    labels = np.repeat(np.arange(6), 25)
-    assert order_of((labels + 1 + np.arange(150) % 5) % 6, labels, 6) is not None  # a fifth against nothing
-    labels = np.arange(14) % 3
-    assert order_of((labels + 1) % 3, labels, 3) == (1, 2, 0)  # p = 2^-13 < 0.001 / 6
-    assert order_of((labels[1:] + 1) % 3, labels[1:], 3) is None
-    labels = np.arange(1200) % 2
-    assert order_of(1 - labels, labels, 2) == (1, 0)  # p is 0 in double precision
-
-
-def test_rows_outweigh_the_own_order_and_what_no_row_speaks_about_stays() -> None:
-    labels = np.arange(40) % 10
-    assert order_of((labels + 1) % 10, labels, 10) == (*range(1, 10), 0)
-    labels = np.arange(20) % 2
-    assert order_of(1 - labels, labels, 4) == (1, 0, 2, 3)

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from raydistill.data.prepare import write_batch
+from raydistill.evaluate.compare import Predictions
 from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
+from raydistill.tasks import Targets, Task
+from raydistill.tasks.multi_label import MultiLabelClassification
+from raydistill.tasks.regression import TextRegression
+from raydistill.tasks.text_classification import TextClassification
 
-NAMES = ("red", "green", "blue")
+TASK = TextClassification(("red", "green", "blue"))
 
 
 def logits(*shares: tuple[float, float, float]) -> np.ndarray:
@@ -28,44 +34,84 @@ def write_split(path: Path, texts: list[str], pairs: list[str] | None = None) ->
     return path
 
 
+def kept(
+    student: np.ndarray,
+    teacher: np.ndarray,
+    labels: np.ndarray | None = None,
+    task: Task = TASK,
+    own: Task | None = None,
+) -> Predictions:
+    """Predictions of two models; a label below 0 is none. ``own``: the student's task, where it is another."""
+    labels = np.zeros(len(student), int) if labels is None else labels
+    targets = Targets(np.maximum(labels, 0), labels >= 0) if labels.ndim == 1 else Targets(labels, labels[:, 0] >= 0)
+    hashes = tuple(map(str, range(len(student))))
+    outputs = {"student": student, "teacher": teacher}
+    return Predictions(hashes, targets, np.arange(len(student)), outputs, {"student": own or task, "teacher": task})
+
+
 def test_as_confident_as_the_less_sure_of_the_two() -> None:
-    assert find_disagreements(STUDENT, TEACHER) == [3, 4, 1, 2]
-    assert find_disagreements(STUDENT, TEACHER, 2) == [3, 4]
-    assert find_disagreements(TEACHER, STUDENT) == [3, 4, 1, 2]
-    assert find_disagreements(STUDENT, STUDENT) == []
+    assert find_disagreements(kept(STUDENT, TEACHER)) == [3, 4, 1, 2]
+    assert find_disagreements(kept(STUDENT, TEACHER), 2) == [3, 4]
+    assert find_disagreements(kept(TEACHER, STUDENT)) == [3, 4, 1, 2]
+    assert find_disagreements(kept(STUDENT, STUDENT)) == []
 
 
 def test_equals_come_in_row_order() -> None:
     turned = STUDENT[[3] * 40][:, [1, 0, 2]]
-    assert find_disagreements(STUDENT[[3] * 40], turned) == list(range(20))
+    assert find_disagreements(kept(STUDENT[[3] * 40], turned)) == list(range(20))
 
 
 def test_errors_are_labelled_rows_the_surest_first() -> None:
-    assert find_errors(STUDENT, np.array([1, 1, 1, 1, -1])) == [2, 0, 1]
-    assert find_errors(STUDENT, np.array([1, 1, 1, 1, -1]), 2) == [2, 0]
-    assert find_errors(STUDENT, STUDENT.argmax(axis=1)) == []
+    labels = np.array([1, 1, 1, 1, -1])
+    assert find_errors(kept(STUDENT, TEACHER, labels)) == [2, 0, 1]
+    assert find_errors(kept(STUDENT, TEACHER, labels), 2) == [2, 0]
+    assert find_errors(kept(STUDENT, TEACHER, STUDENT.argmax(axis=1))) == []
+
+
+def test_of_numbers_the_furthest_apart_come_first() -> None:
+    student, teacher = np.array([[1.0], [2], [3], [4]]), np.array([[1.5], [2], [9], [3]])
+    found = kept(student, teacher, np.array([1.0, 5.0, 3.5, -1.0]), TextRegression())
+    assert find_disagreements(found) == [2, 3, 0]
+    assert find_errors(found) == [1, 2]
+
+
+def test_of_several_labels_each_model_goes_by_its_own_thresholds() -> None:
+    """A probability of 0.4 is a label to the student, from 0.3 on, and none to its teacher."""
+    task = MultiLabelClassification(("a", "b"))
+    logits = np.log(np.array([[0.4, 0.9], [0.2, 0.9]]) / (1 - np.array([[0.4, 0.9], [0.2, 0.9]])))
+    own = MultiLabelClassification(("a", "b"), (0.3, 0.5))
+    found = kept(logits, logits, np.array([[0, 1], [0, 1]]), task, own)
+    assert find_disagreements(found) == [0]
+    assert find_errors(found) == [0]
 
 
 def test_texts_labels_and_probabilities(tmp_path: Path) -> None:
     split = write_split(tmp_path / "test.arrow", [f"text {i}" for i in range(4)] + ["x" * 600])
-    found = describe_rows([3, 4, 1, 2], STUDENT, TEACHER, np.array([0, 1, 2, 0, -1]), NAMES, split)
+    found = describe_rows([3, 4, 1, 2], kept(STUDENT, TEACHER, np.array([0, 1, 2, 0, -1])), split)
     assert [row["row"] for row in found] == [3, 4, 1, 2]
     assert found[0] == {
         "row": 3,
         "text": "text 3",
         "text_pair": None,
         "label": "red",
-        "student": {"class": "green", "probability": found[0]["student"]["probability"]},
-        "teacher": {"class": "red", "probability": found[0]["teacher"]["probability"]},
+        "student": {"answer": "green", "sure": pytest.approx(0.8)},
+        "teacher": {"answer": "red", "sure": pytest.approx(0.8)},
     }
-    assert np.allclose([found[0]["student"]["probability"], found[0]["teacher"]["probability"]], 0.8)
     assert found[1]["label"] is None
     assert found[1]["text"] == "x" * 499 + "…"
 
 
+def test_numbers_are_answered_in_words_and_nobody_is_sure_of_them(tmp_path: Path) -> None:
+    split = write_split(tmp_path / "test.arrow", ["a", "b"])
+    numbers = kept(np.array([[1.23456], [2]]), np.array([[1.0], [7]]), np.array([1.0, -1.0]), TextRegression())
+    first, second = describe_rows([0, 1], numbers, split)
+    assert first["label"] == "1"
+    assert first["student"] == {"answer": "1.235", "sure": None}
+    assert second["label"] is None
+
+
 def test_pairs_and_agreement_everywhere(tmp_path: Path) -> None:
     split = write_split(tmp_path / "test.arrow", [f"text {i}" for i in range(5)], ["y" * 501] * 5)
-    labels = np.zeros(5, dtype=np.int64)
-    found = describe_rows([3, 4, 1, 2], STUDENT, TEACHER, labels, NAMES, split)
+    found = describe_rows([3, 4, 1, 2], kept(STUDENT, TEACHER), split)
     assert {row["text_pair"] for row in found} == {"y" * 499 + "…"}
-    assert describe_rows([], STUDENT, STUDENT, labels, NAMES, split) == []
+    assert describe_rows([], kept(STUDENT, STUDENT), split) == []

@@ -18,7 +18,10 @@ from raydistill.errors import ArtifactError, ConfigError, TrackingError
 from raydistill.evaluate.evidence import read_kept_predictions, read_seen
 from raydistill.pipeline.distill import distill
 from raydistill.storage.storage import Storage
+from raydistill.tasks.text_classification import TextClassification
 from raydistill.tracking.endpoint import tracking_uri
+
+TASK = TextClassification(("film", "money", "sport"))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_seen_rows_are_all_rows_but_those_of_test(made: tuple[Path, dict], stora
     assert counts == {split: results["data"]["num_rows"][split] for split in counts}
     some = sorted(known)[:5]
     assert sum(seen.leaked([*some, *kept.hashes, "0" * 32]).values()) == 5
-    assert set(kept.logits) == {"teacher", "student", "baseline"}
+    assert set(kept.outputs) == set(kept.tasks) == {"teacher", "student", "baseline"}
 
 
 @pytest.mark.parametrize("kind", ["folder", "runs", "models", "teacher"])
@@ -66,10 +69,10 @@ def test_a_models_own_test_rows_are_found(made: tuple[Path, dict], storage: str,
         "models": "models:/toy@challenger",
         "teacher": results["teacher"]["path"],
     }[kind]
-    rows = find_test_rows(name, None, "test", storage)
-    wanted = source_rows(folder)
+    rows = find_test_rows(name, TASK, None, "test", storage)
+    wanted, labels = source_rows(folder), [rows.task.spoken_target(value) for value in rows.targets.values]
     assert rows.num_rows == results["data"]["num_rows"]["test"]
-    assert all(wanted[text] == label for text, label in zip(rows.texts, rows.labels, strict=True))  # type: ignore[index]
+    assert all(wanted[text] == label for text, label in zip(rows.texts, labels, strict=True))  # type: ignore[index]
     kept = read_kept_predictions(results["run_id"], tracking_uri(Storage(storage)))
     assert kept is not None
     assert rows.hashes == kept.hashes
@@ -88,20 +91,20 @@ def test_evaluate_takes_them_and_finds_the_figures_of_the_run(made: tuple[Path, 
 
 def test_rows_given_by_hand_come_first(made: tuple[Path, dict], storage: str) -> None:
     folder, _ = made
-    rows = find_test_rows("models:/toy@challenger", load_data(str(folder / "toy.csv")), "test", storage)
+    rows = find_test_rows("models:/toy@challenger", TASK, load_data(str(folder / "toy.csv")), "test", storage)
     assert rows.num_rows == 240
 
 
 def test_what_cannot_be_found_is_said(made: tuple[Path, dict], storage: str, tmp_path: Path) -> None:
     for name in (str(tmp_path), "pkg://somewhere/model"):
         with pytest.raises(ConfigError, match=r"comes from no run of the storage .* --data"):
-            find_test_rows(name, None, "test", storage)
+            find_test_rows(name, TASK, None, "test", storage)
     with pytest.raises(TrackingError, match="no alias 'champion'"):
-        find_test_rows("models:/toy@champion", None, "test", storage)
+        find_test_rows("models:/toy@champion", TASK, None, "test", storage)
     with pytest.raises(TrackingError, match="names no version"):
-        find_test_rows("models:/toy", None, "test", storage)
+        find_test_rows("models:/toy", TASK, None, "test", storage)
     with pytest.raises(TrackingError, match="no such run"):
-        find_test_rows("runs:/0123456789abcdef0123456789abcdef/student", None, "test", storage)
+        find_test_rows("runs:/0123456789abcdef0123456789abcdef/student", TASK, None, "test", storage)
 
 
 def test_a_run_without_evidence_gives_none(made: tuple[Path, dict], storage: str) -> None:

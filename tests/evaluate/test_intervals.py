@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from raydistill.evaluate import metrics
-from raydistill.evaluate.intervals import OF_ANSWERS, Z, difference_intervals, intervals, tango, wilson
+from raydistill.config.metrics import METRICS
+from raydistill.evaluate.bootstrap import bootstrap
+from raydistill.evaluate.intervals import Z, difference_intervals, gain, intervals, tango, turned, wilson
+from raydistill.tasks.multi_label import LabelScores, MultiLabelClassification
+from raydistill.tasks.scores import Scores
+from raydistill.tasks.text_classification.scoring import ClassScores
+
+
+def of_answers(scores: Scores) -> list[str]:
+    """Its metrics of right and wrong answers."""
+    return [name for name, value in scores.values.items() if METRICS[name].bounds and np.isfinite(value)]
 
 
 @pytest.mark.parametrize(("right", "num"), [(0, 3), (2, 2), (17, 30), (638, 638), (561, 638)])
@@ -43,23 +52,39 @@ def test_tango_equals_a_published_example() -> None:
     assert tango(0, 0, 30) == pytest.approx((-(Z**2) / (30 + Z**2), Z**2 / (30 + Z**2)))
 
 
-def test_two_right_rows_of_two_prove_little() -> None:
-    logits, labels = np.eye(2)[[0, 1]], np.array([0, 1])
-    found = intervals(logits, labels, 100)
-    assert found["accuracy"]["high"] == 1
-    for name in OF_ANSWERS:
-        if found[name]["value"] is not None:
-            assert found[name]["low"] < 0.5, name
+def perfect(kind: str, num_rows: int) -> Scores:
+    """Scores of a model that is right on all of few rows."""
+    truth = np.eye(2, dtype=int)[np.arange(num_rows) % 2]
+    if kind == "labels":
+        return LabelScores(4.0 * truth - 2, truth, MultiLabelClassification(("a", "b")))
+    return ClassScores(truth.astype(float), truth.argmax(axis=1), ("a", "b"))
 
 
-def test_models_that_never_differ_on_few_rows_may_differ_elsewhere() -> None:
-    labels = np.arange(30) % 2
-    logits = {"a": np.eye(2)[labels], "b": np.eye(2)[labels]}
-    samples = metrics.bootstrap(logits, labels, None, 100, 0)
-    values = {name: metrics.classification_metrics(found, labels) for name, found in logits.items()}
-    found = difference_intervals("a", "b", logits, labels, values, samples, 30)
-    for name in OF_ANSWERS:
+@pytest.mark.parametrize("kind", ["classes", "labels"])
+def test_two_right_rows_of_two_prove_little(kind: str) -> None:
+    scores = perfect(kind, 2)
+    found = intervals(scores, 100)
+    assert scores.share_metrics
+    for name in scores.share_metrics:
+        assert found[name]["high"] == 1
+    for name in of_answers(scores):
+        assert found[name]["low"] < 0.5, name
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels"])
+def test_models_that_never_differ_on_few_rows_may_differ_elsewhere(kind: str) -> None:
+    scores = {"a": perfect(kind, 30), "b": perfect(kind, 30)}
+    found = difference_intervals("a", "b", scores, bootstrap(scores, None, 100, 0), 30)
+    for name in of_answers(scores["a"]):
         assert found[name]["low"] < -0.1 < 0.1 < found[name]["high"], name
+
+
+def test_a_gain_is_above_0_where_a_metric_is_better() -> None:
+    lower = {"value": -0.2, "low": -0.3, "high": 0.1}
+    assert gain("accuracy", lower) == lower
+    assert gain("rmse", lower) == turned(lower) == {"value": 0.2, "low": -0.1, "high": 0.3}
+    assert turned(turned(lower)) == lower
+    assert turned({"value": None, "low": None, "high": None}) == {"value": None, "low": None, "high": None}
 
 
 def test_accuracy_covers_the_truth_as_often_as_it_says_on_few_rows() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, browse, figures_of, traces
-from kit.outcomes import outcome
+from kit.finished import NUMBERS, TAGS, WRITERS, finish
+from kit.outcomes import multi_label_outcome, outcome, regression_outcome
 from kit.results import CONFIG, LAYERS, disagreement, make_results
 from kit.tiny import save_tiny
 
@@ -26,6 +27,9 @@ from raydistill.evaluate.report.glossary import TERMS
 from raydistill.evaluate.report.page import write_run_report
 from raydistill.evaluate.report.usage import loading_code, registered_code
 from raydistill.evaluate.results import build_results
+from raydistill.tasks.text_classification import TextClassification
+
+TASK = TextClassification(("a", "b"))
 
 
 def write(results: dict[str, Any], folder: Path) -> str:
@@ -60,7 +64,7 @@ def test_what_the_page_says(report: Path, results: dict[str, Any]) -> None:
         "730 steps, starts from the same weights as the student",
         "2 CPU threads, float32",
         'pipeline("text-classification", "/storage/student/abc/model", truncation=True, max_length=16)',
-        "The 4 test rows on which both are most sure",
+        "The 4 test rows on which they contradict each other most plainly",
         "at most 16 tokens",
         "distill.losses.hidden",
         "2 of 12,000 rows had no text.",
@@ -85,7 +89,10 @@ def test_the_glossary_tells_the_page_s_own_terms(report: Path, results: dict[str
 def test_table_has_every_model_s_own_numbers(results: dict[str, Any]) -> None:
     contenders = run.run_contenders(results)
     assert [one.name for one in contenders] == ["teacher", "student", "baseline"]
-    rows = {row.label: row.cells for row in comparison.quality_rows(contenders) + comparison.cost_rows(contenders)}
+    rows = {
+        row.label: row.cells
+        for row in comparison.quality_rows(contenders, results["task"]["metrics"]) + comparison.cost_rows(contenders)
+    }
     for one, cell in zip(contenders, rows["MCC"], strict=True):
         mcc = results[one.name]["test"]["mcc"]
         assert (cell.text, cell.detail) == (f"{mcc['value']:.3f}", f"{mcc['low']:.3f} to {mcc['high']:.3f}")
@@ -176,7 +183,7 @@ def test_errors_and_the_end_of_a_latency_curve_are_told(tmp_path: Path) -> None:
     for name in ("teacher", "student"):
         made[name]["latency_by_shape"] += [{"batch_size": 32, "length": n, "ms": None} for n in (256, 512)]
     said = Tags(write(made, tmp_path)).text
-    assert "The 6 labelled test rows on which it is most sure of another class than the label." in said
+    assert "The 6 labelled test rows on which its answer contradicts the label most plainly." in said
     assert all(f"wrong {i}" in said for i in range(6))
     assert "these would have taken longer: 32 rows of 256, 32 rows of 512 tokens." in said
     assert "would have taken longer" not in Tags(write(make_results(), tmp_path)).text
@@ -220,7 +227,7 @@ def test_layer_map_of_any_depth(depths: tuple[int, int]) -> None:
 @pytest.mark.parametrize("path", ["/a/model", 'C:\\a "b"\\model', "/ü/it's"])
 def test_loading_code_is_python(path: str) -> None:
     for length, has_pairs in ((16, False), (None, True)):
-        code = loading_code(path, length, has_pairs)
+        code = loading_code(TASK, path, length, has_pairs)
         assert len(code.splitlines()) == 3
         (made,) = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and len(n.args) == 2]
         assert ast.literal_eval(made.args[1]) == path
@@ -232,24 +239,37 @@ def test_loading_code_is_python(path: str) -> None:
 def test_page_and_card_load_the_student_alike(tmp_path: Path) -> None:
     results = make_results()
     said = html.unescape(write(results, tmp_path))
-    assert loading_code(results["student"]["path"], 16) in said
+    assert loading_code(TASK, results["student"]["path"], 16) in said
     pairs = results | {"disagreements": [disagreement("a", "b", "c", "d") | {"text_pair": "e"}]}
-    assert loading_code(results["student"]["path"], 16, True) in html.unescape(write(pairs, tmp_path))
+    assert loading_code(TASK, results["student"]["path"], 16, True) in html.unescape(write(pairs, tmp_path))
 
 
 @pytest.mark.parametrize("has_pairs", [False, True])
-def test_loading_code_answers_as_the_classifier_does(tmp_path: Path, has_pairs: bool) -> None:
+def test_loading_code_answers_as_the_predictor_does(tmp_path: Path, has_pairs: bool) -> None:
     """Also where a text is longer than the model's positions."""
     folder = save_tiny(tmp_path / "model", "bert", num_layers=1, labels=("a", "b"))
     text = ("film " * 20 + "tax ") * 20
-    code = loading_code(str(folder), 16, has_pairs).replace("…", text)
+    code = loading_code(TASK, str(folder), 16, has_pairs).replace("…", text)
     names: dict[str, Any] = {"print": lambda found: names.update(found=found)}
     exec(code, names)
     found = names["found"] if isinstance(names["found"], dict) else names["found"][0]
-    (logits,) = open_folder(folder, 16, "cpu").logits([(text, text) if has_pairs else text])
+    (logits,) = open_folder(folder, 16, "cpu").outputs([(text, text) if has_pairs else text])
     scores = np.exp(logits) / np.exp(logits).sum()
     assert found["label"] == "ab"[int(scores.argmax())]
     assert found["score"] == pytest.approx(scores.max(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [NUMBERS, TAGS])
+def test_loading_code_of_other_tasks_gives_their_outputs(tmp_path: Path, kind: str) -> None:
+    folder = finish(tmp_path / "model", WRITERS[kind](tmp_path / "rows.csv"), kind, num_steps=5)
+    predictor = open_folder(folder, 16, "cpu")
+    names: dict[str, Any] = {"print": lambda found: names.update(found=found)}
+    exec(loading_code(predictor.task, str(folder), 16), names)
+    found = names["found"][0] if isinstance(names["found"][0], list) else names["found"]
+    answer = {one["label"]: one["score"] for one in found}
+    (expected,) = predictor.task.answers(predictor.outputs(["…"]))
+    wanted = expected["scores"] if kind == TAGS else {"value": expected["value"]}
+    assert answer == pytest.approx(wanted, abs=1e-4, rel=1e-5)
 
 
 def test_a_registered_student_loads_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +295,67 @@ def test_latency_says_which_model_ran_where() -> None:
     made["teacher"]["latency_setting"] = made["teacher"]["latency_setting"] | {"device": "cuda"}
     said = comparison.latency_setting(run.run_contenders(made)).lower()
     assert "teacher on cuda, student on" in said
+
+
+def table_of(page: str) -> list[str]:
+    """Heads of the rows of the table of models."""
+    return re.findall(r'<th class="text" scope="row">(.*?)</th>', page.split('id="models"')[1].split("</section>")[0])
+
+
+def test_a_page_of_numbers(tmp_path: Path) -> None:
+    """Regression: no classes, no confidence; a picture of answers against targets instead."""
+    rows = [disagreement("far off", "10.4", "12.9", "10.2"), disagreement("no target", None, "9.1", "7.2")]
+    for row in rows:
+        row["student"]["sure"] = row["teacher"]["sure"] = None
+    results = make_results(made=regression_outcome(), disagreements=rows, errors=rows[:1])
+    page = write(results, tmp_path)
+    said, figures = Tags(page).text, figures_of(page)
+    shown = ["Pearson correlation", "Spearman correlation", "R²", "RMSE", "mean absolute error"]
+    assert table_of(page)[: len(shown)] == shown
+    assert "share of the teacher&#39;s Pearson correlation, %" in table_of(page)
+    assert "student&#39;s Pearson correlation above it" in table_of(page)
+    assert set(figures) == {"losses", "validation", "speed-batch", "speed-length", "scatter"}
+    drawn = traces(figures["scatter"])
+    assert drawn["student"] == [tuple(pair) for pair in results["student"]["scatter"]]
+    ends = drawn["perfect"]
+    assert all(x == y for x, y in ends)
+    assert ends[0][0] <= min(min(pair) for pair in results["student"]["scatter"])
+    value = results["student"]["test"]["pearson"]["value"]
+    assert f"Pearson correlation on test {value:.3f} (" in said
+    level = results["teacher"]["validation"]["pearson"]["value"]
+    assert [y for _, y in traces(figures["validation"])["teacher"]] == pytest.approx([level, level])
+    for part in ("confusion", "classes"):
+        assert f'<section id="{part}"' not in page
+    assert "12.9" in said
+    assert run.judged(rows[0])["verdict"] == ""
+    assert run.judged(rows[1])["verdict"] == "no label"
+    assert set(run.terms(results)) >= set(shown)
+    assert not {"F1", "accuracy", "MCC"} & set(run.terms(results))
+
+
+def test_a_page_of_several_labels_a_row(tmp_path: Path) -> None:
+    results = make_results(made=multi_label_outcome())
+    page = write(results, tmp_path)
+    said, figures = Tags(page).text, figures_of(page)
+    shown = ["micro F1", "macro F1", "all labels right"]
+    assert [name.partition(",")[0] for name in table_of(page)[:3]] == shown
+    assert set(figures) == {"losses", "validation", "speed-batch", "speed-length"}
+    assert '<section id="confusion"' not in page
+    entry = results["student"]["per_class"][1]
+    precision, recall = (f"{100 * entry[name]:.1f}" for name in ("precision", "recall"))
+    assert f"{precision} / {recall}; {entry['auc']:.3f}, ≥ {entry['threshold']:.2f}" in said
+    assert "the probability from which on it is given" in said
+    assert "max_length=16, top_k=None)" in said
+    assert "thresholds" in said
+
+
+@pytest.mark.parametrize("made", [regression_outcome(), multi_label_outcome()], ids=["regression", "multi-label"])
+def test_a_browser_draws_other_tasks(made: Any, tmp_path: Path) -> None:
+    text = write(make_results(made=made), tmp_path)
+    assert_fetches_nothing(text)
+    dom, console = browse(tmp_path / "report.html")
+    assert console == ""
+    assert len(re.findall(r'class="[^"]*js-plotly-plot', dom)) == len(figures_of(text))
 
 
 def bare_results() -> dict[str, Any]:
@@ -307,7 +388,7 @@ def test_students_that_start_elsewhere(tmp_path: Path, start: str, said: str) ->
     text = Tags(write(make_results(disagreements=[], **changes), tmp_path)).text
     assert said in " ".join(text.split())
     assert "No loss compares hidden states." in text
-    assert "Nowhere: they name the same class for every test row." in text
+    assert "Nowhere: they say the same of every test row." in text
 
 
 def hostile_results() -> dict[str, Any]:
@@ -316,7 +397,9 @@ def hostile_results() -> dict[str, Any]:
     rows[0]["text_pair"] = "y" * 500
     config = {"data": {"path": HOSTILE}, "teacher": {"model": HOSTILE}, "student": {"start": HOSTILE}, HOSTILE: HOSTILE}
     shapes = {"start": [], "losses": {f"stages.distill.losses.{HOSTILE}": [[3, 6]]}}
-    found = make_results(30, class_names=names, disagreements=rows, config=config, layers={**LAYERS, **shapes})
+    found = make_results(
+        30, task=TextClassification(names), disagreements=rows, config=config, layers={**LAYERS, **shapes}
+    )
     for curve in found["curves"].values():
         for point in curve:
             point["metrics"]["train/loss/" + HOSTILE] = 1.0

@@ -14,9 +14,10 @@ from scipy import stats
 
 from raydistill.config.gate import Gate
 from raydistill.config.loading import load_gate
+from raydistill.config.metrics import METRICS
 from raydistill.errors import ConfigError
 from raydistill.evaluate.intervals import tango
-from raydistill.evaluate.rules import Facts, Retention, Ruling, judge, megabytes, points, title_of
+from raydistill.evaluate.rules import Facts, Retention, Ruling, compared_metric, judge, megabytes, signed, title_of
 
 NAMES = [
     *("labels", "rows", "leaked_rows", "above_chance", "retention", "non_inferiority", "latency", "bytes"),
@@ -40,7 +41,11 @@ def model(**changes: Any) -> dict[str, Any]:
     accuracy = {"value": 0.9, "low": 0.87, "high": 0.93}
     recalls = {"art": 0.8, "sport": 0.95}
     return {
-        "metrics": {"accuracy": accuracy, "calibration_error": {"value": 0.05, "low": 0.03, "high": 0.08}},
+        "metrics": {
+            "accuracy": accuracy,
+            "macro_f1": accuracy,
+            "calibration_error": {"value": 0.05, "low": 0.03, "high": 0.08},
+        },
         "per_class": [{"name": name, "recall": recall, "support": 200} for name, recall in recalls.items()],
         "latency_ms": {"p50": 4.0, "p95": 5.0},
         "bytes": 50_000_000,
@@ -55,7 +60,15 @@ def pair(value: float, low: float, high: float, latency_ratio: float = 1.05) -> 
 
 GOOD = Facts(
     challenger=model(),
-    chance={"at_chance": False, "reason": None, "majority_class": 1, "majority_share": 0.5},
+    chance={
+        "at_chance": False,
+        "reason": None,
+        "why": "",
+        "metric": "accuracy",
+        "value": 0.5,
+        "answer": 'always answering "art"',
+    },
+    task={"type": "text_classification", "main_metric": "accuracy"},
     champion=model(latency_ms={"p50": 3.8, "p95": 5.0}),
     pair=pair(-0.005, -0.015, 0.006),
     labels=("art", "sport"),
@@ -64,6 +77,15 @@ GOOD = Facts(
     leaked={"train": 0, "validation": 0},
     num_rows=400,
 )
+
+
+def at_chance(reason: str, why: str) -> dict[str, Any]:
+    return {**GOOD.chance, "at_chance": True, "reason": reason, "why": why}
+
+
+ONE_CLASS = at_chance("constant", 'it answers "art" for every row')
+AT_FLOOR = at_chance("floor", "its accuracy reaches down to it")
+SKEWED = at_chance("floor_only", "its accuracy reaches down to it, although MCC 0.3 shows that it learned something")
 
 
 def judged(facts: Facts, gate: Gate | None = None) -> dict[str, Ruling]:
@@ -88,8 +110,8 @@ def test_a_good_challenger_passes_every_rule_that_has_a_limit() -> None:
         ("rows", replace(GOOD, num_rows=199), "by luck"),
         ("leaked_rows", replace(GOOD, leaked={"train": 3, "validation": 1}), "3 in train, 1 in validation"),
         ("leaked_rows", replace(GOOD, leaked=None), "keeps no hashes"),
-        ("above_chance", replace(GOOD, chance={**GOOD.chance, "at_chance": True, "reason": "one_class"}), "one class"),
-        ("above_chance", replace(GOOD, chance={**GOOD.chance, "at_chance": True, "reason": "accuracy"}), "reaches"),
+        ("above_chance", replace(GOOD, chance=ONE_CLASS), "for every row"),
+        ("above_chance", replace(GOOD, chance=AT_FLOOR), "reaches"),
         ("retention", replace(GOOD, retention=Retention(0.949, 0.92, 0.97, 400, "evaluated now")), "92.0 % to 97.0 %"),
         ("retention", replace(GOOD, retention=None, why_no_retention="no predictions are kept"), "no predictions"),
         ("retention", replace(GOOD, retention=Retention(None, None, None, 400, "now")), "not above 0"),
@@ -144,6 +166,7 @@ def test_without_a_champion_its_rules_are_skipped_and_said_so() -> None:
     skipped = {name for name, ruling in found.items() if ruling.verdict == "skipped"}
     assert skipped == {"labels", "non_inferiority", "latency"}
     assert {found[name].why for name in skipped} == {"there is no champion"}
+    assert {judged(replace(GOOD, **{gone: None}))["latency"].verdict for gone in ("champion", "pair")} == {"skipped"}
 
 
 def test_other_labels_leave_nothing_to_compare() -> None:
@@ -151,11 +174,10 @@ def test_other_labels_leave_nothing_to_compare() -> None:
     assert found["labels"].verdict == "failed"
     assert {found[name].verdict for name in ("non_inferiority", "latency")} == {"skipped"}
     assert found["latency"].why == "the champion has other labels"
-    assert {judged(replace(GOOD, **{gone: None}))["latency"].verdict for gone in ("champion", "pair")} == {"skipped"}
 
 
 def test_skewed_classes_do_not_pass_for_chance() -> None:
-    learned = replace(GOOD, chance={**GOOD.chance, "at_chance": True, "reason": "accuracy_only"})
+    learned = replace(GOOD, chance=SKEWED)
     assert judged(learned)["above_chance"].verdict == "passed"
 
 
@@ -172,7 +194,7 @@ def test_rules_that_are_off_show_their_value_and_fail_nothing() -> None:
         retention=Retention(0.5, 0.4, 0.6, 400, "now"),
         pair=pair(-0.3, -0.4, -0.2),
         leaked={"train": 400, "validation": 0},
-        chance={**GOOD.chance, "at_chance": True, "reason": "one_class"},
+        chance=ONE_CLASS,
     )
     found = judged(bad, Gate(**OFF))
     assert found.pop("labels").verdict == "passed"
@@ -192,7 +214,7 @@ BAD = replace(
         ],
         metrics={**model()["metrics"], "calibration_error": {"value": 0.16, "low": 0.1, "high": 0.2}},
     ),
-    chance={**GOOD.chance, "at_chance": True, "reason": "accuracy"},
+    chance=AT_FLOOR,
     pair=pair(-0.03, -0.0512, -0.01, 1.5),
     labels=("art", "sport", "law", "ads"),
     champion_labels=("art", "tax", "sport", "pop", "net"),
@@ -209,7 +231,7 @@ NOT_KNOWN = replace(
         "latency_ratio": None,
         "differences": {"macro_f1": {"value": None, "low": None, "high": None}},
     },
-    chance={**GOOD.chance, "at_chance": True, "reason": "accuracy_only"},
+    chance=SKEWED,
 )
 FIRST = replace(
     GOOD,
@@ -218,9 +240,57 @@ FIRST = replace(
     champion_labels=None,
     retention=Retention(0.97, None, 0.99, 150, "kept"),
     num_rows=150,
-    chance={**GOOD.chance, "at_chance": True, "reason": "one_class"},
+    chance=ONE_CLASS,
 )
 F1 = Gate(metric="macro_f1")
+
+
+NUMBERS = replace(
+    GOOD,
+    task={"type": "text_regression", "main_metric": "pearson"},
+    challenger={
+        "metrics": {
+            "pearson": {"value": 0.9, "low": 0.88, "high": 0.92},
+            "r2": {"value": 0.8, "low": 0.77, "high": 0.83},
+            "rmse": {"value": 0.3, "low": 0.25, "high": 0.35},
+        },
+        "latency_ms": {"p50": 4.0, "p95": 5.0},
+        "bytes": 50_000_000,
+    },
+    chance={**GOOD.chance, "metric": "r2", "value": 0.0, "answer": "always answering the mean, 3"},
+    pair={
+        "differences": {"pearson": {"value": -0.004, "low": -0.015, "high": 0.006}},
+        "mcnemar": None,
+        "latency_ratio": 1.05,
+    },
+    labels=("value",),
+    champion_labels=("LABEL_0",),
+)
+"""Of a regression: no classes, no probabilities, nothing right or wrong."""
+
+
+def test_a_task_without_labels_and_probabilities_is_not_judged_by_them() -> None:
+    found = judged(NUMBERS)
+    assert {name for name, ruling in found.items() if ruling.verdict == "skipped"} == {"class_recall", "calibration"}
+    assert {r.verdict for n, r in found.items() if n not in ("class_recall", "calibration", "bytes")} == {"passed"}
+    assert found["above_chance"].shown == {"value": "0.770", "limit": "> 0.000"}
+    assert found["non_inferiority"].shown == {"value": "-0.015", "limit": ">= -0.020"}
+    assert "McNemar" not in found["non_inferiority"].why
+    lost = replace(NUMBERS, pair={**NUMBERS.pair, "differences": {"pearson": {"value": -0.1, "low": -0.2, "high": 0}}})
+    assert judged(lost)["non_inferiority"].verdict == "failed"
+
+
+@pytest.mark.parametrize(("name", "expected"), [(None, "pearson"), ("r2", "r2")])
+def test_the_main_metric_is_compared_where_the_gate_names_none(name: str | None, expected: str) -> None:
+    assert compared_metric(Gate(metric=name), NUMBERS.task, NUMBERS.challenger["metrics"]) == expected
+
+
+def test_a_metric_that_the_task_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"compares accuracy, which text regression does not have.*pearson, r2\."):
+        judged(NUMBERS, Gate(metric="accuracy"))
+    for name in ("rmse", "acuracy"):  # an error is nothing to keep a share of
+        with pytest.raises(ConfigError, match=f"metric: '{name}' is not compared. Known: accuracy, "):
+            load_gate({"metric": name})
 
 
 def test_what_a_person_reads_of_every_rule() -> None:
@@ -233,6 +303,7 @@ def test_what_a_person_reads_of_every_rule() -> None:
         ("not known", NOT_KNOWN, F1),
         ("not known, all rules off", NOT_KNOWN, F1.model_copy(update=OFF)),
         ("no champion", FIRST, Gate()),
+        ("numbers", NUMBERS, Gate()),
     ):
         lines.append(f"# {title}")
         for name, r in judged(facts, gate).items():
@@ -242,16 +313,14 @@ def test_what_a_person_reads_of_every_rule() -> None:
 
 
 def test_names_and_differences_as_people_read_them() -> None:
-    """A rule's name without underscores; points rounded once, and no minus before nothing."""
+    """A rule's name without underscores; differences rounded once, with their sign, and no minus before nothing."""
     names = ("above_chance", "retention", "leaked_rows", "bytes")
-    assert [title_of(name) for name in names] == [
-        "better than guessing",
-        "share of the teacher's",
-        "leaked rows",
-        "bytes",
-    ]
-    assert [points(share) for share in (-0.0004, 0.12749, -0.021, None)] == ["+0.0", "+12.7", "-2.1", "not defined"]
+    expected = ["better than guessing", "share of the teacher's", "leaked rows", "bytes"]
+    assert [title_of(name) for name in names] == expected
     assert megabytes(1e12) == "1,000,000.0 MB"
+    shares = [signed(METRICS["accuracy"], share) for share in (-0.0004, 0.12749, -0.021)]
+    assert shares == ["+0.0", "+12.7", "-2.1"]
+    assert [signed(METRICS["mcc"], value) for value in (-0.0004, 0.5)] == ["+0.000", "+0.500"]
 
 
 def test_rulings_are_json() -> None:

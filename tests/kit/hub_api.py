@@ -80,7 +80,7 @@ class Hub:
             repo.branches.setdefault(rest, dict(repo.branches["main"]))
             return 200 if is_new else 409, {}, {}
         if request == "POST info/lfs/objects/batch":
-            return 200, {}, {"transfer": "basic", "objects": [self.place(one) for one in json.loads(body)["objects"]]}
+            return 200, {}, {"transfer": "basic", "objects": [self.context(one) for one in json.loads(body)["objects"]]}
         if rest not in repo.branches:
             return 404, {"X-Error-Code": "RevisionNotFound"}, {"error": f"Invalid rev id: {rest}"}
         if action == "GET tree":
@@ -103,7 +103,7 @@ class Hub:
         oid = hashlib.sha256(known).hexdigest() if known is not None and kind == "lfs" else git
         return {"path": path, "uploadMode": kind, "shouldIgnore": False, "oid": oid}
 
-    def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
+    def context(self, wanted: dict[str, Any]) -> dict[str, Any]:
         known = {} if wanted["oid"] in self.blobs else {"upload": {"href": f"{self.url}/lfs/{wanted['oid']}"}}
         return {**wanted, **({"actions": known} if known else {})}
 

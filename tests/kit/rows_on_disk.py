@@ -15,7 +15,7 @@ from raydistill.storage.artifacts import Artifact
 
 def make_config(path: Path | str, **data: Any) -> Config:
     rest = {name: data.pop(name) for name in ("seed", "task", "storage") if name in data}
-    stage = {"losses": {"kd": {"type": "forward_kl"}}}
+    stage = {"losses": {"kd": {"type": "logit_mse"}}}
     tree = {"data": {"path": str(path), **data}, "teacher": {"model": "x"}, "stages": {"distill": stage}, **rest}
     return Config.model_validate(tree)
 

@@ -158,7 +158,7 @@ class Toy:
 
         def validate() -> dict[str, float]:
             logits = predict(model, validation, tokens=4096, device=device, group=group)
-            return {"accuracy": float((logits.argmax(1) == validation.labels).mean())}
+            return {"accuracy": float((logits.argmax(1) == validation.targets.values).mean())}
 
         fields: dict[str, Any] = {
             "name": name,

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from kit.losses import PairDistance
+from pydantic import ValidationError
 from transformers import BertConfig
 
 from raydistill.config import losses as config
 from raydistill.config.losses import ForwardKl as ForwardKlSettings
+from raydistill.config.losses import Schedule, largest
 from raydistill.config.training import Stage as StageSettings
 from raydistill.data.batches import Batch
 from raydistill.losses import (
@@ -23,12 +25,14 @@ from raydistill.losses import (
     build_losses,
     build_stages,
 )
-from raydistill.tasks import TextClassification
+from raydistill.tasks import Targets, TextClassification
 
 
 def make_batch(labels: list[int], lengths: list[int] | None = None) -> Batch:
     lengths = lengths or [3] * len(labels)
-    return Batch(np.arange(len(labels)), np.array(lengths, dtype=np.int32), np.array(labels))
+    known = np.array(labels)
+    targets = Targets(np.maximum(known, 0), known >= 0)
+    return Batch(np.arange(len(labels)), np.array(lengths, dtype=np.int32), targets)
 
 
 def random_logits(rows: int, classes: int, seed: int) -> torch.Tensor:
@@ -140,7 +144,9 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     losses = Losses({"kd": ForwardKl(), "task": TaskLoss(TextClassification(("a", "b", "c")), weight=0.5)})
     logits, teacher = random_logits(6, 3, 0), random_logits(6, 3, 1)
     whole = make_batch([0, 1, 2, -1, -1, -1])
-    first, second = (Batch(whole.row_ids[s], whole.lengths[s], whole.labels[s]) for s in (slice(0, 4), slice(4, 6)))
+    first, second = (
+        Batch(whole.row_ids[s], whole.lengths[s], whole.targets.take(s)) for s in (slice(0, 4), slice(4, 6))
+    )
     counts = losses.counts([first, second])
     assert counts == losses.counts([whole]) == [6, 3]
     parts = [
@@ -245,3 +251,42 @@ def test_every_type_of_the_config_becomes_its_loss():
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert list(build_losses({"task": KINDS["task"][1]}, task, student, None, seed=0).terms) == ["task"]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_targets_of_labels_are_the_divergence_of_coins(temperature):
+    """Each label is a coin of its own; against torch.distributions, and with gradients of like size over T."""
+    student, teacher = random_logits(4, 3, 0).requires_grad_(), random_logits(4, 3, 1)
+    loss = ForwardKl(temperature=temperature, kind="bernoulli")
+    values = loss({"logits": student}, {"logits": teacher}, make_batch([0] * 4))
+    p, q = (torch.distributions.Bernoulli(logits=z / temperature) for z in (teacher, student))
+    expected = torch.distributions.kl_divergence(p, q).mean(-1) * temperature**2
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
+    gradient = torch.autograd.grad(values.sum(), student)[0]
+    slope = temperature * (torch.sigmoid(student / temperature) - torch.sigmoid(teacher / temperature)) / 3
+    torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-6)
+
+
+def test_a_schedule_is_a_function_of_the_share_of_steps():
+    linear = Schedule(start=1.0, end=0.0, over=0.5)
+    assert [linear.at(share) for share in (0, 0.25, 0.5, 1)] == [1.0, 0.5, 0.0, 0.0]
+    cosine = Schedule(type="cosine", start=4.0, end=2.0)
+    assert [cosine.at(share) for share in (0, 0.5, 1)] == pytest.approx([4.0, 3.0, 2.0])
+    assert cosine.at(0.25) == pytest.approx(3 + math.cos(math.pi / 4))
+    assert (largest(linear), largest(Schedule(start=0.1, end=2)), largest(0.5)) == (1.0, 2.0, 0.5)
+
+
+def test_weight_and_temperature_follow_their_schedules():
+    loss = ForwardKl(weight=Schedule(start=1.0, end=0.0), temperature=Schedule(start=4.0, end=2.0))
+    losses = Losses({"kd": loss, "task": LogitMse(weight=3.0)})
+    for share in (0.0, 0.5, 1.0, 0.5):  # in any order: nothing is remembered
+        losses.at(share)
+        assert loss.scheduled == {"weight": pytest.approx(1 - share), "temperature": pytest.approx(4 - 2 * share)}
+        assert losses.terms["task"].scheduled == {}
+        assert losses.terms["task"].weight == 3.0
+
+
+@pytest.mark.parametrize("bad", [{"start": 0, "end": 2}, {"start": 1, "end": 0}])
+def test_a_temperature_stays_above_zero(bad):
+    with pytest.raises(ValidationError, match="has to stay above 0"):
+        ForwardKlSettings.model_validate({"temperature": bad})

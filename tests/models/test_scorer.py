@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from kit.finished import NUMBERS, TAGS, finish, write_numbers_csv, write_tags_csv
 from kit.tiny import VOCABULARY, save_tiny, tiny_tokenizer, without_tokenizer_limit
 from transformers import (
     AutoConfig,
@@ -18,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from raydistill.deploy.inference import predict_texts
 from raydistill.models.scorer import Scorer
 from raydistill.tracking.registry import students, write_model
 
@@ -79,9 +82,48 @@ def test_versions_of_two_releases_keep_their_own_scorer_in_one_process(
     student = save_tiny(tmp_path / "student", num_layers=1)
     write_model(student, tmp_path / "old")
     newer = tmp_path / "scorer.py"
-    newer.write_text(students.SCORER.read_text().replace('"label": names[label]', '"label": names[label].lower()'))
+    newer.write_text(
+        students.SCORER.read_text().replace('"label": self.names[label]', '"label": self.names[label].lower()')
+    )
     monkeypatch.setattr(students, "SCORER", newer)
     write_model(student, tmp_path / "new")
     old, new = (mlflow.pyfunc.load_model(str(tmp_path / name)).predict(["a film"])[0] for name in ("old", "new"))
     assert (old["label"].lower(), old["score"]) == (new["label"], new["score"])
     assert old["label"] != new["label"]
+
+
+def test_numbers_come_in_their_own_unit(tmp_path: Path) -> None:
+    student = finish(tmp_path / "student", write_numbers_csv(tmp_path / "rows.csv"), NUMBERS, num_steps=3)
+    texts = ["a good film", "bad " * 5, "law"]
+    found = loaded(student, tmp_path / "model", texts, {"value"})
+    expected = [answer["value"] for answer in predict_texts(str(student), texts)]
+    assert [row["value"] for row in found] == pytest.approx(expected, abs=1e-3)
+    assert all(50 < row["value"] < 150 for row in found)
+
+
+def test_labels_are_given_by_the_thresholds_of_the_config(tmp_path: Path) -> None:
+    student = finish(tmp_path / "student", write_tags_csv(tmp_path / "rows.csv"), TAGS, num_steps=3)
+    texts = ["a film for the team", "market " * 5, "law"]
+    found = loaded(student, tmp_path / "model", texts, {"labels", "scores"})
+    for row, answer in zip(found, predict_texts(str(student), texts), strict=True):
+        assert row["scores"] == pytest.approx(answer["scores"], abs=1e-5)
+        assert row["labels"] == answer["labels"]
+    config = json.loads((student / "config.json").read_text())
+    probs = [row["scores"]["film"] for row in found]
+    for threshold, expected in ((max(probs) + 1e-3, 0), (min(probs) - 1e-3, 3), (None, sum(p >= 0.5 for p in probs))):
+        settings = {**config, "thresholds": [threshold, 0.5, 0.5] if threshold is not None else None}
+        (student / "config.json").write_text(json.dumps(settings))
+        assert sum("film" in row["labels"] for row in score(Scorer(str(student)), *texts)) == expected
+
+
+def loaded(student: Path, folder: Path, texts: list[str], columns: set[str]) -> list[dict]:
+    """What the stored model answers; its signature has these columns, and so has each answer."""
+    import mlflow
+
+    write_model(student, folder)
+    model = mlflow.pyfunc.load_model(str(folder))
+    assert set(model.metadata.get_output_schema().input_names()) == columns
+    found = model.predict(texts)
+    assert all(row.keys() == columns for row in found)
+    json.dumps(found, allow_nan=False)  # as a server answers
+    return found

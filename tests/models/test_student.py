@@ -14,9 +14,10 @@ from transformers import (
 from raydistill.config.student import Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.fields import intermediate
+from raydistill.models.layers import layer_stack
 from raydistill.models.shape import student_config
 from raydistill.models.slices import Heads, cut
-from raydistill.models.student import build_student, layer_stack
+from raydistill.models.student import build_student
 
 STACKS = {
     "bert": "bert.encoder.layer",

@@ -6,18 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from kit.browser import figures_of
+from kit.finished import NUMBERS, TAGS, WRITERS
 from kit.toy import toy_config
+from rich.console import Console
 
+from raydistill.cli.show.results import print_found
 from raydistill.config.loading import load_config
+from raydistill.deploy.opening import open_folder
 from raydistill.deploy.testset import prepared_rows
-from raydistill.evaluate.compare import read_predictions
+from raydistill.evaluate.compare import Predictions, read_predictions
 from raydistill.evaluate.report import page as run
 from raydistill.pipeline.distill import distill
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
+from raydistill.tasks import task_of
 from raydistill.tracking.endpoint import tracking_uri
+from raydistill.tracking.registry.aliases import move_champion
 from raydistill.tracking.runs import open_client
 
 
@@ -55,24 +62,25 @@ def test_a_run_leaves_its_page_and_what_it_shows(toy_run: tuple[dict[str, Any], 
         row[i] for i, row in enumerate(results["student"]["confusion"])
     )
     assert len(errors) == min(wrong, 10)
-    assert all(row["student"]["class"] != row["label"] for row in errors)
-    assert sorted(errors, key=lambda row: -row["student"]["probability"]) == errors
+    assert all(row["student"]["answer"] != row["label"] for row in errors)
+    assert sorted(errors, key=lambda row: -row["student"]["sure"]) == errors
     disagreements = results["disagreements"]
     rows = round((1 - results["agreement"]) * results["data"]["num_rows"]["test"])
     assert len(disagreements) == min(rows, 20)
-    assert all(row["student"]["class"] != row["teacher"]["class"] for row in disagreements)
+    assert all(row["student"]["answer"] != row["teacher"]["answer"] for row in disagreements)
     assert json.loads(Path(storage.path("runs", key, "results.json")).read_text())["disagreements"] == disagreements
 
 
 def test_disagreements_have_the_texts_of_their_rows(toy_run: tuple[dict[str, Any], Storage, str]) -> None:
     results, storage, key = toy_run
     made = dict(name.split("/") for name in storage.read_json("runs", key, "run.json")["artifacts"])
-    test = prepared_rows(Artifact(storage, "data", made["data"]))
-    logits = read_predictions(Artifact(storage, "evaluation", made["evaluation"]).local(), "test").logits
+    test = prepared_rows(Artifact(storage, "data", made["data"]), task_of(results["task"]["facts"]))
+    logits = read_predictions(Artifact(storage, "evaluation", made["evaluation"]).local(), "test").outputs
     for row in [*results["disagreements"], *results["errors"]]:
-        assert (row["text"], row["label"]) == (test.texts[row["row"]], test.labels[row["row"]])
+        label = results["labels"][test.targets.values[row["row"]]]
+        assert (row["text"], row["label"]) == (test.texts[row["row"]], label)
         for name in ("student", "teacher"):
-            assert row[name]["class"] == results["labels"][logits[name][row["row"]].argmax()]
+            assert row[name]["answer"] == results["labels"][logits[name][row["row"]].argmax()]
 
 
 def test_a_page_that_cannot_be_drawn_loses_no_run(
@@ -85,3 +93,74 @@ def test_a_page_that_cannot_be_drawn_loses_no_run(
     assert results["notes"][-1] == "The report was not drawn: KeyError: 'no such field'"
     assert results["model_version"] == 1
     assert distill(config)["reused"] == ["run"]
+
+
+def other_config(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
+    """As ``toy_config``, of numbers around 100 or of several labels a row."""
+    rows = WRITERS[kind](folder / "rows.csv", 200)
+    kd = {"type": "logit_mse" if kind == NUMBERS else "forward_kl"}
+    own = {"task": {"type": kind}, "data__path": str(rows), "data__max_labeled": None, "evaluate__baseline": False}
+    own |= {"teacher__finetune__num_epochs": 3, "stages__distill__losses__kd": kd}
+    return toy_config(folder, **(own | changes))
+
+
+@pytest.fixture(scope="module", params=[NUMBERS, TAGS])
+def other_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Storage, Path]:
+    folder = tmp_path_factory.mktemp("other")
+    config = load_config(other_config(folder, request.param))
+    return distill(config), Storage(config.storage), folder
+
+
+def kept_of(results: dict[str, Any], storage: Storage) -> Predictions:
+    (key,) = storage.list("runs")
+    made = dict(name.split("/") for name in storage.read_json("runs", key, "run.json")["artifacts"])
+    return read_predictions(Artifact(storage, "evaluation", made["evaluation"]).local(), "test")
+
+
+def test_results_of_other_tasks_are_those_of_the_kept_predictions(other_run: tuple[dict, Storage, Path]) -> None:
+    results, storage, _ = other_run
+    kept = kept_of(results, storage)
+    main = results["task"]["main_metric"]
+    for name in ("teacher", "student"):
+        value = kept.tasks[name].scores(kept.outputs[name], kept.targets.values).values[main]
+        assert results[name]["test"][main]["value"] == pytest.approx(value, rel=1e-5)
+    assert results["data"]["labeled"]["test"] == int(kept.targets.labeled.sum())
+    if results["task"]["type"] == NUMBERS:  # around 100; outputs in units of training would be far off
+        assert results["teacher"]["test"]["rmse"]["value"] < 2 * kept.targets.values.std()
+    page = Path(results["report"]).read_text("utf-8")
+    assert ("scatter" in figures_of(page)) == ("scatter" in results["student"])
+    assert "confusion" not in results["student"]
+    card = (Path(results["student"]["path"]) / "README.md").read_text("utf-8")
+    assert results["task"]["guessing"] in card or not results["student"]["chance"]["at_chance"]
+    console = Console(width=80)
+    with console.capture() as shown:
+        print_found(console, results)
+    assert max(map(len, shown.get().splitlines())) <= 80
+
+
+def test_outputs_are_kept_in_the_units_of_the_targets(other_run: tuple[dict, Storage, Path]) -> None:
+    """The recorded teacher's too, which spoke in units of training; and the saved student answers in them."""
+    results, storage, _ = other_run
+    kept = kept_of(results, storage)
+    student = open_folder(Path(results["student"]["path"]), results["config"]["data"]["max_length"], "cpu")
+    teacher = open_folder(Path(results["teacher"]["path"]), results["config"]["data"]["max_length"], "cpu")
+    rows = [row for row in results["disagreements"] if row["text_pair"] is None]
+    texts, numbers = [row["text"] for row in rows], [row["row"] for row in rows]
+    for name, predictor in (("student", student), ("teacher", teacher)):
+        found = predictor.outputs(texts)
+        np.testing.assert_allclose(kept.outputs[name][numbers], found, rtol=1e-3, atol=1e-3)
+    for found, fitted in ((student.task, kept.tasks["student"]), (teacher.task, kept.tasks["teacher"])):
+        thresholds = [task.model_settings().get("thresholds", []) for task in (found, fitted)]
+        assert thresholds[0] == pytest.approx(thresholds[1], abs=1e-4)
+
+
+def test_a_champion_of_other_tasks_is_compared_on_the_same_rows(other_run: tuple[dict, Storage, Path]) -> None:
+    first, storage, folder = other_run
+    kind, main = first["task"]["type"], first["task"]["main_metric"]
+    move_champion("toy", 1, None, tracking_uri(storage))
+    second = distill(load_config(other_config(folder, kind, train__seed=7, stages__distill__num_epochs=1)))
+    champion = second["champion"]
+    assert champion["test"][main] == pytest.approx(first["student"]["test"][main], rel=1e-3)
+    for part in ("per_class", "scatter"):
+        assert champion.get(part) == first["student"].get(part)
+    assert "The champion reaches" in second["verdict"]

@@ -18,6 +18,8 @@ from raydistill.evaluate.compare import Predictions
 from raydistill.pipeline import challenger
 from raydistill.pipeline.distill import distill
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Targets
+from raydistill.tasks.text_classification import TextClassification
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.registry import Version
 from raydistill.tracking.registry.aliases import move_champion
@@ -90,21 +92,22 @@ def test_a_challenger_is_compared_on_the_same_rows(monkeypatch: pytest.MonkeyPat
 
     def kept(wrong: int) -> Predictions:
         logits = {"student": np.eye(2)[np.where(np.arange(200) < wrong, 1 - labels, labels)]}
-        return Predictions(hashes, labels, np.arange(200), logits, ("a", "b"))
+        task = TextClassification(("a", "b"))
+        return Predictions(hashes, Targets(labels, np.ones(200, bool)), np.arange(200), logits, {"student": task})
 
     present = Version("toy", 4, "old", "", {}, ("challenger",), 0)
     monkeypatch.setattr(challenger, "version_by_alias", lambda *_: present)
     monkeypatch.setattr(challenger, "run_tags", lambda run_id, uri: tags[run_id])
     monkeypatch.setattr(evidence, "read_kept_predictions", lambda *_: kept(10))
-    results = {"student": {"chance": {"reason": None}}}
+    results = {"student": {"chance": {"reason": None}}, "task": {"main_metric": "accuracy"}}
     ref = RunRef("uri", "0", "new")
 
     def why(wrong: int) -> str | None:
         return challenger.why_not_challenger("toy", ref, results, kept(wrong))
 
     assert why(5) is why(10) is why(12) is None  # one point worse: not measurable
-    assert "version 4, which has it, is right more often by 10.0 points" in str(why(30))
+    assert "version 4, which has it, has the better accuracy, by 10.0 points" in str(why(30))
     tags["old"][challenger.SWEEP] = "key"
-    assert "version 4, which won a sweep, is right more often by 1.0 points" in str(why(12))
+    assert "version 4, which won a sweep, has the better accuracy, by 1.0 points" in str(why(12))
     tags["new"][challenger.SWEEP] = "key"
     assert why(12) is None

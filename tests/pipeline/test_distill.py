@@ -38,11 +38,12 @@ from rich.console import Console
 
 from raydistill.cli.show.results import print_notes
 from raydistill.config.loading import load_config
+from raydistill.config.teacher import MODES
 from raydistill.data.rows import Rows
 from raydistill.deploy.opening import open_folder
 from raydistill.errors import Interrupted, ModelError
-from raydistill.evaluate.metrics import classification_metrics
 from raydistill.models.folder import CARD, model_digest
+from raydistill.models.signals import LOGITS
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.prepare import Prepared, prepare
 from raydistill.pipeline.recipes import TeacherIdentity, baseline_artifact, student_artifact, teacher_recipe
@@ -50,7 +51,7 @@ from raydistill.search.sweep import sweep_key
 from raydistill.storage.garbage import collect_garbage, remove_artifact
 from raydistill.storage.storage import Storage
 from raydistill.teacher.store import signal_artifact
-from raydistill.train.loop import Stage
+from raydistill.train.loop import StageRun
 
 HIDDEN = {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.1}
 BASE = {
@@ -70,7 +71,7 @@ class Spy:
 
     start: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    labels: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    labeled: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> dict[str, int]:
@@ -94,21 +95,21 @@ class Ran:
 def run(folder: Path, **changes: Any) -> Ran:
     """Distil the toy and note what the loop saw."""
     spy = Spy()
-    collate, init = Stage.collate, Stage.__init__
+    collate, init = StageRun.collate, StageRun.__init__
 
-    def noting_collate(self: Stage, step: int) -> Any:
+    def noting_collate(self: StageRun, step: int) -> Any:
         batches, name = collate(self, step), self.setup.name
         spy.rows.setdefault(name, []).append(np.concatenate([batch.row_ids for batch in batches]))
-        spy.labels.setdefault(name, []).append(np.concatenate([batch.labels for batch in batches]))
+        spy.labeled.setdefault(name, []).append(np.concatenate([batch.targets.labeled for batch in batches]))
         return batches
 
-    def noting_init(self: Stage, setup: Any) -> None:
+    def noting_init(self: StageRun, setup: Any) -> None:
         spy.start[setup.name] = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
         init(self, setup)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stage, "collate", noting_collate)
-        patch.setattr(Stage, "__init__", noting_init)
+        patch.setattr(StageRun, "collate", noting_collate)
+        patch.setattr(StageRun, "__init__", noting_init)
         results = distill(load_config(config_of(folder, **changes)))
     return Ran(folder, results, spy)
 
@@ -252,17 +253,17 @@ def test_one_mlflow_run_holds_parameters_metrics_data_and_files(base, mlflow_uri
     assert files >= {"config.yaml", "lineage.json", "results.json", "report.html", "student"}
 
 
-def test_results_are_strict_json_of_schema_1(base, other):
+def test_results_are_strict_json_of_schema_2(base, other):
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
 
     raw = other.storage.read_bytes("runs", run_key(other), "results.json")
     stored = json.loads(raw, parse_constant=refuse)
     assert stored == json.loads(json.dumps(other.results))
-    assert stored["schema"] == 1
+    assert stored["schema"] == 2
     kept = predictions(stored, other.storage)
     for name in ("student", "teacher", "baseline"):
-        value = classification_metrics(kept.logits[name], kept.labels)["accuracy"]
+        value = kept.tasks[name].scores(kept.outputs[name], kept.targets.values).values["accuracy"]
         assert stored[name]["test"]["accuracy"]["value"] == pytest.approx(value, rel=1e-5)
     phases = {"prepare", "teacher", "record", "train", "baseline", "evaluate", "register", "total"}
     assert set(stored["seconds"]) >= phases
@@ -342,7 +343,7 @@ def test_class_names_are_part_of_all_that_is_made_from_the_rows(tmp_path, how):
             before, after = (write_numbered(tmp_path, names=order) for order in (names, turned))
     made = [prepare(load_config(config), Storage(str(tmp_path / "storage"))) for config in (before, after)]
     rows = [Rows.open(each.tokens.local(), "train") for each in made]
-    assert np.array_equal(rows[0].labels, rows[1].labels)
+    assert np.array_equal(rows[0].targets.values, rows[1].targets.values)
     assert np.array_equal(rows[0].values["input_ids"], rows[1].values["input_ids"])
     keys = [all_keys(each) for each in made]
     assert [name for name in keys[0] if keys[0][name] == keys[1][name]] == []
@@ -356,8 +357,8 @@ def all_keys(made: Prepared) -> dict[str, str]:
     return {
         "run": made.run_key,
         "teacher": json.dumps(teacher_recipe(made.config, "digest", made.tokens.digest, made.dtype)),
-        "signal": signal_artifact(made.storage, "logits", "train", **signal)[0].key,
-        "student": student_artifact(*common, "cached")[0].key,
+        "signal": signal_artifact(made.storage, LOGITS, "train", **signal)[0].key,
+        "student": student_artifact(*common, MODES["cached"])[0].key,
         "baseline": baseline_artifact(*common)[0].key,
     }
 
@@ -423,7 +424,7 @@ def test_the_student_is_an_ordinary_folder_without_projections(base):
     done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout)
     assert [loaded["labels"][str(i)] for i in range(3)] == sorted(TOPICS)
-    kept = predictions(base.results, base.storage).logits["student"]
+    kept = predictions(base.results, base.storage).outputs["student"]
     np.testing.assert_allclose(np.array(loaded["logits"]), kept, atol=1e-5)
 
 
@@ -438,7 +439,7 @@ def test_the_student_sees_all_rows_and_the_baseline_labelled_ones_as_many_steps(
         seen = np.concatenate(spy.rows["student.distill"][15 * epoch : 15 * (epoch + 1)])
         assert sorted(seen) == list(range(232))
     for name in ("baseline.distill", "teacher.finetune"):
-        assert (np.concatenate(spy.labels[name]) >= 0).all()
+        assert np.concatenate(spy.labeled[name]).all()
         assert len(set(np.concatenate(spy.rows[name]).tolist())) == 60
     client = MlflowClient(tracking_uri=mlflow_uri)
     rates = {
@@ -527,16 +528,14 @@ def test_an_order_of_classes_that_the_rows_contradict_is_refused(base, tmp_path)
         texts = [row["text"] for row in csv.DictReader(file)]
     for seed in range(50):  # until one says every class often
         folder = save_tiny(tmp_path / str(seed), "bert", seed=seed)
-        said = open_folder(folder, max_length=20).logits(texts).argmax(axis=1)
+        said = open_folder(folder, max_length=20).outputs(texts).argmax(axis=1)
         if np.bincount(said, minlength=3).min() >= 30:
             break
     teacher = {"model": str(folder)}
     with (tmp_path / "said.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *zip(texts, (sorted(TOPICS)[i] for i in said), strict=True)])
     turned = {"data__path": str(tmp_path / "said.csv"), "data__max_labeled": None, "teacher": teacher}
-    message = (
-        "Taken in this order for sport, film, money, .* % of the validation rows; for film, money, sport on 100.0 %"
-    )
+    message = "Taken in this order for sport, film, money, its accuracy on .* %; for film, money, sport it is 100.0 %"
     with pytest.raises(ModelError, match=message):
         run(base.folder, task={"labels": ["sport", "film", "money"]}, **turned)
 
@@ -560,7 +559,7 @@ def test_a_teacher_at_chance_ends_the_run_before_a_student_learns_from_it(tmp_pa
 def test_a_ready_made_teacher_at_chance_ends_the_run(tmp_path):
     toy_config(tmp_path)
     save_tiny(tmp_path / "guessing", "bert", labels=tuple(sorted(TOPICS)))
-    with pytest.raises(ModelError, match=r"no better than guessing.*Name one that was fine-tuned for these classes"):
+    with pytest.raises(ModelError, match=r"no better than guessing.*Name one that was fine-tuned for this task"):
         run(tmp_path, teacher={"model": str(tmp_path / "guessing")})
 
 
@@ -570,7 +569,7 @@ def test_online_gives_the_student_of_cached(other):
     assert online.results["student"]["path"] != other.results["student"]["path"]
     differences = relative_difference(without_key_biases(online.weights()), without_key_biases(other.weights()))
     assert max(differences.values()) < 1e-3
-    a, b = (predictions(ran.results, ran.storage).logits["student"] for ran in (online, other))
+    a, b = (predictions(ran.results, ran.storage).outputs["student"] for ran in (online, other))
     np.testing.assert_allclose(a, b, atol=1e-3)
 
 

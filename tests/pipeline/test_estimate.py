@@ -31,6 +31,7 @@ from raydistill.pipeline.timing import (
     time_teacher,
     training,
 )
+from raydistill.tasks import TextClassification
 from raydistill.train.loop import train
 
 SPLIT_ROWS = {
@@ -39,7 +40,9 @@ SPLIT_ROWS = {
     "test": SplitCounts(100, 100, {}),
 }
 SIZE = Size(
-    DataInfo(("a", "b", "c"), SPLIT_ROWS, has_pairs=False, removed={}, skipped={}, notes=(), doubts=()),
+    DataInfo(
+        TextClassification("abc").facts(), "", SPLIT_ROWS, has_pairs=False, removed={}, skipped={}, notes=(), doubts=()
+    ),
     {"train": 12_000, "validation": 1200, "test": 1200},
     {"train": 0, "validation": 0, "test": 0},
     is_estimate=False,
@@ -137,7 +140,7 @@ def test_timing_leaves_torch_as_it_was_and_writes_nothing(config: Any, tmp_path:
     torch.manual_seed(5)
     before, number = torch.get_rng_state(), torch.get_num_threads()
     made, teacher = config(), tiny_config("bert")
-    sample = Sample(12, LABELS, Device(), 1)
+    sample = Sample(12, TextClassification(LABELS), Device(), 1)
     step = time_student(made, made.stages["distill"], tiny_config("bert", 2), teacher, sample)
     assert 0 < step.seconds(1, 16) < 1
     assert 0 < time_teacher(teacher, sample) < 0.1
@@ -151,7 +154,7 @@ def test_timing_leaves_torch_as_it_was_and_writes_nothing(config: Any, tmp_path:
 def test_a_timed_step_is_one_of_the_loop(config: Any) -> None:
     hidden = {"type": "hidden_mse", "layers": "last"}
     made = config(stages__distill__losses__hidden=hidden)
-    sample = Sample(12, LABELS, Device(), 1)
+    sample = Sample(12, TextClassification(LABELS), Device(), 1)
     setup = training(made, made.stages["distill"], tiny_config("bert", 2), tiny_config("bert"), sample)
     (report,) = train(setup)
     assert {"train/loss/kd", "train/loss/task", "train/loss/hidden"} <= report.metrics.keys()

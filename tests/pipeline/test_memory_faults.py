@@ -76,7 +76,7 @@ def test_a_full_disk_is_known():
 
 @pytest.mark.slow
 def test_without_ray_the_run_says_it_too_and_goes_on(tmp_path, monkeypatch):
-    step = loop.Stage.take_step
+    step = loop.StageRun.take_step
 
     def take_step(self: Any, number: int, *arguments: Any) -> None:
         if self.setup.name == "student.distill" and number == 7:
@@ -85,7 +85,7 @@ def test_without_ray_the_run_says_it_too_and_goes_on(tmp_path, monkeypatch):
 
     config = load_config(toy_config(tmp_path, evaluate__baseline=False))
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Stage, "take_step", take_step)
+        patch.setattr(loop.StageRun, "take_step", take_step)
         with pytest.raises(RaydistillError, match=r"ran out of GPU memory.*79.10 GiB.*tokens_per_micro_batch"):
             distill(config)
     assert "teacher" in distill(config)["reused"]

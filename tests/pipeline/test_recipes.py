@@ -13,7 +13,7 @@ from kit.toy import toy_config
 
 from raydistill.config.loading import load_config
 from raydistill.config.losses import TaskLoss
-from raydistill.config.teacher import ModelTeacher, Pool
+from raydistill.config.teacher import MODES, ModelTeacher, Pool
 from raydistill.config.tree import Baseline, Config
 from raydistill.models.folder import model_digest
 from raydistill.pipeline import recipes
@@ -44,7 +44,7 @@ def keys(config: Config, folder: Path, *, source: str = "s", spoken: str = "t", 
         "run": run_key(config, Tokens(storage, "tokens", "k"), folder / "encoder", dtype),
     }
     artifacts = {
-        "student": recipes.student_artifact(config, storage, teacher, tokens, dtype, given["mode"]),
+        "student": recipes.student_artifact(config, storage, teacher, tokens, dtype, MODES[given["mode"]]),
         "baseline": recipes.baseline_artifact(config, storage, teacher, tokens, dtype),
     }
     for kind, (artifact, recipe) in artifacts.items():
@@ -149,7 +149,7 @@ def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
     assert config.teacher.finetune is not None
     finetune = json.loads(config.teacher.finetune.model_dump_json())
     assert recipes.teacher_recipe(config, "s", "k", "float32") == {"source": "s", "finetune": finetune, **common}
-    assert recipes.student_artifact(*given, "online")[1] == {
+    assert recipes.student_artifact(*given, MODES["online"])[1] == {
         **{"teacher": "t", "mode": "online", "stages": {"distill": stage}},
         **start,
         **common,
@@ -223,9 +223,9 @@ def test_a_baseline_takes_the_students_stages_with_labels_alone(folder: Path) ->
     stage = config.stages["distill"]
     (alone,) = recipes.baseline_stages(config).values()
     assert alone == stage.model_copy(update={"losses": {"task": TaskLoss()}, "changes": ()})
-    labels = np.array([2, -1, 0, -1])
-    assert recipes.stage_rows(stage, labels).tolist() == [0, 1, 2, 3]
-    assert recipes.stage_rows(alone, labels).tolist() == [0, 2]
+    labeled = np.array([True, False, True, False])
+    assert recipes.stage_rows(stage, labeled).tolist() == [0, 1, 2, 3]
+    assert recipes.stage_rows(alone, labeled).tolist() == [0, 2]
     settings = [
         recipes.baseline_settings(load_config(toy_config(folder, evaluate__baseline=given)))
         for given in (True, False, PRETRAINED)
@@ -240,9 +240,9 @@ def test_signals_are_recorded_while_they_fit() -> None:
     auto = ModelTeacher(model="m", max_cache_bytes=total)
     fits = f"its outputs take {total:,} bytes, within teacher.max_cache_bytes"
     wide = f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"
-    assert recipes.choose_mode(auto, sizes) == ("cached", fits)
+    assert auto.choose_mode(total) == (MODES["cached"], fits)
     tight = auto.model_copy(update={"max_cache_bytes": total - 1})
-    assert recipes.choose_mode(tight, sizes) == ("online", wide)
-    assert recipes.choose_mode(tight.model_copy(update={"pool": Pool()}), sizes) == ("pool", wide)
+    assert tight.choose_mode(total) == (MODES["online"], wide)
+    assert tight.model_copy(update={"pool": Pool()}).choose_mode(total) == (MODES["pool"], wide)
     forced = tight.model_copy(update={"mode": "cached"})
-    assert recipes.choose_mode(forced, sizes) == ("cached", "teacher.mode: cached")
+    assert forced.choose_mode(total) == (MODES["cached"], "teacher.mode: cached")

@@ -23,9 +23,10 @@ from raydistill.config.tree import Config
 from raydistill.errors import ConfigError, Interrupted
 from raydistill.losses import build_losses
 from raydistill.models.student import build_student
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.job import Job
 from raydistill.pipeline.prepare import prepare
 from raydistill.pipeline.stages import stage_reports
-from raydistill.pipeline.workplace import Job, Workplace
 from raydistill.search.actor import TrialActor
 from raydistill.search.ledger import Ledger, Params
 from raydistill.search.schedulers import Exchange, scheduler_for
@@ -74,9 +75,9 @@ def pbt_config(folder: Path, **changes: Any) -> dict[str, Any]:
     return toy_config(folder, **(settings | changes))
 
 
-def make_place(job: Job, stop: Callable[[], bool] = lambda: False) -> Workplace:
+def make_context(job: Job, stop: Callable[[], bool] = lambda: False) -> Context:
     board = Board(job.storage, job.run_parts, job.owner, listener=lambda entry: None, stop=stop)
-    return Workplace(job, Group(), Device(), board)
+    return Context(job, Group(), Device(), board)
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +94,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
         owner,
         prepared.data,
         prepared.tokens,
-        prepared.info.labels,
+        prepared.info.task,
         prepared.dtype,
         None,
     )
-    return share(make_place(job))
+    return share(make_context(job))
 
 
 @pytest.fixture
@@ -114,9 +115,13 @@ def changing(config: Config, changes: tuple[tuple[int, dict[str, float]], ...] =
 
 def train(shared: Shared, config: Config, stop: Callable[[], bool] = lambda: False) -> torch.nn.Module:
     """The stages of a config, its student not published; the model with its best weights."""
-    place = make_place(replace(shared.job, config=config, folder=("work", "stages")), stop)
-    build = build_student(place.teacher(shared.teacher), config.student, seed=0, attn_implementation=place.attention)
-    for _ in stage_reports(place, "student", build.model, config.stages, shared.signals, shared.teacher, is_trial=True):
+    context = make_context(replace(shared.job, config=config, folder=("work", "stages")), stop)
+    build = build_student(
+        context.teacher(shared.teacher), config.student, seed=0, attn_implementation=context.attention
+    )
+    for _ in stage_reports(
+        context, "student", build.model, config.stages, shared.signals, shared.teacher, is_trial=True
+    ):
         pass
     return build.model
 
@@ -124,30 +129,30 @@ def train(shared: Shared, config: Config, stop: Callable[[], bool] = lambda: Fal
 def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], ...] = CHANGES) -> dict[str, Any]:
     """One loop over all steps; what changes is set by hand in the live losses and rates. The better epoch's weights."""
     config = shared.job.config
-    place = make_place(replace(shared.job, folder=("work", "hand")))
-    teacher = place.teacher(shared.teacher)
-    model = build_student(teacher, config.student, seed=0, attn_implementation=place.attention).model
+    context = make_context(replace(shared.job, folder=("work", "hand")))
+    teacher = context.teacher(shared.teacher)
+    model = build_student(teacher, config.student, seed=0, attn_implementation=context.attention).model
     whole = config.stages["distill"]
-    losses = build_losses(whole.losses, place.task, model.config, teacher.config, seed=0)
+    losses = build_losses(whole.losses, context.task, model.config, teacher.config, seed=0)
     rates = Optimization(**whole.model_dump(exclude={"losses", "changes"}))
     setup = loop.Setup(
         name="student.distill",
         model=model,
         losses=losses,
-        signals=place.recorded(shared.signals),
-        rows=place.rows["train"],
-        row_ids=np.arange(place.rows["train"].num_rows),
+        signals=context.recorded(shared.signals),
+        rows=context.rows["train"],
+        row_ids=np.arange(context.rows["train"].num_rows),
         schedule=loop.Schedule(NUM_STEPS, STEPS_PER_EPOCH),
         optimization=rates,
         settings=config.train,
         seed=0,
-        validate=lambda: place.validate(model),
+        validate=lambda: context.validate(model),
         score=lambda metrics: -metrics["log_loss"],
-        checkpoints=place.checkpoints("student", "distill"),
-        group=place.group,
-        device=place.device,
+        checkpoints=context.checkpoints("student", "distill"),
+        group=context.group,
+        device=context.device,
     )
-    stage = loop.Stage(setup)
+    stage = loop.StageRun(setup)
     parameters = trainable(model, losses)
     optimizer = build_optimizer(parameters, rates)
     kept: tuple[float, dict[str, Any]] = (float("inf"), {})
@@ -167,7 +172,7 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
         optimizer.zero_grad()
         if (step + 1) % STEPS_PER_EPOCH == 0:
             model.eval()
-            value = place.validate(model)["log_loss"]
+            value = context.validate(model)["log_loss"]
             kept = min(kept, (value, weights(model)), key=lambda pair: pair[0])
     return kept[1]
 
@@ -214,15 +219,15 @@ def test_killed_at_every_step_it_ends_with_the_same_weights(fresh, monkeypatch, 
     """A kill leaves the last checkpoint, which is one at each change, too."""
     config = changing(fresh.job.config)
     config = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_steps": checkpoint_steps})})
-    original, taken = loop.Stage.take_step, []
+    original, taken = loop.StageRun.take_step, []
 
-    def take_step(self: loop.Stage, step: int, *arguments: Any) -> None:
+    def take_step(self: loop.StageRun, step: int, *arguments: Any) -> None:
         taken.append(step)
         if step == dies_at:
             raise Killed
         original(self, step, *arguments)
 
-    monkeypatch.setattr(loop.Stage, "take_step", take_step)
+    monkeypatch.setattr(loop.StageRun, "take_step", take_step)
     saved = {0, *(step for step, _ in CHANGES), *range(0, NUM_STEPS, checkpoint_steps)}
     for dies_at in range(NUM_STEPS):
         taken.clear()

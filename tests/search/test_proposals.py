@@ -16,7 +16,7 @@ from raydistill.search.front import pareto_front
 from raydistill.search.ledger import Ledger, Params, Trial
 from raydistill.search.proposals import Proposals, Verdict, key
 from raydistill.search.space import grid, sweep_of
-from raydistill.search.study import Outcome, outcome, study_of, violations
+from raydistill.search.study import TrialOutcome, outcome, study_of, violations
 from raydistill.storage.storage import Storage
 
 TEMPERATURE = "stages.distill.losses.kd.temperature"
@@ -401,7 +401,7 @@ def test_stopped_trials_are_pruned_or_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [{ACCURACY: math.nan}, {ACCURACY: math.inf}, {}])
 def test_completed_without_a_finite_objective_is_no_success(values: dict[str, float]) -> None:
     came = outcome(Trial(0, {}, "completed", values=values), sweep_of(sweeping(CONTINUOUS)))
-    assert came == Outcome("PRUNED", violations={"possible": 1.0})
+    assert came == TrialOutcome("PRUNED", violations={"possible": 1.0})
 
 
 def test_violations_are_shares_of_the_bounds() -> None:

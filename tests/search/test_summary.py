@@ -15,7 +15,7 @@ from raydistill.config.tree import Config
 from raydistill.errors import ModelError
 from raydistill.search import front, summary
 from raydistill.search.ledger import Trial
-from raydistill.search.space import default_params, label, with_params
+from raydistill.search.space import default_params, label, sweep_of, with_params
 from raydistill.search.summary import Finalist, SeedOutcome, build_summary, choose
 
 KD = "stages.distill.losses.kd.temperature"
@@ -24,7 +24,7 @@ RATE = "stages.distill.learning_rate"
 LAYERS = {"type": "hidden_mse", "weight": 0.5, "layers": [[1, 3], [2, 6]]}
 
 
-def config(**sweep: Any) -> Config:
+def config(task: str = "text_classification", **sweep: Any) -> Config:
     space = {
         KD: {"uniform": [1, 8]},
         RATE: {"loguniform": [1e-5, 1e-3]},
@@ -32,9 +32,12 @@ def config(**sweep: Any) -> Config:
         HIDDEN: {"choice": [None, LAYERS]},
         "stages.distill.schedule": {"choice": ["linear", "cosine"]},
     }
-    losses = {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}
+    kd = "forward_kl" if task == "text_classification" else "logit_mse"
+    space = space if kd == "forward_kl" else {name: values for name, values in space.items() if name != KD}
+    losses = {"kd": {"type": kd}, "task": {"type": "task", "weight": 0.5}}
     content = {
         "data": {"path": "rows.csv"},
+        "task": {"type": task},
         "teacher": {"model": "some/model"},
         "student": {"num_layers": 2},
         "stages": {"distill": {"losses": losses}},
@@ -83,7 +86,7 @@ OWN = finalist(0, [0.80, 0.81, 0.79], [0.79, 0.80, 0.78], ("default",))
 
 def build(finalists: list[Finalist] | None = None, settings: Config | None = None, **more: Any) -> dict[str, Any]:
     settings = settings or config()
-    assert settings.sweep is not None
+    sweep = sweep_of(settings)
     trials = more.pop("trials", make_trials())
     if finalists is None:
         finalists = [finalist(7, [0.87, 0.88, 0.86], [0.85, 0.87, 0.83]), OWN]
@@ -92,9 +95,9 @@ def build(finalists: list[Finalist] | None = None, settings: Config | None = Non
         "sweep_key": "abc",
         "run_id": None,
         "trials": trials,
-        "front": front.pareto_front([t for t in trials if t.state == "completed"], settings.sweep.objectives),
+        "front": front.pareto_front([t for t in trials if t.state == "completed"], sweep.objectives),
         "finalists": finalists,
-        "winner": choose(finalists, settings.sweep, TRIALS) if finalists else None,
+        "winner": choose(finalists, sweep, TRIALS) if finalists else None,
         "results": {"verdict": "fine", "value": 0.123456789},
         "shapes": [{"num_parameters": 5, "latency_ms": math.inf}],
         "seconds": {"search": 12.3456789, "total": 20},
@@ -123,14 +126,14 @@ def test_one_seed_has_no_spread() -> None:
 
 def test_the_winner_has_the_best_mean_and_not_the_best_single_seed() -> None:
     steady, lucky = finalist(1, [0.85, 0.87, 0.86], [0.1, 0.1, 0.1]), finalist(2, [0.99, 0.70, 0.70], [0.9, 0.9, 0.9])
-    sweep = config().sweep
+    sweep = sweep_of(config())
     assert sweep is not None
     won, seed = choose([lucky, steady], sweep, TRIALS)
     assert (won.trial, seed.seed) == (1, 2)  # on test the other is better: nobody looks there
 
 
 def test_the_winner_by_a_metric_that_is_better_when_lower() -> None:
-    sweep = config(objectives={"latency_ms": "min", "validation/log_loss": "min"}).sweep
+    sweep = sweep_of(config(objectives={"latency_ms": "min", "validation/log_loss": "min"}))
     assert sweep is not None
 
     def outcome(seed: int, loss: float) -> SeedOutcome:
@@ -144,14 +147,14 @@ def test_the_winner_by_a_metric_that_is_better_when_lower() -> None:
 def test_the_configs_own_values_do_not_win_against_a_constraint() -> None:
     own, best = finalist(0, [0.95, 0.96], [0.9, 0.9], ("default",)), finalist(5, [0.9, 0.91], [0.9, 0.9])
     for bounds, winner in (({}, own), ({"validation/accuracy": {"min": 0.85}}, best)):  # 0.80 in its trial
-        sweep = config(constraints=bounds).sweep
+        sweep = sweep_of(config(constraints=bounds))
         assert sweep is not None
         assert choose([own, best], sweep, TRIALS) == (winner, winner.seeds[1])
     assert choose([own], sweep, TRIALS) is None
 
 
 def test_no_winner_without_a_value() -> None:
-    sweep = config().sweep
+    sweep = sweep_of(config())
     assert sweep is not None
     with pytest.raises(ModelError, match="No trial that was trained again has a validation/accuracy"):
         choose([Finalist(0, ("best",), ()), finalist(1, [math.nan], [0.5])], sweep, TRIALS)
@@ -288,6 +291,49 @@ def test_verdict_of_a_front_names_size_and_speed() -> None:
         "It has a latency of 8 ms. 8 trials searched for validation accuracy and latency (bayesian). "
         "8 of them form the Pareto front. 1 more was rejected untrained."
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "main"),
+    [
+        ("text_classification", "accuracy"),
+        ("text_regression", "pearson"),
+        ("multi_label_classification", "micro_f1"),
+    ],
+)
+def test_a_sweep_looks_for_the_task_s_main_metric_unless_told_otherwise(task: str, main: str) -> None:
+    settings = config(task)
+    assert sweep_of(settings).objectives == {f"validation/{main}": "max"}
+    own = {"validation/log_loss": "min"}
+    assert sweep_of(config(objectives=own)).objectives == own
+
+
+def error_trials() -> list[Trial]:
+    """As ``make_trials``, with an RMSE that falls by 0.01 from trial to trial."""
+    trials = []
+    for trial in make_trials()[:8]:
+        own = {name: value for name, value in trial.params.items() if name != KD}
+        trials.append(replace(trial, params=own, values={"validation/rmse": 0.5 - trial.number / 100}, history=()))
+    return trials
+
+
+def test_verdict_on_an_error_that_falls() -> None:
+    def seeds(trial: int, value: float, roles: tuple[str, ...]) -> Finalist:
+        found = [{"rmse": value + step} for step in (0.0, 0.01, -0.01)]
+        return Finalist(trial, roles, tuple(SeedOutcome(i, f"k{i}", f"s/{i}", m, m) for i, m in enumerate(found)))
+
+    settings = config("text_regression", objectives={"validation/rmse": "min"})
+    best, own = seeds(7, 0.43, ("best",)), seeds(0, 0.5, ("default",))
+    trials = error_trials()
+    chosen = choose([best, own], sweep_of(settings), dict(enumerate(trials)))
+    assert chosen is not None
+    assert (chosen[0].trial, chosen[1].validation["rmse"]) == (7, pytest.approx(0.42))
+    text = build([best, own], settings, trials=trials, winner=chosen)["verdict"]
+    assert text.startswith("The search paid off: trial 7 is 0.070 better than the config's own values. ")
+    assert "The winner reaches 0.430 ± 0.010 RMSE on validation" in text
+    assert "searched for validation RMSE" in text
+    worse = build([seeds(7, 0.52, ("best",)), own], settings, trials=trials, winner=None)["verdict"]
+    assert worse.startswith("No winner")
 
 
 def test_verdict_without_a_winner_says_why() -> None:

@@ -28,10 +28,11 @@ from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
 from raydistill.errors import Interrupted, ModelError
+from raydistill.pipeline.context import Context
 from raydistill.pipeline.distill import distill
+from raydistill.pipeline.job import Job
 from raydistill.pipeline.prepare import prepare
 from raydistill.pipeline.stages import read_training
-from raydistill.pipeline.workplace import Job, Workplace
 from raydistill.search.actor import TrialActor
 from raydistill.search.ledger import Ledger, Params, Trial
 from raydistill.search.sharing import Shared, share
@@ -431,12 +432,12 @@ def make_shared(folder: Path, **changes: Any) -> Shared:
         owner,
         prepared.data,
         prepared.tokens,
-        prepared.info.labels,
+        prepared.info.task,
         prepared.dtype,
         None,
     )
     board = Board(job.storage, job.board_parts, owner, listener=lambda entry: None)
-    return share(Workplace(job, Group(Device().torch_device), Device(), board))
+    return share(Context(job, Group(Device().torch_device), Device(), board))
 
 
 def order_of(number: int, params: Params, seed: int | None = None) -> dict[str, Any]:
@@ -475,8 +476,8 @@ def test_nothing_of_a_trial_is_left_for_the_next_one_of_its_actor(tmp_path):
     first = train_to_end(actor)
     student = Artifact(shared.job.storage, "student", str(first[-1]["student"]))
     weights = read_weights(student.local() / "model")
-    rows, teacher = actor.place.rows["train"], actor.place.teacher_model
-    recorded = dict(actor.place._recorded)
+    rows, teacher = actor.context.rows["train"], actor.context.teacher_model
+    recorded = dict(actor.context._recorded)
     untouched = module_weights(teacher)
     shared.job.storage.delete("student", student.key)
 
@@ -494,12 +495,12 @@ def test_nothing_of_a_trial_is_left_for_the_next_one_of_its_actor(tmp_path):
     assert same_weights(read_weights(student.local() / "model"), weights)
     assert without_times(fifth) == without_times(first)
     assert len(first) == NUM_EPOCHS
-    assert actor.place.rows["train"] is rows
-    assert actor.place.teacher_model is teacher
+    assert actor.context.rows["train"] is rows
+    assert actor.context.teacher_model is teacher
     assert same_weights(module_weights(teacher), untouched)
-    assert all(actor.place._recorded[key] is signals for key, signals in recorded.items())
+    assert all(actor.context._recorded[key] is signals for key, signals in recorded.items())
     assert len(recorded) == 1
-    assert "test" not in dict(actor.place.rows)
+    assert "test" not in dict(actor.context.rows)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 from kit.processes import KEY, OTHER, damage, fill, kill, say_go, start, wait_for
 
 from raydistill.errors import ArtifactError
-from raydistill.pipeline.workplace import metrics_path
+from raydistill.pipeline.reporting import metrics_path
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import collect_garbage, list_artifacts, refer, referred, remove_artifact
 from raydistill.storage.manifest import file_digest

@@ -24,6 +24,7 @@ from kit.toy import toy_config
 
 from raydistill.config.loading import load_config
 from raydistill.errors import ArtifactError, Interrupted
+from raydistill.models.signals import LOGITS
 from raydistill.pipeline.distill import distill
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Missing, is_transient
@@ -211,7 +212,7 @@ def seal_shards(storage: Storage, folder: Path) -> Any:
     files = {}
     for index in range(3):
         path = folder / "shard"
-        write_shard(path, np.arange(5) + 5 * index, np.ones(5, dtype=np.int32), torch.randn(5, 3), "logits")
+        write_shard(path, np.arange(5) + 5 * index, np.ones(5, dtype=np.int32), torch.randn(5, 3), LOGITS)
         info = FileInfo.of(path)
         name = shard_name(index, info.sha256)
         files[name] = artifact.put(path, name)

@@ -25,12 +25,15 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError
+from raydistill.models.signals import LOGITS
 from raydistill.pipeline import recipes
-from raydistill.pipeline.phases import record_teacher, run_phases
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.job import Job
+from raydistill.pipeline.phases import run_phases
 from raydistill.pipeline.pool_teacher import Teacher
-from raydistill.pipeline.pooled import driver_place, find_teacher, find_unrecorded
+from raydistill.pipeline.pooled import driver_context, find_teacher, find_unrecorded
 from raydistill.pipeline.prepare import prepare
-from raydistill.pipeline.workplace import Job, Workplace
+from raydistill.pipeline.teaching import record_teacher
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.storage.garbage import collect_garbage, refer, referred
@@ -65,16 +68,16 @@ def make_job(folder: Path, mode: str, **changes: Any) -> Job:
     return replace(prepared.job(Owner.acquire(prepared.storage, "runs", prepared.run_key), None), run=None)  # type: ignore[arg-type]
 
 
-def local_place(job: Job, stop: Callable[[], bool] = lambda: False) -> Workplace:
+def local_context(job: Job, stop: Callable[[], bool] = lambda: False) -> Context:
     board = Board(job.storage, job.board_parts, job.owner, listener=lambda entry: None, stop=stop)
-    return Workplace(job, Group(), Device("cpu", job.dtype), board)
+    return Context(job, Group(), Device("cpu", job.dtype), board)
 
 
 def student(job: Job, feed: PoolFeed | None = None) -> dict[str, torch.Tensor]:
     """Run the phases in this process; the student's weights."""
-    place = local_place(job)
-    place.feed = feed
-    return read_weights(run_phases(place).student.local() / "model")
+    context = local_context(job)
+    context.feed = feed
+    return read_weights(run_phases(context).student.local() / "model")
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +158,14 @@ def test_packed_tensors_come_back_bit_by_bit() -> None:
 def test_what_a_pool_records_and_from_what_is_referred_to_before_it_begins(tmp_path: Path, folder: Path) -> None:
     """Recording may take longer than the day after which what no run refers to goes; and nothing is forgotten by it."""
     job = make_job(folder, "cached", storage=str(tmp_path / "storage"))
-    place = local_place(job)
-    teacher = find_teacher(place)
+    context = local_context(job)
+    teacher = find_teacher(context)
     assert teacher is not None
-    _, recorded = record_teacher(place, teacher)
+    _, recorded = record_teacher(context, teacher)
     sealed = recorded["train"]
     sealed["logits"].unseal()
     refer(job.storage, job.run_key, [Artifact(job.storage, "evaluation", "0" * 20)], "in-mlflow")
-    later = driver_place(replace(job, owner=Owner.acquire(job.storage, "runs", job.run_key)))
+    later = driver_context(replace(job, owner=Owner.acquire(job.storage, "runs", job.run_key)))
     wanted = find_unrecorded(later, teacher, {"train": frozenset(sealed)})
     assert [*wanted["train"]] == ["logits"]
     names = {str(artifact) for artifact in [job.data, job.tokens, *sealed.values()]}
@@ -171,15 +174,15 @@ def test_what_a_pool_records_and_from_what_is_referred_to_before_it_begins(tmp_p
     assert job.storage.read_json("runs", job.run_key, "run.json")["run_id"] == "in-mlflow"
     assert collect_garbage(job.storage, older_than_seconds=0) == []
     with pytest.raises(StaleOwner):  # a worker of the driver before, whose list is older
-        place.has(Artifact(job.storage, "student", "0" * 20), "student")
+        context.report.has(Artifact(job.storage, "student", "0" * 20), "student")
 
 
 def test_a_pool_refers_to_a_new_run_before_it_records(tmp_path: Path, folder: Path) -> None:
     job = make_job(folder, "cached", storage=str(tmp_path / "storage"))
-    place = driver_place(job)
-    teacher = find_teacher(place)
+    context = driver_context(job)
+    teacher = find_teacher(context)
     assert teacher is not None
-    wanted = find_unrecorded(place, teacher, {"train": frozenset({"logits"})})
+    wanted = find_unrecorded(context, teacher, {"train": frozenset({LOGITS})})
     job.storage.write_bytes(b"shard", *str(wanted["train"]["logits"].artifact).split("/"), "00000-0.arrow")
     assert collect_garbage(job.storage, older_than_seconds=0) == []
 
@@ -192,7 +195,7 @@ def test_requests_go_round_all_teachers_and_each_rank_begins_with_another(rank: 
     def teacher(number: int) -> Any:
         return SimpleNamespace(signals=SimpleNamespace(remote=lambda *arguments: asked.append(number)))
 
-    signals = PoolSignals(None, {"logits"}, Sizes(4, 0, np.ones(8, dtype=int)), 0, rank)
+    signals = PoolSignals(None, {LOGITS}, Sizes(4, 0, np.ones(8, dtype=int)), 0, rank)
     signals._teachers = {number: teacher(number) for number in (3, 4, 6)}
     for _ in range(6):
         request = signals._request(np.arange(2))
@@ -289,24 +292,24 @@ class TestFailing:
         monkeypatch.setattr("raydistill.teacher.store.SHARD_ROWS", 20)
         monkeypatch.setattr("raydistill.teacher.pool.recording.MAX_FAILURES", 2)
         job = make_job(folder, "cached", storage=str(tmp_path / "storage"))
-        place = driver_place(job)
-        teacher = find_teacher(place)
+        context = driver_context(job)
+        teacher = find_teacher(context)
         assert teacher is not None
-        wanted = find_unrecorded(place, teacher, {"train": frozenset({"logits"})})
+        wanted = find_unrecorded(context, teacher, {"train": frozenset({LOGITS})})
         kind = failing(tmp_path / "opened", how_many, "of each", error)
         options = {**OPTIONS, "runtime_env": {"env_vars": {"RAYDISTILL_SHARD_ROWS": "20"}}}
         pool = TeacherPool(load_config_pool(job, 2, 2), options, kind, (job, None), lambda entry: None)
         given: dict[str, Any] = {"owner": job.owner, "stop": threading.Event(), "show": lambda entry: None}
         if how_many == 1:
             with pool:
-                record_in_pool(pool, place.rows, wanted, **given)
+                record_in_pool(pool, context.rows, wanted, **given)
             assert pool._number >= 3
             check_artifacts(job.storage)
-            assert find_unrecorded(place, teacher, {"train": frozenset({"logits"})}) == {}
+            assert find_unrecorded(context, teacher, {"train": frozenset({LOGITS})}) == {}
             return
         message = "^of each$" if error is ArtifactError else r"2 attempts to record shard .* RuntimeError: of each"
         with pool, pytest.raises(RaydistillError, match=message):
-            record_in_pool(pool, place.rows, wanted, **given)
+            record_in_pool(pool, context.rows, wanted, **given)
 
 
 @pytest.mark.slow
@@ -362,22 +365,22 @@ class TestFeeding:
     def test_teachers_wait_for_the_student(self, folder: Path, ray_cluster: Path) -> None:
         """Without bytes to spare no more than the next step is computed ahead."""
         job = make_job(folder, "pool")
-        place = local_place(job)
-        teacher = find_teacher(place)
+        context = local_context(job)
+        teacher = find_teacher(context)
         assert teacher is not None
         with supervised(job, 1) as made:
-            place.feed = made.feed(max_ahead_bytes=0)
+            context.feed = made.feed(max_ahead_bytes=0)
             begin = num_lines(ray_cluster)
             from transformers import AutoConfig
 
-            rows = place.rows["train"]
-            signals = place.feed.signals({"logits"}, AutoConfig.from_pretrained(teacher.folder), rows.lengths, 0)
+            rows = context.rows["train"]
+            signals = context.feed.signals({LOGITS}, AutoConfig.from_pretrained(teacher.folder), rows.lengths, 0)
             steps = [[np.arange(step * 4, step * 4 + 4)] for step in range(10)]
             signals.foresee(iter(steps))
             for done, parts in enumerate(steps):
                 while not signals.wait(parts):
                     pass
-                signals.batch(parts[0], {})
+                signals.read(rows.batch(parts[0]))
                 time.sleep(0.1)
                 assert len(signal_lines(ray_cluster, begin)) <= done + 2
         assert len(signal_lines(ray_cluster, begin)) == len(steps)
@@ -390,11 +393,11 @@ class TestFeeding:
         forget_student(job)
         asked = threading.Event()
         with supervised(job, 1, resources={"nowhere": 1}) as made:
-            place = local_place(job, stop=asked.is_set)
-            place.feed = made.feed()
+            context = local_context(job, stop=asked.is_set)
+            context.feed = made.feed()
             threading.Timer(3.0, asked.set).start()
             with pytest.raises(Interrupted, match="stopped"):
-                run_phases(place)
+                run_phases(context)
         assert len(made.told) == 1
         assert "0 of at least 1 there" in made.told[0]
         assert "teacher.pool.resources" in made.told[0]
@@ -418,11 +421,11 @@ class TestRecording:
         """One of two teachers is killed on the way; every artefact has the same content as one worker's."""
         monkeypatch.setattr("raydistill.teacher.store.SHARD_ROWS", 20)
         alone, pooled = (make_job(folder, "cached", storage=str(tmp_path / name)) for name in ("alone", "pooled"))
-        place = local_place(alone)
-        teacher = find_teacher(place)
+        context = local_context(alone)
+        teacher = find_teacher(context)
         assert teacher is not None
-        _, recorded = record_teacher(place, teacher)
-        theirs = driver_place(pooled)
+        _, recorded = record_teacher(context, teacher)
+        theirs = driver_context(pooled)
         signals = {split: frozenset(names) for split, names in recorded.items()}
         wanted = find_unrecorded(theirs, teacher, signals)
         assert wanted.keys() == recorded.keys()
@@ -487,9 +490,9 @@ def micro_batches_of(job: Job) -> list[int]:
     """Micro-batches of each step."""
     from raydistill.data.batches import BatchPlan, micro_batches
 
-    rows = local_place(job).rows["train"]
+    rows = local_context(job).rows["train"]
     size = job.config.train.global_batch_size
-    plan = BatchPlan(np.arange(rows.num_rows), rows.lengths, rows.labels, seed=0, global_batch_size=size)
+    plan = BatchPlan(np.arange(rows.num_rows), rows.lengths, rows.targets.labeled, seed=0, global_batch_size=size)
     tokens = job.config.train.tokens_per_micro_batch
     return [len(micro_batches(plan.batch(step), rows.lengths, tokens=tokens)) for step in range(NUM_STEPS)]
 

@@ -16,8 +16,9 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.errors import ArtifactError, Interrupted
 from raydistill.losses import build_losses
+from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import pool_teacher as actor
-from raydistill.pipeline.workplace import Job
+from raydistill.pipeline.job import Job
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import file_digest
 from raydistill.storage.storage import Storage
@@ -28,12 +29,12 @@ from raydistill.teacher.online import OnlineSignals
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import cut_shards, find_shards, signal_artifact
 
-SIGNALS = ("hidden_states[2]", "hidden_states[4]", "logits")
+SIGNALS = tuple(map(Signal, ("hidden_states[2]", "hidden_states[4]", "logits")))
 
 
 def wanted(toy: Toy, teacher: str = "t", signals: tuple[str, ...] = SIGNALS) -> dict[str, Wanted]:
     made = {}
-    for signal in signals:
+    for signal in map(Signal, signals):
         artifact, recipe = signal_artifact(
             toy.storage, signal, "train", teacher_digest=teacher, tokens_digest=toy.tokens.digest, dtype="float32"
         )
@@ -57,8 +58,8 @@ def record_all(toy: Toy, items: dict[str, Wanted], **options: Any) -> None:
 
 def assert_equal_online(toy: Toy, recorded: RecordedSignals, row_ids: np.ndarray) -> None:
     rows = toy.rows()
-    online = OnlineSignals(toy.teacher(), SIGNALS, Device()).batch(row_ids, rows.inputs(row_ids))
-    stored = recorded.batch(row_ids)
+    online = OnlineSignals(toy.teacher(), SIGNALS, Device()).read(rows.batch(row_ids))
+    stored = recorded.rows(row_ids)
     assert stored.keys() == online.keys()
     for signal in SIGNALS:
         assert stored[signal].shape == online[signal].shape
@@ -91,15 +92,14 @@ def test_cached_and_online_give_the_same_loss_row_by_row(toy, small_shards):
     setup = toy.setup("row-losses", losses, student)
     rows = toy.rows()
     order = np.random.default_rng(2).permutation(rows.num_rows)[:50]
-    from raydistill.data.batches import Batch
     from raydistill.models.capture import capture
 
-    batch = Batch(order, rows.lengths[order], rows.labels[order], rows.inputs(order))
+    batch = rows.batch(order)
     with torch.no_grad():
         mine = capture(student, batch.inputs, losses.student_needs)
-        online = setup.signals.batch(order, batch.inputs)
+        online = setup.signals.read(batch)
         for name, loss in losses.terms.items():
-            a, b = loss(mine, online, batch), loss(mine, recorded.batch(order), batch)
+            a, b = loss(mine, online, batch), loss(mine, recorded.read(batch), batch)
             torch.testing.assert_close(a, b, rtol=5e-3, atol=2e-3 if name != "kd" else 1e-5)
 
 
@@ -109,7 +109,7 @@ def test_the_teacher_speaks_in_evaluation_mode(toy, small_shards):
         teacher = toy.teacher().train()
         record(teacher, toy.rows(), items, tokens=400, device=Device(), group=Group())
     rows = np.arange(toy.rows().num_rows)
-    a, b = (RecordedSignals(artifacts(items), len(rows)).batch(rows)["logits"] for items in (first, second))
+    a, b = (RecordedSignals(artifacts(items), len(rows)).rows(rows)["logits"] for items in (first, second))
     assert torch.equal(a, b)
 
 
@@ -118,7 +118,7 @@ def test_another_batch_budget_changes_nothing(toy, small_shards):
     record_all(toy, small, tokens=50)
     record_all(toy, large, tokens=100_000)
     rows = np.arange(toy.rows().num_rows)
-    a, b = (RecordedSignals(artifacts(items), len(rows)).batch(rows)["logits"] for items in (small, large))
+    a, b = (RecordedSignals(artifacts(items), len(rows)).rows(rows)["logits"] for items in (small, large))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -263,7 +263,7 @@ def test_a_teacher_of_a_pool_cuts_the_shards_once(toy, small_shards, monkeypatch
     job = Job(nothing, "run", toy.storage, nothing, nothing, toy.tokens, (), "float32", None)
     teacher = actor.Teacher(job, None)
     teacher.model = toy.teacher()
-    teacher.place = cast(Any, SimpleNamespace(rows={"train": toy.rows()}, inference_tokens=400, device=Device()))
+    teacher.context = cast(Any, SimpleNamespace(rows={"train": toy.rows()}, inference_tokens=400, device=Device()))
     items = wanted(toy, "pooled", ("logits",))
     for index in range(3):
         teacher.record("train", index, items)
@@ -283,12 +283,12 @@ def test_few_shards_are_mapped_at_a_time(toy, small_shards, monkeypatch):
     whole = RecordedSignals(artifacts(items), rows.num_rows)
     assert num_maps(folder) >= 2 * len(SIGNALS) + 1
     order = np.random.default_rng(1).permutation(rows.num_rows)
-    expected = whole.batch(order)
+    expected = whole.rows(order)
     del whole
     assert num_maps(folder) == 0
     monkeypatch.setattr("raydistill.teacher.cached.MAX_MAPS", 2 * len(SIGNALS))
     bounded = RecordedSignals(artifacts(items), rows.num_rows)
-    read = bounded.batch(order)
+    read = bounded.rows(order)
     assert all(torch.equal(read[signal], expected[signal]) for signal in SIGNALS)
     assert 0 < num_maps(folder) <= 2 * len(SIGNALS)
 
@@ -310,7 +310,7 @@ def test_the_limit_of_maps_is_not_called_damage(toy, small_shards, monkeypatch):
 def test_values_beyond_half_precision_are_refused(toy, tmp_path):
     values = torch.full((3, 4), 1e6)
     with pytest.raises(ArtifactError, match=r"teacher\.mode: online"):
-        store.write_shard(tmp_path / "x.arrow", np.array([0]), np.array([3]), values, "hidden_states[1]")
+        store.write_shard(tmp_path / "x.arrow", np.array([0]), np.array([3]), values, Signal("hidden_states[1]"))
 
 
 @pytest.mark.parametrize("change", ["teacher", "tokens", "dtype", "signal", "split"])
@@ -333,9 +333,9 @@ def test_reading_only_what_the_manifest_names(toy, small_shards):
     record_all(toy, items)
     artifact = items["logits"].artifact
     folder = Path(toy.storage.path(artifact.kind, artifact.key))
-    store.write_shard(folder / "00000-ffffffffffffffff.arrow", np.arange(5), np.ones(5), torch.zeros(5, 3), "logits")
+    store.write_shard(folder / "00000-ffffffffffffffff.arrow", np.arange(5), np.ones(5), torch.zeros(5, 3), LOGITS)
     recorded = RecordedSignals(artifacts(items), toy.rows().num_rows)
-    assert recorded.batch(np.arange(5))["logits"].abs().min() > 0
+    assert recorded.rows(np.arange(5))["logits"].abs().min() > 0
 
 
 def test_build_losses_starts_projections_from_the_seed(toy):

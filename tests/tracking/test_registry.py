@@ -287,7 +287,7 @@ def test_lost_artefacts_are_uploaded_again(storage: Storage, student: Path) -> N
 
 
 def test_model_uris_lead_to_a_folder(storage: Storage, student: Path, tmp_path: Path) -> None:
-    from raydistill.deploy.opening import open_classifier
+    from raydistill.deploy.opening import open_model
     from raydistill.tracking.registry import resolve_model_uri
 
     ref = run(storage, "uris")
@@ -295,7 +295,7 @@ def test_model_uris_lead_to_a_folder(storage: Storage, student: Path, tmp_path: 
     for uri in (f"runs:/{ref.run_id}/student", "models:/uris/1", "models:/uris@challenger"):
         folder = resolve_model_uri(uri, storage)
         assert (folder / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
-        assert open_classifier(uri, None, storage.url).max_length == 8
+        assert open_model(uri, None, storage.url).max_length == 8
     with pytest.raises(TrackingError, match="nobody"):
         resolve_model_uri("models:/uris@nobody", storage)
     with pytest.raises(TrackingError, match="There is no MLflow store"):
@@ -307,18 +307,20 @@ def test_data_is_read_by_the_column_names_of_the_models_run(storage: Storage, st
     """Labelled data and tables for predict: the run's names where the table has them, else usual ones."""
     from raydistill.config.data import Data
     from raydistill.deploy.own_rows import columns_of, find_test_rows
+    from raydistill.tasks import TextClassification
 
     ref = run(storage, "columns", data={"path": "x", "columns": {"text": "body", "label": "stars"}})
     register(ref, "columns", student)
+    task = TextClassification(("bad", "good"))
     (tmp_path / "own.csv").write_text("id,body,stars,text\n1,a good film,good,none\n")
     (tmp_path / "usual.csv").write_text("text,label\na bad film,bad\n")
     for model in ("models:/columns/1", f"runs:/{ref.run_id}/student"):
         assert columns_of(model, storage.url).model_dump() == {"text": "body", "text_pair": None, "label": "stars"}
         for name, text, label in (("own", "a good film", "good"), ("usual", "a bad film", "bad")):
-            rows = find_test_rows(model, Data(path=str(tmp_path / f"{name}.csv")), "test", storage.url)
-            assert (rows.texts, rows.labels) == ((text,), (label,))
+            rows = find_test_rows(model, task, Data(path=str(tmp_path / f"{name}.csv")), "test", storage.url)
+            assert (rows.texts, task.outputs[rows.targets.values[0]]) == ((text,), label)
     asked = Data(path=str(tmp_path / "own.csv"), columns={"text": "text"})
-    assert find_test_rows("models:/columns/1", asked, "test", storage.url).texts == ("none",)
+    assert find_test_rows("models:/columns/1", task, asked, "test", storage.url).texts == ("none",)
     command = ["predict", "models:/columns/1", "--storage", storage.url, "--file", str(tmp_path / "own.csv")]
     assert cli.execute([*command, "--out", str(tmp_path / "out.jsonl")]) == 0
     (found,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -326,19 +328,39 @@ def test_data_is_read_by_the_column_names_of_the_models_run(storage: Storage, st
     assert found["score_good"] == pytest.approx(plain["scores"]["good"], abs=1e-5)
 
 
+def test_data_is_read_as_the_models_run_wrote_its_labels(storage: Storage, tmp_path: Path) -> None:
+    from raydistill.config.data import Data
+    from raydistill.deploy.own_rows import find_test_rows
+    from raydistill.tasks.multi_label import MultiLabelClassification
+
+    task = MultiLabelClassification(("art", "law", "tax"))
+    settings = {"type": task.type, "separator": "|", "labels": list(task.outputs)}
+    ref = run(storage, "separated", task=settings)
+    (tmp_path / "rows.csv").write_text("text,labels\na film,art\na vote,law|tax\n")
+    rows = find_test_rows(
+        f"runs:/{ref.run_id}/student", task, Data(path=str(tmp_path / "rows.csv")), "test", storage.url
+    )
+    assert rows.targets.values.tolist() == [[1, 0, 0], [0, 1, 1]]
+    storage.write_json({"artifacts": ["student/4567"]}, "runs", "tagged", "run.json")
+    storage.write_json({"config": {"task": settings}}, "runs", "tagged", "results.json")
+    folder = f"{storage.url}/student/4567/model"
+    rows = find_test_rows(folder, task, Data(path=str(tmp_path / "rows.csv")), "test", storage.url)
+    assert rows.targets.values.tolist() == [[1, 0, 0], [0, 1, 1]]
+
+
 def test_the_bare_name_of_a_registered_model_gets_a_hint(
     storage: Storage, student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from raydistill.deploy.opening import open_classifier
+    from raydistill.deploy.opening import open_model
     from raydistill.errors import ModelError
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     register(run(storage, "mood"), "mood", student)
     with pytest.raises(ModelError, match=r"one is registered: write models:/mood@challenger or models:/mood/1\."):
-        open_classifier("mood", None, storage.url)
+        open_model("mood", None, storage.url)
     for name, place in (("moods", storage.url), ("mood", str(tmp_path))):
         with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
-            open_classifier(name, None, place)
+            open_model(name, None, place)
 
 
 def test_columns_of_a_student_that_lies_in_storage(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from raydistill.errors import ArtifactError, StaleOwner
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.train import checkpoint
-from raydistill.train.checkpoint import Checkpoints, Progress
+from raydistill.train.checkpoint import Checkpoints, TrainProgress
 
 PARTS = ("runs", "r", "student")
-PROGRESS = Progress(5, 3, 0.75, 2, False, [{"step": 5, "validated": True, "train/loss": 0.5}])
+PROGRESS = TrainProgress(5, 3, 0.75, 2, False, [{"step": 5, "validated": True, "train/loss": 0.5}])
 
 
 class Tied(nn.Module):
@@ -65,18 +65,18 @@ def test_one_checkpoint_of_each_kind_stays(tmp_path: Path) -> None:
     checkpoints.keep_best(1, 0.5, third[0])
     for step, model in ((2, first), (12, second)):
         checkpoints.keep_best(step + 1, 0.25 * step, model[0])
-        checkpoints.save_last(Progress(step), *model)
+        checkpoints.save_last(TrainProgress(step), *model)
     with torch.no_grad():
         second[0].a.zero_()  # trained on: what counts is the weights at the validation
-    checkpoints.save_last(Progress(12), *second)
+    checkpoints.save_last(TrainProgress(12), *second)
     assert sorted(storage.list(*PARTS)) == ["best-00000013", "best.json", "last-00000012", "last.json"]
     assert [storage.read_json(*PARTS, f"{kind}.json")["step"] for kind in ("best", "last")] == [13, 12]
     assert checkpoints.load_best(third[0]) == 3.0
     assert all(map(torch.equal, third[0].state_dict().values(), made(1)[0].state_dict().values()))
-    assert checkpoints.load_last(*third) == Progress(12)
+    assert checkpoints.load_last(*third) == TrainProgress(12)
     assert all(map(torch.equal, state(*third), state(*second)))
-    checkpoints.save_last(Progress(14, finished=True), *first)
-    assert checkpoints.load_last(*third) == Progress(14, finished=True)
+    checkpoints.save_last(TrainProgress(14, finished=True), *first)
+    assert checkpoints.load_last(*third) == TrainProgress(14, finished=True)
     assert sorted(storage.list(*PARTS, "last-00000014")) == ["state.pt"]  # the best weights count from here on
     assert all(map(torch.equal, state(*third), state(*second)))
     checkpoints.clear()
@@ -96,14 +96,14 @@ def test_a_kill_before_the_pointer_leaves_the_previous_one(tmp_path: Path, monke
         with monkeypatch.context() as patch:
             patch.setattr(Storage, "write_json", killed)
             with pytest.raises(KeyboardInterrupt):
-                checkpoints.save_last(Progress(step), *made(1))
+                checkpoints.save_last(TrainProgress(step), *made(1))
 
     save_killed(1)
     assert storage.list(*PARTS)
     assert checkpoints.load_last(*restored) is None
-    checkpoints.save_last(Progress(1), *first)
+    checkpoints.save_last(TrainProgress(1), *first)
     save_killed(2)
-    assert checkpoints.load_last(*restored) == Progress(1)
+    assert checkpoints.load_last(*restored) == TrainProgress(1)
     assert all(map(torch.equal, state(*restored), state(*first)))
 
 
@@ -111,7 +111,7 @@ def test_old_reports_lie_in_pieces_which_a_stale_owner_does_not_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "PIECE", 3)
-    storage, model, progress = Storage(str(tmp_path)), made(0), Progress()
+    storage, model, progress = Storage(str(tmp_path)), made(0), TrainProgress()
     reports = [{"step": step, "validated": False, "train/loss": 1 / step} for step in range(1, 14)]
     checkpoints = Checkpoints(storage, PARTS, Owner.acquire(storage, "runs", "r"))
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(tmp_path: Path, monke
 def test_a_file_of_another_length_is_named(tmp_path: Path) -> None:
     storage, model = Storage(str(tmp_path)), made(0)
     checkpoints = Checkpoints(storage, PARTS)
-    checkpoints.save_last(Progress(1), *model)
+    checkpoints.save_last(TrainProgress(1), *model)
     storage.write_bytes(b"cut", *PARTS, "last-00000001", "losses.safetensors")
     with pytest.raises(ArtifactError, match=r"last-00000001/losses.safetensors has 3 bytes, not \d+"):
         checkpoints.load_last(*model)
@@ -156,13 +156,13 @@ def test_a_file_of_another_length_is_named(tmp_path: Path) -> None:
 def test_a_stale_owner_neither_writes_nor_removes(tmp_path: Path) -> None:
     storage, model = Storage(str(tmp_path)), made(0)
     old = Checkpoints(storage, PARTS, Owner.acquire(storage, "runs", "r"))
-    old.save_last(Progress(1), *model)
+    old.save_last(TrainProgress(1), *model)
     new = Checkpoints(storage, PARTS, Owner.acquire(storage, "runs", "r"))
     old.keep_best(2, 0.5, model[0])
-    for write in (lambda: old.save_last(Progress(2), *model), old.clear):
+    for write in (lambda: old.save_last(TrainProgress(2), *model), old.clear):
         with pytest.raises(StaleOwner):
             write()
-    assert new.load_last(*model) == Progress(1)
+    assert new.load_last(*model) == TrainProgress(1)
     assert sorted(storage.list(*PARTS)) == ["last-00000001", "last.json"]
     new.clear()
     assert storage.list(*PARTS) == []

@@ -15,16 +15,16 @@ from kit.toy import Toy, make_toy, relative_difference, run_ranks, weights, with
 
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
-from raydistill.data.batches import Batch
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.losses import ForwardKl, Losses, TaskLoss
 from raydistill.models.capture import capture
+from raydistill.models.signals import LOGITS
 from raydistill.tasks import TextClassification
 from raydistill.teacher.online import OnlineSignals
 from raydistill.train import checkpoint, loop
-from raydistill.train.checkpoint import Checkpoints, Progress
+from raydistill.train.checkpoint import Checkpoints, TrainProgress
 from raydistill.train.dropout import RowDropout
-from raydistill.train.loop import Schedule, Setup, Stage, train
+from raydistill.train.loop import Schedule, Setup, StageRun, train
 
 FP32_GRADIENT = 5e-6
 """Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
@@ -35,7 +35,7 @@ BF16_GRADIENT = 2e-2
 
 def batch_gradients(setup: Setup, step: int = 0) -> dict[str, torch.Tensor]:
     """Return the gradients of one global batch, of the model and of the losses' projections."""
-    stage = Stage(setup)
+    stage = StageRun(setup)
     batches = stage.collate(step)
     counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
     stage.accumulate(step, batches, counts)
@@ -57,13 +57,13 @@ def all_terms(toy: Toy) -> Losses:
 @pytest.mark.parametrize(("num_labeled", "dropout"), [(0, 0.0), (2, 0.0), (60, 0.0), (60, 0.3)])
 def test_micro_batches_do_not_change_the_gradient(toy, num_labeled, dropout):
     rows = toy.rows()
-    unlabeled, labeled = np.flatnonzero(rows.labels < 0), np.flatnonzero(rows.labels >= 0)
+    unlabeled, labeled = np.flatnonzero(~rows.targets.labeled), np.flatnonzero(rows.targets.labeled)
     row_ids = np.concatenate([unlabeled[:64], labeled[:num_labeled]])
     cut = {}
     for tokens in (100_000, 160):
         changes = {"row_ids": row_ids, "train": {"tokens_per_micro_batch": tokens}}
         setup = toy.setup("micro", all_terms(toy), toy.student(dropout=dropout), **changes)
-        cut[tokens] = (len(Stage(setup).collate(0)), without_key_biases(batch_gradients(setup)))
+        cut[tokens] = (len(StageRun(setup).collate(0)), without_key_biases(batch_gradients(setup)))
     assert cut[100_000][0] == 1
     assert cut[160][0] >= 3
     assert max(relative_difference(cut[100_000][1], cut[160][1]).values()) < FP32_GRADIENT
@@ -83,12 +83,12 @@ def test_losses_do_not_depend_on_the_padding_length(toy):
     terms = {"kd": {"type": "forward_kl"}, "task": {"type": "task"}, "h": {"type": "hidden_mse"}}
     losses = toy.losses(student, **terms, c={"type": "hidden_cosine"})
     setup, rows = toy.setup("padding", losses, student), toy.rows()
-    ids = np.flatnonzero(rows.labels >= 0)[:9]
-    short = Batch(ids, rows.lengths[ids], rows.labels[ids], rows.inputs(ids))
+    ids = np.flatnonzero(rows.targets.labeled)[:9]
+    short = rows.batch(ids)
     long = replace(short, inputs={name: torch.nn.functional.pad(t, (0, 13)) for name, t in short.inputs.items()})
     for loss in losses.terms.values():
         a, b = (
-            loss(capture(student, batch.inputs, losses.student_needs), setup.signals.batch(ids, batch.inputs), batch)
+            loss(capture(student, batch.inputs, losses.student_needs), setup.signals.read(batch), batch)
             for batch in (short, long)
         )
         assert a.shape == b.shape == (loss.count(short),)
@@ -96,7 +96,7 @@ def test_losses_do_not_depend_on_the_padding_length(toy):
 
 
 def test_without_labels_the_task_term_is_zero(toy):
-    row_ids = np.flatnonzero(toy.rows().labels < 0)[:64]
+    row_ids = np.flatnonzero(~toy.rows().targets.labeled)[:64]
     both = batch_gradients(toy.setup("zero", row_ids=row_ids))
     alone = batch_gradients(toy.setup("zero", toy.losses(toy.student(), kd={"type": "forward_kl"}), row_ids=row_ids))
     assert all(torch.equal(both[name], alone[name]) for name in both)
@@ -107,7 +107,7 @@ def test_without_labels_the_task_term_is_zero(toy):
 
 def test_the_share_of_a_rank_holds_whole_groups(toy):
     setup = toy.setup("shares", all_terms(toy), row_ids=np.arange(6))
-    stage, shares = Stage(setup), []
+    stage, shares = StageRun(setup), []
     setup.group.size = 2
     for setup.group.rank in (0, 1):
         shares.append(np.concatenate(stage.parts(stage.plan, 0)))
@@ -189,7 +189,7 @@ def test_a_checkpoint_does_not_grow_with_the_reports(local, monkeypatch):
     model, losses = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(model.parameters())
     saves = Checkpoints(local, ("runs", "r"))
-    progress = Progress()
+    progress = TrainProgress()
 
     def report(value: float) -> None:
         progress.step += 1
@@ -229,13 +229,13 @@ def test_a_checkpoint_does_not_grow_with_the_reports(local, monkeypatch):
 def steps_of(method: str, patch: pytest.MonkeyPatch) -> list[int]:
     """The steps that a stage does this for, from here on."""
     steps: list[int] = []
-    original = getattr(Stage, method)
+    original = getattr(StageRun, method)
 
-    def counting(self: Stage, step: int, *arguments: Any) -> Any:
+    def counting(self: StageRun, step: int, *arguments: Any) -> Any:
         steps.append(step)
         return original(self, step, *arguments)
 
-    patch.setattr(Stage, method, counting)
+    patch.setattr(StageRun, method, counting)
     return steps
 
 
@@ -315,7 +315,7 @@ def test_all_is_on_the_device_of_the_stage(toy, monkeypatch):
     with torch.device("meta"):
         with monkeypatch.context() as patch:
             patch.setattr(torch.nn.Module, "to", lambda module, device: moved.append((module, device)))
-            stage = Stage(setup)
+            stage = StageRun(setup)
         monkeypatch.setattr(loop, "RowDropout", lambda *given: drawn.append(given[-1]) or RowDropout(*given))
         batches = stage.collate(0)
         stage.take_step(0, batches, setup.losses.counts(batches))
@@ -380,7 +380,7 @@ def test_a_report_tells_the_means_since_the_last_one(toy):
     setup = toy.setup("means", schedule=Schedule(40, 40), optimization=optimization)
     reports = {report.step: report.metrics for report in train(setup)}
     assert list(reports) == list(range(2, 41, 2))
-    stage, sums, counts, norms = Stage(setup), [], [], []
+    stage, sums, counts, norms = StageRun(setup), [], [], []
     for step in (2, 3):
         batches = stage.collate(step)
         counts.append(setup.losses.counts(batches))
@@ -440,15 +440,15 @@ class LateSignals(OnlineSignals):
             self.waited.append([part.tolist() for part in parts])
         return self.looks % 3 == 0
 
-    def batch(self, row_ids, inputs):
-        self.taken.append(row_ids.tolist())
-        return super().batch(row_ids, inputs)
+    def read(self, batch):
+        self.taken.append(batch.row_ids.tolist())
+        return super().read(batch)
 
 
 def test_the_loop_waits_for_late_signals_and_tells_ahead_what_it_needs(toy):
     plain = toy.setup("in-time")
     list(train(plain))
-    signals = LateSignals(toy.teacher(), frozenset({"logits"}), Device())
+    signals = LateSignals(toy.teacher(), frozenset({LOGITS}), Device())
     setup = toy.setup("late", signals=signals)
     list(train(setup))
     assert signals.looks == 3 * setup.schedule.num_steps
@@ -466,7 +466,7 @@ def test_what_a_model_draws_itself_goes_by_seed_and_step(toy):
     drawn = []
     for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1)):
         setup = toy.setup("drawn", seed=seed)
-        stage = Stage(setup)
+        stage = StageRun(setup)
         batches = stage.collate(step)
         stage.accumulate(step, batches, setup.losses.counts(batches))
         drawn.append(torch.initial_seed())
@@ -476,7 +476,7 @@ def test_what_a_model_draws_itself_goes_by_seed_and_step(toy):
 
 def test_gradient_clipping_bounds_the_norm_of_the_step(toy):
     setup = toy.setup("clip", train={"max_grad_norm": 1e-3})
-    stage = Stage(setup)
+    stage = StageRun(setup)
     batches = stage.collate(0)
     gradients: list[float] = []
     setup_step = stage.optimizer.step
@@ -490,7 +490,7 @@ def test_gradient_clipping_bounds_the_norm_of_the_step(toy):
 
 
 def test_gradients_within_the_limit_are_not_scaled(toy, monkeypatch):
-    stage, scaled = Stage(toy.setup("within", train={"max_grad_norm": 1.0})), []
+    stage, scaled = StageRun(toy.setup("within", train={"max_grad_norm": 1.0})), []
     monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", lambda _, limit, norm: scaled.append((limit, norm)))
     weight = stage.parameters[0]
     for norm in (0.5, 1.0, 1.5):
@@ -523,3 +523,25 @@ def test_reported_loss_is_the_weighted_sum_of_its_terms(toy):
     report = next(iter(train(toy.setup("report"))))
     values = report.metrics
     assert values["train/loss"] == pytest.approx(values["train/loss/kd"] + 0.5 * values["train/loss/task"])
+
+
+def test_a_scheduled_weight_goes_on_where_it_was(toy):
+    terms = {
+        "kd": {"type": "forward_kl", "temperature": {"start": 4, "end": 1}},
+        "task": {"type": "task", "weight": {"type": "cosine", "start": 1, "end": 0}},
+    }
+    whole = toy.setup("scheduled", losses=toy.losses(toy.student(), **terms))
+    reports = [report for report in train(whole) if not report.validated or report.finished]
+    last = whole.schedule.num_steps - 1
+    for report in reports:
+        share = (report.step - 1) / last
+        assert report.metrics["train/temperature/kd"] == pytest.approx(4 - 3 * share)
+        assert report.metrics["train/weight/task"] == pytest.approx((1 + math.cos(math.pi * share)) / 2)
+        assert "train/weight/kd" not in report.metrics
+    for until in (5, None):
+        part = toy.setup("scheduled-parts", losses=toy.losses(toy.student(), **terms), until=until)
+        list(train(part))
+    assert all(torch.equal(weights(whole.model)[n], weights(part.model)[n]) for n in weights(whole.model))
+    plain = toy.setup("unscheduled")
+    list(train(plain))
+    assert any(not torch.equal(weights(whole.model)[n], weights(plain.model)[n]) for n in weights(whole.model))

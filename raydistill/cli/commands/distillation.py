@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydistill.cli.commands import app
-from raydistill.cli.console import Outcome, Progress
+from raydistill.cli.console import CommandResult, Progress
 from raydistill.cli.options import ConfigFile, ConfigStorage, Json, Overrides, StorageUrl, with_storage
 from raydistill.config.tree import STORAGE
 from raydistill.errors import ConfigError
@@ -29,7 +29,7 @@ def distill(
     storage: ConfigStorage = None,
     challenger: Challenger = False,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Run one distillation: the same command goes on where it was, and computes nothing twice."""
     from raydistill.config.loading import load_config
 
@@ -45,7 +45,7 @@ def distill(
 
         print_distilled(console, results, loaded)
 
-    return Outcome(lambda: results, show)
+    return CommandResult(lambda: results, show)
 
 
 @app.command()
@@ -57,7 +57,7 @@ def sweep(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train the failed trials again.")] = False,
     challenger: Challenger = False,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Search settings of the student: trials share data and teacher. The same command goes on where it was."""
     from raydistill.config.loading import load_config
     from raydistill.search.space import check_space
@@ -71,7 +71,7 @@ def sweep(
     with Table() as table:
         summary = work(loaded, progress=table, fresh=fresh, retry_failed=retry_failed)
     without_winner = int(summary["winner"] is None)
-    return Outcome(lambda: summary, lambda console: print_sweep(console, summary), without_winner)
+    return CommandResult(lambda: summary, lambda console: print_sweep(console, summary), without_winner)
 
 
 @app.command()
@@ -88,7 +88,7 @@ def plan(
         typer.Option("--address", metavar="HOST:PORT", help="The same for this cluster; auto: the one here."),
     ] = None,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Say what `distill` or `sweep` would do, what is in storage already, how large and how long it gets."""
     from raydistill.config.loading import load_config
 
@@ -113,7 +113,7 @@ def plan(
         if state is not None:
             print_forecast(console, made["cluster"])
 
-    return Outcome(lambda: made, show)
+    return CommandResult(lambda: made, show)
 
 
 @app.command()
@@ -128,7 +128,7 @@ def report(
         Path | None, typer.Option("--csv", metavar="FILE", help="Write a sweep's trials as CSV, and no page but --out.")
     ] = None,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Write the page of a finished run or sweep: one file of tables and pictures that needs no network."""
     from raydistill.cli.found import find_finished
     from raydistill.errors import ConfigError
@@ -149,7 +149,7 @@ def report(
         (write_report if found.kind == "sweep" else write_run_report)(found.content, page)
     written = ", ".join(str(path) for path in (page, csv) if path)
     made = {"written": written, "key": found.key, {"sweep": "summary", "run": "results"}[found.kind]: found.content}
-    return Outcome(lambda: made, lambda console: print(f"{written}: {found.content['verdict']}"))
+    return CommandResult(lambda: made, lambda console: print(f"{written}: {found.content['verdict']}"))
 
 
 runs_app = typer.Typer(help="List what ran, remove runs, compare how they were set.", invoke_without_command=True)
@@ -164,7 +164,7 @@ def runs(
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many of the newest.")] = 20,
     trials: Annotated[bool, typer.Option("--trials", help="List the trials of sweeps, too.")] = False,
     json: Json = False,
-) -> Outcome | None:
+) -> CommandResult | None:
     """List what ran, newest first: distillations, sweeps and gate verdicts with their headline figures."""
     if (command := context.invoked_subcommand) is not None:
         given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
@@ -174,7 +174,7 @@ def runs(
     from raydistill.cli.show import runs as listing
 
     rows = listing.listed(storage, experiment, limit, trials)
-    return Outcome(lambda: {"runs": rows}, lambda console: listing.print_rows(console, rows))
+    return CommandResult(lambda: {"runs": rows}, lambda console: listing.print_rows(console, rows))
 
 
 @runs_app.command("rm")
@@ -183,12 +183,12 @@ def runs_rm(
     force: Annotated[bool, typer.Option("--force", help="Also one that is registered: its version goes, too.")] = False,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Remove a run or a sweep, in storage and in MLflow; not while it runs, nor where an alias names its student."""
     from raydistill.cli import past
 
     removed = past.remove_run(storage, name, force)
-    return Outcome(lambda: {"removed": removed}, lambda console: print(past.describe_removed(removed)))
+    return CommandResult(lambda: {"removed": removed}, lambda console: print(past.describe_removed(removed)))
 
 
 @runs_app.command("diff")
@@ -197,9 +197,9 @@ def runs_diff(
     second: Annotated[str, typer.Argument(metavar="RUN", help="The other one.")],
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Show what was set differently in two runs, and their figures."""
     from raydistill.cli import past
 
     found = past.compare_runs(storage, first, second)
-    return Outcome(lambda: found, lambda console: past.print_difference(console, found))
+    return CommandResult(lambda: found, lambda console: past.print_difference(console, found))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydistill.cli.commands import app
-from raydistill.cli.console import REFUSED, Outcome, Progress, warn
+from raydistill.cli.console import REFUSED, CommandResult, Progress, warn
 from raydistill.cli.options import DataOverrides, DataPath, Json, MaxLength, Model, SplitName, StorageUrl
 from raydistill.config.tree import STORAGE
 from raydistill.deploy.export import FORMATS
@@ -29,15 +29,15 @@ def evaluate(
     overrides: DataOverrides = None,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
-    """Measure a classifier on labelled data, with 95 % intervals."""
+) -> CommandResult:
+    """Measure a model on labelled data, with 95 % intervals."""
     from raydistill.config.loading import optional_data
 
     settings = optional_data(data, overrides)
     from raydistill.deploy import inference
 
     scores = inference.evaluate_model(model, settings, split, max_length=max_length, storage=storage)
-    return Outcome(lambda: scores, lambda console: inference.print_scores(console, scores))
+    return CommandResult(lambda: scores, lambda console: inference.print_scores(console, scores))
 
 
 @app.command()
@@ -50,7 +50,7 @@ def compare(
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Also time them, alternately.")] = True,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Measure several models on the same rows, each paired with the first: differences, McNemar's test, latency."""
     from raydistill.config.loading import optional_data
 
@@ -60,13 +60,13 @@ def compare(
     summary = comparison.compare_models(
         models, settings, split, max_length=max_length, latency=latency, storage=storage
     )
-    return Outcome(lambda: summary, lambda console: comparison.print_comparison(console, summary))
+    return CommandResult(lambda: summary, lambda console: comparison.print_comparison(console, summary))
 
 
 @app.command()
 def predict(
     model: Model,
-    text: Annotated[list[str] | None, typer.Option("--text", help="A text to classify. Repeatable.")] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A text to predict for. Repeatable.")] = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", help="A table (CSV, JSON lines, parquet), or one text a line; stdin without it."),
@@ -83,10 +83,10 @@ def predict(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts of one forward pass.")] = 32,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
-    """Label texts: one line each with label, score and text. --json and --out have the scores of all classes.
+) -> CommandResult:
+    """Predict for texts: one line each with the answer (label and score, labels, or a number) and the text.
 
-    An empty text gets no label.
+    --json and --out also have the scores of all labels. An empty text gets no answer.
     """
     from raydistill.cli import predictions, texts
 
@@ -101,19 +101,18 @@ def predict(
     given = texts.read_given(text, file, column or [], pairs, sys.stdin, known)
     from raydistill.deploy import inference
 
-    classifier = inference.open_classifier(model, max_length, storage)
-    found = inference.label_rows(classifier, given.rows, batch_size)
+    predictor = inference.open_model(model, max_length, storage)
+    found = inference.answer_rows(predictor, given.rows, batch_size)
     if out is not None:
-        counts = predictions.write_predictions(found, classifier.labels, given.columns, out)
+        counts = predictions.write_predictions(found, predictor.task, given.columns, out)
         told = {"model": model, "written": str(out), **counts}
-        return Outcome(lambda: told, lambda console: print(predictions.describe_written(told)))
+        return CommandResult(lambda: told, lambda console: print(predictions.describe_written(told)))
 
     def show(console: Console) -> None:
         for _, row in found:
-            label, score = ("(empty)", "-") if row["label"] is None else (row["label"], f"{row['score']:.4f}")
-            print(f"{label}\t{score}\t{row['text']}", flush=True)
+            print(predictions.line(row, predictor.task), flush=True)
 
-    return Outcome(lambda: {"model": model, "predictions": [row for _, row in found]}, show)
+    return CommandResult(lambda: {"model": model, "predictions": [row for _, row in found]}, show)
 
 
 @app.command()
@@ -126,15 +125,17 @@ def export(
     data: DataPath = None,
     split: SplitName = "test",
     rows: Annotated[int, typer.Option("--rows", min=1, help="Check on at most so many rows.")] = 2000,
-    metric: Annotated[str, typer.Option("--metric", help="What an export must keep.")] = "accuracy",
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="What an export must keep. Default: what the task is judged by.")
+    ] = None,
     margin: Annotated[float, typer.Option("--margin", min=0, help="How much it may lose: 0.01 is one point.")] = 0.01,
     max_length: MaxLength = None,
     overrides: DataOverrides = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
-    """Write a classifier for other runtimes, and check it on real rows. Exits 3 if an export is not good."""
+) -> CommandResult:
+    """Write a model for other runtimes, and check it on real rows. Exits 3 if an export is not good."""
     from raydistill.config.loading import optional_data
 
     settings = optional_data(data, overrides)
@@ -156,7 +157,7 @@ def export(
             force=force,
             progress=progress,
         )
-    return Outcome(lambda: found, lambda console: print_export(console, found), 0 if found["good"] else REFUSED)
+    return CommandResult(lambda: found, lambda console: print_export(console, found), 0 if found["good"] else REFUSED)
 
 
 @app.command()
@@ -171,11 +172,11 @@ def push(
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Send a model's files and its card to a Hugging Face hub; the token comes from HF_TOKEN or `hf auth login`."""
     from raydistill.deploy import hub
 
     pushed = hub.push_model(
         model, repo, private=private, revision=revision, message=message, storage=storage, warn=warn
     )
-    return Outcome(lambda: pushed, lambda console: hub.print_pushed(console, pushed))
+    return CommandResult(lambda: pushed, lambda console: hub.print_pushed(console, pushed))

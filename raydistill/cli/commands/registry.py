@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from raydistill.cli.commands import app
-from raydistill.cli.console import REFUSED, Outcome, Progress
+from raydistill.cli.console import REFUSED, CommandResult, Progress
 from raydistill.cli.options import DataOverrides, DataPath, Json, ModelName, SplitName, StorageUrl
 from raydistill.config.tree import STORAGE
 
@@ -17,7 +17,7 @@ def registry(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Lists the models without it.")] = None,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """List the versions of a registered model: figures, aliases, the gate's verdicts."""
     from raydistill.cli.show import gate as table
     from raydistill.storage.storage import Storage
@@ -26,9 +26,11 @@ def registry(
     uri = open_store(Storage(storage))
     if name is None:
         names = model_names(uri)
-        return Outcome(lambda: {"models": names}, lambda console: print("\n".join(names) or "No model is registered."))
+        return CommandResult(
+            lambda: {"models": names}, lambda console: print("\n".join(names) or "No model is registered.")
+        )
     found = known_versions(name, uri)
-    return Outcome(
+    return CommandResult(
         lambda: {"name": name, "versions": [table.describe_version(version) for version in found]},
         lambda console: table.print_versions(console, name, found),
     )
@@ -47,7 +49,7 @@ def promote(
     reason: Annotated[str | None, typer.Option("--reason", help="Why the gate is overruled; it is stored.")] = None,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Judge a version against the champion on the same rows, and make it the champion if every rule of the gate holds.
 
     Exits with 3 where a rule fails; nothing has moved then.
@@ -73,14 +75,14 @@ def promote(
     from raydistill.cli.show.gate import print_verdict
 
     refused = REFUSED if verdict["verdict"] == "refused" else 0
-    return Outcome(lambda: verdict, lambda console: print_verdict(console, verdict), refused)
+    return CommandResult(lambda: verdict, lambda console: print_verdict(console, verdict), refused)
 
 
 @app.command()
-def rollback(name: ModelName, storage: StorageUrl = STORAGE, json: Json = False) -> Outcome:
+def rollback(name: ModelName, storage: StorageUrl = STORAGE, json: Json = False) -> CommandResult:
     """Make the version that the champion replaced the champion again."""
     from raydistill.deploy.gate.promotion import rollback as work
 
     with Progress() as progress:
         moved = work(name, storage=storage, progress=progress)
-    return Outcome(lambda: moved, lambda console: print(moved["sentence"]))
+    return CommandResult(lambda: moved, lambda console: print(moved["sentence"]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raydistill.cli.commands import app
-from raydistill.cli.console import Outcome, Progress, stderr_console
+from raydistill.cli.console import CommandResult, Progress, stderr_console
 from raydistill.cli.options import Json
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.storage.redaction import harmless, redact
@@ -51,7 +51,7 @@ def submit(
     project: Annotated[str | None, typer.Option("--project", help="The folder to send; default: this one.")] = None,
     name: Annotated[str | None, typer.Option("--id", help="The job's id; default: made up.")] = None,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Run a command on a Ray cluster: check, send this project, follow the job, end with its result and exit code."""
     from raydistill.cli.submit import jobs as server
     from raydistill.cli.submit import project as packing
@@ -80,7 +80,7 @@ def submit(
         server.submit(client, job_id, entry, folder, found.environment, wanted.name)
     if detach:
         told = {"id": job_id, "address": redact(url), "entrypoint": entry}
-        return Outcome(lambda: told, lambda console: print(f"{job_id} submitted. {how_to_follow(job_id, url)}"))
+        return CommandResult(lambda: told, lambda console: print(f"{job_id} submitted. {how_to_follow(job_id, url)}"))
     if uri := found.environment.get("MLFLOW_TRACKING_URI"):
         os.environ["MLFLOW_TRACKING_URI"] = uri  # for the lines to type next
     return followed(client, job_id, url, wanted.name)
@@ -91,21 +91,21 @@ def jobs(
     address: Address,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many of the newest.")] = 20,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """List the jobs of a cluster, newest first: id, status, command, when, how long, exit code."""
     from raydistill.cli.submit import jobs as server
 
     rows = server.list_jobs(server.connect(server.server_address(address)))[:limit]
-    return Outcome(lambda: {"jobs": rows}, lambda console: print_jobs(console, rows))
+    return CommandResult(lambda: {"jobs": rows}, lambda console: print_jobs(console, rows))
 
 
 @app.command()
-def stop(job: JobId, address: Address, json: Json = False) -> Outcome:
+def stop(job: JobId, address: Address, json: Json = False) -> CommandResult:
     """Stop a job: it writes a checkpoint first, and the same command goes on from there. Waits until it has ended."""
     from raydistill.cli.submit import jobs as server
 
     stopped = server.stop(server.connect(server.server_address(address)), job)
-    return Outcome(lambda: stopped, lambda console: print(stopped["message"]))
+    return CommandResult(lambda: stopped, lambda console: print(stopped["message"]))
 
 
 @app.command()
@@ -116,7 +116,7 @@ def logs(
         bool, typer.Option("--follow", help="Until the job ends; then its result and exit code.")
     ] = False,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Print what a job has said so far, without its result in JSON."""
     from raydistill.cli.submit import answers
     from raydistill.cli.submit import jobs as server
@@ -131,7 +131,7 @@ def logs(
     if result is not None and isinstance(error := result.get("error"), dict):
         lines.append(f"error: {redact(str(error.get('message')))}")
     told = {**server.describe(info), "log": "\n".join(lines), "result": result}
-    return Outcome(lambda: told, lambda console: print("\n".join(map(harmless, lines))))
+    return CommandResult(lambda: told, lambda console: print("\n".join(map(harmless, lines))))
 
 
 def check_id(name: str | None) -> str | None:
@@ -178,7 +178,7 @@ def how_to_follow(job_id: str, url: str) -> str:
     return f"Follow it: raydistill logs {rest} --follow   Stop it: raydistill stop {rest}"
 
 
-def followed(client: Any, job_id: str, url: str, command: str) -> Outcome:
+def followed(client: Any, job_id: str, url: str, command: str) -> CommandResult:
     """Show the job's log until it ends; its result. Ctrl-C leaves the job alone and raises Interrupted."""
     from raydistill.cli.submit import answers
     from raydistill.cli.submit import jobs as server

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydistill.cli.commands import app
-from raydistill.cli.console import Outcome
-from raydistill.cli.options import DataOverrides, Json, StorageUrl
+from raydistill.cli.console import CommandResult
+from raydistill.cli.options import Json, StorageUrl
 from raydistill.config.tree import STORAGE
 from raydistill.errors import ConfigError
 
@@ -27,11 +27,14 @@ def init(
     teacher: Annotated[
         str | None, typer.Option("--teacher", metavar="MODEL", help="With --data: a folder, pkg://… or a hub name.")
     ] = None,
-    overrides: DataOverrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Override data or task: --set task.type=text_regression."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The file to write; in this folder by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """List the recipes and other files that come with raydistill, copy one, or write a config for your own data."""
     from raydistill.cli import starters
 
@@ -51,15 +54,15 @@ def init(
             print_columns({key: one.about for key, one in known.items()})
             print("\nA config for your own data: raydistill init --data FILE")
 
-        return Outcome(lambda: found, show)
+        return CommandResult(lambda: found, show)
     target, command = starters.copy_starter(name, out, force)
-    return Outcome(
+    return CommandResult(
         lambda: {"written": str(target), "command": command},
         lambda console: print(f"{target} written. Next: {command}"),
     )
 
 
-def propose(data: str, overrides: list[str], teacher: str | None, out: Path | None, force: bool) -> Outcome:
+def propose(data: str, overrides: list[str], teacher: str | None, out: Path | None, force: bool) -> CommandResult:
     """Write a config for data of one's own, and say what is in it."""
     from raydistill.cli.proposal import about, surveyed
     from raydistill.cli.starters import write_proposal
@@ -71,7 +74,7 @@ def propose(data: str, overrides: list[str], teacher: str | None, out: Path | No
             print(line.removeprefix("# ").removeprefix("#"))
         print(f"{target} written. Next: {command}")
 
-    return Outcome(lambda: {"written": str(target), "command": command, "data": surveyed(survey)}, show)
+    return CommandResult(lambda: {"written": str(target), "command": command, "data": surveyed(survey)}, show)
 
 
 @app.command()
@@ -82,7 +85,7 @@ def doctor(
         typer.Option("--address", metavar="ADDRESS", help="A Ray cluster: HOST:PORT, auto, or http://HEAD:8265."),
     ] = None,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Check this machine: packages, storage, memory, threads, GPU, tracking. Exits 1 if a check fails.
 
     With --address check every node of a cluster: versions, storage that all have in common, tracking, GPUs, clocks,
@@ -99,7 +102,7 @@ def doctor(
     checks, reports = examine(storage, address)
     nodes = {"nodes": reports} if address is not None else {}
     failed = any(check.state == "fail" for check in checks)
-    return Outcome(
+    return CommandResult(
         lambda: {"ok": not failed, "checks": [vars(check) for check in checks], **nodes},
         lambda console: print_checks(console, checks),
         exit_code=int(failed),
@@ -107,18 +110,18 @@ def doctor(
 
 
 @app.command()
-def schema(json: Json = False) -> Outcome:
+def schema(json: Json = False) -> CommandResult:
     """Print the JSON schema of the config, for editors."""
     from json import dumps
 
     from raydistill.config.tree import Config
 
     found = Config.model_json_schema()
-    return Outcome(lambda: found, lambda console: print(dumps(found, indent=2)))
+    return CommandResult(lambda: found, lambda console: print(dumps(found, indent=2)))
 
 
 @app.command()
-def losses(json: Json = False) -> Outcome:
+def losses(json: Json = False) -> CommandResult:
     """List the loss types with their settings."""
     from raydistill.config.schema import list_losses
 
@@ -131,7 +134,7 @@ def losses(json: Json = False) -> Outcome:
                 line = f"    {setting}: {value['default']}    {value['about']}"
                 console.print(line, markup=False, style="dim", soft_wrap=True)
 
-    return Outcome(lambda: {"losses": found}, show)
+    return CommandResult(lambda: {"losses": found}, show)
 
 
 def print_columns(rows: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from raydistill.cli.commands import app
-from raydistill.cli.console import Outcome
+from raydistill.cli.console import CommandResult
 from raydistill.cli.options import Json, StorageUrl
 from raydistill.config.tree import STORAGE
 
@@ -16,12 +16,12 @@ app.add_typer(cache, name="cache")
 
 
 @cache.command("ls")
-def cache_ls(storage: StorageUrl = STORAGE, json: Json = False) -> Outcome:
+def cache_ls(storage: StorageUrl = STORAGE, json: Json = False) -> CommandResult:
     """List the artefacts of a storage and what refers to them."""
     from raydistill.cli.show import artifacts as inventory
 
     rows = inventory.listed(storage)
-    return Outcome(lambda: {"artifacts": rows}, lambda console: inventory.print_rows(console, rows))
+    return CommandResult(lambda: {"artifacts": rows}, lambda console: inventory.print_rows(console, rows))
 
 
 @cache.command("rm")
@@ -30,12 +30,12 @@ def cache_rm(
     force: Annotated[bool, typer.Option("--force", help="Even if a run refers to it.")] = False,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Remove one artefact."""
     from raydistill.cli.show import artifacts as inventory
 
     row = inventory.removed(storage, name, force)
-    return Outcome(lambda: {"removed": [row]}, lambda console: inventory.print_freed(console, [row]))
+    return CommandResult(lambda: {"removed": [row]}, lambda console: inventory.print_freed(console, [row]))
 
 
 @cache.command("gc")
@@ -44,12 +44,12 @@ def cache_gc(
     older_than_hours: Annotated[float, typer.Option("--older-than", min=0, help="Hours; younger ones stay.")] = 24.0,
     storage: StorageUrl = STORAGE,
     json: Json = False,
-) -> Outcome:
+) -> CommandResult:
     """Remove what no run refers to."""
     from raydistill.cli.show import artifacts as inventory
 
     rows, why = inventory.collected(storage, dry_run, older_than_hours)
-    return Outcome(
+    return CommandResult(
         lambda: {"would_remove" if dry_run else "removed": rows, "why_nothing": why},
         lambda console: inventory.print_freed(console, rows, dry_run, why),
     )

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from raydistill.cli.show.runs import main_figure
+from raydistill.config.metrics import metric
 from raydistill.evaluate.rules import title_of
-from raydistill.evaluate.verdict import points
 from raydistill.tracking.registry.aliases import PROMOTED, ROLLED_BACK
 from raydistill.tracking.registry.verdicts import VERDICT
 from raydistill.tracking.registry.versions import Version
@@ -49,10 +50,11 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
 def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     """On what, and under which conditions, the models were measured."""
     data = summary["data"]
-    accuracy = ", ".join(
-        f"{name} {points(model['metrics']['accuracy']['value'])}" for name, model in summary["models"].items()
-    )
-    console.print(f"Accuracy on {data['num_rows']:,} rows of {data['source']}: {accuracy}.", markup=False, style="dim")
+    main = data["task"]["main_metric"]
+    about = metric(main)
+    reached = ", ".join(f"{name} {about.text(m['metrics'][main]['value'])}" for name, m in summary["models"].items())
+    text = f"{about.words} on {data['num_rows']:,} rows of {data['source']}: {reached}."
+    console.print(text[0].upper() + text[1:], markup=False, style="dim")
 
 
 def print_versions(console: Console, name: str, versions: Sequence[Version]) -> None:
@@ -62,14 +64,17 @@ def print_versions(console: Console, name: str, versions: Sequence[Version]) -> 
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("v", "aliases", "acc. %", "share %", "params", "MB", "ms", "gate", "registered"):
+    for heading in ("v", "aliases", "score", "share %", "params", "MB", "ms", "gate", "registered"):
         left = heading in ("aliases", "gate", "registered")
         width = 10 if heading == "aliases" else None  # "challenger"
         table.add_column(heading, justify="left" if left else "right", no_wrap=width is None, min_width=width)
     for version in versions:
         table.add_row(*(Text(cell) for cell in version_cells(version)))
     console.print(table)
-    notice = "Of test rows at registration: accuracy, its share of the teacher's; ms: latency of one row."
+    found = [main_figure(version.tags, "test/") for version in versions]
+    titles = " or ".join(dict.fromkeys(metric(score[0]).title for score in found if score is not None))
+    notice = f"Of test rows at registration: score{f' ({titles})' if titles else ''}, its share of the teacher's; "
+    notice += "ms: latency of one row."
     console.print(notice, style="dim")
     for version in versions:
         if version.tags.get(VERDICT) == "forced":
@@ -79,11 +84,12 @@ def print_versions(console: Console, name: str, versions: Sequence[Version]) -> 
 
 def version_cells(version: Version) -> list[str]:
     tags = version.tags
+    name, score = main_figure(tags, "test/") or ("", "")
     return [
         str(version.version),
         ", ".join(version.aliases),
-        number(tags.get("test/accuracy"), 100, "{:.1f}"),
-        number(tags.get("retention/accuracy"), 100, "{:.1f}"),
+        metric(name).text(float(score)) if is_number(score) else ABSENT,
+        number(tags.get(f"retention/{name}"), 100, "{:.1f}"),
         number(tags.get("num_parameters"), 1e-6, "{:.1f}M"),
         number(tags.get("bytes"), 1e-6, "{:.1f}"),
         number(tags.get("latency_ms/p50"), 1, "{:.2f}"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raydistill.cli.show.labels import print_labels
 from raydistill.cluster.forecast import TEACHERS
 from raydistill.cluster.resources import described
 from raydistill.cluster.room import KIND
-from raydistill.data.classes import print_classes
 from raydistill.evaluate.report.scales import duration
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         console.print(f"           texts are cut at {data['max_length']} tokens (data.max_length)")
     for note in data["notes"]:
         console.print(f"- {note}", markup=False)
-    print_classes(console, data["per_class"])
+    print_labels(console, data["per_class"])
     table = Table("phase", "state", "steps", box=None, pad_edge=False)
     for phase in plan["phases"]:
         name = phase["phase"]

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from raydistill.data.classes import print_classes
-from raydistill.evaluate.results import ModelOutcome, Outcome, SplitRows, build_results
-from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING, figure, points
+from raydistill.cli.show.labels import print_labels
+from raydistill.config.metrics import Metric, metric
+from raydistill.evaluate.report.scales import scale
+from raydistill.evaluate.verdict import BASELINE_STARTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,29 +18,9 @@ if TYPE_CHECKING:
 
     from raydistill.config.tree import Config
 
-__all__ = [
-    "ModelOutcome",
-    "Outcome",
-    "SplitRows",
-    "build_results",
-    "print_distilled",
-    "print_next_steps",
-    "print_notes",
-    "print_results",
-    "results_table",
-]
-
 Model = Mapping[str, Any]
 MODELS = ("teacher", "student", "baseline", "champion")
 ABSENT = "-"
-# Metrics below the accuracy, in reading order; those between 0 and 1 by construction are shown in percent.
-ROWS = {
-    "macro_f1": "macro F1, %",
-    "auc": "AUC",
-    "mcc": "MCC",
-    "log_loss": "log loss",
-    "calibration_error": "calib. error",
-}
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -78,17 +59,20 @@ def _heading(name: str, model: Model) -> str:
 
 
 def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, list[str]]:
-    rows = {"accuracy, %": [_accuracy(m) for m in models.values()]}
-    rows["  95 % interval"] = [_bounds(m["test"]["accuracy"]) for m in models.values()]
-    for metric, label in ROWS.items():
-        values = [m["test"][metric]["value"] for m in models.values()]
-        rows[label] = [ABSENT if v is None else figure(metric, v) for v in values]
-    teacher = results["teacher"]["test"]["accuracy"]["value"]
-    rows["agreement, %"] = [ABSENT if n == "teacher" else points(m["agreement"]) for n, m in models.items()]
-    rows["accuracy share, %"] = [
-        ABSENT if n == "teacher" or not teacher else points(m["test"]["accuracy"]["value"] / teacher)
-        for n, m in models.items()
-    ]
+    task, share = results["task"], scale("agreement")
+    main, *others = task["metrics"]
+    about, teacher = metric(main), results["teacher"]["test"][main]["value"]
+    rows = {about.title: [_reached(m, main) for m in models.values()]}
+    rows["  95 % interval"] = [_bounds(about, m["test"][main]) for m in models.values()]
+    for name in others:
+        values = [m["test"][name]["value"] for m in models.values()]
+        rows[metric(name).title] = [ABSENT if v is None else metric(name).text(v) for v in values]
+    rows["agreement, %"] = [ABSENT if n == "teacher" else share.text(m["agreement"]) for n, m in models.items()]
+    if about.is_retained:
+        rows["share, %"] = [
+            ABSENT if n == "teacher" or not teacher > 0 else share.text(m["test"][main]["value"] / teacher)
+            for n, m in models.items()
+        ]
     rows["parameters"] = [_count(m["num_parameters"]) for m in models.values()]
     rows["size"] = [_size(m["bytes"]) for m in models.values()]
     if any(m["latency_ms"] for m in models.values()):
@@ -100,13 +84,13 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, 
     return rows
 
 
-def _accuracy(model: Model) -> str:
-    value = points(model["test"]["accuracy"]["value"])
+def _reached(model: Model, main: str) -> str:
+    value = metric(main).text(model["test"][main]["value"])
     return f"* {value}" if model["chance"]["at_chance"] else value
 
 
-def _bounds(interval: Mapping[str, float]) -> str:
-    return f"[{points(interval['low'])}, {points(interval['high'])}]"
+def _bounds(about: Metric, interval: Mapping[str, float]) -> str:
+    return f"[{about.text(interval['low'])}, {about.text(interval['high'])}]"
 
 
 def _latency(model: Model, quantile: str) -> str:
@@ -125,13 +109,14 @@ def _size(num_bytes: int) -> str:
 
 def conditions(results: Mapping[str, Any]) -> str:
     """On what, and under which conditions, the table's numbers were measured."""
-    rows = sum(entry["support"] for entry in results["teacher"]["per_class"])
-    text = f"{rows:,} labelled test rows. Agreement with the teacher, and share of its accuracy."
+    about = metric(results["task"]["main_metric"])
+    text = f"{results['data']['labeled']['test']:,} labelled test rows. Agreement with the teacher"
+    text += f", and share of its {about.words}." if about.is_retained else "."
     if baseline := results["baseline"]:
         start = BASELINE_STARTS.get(baseline["start"], "weights not known")
         text += f" Without teacher: trained on labels alone, from {start}."
     if any(m and m["chance"]["at_chance"] for m in (results[name] for name in MODELS)):
-        text += f" *: {GUESSING}."
+        text += f" *: {results['task']['guessing']}."
     setting = next(
         (m["latency_setting"] for m in (results["student"], results["teacher"]) if m["latency_setting"]), None
     )
@@ -149,10 +134,11 @@ def print_distilled(console: Console, results: Mapping[str, Any], config: Config
 
 
 def print_found(console: Console, results: Mapping[str, Any]) -> None:
-    """Print what a distillation found: notes, classes, table and verdict."""
+    """Print what a distillation found: notes, labels, table and verdict."""
     print_notes(console, results)
-    if per_class := results["data"].get("per_class"):  # an older run's results have none
-        print_classes(console, per_class)
+    per_class = results["data"]["per_class"]
+    print_labels(console, per_class)
+    if any(per_class.values()):
         console.print()
     print_results(console, results)
 

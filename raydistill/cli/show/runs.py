@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from raydistill.config.metrics import metric
+from raydistill.config.tasks import SECTIONS
 from raydistill.evaluate.report.scales import short_count, visible
 from raydistill.storage.locks import is_held
 from raydistill.storage.storage import Storage
@@ -22,7 +24,7 @@ HEADLINE = ("agreement", "num_parameters", "bytes", "latency_ms/p50")
 WHOLE = ("num_parameters", "bytes")
 FAMILIES = ("test/", "retention/", "best_validation/", "gate/")
 """Metrics that a row has: these, and those that begin so."""
-HEADS = ("key", "when", "what", "name", "acc %", "share", "param.", "ms", "size", "took")
+HEADS = ("key", "when", "what", "name", "score", "share", "param.", "ms", "size", "took")
 NAME = HEADS.index("name")
 ENDINGS = {"FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "waiting"}
 
@@ -135,11 +137,13 @@ def print_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def legend(rows: Sequence[Mapping[str, Any]]) -> str:
     kinds = {row["kind"] for row in rows}
-    told = ["key: its beginning. acc, share: accuracy on test, share of the teacher's. ms: median latency of a row."]
+    scores = dict.fromkeys(score[0] for row in rows if (score := score_of(row)) is not None)
+    words = f" score: {' or '.join(metric(name).title for name in scores)}, on test." if scores else ""
+    told = [f"key: its beginning.{words} share: of the teacher's, %. ms: median latency of a row."]
     if "sweep" in kinds:
         told.append("sweep N: N trials were trained; the figures are the winner's.")
     if "trial" in kinds:
-        told.append("Trials: accuracy on validation.")
+        told.append("Trials: score on validation.")
     if any(row["status"] == "lost" for row in rows):
         told.append("running?: its process is gone; the same command goes on where it was.")
     return " ".join(told)
@@ -150,7 +154,8 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     from rich.filesize import decimal
 
     found = row["figures"]
-    accuracy = found.get("best_validation/accuracy" if row["kind"] == "trial" else "test/accuracy")
+    score = score_of(row)
+    share = None if score is None else found.get(f"retention/{score[0]}")
     name = f"{row['model']} {row['model_version']}" if row["model_version"] else row["name"]
     size, latency = found.get("bytes"), found.get("latency_ms/p50")
     return (
@@ -158,13 +163,24 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         when(row["started"]),
         what(row),
         " ".join(visible(name).split()),
-        percent(accuracy),
-        percent(found.get("retention/accuracy")),
+        "" if score is None else metric(score[0]).text(score[1]),
+        "" if share is None else f"{100 * share:.1f}",
         short_count(found["num_parameters"]) if "num_parameters" in found else "",
         f"{latency:.{2 if latency < 100 else 0}f}" if latency is not None else "",
         "" if size is None else decimal(size),
         took(row),
     )
+
+
+def score_of(row: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The main metric of a run's task, on test or a trial's on validation, and its value; None where it has none."""
+    return main_figure(row["figures"], "best_validation/" if row["kind"] == "trial" else "test/")
+
+
+def main_figure(figures: Mapping[str, Any], prefix: str) -> tuple[str, Any] | None:
+    """The main metric of the task that figures are of, told by which of them there are, and what stands there."""
+    mains = (section.metrics[0] for section in SECTIONS.values())
+    return next(((name, figures[prefix + name]) for name in mains if prefix + name in figures), None)
 
 
 def what(row: Mapping[str, Any]) -> str:
@@ -190,7 +206,3 @@ def when(started: str) -> str:
     """In local time; the year only where it is another one."""
     time = datetime.fromisoformat(started).astimezone()
     return time.strftime("%m-%d %H:%M" if time.year == datetime.now().year else "%Y-%m-%d")
-
-
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from raydistill.cli.console import Outcome
+from raydistill.cli.console import CommandResult
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.storage.redaction import redact
 
@@ -82,7 +82,7 @@ def read(log: str, say: Callable[[str], None] = lambda line: None) -> Transcript
     return transcript
 
 
-def outcome(job: Mapping[str, Any], command: str, transcript: Transcript) -> Outcome:
+def outcome(job: Mapping[str, Any], command: str, transcript: Transcript) -> CommandResult:
     """The job's result with its exit code. Raises the error that ended it.
 
     ``job``: ``id``, ``status``, ``exit_code`` and ``message``, as jobs.describe gives them.
@@ -91,7 +91,7 @@ def outcome(job: Mapping[str, Any], command: str, transcript: Transcript) -> Out
     if result is None or job["exit_code"] is None or set(result) == {"error"}:
         raise failure(job, transcript)
     found = result
-    return Outcome(lambda: found, lambda console: show(command, console, found), job["exit_code"])
+    return CommandResult(lambda: found, lambda console: show(command, console, found), job["exit_code"])
 
 
 def failure(job: Mapping[str, Any], transcript: Transcript) -> RaydistillError:

@@ -1,4 +1,4 @@
-"""Finished classifiers in the formats of other runtimes: written, read back, checked against torch.
+"""Finished models in the formats of other runtimes: written, read back, checked against torch.
 
 An exported folder stands alone: weights, config.json, tokenizer files, and ``export.json``, which says what it is, how
 it was checked, and how to load it without raydistill. This module is light; ``export.export`` does the work.
@@ -13,6 +13,6 @@ FORMATS = {
     "safetensors-bf16": "torch, bfloat16",
 }
 EXACT = ("onnx",)
-"""Formats that compute in the same precision as torch: they must give the same logits, not only the same metric."""
+"""Formats that compute in the same precision as torch: they must give the same outputs, not only the same metric."""
 EXPORT_FILE = "export.json"
-SCHEMA = 1
+SCHEMA = 2

@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
+from raydistill.config.metrics import metric as facts_of
 from raydistill.deploy.export import FORMATS
 from raydistill.deploy.export.checks import TORCH
 from raydistill.deploy.export.table import cells, conditions, interval
 from raydistill.evaluate.report.naming import bullets, escape, table
-from raydistill.evaluate.verdict import UNITLESS
 from raydistill.models.folder import CARD
+from raydistill.tasks import task_of
 
 KEPT = ("license", "license_name", "license_link", "language", "base_model", "datasets")
 """What a model's card may say that is true of its exports."""
@@ -26,15 +27,15 @@ def write_export_card(folder: Path, about: Mapping[str, Any], source: Path) -> N
 
 def export_card(about: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """The card's text; ``known``: the front matter of the model's card."""
-    form, checks, name = about["format"], about["checks"], about["source"]["model"]
+    form, checks, name, task = about["format"], about["checks"], about["source"]["model"], task_of(about["task"])
     is_onnx = form.startswith("onnx")
     head = {
         **{key: known[key] for key in KEPT if known.get(key)},
         "library_name": "onnxruntime" if is_onnx else "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": task.pipeline_tag,
         "tags": ["raydistill", *(["onnx"] if is_onnx else []), *([form] if form != "onnx" else [])],
     }
-    what = f"A text classifier with {len(about['labels'])} classes in the format {form} ({FORMATS[form]}), made from"
+    what = f"A {task.about.format(count=len(task.outputs))} in the format {form} ({FORMATS[form]}), made from"
     body = [
         f"# {escape(name)}: {form}",
         f"{what} {escape(name)}. It reads the first {about['max_length']} tokens of a row.",
@@ -71,14 +72,13 @@ def verdict(check: Mapping[str, Any]) -> str:
 def checks_table(form: str, checks: Mapping[str, Any]) -> str:
     """The model and its export side by side."""
     metric = checks["demand"]["metric"]
-    unit = "" if metric in UNITLESS else ", %"
     sections = [checks[TORCH], checks["export"]]
     columns = [cells(section, metric) for section in sections]
     rows = []
-    for place, (label, field) in enumerate(((f"{metric.replace('_', ' ')}{unit}", "metric"), ("difference",) * 2)):
+    for place, (label, field) in enumerate(((facts_of(metric).title, "metric"), ("difference",) * 2)):
         pairs = zip(columns, sections, strict=True)
         rows.append([label, *(bounded(column[place], section.get(field), metric) for column, section in pairs)])
-    names = ("largest difference of a logit", "rows with the same class, %", "size, MB", "latency p50, ms", "rows/s")
+    names = ("largest difference of an output", "agreement, %", "size, MB", "latency p50, ms", "rows/s")
     rows += [[name, *values] for name, *values in zip(names, *(column[2:] for column in columns), strict=True)]
     rows.append(["runtime", *(escape(section["runtime"]) for section in sections)])
     return table(["on the checked rows", "the model", form], rows)

@@ -3,189 +3,185 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from raydistill.deploy.classifier import Classifier
+from raydistill.config.metrics import METRICS
+from raydistill.config.metrics import metric as facts_of
 from raydistill.deploy.export import EXACT
-from raydistill.deploy.paired import label_ids, latency_ratio, measure_speed, speed_section
+from raydistill.deploy.paired import latency_ratio, measure_speed, speed_section
+from raydistill.deploy.predictor import Predictor
 from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError, ModelError, nearest
-from raydistill.evaluate import compare
-from raydistill.evaluate.intervals import intervals
-from raydistill.evaluate.metrics import METRICS, Array
 from raydistill.evaluate.results import strict_json
-from raydistill.evaluate.verdict import UNITLESS, figure
+from raydistill.evaluate.scoreboard import Scoreboard
+from raydistill.tasks import Task
+from raydistill.tasks.targets import Array
 
-LOGIT_TOLERANCE = 1e-3
-"""float32 on another runtime: six families of tiny models differ by 2e-6 at most, a MiniLM of six layers by 5e-6."""
+TOLERANCE = 1e-3
+"""float32 on another runtime, in ``Task.unit``: six families of tiny models differ by 2e-6 at most, a MiniLM of six
+layers by 5e-6."""
 SHAPE_TOLERANCES = {"onnx-int8": 0.1, "torch-int8": 0.05, "safetensors-bf16": 0.05}
-"""How much a row's logits may depend on its batch, as a share of the spread of all logits (below 1: of 1).
+"""How much a row's outputs may depend on its batch, as a share of the spread of all outputs (below ``Task.unit``: of
+that).
 
 Six families of tiny models and a MiniLM: onnx-int8 0.026 at most (one scale for a batch's activations), torch-int8
 0.013, bfloat16 0.005. A mask or a size that the export lost shows as more.
 """
-LOWER_IS_BETTER = ("log_loss", "calibration_error")
 NUM_SAMPLES = 1000
 TORCH = "torch"
 
 
 @dataclass(frozen=True)
 class Demand:
-    """``metric`` may fall by ``margin`` at most (rise, where lower is better)."""
+    """``metric`` may get worse by ``margin`` at most; None: the one that the model's task is judged by."""
 
-    metric: str = "accuracy"
+    metric: str | None = None
     margin: float = 0.01
 
-    def check(self) -> None:
+    def check(self, known: Collection[str] = METRICS) -> None:
         """Raises ConfigError for a metric that is not known or a margin below zero."""
-        if self.metric not in METRICS:
-            near = nearest(self.metric, METRICS)
+        if self.metric is not None and self.metric not in known:
+            near = nearest(self.metric, known)
             hint = f"did you mean {near}? " if near else ""
-            raise ConfigError(f"--metric {self.metric}: not known; {hint}Known: {', '.join(METRICS)}.")
+            raise ConfigError(f"--metric {self.metric}: not known; {hint}Known: {', '.join(known)}.")
         if not math.isfinite(self.margin):
             raise ConfigError(f"--margin {self.margin} is no number to compare with. 0.01 is one point.")
         if self.margin < 0:
             raise ConfigError(f"--margin {self.margin} is below 0: no export is better than its model on purpose.")
 
-
-@dataclass(frozen=True, eq=False)
-class Base:
-    """What the exports are compared to: logits (N, C) of the torch model, labels (N,) and the metric that it has."""
-
-    logits: Array
-    labels: Array
-    metric: dict[str, float | None]
-    notice: str | None
-    """What had to be assumed to match the data's labels to the model's."""
+    def metric_of(self, task: Task) -> str:
+        return self.metric or task.Settings.metrics[0]
 
 
-def measure_base(source: Classifier, rows: TestRows, demand: Demand, seed: int = 0) -> Base:
-    """Raises ModelError where the model is broken, DataError where the rows do not fit it, ConfigError for a metric
-    that these rows do not define."""
-    labels, notice = label_ids(rows.labels, source.labels, rows.class_names)
-    logits = source.logits(rows.texts)
-    if not finite(logits):
-        lost = int((~np.isfinite(logits).all(axis=1)).sum())
+def measure_base(source: Predictor, rows: TestRows, demand: Demand) -> Array:
+    """The outputs (N, C) of the torch model, which the exports are compared to.
+
+    Raises ModelError where the model is broken, DataError where the rows do not fit it, ConfigError for a metric that
+    its task does not have, or these rows do not define.
+    """
+    outputs = source.outputs(rows.texts)
+    if lost := num_lost(outputs):
         raise ModelError(
-            f"The model's own logits of {lost} of {rows.num_rows:,} rows are not finite, so no export of it can be "
+            f"The model's own outputs of {lost} of {rows.num_rows:,} rows are not finite, so no export of it can be "
             "good. Train it again, with a lower learning rate for example."
         )
-    return Base(logits, labels, own_metric(logits, labels, demand.metric, seed), notice)
+    values = source.task.scores(outputs, rows.targets.values).values
+    demand.check(values)
+    if not math.isfinite(values[metric := demand.metric_of(source.task)]):
+        raise ConfigError(f"--metric {metric} is not defined on these rows. Take another, or other rows.")
+    return outputs
 
 
 def check_exports(
-    classifiers: Mapping[str, Classifier],
+    predictors: Mapping[str, Predictor],
     rows: TestRows,
     demand: Demand,
-    base: Base,
+    base: Array,
     *,
     latency: bool = True,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Measure the classifier ``torch`` and every export on the same rows, and judge the exports.
+    """Measure the model ``torch`` and every export on the same rows, and judge the exports.
 
     Each gets {runtime, bytes, metric {value, low, high}, latency_ms, throughput, latency_setting}, an export also
-    {difference {value, low, high} (export - torch, paired), largest_logit_difference, agreement, good,
+    {difference {value, low, high} (export - torch, paired), largest_difference (of an output), agreement, good,
     reasons, notes, latency_ratio (export ÷ torch, one row, median over the rounds)}. What is not finite is null.
-    ``base``: of the classifier ``torch`` on these rows. Raises ModelError where an export cannot compute at all.
+    ``base``: outputs of the model ``torch`` on these rows. Raises ModelError where an export cannot compute at all.
     """
-    logits = {name: base.logits if name == TORCH else one.logits(rows.texts) for name, one in classifiers.items()}
-    speeds, rounds = measure_speed(classifiers, rows.texts) if latency else ({}, {})
+    outputs = {name: base if name == TORCH else one.outputs(rows.texts) for name, one in predictors.items()}
+    sound, metric = {n: o for n, o in outputs.items() if not num_lost(o)}, demand.metric_of(rows.task)
+    board = Scoreboard(
+        dict.fromkeys(sound, rows.task), sound, rows.targets, num_samples=NUM_SAMPLES, seed=seed, wanted={metric}
+    )
+    speeds, rounds = measure_speed(predictors, rows.texts) if latency else ({}, {})
     found = {}
-    for name, classifier in classifiers.items():
+    for name, predictor in predictors.items():
         found[name] = {
-            "runtime": classifier.runtime,
-            "bytes": classifier.num_bytes,
-            "metric": own_metric(logits[name], base.labels, demand.metric, seed) if finite(logits[name]) else None,
+            "runtime": predictor.runtime,
+            "bytes": predictor.num_bytes,
+            "metric": board.intervals(name)[metric] if name in sound else None,
             **speed_section(speeds.get(name)),
         }
         if name != TORCH:
-            found[name] |= judge(name, base.logits, logits[name], base.labels, demand, seed)
-            reasons = [*found[name]["reasons"], *judge_shapes(name, classifier, rows, logits[name])]
-            found[name] |= {"good": not reasons, "reasons": reasons}
-            found[name]["latency_ratio"] = latency_ratio(rounds[TORCH], rounds[name]) if latency else None
+            judged = judge(name, board, demand) if name in sound else refused(num_lost(outputs[name]))
+            reasons = [*judged["reasons"], *judge_shapes(name, predictor, rows, outputs[name])]
+            ratio = latency_ratio(rounds[TORCH], rounds[name]) if latency else None
+            found[name] |= {**judged, "good": not reasons, "reasons": reasons, "latency_ratio": ratio}
     checked: dict[str, dict[str, Any]] = strict_json(found)
     return checked
 
 
-def judge_shapes(form: str, classifier: Classifier, rows: TestRows, logits: Array) -> list[str]:
-    """Reasons to refuse where single rows, or a short padded batch, give other logits than all rows (N, C) did."""
+def num_lost(outputs: Array) -> int:
+    """Rows whose outputs are not finite."""
+    return int((~np.isfinite(outputs).all(axis=1)).sum())
+
+
+def refused(lost: int) -> dict[str, Any]:
+    """As ``judge``, of an export that has no outputs for some rows."""
+    compared = dict.fromkeys(("difference", "largest_difference", "agreement"))
+    return {**compared, "reasons": [f"The outputs of {lost} rows are not finite."], "notes": []}
+
+
+def judge(form: str, board: Scoreboard, demand: Demand) -> dict[str, Any]:
+    """The fields of an export in ``check_exports`` that say how it compares to torch."""
+    task, base, outputs = board.tasks[TORCH], board.outputs[TORCH], board.outputs[form]
+    difference = board.differences(TORCH, form)[demand.metric_of(task)]
+    largest = float(np.abs(outputs - base).max())
+    reasons, notes = judge_metric(difference, demand.metric_of(task), demand.margin)
+    if form in EXACT:
+        limit = TOLERANCE * task.unit(base)
+        if largest > limit:
+            reasons.append(f"An output differs by {largest:.2g}, more than {limit:.2g}: the same model would not.")
+        answers = board.scores[TORCH].right is not None  # else every difference counts as a disagreement
+        changed = int((task.disagreements(base, outputs) > 0).sum()) if answers else 0
+        if changed:
+            reasons.append(f"{changed} of {len(base)} rows get another answer; the same model would give the same.")
+    compared = {"difference": difference, "largest_difference": largest, "agreement": board.agreement(TORCH, form)}
+    return {**compared, "reasons": reasons, "notes": notes}
+
+
+def judge_shapes(form: str, predictor: Predictor, rows: TestRows, outputs: Array) -> list[str]:
+    """Reasons to refuse where single rows, or a short padded batch, give other outputs than all rows (N, C) did."""
+    if num_lost(outputs):
+        return []  # a reason of its own
     order = np.argsort([len("".join(text)) for text in rows.texts], kind="stable")
     picked = order[[0, len(order) // 2, -1]]
     texts = [rows.texts[row] for row in picked]
-    alone = np.concatenate([classifier.logits(texts[:1]), classifier.logits(texts[-1:])])
+    alone = np.concatenate([predictor.outputs(texts[:1]), predictor.outputs(texts[-1:])])
     differences = {
-        "one row alone": np.abs(alone - logits[picked[[0, -1]]]).max(),
-        "a padded batch of 3 rows": np.abs(classifier.logits(texts) - logits[picked]).max(),
+        "one row alone": np.abs(alone - outputs[picked[[0, -1]]]).max(),
+        "a padded batch of 3 rows": np.abs(predictor.outputs(texts) - outputs[picked]).max(),
     }
-    spread = max(float(np.ptp(logits)), 1.0)
-    limit = LOGIT_TOLERANCE if form in EXACT else SHAPE_TOLERANCES[form] * spread
+    unit = rows.task.unit(outputs)
+    limit = TOLERANCE * unit if form in EXACT else SHAPE_TOLERANCES[form] * max(float(np.ptp(outputs)), unit)
     return [
-        f"In {name} a logit differs by {difference:.2g} from the same row's in a large batch, more than {limit:.2g}."
+        f"In {name} an output differs by {difference:.2g} from the same row's in a large batch, more than {limit:.2g}."
         for name, difference in differences.items()
-        if finite(logits) and not difference <= limit
+        if not difference <= limit
     ]
 
 
-def finite(logits: Array) -> bool:
-    return bool(np.isfinite(logits).all())
-
-
-def own_metric(logits: Array, labels: Array, metric: str, seed: int) -> dict[str, float | None]:
-    found = intervals(logits, labels, NUM_SAMPLES, seed)[metric]
-    if found["value"] is None:
-        raise ConfigError(f"--metric {metric} is not defined on these rows: they lack a class. Take another.")
-    return found
-
-
-def judge(form: str, base: Array, logits: Array, labels: Array, demand: Demand, seed: int = 0) -> dict[str, Any]:
-    """The fields of an export in ``check_exports`` that say how it compares to torch; logits (N, C), labels (N,)."""
-    if not finite(logits):
-        lost = int((~np.isfinite(logits).all(axis=1)).sum())
-        compared: dict[str, Any] = {"difference": None, "largest_logit_difference": None, "agreement": None}
-        return {**compared, "good": False, "reasons": [f"The logits of {lost} rows are not finite."], "notes": []}
-    difference = compare.paired_difference(demand.metric, logits, base, labels, num_samples=NUM_SAMPLES, seed=seed)
-    largest, agreement = float(np.abs(logits - base).max()), compare.agreement(base, logits)
-    reasons, notes = judge_metric(difference, demand)
-    if form in EXACT:
-        changed = int((logits.argmax(axis=1) != base.argmax(axis=1)).sum())
-        if largest > LOGIT_TOLERANCE:
-            reasons.append(
-                f"A logit differs by {largest:.2g}, more than {LOGIT_TOLERANCE:g}: the same model would not."
-            )
-        if changed:
-            reasons.append(f"{changed} of {len(labels)} rows get another class; the same model would give the same.")
-    compared = {"difference": difference, "largest_logit_difference": largest, "agreement": agreement}
-    return {**compared, "good": not reasons, "reasons": reasons, "notes": notes}
-
-
-def judge_metric(difference: Mapping[str, float | None], demand: Demand) -> tuple[list[str], list[str]]:
+def judge_metric(difference: Mapping[str, float | None], metric: str, margin: float) -> tuple[list[str], list[str]]:
     """Reasons to refuse, and a note where the rows are too few to be sure; ``difference`` is export - torch."""
-    sign = -1.0 if demand.metric in LOWER_IS_BETTER else 1.0
+    facts = facts_of(metric)
+    sign = -1.0 if facts.lower_is_better else 1.0
     value, low, high = (difference[key] for key in ("value", "low", "high"))
     assert value is not None
     assert low is not None
     assert high is not None
-    worst, name = min(sign * low, sign * high), demand.metric.replace("_", " ")
+    worst = min(sign * low, sign * high)
     # Shares are counts of rows divided by their number: a fall of exactly one point must not fail by rounding.
-    if -sign * value > demand.margin + 1e-9:
-        verb = "falls" if sign > 0 else "rises"
-        return [
-            f"The {name} {verb} by {amount(abs(value), demand.metric)}, more than the margin of "
-            f"{amount(demand.margin, demand.metric)}."
-        ], []
-    if -worst > demand.margin:
+    if -sign * value > margin + 1e-9:
+        verb = "rises" if facts.lower_is_better else "falls"
+        limit = f"more than the margin of {facts.amount(margin)}"
+        return [f"The {facts.words} {verb} by {facts.amount(abs(value))}, {limit}."], []
+    if -worst > margin:
         return [], [
-            f"These rows cannot rule out that the {name} gets worse by {amount(-worst, demand.metric)} "
-            "(95 % interval); more rows would."
+            f"These rows cannot rule out that the {facts.words} gets worse by {facts.amount(-worst)} (95 % interval); "
+            "more rows would."
         ]
     return [], []
-
-
-def amount(value: float, metric: str) -> str:
-    """A difference of a metric for people: points where the metric is a share."""
-    return figure(metric, value) + ("" if metric in UNITLESS else " points")

@@ -1,4 +1,4 @@
-"""``export``: a classifier in other formats, each read back from disk and judged before it gets its place."""
+"""``export``: a model in other formats, each read back from disk and judged before it gets its place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from raydistill.config.data import Data
 from raydistill.config.tree import STORAGE
-from raydistill.deploy.classifier import Classifier, TorchClassifier
 from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
 from raydistill.deploy.export.card import write_export_card
 from raydistill.deploy.export.checks import TORCH, Demand, check_exports, measure_base
@@ -18,6 +17,7 @@ from raydistill.deploy.export.folders import check_targets, place, targets, work
 from raydistill.deploy.export.writing import public_name, write_about, write_export
 from raydistill.deploy.opening import model_folder, open_folder
 from raydistill.deploy.own_rows import find_test_rows
+from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import busy_note
@@ -35,7 +35,7 @@ def export(
     storage: str = STORAGE,
     max_length: int | None = None,
     max_rows: int = 2000,
-    metric: str = "accuracy",
+    metric: str | None = None,
     margin: float = 0.01,
     force: bool = False,
     latency: bool = True,
@@ -46,7 +46,7 @@ def export(
 
     One format goes to ``out``, several to ``out``/<format>; a refused one to <that>.rejected, and then what lay at its
     place before stays there. Rows: those of ``data``, or else the test rows of the run that made the model; at most
-    ``max_rows``, drawn from ``seed``.
+    ``max_rows``, drawn from ``seed``. ``metric``: by default the one that everything of the model's task is judged by.
 
     Returns {schema, model, source {path, digest}, max_length, data {source, split, num_rows, of_rows}, demand {metric,
     margin}, torch {…}, formats {name: {path, opset, …}}, good, notes}; the sections as in ``checks.check_exports``.
@@ -58,22 +58,21 @@ def export(
     check_targets(places, force)
     for form in wanted:
         packages.need(form)
-    folder = source_folder(model, storage)
-    rows = find_test_rows(model, data, split, storage)
+    source = TorchPredictor(source_folder(model, storage), max_length, "cpu")
+    rows = find_test_rows(model, source.task, data, split, storage)
     sample = some_rows(rows, max_rows, seed)
-    source = TorchClassifier(folder, max_length, "cpu")
-    base = measure_base(source, sample, demand, seed)
+    base = measure_base(source, sample, demand)
     with workplace(out) as scratch:
         made = {}
         for form in wanted:
             progress({"phase": "export", "note": form})
             made[form] = write_export(form, source, model, scratch)
         progress({"phase": "check", "note": f"{sample.num_rows:,} rows"})
-        classifiers = {TORCH: source} | {form: open_folder(scratch / form, device="cpu") for form in wanted}
-        checks = check_exports(classifiers, sample, demand, base, latency=latency, seed=seed)
+        predictors = {TORCH: source} | {form: open_folder(scratch / form, device="cpu") for form in wanted}
+        checks = check_exports(predictors, sample, demand, base, latency=latency, seed=seed)
         common = {
             "data": rows_section(redact(rows.source), sample, rows.num_rows),
-            "demand": {"metric": metric, "margin": margin},
+            "demand": {"metric": demand.metric_of(source.task), "margin": margin},
             TORCH: checks.pop(TORCH),
         }
         public = {**common, "data": rows_section(public_data(rows.source, data), sample, rows.num_rows)}
@@ -82,12 +81,12 @@ def export(
             for form in wanted
         }
     busy = busy_note(section["latency_setting"] for section in (common[TORCH], *sections.values()))
-    notes = [redact(note) for note in (*rows.notes, base.notice, busy) if note]
+    notes = [redact(note) for note in (*rows.notes, busy) if note]
     return outcome(redact(model), made[wanted[0]], source, common, sections) | {"notes": notes}
 
 
 def outcome(
-    model: str, made: Mapping[str, Any], source: Classifier, common: Mapping[str, Any], sections: Mapping[str, Any]
+    model: str, made: Mapping[str, Any], source: Predictor, common: Mapping[str, Any], sections: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What ``export`` returns, but for the notes; ``made``: the export.json of any of the formats."""
     return {

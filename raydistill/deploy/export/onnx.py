@@ -16,9 +16,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from raydistill.deploy.classifier import Classifier, Inputs, TorchClassifier
 from raydistill.deploy.export.packages import need, release
 from raydistill.deploy.export.silence import silent
+from raydistill.deploy.predictor import Inputs, Predictor, TorchPredictor
 from raydistill.errors import ModelError
 from raydistill.models.checks import first_line
 
@@ -30,7 +30,7 @@ QUANTIZER = {"per_channel": True, "reduce_range": True}
 
 
 class LogitsOnly(nn.Module):
-    """A classifier with inputs by position and a tensor as output, as a graph has them."""
+    """A model with inputs by position and a tensor as output, as a graph has them."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class LogitsOnly(nn.Module):
         return cast(torch.Tensor, self.model(**dict(zip(self.names, tensors, strict=True))).logits)
 
 
-def write_onnx(source: TorchClassifier, folder: Path) -> dict[str, Any]:
-    """Write model.onnx of a classifier on the CPU; its inputs, outputs and opset. Raises ModelError."""
+def write_onnx(source: TorchPredictor, folder: Path) -> dict[str, Any]:
+    """Write model.onnx of a model on the CPU; its inputs, outputs and opset. Raises ModelError."""
     example = example_inputs(source)
     names = list(example)
     with silent():
@@ -65,7 +65,7 @@ def write_onnx(source: TorchClassifier, folder: Path) -> dict[str, Any]:
     return describe_dynamic(folder / FILE)
 
 
-def example_inputs(source: Classifier) -> dict[str, torch.Tensor]:
+def example_inputs(source: Predictor) -> dict[str, torch.Tensor]:
     """Two rows, the second padded: what tracing sees must need the mask, and no size may be 0 or 1."""
     length = min(EXAMPLE_LENGTH, source.max_length)
     texts: Any = ["one two three four five six seven eight nine ten eleven twelve", "one"]
@@ -144,7 +144,7 @@ def describe_dynamic(path: Path) -> dict[str, Any]:
     return found
 
 
-class OnnxClassifier(Classifier):
+class OnnxPredictor(Predictor):
     """An exported folder on onnxruntime, on the CPU with as many threads as torch."""
 
     def __init__(self, folder: Path, max_length: int | None = None, *, form: str = "onnx") -> None:

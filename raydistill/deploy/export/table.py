@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raydistill.deploy.export.checks import TORCH, amount
-from raydistill.evaluate.verdict import UNITLESS, figure, points
+from raydistill.config.metrics import metric as facts_of
+from raydistill.deploy.export.checks import TORCH
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,8 +46,7 @@ def export_table(found: Mapping[str, Any]) -> Table:
     metric = found["demand"]["metric"]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("format", no_wrap=True)
-    unit = "" if metric in UNITLESS else ", %"
-    for heading in (f"{metric.replace('_', ' ')}{unit}", "difference", "logits", "same", "MB", "ms", "rows/s"):
+    for heading in (facts_of(metric).title, "difference", "outputs", "same", "MB", "ms", "rows/s"):
         table.add_column(heading, justify="right", no_wrap=heading != metric)
     for form, section in {"torch float32": found[TORCH], **found["formats"]}.items():
         table.add_row(form, *cells(section, metric))
@@ -58,16 +57,14 @@ def export_table(found: Mapping[str, Any]) -> Table:
 
 
 def cells(section: Mapping[str, Any], metric: str) -> list[str]:
-    """Metric, its difference, largest logit difference, same class, size, latency, speed."""
-    value, difference = section["metric"], section.get("difference")
-    largest, same = section.get("largest_logit_difference"), section.get("agreement")
+    """Metric, its difference, largest difference of an output, agreement, size, latency, speed."""
+    value, difference, text = section["metric"], section.get("difference"), facts_of(metric).text
+    largest, same = section.get("largest_difference"), section.get("agreement")
     return [
-        ABSENT if value is None else figure(metric, value["value"]),
-        ABSENT
-        if difference is None
-        else f"{'+' if difference['value'] > 0 else ''}{figure(metric, difference['value'])}",
+        ABSENT if value is None else text(value["value"]),
+        ABSENT if difference is None else f"{'+' if difference['value'] > 0 else ''}{text(difference['value'])}",
         ABSENT if largest is None else f"{largest:.1g}",
-        ABSENT if same is None else points(same),
+        ABSENT if same is None else f"{100 * same:.1f}",
         f"{section['bytes'] / 1e6:.1f}",
         ABSENT if section["latency_ms"] is None else f"{section['latency_ms']['p50']:.2f}",
         ABSENT if section["throughput"] is None else f"{section['throughput']:,.0f}",
@@ -75,16 +72,18 @@ def cells(section: Mapping[str, Any], metric: str) -> list[str]:
 
 
 def interval(found: Mapping[str, float] | None, metric: str) -> str:
-    return "" if found is None else f"[{figure(metric, found['low'])}, {figure(metric, found['high'])}]"
+    text = facts_of(metric).text
+    return "" if found is None else f"[{text(found['low'])}, {text(found['high'])}]"
 
 
 def conditions(found: Mapping[str, Any]) -> str:
     """On what, and under which conditions, the numbers were measured."""
     data, demand = found["data"], found["demand"]
+    margin = facts_of(demand["metric"]).amount(demand["margin"])
     drawn = f" (drawn from {data['of_rows']:,})" if data["num_rows"] < data["of_rows"] else ""
     text = (
-        f"{data['num_rows']:,} rows{drawn} of {data['source']}. Difference: to torch, paired; logits: "
-        f"largest difference; same: rows with torch's class, %. Margin {amount(demand['margin'], demand['metric'])}."
+        f"{data['num_rows']:,} rows{drawn} of {data['source']}. Difference: to torch, paired; outputs: "
+        f"largest difference; same: agreement with torch, %. Margin {margin}."
     )
     if setting := found[TORCH]["latency_setting"]:
         threads = "1 CPU thread" if setting["threads"] == 1 else f"{setting['threads']} CPU threads"

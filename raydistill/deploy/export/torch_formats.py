@@ -16,22 +16,22 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from raydistill.deploy.classifier import Classifier, Inputs, pick_device
 from raydistill.deploy.export.packages import need, release
 from raydistill.deploy.export.silence import silent
+from raydistill.deploy.predictor import Inputs, Predictor, pick_device
 from raydistill.errors import ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.load import save_model
 
 
-def write_bfloat16(source: Classifier, folder: Path) -> dict[str, Any]:
-    """Write the classifier's weights in bfloat16; its inputs and outputs. Raises ModelError."""
+def write_bfloat16(source: Predictor, folder: Path) -> dict[str, Any]:
+    """Write the model's weights in bfloat16; its inputs and outputs. Raises ModelError."""
     save_model(load_as_is(source.folder, dtype=torch.bfloat16), source.folder, folder)
     return sides(source, "bfloat16")
 
 
-def write_int8(source: Classifier, folder: Path) -> dict[str, Any]:
-    """Write the classifier with int8 linear layers; its inputs and outputs. Raises ModelError."""
+def write_int8(source: Predictor, folder: Path) -> dict[str, Any]:
+    """Write the model with int8 linear layers; its inputs and outputs. Raises ModelError."""
     with silent():
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
         from transformers import TorchAoConfig
@@ -43,13 +43,13 @@ def write_int8(source: Classifier, folder: Path) -> dict[str, Any]:
     return sides(source)
 
 
-def sides(source: Classifier, dtype: str = "float32") -> dict[str, Any]:
-    """Inputs and outputs of a torch classifier with their axes."""
+def sides(source: Predictor, dtype: str = "float32") -> dict[str, Any]:
+    """Inputs and outputs of a torch model with their axes."""
     names = source.tokenizer(["one"]).keys()
     return {
         "opset": None,
         "inputs": [{"name": name, "dtype": "int64", "axes": ["batch", "length"]} for name in names],
-        "outputs": [{"name": "logits", "dtype": dtype, "axes": ["batch", len(source.labels)]}],
+        "outputs": [{"name": "logits", "dtype": dtype, "axes": ["batch", len(source.task.outputs)]}],
     }
 
 
@@ -65,7 +65,7 @@ def load_as_is(folder: Path, **settings: Any) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
-class ExportedTorchClassifier(Classifier):
+class ExportedTorchPredictor(Predictor):
     """An exported folder on torch, in the number format of the export; int8 stays on the CPU.
 
     torch's int8 product on a GPU refuses fewer than 17 rows, and a single short text has fewer tokens.

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydistill.deploy.classifier import Classifier, TorchClassifier
 from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
+from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.evaluate.report.naming import source_of
 from raydistill.models.folder import TOKENIZER_FILES, model_digest
 from raydistill.storage.paths import is_url, resolve_path
@@ -19,7 +19,7 @@ OF_ENCODING = {"input_ids": "ids", "attention_mask": "attention_mask", "token_ty
 """Model input -> attribute of ``tokenizers.Encoding``."""
 
 
-def write_export(form: str, source: TorchClassifier, model: str, scratch: Path) -> dict[str, Any]:
+def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -> dict[str, Any]:
     """Write one format's folder without its checks into ``scratch``/<format>; the content of its export.json."""
     folder = scratch / form
     folder.mkdir()
@@ -32,7 +32,7 @@ def write_export(form: str, source: TorchClassifier, model: str, scratch: Path) 
         "runtime": FORMATS[form],
         "versions": packages.versions(form),
         "source": {"model": public_name(model), "digest": model_digest(source.folder)},
-        "labels": list(source.labels),
+        "task": source.task.facts(),
         "max_length": source.max_length,
         **graph,
         "load": load_lines(form, source, [side["name"] for side in graph["inputs"]]),
@@ -41,7 +41,7 @@ def write_export(form: str, source: TorchClassifier, model: str, scratch: Path) 
     return content
 
 
-def write_weights(form: str, source: TorchClassifier, folder: Path) -> dict[str, Any]:
+def write_weights(form: str, source: TorchPredictor, folder: Path) -> dict[str, Any]:
     """Weights, and config.json where the format has a config of its own; {opset, inputs, outputs}."""
     match form:
         case "onnx" | "onnx-int8":
@@ -66,7 +66,7 @@ def write_weights(form: str, source: TorchClassifier, folder: Path) -> dict[str,
     raise AssertionError(form)
 
 
-def copy_companions(source: Classifier, folder: Path) -> None:
+def copy_companions(source: Predictor, folder: Path) -> None:
     """config.json and the tokenizer's files; tokenizer.json also where the model has an older kind."""
     for name in ("config.json", *TOKENIZER_FILES):
         if (source.folder / name).is_file():
@@ -89,7 +89,7 @@ def write_about(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / EXPORT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_lines(form: str, source: Classifier, inputs: Sequence[str]) -> list[str]:
+def load_lines(form: str, source: Predictor, inputs: Sequence[str]) -> list[str]:
     """Python that gives logits of two texts in the exported folder, without raydistill."""
     length, tokenizer = source.max_length, source.tokenizer
     if not form.startswith("onnx"):

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from raydistill.config.gate import Gate
-from raydistill.deploy.classifier import Classifier
 from raydistill.deploy.opening import open_folder
 from raydistill.deploy.paired import PairedComparison, compare_paired
-from raydistill.deploy.testset import TestRows
+from raydistill.deploy.predictor import Predictor
+from raydistill.deploy.testset import TestRows, spoken
 from raydistill.errors import DataError, ModelError, RaydistillError
-from raydistill.evaluate import metrics
-from raydistill.evaluate.compare import chance
 from raydistill.evaluate.evidence import read_kept_predictions, read_seen
-from raydistill.evaluate.intervals import interval
-from raydistill.evaluate.rules import Facts, Retention
+from raydistill.evaluate.rules import Facts, Retention, compared_metric
+from raydistill.evaluate.scoreboard import Scoreboard
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Task
 from raydistill.tracking.registry import Version, resolve_model_uri
 
 CHALLENGER, CHAMPION = "challenger", "champion"
+TEACHER = "teacher"
 NOT_KEPT = "the run keeps no predictions of its teacher"
 
 
@@ -37,47 +36,72 @@ class Measured:
     notes: list[str]
 
 
-def measure(
-    gate: Gate,
-    challenger: Version,
-    champion: Version | None,
-    rows: TestRows,
-    storage: Storage,
-    uri: str,
-    *,
-    force: bool = False,
-) -> Measured:
-    """Download both models and measure them on ``rows``, paired and in turns.
+@dataclass(frozen=True)
+class Entrants:
+    """The versions that a gate compares, the models of those that can be opened, and why one is left out."""
 
-    Raises RaydistillError, ModelError for a version that cannot be opened; with ``force`` such a champion is left out.
+    challenger: Version
+    champion: Version | None
+    models: Mapping[str, Predictor]
+    notes: tuple[str, ...]
+
+    @property
+    def task(self) -> Task:
+        """What the challenger is for, which says how rows are read."""
+        return self.models[CHALLENGER].task
+
+
+@contextmanager
+def entrants(
+    challenger: Version, champion: Version | None, storage: Storage, *, force: bool = False
+) -> Iterator[Entrants]:
+    """Download and open both models; their files are there until the block ends.
+
+    Raises ModelError for a version that cannot be opened, or a champion for another kind of problem; with
+    ``force`` such a champion is left out.
     """
-    if not rows.num_rows:
-        raise DataError(f"{rows.source} has no labelled row in {rows.split}, so nothing can be judged.")
     notes = []
     with ExitStack() as stack:
-        models: dict[str, Classifier] = {}
-        for role, version in ((CHAMPION, champion), (CHALLENGER, challenger)):
+        models: dict[str, Predictor] = {}
+        for role, version in ((CHALLENGER, challenger), (CHAMPION, champion)):
             if version is None:
                 continue
             scratch = Path(stack.enter_context(TemporaryDirectory(prefix="raydistill-")))
             try:
-                models[role] = open_folder(resolve_model_uri(_uri(version), storage, scratch))
+                model = open_folder(resolve_model_uri(_uri(version), storage, scratch))
+                check_kind(model, models.get(CHALLENGER))
+                models[role] = model
             except RaydistillError as error:
-                said = f"The {role}, version {version.version} of {version.name}, cannot be opened: {error}"
+                said = f"The {role}, version {version.version} of {version.name}, cannot be used: {error}"
                 if role == CHALLENGER or not force:
                     raise ModelError(said) from error
                 notes.append(said)
-        labels = {role: tuple(model.labels) for role, model in models.items()}
-        comparable = CHAMPION not in labels or set(labels[CHAMPION]) == set(labels[CHALLENGER])
-        entrants = models if comparable else {CHALLENGER: models[CHALLENGER]}
-        paired = compare_paired(entrants, rows, num_samples=gate.bootstrap_samples)
-    summary = paired.summary
-    seen = read_seen(challenger.run_id, uri) if challenger.run_id else None
-    retention, why = find_retention(gate, paired, challenger, uri)
-    own = summary["models"][CHALLENGER]
+        yield Entrants(challenger, champion, models, tuple(notes))
+
+
+def check_kind(model: Predictor, other: Predictor | None) -> None:
+    """Raises ModelError where two models are for other kinds of problems: no metric is common to them."""
+    if other is not None and other.task.type != model.task.type:
+        raise ModelError(
+            f"it is for {spoken(model.task)}, the challenger for {spoken(other.task)}. Register each kind of problem "
+            "under a name of its own."
+        )
+
+
+def measure(gate: Gate, entered: Entrants, rows: TestRows, uri: str) -> Measured:
+    """Measure both models on ``rows``, which were read for the challenger, paired and in turns."""
+    if not rows.num_rows:
+        raise DataError(f"{rows.source} has no labelled row in {rows.split}, so nothing can be judged.")
+    labels = {role: model.task.outputs for role, model in entered.models.items()}
+    roles = [role for role in (CHAMPION, CHALLENGER) if same_outputs(labels.get(role, ()), labels[CHALLENGER])]
+    paired = compare_paired({r: entered.models[r] for r in roles}, rows, num_samples=gate.bootstrap_samples)
+    summary, run_id = paired.summary, entered.challenger.run_id
+    seen = read_seen(run_id, uri) if run_id else None
+    retention, why = find_retention(gate, paired, run_id, uri)
     facts = Facts(
-        challenger=own,
-        chance=chance(own["metrics"], paired.logits[CHALLENGER], paired.labels),
+        challenger=summary["models"][CHALLENGER],
+        chance=paired.board.chance(CHALLENGER),
+        task=summary["data"]["task"],
         champion=summary["models"].get(CHAMPION),
         pair=summary["pairs"][0] if summary["pairs"] else None,
         labels=labels[CHALLENGER],
@@ -87,36 +111,33 @@ def measure(
         leaked=None if seen is None else seen.leaked(rows.hashes),
         num_rows=rows.num_rows,
     )
-    notes += [*summary["notes"], *_champion_leak(champion, rows, uri)]
+    notes = [*entered.notes, *summary["notes"], *_champion_leak(entered.champion, rows, uri)]
     return Measured(facts, paired, retention, notes)
 
 
-def find_retention(gate: Gate, paired: PairedComparison, challenger: Version, uri: str) -> tuple[Retention | None, str]:
+def same_outputs(a: Sequence[str], b: Sequence[str]) -> bool:
+    """The name of a single output says nothing."""
+    return set(a) == set(b) or len(a) == len(b) == 1
+
+
+def find_retention(gate: Gate, paired: PairedComparison, run_id: str | None, uri: str) -> tuple[Retention | None, str]:
     """Challenger ÷ teacher: on the rows at hand where the run keeps the teacher's predictions of all of them, else on
     the run's own test rows as both were predicted then. None, with the reason, where it keeps none."""
-    kept = read_kept_predictions(challenger.run_id, uri) if challenger.run_id else None
-    if kept is None or "teacher" not in kept.logits:
+    kept = read_kept_predictions(run_id, uri) if run_id else None
+    if kept is None or TEACHER not in kept.outputs:
         return None, NOT_KEPT
-    teacher = kept.of_rows("teacher", paired.rows.hashes, paired.class_names)
-    if teacher is not None:
-        return ratio(gate, paired.logits[CHALLENGER], teacher, paired.labels, "evaluated now"), ""
-    labelled = kept.labels >= 0
-    student, teacher = kept.logits["student"][labelled], kept.logits["teacher"][labelled]
-    return ratio(gate, student, teacher, kept.labels[labelled], "its run's own test rows, as predicted then"), ""
-
-
-def ratio(gate: Gate, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, where: str) -> Retention:
-    """Retention with its paired bootstrap interval; logits (N, C), labels (N,)."""
-    both = {"student": student, "teacher": teacher}
-    values = {name: metrics.classification_metrics(found, labels)[gate.metric] for name, found in both.items()}
-    if not values["teacher"] > 0:
-        return Retention(None, None, None, len(labels), where)
-    samples = metrics.bootstrap(both, labels, None, gate.bootstrap_samples, 0, auc=False)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = samples["student"][gate.metric] / samples["teacher"][gate.metric]
-    found = interval(values["student"] / values["teacher"], ratios)
-    value = found["value"]
-    return Retention(value, found["low"], found["high"], len(labels), where)
+    rows, now = paired.rows, paired.board
+    tasks, outputs, targets = kept.tasks, kept.outputs, kept.targets
+    student, where = "student", "its run's own test rows, as predicted then"
+    if (then := kept.aligned(rows.hashes, rows.task)) is not None:
+        student, targets, where = CHALLENGER, rows.targets, "evaluated now"
+        tasks = {TEACHER: then.tasks[TEACHER], CHALLENGER: now.tasks[CHALLENGER]}
+        outputs = {TEACHER: then.outputs[TEACHER], CHALLENGER: now.outputs[CHALLENGER]}
+    known = paired.summary["models"][CHALLENGER]["metrics"]
+    metric = compared_metric(gate, paired.summary["data"]["task"], known)
+    both = {name: outputs[name] for name in (TEACHER, student)}
+    board = Scoreboard(tasks, both, targets, num_samples=gate.bootstrap_samples, wanted={metric})
+    return Retention(**board.ratio(TEACHER, student, metric), num_rows=board.num_rows, where=where), ""
 
 
 def _champion_leak(champion: Version | None, rows: TestRows, uri: str) -> list[str]:

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raydistill.evaluate.intervals import turned
 from raydistill.evaluate.report.comparison import (
     Cell,
     Contender,
     Row,
+    answer_pictures,
     cost_rows,
     interval,
     quality_rows,
-    reliability_picture,
     side_by_side,
 )
 from raydistill.evaluate.report.figures import Picture
@@ -23,7 +24,6 @@ from raydistill.evaluate.rules import title_of
 
 MARKS = {"passed": "✓", "failed": "✗", "skipped": "–", "off": "○", "refused": "✗", "forced": "!"}
 ORDER = ("failed", "passed", "skipped", "off")
-COMPARED = ("accuracy", "macro_f1", "mcc", "log_loss")
 
 
 def write_gate_report(verdict: Mapping[str, Any], path: Path) -> None:
@@ -37,13 +37,14 @@ def write_gate_report(verdict: Mapping[str, Any], path: Path) -> None:
 def page_text(verdict: Mapping[str, Any]) -> str:
     """The page's HTML."""
     shown = clean(verdict)
-    pictures: dict[str, list[Picture]] = {"reliability": []}
+    pictures: dict[str, list[Picture]] = {"answers": []}
     compared: dict[str, Any] = {"contenders": [], "groups": [], "pairs": [], "data": None}
     notes = shown["notes"]
     if comparison := shown.get("comparison"):
         contenders, labels = gate_contenders(shown), comparison["data"]["labels"]
-        pictures["reliability"] = [reliability_picture(contenders, len(labels))]
-        groups = [quality_rows(contenders), difference_rows(comparison, contenders), cost_rows(contenders)]
+        pictures["answers"] = answer_pictures(contenders, len(labels))
+        metrics = comparison["data"]["task"]["metrics"]
+        groups = [quality_rows(contenders, metrics), difference_rows(comparison, contenders), cost_rows(contenders)]
         compared = {"groups": groups, "pairs": comparison["pairs"], "data": comparison["data"]}
         compared |= side_by_side(contenders, labels)
         notes = [*notes, *comparison["notes"]]
@@ -84,9 +85,9 @@ def difference_rows(comparison: Mapping[str, Any], contenders: Sequence[Contende
     """What the challenger has more than the champion, paired; empty where there is no champion."""
     rows = []
     for pair in comparison["pairs"]:
-        sign = 1 if pair["second"] == "challenger" else -1
-        for name in COMPARED:
-            figure = turned(pair["differences"][name], sign)
+        for name in comparison["data"]["task"]["metrics"]:
+            found = pair["differences"][name]
+            figure = found if pair["second"] == "challenger" else turned(found)
             cell = Cell(ABSENT)
             if figure["value"] is not None:
                 cell = Cell(scale(name).text(figure["value"]), interval(name, figure))
@@ -96,19 +97,12 @@ def difference_rows(comparison: Mapping[str, Any], contenders: Sequence[Contende
     return rows
 
 
-def turned(figure: Mapping[str, float | None], sign: int) -> Mapping[str, float | None]:
-    """A difference the other way round where ``sign`` is -1."""
-    if sign == 1:
-        return figure
-    value, low, high = (None if figure[key] is None else -float(figure[key] or 0) for key in ("value", "high", "low"))
-    return {"value": value, "low": low, "high": high}
-
-
 def retention_text(verdict: Mapping[str, Any]) -> str:
     """The challenger's share of its teacher's metric, in a sentence; empty where that is not known."""
-    retention, metric = verdict.get("retention"), verdict["gate"].get("metric", "accuracy")
+    retention = verdict.get("retention")
     if retention is None or retention["value"] is None:
         return ""
+    metric = verdict["gate"]["metric"] or verdict["comparison"]["data"]["task"]["main_metric"]
     share = scale("retention")
     text = f"It reaches {share.amount(retention['value'])} of its teacher's {scale(metric).name}"
     limits = interval("retention", retention)

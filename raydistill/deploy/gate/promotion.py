@@ -13,7 +13,7 @@ from typing import Any
 from raydistill.config.data import Data
 from raydistill.config.gate import Gate
 from raydistill.config.tree import STORAGE
-from raydistill.deploy.gate.judging import Measured, measure
+from raydistill.deploy.gate.judging import Entrants, Measured, entrants, measure
 from raydistill.deploy.gate.page import write_gate_report
 from raydistill.deploy.own_rows import find_test_rows, run_key_of, run_rows
 from raydistill.deploy.testset import TestRows
@@ -29,7 +29,7 @@ from raydistill.tracking.registry.aliases import CHAMPION, Move, move_back, move
 from raydistill.tracking.registry.verdicts import amend_verdict, store_verdict
 from raydistill.tracking.runs import RUN_KEY
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def promote(
@@ -64,10 +64,11 @@ def promote(
         challenger, champion = pick(name, found, version), with_alias(found, CHAMPION)
         if champion is not None and champion.version == challenger.version:
             return unchanged(name, challenger)
-        rows = test_rows(challenger, data, split, place)
-        note = f"version {challenger.version} on {rows.num_rows:,} rows{_against(champion)}"
-        progress({"phase": "measure", "note": note})
-        measured = measure(rules, challenger, champion, rows, place, uri, force=force)
+        with entrants(challenger, champion, place, force=force) as entered:
+            rows = test_rows(entered, data, split, place)
+            note = f"version {challenger.version} on {rows.num_rows:,} rows{_against(champion)}"
+            progress({"phase": "measure", "note": note})
+            measured = measure(rules, entered, rows, uri)
         rulings = judge(rules, measured.facts)
         failed = [ruling for ruling in rulings if ruling.verdict == "failed"]
         decision = "passed" if not failed else "forced" if force else "refused"
@@ -127,18 +128,19 @@ def pick(name: str, found: list[Version], number: int | None) -> Version:
     return chosen
 
 
-def test_rows(challenger: Version, data: Data | None, split: str, place: Storage) -> TestRows:
+def test_rows(entered: Entrants, data: Data | None, split: str, place: Storage) -> TestRows:
     """The rows of ``data``, or those of the challenger's run."""
+    challenger, task = entered.challenger, entered.task
     model = f"models:/{challenger.name}/{challenger.version}"
     if data is not None:
-        return find_test_rows(model, data, split, place.url)
+        return find_test_rows(model, task, data, split, place.url)
     run_key = run_key_of(model, place)
     if run_key is None:
         raise ConfigError(
             f"Version {challenger.version} of {challenger.name} comes from no run of raydistill, so there are no test "
             "rows of its own. Name labelled rows with --data."
         )
-    return run_rows(run_key, split, place)
+    return run_rows(run_key, task, split, place)
 
 
 test_rows.__test__ = False  # type: ignore[attr-defined]
@@ -170,7 +172,7 @@ def describe(
     decision: str,
     reason: str | None,
 ) -> dict[str, Any]:
-    """The verdict as JSON, schema 1."""
+    """The verdict as JSON, schema 2."""
     content = {
         "schema": SCHEMA,
         "name": challenger.name,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raydistill.config.metrics import metric
 from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.report.naming import (
     Source,
@@ -20,9 +21,11 @@ from raydistill.evaluate.report.naming import (
 )
 from raydistill.evaluate.report.scales import ABSENT, short_count
 from raydistill.evaluate.report.usage import loading_code
-from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING, figure, points
+from raydistill.evaluate.rules import percent
+from raydistill.evaluate.verdict import BASELINE_STARTS
 from raydistill.models.folder import CARD
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Task, task_of
 from raydistill.tracking.lineage import package_versions
 
 if TYPE_CHECKING:
@@ -31,23 +34,8 @@ if TYPE_CHECKING:
     from raydistill.data.prepare import DataInfo
     from raydistill.storage.artifacts import Artifact
 
-MAX_CLASSES = 50
-"""Classes that a card lists; all of them are in config.json."""
-HUB_METRICS: dict[str, tuple[str, str, dict[str, str] | None]] = {
-    "accuracy": ("accuracy", "accuracy", None),
-    "macro_f1": ("f1", "macro F1", {"average": "macro"}),
-    "auc": ("roc_auc", "AUC, one class against the rest", {"multi_class": "ovr"}),
-    "mcc": ("matthews_correlation", "MCC", None),
-}
-"""Ours -> the hub's name of the metric, a name for people, its arguments."""
-ROWS = {
-    "accuracy": "accuracy, %",
-    "macro_f1": "macro F1, %",
-    "auc": "AUC",
-    "mcc": "MCC",
-    "log_loss": "log loss",
-    "calibration_error": "calibration error",
-}
+MAX_NAMES = 50
+"""Labels that a card lists; all of them are in config.json."""
 COLUMNS = {"teacher": "teacher", "student": "student", "baseline": "without teacher", "champion": "champion"}
 SHAPE = {
     "num_layers": "layers",
@@ -59,27 +47,28 @@ PACKAGES = ("raydistill", "torch", "transformers", "tokenizers", "datasets")
 
 
 def model_card(results: Mapping[str, Any], info: DataInfo | None = None) -> str:
-    """The card's text. ``results``: results.json of a run with its config; ``info``: adds the rows by class."""
+    """The card's text. ``results``: results.json of a run with its config; ``info``: of its data."""
     from huggingface_hub import ModelCard
 
+    task = task_of(results["task"]["facts"])
     has_pairs = info.has_pairs if info is not None else bool(results["config"]["data"]["columns"]["text_pair"])
     body = [
         f"# {escape(title(results))}",
-        summary(results),
+        summary(results, task),
         "## How to use",
-        usage(results, has_pairs),
+        usage(results, task, has_pairs),
         "## What it reaches",
         *reached(results),
         "## How it was trained",
         trained(results),
         "## Training data",
-        *data_section(results, info),
+        *data_section(results),
         "## Limits",
-        bullets(limits(results)),
+        bullets(limits(results, task)),
         "## Made with",
         made_with(results),
     ]
-    head = metadata(results).to_yaml()
+    head = metadata(results, task).to_yaml()
     return str(ModelCard(f"---\n{head}\n---\n\n" + "\n\n".join(body) + "\n"))
 
 
@@ -98,53 +87,55 @@ def title(results: Mapping[str, Any]) -> str:
     return plain(config["registry"]["name"] or config["tracking"]["run_name"] or "student")
 
 
-def metadata(results: Mapping[str, Any]) -> ModelCardData:
+def metadata(results: Mapping[str, Any], task: Task) -> ModelCardData:
     """The front matter. Language and licence are left out: nothing here knows them."""
     from huggingface_hub import ModelCardData
 
     config, data = results["config"], data_source(results["config"]["data"])
     bases = [source.hub for source in (model_source(config), start_source(config)) if source and source.hub]
-    known = [name for name in HUB_METRICS if results["student"]["test"][name]["value"] is not None]
+    test = results["student"]["test"]
+    known = {name: metric(name).hub for name in results["task"]["metrics"] if test[name]["value"] is not None}
+    hub = {name: kind for name, kind in known.items() if kind is not None}
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=task.pipeline_tag,
         base_model=(bases if len(bases) > 1 else bases[0]) if bases else None,
         datasets=[data.repository] if data.repository else None,
         tags=["raydistill", "knowledge-distillation"],
-        metrics=[HUB_METRICS[name][0] for name in known],
+        metrics=list(dict.fromkeys(hub.values())),
         model_name=title(results),
-        eval_results=[eval_result(name, results["student"]["test"][name]["value"], data) for name in known],
+        eval_results=[eval_result(task, name, kind, test[name]["value"], data) for name, kind in hub.items()],
     )
 
 
-def eval_result(name: str, value: float, data: Source) -> EvalResult:
+def eval_result(task: Task, name: str, kind: str, value: float, data: Source) -> EvalResult:
+    """A metric of ours by the hub's name for it, ``kind``."""
     from huggingface_hub import EvalResult
 
-    kind, shown, arguments = HUB_METRICS[name]
     slug = re.sub(r"[^a-z0-9]+", "-", data.name.lower()).strip("-") or "data"
     return EvalResult(
-        task_type="text-classification",
-        task_name="Text Classification",
+        task_type=task.pipeline_tag,
+        task_name=task.pipeline_tag.replace("-", " ").title(),
         dataset_type=data.repository or slug,
         dataset_name=data.name,
         dataset_split="test",
         dataset_revision=data.revision,
         metric_type=kind,
-        metric_name=shown,
+        metric_name=metric(name).words,
         metric_value=value,
-        metric_args=arguments,
+        metric_args=dict(metric(name).hub_args) or None,
     )
 
 
-def summary(results: Mapping[str, Any]) -> str:
+def summary(results: Mapping[str, Any], task: Task) -> str:
     """What it is, and the verdict."""
-    what = f"A text classifier with {len(results['labels'])} classes, distilled from a larger one."
+    what = f"A {task.about.format(count=len(task.outputs))}, distilled from a larger one."
     return f"{what} {escape(results['verdict'])}"
 
 
-def usage(results: Mapping[str, Any], has_pairs: bool) -> str:
-    code = loading_code("FOLDER_OR_REPO", results["config"]["data"]["max_length"], has_pairs)
-    return f"```python\n{code}\n```"
+def usage(results: Mapping[str, Any], task: Task, has_pairs: bool) -> str:
+    code = loading_code(task, "FOLDER_OR_REPO", results["config"]["data"]["max_length"], has_pairs)
+    return f"```python\n{code}\n```" + (f"\n\n{task.pipeline_note}" if task.pipeline_note else "")
 
 
 def reached(results: Mapping[str, Any]) -> list[str]:
@@ -153,16 +144,17 @@ def reached(results: Mapping[str, Any]) -> list[str]:
 
     models = {name: results[name] for name in COLUMNS if results[name] is not None}
     rows = [
-        [label, *(measured(model["test"][name], name) for model in models.values())] for name, label in ROWS.items()
+        [metric(name).title, *(measured(model["test"][name], name) for model in models.values())]
+        for name in results["task"]["metrics"]
     ]
     others = {name: model for name, model in models.items() if name != "teacher"}
-    rows.append(["agreement with the teacher, %", ABSENT, *(points(model["agreement"]) for model in others.values())])
+    rows.append(["agreement with the teacher, %", ABSENT, *(f"{100 * m['agreement']:.1f}" for m in others.values())])
     rows.append(["parameters", *(short_count(model["num_parameters"]) for model in models.values())])
     rows.append(["size", *(decimal(model["bytes"]) for model in models.values())])
     if any(model["latency_ms"] for model in models.values()):
         rows.append(["latency p50, ms", *(latency(model) for model in models.values())])
     level = round(100 * results["bootstrap"]["level"])
-    told = [f"In brackets: {level} % intervals, of the accuracy by Wilson's score, of the others by bootstrap."]
+    told = [f"In brackets: {level} % intervals, by bootstrap; of shares of right rows by Wilson's score."]
     if setting := results["student"]["latency_setting"]:
         device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
         told.append(f"Latency of one row of {setting['length']} tokens: {escape(device)}, {setting['dtype']}.")
@@ -188,14 +180,15 @@ def trained(results: Mapping[str, Any]) -> str:
     for name, stage in config["stages"].items():
         terms = ", ".join(loss_text(label, loss) for label, loss in stage["losses"].items())
         line = f"- Stage {escape(name)}: {stage['num_epochs']:g} epochs, learning rate {stage['learning_rate']:g}"
-        line += f" ({stage['schedule']}, warm-up {points(stage['warmup_ratio'])} %), losses: {terms}"
+        line += f" ({stage['schedule']}, warm-up {percent(stage['warmup_ratio'])}), losses: {terms}"
         line += f", frozen: {escape(', '.join(stage['freeze']))}" if stage["freeze"] else ""
         line += ", with settings that change on the way" if stage["changes"] else ""
         lines.append(line + ".")
     seed = config["seed"] if train["seed"] is None else train["seed"]
     steps = max((point["step"] for point in results["curves"]["student"]), default=None)
     taken = "Optimizer steps" if steps is None else f"{steps:,} optimizer steps"
-    best = f"the best epoch by validation {escape(config['evaluate']['metric'])} was taken"
+    picked = metric(config["evaluate"]["metric"] or results["task"]["main_metric"]).words
+    best = f"the best epoch by validation {escape(picked)} was taken"
     lines.append(f"- {taken} of {train['global_batch_size']} rows, seed {seed}; {best}.")
     return "\n".join(lines)
 
@@ -223,8 +216,8 @@ def loss_text(name: str, loss: Mapping[str, Any]) -> str:
     return escape(f"{text})" if name == kind else f"{name}: {text})")
 
 
-def data_section(results: Mapping[str, Any], info: DataInfo | None) -> list[str]:
-    """Where the rows come from, how many there are, and of which classes."""
+def data_section(results: Mapping[str, Any]) -> list[str]:
+    """Where the rows come from, how many there are, and with which targets."""
     data, counts = results["config"]["data"], results["data"]
     told = f"Source: {data_source(data).link('datasets/')}."
     if data["unlabeled"]:
@@ -233,44 +226,48 @@ def data_section(results: Mapping[str, Any], info: DataInfo | None) -> list[str]
     splits = list(counts["num_rows"])
     rows = [[s, f"{counts['num_rows'][s]:,}", f"{counts['labeled'].get(s, 0):,}"] for s in splits]
     parts = [told, table(["split", "rows", "labelled"], rows)]
-    if info is not None:
-        names, more = shown_classes(info.labels)
-        cells = [[escape(n), *(f"{info.counts[s].per_class.get(n, 0):,}" for s in splits)] for n in names]
-        parts += ["Labelled rows by class:", table(["class", *splits], cells), *([more] if more else [])]
-    return parts
+    if any(counts["per_class"].values()):
+        names, more = shown_names(results["labels"])
+        cells = [[escape(n), *(f"{counts['per_class'][s].get(n, 0):,}" for s in splits)] for n in names]
+        return [*parts, "Labelled rows by label:", table(["label", *splits], cells), *([more] if more else [])]
+    return [*parts, *([f"Targets of the training rows: {escape(counts['summary'])}."] if counts["summary"] else [])]
 
 
-def limits(results: Mapping[str, Any]) -> list[str]:
+def limits(results: Mapping[str, Any], task: Task) -> list[str]:
     """What a user of the model should not expect of it."""
     student, data = results["student"], results["config"]["data"]
-    names, more = shown_classes(results["labels"])
-    support = sum(entry["support"] for entry in student["per_class"])
+    names, more = shown_names(results["labels"])
+    listed = f"{', '.join(map(escape, names))}{', …' if more else ''}"
+    support = results["data"]["labeled"]["test"]
     found = [
         f"It reads the first {data['max_length']} tokens of a row; what comes after plays no part.",
-        f"It gives every row exactly one of these classes, also a row that belongs to none: "
-        f"{', '.join(map(escape, names))}{', …' if more else ''}.",
+        task.limit.format(names=listed),
         f"All figures are of {support:,} labelled test rows from the source above. On other texts they are not known.",
     ]
     found += [escape(note) for note in results.get("notes", ()) if note.startswith("teacher.model:")]
     for name in ("student", "teacher"):
         if results[name]["chance"]["at_chance"]:
-            found.append(f"**The {name} is {GUESSING}**, as far as the test rows can tell.")
-    error = student["test"]["calibration_error"]["value"]
+            found.append(f"**The {name} is {results['task']['guessing']}**, as far as the test rows can tell.")
+    error = student["test"].get("calibration_error", {}).get("value")
     if error is not None:
-        found.append(f"Its scores are off by {points(error)} points on average (expected calibration error on test).")
-    judged = [entry for entry in student["per_class"] if entry["support"] and entry["recall"] is not None]
+        found.append(f"Its scores are off by {100 * error:.1f} points on average (expected calibration error on test).")
+    found += label_limits(student.get("per_class", ()))
+    return [*found, "Language and licence are not stated here; the licence depends on those of teacher and data."]
+
+
+def label_limits(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said of single labels: ``per_class`` of a model."""
+    found, judged = [], [entry for entry in entries if entry["support"] and entry["recall"] is not None]
     if judged:
         weak = min(judged, key=lambda entry: entry["recall"])
         found.append(
-            f"Its weakest class is {escape(weak['name'])}: it finds {points(weak['recall'])} % of its "
+            f"Its weakest label is {escape(weak['name'])}: it finds {percent(weak['recall'])} of its "
             f"{weak['support']:,} test rows."
         )
-    unseen = [entry["name"] for entry in student["per_class"] if not entry["support"]]
+    unseen = [entry["name"] for entry in entries if not entry["support"]]
     if unseen:
-        found.append(
-            f"Not measured, as no test row belongs to them: {', '.join(map(escape, shown_classes(unseen)[0]))}."
-        )
-    return [*found, "Language and licence are not stated here; the licence depends on those of teacher and data."]
+        found.append(f"Not measured, as no test row has them: {', '.join(map(escape, shown_names(unseen)[0]))}.")
+    return found
 
 
 def made_with(results: Mapping[str, Any]) -> str:
@@ -280,19 +277,19 @@ def made_with(results: Mapping[str, Any]) -> str:
     return f"{named}.{run}"
 
 
-def shown_classes(names: Sequence[str]) -> tuple[list[str], str]:
+def shown_names(names: Sequence[str]) -> tuple[list[str], str]:
     """The first names, and a sentence on the rest."""
-    left = len(names) - MAX_CLASSES
-    return list(names[:MAX_CLASSES]), f"And {left:,} more; config.json has them all." if left > 0 else ""
+    left = len(names) - MAX_NAMES
+    return list(names[:MAX_NAMES]), f"And {left:,} more; config.json has them all." if left > 0 else ""
 
 
 def measured(interval: Mapping[str, float | None], name: str) -> str:
-    """A value with its interval, in the unit of ROWS."""
+    """A value with its interval, in the metric's unit."""
     value, low, high = (interval[part] for part in ("value", "low", "high"))
     if value is None:
         return ABSENT
-    shown = figure(name, value)
-    return shown if low is None or high is None else f"{shown} [{figure(name, low)}, {figure(name, high)}]"
+    text = metric(name).text
+    return text(value) if low is None or high is None else f"{text(value)} [{text(low)}, {text(high)}]"
 
 
 def latency(model: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Models beside each other: the table of their figures, confusion matrices, figures by class, reliability.
+"""Models beside each other: the table of their figures, confusion matrices, figures by label, pictures of answers.
 
 A page of a run has teacher, student and the like, one of a gate challenger and champion; both are contenders here.
 """
@@ -16,7 +16,6 @@ from raydistill.evaluate.report.scales import ABSENT, cut_middle, scale
 
 TITLES = {"teacher": "teacher", "student": "student", "baseline": "without teacher", "champion": "champion"}
 COLORS = {"teacher": GREY, "student": BLUE, "challenger": BLUE, "baseline": ORANGE, "champion": GREEN}
-QUALITY = ("accuracy", "macro_f1", "auc", "mcc", "log_loss", "calibration_error")
 COSTS = ("num_parameters", "bytes", "p50", "p95", "throughput")
 MAX_NUMBERED = 10  # classes up to which a cell of a confusion matrix has room for its number
 MAX_CLASSES = 40  # that a confusion matrix shows
@@ -32,7 +31,8 @@ class Contender:
     note: str
     """What else its column's head says; may be empty."""
     model: Mapping[str, Any]
-    """With num_parameters, bytes, latency_ms, throughput, per_class, confusion, reliability."""
+    """With num_parameters, bytes, latency_ms, throughput, and what the task has of per_class, confusion, reliability,
+    scatter."""
     figures: Mapping[str, Mapping[str, float | None]]
     """Metric -> {value, low, high} on the rows of the page."""
     is_main: bool = False
@@ -47,11 +47,13 @@ class Contender:
 
 
 def side_by_side(contenders: Sequence[Contender], labels: Sequence[str]) -> dict[str, Any]:
-    """What ``parts.html`` shows of contenders: themselves, matrices, classes, and how speeds were measured."""
+    """What ``parts.html`` shows of contenders: themselves, matrices and labels where the task has them, and how speeds
+    were measured."""
+    first = contenders[0].model
     return {
         "contenders": contenders,
-        "matrices": matrices(contenders, labels),
-        "classes": class_rows(contenders),
+        "matrices": matrices(contenders, labels) if "confusion" in first else None,
+        "classes": class_rows(contenders) if "per_class" in first else [],
         "setting": latency_setting(contenders),
     }
 
@@ -69,11 +71,11 @@ class Row:
     cells: Sequence[Cell]
 
 
-def quality_rows(contenders: Sequence[Contender]) -> list[Row]:
+def quality_rows(contenders: Sequence[Contender], metrics: Sequence[str]) -> list[Row]:
     """A metric a row, with its interval."""
     return [
         Row(scale(name).label, [measured(name, contender.figures.get(name)) for contender in contenders])
-        for name in QUALITY
+        for name in metrics
     ]
 
 
@@ -183,14 +185,56 @@ def squares(counts: np.ndarray, kept: Sequence[int], names: Sequence[str]) -> li
 
 
 def class_rows(contenders: Sequence[Contender]) -> list[Row]:
-    """F1 of every class, by class; the first cell is the number of its rows."""
+    """F1 of every label; the first cell is the number of its rows."""
     rows = []
     for i, entry in enumerate(contenders[0].model["per_class"]):
-        scores = [contender.model["per_class"][i] for contender in contenders]
-        about = [f"{scale('accuracy').text(s['precision'])} / {scale('accuracy').text(s['recall'])}" for s in scores]
-        cells = [Cell(scale("accuracy").text(s["f1"]), text) for s, text in zip(scores, about, strict=True)]
+        found = [contender.model["per_class"][i] for contender in contenders]
+        cells = [Cell(share(one["f1"]), behind(one)) for one in found]
         rows.append(Row(entry["name"], [Cell(f"{entry['support']:,}"), *cells]))
     return rows
+
+
+def share(value: float) -> str:
+    return scale("macro_f1").text(value)
+
+
+def behind(entry: Mapping[str, Any]) -> str:
+    """What stands below a label's F1."""
+    text = f"{share(entry['precision'])} / {share(entry['recall'])}"
+    if "threshold" in entry:
+        text += f"; {scale('auc').text(entry['auc'])}, ≥ {entry['threshold']:.2f}"
+    return text
+
+
+def answer_pictures(contenders: Sequence[Contender], num_outputs: int) -> list[Picture]:
+    """How answers lie to what is right: by confidence or by target, where the task has such figures."""
+    first = contenders[0].model
+    found = [reliability_picture(contenders, num_outputs)] if "reliability" in first else []
+    return [*found, *([scatter_picture(contenders)] if "scatter" in first else [])]
+
+
+def scatter_picture(contenders: Sequence[Contender]) -> Picture:
+    """Answers against targets; on the diagonal they are equal."""
+    import plotly.graph_objects as go
+
+    points = {contender.name: contender.model["scatter"] for contender in contenders}
+    values = [value for pairs in points.values() for pair in pairs for value in pair]
+    ends, figure = [min(values), max(values)], go.Figure()
+    line = {"color": GREY, "dash": "dot", "width": 1.5}
+    figure.add_scatter(x=ends, y=ends, mode="lines", name="perfect", line=line, hoverinfo="skip")
+    for contender in contenders:
+        x, y = zip(*points[contender.name], strict=True)
+        figure.add_scatter(
+            x=list(x),
+            y=list(y),
+            mode="markers",
+            name=contender.title,
+            marker={"color": contender.color, "size": 7 if contender.is_main else 5},
+            opacity=0.7 if contender.is_main else 0.4,
+            hovertemplate=f"<b>{contender.title}</b><br>target %{{x:.4g}}<br>answer %{{y:.4g}}<extra></extra>",
+        )
+    caption = f"A point a row, {max(map(len, points.values())):,} rows; on the dotted line answer and target are equal."
+    return Picture("scatter", "Answers against targets", caption, draw(figure, x="target", y="answer", height=420))
 
 
 def reliability_picture(contenders: Sequence[Contender], num_classes: int) -> Picture:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raydistill.config.metrics import metric
 from raydistill.config.tree import STORAGE
 from raydistill.evaluate.report import pictures as run_pictures
 from raydistill.evaluate.report.comparison import (
@@ -13,11 +14,11 @@ from raydistill.evaluate.report.comparison import (
     Cell,
     Contender,
     Row,
+    answer_pictures,
     cost_rows,
     interval,
     measured,
     quality_rows,
-    reliability_picture,
     side_by_side,
 )
 from raydistill.evaluate.report.figures import Picture
@@ -26,7 +27,9 @@ from raydistill.evaluate.report.layers import draw_layers
 from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
 from raydistill.evaluate.report.scales import ABSENT, cut, scale
 from raydistill.evaluate.report.usage import loading_code, registered_code
-from raydistill.evaluate.verdict import BASELINE_STARTS, GUESSING
+from raydistill.evaluate.rules import signed
+from raydistill.evaluate.verdict import BASELINE_STARTS
+from raydistill.tasks import task_of
 
 TIMES = {
     "prepare": "data",
@@ -39,17 +42,17 @@ TIMES = {
     "total": "in all",
 }
 TERMS = (
-    *("teacher", "student", "test rows", "validation", "95 % interval", "accuracy", "macro F1", "F1", "precision"),
-    *("recall", "AUC", "MCC", "log loss", "calibration error", "agreement with the teacher"),
-    "share of the teacher's accuracy",
+    *("teacher", "student", "test rows", "validation", "95 % interval", "agreement with the teacher"),
+    "share of the teacher's",
 )
+LABEL_TERMS = ("F1", "precision", "recall")
 SIDES = ("student", "teacher")
-MAX_NAME = 60  # characters of a class name beside a text
+MAX_NAME = 60  # characters of an answer beside a text
 SHARES = {"num_parameters": "parameters", "bytes": "size on disk", "p50": "latency of a row"}
 
 
 def write_run_report(results: Mapping[str, Any], path: Path) -> None:
-    """Write the page of a run's results (schema 1); an older page at that place is replaced at once.
+    """Write the page of a run's results (schema 2); an older page at that place is replaced at once.
 
     ConfigError where the place cannot be written.
     """
@@ -60,8 +63,9 @@ def page_text(results: Mapping[str, Any]) -> str:
     """The page's HTML. Results of a version that knew less have fewer sections."""
     shown = clean(results)
     contenders = run_contenders(shown)
-    config, student = shown["config"], shown["student"]
+    config, student, task = shown["config"], shown["student"], task_of(shown["task"]["facts"])
     max_length = (config.get("data") or {}).get("max_length")
+    quality = quality_rows(contenders, shown["task"]["metrics"])
     return render(
         "run.html",
         pictures(shown, contenders),
@@ -70,16 +74,17 @@ def page_text(results: Mapping[str, Any]) -> str:
         subtitle=subtitle(shown),
         facts=facts(shown),
         **side_by_side(contenders, shown["labels"]),
-        groups=[quality_rows(contenders), relation_rows(shown, contenders), cost_rows(contenders)],
+        groups=[quality, relation_rows(shown, contenders), cost_rows(contenders)],
         shares=share_rows(contenders),
         disagreements=[judged(row) for row in shown.get("disagreements") or []],
         errors=[judged(row) for row in shown.get("errors") or []],
         drawing=draw_layers(shown["layers"]) if shown.get("layers") else None,
         start=(config.get("student") or {}).get("start", "teacher_layers"),
-        loading=loading_code(student["path"], max_length, shows_pairs(shown)),
+        loading=loading_code(task, student["path"], max_length, shows_pairs(shown)),
+        loading_note=task.pipeline_note,
         registered=registered(shown),
         max_length=max_length,
-        num_labeled=sum(entry["support"] for entry in student["per_class"]),
+        num_labeled=shown["data"]["labeled"]["test"],
         notes=shown.get("notes") or [],
         config=yaml_text(config),
         times=TIMES,
@@ -90,7 +95,9 @@ def page_text(results: Mapping[str, Any]) -> str:
 def terms(results: Mapping[str, Any]) -> list[str]:
     """What the glossary tells: the page's terms, those of models and latency where they are there."""
     more = {"baseline": "without teacher", "champion": "champion"}
-    found = [*TERMS, *(term for name, term in more.items() if results.get(name))]
+    found = [*TERMS, *(metric(name).words for name in results["task"]["metrics"])]
+    found += LABEL_TERMS if results["student"].get("per_class") else ()
+    found += [term for name, term in more.items() if results.get(name)]
     return [*found, "latency p50"] if results["student"]["latency_ms"] else found
 
 
@@ -110,7 +117,7 @@ def run_contenders(results: Mapping[str, Any]) -> list[Contender]:
         Contender(
             name,
             TITLES[name],
-            note(name, results[name]),
+            note(name, results[name], results["task"]["guessing"]),
             results[name],
             results[name]["test"],
             is_main=name == "student",
@@ -119,7 +126,7 @@ def run_contenders(results: Mapping[str, Any]) -> list[Contender]:
     ]
 
 
-def note(name: str, model: Mapping[str, Any]) -> str:
+def note(name: str, model: Mapping[str, Any], guessing: str) -> str:
     said = []
     if name == "baseline":
         steps = model.get("steps")
@@ -128,7 +135,7 @@ def note(name: str, model: Mapping[str, Any]) -> str:
     if name == "champion" and model.get("version") is not None:
         said.append(f"version {model['version']}")
     if model["chance"]["at_chance"]:
-        said.append(GUESSING)
+        said.append(guessing)
     return ", ".join(said)
 
 
@@ -154,8 +161,10 @@ def subtitle(results: Mapping[str, Any]) -> str:
 def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a reader wants to know first: name and value."""
     student, teacher, ratios = results["student"], results["teacher"], results["ratios"]
-    accuracy = measured("accuracy", student["test"]["accuracy"])
-    found = [("Accuracy on test", f"{accuracy.text} % ({accuracy.detail})" if accuracy.detail else accuracy.text)]
+    main = results["task"]["main_metric"]
+    reached, words = measured(main, student["test"][main]), metric(main).words
+    text = f"{reached.text} {scale(main).unit}".rstrip() + (f" ({reached.detail})" if reached.detail else "")
+    found = [(f"{words[0].upper()}{words[1:]} on test", text)]
     for name, heading in (("num_parameters", "Parameters"), ("bytes", "Size on disk")):
         unit = scale(name)
         text = f"{unit.amount(student[name])} of the teacher's {unit.amount(teacher[name])}"
@@ -178,23 +187,26 @@ def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def relation_rows(results: Mapping[str, Any], contenders: Sequence[Contender]) -> list[Row]:
     """What is said of a model and its teacher, or its student."""
-    teacher = results["teacher"]["test"]["accuracy"]["value"]
+    main = results["task"]["main_metric"]
+    about, teacher = metric(main), results["teacher"]["test"][main]["value"]
     agreement, kept, lead = [], [], []
     for contender in contenders:
-        is_teacher, accuracy = contender.name == "teacher", contender.figures["accuracy"]["value"]
+        is_teacher, value = contender.name == "teacher", contender.figures[main]["value"]
         agreement.append(Cell("" if is_teacher else scale("agreement").text(contender.model["agreement"])))
-        share = accuracy / teacher if teacher and accuracy is not None else None
+        share = value / teacher if teacher and teacher > 0 and value is not None else None
         kept.append(Cell("" if is_teacher else scale("retention").text(share)))
-        difference = ((results["differences"] or {}).get(f"student_minus_{contender.name}") or {}).get("accuracy")
-        lead.append(Cell("") if contender.is_main else points(difference))
-    rows = [("agreement with the teacher, %", agreement), ("share of the teacher's accuracy, %", kept)]
-    return [Row(name, cells) for name, cells in [*rows, ("student's accuracy above it, points", lead)]]
+        difference = ((results["differences"] or {}).get(f"student_minus_{contender.name}") or {}).get(main)
+        lead.append(Cell("") if contender.is_main else ahead(main, difference))
+    rows = [Row("agreement with the teacher, %", agreement)]
+    rows += [Row(f"share of the teacher's {about.words}, %", kept)] if about.is_retained else []
+    points = ", points" if about.is_share else ""
+    return [*rows, Row(f"student's {about.words} above it{points}", lead)]
 
 
-def points(difference: Mapping[str, float | None] | None) -> Cell:
+def ahead(name: str, difference: Mapping[str, float | None] | None) -> Cell:
     if difference is None or difference["value"] is None:
         return Cell(ABSENT)
-    return Cell(f"{100 * difference['value']:+.1f}", interval("accuracy", difference))
+    return Cell(signed(metric(name), difference["value"]), interval(name, difference))
 
 
 def share_rows(contenders: Sequence[Contender]) -> list[tuple[str, list[tuple[Contender, str, float]]]]:
@@ -210,11 +222,12 @@ def share_rows(contenders: Sequence[Contender]) -> list[tuple[str, list[tuple[Co
 
 
 def judged(disagreement: Mapping[str, Any]) -> dict[str, Any]:
-    """A disagreement and who of the two is right."""
+    """A disagreement and who of the two is right, where answers are right or wrong: a model is sure of those."""
     label = disagreement["label"]
-    right = [name for name in SIDES if disagreement[name]["class"] == label]
+    sides = {name: {**disagreement[name], "answer": cut(disagreement[name]["answer"], MAX_NAME)} for name in SIDES}
+    right = [name for name in SIDES if disagreement[name]["answer"] == label]
     verdict = "no label" if label is None else f"{right[0]} right" if right else "both wrong"
-    sides = {name: {**disagreement[name], "class": cut(disagreement[name]["class"], MAX_NAME)} for name in SIDES}
+    verdict = verdict if label is None or any(side["sure"] is not None for side in sides.values()) else ""
     texts = {name: without_gaps(disagreement.get(name)) for name in ("text", "text_pair")}
     label = None if label is None else cut(label, MAX_NAME)
     return {**disagreement, **texts, **sides, "label": label, "verdict": verdict, "right": right[0] if right else None}
@@ -238,7 +251,7 @@ def pictures(results: Mapping[str, Any], contenders: Sequence[Contender]) -> dic
     single = {
         "losses": run_pictures.loss_picture(results),
         "validation": run_pictures.validation_picture(results),
-        "reliability": reliability_picture(contenders, len(results["labels"])),
     }
     sections = {name: [] if picture is None else [picture] for name, picture in single.items()}
-    return {**sections, "speed": run_pictures.speed_pictures(results)}
+    answers = answer_pictures(contenders, len(results["labels"]))
+    return {**sections, "answers": answers, "speed": run_pictures.speed_pictures(results)}

@@ -170,5 +170,5 @@ def log_ticks(low: float, high: float) -> dict[str, Any]:
 def validation_metric(results: Mapping[str, Any], curves: Iterable[list[dict[str, Any]]]) -> str:
     """The config's choice, unless the curves have only others."""
     found = {key for points in curves for point in points for key in point["metrics"] if key.startswith("validation/")}
-    chosen = str((results["config"].get("evaluate") or {}).get("metric", "accuracy"))
+    chosen = str((results["config"].get("evaluate") or {}).get("metric") or results["task"]["main_metric"])
     return chosen if not found or f"validation/{chosen}" in found else min(found).removeprefix("validation/")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raydistill.config.metrics import metric
+
 ABSENT = "–"
 
 
@@ -44,14 +46,8 @@ class Scale:
 
 
 SCALES = {
-    "accuracy": Scale("accuracy", "%", 100, 1),
-    "macro_f1": Scale("macro F1", "%", 100, 1),
-    "mcc": Scale("MCC"),
-    "log_loss": Scale("log loss"),
-    "auc": Scale("AUC"),
-    "calibration_error": Scale("calibration error"),
     "agreement": Scale("agreement with the teacher", "%", 100, 1),
-    "retention": Scale("share of the teacher's accuracy", "%", 100, 1),
+    "retention": Scale("share of the teacher's", "%", 100, 1),
     "num_parameters": Scale("parameters", tick_format="~s"),
     "latency_ms": Scale("latency", "ms", digits=2),
     "p50": Scale("latency p50", "ms", digits=2),
@@ -59,12 +55,16 @@ SCALES = {
     "throughput": Scale("rows a second", digits=0),
     "bytes": Scale("size", "MB", 1e-6, 1),
 }
+"""Of what is no metric of a task; those are in ``config.metrics``."""
 
 
 def scale(measure: str) -> Scale:
     """Of a measure, ``validation/<metric>`` or plain; one that is not known is written as it is."""
-    metric = measure.rpartition("/")[2]
-    return SCALES.get(metric, Scale(metric.replace("_", " ")))
+    name = measure.rpartition("/")[2]
+    if name in SCALES:
+        return SCALES[name]
+    about = metric(name)
+    return Scale(about.words, "%", 100, 1) if about.is_share else Scale(about.words)
 
 
 def label(measure: str) -> str:

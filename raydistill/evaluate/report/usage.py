@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 
+from raydistill.tasks.base import Task
 
-def loading_code(model: str, max_length: int | None = None, has_pairs: bool = False) -> str:
+
+def loading_code(task: Task, model: str, max_length: int | None = None, has_pairs: bool = False) -> str:
     """Three lines that cut texts as in training; ``max_length`` None, of results that do not say it: as the tokenizer
     does."""
     name = json.dumps(model, ensure_ascii=False)
-    length = "" if max_length is None else f", max_length={max_length}"
+    options = ["truncation=True", *([] if max_length is None else [f"max_length={max_length}"]), task.pipeline_options]
     text = '{"text": "…", "text_pair": "…"}' if has_pairs else '"…"'
     return (
         "from transformers import pipeline\n"
-        f'classify = pipeline("text-classification", {name}, truncation=True{length})\n'
-        f"print(classify({text}))"
+        f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(filter(None, options))})\n'
+        f"print(model({text}))"
     )
 
 

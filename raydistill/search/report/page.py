@@ -72,7 +72,7 @@ def stage(summary: Mapping[str, Any]) -> Scene:
     from raydistill.search.front import is_eligible
     from raydistill.search.ledger import Trial
 
-    sweep = Sweep.model_validate(summary["config"]["sweep"])
+    sweep = Sweep.model_validate(summary["config"]["sweep"] | {"objectives": summary["objectives"]})
     known = [Trial(t["number"], t["params"], t["state"], values=present(t["measures"])) for t in summary["trials"]]
     eligible = frozenset(trial.number for trial in known if is_eligible(trial, sweep))
     shown = clean(summary)

@@ -156,7 +156,7 @@ def history_picture(scene: Scene) -> Picture | None:
             hoverinfo="skip",
         )
     figure.update_yaxes(tickformat=scale(scene.main).tick_format or None)
-    caption = f"{spoken(scene.main).capitalize()} of each trial at its best epoch."
+    caption = f"Of each trial at its best epoch: {spoken(scene.main)}."
     return Picture("history", "Best value over trials", caption, draw(figure, x="trial", y=label(scene.main)))
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Packed = dict[str, tuple[np.ndarray, str]]
+from raydistill.models.signals import Signal
+
+Packed = dict[Signal, tuple[np.ndarray, str]]
 """Signal → its values and their dtype in torch, which numpy may not have."""
 
 
-def pack(signals: Mapping[str, Tensor]) -> Packed:
+def pack(signals: Mapping[Signal, Tensor]) -> Packed:
     """Tensors as arrays, which Ray hands over without a copy."""
     packed = {}
     for signal, tensor in signals.items():
@@ -24,7 +26,7 @@ def pack(signals: Mapping[str, Tensor]) -> Packed:
     return packed
 
 
-def unpack(packed: Packed) -> dict[str, Tensor]:
+def unpack(packed: Packed) -> dict[Signal, Tensor]:
     """The tensors again, in memory of their own: what lies in Ray's store cannot be written to."""
     return {
         signal: torch.from_numpy(array.copy()).view(getattr(torch, dtype)) for signal, (array, dtype) in packed.items()

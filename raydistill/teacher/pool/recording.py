@@ -13,6 +13,7 @@ import ray
 
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, RaydistillError
+from raydistill.models.signals import Signal
 from raydistill.storage.board import Show
 from raydistill.storage.ownership import Owner
 from raydistill.teacher.pool.teachers import LOST, TeacherPool, is_final, was_preempted
@@ -35,13 +36,13 @@ class Shard:
     split: str
     index: int
     rows: int
-    wanted: Mapping[str, Wanted]
+    wanted: Mapping[Signal, Wanted]
 
 
 def record_in_pool(
     pool: TeacherPool,
     rows: Mapping[str, Rows],
-    wanted: Mapping[str, Mapping[str, Wanted]],
+    wanted: Mapping[str, Mapping[Signal, Wanted]],
     *,
     owner: Owner,
     stop: threading.Event,
@@ -64,7 +65,7 @@ class Recording:
     """The shards of one split on their way through the pool."""
 
     def __init__(
-        self, pool: TeacherPool, todo: list[Shard], signals: Sequence[str], stop: threading.Event, show: Show
+        self, pool: TeacherPool, todo: list[Shard], signals: Sequence[Signal], stop: threading.Event, show: Show
     ) -> None:
         self.pool, self.stop, self.show = pool, stop, show
         self.todo = deque(todo)

@@ -14,8 +14,9 @@ import ray
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from raydistill.data.batches import Batch
 from raydistill.errors import RaydistillError, TeacherError
-from raydistill.models.capture import is_token_level, signal_width
+from raydistill.models.signals import Signal
 from raydistill.teacher.pool.packing import unpack
 from raydistill.teacher.pool.teachers import LOST, Complaint, is_final, was_preempted
 from raydistill.teacher.signals import Signals
@@ -35,7 +36,9 @@ class PoolFeed:
     directory: Any
     max_ahead_bytes: int
 
-    def signals(self, needs: Collection[str], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int) -> PoolSignals:
+    def signals(
+        self, needs: Collection[Signal], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int
+    ) -> PoolSignals:
         return PoolSignals(self.directory, needs, Sizes.of(teacher, needs, lengths), self.max_ahead_bytes, rank)
 
     def close(self) -> None:
@@ -51,9 +54,9 @@ class Sizes:
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, teacher: PreTrainedConfig, needs: Collection[str], lengths: np.ndarray) -> Sizes:
-        widths = {signal: 4 * signal_width(teacher, signal) for signal in needs}
-        tokens = sum(width for signal, width in widths.items() if is_token_level(signal))
+    def of(cls, teacher: PreTrainedConfig, needs: Collection[Signal], lengths: np.ndarray) -> Sizes:
+        widths = {signal: 4 * signal.width(teacher) for signal in needs}
+        tokens = sum(width for signal, width in widths.items() if signal.is_token_level)
         return cls(sum(widths.values()) - tokens, tokens, lengths)
 
     def bytes(self, row_ids: np.ndarray) -> int:
@@ -69,7 +72,7 @@ class Request:
     teacher: int = -1
     answer: Any = None
     """Ray's promise; None while no teacher has it."""
-    values: dict[str, Tensor] | None = None
+    values: dict[Signal, Tensor] | None = None
     deaths: int = 0
     failures: int = 0
 
@@ -81,7 +84,9 @@ class PoolSignals(Signals):
     stays within ``max_ahead_bytes``. Not for several threads.
     """
 
-    def __init__(self, directory: Any, needs: Collection[str], sizes: Sizes, max_ahead_bytes: int, rank: int) -> None:
+    def __init__(
+        self, directory: Any, needs: Collection[Signal], sizes: Sizes, max_ahead_bytes: int, rank: int
+    ) -> None:
         self._rank = rank
         self.directory, self.sizes, self.max_ahead_bytes = directory, sizes, max_ahead_bytes
         self.needs = frozenset(needs)
@@ -109,7 +114,8 @@ class PoolSignals(Signals):
         self._look_ahead()
         return self._collect(self._current, WAIT_SECONDS)
 
-    def batch(self, row_ids: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def read(self, batch: Batch) -> dict[Signal, Tensor]:
+        row_ids = batch.row_ids
         found = next((r for r in self._current if np.array_equal(r.row_ids, row_ids)), None)
         request = found or self._request(row_ids)
         while not self._collect([request], WAIT_SECONDS):

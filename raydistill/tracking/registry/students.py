@@ -6,6 +6,7 @@ The stored folder is at once an ordinary Hugging Face folder and an MLflow model
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import warnings
@@ -23,6 +24,7 @@ from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.types import Schema
 
 FOLDER = "student"
 CHALLENGER = "challenger"
@@ -62,7 +64,7 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
 
     named = ("text", "text_pair") if has_pairs else (None,)  # one unnamed column: predict takes a list of strings
     inputs = Schema([ColSpec("string", name) for name in named])
-    outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
+    outputs = answer_schema(json.loads((student / "config.json").read_text(encoding="utf-8")))
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # advice to add an input example, which would load torch
         # named by its content: one process may load versions of two releases, and Python keeps one module of a name
@@ -97,6 +99,21 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
         tokenizer_name=FOLDER,
     )
     model.save(str(folder / "MLmodel"))
+
+
+def answer_schema(config: Mapping[str, Any]) -> Schema:
+    """The columns that the stored scorer answers with, by a model's config.json; see ``models.scorer``."""
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import Array, DataType, Map
+
+    num_outputs = len(config.get("id2label") or "ab")  # two are not written
+    columns: dict[str, Any] = {"label": "string", "score": "double"}
+    match config.get("problem_type") or ("regression" if num_outputs == 1 else ""):
+        case "regression":
+            columns = {"value": "double"}
+        case "multi_label_classification":
+            columns = {"labels": Array(DataType.string), "scores": Map(DataType.double)}
+    return Schema([ColSpec(kind, name) for name, kind in columns.items()])
 
 
 def register_student(

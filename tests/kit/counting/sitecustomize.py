@@ -45,14 +45,14 @@ def note(*words: object, suffix: str = "") -> None:
 
 
 def count_steps(module: Any) -> None:
-    original = module.Stage.take_step
+    original = module.StageRun.take_step
 
     def take_step(self: Any, step: int, *arguments: Any) -> Any:
         note("step", self.setup.name, step, self.setup.group.rank)
         time.sleep(STEP_SECONDS if self.setup.name.startswith("student.") else 0)
         return original(self, step, *arguments)
 
-    module.Stage.take_step = take_step
+    module.StageRun.take_step = take_step
 
 
 def count_shards(module: Any) -> None:
@@ -135,7 +135,7 @@ def fail_while_away(module: Any) -> None:
 HOOKS = {
     "raydistill.storage.storage": fail_while_away,
     "raydistill.pipeline.prepare": lambda module: time_phases(module.Clock),
-    "raydistill.pipeline.workplace": lambda module: time_phases(module.Workplace),
+    "raydistill.pipeline.reporting": lambda module: time_phases(module.Reporter),
     "raydistill.data.rows": count_opened,
     "raydistill.pipeline.phases": count_starts,
     "raydistill.train.loop": count_steps,

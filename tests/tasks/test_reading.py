@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.rows_on_disk import make_config, splits_of, write_rows
-from rich.console import Console
 
-from raydistill.data.classes import print_classes
 from raydistill.data.prepare import prepare_data, read_info
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.storage import Storage
@@ -46,9 +43,9 @@ def test_class_names_and_their_order(
     for row in [row for table in splits_of(artifact).values() for row in table.to_pylist()]:
         raw = str(labels[int(row["text"][1:]) % len(labels)])
         if task == ["neg", "pos"]:
-            assert row["label"] == int(raw)
+            assert row["target"] == (None if raw == "-1" else int(raw))
         else:
-            assert expected[row["label"]] == raw
+            assert expected[row["target"]] == raw
 
 
 def test_a_repeated_header_is_no_class(tmp_path: Path, storage: Storage) -> None:
@@ -101,18 +98,6 @@ def test_doubtful_classes_are_noted(labels: list[str], doubt: str | None, tmp_pa
     assert set(info.doubts) <= set(info.notes)
     if doubt is not None:
         assert re.search(doubt, info.doubts[0])
-
-
-def test_the_table_of_classes_shows_the_largest_and_the_smallest_of_many() -> None:
-    console = Console(record=True, width=80, file=io.StringIO())
-    train = {f"class {i:03}": 1000 - i for i in range(100)}
-    print_classes(console, {"train": train, "test": {"class 000": 1}})
-    lines = [line.split() for line in console.export_text().splitlines()]
-    assert lines[0] == ["class", "train", "test"]
-    assert lines[1] == ["class", "000", "1,000", "1"]
-    assert lines[11][:3] == ["…", "80", "more"]
-    assert lines[-1] == ["class", "099", "901", "0"]
-    assert len(lines) == 22
 
 
 BAD_LABELS: list[tuple[dict[str, list[Any]], Any, str]] = [

@@ -1,4 +1,4 @@
-"""A finished classifier in one process: its tokenizer, its labels, and logits for texts. No Ray.
+"""A finished model in one process: its tokenizer, its task, and outputs for texts. No Ray.
 
 Folders of ``save_pretrained`` run on torch, exported ones on the runtime that they are made for; ``open_folder`` tells
 them apart.
@@ -20,18 +20,18 @@ from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError, TrackingError
 from raydistill.models.checks import first_line
 from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
-from raydistill.models.labels import config_labels
-from raydistill.models.load import load_classifier, quiet, read_config
+from raydistill.models.load import load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
 from raydistill.storage.storage import Storage
+from raydistill.tasks import task_of_model
 
 Text = str | tuple[str, str]
 Inputs = Mapping[str, torch.Tensor]
 BATCH_ROWS = 32
 
 
-class Classifier:
-    """A model folder with its tokenizer; subclasses say what computes the logits."""
+class Predictor:
+    """A model folder with its tokenizer and its task; subclasses say what computes the outputs."""
 
     device = torch.device("cpu")
     runtime = ""
@@ -42,7 +42,7 @@ class Classifier:
         self.folder = folder
         config = read_config(folder)
         self.tokenizer = open_tokenizer(folder)
-        self.labels = config_labels(config)
+        self.task = task_of_model(config)
         limits = [self.tokenizer.model_max_length, position_limit(config)]
         longest = min(limit for limit in (*limits, NO_LIMIT) if limit)
         if max_length is not None and max_length > longest:
@@ -62,26 +62,26 @@ class Classifier:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
-        """Logits (B, C) of encoded texts, float32."""
+        """Outputs (B, C) of encoded texts, float32."""
         raise TypeError(f"{type(self).__name__} computes nothing; open a folder with open_folder.")
 
-    def logits(self, texts: Sequence[Text]) -> np.ndarray:
-        """Logits (N, C) in the order of the texts; the forward passes go by length, which saves padding."""
+    def outputs(self, texts: Sequence[Text]) -> np.ndarray:
+        """Outputs (N, C) in the order of the texts; the forward passes go by length, which saves padding."""
         order = np.argsort([len("".join(text)) for text in texts], kind="stable")
-        result = np.empty((len(texts), len(self.labels)), dtype=np.float32)
+        result = np.empty((len(texts), len(self.task.outputs)), dtype=np.float32)
         for start in range(0, len(texts), BATCH_ROWS):
             rows = order[start : start + BATCH_ROWS]
             result[rows] = self.forward(self.encode([texts[row] for row in rows])).cpu().numpy()
         return result
 
 
-class TorchClassifier(Classifier):
+class TorchPredictor(Predictor):
     """A Hugging Face folder on torch, on the GPU where there is one; float32."""
 
     def __init__(self, folder: Path, max_length: int | None = None, device: str | None = None) -> None:
         super().__init__(folder, max_length)
         self.device = pick_device(device)
-        self.model = load_classifier(folder, None).to(self.device)  # type: ignore[arg-type]
+        self.model = load_model(folder, None).to(self.device)  # type: ignore[arg-type]
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.runtime = "torch float32"
 

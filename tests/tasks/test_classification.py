@@ -4,13 +4,26 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from kit.scores import (
+    assert_interval_is_scipy_s,
+    assert_resampled_metrics_are_the_library_s,
+    assert_weights_of_one_give_the_values,
+)
 
+from raydistill.config import tasks as config
 from raydistill.errors import DataError, ModelError
-from raydistill.evaluate import metrics
-from raydistill.evaluate.intervals import interval, intervals
+from raydistill.evaluate import bootstrap as resampling
+from raydistill.evaluate.bootstrap import bootstrap
+from raydistill.evaluate.intervals import Interval, interval
+from raydistill.evaluate.intervals import intervals as intervals_of
+from raydistill.tasks import kind_of
+from raydistill.tasks.statistics import mcnemar
+from raydistill.tasks.text_classification import TextClassification
+from raydistill.tasks.text_classification import scoring as metrics
+from raydistill.tasks.text_classification.scoring import ClassScores
 
 
 def rows(num_rows: int, num_classes: int, seed: int = 0, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -20,6 +33,16 @@ def rows(num_rows: int, num_classes: int, seed: int = 0, strength: float = 1.0) 
     logits = rng.normal(size=(num_rows, num_classes))
     logits[np.arange(num_rows), labels] += strength
     return logits.astype(np.float32), labels
+
+
+def scores(logits: np.ndarray, labels: np.ndarray) -> ClassScores:
+    return ClassScores(logits, labels, [f"class {i}" for i in range(logits.shape[1])])
+
+
+def intervals(
+    logits: np.ndarray, labels: np.ndarray, num: int = 1000, seed: int = 0, **more: np.ndarray
+) -> dict[str, Interval]:
+    return intervals_of(scores(logits, labels), num, seed, **more)
 
 
 def from_confusion(counts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,15 +90,6 @@ def test_a_class_that_never_occurs_has_zeros() -> None:
     assert (one_sided["macro_precision"], one_sided["macro_recall"], one_sided["mcc"]) == (0.3, 0.5, 0.0)
 
 
-def test_without_auc_the_rest_is_the_same() -> None:
-    logits, labels = rows(30, 3)
-    both = [metrics.bootstrap({"m": logits}, labels, None, 20, 0, auc=auc)["m"] for auc in (True, False)]
-    assert np.isfinite(both[0].pop("auc")).all()
-    assert np.isnan(both[1].pop("auc")).all()
-    for name, values in both[0].items():
-        np.testing.assert_array_equal(values, both[1][name])
-
-
 def test_known_calibration_error() -> None:
     # 10 rows at confidence 0.9 of which 6 are right, 30 rows at 0.6 of which 24 are right.
     confidence = np.repeat([0.9, 0.6], [10, 30])
@@ -118,15 +132,8 @@ def test_auc_is_not_defined_when_a_class_is_absent() -> None:
 def test_resampled_metrics_equal_the_libraries(num_classes: int) -> None:
     logits, labels = rows(50, num_classes, seed=num_classes)
     logits[::3] = np.round(logits[::3])  # ties for the AUC
-    weights = next(metrics.resample(np.arange(50) // 2, 30, seed=1))
-    assert weights.dtype == np.float32  # 4 bytes each, as the size of a block assumes
-    resampled = metrics.WeightedMetrics(logits, labels)(weights)
-    assert set(resampled) == set(metrics.METRICS)
-    for s in range(30):
-        drawn = np.repeat(np.arange(50), weights[:, s].astype(int))
-        expected = metrics.classification_metrics(logits[drawn], labels[drawn])
-        for name in metrics.METRICS:
-            assert resampled[name][s] == pytest.approx(expected[name], abs=2e-6, nan_ok=True), name
+    assert set(scores(logits, labels).values) == set(metrics.METRICS)
+    assert_resampled_metrics_are_the_library_s(lambda drawn: scores(logits[drawn], labels[drawn]), 50)
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
@@ -136,10 +143,7 @@ def test_weights_of_one_give_the_values(data: st.DataObject, num_classes: int, n
     logit = st.sampled_from([-50.0, -1.0, 0.0, 0.5, 1.0, 30.0])
     logits = np.array(data.draw(st.lists(st.tuples(*[logit] * num_classes), min_size=num_rows, max_size=num_rows)))
     labels = np.array(data.draw(st.lists(st.integers(0, num_classes - 1), min_size=num_rows, max_size=num_rows)))
-    weighted = metrics.WeightedMetrics(logits, labels)(np.ones((num_rows, 1), dtype=np.float32))
-    expected = metrics.classification_metrics(logits, labels)
-    for name in metrics.METRICS:
-        assert weighted[name][0] == pytest.approx(expected[name], abs=1e-5, nan_ok=True), name
+    assert_weights_of_one_give_the_values(scores(logits, labels))
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
@@ -148,25 +152,14 @@ def test_interval_equals_scipy_bootstrap(metric: str) -> None:
     labels = np.where(labels == 2, 1, labels)[:80]
     logits = logits[:, :2]
 
-    def statistic(index: np.ndarray) -> float:
-        return float(
-            metrics.WeightedMetrics(logits[index], labels[index])(np.ones((len(index), 1), np.float32))[metric][0]
-        )
-
     method = "basic" if metric == "calibration_error" else "percentile"
-    rng = np.random.default_rng(5)
-    expected = stats.bootstrap((np.arange(80),), statistic, vectorized=False, n_resamples=200, method=method, rng=rng)
-    samples = metrics.bootstrap({"model": logits}, labels, None, 200, 5)["model"]
-    value = metrics.classification_metrics(logits, labels)[metric]
-    ours = interval(value, samples[metric], inflated=method == "basic")
-    assert ours["low"] == pytest.approx(min(max(expected.confidence_interval.low, 0), ours["value"]), abs=1e-6)
-    assert ours["high"] == pytest.approx(max(expected.confidence_interval.high, ours["value"]), abs=1e-6)
+    assert_interval_is_scipy_s(lambda drawn: scores(logits[drawn], labels[drawn]), 80, metric, method)
 
 
 def test_interval_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = rows(100, 3)
     whole = intervals(logits, labels, 150, seed=3)
-    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 700)
+    monkeypatch.setattr(resampling, "BLOCK_ELEMENTS", 700)
     blocks = intervals(logits, labels, 150, seed=3)
     for name in metrics.METRICS:
         assert blocks[name] == pytest.approx(whole[name], abs=1e-6)
@@ -177,7 +170,7 @@ def test_interval_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPa
 def test_intervals_contain_the_value_and_narrow_with_rows(num_classes: int) -> None:
     widths = []
     for num_rows in (100, 1600):
-        result = intervals(*rows(num_rows, num_classes), num_samples=400)
+        result = intervals(*rows(num_rows, num_classes), 400)
         assert all(r["low"] <= r["value"] <= r["high"] for r in result.values())
         widths.append({name: r["high"] - r["low"] for name, r in result.items()})
     for name in metrics.METRICS:
@@ -190,7 +183,7 @@ def test_accuracy_interval_covers_the_truth_as_often_as_it_says() -> None:
     for seed in range(200):
         labels = (rng.random(150) < 0.7).astype(int)
         logits = np.tile([0.0, 1.0], (150, 1))
-        samples = metrics.bootstrap({"model": logits}, labels, None, 200, seed)["model"]["accuracy"]
+        samples = bootstrap({"model": scores(logits, labels)}, None, 200, seed)["model"]["accuracy"]
         result = interval(float(labels.mean()), samples)
         covered += result["low"] <= 0.7 <= result["high"]
     assert 0.9 <= covered / 200 <= 0.99
@@ -203,7 +196,7 @@ def test_calibration_interval_of_a_calibrated_model_reaches_down() -> None:
     logits = np.stack([np.log(p), np.log1p(-p)], axis=1)
     result = intervals(logits, labels, 500)["calibration_error"]
     assert result["low"] < 0.01 < result["value"] + 0.01
-    percentiles = metrics.bootstrap({"m": logits}, labels, None, 500, 0)["m"]["calibration_error"]
+    percentiles = bootstrap({"m": scores(logits, labels)}, None, 500, 0)["m"]["calibration_error"]
     assert np.quantile(percentiles, 0.025) > 0.01  # the plain percentile interval would exclude 0
 
 
@@ -211,7 +204,7 @@ def test_rows_of_one_example_are_resampled_together() -> None:
     logits, labels = rows(200, 2)
     replicas = np.repeat(np.arange(200), 4)
     single = intervals(logits, labels, 300, seed=2)
-    together = intervals(logits[replicas], labels[replicas], 300, seed=2, example_ids=replicas)
+    together = intervals(logits[replicas], labels[replicas], 300, 2, example_ids=replicas)
     apart = intervals(logits[replicas], labels[replicas], 300, seed=2)
     for name in ("accuracy", "macro_f1", "auc", "log_loss"):
         assert [together[name][k] for k in ("value", "low", "high")] == pytest.approx(
@@ -221,22 +214,121 @@ def test_rows_of_one_example_are_resampled_together() -> None:
         assert ratio == pytest.approx(2, rel=0.3)  # sqrt(4 replicas)
 
 
+def test_slow_metrics_that_are_not_wanted_are_spared() -> None:
+    found = scores(*rows(50, 3)).weighted(np.ones((50, 4), np.float32), wanted={"accuracy"})
+    assert np.isnan(found["auc"]).all()
+    assert np.isfinite(found["accuracy"]).all()
+
+
 def test_bad_rows_are_refused_with_a_way_out() -> None:
     logits, labels = rows(20, 3)
     broken = logits.copy()
-    broken[4, 1:] = broken[7, 0] = np.nan
-    with pytest.raises(ModelError, match=r"2 of 20 rows.*learning_rate"):
-        metrics.classification_metrics(broken, labels)
+    broken[4, 1] = np.nan
+    with pytest.raises(ModelError, match=r"1 of 20 rows.*learning_rate"):
+        scores(broken, labels)
     with pytest.raises(ModelError, match="shape"):
-        metrics.classification_metrics(logits[:10], labels)
-    with pytest.raises(DataError, match="no labelled row"):
-        metrics.classification_metrics(logits[:0], labels[:0])
+        scores(logits[:10], labels)
+    with pytest.raises(DataError, match="0 labelled rows"):
+        scores(logits[:0], labels[:0])
     for shift in (-1, 1):
         with pytest.raises(DataError, match=r"0 \.\.\. 2"):
-            metrics.classification_metrics(logits, labels + shift)
+            scores(logits, labels + shift)
 
 
 def test_probabilities_are_in_double_precision() -> None:
     probs = metrics.probabilities(rows(20, 3)[0])
     assert probs.dtype == np.float64
     assert probs.sum(axis=1) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (2, 1, 0)])
+def test_an_order_of_classes_that_fits_far_better_is_found(order: tuple[int, ...]) -> None:
+    labels = np.repeat([0, 1, 2], [20, 8, 12])
+    logits = np.random.default_rng(0).normal(size=(40, 3)) + 4 * np.eye(3)[labels]
+    wrong = logits[:, order]  # what is called class i is class order[i]
+    found = metrics.other_order(wrong, labels)
+    assert found is not None
+    assert np.array_equal(wrong[:, found], logits)
+    assert metrics.other_order(logits, labels) is None
+
+
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(10, 2), (30, 10), (200, 3), (3000, 20)])
+def test_a_model_that_guesses_is_no_matter_of_order(num_rows: int, num_classes: int) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        logits, labels = rng.normal(size=(num_rows, num_classes)), rng.integers(0, num_classes, num_rows)
+        assert metrics.other_order(logits, labels) is None
+
+
+def test_the_most_frequent_class_is_what_an_order_is_measured_against() -> None:
+    """A turned model of rare classes is found; few rows, or a weak model, prove nothing."""
+    labels = np.repeat([0, 1], [95, 5])
+    right = np.eye(2)[labels]
+    assert metrics.other_order(right, labels) is None
+    assert metrics.other_order(right[:, ::-1], labels) == (1, 0)
+    assert metrics.other_order(right[-10:, ::-1], labels[-10:]) is None
+    for times in (1, 40):  # of many rows it is no luck, and yet only 10 points
+        weak = np.eye(2)[np.where(np.arange(100) < 45, labels, 1 - labels)]
+        assert metrics.other_order(np.tile(weak, (times, 1)), np.tile(labels, times)) is None
+
+
+def order_of(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[int, ...] | None:
+    return metrics.other_order(np.eye(num_classes)[predicted], labels)
+
+
+def test_an_order_is_named_from_its_limits_on() -> None:
+    labels = np.repeat([0, 1, 2], [12, 10, 10])
+    swapped = np.array([0, 2, 1])[labels]
+    assert order_of(swapped, labels, 3) == (0, 2, 1)  # as accurate as the most frequent label
+    swapped[12] = 1
+    assert order_of(swapped, labels, 3) is None  # a row more
+    labels = np.repeat(np.arange(6), 25)
+    assert order_of((labels + 1 + np.arange(150) % 5) % 6, labels, 6) is not None  # a fifth against nothing
+    labels = np.arange(14) % 3
+    assert order_of((labels + 1) % 3, labels, 3) == (1, 2, 0)  # p = 2^-13 < 0.001 / 6
+    assert order_of((labels[1:] + 1) % 3, labels[1:], 3) is None
+    labels = np.arange(1200) % 2
+    assert order_of(1 - labels, labels, 2) == (1, 0)  # p is 0 in double precision
+
+
+def test_rows_outweigh_the_own_order_and_what_no_row_speaks_about_stays() -> None:
+    labels = np.arange(40) % 10
+    assert order_of((labels + 1) % 10, labels, 10) == (*range(1, 10), 0)
+    labels = np.arange(20) % 2
+    assert order_of(1 - labels, labels, 4) == (1, 0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [(3, 1, 2 * (4 + 1) / 2**4), (1, 9, 2 * (1 + 10) / 2**10), (2, 2, 1.0), (0, 1, 1.0), (0, 0, 1.0)],
+)
+def test_mcnemar_is_the_binomial_test_of_rows_that_one_gets_right(only_first: int, only_second: int, p: float) -> None:
+    first, second = np.ones(20, bool), np.ones(20, bool)
+    first[15:] = second[15:] = False  # both err
+    second[:only_first] = False
+    first[5 : 5 + only_second] = False
+    found = mcnemar(first, second)
+    assert found == {"only_first": only_first, "only_second": only_second, "p": pytest.approx(p)}
+
+
+def test_loss_values_are_cross_entropy_a_row_in_float32() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0], [5.0, 1.0]], dtype=torch.bfloat16, requires_grad=True)
+    values = TextClassification(("a", "b")).loss_values(logits, torch.tensor([0, 0, 1]))
+    assert values.dtype == torch.float32
+    assert values.tolist() == pytest.approx([math.log(2), math.log(4 / 3), math.log1p(math.exp(4))], abs=2e-3)
+    values.sum().backward()
+    assert logits.grad is not None
+
+
+def test_an_answer_is_the_likeliest_class_with_its_probability() -> None:
+    task = TextClassification(("no", "yes"))
+    logits = np.array([[0.0, math.log(3.0)], [1000.0, -1000.0]], np.float32)
+    answers = task.answers(logits)
+    assert [row["label"] for row in answers] == ["yes", "no"]
+    assert [row["score"] for row in answers] == pytest.approx([0.75, 1.0])
+    assert tuple(answers[0]) == task.answer_columns
+    assert answers[0]["scores"] == pytest.approx({"no": 0.25, "yes": 0.75})
+    assert task.spoken(logits)[0] == ("yes", pytest.approx(0.75))
+    assert task.spoken_target(1) == "yes"
+    assert (task.outputs, task.cost(7)) == (("no", "yes"), 7)
+    assert kind_of(config.TextClassification()) is TextClassification

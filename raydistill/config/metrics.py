@@ -1,0 +1,84 @@
+"""All that is known of a metric without data: what it is called, its unit, which way is better. One table for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The facts of a metric."""
+
+    words: str
+    """Its name for people."""
+    is_share: bool = False
+    """A share from 0 to 1, written in percent; any other is written as it is, with three digits."""
+    lower_is_better: bool = False
+    bounds: tuple[float, float] | None = None
+    """Least and best value of a metric of right and wrong answers; None for one that measures amounts."""
+    is_retained: bool = False
+    """Higher is better and 0 is worthless, so that "the student keeps x % of its teacher" makes sense."""
+    hub: str | None = None
+    """The hub's name for it, on a model card; None: cards leave it to the table."""
+    hub_args: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """With its unit, at the head of a row or a column."""
+        return f"{self.words}, %" if self.is_share else self.words
+
+    def text(self, value: float) -> str:
+        """A value, or a difference of values, in the unit of ``title``; never "-0.0"."""
+        return f"{round(100 * value, 1) + 0.0:.1f}" if self.is_share else f"{round(value, 3) + 0.0:.3f}"
+
+    def said(self, value: float) -> str:
+        """A value for a sentence: in percent where the metric is a share."""
+        return f"{self.text(value)} %" if self.is_share else self.text(value)
+
+    def amount(self, difference: float) -> str:
+        """A difference for a sentence: points where the metric is a share."""
+        return f"{self.text(difference)} points" if self.is_share else self.text(difference)
+
+
+def _averages() -> dict[str, Metric]:
+    names = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    return {
+        f"{average}_{name}": Metric(
+            f"{average} {words}",
+            is_share=True,
+            bounds=(0, 1),
+            is_retained=name == "f1",
+            hub=name,
+            hub_args={"average": average},
+        )
+        for average in ("macro", "micro", "weighted")
+        for name, words in names.items()
+    }
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("accuracy", is_share=True, bounds=(0, 1), is_retained=True, hub="accuracy"),
+    **_averages(),
+    "exact_match": Metric("all labels right", is_share=True, bounds=(0, 1), is_retained=True, hub="exact_match"),
+    "auc": Metric("AUC", bounds=(0, 1), is_retained=True, hub="roc_auc"),
+    "mcc": Metric("MCC", bounds=(-1, 1), is_retained=True, hub="matthews_correlation"),
+    "pearson": Metric("Pearson correlation", is_retained=True, hub="pearsonr"),
+    "spearman": Metric("Spearman correlation", is_retained=True, hub="spearmanr"),
+    "r2": Metric("R²", is_retained=True, hub="r_squared"),
+    "rmse": Metric("RMSE", lower_is_better=True, hub="mse", hub_args={"squared": "False"}),
+    "mae": Metric("mean absolute error", lower_is_better=True, hub="mae"),
+    "log_loss": Metric("log loss", lower_is_better=True),
+    "calibration_error": Metric("calibration error", lower_is_better=True),
+}
+
+
+def metric(name: str) -> Metric:
+    """The facts of a metric; of a name that is not in the table what its name says."""
+    return METRICS.get(name, Metric(name.replace("_", " ")))
+
+
+def score(name: str, values: Mapping[str, Any]) -> float:
+    """The value of a metric among ``values``, turned so that higher is better."""
+    return -float(values[name]) if metric(name).lower_is_better else float(values[name])

@@ -1,0 +1,118 @@
+"""A user's own losses and tasks: classes that join the config's unions under the ``type`` of their ``Settings``.
+
+They come from Python (``raydistill.register(MyLoss)``) or from an installed package, by an entry point of the group
+``raydistill.losses`` or ``raydistill.tasks`` whose name is the type; a package is loaded when a config names its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from importlib.metadata import entry_points
+from operator import or_
+from typing import Annotated, Any
+
+from pydantic import Field, Tag
+
+from raydistill.config import losses, tasks
+from raydistill.config.metrics import METRICS
+from raydistill.config.section import Name, Section
+from raydistill.config.training import Stage
+from raydistill.config.tree import Config
+from raydistill.errors import ConfigError, RaydistillError
+
+SECTIONS: dict[str, type[Section]] = {"losses": losses.LossSection, "tasks": tasks.TaskSection}
+"""What the settings of a group's classes derive from."""
+_registered: dict[str, dict[str, type]] = {group: {} for group in SECTIONS}
+
+
+def register(*classes: type) -> None:
+    """Let configs name these losses and tasks; each has ``Settings``, a section with its ``type``.
+
+    Raises ConfigError for a class without such settings, or with a type that is taken.
+    """
+    for made in classes:
+        settings = getattr(made, "Settings", None)
+        group = next((name for name, base in SECTIONS.items() if _is_section(settings, base)), None)
+        if group is None or settings is None:
+            raise ConfigError(
+                f"{made.__name__} has no class Settings that derives from raydistill.config.losses.LossSection or "
+                "raydistill.config.tasks.TaskSection. Add one, with a field type of its own."
+            )
+        kind = str(settings.model_fields["type"].default)
+        if kind in _own(group) or _registered[group].get(kind, made).__name__ != made.__name__:
+            raise ConfigError(f"The type {kind!r} of {made.__name__} is taken. Give its Settings another one.")
+        _registered[group][kind] = made
+        METRICS.update(getattr(made, "metric_facts", {}))
+    if classes:
+        _rebuild()
+
+
+def registered() -> tuple[type, ...]:
+    """The classes that joined in this process; workers are handed them."""
+    return tuple(made for group in _registered.values() for made in group.values())
+
+
+def forget() -> None:
+    """Let no class of the user's own take part any more."""
+    for group in _registered.values():
+        group.clear()
+    _rebuild()
+
+
+def find(group: str, kind: str) -> type | None:
+    """The class of a type, loaded from its package if need be; None for a type that nobody has.
+
+    Raises RaydistillError where the package cannot be loaded.
+    """
+    if kind in _registered[group]:
+        return _registered[group][kind]
+    for point in entry_points(group=f"raydistill.{group}", name=kind):
+        try:
+            made = point.load()
+        except Exception as error:  # whatever the package's own code raises
+            raise RaydistillError(
+                f"The package of {kind} ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        register(made)
+        return _registered[group].get(kind)
+    return None
+
+
+def load_named(config: Mapping[str, Any]) -> None:
+    """Load the packages of all types that a config, not yet checked, names and that are not built in."""
+    stages, task = config.get("stages"), config.get("task")
+    terms = (
+        [stage.get("losses") for stage in stages.values() if isinstance(stage, Mapping)]
+        if isinstance(stages, Mapping)
+        else []
+    )
+    named = [("losses", term) for of_stage in terms if isinstance(of_stage, Mapping) for term in of_stage.values()]
+    for group, section in [*named, ("tasks", task)]:
+        kind = section.get("type") if isinstance(section, Mapping) else None
+        if isinstance(kind, str) and kind not in _own(group):
+            find(group, kind)
+
+
+def _is_section(settings: Any, base: type[Section]) -> bool:
+    return isinstance(settings, type) and issubclass(settings, base) and "type" in settings.model_fields
+
+
+def _own(group: str) -> Iterable[str]:
+    """Types that are built in."""
+    return losses.SECTIONS if group == "losses" else tasks.SECTIONS
+
+
+def _rebuild() -> None:
+    """Put all settings into the unions of the tree."""
+    terms: Any = reduce(or_, [*losses.SECTIONS.values(), *_settings("losses")])
+    Stage.model_fields["losses"].annotation = dict[Name, Annotated[terms, Field(discriminator="type")]]
+    kinds = {**tasks.SECTIONS, **{str(s.model_fields["type"].default): s for s in _settings("tasks")}}
+    tagged: Any = reduce(or_, (Annotated[section, Tag(kind)] for kind, section in kinds.items()))
+    Config.model_fields["task"].annotation = tagged  # the field keeps its discriminator
+    Stage.model_rebuild(force=True)
+    Config.model_rebuild(force=True)
+
+
+def _settings(group: str) -> list[type[Section]]:
+    return [made.Settings for made in _registered[group].values()]  # type: ignore[attr-defined]

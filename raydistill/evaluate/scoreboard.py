@@ -1,0 +1,107 @@
+"""Several models on the same rows: what each scores, and how they differ, all from the same resamples."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from raydistill.evaluate.bootstrap import bootstrap
+from raydistill.evaluate.compare import chance
+from raydistill.evaluate.intervals import Interval, difference_intervals, interval, model_intervals, num_examples
+from raydistill.tasks.base import Task
+from raydistill.tasks.statistics import mcnemar
+from raydistill.tasks.targets import Array, Targets
+
+
+class Scoreboard:
+    """Scores of several models on the labelled ones of the same rows.
+
+    ``tasks``: of each model, with its own thresholds. ``outputs``: of each model (N, C), all in the order of the tasks'
+    outputs. Rows of one example, by ``example_ids`` (N,), are resampled together. Of metrics that are not ``wanted``
+    the slow ones may be left out. Raises DataError or ModelError for what no metric can be computed from.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        outputs: Mapping[str, Array],
+        targets: Targets,
+        *,
+        example_ids: Array | None = None,
+        num_samples: int = 1000,
+        seed: int = 0,
+        wanted: Collection[str] | None = None,
+    ) -> None:
+        kept = targets.labeled
+        self.tasks, self.outputs = tasks, outputs
+        self.scores = {name: tasks[name].scores(found[kept], targets.values[kept]) for name, found in outputs.items()}
+        ids = None if example_ids is None else example_ids[kept]
+        self.num_rows = int(kept.sum())
+        self.num_examples = num_examples(ids, self.num_rows)
+        self.samples = bootstrap(self.scores, ids, num_samples, seed, wanted=wanted)
+
+    def value(self, name: str, metric: str) -> float:
+        return self.scores[name].values[metric]
+
+    def intervals(self, name: str) -> dict[str, Interval]:
+        """Metric -> {value, low, high} of a model, 95 %."""
+        return model_intervals(self.scores[name], self.samples[name], self.num_examples)
+
+    def differences(self, first: str, second: str) -> dict[str, Interval]:
+        """Metric -> {value, low, high} of second - first, paired.
+
+        Pairing takes out what the rows do to both models alike, so these are narrower than the two models' own
+        intervals suggest.
+        """
+        return difference_intervals(first, second, self.scores, self.samples, self.num_examples)
+
+    def ratio(self, first: str, second: str, metric: str) -> Interval:
+        """{value, low, high} of second ÷ first, paired; all None where the first one's is not above 0."""
+        below = self.value(first, metric)
+        if not below > 0:
+            return {"value": None, "low": None, "high": None}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = self.samples[second][metric] / self.samples[first][metric]
+        return interval(self.value(second, metric) / below, ratios)
+
+    def agreement(self, first: str, second: str) -> float:
+        """On all rows, labelled or not."""
+        return self.tasks[first].agreement(self.outputs[first], self.outputs[second], self.tasks[second])
+
+    def mcnemar(self, first: str, second: str) -> dict[str, Any] | None:
+        """See ``tasks.statistics.mcnemar``; None where answers are not right or wrong."""
+        one, other = self.scores[first].right, self.scores[second].right
+        return None if one is None or other is None else mcnemar(one, other)
+
+    def pair(self, first: str, second: str) -> dict[str, Any]:
+        """Two models against each other: {first, second, differences (second - first), agreement, mcnemar}."""
+        return {
+            "first": first,
+            "second": second,
+            "differences": self.differences(first, second),
+            "agreement": self.agreement(first, second),
+            "mcnemar": self.mcnemar(first, second),
+        }
+
+    def chance(self, name: str) -> dict[str, Any]:
+        """Whether a model is no better than one that does not look; see ``compare.chance``."""
+        return chance(self.intervals(name), self.scores[name].floor())
+
+    def details(self, name: str) -> dict[str, Any]:
+        """``per_class``, ``confusion``, ``reliability``, ``scatter``: those of them that the task has."""
+        return self.scores[name].details()
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """What pages and tables have to know of a task: {type, metrics (shown, the main one first), main_metric, guessing,
+    facts}."""
+    metrics = task.Settings.metrics
+    return {
+        "type": task.type,
+        "metrics": list(metrics),
+        "main_metric": metrics[0],
+        "guessing": task.guessing,
+        "facts": task.facts(),
+    }

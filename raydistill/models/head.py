@@ -1,0 +1,138 @@
+"""The head of a model: names and order of its outputs, what they are for, and the unit that they are in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raydistill.errors import ModelError
+
+if TYPE_CHECKING:  # tasks know heads, and pages and tables know tasks: none of them needs torch
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_GENERIC = re.compile(r"LABEL_\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task wants of a model's last layer."""
+
+    outputs: tuple[str, ...]
+    """Names of the outputs, in their order."""
+    problem_type: str | None = None
+    """As Hugging Face's configs call it."""
+    scale: tuple[float, float] = (0.0, 1.0)
+    """Center and scale: a model that is trained answers in units in which these are 0 and 1. On disk it never does."""
+
+
+def output_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the names of a model's outputs, in their order."""
+    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """Return the head that a loaded model has."""
+    problem = getattr(model.config, "problem_type", None)
+    return Head(output_names(model.config), problem, getattr(model, "output_scale", (0.0, 1.0)))
+
+
+def set_head(config: PreTrainedConfig, head: Head) -> None:
+    """Name the outputs of a config, and what they are for."""
+    config.id2label = dict(enumerate(head.outputs))
+    config.label2id = {name: index for index, name in enumerate(head.outputs)}
+    kind: Any = head.problem_type
+    config.problem_type = kind
+
+
+def check_problem(config: PreTrainedConfig, head: Head) -> None:
+    """Refuse a model that says it was trained for another kind of problem. Raises ModelError."""
+    own = getattr(config, "problem_type", None)
+    if own is not None and head.problem_type is not None and own != head.problem_type:
+        raise ModelError(
+            f"The model was trained for {own.replace('_', ' ')}, the task is {head.problem_type.replace('_', ' ')}. "
+            "Set task.type, name another model, or start from a plain encoder."
+        )
+
+
+def output_order(found: Sequence[str], labels: Sequence[str]) -> tuple[tuple[int, ...], str | None]:
+    """Return which of the model's logits is which of ``labels``, and a sentence to show where that is an assumption.
+
+    Names are compared as they are, then without regard to case. ``LABEL_0, LABEL_1, ...`` say nothing and are taken in
+    their order, and a single output's name says nothing. Raises ModelError with both lists where names do not match.
+    """
+    if len(found) == len(labels) == 1:
+        return (0,), None
+    for normal in (str, _folded):
+        have, want = [normal(name) for name in found], [normal(name) for name in labels]
+        if len(set(want)) == len(want) and sorted(have) == sorted(want):
+            return tuple(have.index(name) for name in want), None
+    if len(found) == len(labels) and all(_GENERIC.fullmatch(name) for name in found):
+        notice = (
+            f"The model names its labels {', '.join(found)} only, so they are taken in this order for "
+            f"{', '.join(labels)}. If that is wrong, name them in id2label of its config.json."
+        )
+        return tuple(range(len(found))), notice
+    raise ModelError(
+        f"The classifier's labels do not match the task's. Model: {list(found)}. Task: {list(labels)}. Rename them "
+        "in id2label of the model's config.json, set task.labels to the model's names, or start from a plain encoder."
+    )
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
+
+
+def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
+    """Permute the rows of the last linear layer, so that logit i becomes what logit ``order[i]`` was."""
+    if list(order) == list(range(len(order))):
+        return
+    import torch
+
+    layer = output_layer(model)
+    rows = torch.tensor(order, device=layer.weight.device)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.index_select(0, rows))
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias.index_select(0, rows))
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """Return the linear layer that makes the logits: the last one of the head with one output a label."""
+    from torch import nn
+
+    inside = model.base_model_prefix + "."
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not name.startswith(inside)
+        and module.out_features == model.config.num_labels
+    ]
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no linear layer that makes its {model.config.num_labels} logits.")
+    return found[-1]
+
+
+def scaled(model: PreTrainedModel, scale: tuple[float, float]) -> None:
+    """Note the unit in which a model answers."""
+    setattr(model, "output_scale", scale)  # noqa: B010, a plain attribute of a module
+
+
+def rescale(model: PreTrainedModel, scale: tuple[float, float]) -> None:
+    """Change the unit of a model's outputs: what was ``scale`` (center and scale) becomes 0 and 1, before any other
+    change of it. Raises ModelError for a last layer without a bias, which has no place for the center."""
+    import torch
+
+    old_center, old_scale = getattr(model, "output_scale", (0.0, 1.0))
+    center, size = scale
+    if (old_center, old_scale) != scale:
+        layer = output_layer(model)
+        if layer.bias is None:
+            raise ModelError(f"The last layer of {type(model).__name__} has no bias, so its unit cannot be changed.")
+        with torch.no_grad():
+            layer.weight.mul_(old_scale / size)
+            layer.bias.mul_(old_scale / size).add_((old_center - center) / size)
+    scaled(model, scale)

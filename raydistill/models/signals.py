@@ -1,0 +1,74 @@
+"""What can be read off a model for a row: a signal knows its name, its layer, and how many numbers it takes."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+from raydistill.errors import ConfigError
+
+_LAYER = re.compile(r"(\w+)\[(\d+)\]")
+ROW_LEVEL = ("logits",)
+PROJECTIONS = ("queries", "keys", "values")
+TOKEN_LEVEL = ("hidden_states", *PROJECTIONS)
+
+
+class Signal(str):
+    """``logits``, or ``hidden_states[i]``, ``queries[i]``, ``keys[i]``, ``values[i]``; it is its own text, as keys of
+    dicts, files and plans have it.
+
+    Hidden states count from 0, the embeddings, to the output of the last layer; projections belong to layer 1 to the
+    last. Raises ConfigError for anything else.
+    """
+
+    def __new__(cls, text: str) -> Signal:
+        made = super().__new__(cls, text)
+        known = made.layer is None or made.layer > 0 or made.name not in PROJECTIONS
+        if made.name not in (ROW_LEVEL if made.layer is None else TOKEN_LEVEL) or not known:
+            names = ", ".join([*ROW_LEVEL, *(f"{name}[i]" for name in TOKEN_LEVEL)])
+            raise ConfigError(f"Unknown signal {text!r}. Known signals: {names}; projections count from 1.")
+        return made
+
+    @classmethod
+    def of(cls, name: str, layer: int) -> Signal:
+        return cls(f"{name}[{layer}]")
+
+    @cached_property
+    def name(self) -> str:
+        found = _LAYER.fullmatch(self)
+        return found[1] if found else str(self)
+
+    @cached_property
+    def layer(self) -> int | None:
+        """None for what has no layer."""
+        found = _LAYER.fullmatch(self)
+        return int(found[2]) if found else None
+
+    @property
+    def is_token_level(self) -> bool:
+        """Whether it has one row of numbers a token; otherwise it has one a row of the data."""
+        return self.layer is not None
+
+    @property
+    def dtype(self) -> str:
+        """In which it is kept: row-level signals are small, and differences of them count."""
+        return "float16" if self.is_token_level else "float32"
+
+    def width(self, config: Any) -> int:
+        """Numbers a token, or a row, of a model with this config. Raises ConfigError beyond the model's layers."""
+        if self.layer is None:
+            return len(config.id2label or ())
+        if self.layer > config.num_hidden_layers:
+            raise ConfigError(f"There is no {self}: the model has {config.num_hidden_layers} layers.")
+        heads = config.num_attention_heads
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        size = int(config.hidden_size)
+        return size * shared // heads if self.name in ("keys", "values") else size
+
+    def num_bytes(self, config: Any, num_rows: int, num_tokens: int) -> int:
+        """What so many rows of so many tokens take in storage."""
+        return self.width(config) * (2 * num_tokens if self.is_token_level else 4 * num_rows)
+
+
+LOGITS = Signal("logits")

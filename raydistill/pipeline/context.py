@@ -1,0 +1,175 @@
+"""What a rank has at hand while it works through the phases: the job, its group, the rows, models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
+from raydistill.config.plugins import register
+from raydistill.data.rows import Rows
+from raydistill.evaluate.predict import predict
+from raydistill.models.load import load_model, read_config
+from raydistill.models.precision import attention_implementation
+from raydistill.models.signals import Signal
+from raydistill.pipeline.job import Job
+from raydistill.pipeline.recipes import TeacherIdentity
+from raydistill.pipeline.reporting import Reporter
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.board import Board
+from raydistill.tasks import task_of
+from raydistill.teacher.cached import RecordedSignals
+from raydistill.teacher.signals import Feed
+from raydistill.train.checkpoint import Checkpoints
+
+GPU_INFERENCE_FACTOR = 4
+"""A forward pass without gradient takes so many times the tokens of a training micro-batch in the same memory."""
+
+CPU_INFERENCE_TOKENS = 4096
+"""On a CPU larger batches fall out of the cache: recording took 9 ms a row at 32,768 tokens, 2.2 ms at 4,096."""
+
+
+class Splits(dict[str, Rows]):
+    """The tokenised splits, each opened when it is first asked for: trials of a sweep never open the test rows."""
+
+    def __init__(self, tokens: Artifact) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def __missing__(self, split: str) -> Rows:
+        self[split] = Rows.open(self.tokens.local(), split)
+        return self[split]
+
+
+class Context:
+    """One rank's tools, and its ``report`` to others. ``should_save`` says that this rank requests a checkpoint now;
+    ``observed`` as of ``Reporter``."""
+
+    def __init__(
+        self,
+        job: Job,
+        group: Group,
+        device: Device,
+        board: Board,
+        observed: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        should_save: Callable[[], bool] = lambda: False,
+    ) -> None:
+        register(*job.plugins)
+        self.job, self.group, self.device = job, group, device
+        self.config = job.config
+        self.should_save = should_save
+        self.report = Reporter(job, group, board, observed)
+        self.task = task_of(job.task)
+        self.teacher_model: PreTrainedModel | None = None
+        self.feed: Feed | None = None
+        """Teachers in actors of their own, in ``teacher.mode: pool``."""
+        self._recorded: dict[tuple[str, ...], RecordedSignals] = {}
+
+    def take_up(self, job: Job, board: Board) -> None:
+        """Turn to another trial of the same sweep: rows, recorded signals and the teacher's module stay loaded."""
+        self.report.flush()
+        self.job, self.config = job, job.config
+        self.report = Reporter(job, self.group, board, self.report.observed)
+
+    @property
+    def board(self) -> Board:
+        return self.report.board
+
+    @cached_property
+    def rows(self) -> Splits:
+        return Splits(self.job.tokens)
+
+    def recorded(self, artifacts: dict[Signal, Artifact]) -> RecordedSignals:
+        """Signals of the training rows from the store, mapped once. A trial verifies their checksums, which other runs
+        have done when they looked what is recorded."""
+        keys = tuple(artifact.key for artifact in artifacts.values())
+        if keys not in self._recorded:
+            num_rows = self.rows["train"].num_rows
+            self._recorded[keys] = RecordedSignals(artifacts, num_rows, verify=bool(self.job.folder))
+        return self._recorded[keys]
+
+    @cached_property
+    def attention(self) -> str:
+        length = int(np.quantile(self.rows["train"].lengths, 0.95))
+        return attention_implementation(self.device.torch_device.type, self.device.dtype, length)
+
+    @property
+    def inference_tokens(self) -> int:
+        if self.device.torch_device.type == "cpu":
+            return CPU_INFERENCE_TOKENS
+        return GPU_INFERENCE_FACTOR * self.config.train.tokens_per_micro_batch
+
+    def read_config(self, folder: Path) -> PreTrainedConfig:
+        return read_config(folder, self.config.teacher.trust_remote_code)
+
+    def load(self, folder: Path, *, dropout: float | None) -> PreTrainedModel:
+        return load_model(
+            folder,
+            self.task.head,
+            dropout=dropout,
+            attn_implementation=self.attention,
+            trust_remote_code=self.config.teacher.trust_remote_code,
+            seed=self.config.seed,
+        )
+
+    def teacher(self, teacher: TeacherIdentity) -> PreTrainedModel:
+        """Return the teacher's module, from memory where it is still there."""
+        if self.teacher_model is None:
+            self.teacher_model = self.load(teacher.folder, dropout=0.0)
+        return self.teacher_model
+
+    def checkpoints(self, *parts: str) -> Checkpoints:
+        return Checkpoints(self.job.storage, (*self.job.run_parts, *parts), self.job.owner)
+
+    def history(self, kind: str, stage: str) -> list[dict[str, Any]]:
+        return self.group.broadcast(self.checkpoints(kind, stage).history() if self.group.is_first else None)
+
+    def predict(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> np.ndarray:
+        """A model's outputs for a split, (num_rows, C) in the targets' unit, on every rank. Interrupted where it is to
+        stop."""
+        outputs = predict(
+            model,
+            self.rows[split],
+            tokens=self.inference_tokens,
+            device=self.device,
+            group=self.group,
+            should_stop=self.board.should_stop if may_stop else lambda: False,
+        )
+        return self.task.restored(outputs)
+
+    def validate(self, model: PreTrainedModel) -> dict[str, float]:
+        """Metrics on the validation rows; the training loop around it obeys a request to stop, with a checkpoint."""
+        outputs, targets = self.validation(model)
+        metrics = self.task.fitted(outputs, targets).scores(outputs, targets).values
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+    def validation(self, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:
+        """A model's outputs on the labelled validation rows, and their targets, on every rank."""
+        targets = self.rows["validation"].targets
+        outputs = self.predict(model, "validation", may_stop=False)
+        return outputs[targets.labeled], targets.values[targets.labeled]
+
+    def hashes(self, split: str) -> list[str]:
+        """Row hashes of a split, in row order."""
+        with pa.memory_map(str(self.job.data.local() / f"{split}.arrow")) as source:
+            return pa.ipc.open_file(source).get_batch(0).column("hash").to_pylist()
+
+    def latency_inputs(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Fixed shapes: one row, and 32, of the validation split's median length."""
+        rows = self.rows["validation"]
+        order = np.argsort(rows.lengths, kind="stable")
+        middle = len(order) // 2
+        many = order[max(0, middle - 16) : middle + 16]
+        return (
+            self.device.move(rows.inputs(order[middle : middle + 1])),
+            self.device.move(rows.inputs(np.resize(many, 32))),
+        )

@@ -1,0 +1,41 @@
+"""What the driver hands to every worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raydistill.config.tree import Config
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.ownership import Owner
+from raydistill.storage.storage import Storage
+from raydistill.tracking.runs import RunRef
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker; plain values, no weights."""
+
+    config: Config
+    run_key: str
+    storage: Storage
+    owner: Owner
+    data: Artifact
+    tokens: Artifact
+    task: dict[str, Any]
+    """The task's facts."""
+    dtype: str
+    run: RunRef | None
+    plugins: tuple[type, ...] = ()
+    """Losses and tasks of the user's own."""
+    folder: tuple[str, ...] = ()
+    """Where below the run folder a trial of a sweep keeps its checkpoints and metrics."""
+
+    @property
+    def run_parts(self) -> tuple[str, ...]:
+        return ("runs", self.run_key, *self.folder)
+
+    @property
+    def board_parts(self) -> tuple[str, ...]:
+        """Where the driver's request to stop lies: trials of a sweep obey the same one."""
+        return ("runs", self.run_key)

@@ -1,0 +1,223 @@
+"""The teacher's phases: fit it, look whether it is of use, and record what the losses want to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from raydistill.config.losses import TASK_ALONE
+from raydistill.config.metrics import metric
+from raydistill.config.teacher import Mode
+from raydistill.config.training import Stage
+from raydistill.config.tree import Config, Evaluate
+from raydistill.errors import ModelError
+from raydistill.evaluate.compare import chance
+from raydistill.evaluate.intervals import intervals
+from raydistill.losses import all_teacher_needs, build_stages
+from raydistill.models.load import has_head, order_notice
+from raydistill.models.shape import student_config
+from raydistill.models.signals import LOGITS, Signal
+from raydistill.pipeline import recipes
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
+from raydistill.pipeline.stages import (
+    publish,
+    read_training,
+    train_on_labels,
+)
+from raydistill.storage.artifacts import Artifact
+from raydistill.tasks import Task
+from raydistill.teacher.cached import RecordedSignals
+from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.store import reopen_damaged, signal_artifact
+
+
+def fit_teacher(context: Context) -> TeacherIdentity:
+    """Fine-tune the teacher where the config asks for it.
+
+    The recording reads it back from its artefact, 0.2 s: another process may have published the same teacher first,
+    from another number of threads, and signals belong to the weights whose digest they carry.
+    """
+    with context.report.phase("teacher"):
+        source = source_teacher(context.config)
+        if context.config.teacher.finetune is None:
+            return source
+        artifact, recipe = teacher_artifact(context, source)
+        if context.report.has(artifact, "teacher"):
+            context.report.replay("teacher", read_training(artifact)["history"])
+        else:
+            settings = context.config.teacher.finetune
+            model = context.load(source.folder, dropout=None)
+            stage = Stage(**settings.model_dump(exclude={"metric"}), losses=TASK_ALONE)
+            history = train_on_labels(
+                context,
+                "teacher",
+                model,
+                {"finetune": stage},
+                metric=settings.metric or context.config.task.teacher_metric,
+            )
+            parents = {"tokens": context.job.tokens.digest, "source": source.digest}
+            publish(context, artifact, recipe, parents, model, source.folder, {"history": history})
+    return recipes.fine_tuned(source, artifact)
+
+
+def source_teacher(config: Config) -> TeacherIdentity:
+    """The teacher before any fine-tuning. Raises ModelError for a plain encoder that would not get any."""
+    source = recipes.identify_teacher(config.teacher, None)
+    if config.teacher.finetune is None and not has_head(source.folder, config.teacher.trust_remote_code):
+        raise ModelError(
+            f"teacher.model: {config.teacher.model} is an encoder without a trained classification head. "
+            "Add teacher.finetune (for example {num_epochs: 3}), or name a fine-tuned classifier."
+        )
+    return source
+
+
+def teacher_artifact(context: Context, source: TeacherIdentity) -> tuple[Artifact, Recipe]:
+    recipe = recipes.teacher_recipe(context.config, source.digest, context.job.tokens.digest, context.device.dtype)
+    return recipes.artifact_of(context.job.storage, "teacher", recipe), recipe
+
+
+def record_teacher(context: Context, teacher: TeacherIdentity) -> tuple[Mode, Recorded]:
+    """Record what the losses need on training rows (unless online), and the logits of validation and test rows."""
+    with context.report.phase("record"):
+        mode, why, needs = teacher_mode(context, teacher, context.config)
+        context.report.notes.append(f"Teacher mode {mode.name}: {why}.")
+        recorded = record_splits(context, teacher, recorded_signals(mode, needs))
+    return mode, recorded
+
+
+def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, frozenset[Signal]]) -> Recorded:
+    """Record the signals of each split that are missing, after a look at what the teacher says of validation rows."""
+    validation = record_split(context, teacher, "validation", splits["validation"])
+    check_label_order(context, teacher, validation)
+    check_chance(context, validation)
+    return {
+        split: validation if split == "validation" else record_split(context, teacher, split, signals)
+        for split, signals in splits.items()
+    }
+
+
+def recorded_signals(mode: Mode, needs: frozenset[Signal]) -> dict[str, frozenset[Signal]]:
+    """Which signals of which split are recorded: of the training rows where the mode needs it."""
+    logits = frozenset({LOGITS})
+    return {"train": needs if mode.needs_recording else frozenset(), "validation": logits, "test": logits}
+
+
+def check_label_order(context: Context, teacher: TeacherIdentity, recorded: dict[Signal, Artifact]) -> None:
+    """Note where the teacher's outputs are known by position only; ModelError where the rows speak for other ones."""
+    names = context.task.outputs
+    notice = order_notice(teacher.folder, context.task.head, context.config.teacher.trust_remote_code)
+    if notice is None:
+        return
+    context.report.notes.append(f"teacher.model: {notice}")
+    outputs, targets, _ = labeled_validation(context, recorded)
+    if (order := context.task.check_order(outputs, targets)) is None:
+        return
+    main = metric(context.config.task.main_metric)
+    own, other = (
+        main.said(context.task.scores(found, targets).values[context.config.task.main_metric])
+        for found in (outputs, outputs[:, order])
+    )
+    turned = ", ".join(names[i] for i in np.argsort(order))
+    raise ModelError(
+        f"teacher.model: it names its labels LABEL_0 to LABEL_{len(names) - 1} only. Taken in this order for "
+        f"{', '.join(names)}, its {main.words} on the validation rows is {own}; for {turned} it is {other}. Name "
+        "them so in id2label of its config.json, or name them in that order in task.labels."
+    )
+
+
+def labeled_validation(context: Context, recorded: dict[Signal, Artifact]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The teacher's outputs (N, C), the targets and the example ids (N,) of the labelled validation rows."""
+    rows = context.rows["validation"]
+    kept = np.flatnonzero(rows.targets.labeled)
+    outputs = RecordedSignals(recorded, rows.num_rows).rows(kept)[LOGITS].numpy()
+    return context.task.restored(outputs), rows.targets.values[kept], rows.example_ids[kept]
+
+
+def check_chance(context: Context, recorded: dict[Signal, Artifact]) -> None:
+    """ModelError where the teacher is no better than chance on the validation rows; every rank sees the same logits."""
+    settings = context.config.teacher
+    if settings.allow_chance:
+        return
+    found = judged_chance(context.task, *labeled_validation(context, recorded), context.config.evaluate)
+    if found is None:
+        return
+    finetune = settings.finetune
+    advice = "Name one that was fine-tuned for this task, or add teacher.finetune."
+    if finetune is not None:
+        labeled = int(context.rows["train"].targets.labeled.sum())
+        advice = (
+            f"Train it for more epochs (teacher.finetune.num_epochs, now {finetune.num_epochs:g}), at a higher rate "
+            f"(teacher.finetune.learning_rate, now {finetune.learning_rate:g}) or on more labels (now {labeled:,})."
+        )
+    raise ModelError(
+        f"On the validation rows the teacher is {context.task.guessing}, so a student has nothing to learn from it: "
+        f"{found}. {advice} teacher.allow_chance=true goes on with it."
+    )
+
+
+def judged_chance(
+    task: Task, outputs: np.ndarray, targets: np.ndarray, example_ids: np.ndarray, settings: Evaluate
+) -> str | None:
+    """Why a model is no better than chance on labelled rows, by the test that results use; None for one that is, or
+    that has learned something all the same."""
+    scores = task.fitted(outputs, targets).scores(outputs, targets)
+    tested = chance(intervals(scores, settings.bootstrap_samples, example_ids=example_ids), scores.floor())
+    return None if tested["reason"] in (None, "floor_only") else str(tested["why"])
+
+
+def teacher_mode(context: Context, teacher: TeacherIdentity, config: Config) -> tuple[Mode, str, frozenset[Signal]]:
+    """Return how this config's losses get the teacher's signals, why, and which they need."""
+    teacher_config = context.read_config(teacher.folder)
+    student = student_config(teacher_config, config.student)
+    losses = build_stages(config.stages, context.task, student, teacher_config, seed=recipes.student_seed(config))
+    needs, rows = all_teacher_needs(losses), context.rows["train"]
+    sizes = recipes.signal_bytes(needs, teacher_config, rows.num_rows, int(rows.lengths.sum()))
+    return *config.teacher.choose_mode(sum(sizes.values())), needs
+
+
+def record_split(
+    context: Context, teacher: TeacherIdentity, split: str, signals: Collection[Signal]
+) -> dict[Signal, Artifact]:
+    """Record the signals of one split that are missing; where each lies."""
+    wanted = {signal: wanted_signal(context, teacher, signal, split) for signal in sorted(signals)}
+    reopen_split(context, split, wanted)
+    missing = {s: item for s, item in wanted.items() if not context.report.has(item.artifact, f"signals of {split}")}
+    if missing:
+        record(
+            context.teacher(teacher),
+            context.rows[split],
+            missing,
+            tokens=context.inference_tokens,
+            device=context.device,
+            group=context.group,
+            owner=context.job.owner,
+            should_stop=context.board.should_stop,
+            progress=context.report.recording_progress(split),
+        )
+    return {signal: item.artifact for signal, item in wanted.items()}
+
+
+def reopen_split(context: Context, split: str, wanted: dict[Signal, Wanted]) -> None:
+    """Let shards that do not fit their checksums be recorded again, and say so."""
+    found = {s: reopen_damaged(item.artifact) for s, item in wanted.items()} if context.group.is_first else None
+    for signal, names in context.group.broadcast(found).items():
+        if names:
+            where = context.job.storage.show("signals", wanted[signal].artifact.key)
+            context.report.notes.append(
+                f"Damaged, and recorded again: {', '.join(names)} in {where} ({signal} of {split}); check that disk."
+            )
+
+
+def wanted_signal(context: Context, teacher: TeacherIdentity, signal: Signal, split: str) -> Wanted:
+    tokens = context.job.tokens.digest
+    artifact, recipe = signal_artifact(
+        context.job.storage,
+        signal,
+        split,
+        teacher_digest=teacher.digest,
+        tokens_digest=tokens,
+        dtype=context.device.dtype,
+    )
+    return Wanted(artifact, recipe, {"tokens": tokens, **teacher.parents})

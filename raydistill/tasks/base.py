@@ -1,0 +1,218 @@
+"""What differs between kinds of problems, in one interface. Nobody else knows a class, a label or a span.
+
+A task is bound to what its data told (``outputs``, the names of a model's outputs in their order) and, where a model's
+answers depend on more than its outputs, to that (``fitted``: thresholds). It is rebuilt from ``facts`` anywhere.
+"""
+
+from __future__ import annotations
+
+import builtins
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raydistill.config.losses import Kind
+from raydistill.config.tasks import TaskSection
+from raydistill.models.head import Head
+from raydistill.tasks.scores import Scores
+from raydistill.tasks.targets import Array, Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the label columns of a source hold: the task that they describe, and targets by split."""
+
+    task: Task
+    targets: dict[str, Targets]
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the user."""
+    doubts: list[str] = field(default_factory=list)
+    """Those of the sentences that doubt the labels; they are not among ``notes``."""
+
+
+class Task(ABC):
+    """A kind of problem, bound to data: see the module."""
+
+    type: ClassVar[str]
+    kind: ClassVar[Kind]
+    Settings: ClassVar[builtins.type[TaskSection]]
+    """Its section of the config."""
+    problem_type: ClassVar[str]
+    """What Hugging Face's configs call it; a model's folder says by it which task it is for."""
+    label_columns: ClassVar[tuple[str, ...]] = ("label", "labels", "class", "category", "target")
+    """Usual names of the column with the target."""
+    pipeline_tag: ClassVar[str] = "text-classification"
+    """Of a model on the hub, and of ``transformers.pipeline``."""
+    pipeline_options: ClassVar[str] = ""
+    """More arguments of that function, as they are written."""
+    pipeline_note: ClassVar[str] = ""
+    """What else there is to know of its answers, a sentence."""
+    about: ClassVar[str]
+    """What a model of the task is, for a card; {count}: the number of its outputs."""
+    limit: ClassVar[str]
+    """To what its answers are restricted, a sentence for a card; {names}: of its outputs."""
+    guessing: ClassVar[str]
+    """What a model at the floor is called: ``no better than guessing the most frequent class``."""
+    strata_words: ClassVar[str]
+    """What ``strata`` are called, in the plural."""
+    is_fitted: ClassVar[bool] = False
+    """Whether ``fitted`` chooses anything."""
+    outputs: tuple[str, ...]
+    """Names of a model's outputs, in their order."""
+    output_scale: tuple[float, float] = (0.0, 1.0)
+    """Mean and deviation of the targets: a model is trained in units in which they are 0 and 1, and saved in theirs."""
+
+    @property
+    def head(self) -> Head:
+        """What a model of the task ends with."""
+        return Head(self.outputs, self.problem_type, self.output_scale)
+
+    # reading
+
+    @classmethod
+    @abstractmethod
+    def column(cls, settings: Any, column: pa.ChunkedArray, what: str, names: Sequence[str] | None) -> pa.ChunkedArray:
+        """A raw label column in the task's one form, null where there is no label; ``names``: of a ClassLabel.
+
+        ``settings``: the config's section; ``what`` names the column. Raises DataError for what cannot be a target.
+        """
+
+    @classmethod
+    @abstractmethod
+    def is_target(cls, cells: Sequence[Any]) -> bool:
+        """Whether the first cells of a column without a usual name look like targets."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, settings: Any, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None) -> Read:
+        """The targets of ``columns``, by split as ``column`` gave them. Raises DataError, ConfigError."""
+
+    @abstractmethod
+    def read_for(self, column: pa.ChunkedArray, names: Sequence[str] | None) -> tuple[Targets, list[str]]:
+        """The targets of any data for a finished model, in the order of its outputs, and what had to be assumed.
+
+        ``column``: as the method of that name gave it; ``names``: of a ClassLabel. Raises ModelError for what the model
+        does not know.
+        """
+
+    def translate(self, targets: Targets, other: Self) -> tuple[Targets, list[str]]:
+        """The same of targets that are there for ``other`` outputs already."""
+        return targets, []
+
+    @classmethod
+    @abstractmethod
+    def of_model(cls, outputs: tuple[str, ...], settings: Mapping[str, Any]) -> Self:
+        """The task of a finished model: its outputs' names and what ``model_settings`` left in its config."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """All that rebuilds the task, in JSON types: see ``tasks.task_of``."""
+
+    @abstractmethod
+    def reordered(self, order: Sequence[int]) -> Self:
+        """The task for outputs in another order: output i is what ``order[i]`` is here."""
+
+    def strata(self, targets: Targets) -> NDArray[np.int64]:
+        """A group for each row, by which splits are cut; -1 for a row without a label."""
+        return np.where(targets.labeled, 0, -1)
+
+    def names_in(self, targets: Targets) -> set[str]:
+        """The outputs of which labelled rows have an example; empty where that has no meaning."""
+        return set()
+
+    def check(self, train: Targets, notes: Sequence[str]) -> None:  # noqa: B027, most need no check
+        """Refuse training rows from which nothing can be learned; ``notes`` say what became of the rows. DataError."""
+
+    def counts(self, targets: Targets) -> dict[str, int]:
+        """Labelled rows by output; empty where that has no meaning."""
+        return {}
+
+    @abstractmethod
+    def blank(self, num_rows: int) -> Targets:
+        """Targets of made-up rows, all labelled, to time a model on."""
+
+    @abstractmethod
+    def summary(self, train: Targets) -> str:
+        """The targets of the training rows in a line."""
+
+    def advised_metric(self, counts: Mapping[str, int]) -> tuple[str, str] | None:
+        """What should pick the best epoch where the first metric says little of such data, and why."""
+        return None
+
+    # learning
+
+    @abstractmethod
+    def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The task's own loss of labelled rows, outputs (B, C) against targets (B, …): (B,), float32."""
+
+    def cost(self, length: int) -> int:
+        """Cost of a row in tokens, the unit of ``train.tokens_per_micro_batch``."""
+        return int(length)
+
+    # scoring
+
+    def restored(self, outputs: Array) -> Array:
+        """Outputs of a model in training, in the units of the targets."""
+        center, scale = self.output_scale
+        return outputs if (center, scale) == (0.0, 1.0) else (center + scale * outputs).astype(outputs.dtype)
+
+    @abstractmethod
+    def scores(self, outputs: Array, targets: Array) -> Scores:
+        """A model's outputs (N, C) on rows with these targets (N, …). Raises DataError, ModelError for what no metric
+        can be computed from."""
+
+    def fitted(self, outputs: Array, targets: Array) -> Self:
+        """The task with what a model's answers need beside its outputs, chosen on validation rows."""
+        return self
+
+    def model_settings(self) -> dict[str, Any]:
+        """What ``fitted`` has chosen, to be kept in the model's config.json."""
+        return {}
+
+    def unit(self, outputs: Array) -> float:
+        """What a difference of two outputs is large or small in comparison to; 1 for logits."""
+        return 1.0
+
+    @abstractmethod
+    def agreement(self, a: Array, b: Array, other: Task | None = None) -> float:
+        """How far two models' outputs (N, C) say the same, 1 where they always do; ``other``: the second one's task."""
+
+    @abstractmethod
+    def disagreements(self, a: Array, b: Array, other: Task | None = None) -> Array:
+        """How plainly two models' outputs contradict each other, (N,); 0 where they do not."""
+
+    @abstractmethod
+    def errors(self, outputs: Array, targets: Array) -> Array:
+        """How plainly outputs contradict the targets, (N,); 0 where they do not."""
+
+    def check_order(self, outputs: Array, targets: Array) -> tuple[int, ...] | None:
+        """The order in which outputs fit the targets far better, where in their own they fit no better than chance."""
+        return None
+
+    # answering
+
+    @abstractmethod
+    def answers(self, outputs: Array) -> list[dict[str, Any]]:
+        """What ``predict`` says of outputs (N, C), a dict of ``answer_columns`` each."""
+
+    @property
+    @abstractmethod
+    def answer_columns(self) -> tuple[str, ...]:
+        """Names of the columns that a prediction adds to a table."""
+
+    @abstractmethod
+    def spoken(self, outputs: Array) -> list[tuple[str, float | None]]:
+        """The answer to each of the outputs (N, C) in words, and how sure it is, 0 to 1; None where that has no
+        meaning."""
+
+    @abstractmethod
+    def spoken_target(self, target: Any) -> str:
+        """A target in words."""

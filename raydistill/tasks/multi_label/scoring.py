@@ -1,0 +1,119 @@
+"""What a model that gives several labels a row is worth: metrics from scikit-learn, and under many weightings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from raydistill.tasks.scores import Floor, Scores, fit_rows
+from raydistill.tasks.statistics import divide, weighted_auc
+from raydistill.tasks.targets import Array
+
+AVERAGES = ("macro", "micro", "weighted")
+
+
+class LabelScores(Scores):
+    """A model's logits (N, L) on rows with targets (N, L)."""
+
+    share_metrics = frozenset({"exact_match"})
+
+    def __init__(self, outputs: Array, targets: Array, task: Any) -> None:
+        """``task``: with the thresholds that the model goes by."""
+        fit_rows(outputs, targets)
+        self.num_rows = len(targets)
+        self.task, self.targets, self.probs = task, targets, probabilities(outputs)
+        self.given = task.decide(outputs)
+        self.right: Array = (self.given == targets).all(axis=1)
+
+    @cached_property
+    def values(self) -> dict[str, float]:  # type: ignore[override]
+        from sklearn.metrics import precision_recall_fscore_support
+
+        values = {"exact_match": float(self.right.mean())}
+        for average in AVERAGES:
+            found = precision_recall_fscore_support(self.targets, self.given, average=average, zero_division=0)
+            values |= {f"{average}_{n}": float(v) for n, v in zip(("precision", "recall", "f1"), found, strict=False)}
+        known = [auc for auc in self.label_auc() if auc is not None]
+        return {**values, "auc": float(np.mean(known)) if known else float("nan"), "log_loss": float(self._nats.mean())}
+
+    def label_auc(self) -> list[float | None]:
+        """AUC of each label; None for one that all rows have, or none."""
+        from sklearn.metrics import roc_auc_score
+
+        return [
+            float(roc_auc_score(column, self.probs[:, i])) if 0 < column.sum() < len(column) else None
+            for i, column in enumerate(self.targets.T)
+        ]
+
+    @cached_property
+    def _nats(self) -> Array:
+        """Binary cross entropy of each row, the mean over the labels."""
+        tiny = np.finfo(np.float64).eps
+        chosen = np.clip(np.where(self.targets > 0, self.probs, 1 - self.probs), tiny, 1.0)
+        return -np.log(chosen).mean(axis=1)
+
+    def weighted(self, weights: Array, wanted: Collection[str] | None = None) -> dict[str, Array]:
+        total = weights.sum(axis=0, dtype=np.float64)
+        truth, given = self.targets.T.astype(np.float32), self.given.T.astype(np.float32)
+        support, predicted, hits = ((m @ weights).astype(np.float64) for m in (truth, given, truth * given))
+        values = {
+            "exact_match": self.right.astype(np.float64) @ weights / total,
+            "log_loss": self._nats @ weights / total,
+        }
+        counts = {"precision": (hits, predicted), "recall": (hits, support), "f1": (2 * hits, support + predicted)}
+        for name, (above, below) in counts.items():
+            ratio = divide(above, below)
+            values[f"macro_{name}"] = ratio.mean(axis=0)
+            values[f"micro_{name}"] = divide(above.sum(axis=0), below.sum(axis=0))
+            values[f"weighted_{name}"] = divide((ratio * support).sum(axis=0), support.sum(axis=0))
+        if wanted is None or "auc" in wanted:
+            both = [i for i, column in enumerate(self.targets.T) if 0 < column.sum() < len(column)]
+            found = [weighted_auc(self.probs[:, i], self.targets[:, i] > 0, weights) for i in both]
+            values["auc"] = np.mean(found, axis=0) if found else np.full(len(total), np.nan)
+        return values
+
+    def floor(self) -> Floor:
+        """Always giving the most frequent labels, as many as have the best micro F1."""
+        counts = self.targets.sum(axis=0, dtype=np.int64)
+        order = np.argsort(-counts, kind="stable")
+        reached = 2 * counts[order].cumsum() / (np.arange(1, len(order) + 1) * len(self.targets) + max(counts.sum(), 1))
+        best = np.zeros(len(order), bool)
+        best[order[: reached.argmax() + 1]] = True
+        constant = self.task.spoken_target(self.given[0]) if (self.given == self.given[0]).all() else None
+        answer = f"always giving {self.task.spoken_target(best)}"
+        return Floor("micro_f1", float(reached.max()), answer, constant, ("auc", 0.5))
+
+    def details(self) -> dict[str, Any]:
+        """``per_class``: a label each."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        columns = precision_recall_fscore_support(self.targets, self.given, average=None, zero_division=0)
+        found = zip(
+            self.task.outputs, *columns, self.given.sum(axis=0), self.label_auc(), self.task.thresholds, strict=True
+        )
+        keys = ("name", "precision", "recall", "f1", "support", "predicted", "auc", "threshold")
+        return {"per_class": [dict(zip(keys, entry, strict=True)) for entry in found]}
+
+
+def probabilities(outputs: Array) -> Array:
+    """Sigmoid in double precision, (N, L)."""
+    from scipy.special import expit
+
+    return np.asarray(expit(np.asarray(outputs, np.float64)))
+
+
+def best_threshold(probs: Array, targets: Array) -> float:
+    """The probability from which on to give a label for the best F1: halfway between the last that gets it and the
+    next."""
+    positives = int(targets.sum())
+    if not positives:
+        return 0.5
+    order = np.argsort(-probs, kind="stable")
+    ordered = np.append(probs[order], 0.0)
+    hits = targets[order].cumsum()
+    f1 = np.where(ordered[:-1] > ordered[1:], 2 * hits / (np.arange(1, len(order) + 1) + positives), 0.0)
+    best = int(f1.argmax())
+    return float((ordered[best] + ordered[best + 1]) / 2)

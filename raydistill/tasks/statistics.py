@@ -1,0 +1,61 @@
+"""Statistics that several tasks need; weights (N, S) say how often each of S resamples has a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from raydistill.tasks.targets import Array
+
+
+def weighted_auc(scores: Array, is_positive: Array, weights: Array) -> Array:
+    """Area under the ROC curve of scores (N,), (S,): weight of the (positive, negative) pairs in the right order, ties
+    half, over the weight of all pairs; NaN where one side has no weight."""
+    positive, negative = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
+    negative = negative[np.argsort(scores[negative])]
+    below = np.zeros((len(negative) + 1, weights.shape[1]), dtype=np.float32)
+    np.cumsum(weights[negative], axis=0, out=below[1:])
+    low, high = (np.searchsorted(scores[negative], scores[positive], side=side) for side in ("left", "right"))
+    pairs = np.einsum("ps,ps->s", weights[positive], (below[low] + below[high]) / 2, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return pairs / (weights[positive].sum(axis=0, dtype=np.float64) * below[-1])
+
+
+def weighted_ranks(values: Array, weights: Array) -> Array:
+    """Ranks of values (N,) in each resample, ties sharing their mean, (N, S)."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    until = np.zeros((len(values) + 1, weights.shape[1]))
+    np.cumsum(weights[order], axis=0, out=until[1:])
+    first, last = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return (until[first] + until[last] + 1) / 2
+
+
+def weighted_pearson(a: Array, b: Array, weights: Array) -> Array:
+    """Pearson's correlation of a and b, (N,) or (N, S), (S,); NaN where one of them is constant."""
+    a, b = (values[:, None] if values.ndim == 1 else values for values in (a, b))
+    total = weights.sum(axis=0, dtype=np.float64)
+    a, b = (values - (weights * values).sum(axis=0) / total for values in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (weights * a * b).sum(axis=0) / np.sqrt((weights * a**2).sum(axis=0) * (weights * b**2).sum(axis=0))
+    return np.clip(found, -1.0, 1.0)
+
+
+def divide(a: Array, b: Array) -> Array:
+    """a / b, 0 where b is 0."""
+    return np.divide(a, b, out=np.zeros_like(a, dtype=np.float64), where=b > 0)
+
+
+def mcnemar(right_a: Array, right_b: Array) -> dict[str, Any]:
+    """McNemar's exact test of two models that are right or wrong on the same rows: {only_first, only_second, p}.
+
+    ``only_first`` counts rows that only the first model gets right. Under the hypothesis that both err equally often
+    each such row is a fair coin, so ``p`` is the two-sided binomial probability (McNemar 1947; exact form); 1 where the
+    models never differ.
+    """
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p = float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    return {"only_first": only_a, "only_second": only_b, "p": p}

@@ -1,0 +1,159 @@
+"""Text classification: one of two or more classes a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from raydistill.config import tasks as config
+from raydistill.errors import DataError
+from raydistill.tasks.base import Read, Task
+from raydistill.tasks.targets import Array, Targets
+from raydistill.tasks.text_classification import reading, scoring
+from raydistill.tasks.text_classification.classes import class_summary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TextClassification"]
+
+
+MOST_CLASSES, MOST_LETTERS = 50, 40
+"""Of a column without a usual name that may be taken for classes."""
+
+
+UNEQUAL = 0.7
+"""Share of the largest class from which accuracy says little."""
+
+
+class TextClassification(Task):
+    """Targets are class ids (N,) int64; outputs the logits of the classes ``outputs``."""
+
+    type = "text_classification"
+    kind = "categorical"
+    Settings = config.TextClassification
+    problem_type = "single_label_classification"
+    about = "text classifier with {count} classes"
+    limit = "It gives every row exactly one of these classes, also a row that belongs to none: {names}."
+    guessing = "no better than guessing the most frequent class"
+    strata_words = "classes"
+
+    def __init__(self, outputs: Sequence[str]) -> None:
+        self.outputs = tuple(outputs)
+
+    @classmethod
+    def column(cls, settings: Any, column: pa.ChunkedArray, what: str, names: Sequence[str] | None) -> pa.ChunkedArray:
+        return reading.class_column(column, what, names)
+
+    @classmethod
+    def is_target(cls, cells: Sequence[Any]) -> bool:
+        """A few different short words or whole numbers that come again and again."""
+        known = [str(cell).strip() for cell in cells if cell is not None and str(cell).strip()]
+        different = set(known)
+        return 2 <= len(different) <= min(MOST_CLASSES, len(known) // 2) and max(map(len, different)) <= MOST_LETTERS
+
+    @classmethod
+    def read(
+        cls, settings: config.TextClassification, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None
+    ) -> Read:
+        found = reading.encode_labels(columns, names, settings.labels)
+        targets = {split: _targets(ids) for split, ids in found.ids.items()}
+        return Read(cls(found.names), targets, found.notes, found.doubts)
+
+    def read_for(self, column: pa.ChunkedArray, names: Sequence[str] | None) -> tuple[Targets, list[str]]:
+        ids, notes = reading.encode_for(column, self.outputs, names)
+        return _targets(ids), notes
+
+    def translate(self, targets: Targets, other: Self) -> tuple[Targets, list[str]]:
+        place, notes = reading.known_places(other.names_in(targets), self.outputs, other.outputs)
+        ids = np.array([place.get(name, 0) for name in other.outputs])  # a class without a row may be unknown
+        return Targets(ids[targets.values], targets.labeled), notes
+
+    @classmethod
+    def of_model(cls, outputs: tuple[str, ...], settings: Mapping[str, Any]) -> Self:
+        return cls(outputs)
+
+    def facts(self) -> dict[str, Any]:
+        return {"type": self.type, "outputs": list(self.outputs)}
+
+    def reordered(self, order: Sequence[int]) -> Self:
+        return type(self)([self.outputs[i] for i in order])
+
+    def strata(self, targets: Targets) -> np.ndarray:
+        return np.where(targets.labeled, targets.values, -1)
+
+    def names_in(self, targets: Targets) -> set[str]:
+        return {self.outputs[i] for i in np.unique(targets.values[targets.labeled])}
+
+    def check(self, train: Targets, notes: Sequence[str]) -> None:
+        if len(self.names_in(train)) < 2:
+            raise DataError(
+                "Fewer than two classes are left in training without empty texts and duplicates. " + " ".join(notes)
+            )
+
+    def counts(self, targets: Targets) -> dict[str, int]:
+        found = np.bincount(targets.values[targets.labeled], minlength=len(self.outputs)).tolist()
+        return dict(zip(self.outputs, found, strict=True))
+
+    def blank(self, num_rows: int) -> Targets:
+        return Targets(np.arange(num_rows) % len(self.outputs), np.ones(num_rows, bool))
+
+    def summary(self, train: Targets) -> str:
+        return class_summary(self.counts(train))
+
+    def advised_metric(self, counts: Mapping[str, int]) -> tuple[str, str] | None:
+        share = max(counts.values()) / max(sum(counts.values()), 1)
+        return ("macro_f1", f"{100 * share:.0f} % are of one class") if share >= UNEQUAL else None
+
+    def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(outputs.float(), targets, reduction="none")
+
+    def scores(self, outputs: Array, targets: Array) -> scoring.ClassScores:
+        return scoring.ClassScores(outputs, targets, self.outputs)
+
+    def agreement(self, a: Array, b: Array, other: Task | None = None) -> float:
+        """Share of the rows for which two models name the same class."""
+        return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+
+    def disagreements(self, a: Array, b: Array, other: Task | None = None) -> Array:
+        """The smaller one of the probabilities that each gives its own class: their product would put a sure model
+        beside a guessing one above two that are fairly sure."""
+        sure = np.minimum(*(scoring.probabilities(outputs).max(axis=1) for outputs in (a, b)))
+        return np.where(a.argmax(axis=1) != b.argmax(axis=1), sure, 0.0)
+
+    def errors(self, outputs: Array, targets: Array) -> Array:
+        return np.where(outputs.argmax(axis=1) != targets, scoring.probabilities(outputs).max(axis=1), 0.0)
+
+    def check_order(self, outputs: Array, targets: Array) -> tuple[int, ...] | None:
+        return scoring.other_order(outputs, targets)
+
+    def answers(self, outputs: Array) -> list[dict[str, Any]]:
+        """``label``, ``score``, its probability, and ``scores``, those of all classes."""
+        return [
+            {
+                "label": self.outputs[row.argmax()],
+                "score": float(row.max()),
+                "scores": dict(zip(self.outputs, row.tolist(), strict=True)),
+            }
+            for row in scoring.probabilities(outputs)
+        ]
+
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        return ("label", "score", "scores")
+
+    def spoken(self, outputs: Array) -> list[tuple[str, float | None]]:
+        return [(self.outputs[row.argmax()], float(row.max())) for row in scoring.probabilities(outputs)]
+
+    def spoken_target(self, target: Any) -> str:
+        return self.outputs[int(target)]
+
+
+def _targets(ids: Array) -> Targets:
+    return Targets(np.maximum(ids, 0), ids >= 0)

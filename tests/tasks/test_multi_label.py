@@ -1,0 +1,205 @@
+"""Scores of several labels a row: metrics against scikit-learn, resampled ones too; thresholds, floor and answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.scores import (
+    assert_interval_is_scipy_s,
+    assert_resampled_metrics_are_the_library_s,
+    assert_weights_of_one_give_the_values,
+)
+from scipy.special import logit
+from sklearn import metrics as library
+
+from raydistill.config.tasks import MultiLabelClassification as Settings
+from raydistill.errors import DataError, ModelError
+from raydistill.evaluate.compare import chance
+from raydistill.evaluate.intervals import intervals
+from raydistill.tasks import task_of
+from raydistill.tasks.multi_label import (
+    NO_LABEL,
+    LabelScores,
+    MultiLabelClassification,
+    best_threshold,
+    probabilities,
+)
+
+TASK = MultiLabelClassification(("a", "b", "c"), (0.5, 0.3, 0.7))
+
+
+def rows(num_rows: int, num_labels: int = 3, seed: int = 0, strength: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, L) that know something of the targets (N, L), rounded so that some are equal."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((num_rows, num_labels)) < 0.4).astype(np.int8)
+    targets[0], targets[1] = 0, 1
+    return np.round(strength * (targets - 0.5) + rng.normal(size=targets.shape), 1), targets
+
+
+def test_values_are_the_library_s() -> None:
+    logits, targets = rows(200)
+    values, probs = LabelScores(logits, targets, TASK).values, probabilities(logits)
+    given = probs >= (0.5, 0.3, 0.7)
+    expected = {
+        "exact_match": library.accuracy_score(targets, given),
+        "auc": library.roc_auc_score(targets, probs, average="macro"),
+        "log_loss": np.mean([library.log_loss(targets[:, i], probs[:, i]) for i in range(3)]),
+    }
+    for average in ("macro", "micro", "weighted"):
+        for name, score in (
+            ("precision", library.precision_score),
+            ("recall", library.recall_score),
+            ("f1", library.f1_score),
+        ):
+            expected[f"{average}_{name}"] = score(targets, given, average=average, zero_division=0)
+    assert values == pytest.approx(expected)
+    assert set(Settings.metrics) <= set(values)
+
+
+def test_values_equal_hand_computed_ones() -> None:
+    targets = np.array([[1, 0], [1, 1], [0, 1], [0, 0]])
+    given = np.array([[1, 0], [1, 0], [1, 1], [0, 0]])  # of label 0 two right of three given, of label 1 one of two
+    scores = LabelScores(4.0 * given - 2, targets, MultiLabelClassification(("x", "y")))
+    assert scores.values["exact_match"] == 0.5
+    assert scores.right.tolist() == [True, False, False, True]
+    assert scores.values["micro_f1"] == pytest.approx(2 * 3 / (4 + 4))
+    assert scores.values["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    right, wrong = math.log1p(math.exp(-2)), math.log1p(math.exp(2))
+    assert scores.values["log_loss"] == pytest.approx((6 * right + 2 * wrong) / 8)
+    first, second = scores.details()["per_class"]
+    assert [first[n] for n in ("name", "support", "predicted", "threshold")] == ["x", 2, 3, 0.5]
+    assert [first[n] for n in ("precision", "recall", "f1", "auc")] == pytest.approx([2 / 3, 1, 0.8, 0.75])
+    assert second["recall"] == 0.5
+
+
+@pytest.mark.parametrize("num_labels", [2, 6])
+@pytest.mark.filterwarnings("ignore:Only one class is present")
+def test_resampled_metrics_equal_the_library_s(num_labels: int) -> None:
+    logits, targets = rows(50, num_labels)
+    task = MultiLabelClassification([f"label {i}" for i in range(num_labels)])
+    assert_resampled_metrics_are_the_library_s(lambda drawn: LabelScores(logits[drawn], targets[drawn], task), 50)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), num_rows=st.integers(1, 12))
+def test_weights_of_one_give_the_values(data: st.DataObject, num_rows: int) -> None:
+    side = {"min_size": num_rows, "max_size": num_rows}
+    logits = np.array(data.draw(st.lists(st.tuples(*[st.sampled_from([-30.0, -1.0, 0.5, 9.0])] * 3), **side)))
+    targets = np.array(data.draw(st.lists(st.tuples(*[st.integers(0, 1)] * 3), **side)))
+    assert_weights_of_one_give_the_values(LabelScores(logits, targets, TASK))
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "micro_f1", "macro_f1", "weighted_recall", "auc", "log_loss"])
+def test_interval_equals_scipy_bootstrap(metric: str) -> None:
+    logits, targets = rows(60)
+    assert_interval_is_scipy_s(lambda drawn: LabelScores(logits[drawn], targets[drawn], TASK), 60, metric)
+
+
+def test_slow_metrics_that_are_not_wanted_are_spared() -> None:
+    assert "auc" not in LabelScores(*rows(30), TASK).weighted(np.ones((30, 4), np.float32), wanted={"micro_f1"})
+
+
+def test_a_label_that_all_rows_have_or_none_has_no_auc() -> None:
+    logits, targets = rows(40)
+    targets[:, 2] = 0
+    scores = LabelScores(logits, targets, TASK)
+    assert [entry["auc"] is None for entry in scores.details()["per_class"]] == [False, False, True]
+    assert scores.values["auc"] == pytest.approx(np.mean(scores.label_auc()[:2]))
+    targets[:, :2] = 1
+    assert math.isnan(LabelScores(logits, targets, TASK).values["auc"])
+
+
+def best_by_trying(probs: np.ndarray, targets: np.ndarray) -> float:
+    return max(library.f1_score(targets, probs >= cut, zero_division=0) for cut in [*probs, 2.0])
+
+
+@settings(max_examples=100)
+@given(seed=st.integers(0, 10_000), num_rows=st.integers(1, 30))
+def test_no_threshold_has_a_better_f1(seed: int, num_rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    probs, targets = rng.integers(1, 10, num_rows) / 10, rng.integers(0, 2, num_rows)
+    threshold = best_threshold(probs, targets)
+    if not targets.any():
+        assert threshold == 0.5
+        return
+    reached = library.f1_score(targets, probs >= threshold, zero_division=0)
+    assert reached == pytest.approx(best_by_trying(probs, targets))
+
+
+def test_thresholds_are_chosen_a_label_each_and_lie_between_rows() -> None:
+    probs = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.2], [0.05, 0.6]])
+    targets = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
+    fitted = MultiLabelClassification(("x", "y")).fitted(logit(probs), targets)
+    assert fitted.thresholds == pytest.approx([0.15, 0.7])
+    assert (fitted.decide(logit(probs)) == targets).all()
+    again = task_of(fitted.facts())
+    assert again.facts() == fitted.facts()
+    turned = fitted.reordered([1, 0])
+    assert turned.outputs == ("y", "x")
+    assert turned.thresholds == pytest.approx([0.7, 0.15])
+
+
+def test_a_model_that_does_not_look_is_called_that() -> None:
+    logits, targets = rows(400)
+
+    def chance_of(found: np.ndarray) -> dict:
+        scores = LabelScores(found, targets, MultiLabelClassification(("a", "b", "c")))
+        return chance(intervals(scores, 300), scores.floor())
+
+    good = chance_of(logits)
+    assert (good["at_chance"], good["metric"]) == (False, "micro_f1")
+    constant = chance_of(np.tile([2.0, -1.0, -1.0], (400, 1)))
+    assert (constant["reason"], constant["why"]) == ("constant", "it answers a for every row")
+    silent = chance_of(np.full((400, 3), -3.0))
+    assert NO_LABEL in silent["why"]
+    assert chance_of(np.random.default_rng(1).normal(size=(400, 3)))["reason"] == "floor"
+    shy = chance_of(logits - 2.5)  # gives hardly a label, in the right order
+    assert (shy["reason"], "AUC" in shy["why"]) == ("floor_only", True)
+
+
+def test_the_floor_is_the_best_constant_answer() -> None:
+    _, targets = rows(300)
+    scores = LabelScores(np.zeros(targets.shape), targets, TASK)
+    constants = [[(number >> i) & 1 for i in range(3)] for number in range(8)]
+    best = max(library.f1_score(targets, np.tile(one, (300, 1)), average="micro", zero_division=0) for one in constants)
+    assert scores.floor().value == pytest.approx(best)
+
+
+def test_agreement_disagreements_and_errors_go_by_each_model_s_own_thresholds() -> None:
+    a, b = logit(np.array([[0.6, 0.4, 0.9], [0.6, 0.4, 0.9]])), logit(np.array([[0.6, 0.4, 0.9], [0.1, 0.2, 0.9]]))
+    other = MultiLabelClassification(("a", "b", "c"))
+    assert TASK.agreement(a, a) == 1
+    assert TASK.agreement(a, a, other) == pytest.approx(4 / 6)  # 0.4 is a label from 0.3 on, and none from 0.5 on
+    assert TASK.agreement(a, b) == pytest.approx(4 / 6)
+    assert TASK.disagreements(a, b) == pytest.approx([0, 0.1])  # a: 0.1 above, 0.4 below; b: 0.1 above, 0.1 below
+    assert TASK.errors(a, np.array([[1, 1, 1], [1, 0, 0]])) == pytest.approx([0, 0.2])
+    assert TASK.spoken(a)[0] == ("a, b, c", pytest.approx(0.6))
+    assert TASK.spoken_target(np.array([0, 0, 0])) == NO_LABEL
+
+
+def test_the_loss_is_the_mean_cross_entropy_over_the_labels() -> None:
+    logits, targets = rows(20)
+    values = TASK.loss_values(torch.tensor(logits), torch.tensor(targets))
+    assert values.dtype == torch.float32
+    probs = probabilities(logits)
+    expected = [
+        np.mean([-math.log(p if t else 1 - p) for p, t in zip(*row, strict=True)])
+        for row in zip(probs, targets, strict=True)
+    ]
+    assert values.tolist() == pytest.approx(expected, rel=1e-5)
+    assert values.mean().item() == pytest.approx(LabelScores(logits, targets, TASK).values["log_loss"], rel=1e-5)
+
+
+def test_bad_rows_are_refused_with_a_way_out() -> None:
+    logits, targets = rows(20)
+    broken = logits.copy()
+    broken[4, 1] = np.nan
+    with pytest.raises(ModelError, match=r"1 of 20 rows.*learning_rate"):
+        LabelScores(broken, targets, TASK)
+    with pytest.raises(DataError, match="0 labelled rows"):
+        LabelScores(logits[:0], targets[:0], TASK)

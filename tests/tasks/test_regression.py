@@ -1,0 +1,173 @@
+"""Scores of regression: metrics against scipy and scikit-learn, resampled ones against both, floor and answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.scores import (
+    assert_interval_is_scipy_s,
+    assert_resampled_metrics_are_the_library_s,
+    assert_weights_of_one_give_the_values,
+)
+from scipy import stats
+from sklearn import metrics as library
+
+from raydistill.config.tasks import TextRegression as Settings
+from raydistill.errors import DataError, ModelError
+from raydistill.evaluate.compare import chance
+from raydistill.evaluate.intervals import intervals
+from raydistill.tasks import task_of
+from raydistill.tasks.regression import RegressionScores, TextRegression
+
+METRICS = ("pearson", "spearman", "r2", "rmse", "mae")
+
+
+def rows(num_rows: int, noise: float = 0.7, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs (N, 1) that know something of the targets (N,), with ties on both sides."""
+    rng = np.random.default_rng(seed)
+    targets = np.round(rng.normal(3, 1.5, num_rows), 1)
+    return np.round(targets + noise * rng.normal(size=num_rows), 1)[:, None], targets
+
+
+def test_values_are_the_libraries() -> None:
+    outputs, targets = rows(200)
+    values = RegressionScores(outputs, targets).values
+    assert set(values) == set(METRICS) == set(Settings.metrics)
+    answers = outputs[:, 0]
+    expected = {
+        "pearson": stats.pearsonr(answers, targets).statistic,
+        "spearman": stats.spearmanr(answers, targets).statistic,
+        "r2": library.r2_score(targets, answers),
+        "rmse": library.root_mean_squared_error(targets, answers),
+        "mae": library.mean_absolute_error(targets, answers),
+    }
+    assert values == pytest.approx(expected)
+
+
+def test_values_equal_hand_computed_ones() -> None:
+    values = RegressionScores(np.array([[1.0], [2], [5]]), np.array([1.0, 3, 5])).values
+    assert values["mae"] == pytest.approx(1 / 3)
+    assert values["rmse"] == pytest.approx(math.sqrt(1 / 3))
+    assert values["r2"] == pytest.approx(1 - 1 / 8)
+    assert values["spearman"] == pytest.approx(1)
+    assert values["pearson"] == pytest.approx(8 / math.sqrt(8 * 26 / 3))
+
+
+def test_resampled_metrics_equal_the_libraries() -> None:
+    outputs, targets = rows(50)
+    assert_resampled_metrics_are_the_library_s(lambda drawn: RegressionScores(outputs[drawn], targets[drawn]), 50)
+
+
+def test_targets_far_from_0_lose_no_digits() -> None:
+    """A sum of squares minus a square of sums would: 1e6 ± 1 leaves 4 of 16 digits."""
+    outputs, targets = rows(60)
+    assert_resampled_metrics_are_the_library_s(
+        lambda drawn: RegressionScores(outputs[drawn] + 1e6, targets[drawn] + 1e6), 60
+    )
+
+
+def test_resamples_of_equal_targets_have_no_r2() -> None:
+    scores = RegressionScores(np.array([[0.1], [0.2]]), np.array([0.1, 0.7]))
+    counts = np.array([[3.0, 7.0, 0.0], [0.0, 0.0, 3.0]], np.float32)
+    assert np.isnan(scores.weighted(counts)["r2"]).all()
+
+
+@settings(max_examples=60)
+@given(data=st.data(), num_rows=st.integers(1, 12))
+def test_weights_of_one_give_the_values(data: st.DataObject, num_rows: int) -> None:
+    number = st.lists(st.sampled_from([-3.0, 0.0, 0.5, 4.0]), min_size=num_rows, max_size=num_rows)
+    outputs, targets = np.array(data.draw(number))[:, None], np.array(data.draw(number))
+    assert_weights_of_one_give_the_values(RegressionScores(outputs, targets))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_interval_equals_scipy_bootstrap(metric: str) -> None:
+    outputs, targets = rows(60)
+    assert_interval_is_scipy_s(lambda drawn: RegressionScores(outputs[drawn], targets[drawn]), 60, metric)
+
+
+def test_slow_metrics_that_are_not_wanted_are_spared() -> None:
+    found = RegressionScores(*rows(30)).weighted(np.ones((30, 4), np.float32), wanted={"pearson"})
+    assert "spearman" not in found
+    assert "pearson" in found
+
+
+def test_correlations_of_a_constant_are_0_and_r2_of_constant_targets_is_not_defined() -> None:
+    targets = np.arange(10.0)
+    values = RegressionScores(np.full((10, 1), 4.0), targets).values
+    assert values["pearson"] == values["spearman"] == 0
+    assert values["r2"] == pytest.approx(1 - ((targets - 4) ** 2).sum() / ((targets - 4.5) ** 2).sum())
+    values = RegressionScores(targets[:, None], np.full(10, 4.0)).values
+    assert math.isnan(values["r2"])
+    assert intervals(RegressionScores(targets[:, None], np.full(10, 4.0)), 50)["r2"]["value"] is None
+
+
+def test_a_model_that_does_not_look_is_called_that() -> None:
+    outputs, targets = rows(300)
+    mean = f"{targets.mean():.4g}"
+
+    def chance_of(answers: np.ndarray) -> dict:
+        scores = RegressionScores(answers, targets)
+        return chance(intervals(scores, 300), scores.floor())
+
+    good = chance_of(outputs)
+    assert (good["at_chance"], good["reason"], good["metric"], good["value"]) == (False, None, "r2", 0)
+    constant = chance_of(np.full((300, 1), 2.5))
+    assert (constant["reason"], constant["why"]) == ("constant", "it answers 2.5 for every row")
+    noise = chance_of(np.random.default_rng(1).normal(size=(300, 1)))
+    assert (noise["at_chance"], noise["reason"]) == (True, "floor")
+    assert f"always answering the mean, {mean}" in noise["why"]
+    shifted = chance_of(outputs + 9)  # far off, and yet in the right order
+    assert (shifted["at_chance"], shifted["reason"]) == (True, "floor_only")
+    assert "Pearson correlation" in shifted["why"]
+
+
+def test_the_picture_s_points_span_the_targets() -> None:
+    outputs, targets = rows(2000)
+    points = RegressionScores(outputs, targets).details()["scatter"]
+    assert len(points) == 500
+    assert (points[0][0], points[-1][0]) == (targets.min(), targets.max())
+    known = set(zip(targets.tolist(), outputs[:, 0].tolist(), strict=True))
+    assert {tuple(point) for point in points} <= known
+
+
+def test_agreement_disagreements_and_errors_are_in_the_target_s_unit() -> None:
+    task = TextRegression(3.0, 1.5)
+    a, b = np.array([[1.0], [2], [4]]), np.array([[2.0], [4], [8]])
+    assert task.agreement(a, b) == pytest.approx(1)
+    assert task.agreement(a, -b) == pytest.approx(-1)
+    assert task.disagreements(a, b).tolist() == [1, 2, 4]
+    assert task.errors(a, np.array([1.0, 3, 4])).tolist() == [0, 1, 0]
+    assert task.spoken(a) == [("1", None), ("2", None), ("4", None)]
+    assert task.spoken_target(2.5) == "2.5"
+
+
+def test_units_of_training_are_undone() -> None:
+    task = TextRegression(3.0, 1.5)
+    assert task.restored(np.array([[0.0], [-2.0]], np.float32)).tolist() == [[3.0], [0.0]]
+    again = task_of(task.facts())
+    assert again.facts() == task.facts()
+    assert again.reordered([0]) is again
+
+
+def test_the_loss_is_the_squared_error_in_units_of_training() -> None:
+    task = TextRegression(3.0, 2.0)
+    outputs = torch.tensor([[0.0], [1.0], [-0.5]], dtype=torch.bfloat16)
+    values = task.loss_values(outputs, torch.tensor([3.0, 3.0, 7.0], dtype=torch.float64))
+    assert values.dtype == torch.float32
+    assert values.tolist() == pytest.approx([0.0, 1.0, 6.25])
+
+
+def test_bad_rows_are_refused_with_a_way_out() -> None:
+    outputs, targets = rows(20)
+    broken = outputs.copy()
+    broken[4] = np.inf
+    with pytest.raises(ModelError, match=r"1 of 20 rows.*learning_rate"):
+        RegressionScores(broken, targets)
+    with pytest.raises(DataError, match="0 labelled rows"):
+        RegressionScores(outputs[:0], targets[:0])

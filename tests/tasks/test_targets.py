@@ -1,0 +1,142 @@
+"""Targets as columns and as groups; what label columns of numbers and of several labels hold, from file to rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.rows_on_disk import make_config, splits_of
+
+from raydistill.data.prepare import prepare_data, read_info
+from raydistill.errors import DataError
+from raydistill.storage.storage import Storage
+from raydistill.tasks import Targets, task_of
+from raydistill.tasks.multi_label import MultiLabelClassification
+from raydistill.tasks.regression import TextRegression
+
+NUMBERS = {"type": "text_regression"}
+LABELS = {"type": "multi_label_classification"}
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "storage"))
+
+
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=30), st.sampled_from([np.int64, np.float64, np.int8]), st.booleans()
+)
+def test_a_column_holds_targets_and_which_rows_have_one(labeled: list[bool], dtype: Any, is_wide: bool) -> None:
+    shape = (len(labeled), 3) if is_wide else (len(labeled),)
+    values = np.random.default_rng(len(labeled)).integers(0, 4, shape).astype(dtype)
+    given_targets = Targets(values, np.array(labeled))
+    column = given_targets.to_arrow()
+    assert column.null_count == labeled.count(False)
+    read = Targets.of_arrow(pa.concat_arrays([column.slice(0, 1), column.slice(1)]))
+    assert read.labeled.tolist() == labeled
+    assert np.array_equal(read.values[read.labeled], values[read.labeled])
+    ids = read.ids()
+    assert ((ids >= 0) == read.labeled).all()
+    for i in np.flatnonzero(read.labeled):
+        same = [np.array_equal(values[i], values[j]) for j in np.flatnonzero(read.labeled)]
+        assert same == (ids[read.labeled] == ids[i]).tolist()
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_numbers_are_read_scaled_and_cut_by_their_size(tmp_path: Path, storage: Storage) -> None:
+    rows = [
+        {"text": f"text {i}", "score": None if i % 10 == 9 else i // 2 if i % 2 == 0 else i * 0.5} for i in range(200)
+    ]
+    artifact = prepare_data(make_config(write(tmp_path / "x.jsonl", rows), task=NUMBERS), storage)
+    info, tables = read_info(artifact), splits_of(artifact)
+    for row in [row for table in tables.values() for row in table.to_pylist()]:
+        i = int(row["text"].removeprefix("text "))
+        assert row["target"] == (None if i % 10 == 9 else i * 0.5)
+    known = [row["score"] for row in rows if row["score"] is not None]
+    task = task_of(info.task)
+    assert isinstance(task, TextRegression)
+    assert task.output_scale == pytest.approx((np.mean(known), np.std(known)))
+    assert (info.counts["test"].rows, info.counts["test"].labeled, info.counts["test"].per_class) == (18, 18, {})
+    assert np.ptp(tables["test"]["target"].to_numpy()) > 80  # of 99.5: a row of every tenth is there
+    assert info.summary.startswith("numbers from 0 to 99")
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["1", "two", "3"], "'two', which is no number"),
+        (["1", "1", "1"], "only the value 1"),
+        (["", "", ""], "no target at all"),
+        ([True, False, True], "classes or lists"),
+        ([[1], [2], [3]], "classes or lists"),
+    ],
+)
+def test_what_is_no_number_is_refused(cells: list[Any], message: str, tmp_path: Path, storage: Storage) -> None:
+    rows = [{"text": f"text {i}", "label": cells[i % len(cells)]} for i in range(30)]
+    with pytest.raises(DataError, match=message):
+        prepare_data(make_config(write(tmp_path / "x.jsonl", rows), task=NUMBERS), storage)
+
+
+def test_infinite_numbers_are_refused_and_nan_is_no_target() -> None:
+    column = pa.chunked_array([[1.0, float("nan"), 2.5]])
+    assert TextRegression.column(None, column, "it", None).to_pylist() == [1.0, None, 2.5]
+    with pytest.raises(DataError, match="infinite"):
+        TextRegression.column(None, pa.chunked_array([[1.0, float("inf")]]), "it", None)
+
+
+def test_few_numbers_are_doubted_and_numbers_of_texts_are_read(tmp_path: Path, storage: Storage) -> None:
+    lines = ["text,rating", *(f"text {i},{i % 3 + 1}.0" for i in range(60)), "text,rating", "odd,"]
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    info = read_info(prepare_data(make_config(tmp_path / "x.csv", task=NUMBERS), storage))
+    assert any("3 different values only" in doubt for doubt in info.doubts)
+    assert info.skipped == {"repeated header": 1}
+    assert info.counts["train"].rows - info.counts["train"].labeled == 1
+
+
+def test_lists_and_cells_of_labels_are_the_same_targets(tmp_path: Path, storage: Storage) -> None:
+    given_labels = [["a"], ["a", "b"], [], ["c", "a"], ["b"]]
+    rows = [{"text": f"text {i}", "labels": given_labels[i % 5]} for i in range(100)]
+    lists = prepare_data(make_config(write(tmp_path / "x.jsonl", rows), task=LABELS), storage)
+    cells = ["text,labels", *(f"{row['text']},{' ; '.join(row['labels'])}" for row in rows)]
+    (tmp_path / "x.csv").write_text("\n".join(cells) + "\n")
+    text = prepare_data(make_config(tmp_path / "x.csv", task={**LABELS, "separator": ";"}), storage)
+    for split, table in splits_of(lists).items():
+        assert table["target"].to_pylist() == splits_of(text)[split]["target"].to_pylist()
+        for row in table.to_pylist():
+            names = given_labels[int(row["text"].removeprefix("text ")) % 5]
+            assert row["target"] == [int(name in names) for name in "abc"]
+    info = read_info(lists)
+    assert info.labels == ("a", "b", "c")
+    assert any("have none of the labels" in note for note in info.notes)
+    assert {split: counts.per_class["c"] for split, counts in info.counts.items()} == {
+        "train": 16,
+        "validation": 2,
+        "test": 2,
+    }
+
+
+def test_labels_that_are_not_known_or_look_alike(tmp_path: Path, storage: Storage) -> None:
+    rows = [{"text": f"text {i}", "labels": [["pos"], ["Pos", "neg"]][i % 2]} for i in range(40)]
+    path = write(tmp_path / "x.jsonl", rows)
+    info = read_info(prepare_data(make_config(path, task=LABELS), storage))
+    assert any("case or spaces" in doubt for doubt in info.doubts)
+    with pytest.raises(DataError, match=r"not among task.labels: 'Pos'.*Did you mean 'pos'"):
+        prepare_data(make_config(path, task={**LABELS, "labels": ["pos", "neg"]}), storage)
+
+
+def test_the_rarest_label_of_a_row_is_its_group() -> None:
+    values = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [0, 0, 0], [1, 1, 0]], np.int8)
+    targets = Targets(values, np.array([True, True, True, True, False]))
+    groups = MultiLabelClassification("abc").strata(targets)
+    assert groups[4] == -1
+    assert len({*groups[:4].tolist()}) == 4
