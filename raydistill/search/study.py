@@ -69,7 +69,7 @@ def sampler_for(sweep: Sweep, num_trials: int, seed: int) -> BaseSampler:
 def study_of(config: Config, trials: Iterable[Trial]) -> optuna.Study:
     """A study in memory with these trials, numbered from 0 in their order; those that have not ended are running.
 
-    For importance and pictures. Choices appear as their labels.
+    Of use for the importance of settings. Choices appear as their labels.
     """
     study = empty_study(config)
     replay(study, sweep_of(config), trials)

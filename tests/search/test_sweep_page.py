@@ -157,11 +157,12 @@ def test_parallel_coordinates_are_where_the_values_are(report: Path, summary: di
 def test_axis_of_a_setting(
     summary: dict[str, Any], kind: dict[str, Any], value: Any, place: float, ticks: list[str]
 ) -> None:
-    changed = {**summary, "space": {"a.b": kind}}
-    scene = Scene(changed, frozenset(), {"a.b": "a.b"})
-    axis = parallel.setting_axis(scene, "a.b", [{"params": {"a.b": value}}, {"params": {}}])
-    assert axis.positions == [pytest.approx(place), None]
-    assert [text for _, text in axis.ticks] == ticks
+    trial = {"number": 0, "state": "completed", "params": {"a.b": value}, "measures": {"validation/accuracy": 0.5}}
+    without = {**trial, "number": 1, "params": {}}
+    scene = Scene({**summary, "space": {"a.b": kind}, "trials": [trial, without]}, frozenset(), {"a.b": "a.b"}, {})
+    place_of, texts = parallel.axis_of(scene, "a.b")
+    assert [place_of(trial), place_of(without)] == [pytest.approx(place), None]
+    assert list(texts.values()) == ticks
 
 
 def test_one_objective(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def finalists_table(summary: Mapping[str, Any]) -> Grid:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    from raydistill.search.report.page import lost, role, spread
+    from raydistill.search.report.page import lost, role_text, spread_text
 
     winner = (summary["winner"] or {}).get("trial")
     metrics = [name for name in summary["objectives"] if name.startswith("validation/")]
@@ -162,10 +162,10 @@ def finalists_table(summary: Mapping[str, Any]) -> Grid:
         grid.add_column(scale(name).label, justify="right", no_wrap=True, vertical="bottom")
     for finalist in sorted(summary["finalists"], key=lambda finalist: finalist["trial"] != winner):
         won = finalist["trial"] == winner
-        cells = [f"{MARK if won else ' '}{finalist['trial']:>3}", ", ".join(map(role, finalist["roles"]))]
+        cells = [f"{MARK if won else ' '}{finalist['trial']:>3}", ", ".join(map(role_text, finalist["roles"]))]
         for name in metrics:
             metric = name.removeprefix("validation/")
-            cells += [spread(name, finalist[split].get(metric)) for split in ("validation", "test")]
+            cells += [spread_text(name, finalist[split].get(metric)) for split in ("validation", "test")]
             cells.append(lost(name, finalist, summary["objectives"]))
         cells += [scale(name).text(finalist["search"].get(name)) for name in shapes]
         grid.add_row(*map(Text, cells), style="bold" if won else None)

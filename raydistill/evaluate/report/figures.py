@@ -25,8 +25,6 @@ class Picture:
     title: str
     caption: str
     figure: dict[str, Any]
-    small: bool = False
-    """One of several beside each other."""
 
 
 def is_finite(value: Any) -> bool:

@@ -46,17 +46,17 @@ def write_report(summary: Mapping[str, Any], path: Path) -> None:
 
 def page_text(summary: Mapping[str, Any]) -> str:
     """The page's HTML."""
-    scene = stage(summary)
+    scene = scene_of(summary)
     return render(
         "page.html",
-        pictures(scene),
+        pictures_of(scene),
         package="raydistill.search.report",
         summary=scene.summary,
         scene=scene,
         finalists=finalist_rows(scene),
         metrics=[name for name in scene.objectives if name.startswith("validation/")],
         trials=sorted(scene.trials, key=lambda trial: (ORDER.get(trial["state"], 9), trial["number"])),
-        measures=shown_measures(scene),
+        measures=list(dict.fromkeys([*scene.objectives, *scene.summary["constraints"]])),
         command=command(scene.summary),
         config=yaml_text(scene.summary["config"]),
         remarks=partial(remarks, scene),
@@ -66,45 +66,40 @@ def page_text(summary: Mapping[str, Any]) -> str:
     )
 
 
-def stage(summary: Mapping[str, Any]) -> Scene:
+def scene_of(summary: Mapping[str, Any]) -> Scene:
     """The summary without secrets and unseen characters, and who is who among its trials."""
     from raydistill.config.sweep import Sweep
     from raydistill.search.front import is_eligible
     from raydistill.search.ledger import Trial
 
-    sweep = Sweep.model_validate(summary["config"]["sweep"] | {"objectives": summary["objectives"]})
-    known = [Trial(t["number"], t["params"], t["state"], values=present(t["measures"])) for t in summary["trials"]]
-    eligible = frozenset(trial.number for trial in known if is_eligible(trial, sweep))
+    sweep, eligible = Sweep.model_validate(summary["config"]["sweep"] | {"objectives": summary["objectives"]}), set()
+    for trial in summary["trials"]:
+        values = {name: value for name, value in trial["measures"].items() if value is not None}  # null is NaN
+        if is_eligible(Trial(trial["number"], trial["params"], trial["state"], values=values), sweep):
+            eligible.add(trial["number"])
     shown = clean(summary)
-    names = scales.short_names(shown["space"])
-    roles = {finalist["trial"]: ", ".join(map(role, finalist["roles"])) for finalist in shown["finalists"]}
-    return Scene(shown, eligible, names, roles)
+    roles = {finalist["trial"]: ", ".join(map(role_text, finalist["roles"])) for finalist in shown["finalists"]}
+    return Scene(shown, frozenset(eligible), scales.short_names(shown["space"]), roles)
 
 
-def present(measures: Mapping[str, float | None]) -> dict[str, float]:
-    """Without what is not defined: NaN is null in a summary."""
-    return {name: value for name, value in measures.items() if value is not None}
-
-
-def role(name: str) -> str:
+def role_text(role: str) -> str:
     """In words; ``best <objective>`` without the objective's unit and split."""
-    first, _, objective = name.partition(" ")
-    return f"{first} {scales.scale(objective).name}" if objective else ROLES.get(name, name)
+    first, _, objective = role.partition(" ")
+    return f"{first} {scales.scale(objective).name}" if objective else ROLES.get(role, role)
 
 
-def pictures(scene: Scene) -> dict[str, list[Picture]]:
+def pictures_of(scene: Scene) -> dict[str, list[Picture]]:
     """By section of the page; sections without a picture are empty."""
-    from raydistill.search.report import parallel
-    from raydistill.search.report import pictures as drawn
+    from raydistill.search.report import parallel, pictures
 
     single = {
-        "history": drawn.history_picture(scene),
-        "importance": drawn.importance_picture(scene),
+        "history": pictures.history_picture(scene),
+        "importance": pictures.importance_picture(scene),
         "parallel": parallel.parallel_picture(scene),
-        "curves": drawn.curves_picture(scene),
+        "curves": pictures.curves_picture(scene),
     }
     sections = {name: [] if picture is None else [picture] for name, picture in single.items()}
-    return {"pareto": drawn.pareto_pictures(scene), "slices": parallel.slice_pictures(scene), **sections}
+    return {"pareto": pictures.pareto_pictures(scene), "slices": parallel.slice_pictures(scene), **sections}
 
 
 def finalist_rows(scene: Scene) -> list[dict[str, Any]]:
@@ -115,7 +110,9 @@ def finalist_rows(scene: Scene) -> list[dict[str, Any]]:
         for name in scene.objectives:
             if name.startswith("validation/"):
                 metric = name.removeprefix("validation/")
-                cells[name] = {split: spread(name, finalist[split].get(metric)) for split in ("validation", "test")}
+                cells[name] = {
+                    split: spread_text(name, finalist[split].get(metric)) for split in ("validation", "test")
+                }
                 cells[name]["search"] = scales.scale(name).text(finalist["search"].get(name))
                 cells[name]["lost"] = lost(name, finalist, scene.objectives)
         won = finalist["trial"] == scene.winner
@@ -130,18 +127,13 @@ def lost(name: str, finalist: Mapping[str, Any], objectives: Mapping[str, str]) 
     return scales.scale(name).text(-shrinkage if turned else shrinkage)
 
 
-def spread(name: str, value: Mapping[str, float | None] | None) -> str:
+def spread_text(name: str, value: Mapping[str, float | None] | None) -> str:
     """Mean ± standard deviation over the seeds; the mean alone of one seed."""
     scale = scales.scale(name)
     if value is None or value.get("mean") is None:
         return scales.ABSENT
     deviation = value.get("sd")
     return scale.text(value["mean"]) + (f" ± {scale.text(deviation)}" if deviation is not None else "")
-
-
-def shown_measures(scene: Scene) -> list[str]:
-    """Columns of the trials' table: objectives, then what is bounded beside them."""
-    return list(dict.fromkeys([*scene.objectives, *scene.summary["constraints"]]))
 
 
 def command(summary: Mapping[str, Any]) -> str | None:

@@ -1,237 +1,173 @@
 """Plotly figures of a sweep's report, from ``sweep.json``; drawn by the page's own copy of plotly.js.
 
-Everything is SVG, so that the page needs neither WebGL nor a policy that allows ``eval``.
+Not Optuna's: those leave out trials that were stopped, roles and rejected trials, tell little under the pointer, and
+their parallel coordinates need a wide screen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import accumulate, cycle
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Picture, draw, escaped
 from raydistill.evaluate.report.scales import label, scale, spoken
-from raydistill.search.report.scene import MAX_HOVER, Record, Scene, by_importance, measured
+from raydistill.search.report.scene import MAX_HOVER, Record, Scene
 
-MARKERS: dict[str, dict[str, Any]] = {
-    "stopped early": {"color": ORANGE, "symbol": "circle-open", "size": 8},
-    "outside the constraints": {"color": RED, "symbol": "x-thin-open", "size": 8},
-    "completed": {"color": BLUE, "size": 8},
-}
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 FINALIST_COLORS = (GREEN, PURPLE, BLUE, RED)
+
+
+def add_points(
+    figure: Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any], **style: Any
+) -> None:
+    """Trials at what ``across`` says and, unless ``style`` has another ``y``, the first validation objective."""
+    if trials:  # without any there is nothing to name in the legend
+        places = {"x": [across(trial) for trial in trials], "y": [scene.score(trial) for trial in trials]}
+        told = {"hovertext": [scene.hover(trial) for trial in trials], "hoverinfo": "text"}
+        figure.add_scatter(**{"mode": "markers", **places, **told, **style})
+
+
+def add_groups(figure: Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any]) -> None:
+    """Trained trials by what became of them."""
+    completed = [trial for trial in trials if trial["state"] == "completed"]
+    stopped = [trial for trial in trials if trial["state"] == "stopped"]
+    outside = [trial for trial in completed if trial["number"] not in scene.eligible]
+    eligible = [trial for trial in completed if trial["number"] in scene.eligible]
+    for name, members, color, symbol in (
+        ("stopped early", stopped, ORANGE, "circle-open"),
+        ("outside the constraints", outside, RED, "x-thin-open"),
+        ("completed", eligible, BLUE, "circle"),
+    ):
+        add_points(figure, scene, members, across, name=name, marker={"color": color, "symbol": symbol, "size": 8})
 
 
 def pareto_pictures(scene: Scene) -> list[Picture]:
     """The first validation objective against every other one; none with one objective."""
-    names = [name for name in scene.objectives if name != scene.main]
-    pictures = [pareto_picture(scene, name, f"pareto-{i}") for i, name in enumerate(names)]
+    others = [name for name in scene.objectives if name != scene.main]
+    pictures = [pareto_picture(scene, name, f"pareto-{i}") for i, name in enumerate(others)]
     return [picture for picture in pictures if picture is not None]
 
 
 def pareto_picture(scene: Scene, other: str, name: str) -> Picture | None:
+    """Trials, the front, finalists with their roles, and what the constraints forbid."""
     import plotly.graph_objects as go
 
-    placed = [trial for trial in scene.trials if len(measured(trial, (other, scene.main))) == 2]
+    def across(trial: Record) -> Any:
+        return scale(other).value(trial["measures"].get(other))
+
+    placed = [t for t in scene.trials if scene.score(t) is not None and across(t) is not None]
     if not placed:
         return None
-    figure, front, finals = go.Figure(), set(scene.summary["front"]), set(scene.roles)
-    across = partial(_measure, other)
-    for group, trials in _groups(scene, placed).items():
-        _points(figure, scene, across, [t for t in trials if t["number"] not in front | finals], group, MARKERS[group])
+    figure, front = go.Figure(), set(scene.summary["front"])
+    add_groups(figure, scene, [t for t in placed if t["number"] not in front | set(scene.roles)], across)
     best = sorted((t for t in placed if t["number"] in front), key=across)
-    line = {"color": GREEN, "dash": "dot", "width": 1.5}
-    _points(figure, scene, across, best, "Pareto front", {"color": GREEN, "size": 10}, mode="lines+markers", line=line)
-    _rejected(figure, scene, other, placed)
-    _finalists(figure, scene, across, [t for t in placed if t["number"] in finals])
-    _limits(figure, scene, other)
+    look: dict[str, Any] = {"mode": "lines+markers", "marker": {"size": 10}, "line": {"color": GREEN, "dash": "dot"}}
+    add_points(figure, scene, best, across, name="Pareto front", **look)
+    for trial in (t for t in placed if t["number"] in scene.roles):
+        number, won = trial["number"], trial["number"] == scene.winner
+        look = {"mode": "markers+text", "text": [number], "textposition": "top center" if won else "bottom center"}
+        look["marker"] = {"symbol": "star" if won else "circle-open", "size": 17, "color": GREEN}
+        look["marker"]["line"] = {"width": 2, "color": GREEN}
+        role = "winner" if won else escaped(scene.roles[number], MAX_HOVER)
+        add_points(figure, scene, [trial], across, name=f"{number}: {role}", cliponaxis=False, **look)
+    rejected = [t for t in scene.trials if t["state"] == "rejected" and across(t) is not None]
+    scores = [scene.score(trial) for trial in placed]  # rejected ones have none: they are marks along the lower edge
+    edge = [min(scores) - 0.07 * ((max(scores) - min(scores)) or 1)] * len(rejected)
+    look = {"y": edge, "marker": {"symbol": "line-ns-open", "size": 11, "color": RED}}
+    add_points(figure, scene, rejected, across, name="rejected, not trained", **look)
+    for measure, add_limit in ((other, figure.add_vline), (scene.main, figure.add_hline)):
+        for bound in (scene.summary["constraints"].get(measure) or {}).values():
+            if bound is not None:
+                add_limit(scale(measure).value(bound), line={"color": RED, "dash": "dash", "width": 1})
     figure.update_xaxes(tickformat=scale(other).tick_format or None)
-    figure.update_yaxes(tickformat=scale(scene.main).tick_format or None)
-    wanted = {name: "low" if scene.objectives[name] == "min" else "high" for name in (other, scene.main)}
-    caption = f"Wanted: {wanted[scene.main]} {spoken(scene.main)}, {wanted[other]} {spoken(other)}. "
+    wanted = {"min": "low", "max": "high"}
+    caption = f"Wanted: {wanted[scene.objectives[scene.main]]} {spoken(scene.main)}, "
+    caption += f"{wanted[scene.objectives[other]]} {spoken(other)}. "
     caption += "No trial is better than one of the front in every objective. Search values, one seed."
-    drawn = draw(figure, x=label(other), y=label(scene.main), height=500)
-    return Picture(name, "Pareto front", caption, drawn)
-
-
-def _groups(scene: Scene, trials: Sequence[Record]) -> dict[str, list[Record]]:
-    """Trained trials by what became of them; failed ones have no value to speak of."""
-    completed = [trial for trial in trials if trial["state"] == "completed"]
-    return {
-        "stopped early": [trial for trial in trials if trial["state"] == "stopped"],
-        "outside the constraints": [trial for trial in completed if trial["number"] not in scene.eligible],
-        "completed": [trial for trial in completed if trial["number"] in scene.eligible],
-    }
-
-
-def _measure(name: str, trial: Record) -> float:
-    return scale(name).factor * float(trial["measures"][name])
-
-
-def _points(
-    figure: Any,
-    scene: Scene,
-    across: Callable[[Record], float],
-    trials: Sequence[Record],
-    name: str,
-    marker: Mapping[str, Any],
-    **more: Any,
-) -> None:
-    """Trials at what ``across`` says and the first validation objective."""
-    if not trials:
-        return
-    figure.add_scatter(
-        x=[across(trial) for trial in trials],
-        y=[_measure(scene.main, trial) for trial in trials],
-        hovertext=[scene.hover(trial) for trial in trials],
-        **{"mode": "markers", "name": name, "marker": marker, "hoverinfo": "text", **more},
-    )
-
-
-def _finalists(figure: Any, scene: Scene, across: Callable[[Record], float], trials: Sequence[Record]) -> None:
-    """Rings with their roles; the winner is a star."""
-    for trial in trials:
-        won = trial["number"] == scene.winner
-        marker: dict[str, Any] = {"symbol": "circle-open", "size": 16, "color": GREEN, "line": {"width": 2}}
-        if won:
-            marker = {"symbol": "star", "size": 17, "color": GREEN}
-        more: dict[str, Any] = {
-            "text": [str(trial["number"])],
-            "textposition": "top center" if won else "bottom center",
-        }
-        more |= {"mode": "markers+text", "cliponaxis": False}
-        role = "winner" if won else escaped(scene.roles[trial["number"]], MAX_HOVER)
-        _points(figure, scene, across, [trial], f"{trial['number']}: {role}", marker, **more)
-
-
-def _rejected(figure: Any, scene: Scene, other: str, placed: Sequence[Record]) -> None:
-    """Trials that were never trained have no score: marks along the lower edge, where their size is known."""
-    trials = [trial for trial in scene.trials if trial["state"] == "rejected" and measured(trial, (other,))]
-    if not trials:
-        return
-    values = [_measure(scene.main, trial) for trial in placed]
-    edge = min(values) - 0.07 * ((max(values) - min(values)) or 1)
-    reasons = [f"<br>{escaped(trial['reason'] or '', 2 * MAX_HOVER)}" for trial in trials]
-    figure.add_scatter(
-        x=[scale(other).value(trial["measures"][other]) for trial in trials],
-        y=[edge] * len(trials),
-        mode="markers",
-        name="rejected, not trained",
-        marker={"symbol": "line-ns-open", "size": 11, "color": RED},
-        hovertext=[scene.hover(trial) + reason for trial, reason in zip(trials, reasons, strict=True)],
-        hoverinfo="text",
-    )
-
-
-def _limits(figure: Any, scene: Scene, other: str) -> None:
-    style = {"line": {"color": RED, "dash": "dash", "width": 1}}
-    for bound in (scene.summary["constraints"].get(other) or {}).values():
-        if bound is not None:
-            figure.add_vline(x=scale(other).value(bound), **style)
-    for bound in (scene.summary["constraints"].get(scene.main) or {}).values():
-        if bound is not None:
-            figure.add_hline(y=scale(scene.main).value(bound), **style)
+    return Picture(name, "Pareto front", caption, draw(figure, x=label(other), y=label(scene.main), height=500))
 
 
 def history_picture(scene: Scene) -> Picture | None:
     """Every trial's value in the order of proposal, and the best so far among those that may be chosen."""
     import plotly.graph_objects as go
 
-    groups = _groups(scene, [trial for trial in scene.trials if measured(trial, (scene.main,))])
-    if not any(groups.values()):
+    if not scene.trained:
         return None
-    figure = go.Figure()
-    for group, trials in groups.items():
-        _points(figure, scene, lambda trial: trial["number"], trials, group, MARKERS[group])
-    chosen = groups["completed"]
+    figure, number = go.Figure(), itemgetter("number")
+    add_groups(figure, scene, scene.trained, number)
+    chosen = sorted((trial for trial in scene.trained if trial["number"] in scene.eligible), key=number)
     if chosen:
-        better = max if scene.objectives[scene.main] == "max" else min
-        steps = list(accumulate((_measure(scene.main, trial) for trial in chosen), better))
-        figure.add_scatter(
-            x=[*(trial["number"] for trial in chosen), scene.trials[-1]["number"]],
-            y=[*steps, steps[-1]],
-            mode="lines",
-            name="best so far",
-            line={"color": GREEN, "shape": "hv", "width": 2},
-            hoverinfo="skip",
-        )
-    figure.update_yaxes(tickformat=scale(scene.main).tick_format or None)
+        best = list(accumulate(map(scene.score, chosen), max if scene.objectives[scene.main] == "max" else min))
+        steps = {"x": [*map(number, chosen), number(scene.trials[-1])], "y": [*best, best[-1]]}
+        line = {"color": GREEN, "shape": "hv", "width": 2}
+        figure.add_scatter(**steps, mode="lines", name="best so far", line=line, hoverinfo="skip")
     caption = f"Of each trial at its best epoch: {spoken(scene.main)}."
     return Picture("history", "Best value over trials", caption, draw(figure, x="trial", y=label(scene.main)))
 
 
 def curves_picture(scene: Scene) -> Picture | None:
-    """The first validation objective by step, a line a trial; finalists in colour, stopped ones dashed."""
+    """The first validation objective by step, a line a trial; finalists in colour, stopped ones dotted."""
     import plotly.graph_objects as go
 
-    figure, unit, shown = go.Figure(), scale(scene.main), set()
-    states = {trial["number"]: trial for trial in scene.trials}
-    curves = {int(number): points for number, points in scene.summary["curves"].items()}
+    figure, shown = go.Figure(), set()
     colors = {number: FINALIST_COLORS[i % len(FINALIST_COLORS)] for i, number in enumerate(scene.roles)}
-    for number in sorted(curves, key=lambda number: (number in colors, number)):
-        points = [point for point in curves[number] if point.get(scene.main) is not None]
-        if not points or number not in states:
+    for trial in sorted(scene.trials, key=lambda trial: trial["number"] in colors):  # finalists over the others
+        number, state = trial["number"], trial["state"]
+        points = [p for p in scene.summary["curves"].get(str(number), []) if p.get(scene.main) is not None]
+        if not points:
             continue
-        state = states[number]["state"]
+        is_final, is_complete = number in colors, state == "completed"
         color = colors.get(number) or {"completed": GREY, "failed": RED}.get(state, ORANGE)
-        group = escaped(f"{number}: {scene.roles[number]}" if number in colors else state, MAX_HOVER)
-        # a stopped trial's last point is a cross: no more of it is known
-        ends = ["circle"] * (len(points) - 1) + ["circle" if state == "completed" else "x-thin-open"]
-        sizes = [4 if symbol == "circle" else 9 for symbol in ends]
+        group = escaped(f"{number}: {scene.roles[number]}" if is_final else state, MAX_HOVER)
         figure.add_scatter(
             x=[point["step"] for point in points],
-            y=[unit.value(point[scene.main]) for point in points],
+            y=[scale(scene.main).value(point[scene.main]) for point in points],
             mode="lines+markers",
             name=group,
             legendgroup=group,
             showlegend=group not in shown,
-            line={
-                "color": color,
-                "width": 2.5 if number in colors else 1.2,
-                "dash": "solid" if state == "completed" else "dot",
+            line={"color": color, "width": 2.5 if is_final else 1.2, "dash": "solid" if is_complete else "dot"},
+            # a stopped trial's last point is a cross: no more of it is known
+            marker={
+                "symbol": [*["circle"] * (len(points) - 1), "circle" if is_complete else "x-thin-open"],
+                "size": [*[4] * (len(points) - 1), 4 if is_complete else 9],
             },
-            marker={"symbol": ends, "size": sizes, "color": color},
-            opacity=1 if number in colors else 0.75,
-            hovertext=[scene.hover(states[number]) + f"<br>step {point['step']}" for point in points],
+            opacity=1 if is_final else 0.75,
+            hovertext=[f"{scene.hover(trial)}<br>step {point['step']}" for point in points],
             hoverinfo="text",
         )
         shown.add(group)
-    if not shown:
-        return None
-    figure.update_yaxes(tickformat=unit.tick_format or None)
     caption = "A line a trial. A cross is where one was stopped or failed."
-    return Picture("curves", "Learning curves", caption, draw(figure, x="step", y=label(scene.main), height=460))
+    drawn = draw(figure, x="step", y=label(scene.main), height=460)
+    return Picture("curves", "Learning curves", caption, drawn) if shown else None
 
 
 def importance_picture(scene: Scene) -> Picture | None:
     """Shares of what the settings explain, a group of bars a setting, the most important on top."""
     import plotly.graph_objects as go
 
-    importance: dict[str, dict[str, float]] = {n: s for n, s in scene.summary["importance"].items() if s}
+    importance = {name: shares for name, shares in scene.summary["importance"].items() if shares}
     if not importance:
         return None
-    order = by_importance(scene)[::-1]
     figure = go.Figure()
-    colors = dict(zip(importance, cycle((BLUE, ORANGE, GREEN, PURPLE)), strict=False))
-    for objective in reversed(importance):  # plotly draws bars from below
-        shares = importance[objective]
+    for objective, shares in importance.items():
         figure.add_bar(
-            x=[100 * shares.get(name, 0) for name in order],
-            y=[escaped(scene.names.get(name, name), 40) for name in order],
+            x=[100 * shares.get(name, 0) for name in scene.settings],
+            y=[escaped(scene.names[name], 40) for name in scene.settings],
             orientation="h",
             name=label(objective),
-            marker={"color": colors[objective]},
-            text=[f"{100 * shares.get(name, 0):.0f}" for name in order],
+            texttemplate="%{x:.0f}",
             textposition="outside",
             cliponaxis=False,
             hoverinfo="skip",
         )
-    top = max(100 * share for shares in importance.values() for share in shares.values())
-    figure.update_xaxes(range=[0, 1.12 * top or 1])
-    figure.update_yaxes(ticklabelstandoff=6)
+    figure.update_yaxes(ticklabelstandoff=6, autorange="reversed")
     caption = "How much of the differences between trials each setting explains (Optuna's estimate; 100 in all for "
     caption += "each objective). With a few dozen trials small shares mean nothing."
-    height = 90 + len(order) * (16 + 20 * len(importance))
-    legend = {"traceorder": "reversed"}
-    drawn = draw(figure, x="share, %", height=height, bargap=0.25, legend=legend, showlegend=len(importance) > 1)
+    figure.update_layout(colorway=(BLUE, ORANGE, GREEN, PURPLE), bargap=0.25, showlegend=len(importance) > 1)
+    drawn = draw(figure, x="share, %", height=90 + len(scene.settings) * (16 + 20 * len(importance)))
     return Picture("importance", "Which settings mattered", caption, drawn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,18 +16,14 @@ def trials_csv(summary: Mapping[str, Any]) -> str:
 
     A measure is that of the best epoch. What is not known is an empty cell; null as a setting is the word.
     """
-    trials, settings = summary["trials"], list(summary["space"])
-    measures = list(dict.fromkeys(name for trial in trials for name in trial["measures"]))
-    text = io.StringIO()
+    trials, settings, text = summary["trials"], summary["space"], io.StringIO()
+    measures = dict.fromkeys(name for trial in trials for name in trial["measures"])
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*FIRST, *settings, *measures, *LAST])
     for trial in trials:
-        given = [cell(trial["params"][name]) if name in trial["params"] else "" for name in settings]
-        found = [trial["measures"].get(name) for name in measures]
-        writer.writerow([*(trial[n] for n in FIRST), *given, *found, *(trial.get(n) for n in LAST)])
+        given = {
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in trial["params"].items()
+        }
+        found = [*map(given.get, settings), *map(trial["measures"].get, measures)]
+        writer.writerow([*(trial[name] for name in FIRST), *found, *(trial.get(name) for name in LAST)])
     return text.getvalue()
-
-
-def cell(value: Any) -> Any:
-    """A setting as YAML and JSON write it."""
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else value
