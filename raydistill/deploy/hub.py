@@ -38,12 +38,10 @@ TOKENS = "https://huggingface.co/settings/tokens"
 WAYS_OUT = {
     400: "Mend what it says and run the command again.",
     401: f"Make a token with write access at {TOKENS} and set HF_TOKEN to it, or log in with `hf auth login`.",
-    402: "Free storage or change the plan in the account's settings on the hub.",
     403: "Use a token with write access to that owner's models, or another owner's name.",
     404: "Check the repository's name, --revision, and that the token may see the repository.",
-    409: "Somebody else was writing to it; run the command again.",
-    412: "Somebody else was writing to it; run the command again.",
-    413: "Free storage or change the plan in the account's settings on the hub.",
+    **dict.fromkeys((402, 413), "Free storage or change the plan in the account's settings on the hub."),
+    **dict.fromkeys((409, 412), "Somebody else was writing to it; run the command again."),
     429: "Wait some minutes and run the command again; what has arrived is not sent twice.",
 }
 FULL = re.compile(r"(?i)storage|quota|billing")
@@ -78,7 +76,8 @@ def push_model(
     told = advice(folder, files)
     for text in told:
         warn(text)
-    pushed = talk(repo, partial(send, repo=repo, files=files, private=private, revision=revision, message=message))
+    work = partial(send, repo=repo, files=files, private=private, revision=revision or MAIN, message=message)
+    pushed = talk(repo, work)
     for text in (told_by_hub := pushed.pop("warnings")):
         warn(text)
     sizes = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
@@ -86,9 +85,16 @@ def push_model(
 
 
 def send(
-    api: HfApi, *, repo: str, files: Sequence[Path], private: bool | None, revision: str | None, message: str | None
+    api: HfApi, *, repo: str, files: Sequence[Path], private: bool | None, revision: str, message: str | None
 ) -> dict[str, Any]:
-    """Make the repository where there is none, and commit the files; what became of it."""
+    """Make the repository where there is none, and commit the files; what became of it.
+
+    A branch that is not there begins at main. One commit also deletes other models' weights: ``upload_folder`` may make
+    several, between which a repository loads as neither model, and would delete in its folders too. Neither sends what
+    is there unchanged.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
     name = api.create_repo(repo, private=private is not False, exist_ok=True).repo_id
     is_private = bool(api.repo_info(name).private)
     if private is not None and private is not is_private:
@@ -96,29 +102,17 @@ def send(
             f"{name} exists and is {visibility(is_private)}, but --{visibility(private)} was given, so nothing was "
             "sent. Leave the option out, change the repository's settings on the hub, or name another one."
         )
-    commit, deleted = commit_files(api, name, files, revision or MAIN, message)
-    made = {"repo": name, "private": is_private, "revision": revision or MAIN, "deleted": deleted}
-    return {**made, "commit": commit.oid, "url": str(commit.commit_url)}
-
-
-def commit_files(
-    api: HfApi, name: str, files: Sequence[Path], revision: str, message: str | None
-) -> tuple[Any, list[str]]:
-    """One commit with all files and without other models' weights, and the names of these.
-
-    A branch that is not there begins at main. ``upload_folder`` may make several commits.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     if revision != MAIN and not revision.startswith("refs/"):
         api.create_branch(name, branch=revision, exist_ok=True)
-    text = message or f"Upload with raydistill {package_versions().get('raydistill', '')}".rstrip()
-    sent = {path.name for path in files}
-    present = [entry for entry in api.list_repo_files(name, revision=revision) if "/" not in entry]
-    stale = sorted(entry for entry in present if entry not in sent and any(fnmatch(entry, p) for p in WEIGHTS))
+    present = {entry for entry in api.list_repo_files(name, revision=revision) if "/" not in entry}
+    others = sorted(present - {path.name for path in files})
+    stale = [entry for entry in others if any(fnmatch(entry, pattern) for pattern in WEIGHTS)]
     operations: list[Any] = [CommitOperationAdd(path.name, str(path)) for path in files]
-    operations += [CommitOperationDelete(entry) for entry in stale]
-    return api.create_commit(name, operations, commit_message=text, revision=revision), stale
+    operations += map(CommitOperationDelete, stale)
+    text = message or f"Upload with raydistill {package_versions().get('raydistill', '')}".rstrip()
+    commit = api.create_commit(name, operations, commit_message=text, revision=revision)
+    made = {"repo": name, "private": is_private, "revision": revision, "deleted": stale}
+    return {**made, "commit": commit.oid, "url": str(commit.commit_url)}
 
 
 def check_repo(repo: str) -> None:
@@ -174,6 +168,7 @@ def talk(repo: str, work: Callable[[HfApi], dict[str, Any]]) -> dict[str, Any]:
 
 
 def required_token(endpoint: str) -> str:
+    """The one that the hub's client finds; PushError for none, or for one that no header can hold."""
     from huggingface_hub import get_token
 
     token = get_token()
@@ -209,6 +204,7 @@ def hidden(token: str) -> Iterator[None]:
 
 
 def without(token: str | None, text: str) -> str:
+    """The text with neither this token nor any other credential."""
     return redact(text.replace(token, HIDDEN) if token else text)
 
 
