@@ -78,10 +78,10 @@ class NotebookProgress:
     def describe(self, entry: Mapping[str, Any]) -> str:
         if "trials" not in entry:
             return describe_progress(entry)
-        from raydistill.cli.show.trials import State, overview, tally
+        from raydistill.cli.show.trials import Search, overview, tally
 
-        state = State.of(entry)
-        return f"{state.phase}: {overview(state)}; {tally(state)}"
+        search = Search.of(entry)
+        return f"{search.phase}: {overview(search)}; {tally(search)}"
 
     def display(self, text: str) -> None:
         from IPython.display import display

@@ -13,7 +13,7 @@ from kit.summaries import make_summary
 from rich.console import Console
 
 from raydistill.cli.show.sweep import Table, print_sweep
-from raydistill.cli.show.trials import MARK, STATES, State, cell, draw, fit_rows, heading, minutes
+from raydistill.cli.show.trials import MARK, STATES, Search, cell, draw, fit_rows, heading, minutes
 from raydistill.config.sweep import Bounds
 from raydistill.search.ledger import Trial
 
@@ -46,8 +46,10 @@ def entry(trials: list[Trial], **changes: Any) -> dict[str, Any]:
 
 
 def drawn(content: dict[str, Any], width: int = 100, height: int = 30) -> list[str]:
-    console = Console(record=True, force_terminal=True, width=width, height=height, file=io.StringIO())
-    console.print(draw(State.of(content), width, height))
+    console = Console(
+        record=True, force_terminal=True, color_system=None, width=width, height=height, file=io.StringIO()
+    )
+    console.print(draw(Search.of(content), console))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -73,10 +75,10 @@ def test_the_front_is_marked_and_trials_outside_the_constraints_are_not() -> Non
     trials = [make_trial(0, "completed", 0.8), make_trial(1, "completed", 0.9), make_trial(2, "completed", 0.7)]
     trials.append(make_trial(3, "running", 0.99))
     both = {"validation/accuracy": "max", "latency_ms": "min"}
-    assert State.of(entry(trials)).marked == {1}
-    assert State.of(entry(trials, objectives=both)).marked == {0, 1}
+    assert Search.of(entry(trials)).marked == {1}
+    assert Search.of(entry(trials, objectives=both)).marked == {0, 1}
     bounded = entry(trials, objectives=both, constraints={"latency_ms": Bounds(max=1.5)})
-    assert State.of(bounded).marked == {0}
+    assert Search.of(bounded).marked == {0}
     lines = drawn(entry(trials, objectives=both))
     assert sorted(numbers([line for line in lines if line.startswith(("─", MARK))])) == [0, 1]
 
@@ -140,7 +142,7 @@ def test_cells() -> None:
 def test_progress_of_a_running_trial_and_of_the_whole() -> None:
     lines = drawn(entry(make_trials()), height=60)
     (row,) = [line for line in lines if line.split()[:2] == ["20", "running"]]
-    assert "━━━╌╌╌ 0:30 left" in row  # 300 of 600 steps took 30 s
+    assert row.split()[2:5] == ["━━━", "0:30", "left"]  # 300 of 600 steps took 30 s
     assert "50.0" in row
     whole = next(line for line in lines if line.startswith("search "))
     assert "21 of 30 trials, 3:42, about 1:15 left" in whole

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raydistill.cli.console import Progress, stderr_console
-from raydistill.cli.show.trials import MARK, State, by_validation, draw, first_line, overview, tally
+from raydistill.cli.show.trials import MARK, Search, by_validation, draw, first_line, overview, tally
 from raydistill.evaluate.report.scales import duration, scale, setting, short_names, visible
 from raydistill.search.ledger import Trial
 
@@ -63,7 +63,7 @@ class Table:
     def show_live(self, entry: Mapping[str, Any]) -> None:
         from rich.live import Live
 
-        drawn = draw(State.of(entry), self.console.width, self.console.height)
+        drawn = draw(Search.of(entry), self.console)
         if self.live is None:
             # what the command itself prints goes to stdout and must not be led to this console
             self.live = Live(console=self.console, refresh_per_second=4, redirect_stdout=False)
@@ -80,17 +80,17 @@ class Table:
 
         Trials of an earlier run of the same sweep are in the sum only.
         """
-        state = State.of(entry)
-        for trial in state.trials:
+        search = Search.of(entry)
+        for trial in search.trials:
             if trial.has_ended and trial.number not in self.ended:
                 self.ended.add(trial.number)
                 if self.phase or trial.started >= self.began:
-                    self.write(ending(state, trial))
+                    self.write(ending(search, trial))
         now = time.time() - self.began
-        if state.phase != self.phase or now - self.last_line >= self.LINE_SECONDS:
-            self.phase, self.last_line = state.phase, now
-            self.write(f"{state.phase}: {overview(state)}; {tally(state)}")
-            if values := by_validation(state):
+        if search.phase != self.phase or now - self.last_line >= self.LINE_SECONDS:
+            self.phase, self.last_line = search.phase, now
+            self.write(f"{search.phase}: {overview(search)}; {tally(search)}")
+            if values := by_validation(search):
                 self.write(values)
 
     def write(self, text: str) -> None:
@@ -106,17 +106,17 @@ def settings(params: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return ", ".join(f"{names[name]} {setting(visible(value))}" for name, value in params.items())
 
 
-def ending(state: State, trial: Trial) -> str:
+def ending(search: Search, trial: Trial) -> str:
     """One line on a trial that has ended: how, its values and its settings, or why there are none."""
     text = f"trial {trial.number} {trial.state}"
     if trial.state in ("failed", "rejected"):
-        return f"{text}: {first_line(trial.reason)} ({settings(trial.params, state.names)})"
+        return f"{text}: {first_line(trial.reason)} ({settings(trial.params, search.names)})"
     took = "reused" if trial.reused else duration(trial.seconds)
     at = f" at {trial.history[-1]['step']:,} of {trial.history[-1]['num_steps']:,} steps" if trial.history else ""
-    best = " BEST" if trial.number in state.marked and len(state.objectives) == 1 else ""
+    best = " BEST" if trial.number in search.marked and len(search.objectives) == 1 else ""
     return (
-        f"{text}{at if trial.state == 'stopped' else ''}  {amounts(trial, state.objectives)}{best}  "
-        f"({settings(trial.params, state.names)}) {took}"
+        f"{text}{at if trial.state == 'stopped' else ''}  {amounts(trial, search.objectives)}{best}  "
+        f"({settings(trial.params, search.names)}) {took}"
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raydistill.evaluate.report.scales import ABSENT, cut, scale, setting, short_names, visible
@@ -11,21 +12,19 @@ from raydistill.search import front
 from raydistill.search.ledger import Trial
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group, RenderableType
     from rich.table import Table
-    from rich.text import Text
 
 STYLES = {"completed": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "waiting": "dim"}
 STATES = ("completed", "stopped", "running", "waiting", "failed", "rejected")
 MARK = "★"
 MAX_CELL = 14  # characters of a setting's value: a number has at most 9, a loss section is told by its beginning
 MAX_VALUES = 6
-GAP = 2  # spaces between two columns
 FRAME_LINES = 8  # of the screen: heading of up to three lines, its rule, three lines below the table, the prompt
 
 
 @dataclass(frozen=True)
-class State:
+class Search:
     """What an entry says of the search."""
 
     phase: str
@@ -37,18 +36,16 @@ class State:
     left: float | None
     marked: frozenset[int]
     """The best trial, or the Pareto front, of those completed within the constraints."""
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str]
     """Dotted name of a setting -> short name."""
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> State:
+    def of(cls, entry: Mapping[str, Any]) -> Search:
         objectives, limits = entry["objectives"], entry.get("constraints") or {}
         given: Sequence[Trial] = entry["trials"]
         ranked = front.ranked([t for t in given if t.state not in ("failed", "rejected")], objectives)
         placed = {trial.number for trial in ranked}
         others = [trial for trial in given if trial.number not in placed]
-        order = ("running", "waiting", "completed", "stopped", "failed", "rejected")
-        others.sort(key=lambda trial: (order.index(trial.state), trial.number))
         able = [
             trial
             for trial in ranked
@@ -56,7 +53,7 @@ class State:
         ]
         return cls(
             phase=entry["phase"],
-            trials=[*ranked, *others],
+            trials=[*ranked, *sorted(others, key=lambda trial: (STATES.index(trial.state), trial.number))],
             objectives=objectives,
             total=entry["total"],
             elapsed=entry["elapsed"],
@@ -66,29 +63,31 @@ class State:
         )
 
 
-def draw(state: State, width: int, height: int) -> Group:
+def draw(search: Search, console: Console) -> Group:
     """The table, as large as the screen allows, over lines on the whole search, on what has no place, on failures."""
     from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
-    failed = [trial for trial in state.trials if trial.state == "failed"]
-    rows, num_hidden = fit_rows(state.trials, height - FRAME_LINES - bool(failed) - bool(by_validation(state)))
-    grid, left_out = fill(state, rows, width)
-    missing = [f"{num_hidden} trials"] * bool(num_hidden) + left_out
-    below = [
-        Text(f"{state.phase}  {bar(num_trained(state), state.total, 20)} {overview(state)}", "bold"),
-        Text(tally(state), "dim"),
-    ]
-    if values := by_validation(state):
-        below.append(Text(values, "cyan"))
-    if missing:
-        below.append(Text(f"not shown: {', '.join(missing)}", "dim"))
-    if failed:
-        last = max(failed, key=lambda trial: trial.number)
-        below.append(Text(f"trial {last.number} failed: {first_line(last.reason)}", "red"))
-    for line in below:
-        line.truncate(width, overflow="ellipsis")
-    return Group(grid, *below)
+    failed = max((t for t in search.trials if t.state == "failed"), key=lambda trial: trial.number, default=None)
+    values = by_validation(search)
+    rows, num_hidden = fit_rows(search.trials, console.height - FRAME_LINES - bool(failed) - bool(values))
+    grid, left_out = fill(search, rows, console)
+    missing = ", ".join([f"{num_hidden} trials"] * bool(num_hidden) + left_out)
+    whole = Table.grid("", "", "", padding=(0, 1))
+    bar = ProgressBar(max(search.total, 1), num_trained(search), 20)
+    whole.add_row(
+        Text(f"{search.phase} "), bar, Text(overview(search), no_wrap=True, overflow="ellipsis"), style="bold"
+    )
+    below = (
+        (tally(search), "dim"),
+        (values, "cyan"),
+        (missing and f"not shown: {missing}", "dim"),
+        (failed and f"trial {failed.number} failed: {first_line(failed.reason)}", "red"),
+    )
+    lines = [Text(text, style, no_wrap=True, overflow="ellipsis") for text, style in below if text]
+    return Group(grid, whole, *lines)
 
 
 def fit_rows(trials: Sequence[Trial], room: int) -> tuple[list[Trial], int]:
@@ -96,45 +95,45 @@ def fit_rows(trials: Sequence[Trial], room: int) -> tuple[list[Trial], int]:
 
     Rejected ones have no row.
     """
-    shown = [trial for trial in trials if trial.state != "rejected"]
-    room = max(room, 3)
-    if len(shown) <= room:
-        return shown, 0
-    running = {trial.number for trial in [t for t in shown if t.state == "running"][: room // 2]}
-    free = room - len(running)
-    best = {trial.number for trial in [t for t in shown if t.number not in running][:free]}
-    return [trial for trial in shown if trial.number in running | best], len(shown) - room
+    shown, room = [trial for trial in trials if trial.state != "rejected"], max(room, 3)
+    running = [trial.number for trial in shown if trial.state == "running"][: room // 2]
+    best = [trial.number for trial in shown if trial.number not in running]
+    kept = {*running, *best[: room - len(running)]}
+    return [trial for trial in shown if trial.number in kept], len(shown) - len(kept)
 
 
-def fill(state: State, rows: Sequence[Trial], width: int) -> tuple[Table, list[str]]:
+def fill(search: Search, rows: Sequence[Trial], console: Console) -> tuple[Table, list[str]]:
     """The table of these rows, and the short names of the settings for which the screen is too narrow."""
+    shown: list[str] = []
+    anywhere = console.options.update(max_width=1000)
+    for name in search.names:
+        if console.measure(table(search, rows, [*shown, name]), options=anywhere).maximum <= console.width:
+            shown.append(name)
+    return table(search, rows, shown), [short for name, short in search.names.items() if name not in shown]
+
+
+def table(search: Search, rows: Sequence[Trial], names: Sequence[str]) -> Table:
+    """Objectives, and the settings of these names."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    columns: list[tuple[str, list[Text]]] = [
-        ("trial", [Text(f"{MARK if t.number in state.marked else ' '}{t.number:>3}") for t in rows]),
-        ("state", [Text(t.state, STYLES.get(t.state, "")) for t in rows]),
-        ("progress", [Text(done(t), "cyan" if t.state == "running" else "dim") for t in rows]),
-    ]
-    for name in state.objectives:
-        values = [scale(name).text(trial.measures.get(name)) for trial in rows]
-        columns.append((scale(name).label.replace(",\N{NO-BREAK SPACE}", ",\n"), [Text(value) for value in values]))
-    left_out = []
-    for name, short in state.names.items():
-        new = (heading(short), [Text(cell(trial, name)) for trial in rows])
-        if needed([*columns, new]) <= width:
-            columns.append(new)
-        else:
-            left_out.append(short)
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for title, _ in columns:
-        is_text = title in ("trial", "state", "progress")
-        grid.add_column(title, justify="left" if is_text else "right", no_wrap=True, vertical="bottom")
-    for number, trial in enumerate(rows):
-        style = "bold" if trial.number in state.marked else None
-        grid.add_row(*(cells[number] for _, cells in columns), style=style)
-    return grid, left_out
+    heads = [scale(name).label.replace(",\N{NO-BREAK SPACE}", ",\n") for name in search.objectives]
+    heads += [heading(search.names[name]) for name in names]
+    columns = [Column(head, no_wrap=True, vertical="bottom") for head in ("trial", "state", "progress")]
+    columns += [Column(h, justify="right", no_wrap=True, vertical="bottom") for h in heads]
+    grid = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for trial in rows:
+        is_marked = trial.number in search.marked
+        values = [scale(name).text(trial.measures.get(name)) for name in search.objectives]
+        grid.add_row(
+            f"{MARK if is_marked else ' '}{trial.number:>3}",
+            Text(trial.state, STYLES.get(trial.state, "")),
+            progress(trial),
+            *(Text(text) for text in (*values, *(cell(trial, name) for name in names))),
+            style="bold" if is_marked else None,
+        )
+    return grid
 
 
 def cell(trial: Trial, name: str) -> str:
@@ -145,74 +144,57 @@ def cell(trial: Trial, name: str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else cut(setting(visible(value)), MAX_CELL)
 
 
-def needed(columns: Sequence[tuple[str, Sequence[Text]]]) -> int:
-    """Characters across: the widest cell of every column, and the gaps."""
-    widths = [
-        max([*map(len, title.splitlines()), *(cell.cell_len for cell in cells)], default=0) for title, cells in columns
-    ]
-    return sum(widths) + GAP * (len(widths) - 1)
-
-
 def heading(name: str) -> str:
     """A short name over up to three lines, broken after dots and underscores."""
-    parts = name.replace(".", ". ").replace("_", "_ ").split()
-    lines = [""]
-    for part in parts:
-        if lines[-1] and len(lines[-1] + part) > max(9, *map(len, parts)) and len(lines) < 3:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(cut(line, MAX_CELL) for line in lines)
+    parts = name.replace(".", ". ").replace("_", "_ ")
+    lines = textwrap.wrap(parts, 10, break_long_words=False, max_lines=3, placeholder="…")
+    return "\n".join(cut(line.replace(" ", ""), MAX_CELL) for line in lines)
 
 
-def bar(amount: float, total: float, width: int) -> str:
-    filled = round(width * min(amount / total, 1)) if total else 0
-    return "━" * filled + "╌" * (width - filled)
+def progress(trial: Trial) -> RenderableType:
+    """A bar of the trial's steps up to its last validation, and the time left, or taken where it has ended."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
 
-
-def done(trial: Trial) -> str:
-    """A bar of the trial's steps up to its last validation, with the time left, or taken where it has ended."""
-    if trial.reused:
-        return "reused"
-    if not trial.history:
-        return ""
-    last = trial.history[-1]
-    text = bar(last["step"], last["num_steps"], 6)
-    if trial.state == "running":
-        return f"{text} {minutes(last['seconds'] * (last['num_steps'] / max(last['step'], 1) - 1))} left"
-    return f"{text} {minutes(trial.seconds)}"
+    if trial.reused or not trial.history:
+        return "reused" if trial.reused else ""
+    step, num_steps, seconds = (trial.history[-1][name] for name in ("step", "num_steps", "seconds"))
+    is_running = trial.state == "running"
+    time = f"{minutes(seconds * (num_steps / max(step, 1) - 1))} left" if is_running else minutes(trial.seconds)
+    pair = Table.grid(padding=(0, 1))
+    pair.add_row(ProgressBar(num_steps, step, 6), time, style="cyan" if is_running else "dim")
+    return pair
 
 
 def minutes(seconds: float) -> str:
     """m:ss, from an hour on h:mm:ss."""
-    whole = round(seconds)
-    return (
-        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
-    )
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def num_trained(state: State) -> int:
-    return sum(trial.has_ended and trial.state != "rejected" for trial in state.trials)
+def num_trained(search: Search) -> int:
+    return sum(trial.has_ended and trial.state != "rejected" for trial in search.trials)
 
 
-def overview(state: State) -> str:
-    text = f"{num_trained(state)} of {state.total} trials, {minutes(state.elapsed)}"
-    return text + (f", about {minutes(state.left)} left" if state.left is not None else "")
+def overview(search: Search) -> str:
+    text = f"{num_trained(search)} of {search.total} trials, {minutes(search.elapsed)}"
+    return text + (f", about {minutes(search.left)} left" if search.left is not None else "")
 
 
-def tally(state: State) -> str:
+def tally(search: Search) -> str:
     """How many trials are in which state, and what the star means."""
-    counts = {name: sum(trial.state == name for trial in state.trials) for name in STATES}
+    counts = {name: sum(trial.state == name for trial in search.trials) for name in STATES}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no trial yet"
-    if state.marked:
-        text += f"; {MARK} the best" if len(state.objectives) == 1 else f"; {MARK} Pareto front"
+    if search.marked:
+        text += f"; {MARK} the best" if len(search.objectives) == 1 else f"; {MARK} Pareto front"
     return text
 
 
-def by_validation(state: State) -> str:
+def by_validation(search: Search) -> str:
     """The last values of the first validation objective of every running trial; empty before there are any."""
-    name = front.first_validation(state.objectives)
+    name = front.first_validation(search.objectives)
     unit, told = scale(name), []
-    for trial in sorted(state.trials, key=lambda trial: trial.number):
+    for trial in sorted(search.trials, key=lambda trial: trial.number):
         values = [unit.text(report[name]) for report in trial.history if report.get(name) is not None]
         if trial.state == "running" and values:
             told.append(f"{trial.number}: {'… ' * (len(values) > MAX_VALUES)}{' '.join(values[-MAX_VALUES:])}")
