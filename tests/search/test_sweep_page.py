@@ -129,6 +129,7 @@ def test_curves_end_where_trials_ended(report: Path, summary: dict[str, Any]) ->
     crossed = [t for t in drawn if t["marker"]["symbol"][-1] == "x-thin-open"]
     assert len(crossed) == summary["counts"]["stopped"] + summary["counts"]["failed"]
     assert all(t["line"]["dash"] == "dot" and t["x"][-1] < 360 for t in crossed)
+    assert [t["name"] for t in crossed if "the loss of step 61 is not finite" in t["hovertext"][-1]] == ["failed"]
 
 
 def test_parallel_coordinates_are_where_the_values_are(report: Path, summary: dict[str, Any]) -> None:

@@ -92,14 +92,14 @@ def pictures_of(scene: Scene) -> dict[str, list[Picture]]:
     """By section of the page; sections without a picture are empty."""
     from raydistill.search.report import parallel, pictures
 
-    single = {
+    return {
+        "pareto": pictures.pareto_pictures(scene),
         "history": pictures.history_picture(scene),
         "importance": pictures.importance_picture(scene),
         "parallel": parallel.parallel_picture(scene),
+        "slices": parallel.slice_pictures(scene),
         "curves": pictures.curves_picture(scene),
     }
-    sections = {name: [] if picture is None else [picture] for name, picture in single.items()}
-    return {"pareto": pictures.pareto_pictures(scene), "slices": parallel.slice_pictures(scene), **sections}
 
 
 def finalist_rows(scene: Scene) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import plotly.graph_objects as go
+
 from raydistill.evaluate.report.figures import GREEN, ORANGE, Picture, draw, escaped, is_finite
 from raydistill.evaluate.report.scales import label, scale, setting, spoken
 from raydistill.search import space
@@ -55,13 +57,11 @@ def tick_texts(ticks: Mapping[float, str], room: int) -> list[str]:
     return [escaped(text, max(5, room // len(ticks))) for text in ticks.values()]
 
 
-def parallel_picture(scene: Scene) -> Picture | None:
+def parallel_picture(scene: Scene) -> list[Picture]:
     """A line a trial through all its settings, down to its objectives; better ones stand out."""
-    import plotly.graph_objects as go
-
     trials, figure = scene.trained, go.Figure()
     if len(trials) < 2:
-        return None
+        return []
     names = [*scene.settings, *(name for name in scene.objectives if name != scene.main), scene.main]
     axes = [axis_of(scene, name) for name in names]
     heights = [-i for i in range(len(axes))]
@@ -91,13 +91,11 @@ def parallel_picture(scene: Scene) -> Picture | None:
     caption = f"A line a trial, the fainter the worse by {spoken(scene.main)}"
     caption += "; green is the winner." if scene.winner is not None else "."
     drawn = draw(figure, height=AXIS_PIXELS * len(axes) + 30, showlegend=False)
-    return Picture("parallel", "Parallel coordinates", caption, drawn)
+    return [Picture("parallel", "Parallel coordinates", caption, drawn)]
 
 
 def slice_pictures(scene: Scene) -> list[Picture]:
     """The score over every setting alone, the most important first; none with fewer than two trials."""
-    import plotly.graph_objects as go
-
     pictures = []
     for i, name in enumerate(scene.settings if len(scene.trained) > 1 else []):
         figure, (place, ticks) = go.Figure(), axis_of(scene, name)

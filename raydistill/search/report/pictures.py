@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import plotly.graph_objects as go
 
 from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Picture, draw, escaped
 from raydistill.evaluate.report.scales import label, scale, spoken
 from raydistill.search.report.scene import MAX_HOVER, Record, Scene
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 FINALIST_COLORS = (GREEN, PURPLE, BLUE, RED)
 
 
 def add_points(
-    figure: Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any], **style: Any
+    figure: go.Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any], **style: Any
 ) -> None:
     """Trials at what ``across`` says and, unless ``style`` has another ``y``, the first validation objective."""
     if trials:  # without any there is nothing to name in the legend
@@ -31,7 +30,7 @@ def add_points(
         figure.add_scatter(**{"mode": "markers", **places, **told, **style})
 
 
-def add_groups(figure: Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any]) -> None:
+def add_groups(figure: go.Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any]) -> None:
     """Trained trials by what became of them."""
     completed = [trial for trial in trials if trial["state"] == "completed"]
     stopped = [trial for trial in trials if trial["state"] == "stopped"]
@@ -48,20 +47,18 @@ def add_groups(figure: Figure, scene: Scene, trials: Sequence[Record], across: C
 def pareto_pictures(scene: Scene) -> list[Picture]:
     """The first validation objective against every other one; none with one objective."""
     others = [name for name in scene.objectives if name != scene.main]
-    pictures = [pareto_picture(scene, name, f"pareto-{i}") for i, name in enumerate(others)]
-    return [picture for picture in pictures if picture is not None]
+    return [picture for i, name in enumerate(others) for picture in pareto_picture(scene, name, f"pareto-{i}")]
 
 
-def pareto_picture(scene: Scene, other: str, name: str) -> Picture | None:
+def pareto_picture(scene: Scene, other: str, name: str) -> list[Picture]:
     """Trials, the front, finalists with their roles, and what the constraints forbid."""
-    import plotly.graph_objects as go
 
     def across(trial: Record) -> Any:
         return scale(other).value(trial["measures"].get(other))
 
     placed = [t for t in scene.trials if scene.score(t) is not None and across(t) is not None]
     if not placed:
-        return None
+        return []
     figure, front = go.Figure(), set(scene.summary["front"])
     add_groups(figure, scene, [t for t in placed if t["number"] not in front | set(scene.roles)], across)
     best = sorted((t for t in placed if t["number"] in front), key=across)
@@ -88,15 +85,13 @@ def pareto_picture(scene: Scene, other: str, name: str) -> Picture | None:
     caption = f"Wanted: {wanted[scene.objectives[scene.main]]} {spoken(scene.main)}, "
     caption += f"{wanted[scene.objectives[other]]} {spoken(other)}. "
     caption += "No trial is better than one of the front in every objective. Search values, one seed."
-    return Picture(name, "Pareto front", caption, draw(figure, x=label(other), y=label(scene.main), height=500))
+    return [Picture(name, "Pareto front", caption, draw(figure, x=label(other), y=label(scene.main), height=500))]
 
 
-def history_picture(scene: Scene) -> Picture | None:
+def history_picture(scene: Scene) -> list[Picture]:
     """Every trial's value in the order of proposal, and the best so far among those that may be chosen."""
-    import plotly.graph_objects as go
-
     if not scene.trained:
-        return None
+        return []
     figure, number = go.Figure(), itemgetter("number")
     add_groups(figure, scene, scene.trained, number)
     chosen = sorted((trial for trial in scene.trained if trial["number"] in scene.eligible), key=number)
@@ -106,13 +101,11 @@ def history_picture(scene: Scene) -> Picture | None:
         line = {"color": GREEN, "shape": "hv", "width": 2}
         figure.add_scatter(**steps, mode="lines", name="best so far", line=line, hoverinfo="skip")
     caption = f"Of each trial at its best epoch: {spoken(scene.main)}."
-    return Picture("history", "Best value over trials", caption, draw(figure, x="trial", y=label(scene.main)))
+    return [Picture("history", "Best value over trials", caption, draw(figure, x="trial", y=label(scene.main)))]
 
 
-def curves_picture(scene: Scene) -> Picture | None:
+def curves_picture(scene: Scene) -> list[Picture]:
     """The first validation objective by step, a line a trial; finalists in colour, stopped ones dotted."""
-    import plotly.graph_objects as go
-
     figure, shown = go.Figure(), set()
     colors = {number: FINALIST_COLORS[i % len(FINALIST_COLORS)] for i, number in enumerate(scene.roles)}
     for trial in sorted(scene.trials, key=lambda trial: trial["number"] in colors):  # finalists over the others
@@ -143,16 +136,14 @@ def curves_picture(scene: Scene) -> Picture | None:
         shown.add(group)
     caption = "A line a trial. A cross is where one was stopped or failed."
     drawn = draw(figure, x="step", y=label(scene.main), height=460)
-    return Picture("curves", "Learning curves", caption, drawn) if shown else None
+    return [Picture("curves", "Learning curves", caption, drawn)] if shown else []
 
 
-def importance_picture(scene: Scene) -> Picture | None:
+def importance_picture(scene: Scene) -> list[Picture]:
     """Shares of what the settings explain, a group of bars a setting, the most important on top."""
-    import plotly.graph_objects as go
-
     importance = {name: shares for name, shares in scene.summary["importance"].items() if shares}
     if not importance:
-        return None
+        return []
     figure = go.Figure()
     for objective, shares in importance.items():
         figure.add_bar(
@@ -170,4 +161,4 @@ def importance_picture(scene: Scene) -> Picture | None:
     caption += "each objective). With a few dozen trials small shares mean nothing."
     figure.update_layout(colorway=(BLUE, ORANGE, GREEN, PURPLE), bargap=0.25, showlegend=len(importance) > 1)
     drawn = draw(figure, x="share, %", height=90 + len(scene.settings) * (16 + 20 * len(importance)))
-    return Picture("importance", "Which settings mattered", caption, drawn)
+    return [Picture("importance", "Which settings mattered", caption, drawn)]

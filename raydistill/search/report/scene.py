@@ -64,9 +64,9 @@ class Scene:
 
     def hover(self, trial: Record) -> str:
         """Everything about a trial; plotly reads the text as HTML."""
-        lines = [", ".join(filter(None, (trial["state"], self.roles.get(trial["number"]))))]
         measures = {name: trial["measures"].get(name) for name in self.objectives}
+        lines = [", ".join(filter(None, (trial["state"], self.roles.get(trial["number"]))))]
         lines += [f"{label(name)}: {scale(name).text(value)}" for name, value in measures.items() if value is not None]
         lines += [f"{name}: {setting(trial['params'].get(full))}" for full, name in self.names.items()]
-        lines += [trial["reason"]] if trial.get("reason") else []
-        return "<br>".join([f"<b>trial {trial['number']}</b>", *(escaped(line, MAX_HOVER) for line in lines)])
+        texts = [escaped(line, MAX_HOVER) for line in lines] + [escaped(trial.get("reason") or "", 2 * MAX_HOVER)]
+        return "<br>".join([f"<b>trial {trial['number']}</b>", *filter(None, texts)])
