@@ -25,7 +25,7 @@ TIMES = {
     "register": "registry",
     "total": "in all",
 }
-ORDER = {"completed": 0, "stopped": 1, "running": 2, "waiting": 3, "failed": 4, "rejected": 5}
+ORDER = ("completed", "stopped", "running", "waiting", "failed", "rejected")
 
 TERMS = (
     *("trial", "objective", "constraints", "rejected", "stopped early", "fresh seed", "validation", "test rows"),
@@ -41,13 +41,8 @@ def write_report(summary: Mapping[str, Any], path: Path) -> None:
 
     ConfigError where the place cannot be written.
     """
-    write_page(page_text(summary), path)
-
-
-def page_text(summary: Mapping[str, Any]) -> str:
-    """The page's HTML."""
     scene = scene_of(summary)
-    return render(
+    text = render(
         "page.html",
         pictures_of(scene),
         package="raydistill.search.report",
@@ -55,7 +50,7 @@ def page_text(summary: Mapping[str, Any]) -> str:
         scene=scene,
         finalists=finalist_rows(scene),
         metrics=[name for name in scene.objectives if name.startswith("validation/")],
-        trials=sorted(scene.trials, key=lambda trial: (ORDER.get(trial["state"], 9), trial["number"])),
+        trials=sorted(scene.trials, key=lambda trial: (ORDER.index(trial["state"]), trial["number"])),
         measures=list(dict.fromkeys([*scene.objectives, *scene.summary["constraints"]])),
         command=command(scene.summary),
         config=yaml_text(scene.summary["config"]),
@@ -64,6 +59,7 @@ def page_text(summary: Mapping[str, Any]) -> str:
         glossary=glossary(TERMS if len(scene.objectives) == 1 else (*TERMS, *FRONT_TERMS)),
         min_trials=MIN_TRIALS,
     )
+    write_page(text, path)
 
 
 def scene_of(summary: Mapping[str, Any]) -> Scene:
@@ -138,11 +134,8 @@ def spread_text(name: str, value: Mapping[str, float | None] | None) -> str:
 
 def command(summary: Mapping[str, Any]) -> str | None:
     """What to type for the winner's student; None without a winner."""
-    winner = summary.get("winner")
-    if not winner:
-        return None
-    settings = " \\\n".join(f"  --set {shlex.quote(setting)}" for setting in winner["set"])
-    return f"raydistill distill CONFIG \\\n{settings}" if settings else "raydistill distill CONFIG"
+    settings = [f"--set {shlex.quote(setting)}" for setting in (summary.get("winner") or {}).get("set", [])]
+    return " \\\n  ".join(["raydistill distill CONFIG", *settings]) if summary.get("winner") else None
 
 
 def remarks(scene: Scene, trial: Record) -> str:
