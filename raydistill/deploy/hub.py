@@ -87,7 +87,7 @@ def push_model(
 def send(
     api: HfApi, *, repo: str, files: Sequence[Path], private: bool | None, revision: str, message: str | None
 ) -> dict[str, Any]:
-    """Make the repository where there is none, and commit the files; what became of it.
+    """Make the repository where there is none, commit the files, and say what became of it.
 
     A branch that is not there begins at main. One commit also deletes other models' weights: ``upload_folder`` may make
     several, between which a repository loads as neither model, and would delete in its folders too. Neither sends what
@@ -126,7 +126,7 @@ def check_repo(repo: str) -> None:
 
 
 def local_folder(model: str, storage: str) -> Path:
-    """The local folder of a finished model, exported or not; torch is not loaded."""
+    """Find the local folder of a finished model, exported or not, without loading torch."""
     if model.startswith(("runs:/", "models:/")):
         from raydistill.tracking.registry import resolve_model_uri
 
@@ -148,7 +148,7 @@ def local_folder(model: str, storage: str) -> Path:
 
 
 def talk(repo: str, work: Callable[[HfApi], dict[str, Any]]) -> dict[str, Any]:
-    """What ``work`` returns, with what the hub warned of; the hub's errors become PushErrors without the token."""
+    """Return what ``work`` does, with what the hub warned of; the hub's errors become PushErrors without the token."""
     from huggingface_hub import HfApi, constants
 
     endpoint, token = redact(constants.ENDPOINT), None
@@ -168,7 +168,7 @@ def talk(repo: str, work: Callable[[HfApi], dict[str, Any]]) -> dict[str, Any]:
 
 
 def required_token(endpoint: str) -> str:
-    """The one that the hub's client finds; PushError for none, or for one that no header can hold."""
+    """Return the token that the hub's client finds; PushError for none, or for one that no header can hold."""
     from huggingface_hub import get_token
 
     token = get_token()
@@ -204,20 +204,20 @@ def hidden(token: str) -> Iterator[None]:
 
 
 def without(token: str | None, text: str) -> str:
-    """The text with neither this token nor any other credential."""
+    """Take this token and any other credential out of a text."""
     return redact(text.replace(token, HIDDEN) if token else text)
 
 
 def explain(error: BaseException, repo: str, endpoint: str) -> str:
-    """What the hub refused and the way out; an upload's error carries the hub's own as its cause."""
+    """Say what the hub refused and the way out; an upload's error carries the hub's own as its cause."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    link: BaseException | None = error
-    while link is not None and getattr(link, "response", None) is None:
-        link = link.__cause__
+    answered: BaseException | None = error
+    while answered is not None and getattr(answered, "response", None) is None:
+        answered = answered.__cause__
     if isinstance(error, OfflineModeIsEnabled):
         return "The hub client is in offline mode. Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to push."
-    if link is None:
+    if answered is None:
         if isinstance(error, ValueError | KeyError):
             return (
                 f"The hub at {endpoint} did not take {repo}: {one_line(error)}. Check HF_ENDPOINT and the model card."
@@ -226,8 +226,8 @@ def explain(error: BaseException, repo: str, endpoint: str) -> str:
             f"The hub at {endpoint} cannot be reached: {type(error).__name__}: {one_line(error)}. Check the network "
             "and HF_ENDPOINT; where the hub has no Xet storage, set HF_HUB_DISABLE_XET=1."
         )
-    status = int(link.response.status_code)  # type: ignore[attr-defined]
-    said = one_line(error if isinstance(error, ValueError) else getattr(link, "server_message", None) or link)
+    status = int(answered.response.status_code)  # type: ignore[attr-defined]
+    said = one_line(error if isinstance(error, ValueError) else getattr(answered, "server_message", None) or answered)
     way_out = WAYS_OUT.get(status, "The fault is the hub's; try again later." if status >= 500 else WAYS_OUT[400])
     if status == 403 and FULL.search(said):
         way_out = WAYS_OUT[402]

@@ -25,7 +25,7 @@ FRAME_LINES = 8  # of the screen: heading of up to three lines, its rule, three 
 
 @dataclass(frozen=True)
 class Search:
-    """What an entry says of the search."""
+    """An entry says this of the search."""
 
     phase: str
     trials: Sequence[Trial]
@@ -64,7 +64,7 @@ class Search:
 
 
 def draw(search: Search, console: Console) -> Group:
-    """The table, as large as the screen allows, over lines on the whole search, on what has no place, on failures."""
+    """Draw the table as large as the screen allows, over lines on the whole search, what has no place, and failures."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -91,7 +91,7 @@ def draw(search: Search, console: Console) -> Group:
 
 
 def fit_rows(trials: Sequence[Trial], room: int) -> tuple[list[Trial], int]:
-    """The best trials, with a place for each running one in up to half the rows, and how many are left out.
+    """Choose the best trials, with a place for each running one in up to half the rows; say how many are left out.
 
     Rejected ones have no row.
     """
@@ -103,7 +103,7 @@ def fit_rows(trials: Sequence[Trial], room: int) -> tuple[list[Trial], int]:
 
 
 def fill(search: Search, rows: Sequence[Trial], console: Console) -> tuple[Table, list[str]]:
-    """The table of these rows, and the short names of the settings for which the screen is too narrow."""
+    """Return the table of these rows, and the short names of the settings for which the screen is too narrow."""
     shown: list[str] = []
     anywhere = console.options.update(max_width=1000)
     for name in search.names:
@@ -113,7 +113,7 @@ def fill(search: Search, rows: Sequence[Trial], console: Console) -> tuple[Table
 
 
 def table(search: Search, rows: Sequence[Trial], names: Sequence[str]) -> Table:
-    """Objectives, and the settings of these names."""
+    """Show objectives, and the settings of these names."""
     from rich import box
     from rich.table import Column, Table
     from rich.text import Text
@@ -137,7 +137,7 @@ def table(search: Search, rows: Sequence[Trial], names: Sequence[str]) -> Table:
 
 
 def cell(trial: Trial, name: str) -> str:
-    """A setting's value, a number with three digits."""
+    """Write a setting's value, a number with three digits."""
     if name not in trial.params:
         return ABSENT
     value = trial.params[name]
@@ -145,14 +145,14 @@ def cell(trial: Trial, name: str) -> str:
 
 
 def heading(name: str) -> str:
-    """A short name over up to three lines, broken after dots and underscores."""
+    """Break a short name after dots and underscores into up to three lines."""
     parts = name.replace(".", ". ").replace("_", "_ ")
     lines = textwrap.wrap(parts, 10, break_long_words=False, max_lines=3, placeholder="…")
     return "\n".join(cut(line.replace(" ", ""), MAX_CELL) for line in lines)
 
 
 def progress(trial: Trial) -> RenderableType:
-    """A bar of the trial's steps up to its last validation, and the time left, or taken where it has ended."""
+    """Draw the trial's steps up to its last validation, with the time left, or taken where it has ended."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
@@ -167,7 +167,7 @@ def progress(trial: Trial) -> RenderableType:
 
 
 def minutes(seconds: float) -> str:
-    """m:ss, from an hour on h:mm:ss."""
+    """Write m:ss, from an hour on h:mm:ss."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
@@ -182,7 +182,7 @@ def overview(search: Search) -> str:
 
 
 def tally(search: Search) -> str:
-    """How many trials are in which state, and what the star means."""
+    """Say how many trials are in which state, and what the star means."""
     counts = {name: sum(trial.state == name for trial in search.trials) for name in STATES}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no trial yet"
     if search.marked:
@@ -191,7 +191,7 @@ def tally(search: Search) -> str:
 
 
 def by_validation(search: Search) -> str:
-    """The last values of the first validation objective of every running trial; empty before there are any."""
+    """Tell every running trial's last values of the first validation objective; nothing before there are any."""
     name = front.first_validation(search.objectives)
     unit, told = scale(name), []
     for trial in sorted(search.trials, key=lambda trial: trial.number):

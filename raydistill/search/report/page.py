@@ -32,7 +32,7 @@ TERMS = (
     "lost from validation to test",
 )
 FRONT_TERMS = ("Pareto front", "best compromise")
-"""Of a sweep with several objectives."""
+"""These terms are told where a sweep has several objectives."""
 ROLES = {"knee": "best compromise", "default": "config's own values"}
 
 
@@ -63,7 +63,7 @@ def write_report(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def scene_of(summary: Mapping[str, Any]) -> Scene:
-    """The summary without secrets and unseen characters, and who is who among its trials."""
+    """Take secrets and unseen characters out of a summary, and find out who is who among its trials."""
     from raydistill.config.sweep import Sweep
     from raydistill.search.front import is_eligible
     from raydistill.search.ledger import Trial
@@ -79,13 +79,13 @@ def scene_of(summary: Mapping[str, Any]) -> Scene:
 
 
 def role_text(role: str) -> str:
-    """In words; ``best <objective>`` without the objective's unit and split."""
+    """Say a role in words, ``best <objective>`` without the objective's unit and split."""
     first, _, objective = role.partition(" ")
     return f"{first} {scales.scale(objective).name}" if objective else ROLES.get(role, role)
 
 
 def pictures_of(scene: Scene) -> dict[str, list[Picture]]:
-    """By section of the page; sections without a picture are empty."""
+    """Draw the pictures of each section of the page; a section without any is empty."""
     from raydistill.search.report import parallel, pictures
 
     return {
@@ -99,7 +99,7 @@ def pictures_of(scene: Scene) -> dict[str, list[Picture]]:
 
 
 def finalist_rows(scene: Scene) -> list[dict[str, Any]]:
-    """Finalists for the table, the winner first: numbers as text in their metric's unit."""
+    """Return the finalists' rows of the table, the winner first, numbers as text in their metric's unit."""
     rows = []
     for finalist in scene.summary["finalists"]:
         cells = {}
@@ -117,14 +117,14 @@ def finalist_rows(scene: Scene) -> list[dict[str, Any]]:
 
 
 def lost(name: str, finalist: Mapping[str, Any], objectives: Mapping[str, str]) -> str:
-    """How much worse a metric is on test than the search saw it on validation, whichever way it counts."""
+    """Say how much worse a metric is on test than the search saw it on validation, whichever way it counts."""
     shrinkage = finalist["shrinkage"].get(name.removeprefix("validation/"))
     turned = shrinkage is not None and objectives[name] == "min"
     return scales.scale(name).text(-shrinkage if turned else shrinkage)
 
 
 def spread_text(name: str, value: Mapping[str, float | None] | None) -> str:
-    """Mean ± standard deviation over the seeds; the mean alone of one seed."""
+    """Write mean ± standard deviation over the seeds, of one seed the mean alone."""
     scale = scales.scale(name)
     if value is None or value.get("mean") is None:
         return scales.ABSENT
@@ -133,13 +133,13 @@ def spread_text(name: str, value: Mapping[str, float | None] | None) -> str:
 
 
 def command(summary: Mapping[str, Any]) -> str | None:
-    """What to type for the winner's student; None without a winner."""
+    """Return what to type for the winner's student, None without a winner."""
     settings = [f"--set {shlex.quote(setting)}" for setting in (summary.get("winner") or {}).get("set", [])]
     return " \\\n  ".join(["raydistill distill CONFIG", *settings]) if summary.get("winner") else None
 
 
 def remarks(scene: Scene, trial: Record) -> str:
-    """What else there is to say about a trial, in one line."""
+    """Say in one line what else there is to say about a trial."""
     said = [scene.roles[trial["number"]]] if trial["number"] in scene.roles else []
     if trial["params"] == scene.summary["default"] and ROLES["default"] not in "".join(said):
         said.append(ROLES["default"])

@@ -21,11 +21,11 @@ from raydistill.search.report.scene import Record, Scene
 MAX_CATEGORIES = 8  # that have room for their names on a telephone
 AXIS_PIXELS = 78
 Axis = tuple[Callable[[Record], float | None], Mapping[float, str]]
-"""Where a trial lies, from 0 to 1 or None, and what is written where."""
+"""It says where a trial lies, from 0 to 1 or None, and what is written where."""
 
 
 def axis_of(scene: Scene, name: str) -> Axis:
-    """Of a range or measure by its ends, logarithmic where the search was; of choices in their order."""
+    """Lay out a range or measure by its ends, logarithmic where the search was, and choices in their order."""
 
     def value(trial: Record) -> Any:
         return trial["params" if name in scene.names else "measures"].get(name, math.nan)
@@ -53,12 +53,12 @@ def axis_of(scene: Scene, name: str) -> Axis:
 
 
 def tick_texts(ticks: Mapping[float, str], room: int) -> list[str]:
-    """For plotly, cut so that they have ``room`` characters together."""
+    """Cut texts for plotly so that all have room in this many characters."""
     return [escaped(text, max(5, room // len(ticks))) for text in ticks.values()]
 
 
 def parallel_picture(scene: Scene) -> list[Picture]:
-    """A line a trial through all its settings, down to its objectives; better ones stand out."""
+    """Draw a line a trial through all its settings, down to its objectives; better ones stand out."""
     trials, figure = scene.trained, go.Figure()
     if len(trials) < 2:
         return []
@@ -95,7 +95,7 @@ def parallel_picture(scene: Scene) -> list[Picture]:
 
 
 def slice_pictures(scene: Scene) -> list[Picture]:
-    """The score over every setting alone, the most important first; none with fewer than two trials."""
+    """Draw the score over every setting alone, the most important first; nothing with fewer than two trials."""
     pictures = []
     for i, name in enumerate(scene.settings if len(scene.trained) > 1 else []):
         figure, (place, ticks) = go.Figure(), axis_of(scene, name)

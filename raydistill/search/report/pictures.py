@@ -23,7 +23,7 @@ FINALIST_COLORS = (GREEN, PURPLE, BLUE, RED)
 def add_points(
     figure: go.Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any], **style: Any
 ) -> None:
-    """Trials at what ``across`` says and, unless ``style`` has another ``y``, the first validation objective."""
+    """Add trials at what ``across`` says and, unless ``style`` has another ``y``, the first validation objective."""
     if trials:  # without any there is nothing to name in the legend
         places = {"x": [across(trial) for trial in trials], "y": [scene.score(trial) for trial in trials]}
         told = {"hovertext": [scene.hover(trial) for trial in trials], "hoverinfo": "text"}
@@ -31,7 +31,7 @@ def add_points(
 
 
 def add_groups(figure: go.Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any]) -> None:
-    """Trained trials by what became of them."""
+    """Add trained trials, told apart by what became of them."""
     completed = [trial for trial in trials if trial["state"] == "completed"]
     stopped = [trial for trial in trials if trial["state"] == "stopped"]
     outside = [trial for trial in completed if trial["number"] not in scene.eligible]
@@ -45,13 +45,13 @@ def add_groups(figure: go.Figure, scene: Scene, trials: Sequence[Record], across
 
 
 def pareto_pictures(scene: Scene) -> list[Picture]:
-    """The first validation objective against every other one; none with one objective."""
+    """Draw the first validation objective against every other one; nothing with one objective."""
     others = [name for name in scene.objectives if name != scene.main]
     return [picture for i, name in enumerate(others) for picture in pareto_picture(scene, name, f"pareto-{i}")]
 
 
 def pareto_picture(scene: Scene, other: str, name: str) -> list[Picture]:
-    """Trials, the front, finalists with their roles, and what the constraints forbid."""
+    """Draw trials, the front, finalists with their roles, and what the constraints forbid."""
 
     def across(trial: Record) -> Any:
         return scale(other).value(trial["measures"].get(other))
@@ -89,7 +89,7 @@ def pareto_picture(scene: Scene, other: str, name: str) -> list[Picture]:
 
 
 def history_picture(scene: Scene) -> list[Picture]:
-    """Every trial's value in the order of proposal, and the best so far among those that may be chosen."""
+    """Draw every trial's value in the order of proposal, and the best so far among those that may be chosen."""
     if not scene.trained:
         return []
     figure, number = go.Figure(), itemgetter("number")
@@ -105,7 +105,7 @@ def history_picture(scene: Scene) -> list[Picture]:
 
 
 def curves_picture(scene: Scene) -> list[Picture]:
-    """The first validation objective by step, a line a trial; finalists in colour, stopped ones dotted."""
+    """Draw the first validation objective by step, a line a trial: finalists in colour, stopped ones dotted."""
     figure, shown = go.Figure(), set()
     colors = {number: FINALIST_COLORS[i % len(FINALIST_COLORS)] for i, number in enumerate(scene.roles)}
     for trial in sorted(scene.trials, key=lambda trial: trial["number"] in colors):  # finalists over the others
@@ -140,7 +140,7 @@ def curves_picture(scene: Scene) -> list[Picture]:
 
 
 def importance_picture(scene: Scene) -> list[Picture]:
-    """Shares of what the settings explain, a group of bars a setting, the most important on top."""
+    """Draw the shares of what the settings explain, a group of bars a setting, the most important on top."""
     importance = {name: shares for name, shares in scene.summary["importance"].items() if shares}
     if not importance:
         return []

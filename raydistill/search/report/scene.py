@@ -18,7 +18,7 @@ MAX_HOVER = 44  # characters of a line under the pointer: 420 pixels hold it
 
 @dataclass(frozen=True)
 class Scene:
-    """What the page and all its pictures are made from."""
+    """The page and all its pictures are made from this."""
 
     summary: Mapping[str, Any]
     eligible: frozenset[int]
@@ -63,7 +63,7 @@ class Scene:
         return scale(self.main).value(trial["measures"].get(self.main))
 
     def hover(self, trial: Record) -> str:
-        """Everything about a trial; plotly reads the text as HTML."""
+        """Tell everything about a trial, as the HTML that plotly reads."""
         measures = {name: trial["measures"].get(name) for name in self.objectives}
         lines = [", ".join(filter(None, (trial["state"], self.roles.get(trial["number"]))))]
         lines += [f"{label(name)}: {scale(name).text(value)}" for name, value in measures.items() if value is not None]

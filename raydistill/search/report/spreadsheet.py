@@ -12,7 +12,7 @@ FIRST, LAST = ("number", "state"), ("step", "num_steps", "validations", "seconds
 
 
 def trials_csv(summary: Mapping[str, Any]) -> str:
-    """The trials of a ``sweep.json``: number and state, settings and measures by their names, length, what failed.
+    """Write the trials of a ``sweep.json``: number, state, settings and measures by their names, length, what failed.
 
     A measure is that of the best epoch. What is not known is an empty cell; null as a setting is the word.
     """
