@@ -89,9 +89,9 @@ def send(
 ) -> dict[str, Any]:
     """Make the repository where there is none, commit the files, and say what became of it.
 
-    A branch that is not there begins at main. One commit also deletes other models' weights: ``upload_folder`` may make
-    several, between which a repository loads as neither model, and would delete in its folders too. Neither sends what
-    is there unchanged.
+    A branch that is not there begins at main. The same commit deletes other models' weights: ``upload_folder`` may make
+    several commits, between which the repository loads as neither model, and its patterns reach into folders, too. What
+    is there unchanged is not sent.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
