@@ -80,7 +80,7 @@ class Whole:
             largest = max(largest, *differences.values())
         assert largest < 1e-4
         logits = [
-            predictions(*run).logits["student"] for run in ((self.results, self.storage), (results, _storage(folder)))
+            predictions(*run).outputs["student"] for run in ((self.results, self.storage), (results, _storage(folder)))
         ]
         np.testing.assert_allclose(*logits, atol=1e-3)
         self._assert_ended(folder)

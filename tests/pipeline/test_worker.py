@@ -102,7 +102,7 @@ def assert_equal_within_rounding(a: Ran, b: Ran) -> None:
     for model in ("teacher", "student", "baseline"):
         mine, theirs = (without_key_biases(read_weights(ran.results[model]["path"])) for ran in (a, b))
         assert max(relative_difference(mine, theirs).values()) < 1e-4
-        logits = [predictions(ran.results, ran.storage).logits[model] for ran in (a, b)]
+        logits = [predictions(ran.results, ran.storage).outputs[model] for ran in (a, b)]
         np.testing.assert_allclose(logits[0], logits[1], atol=1e-3)
 
 
