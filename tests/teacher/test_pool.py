@@ -24,6 +24,7 @@ from kit.toy import relative_difference, toy_config, without_key_biases
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
+from raydistill.config.teacher import MODES
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError
 from raydistill.models.signals import LOGITS
 from raydistill.pipeline import recipes
@@ -474,7 +475,9 @@ def waited_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 def forget_student(job: Job) -> None:
     """Remove the student of an earlier test of the same recipe."""
     teacher = recipes.identify_teacher(job.config.teacher, None)
-    artifact, _ = recipes.student_artifact(job.config, job.storage, teacher, job.tokens.digest, job.dtype, "pool")
+    artifact, _ = recipes.student_artifact(
+        job.config, job.storage, teacher, job.tokens.digest, job.dtype, MODES["pool"]
+    )
     artifact.delete()
     job.storage.delete("runs", job.run_key, "student")
 
