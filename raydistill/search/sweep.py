@@ -25,7 +25,6 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
-from raydistill.storage.redaction import redact_tree
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.runs import RunRef, finish_run, prepare_store
@@ -101,8 +100,9 @@ def finished(prepared: Prepared) -> dict[str, Any] | None:
     if not prepared.storage.exists(*parts):
         return None
     summary: dict[str, Any] = prepared.storage.read_json(*parts)
-    settings = redact_tree(sweep_of(prepared.config).model_dump(mode="json"))
-    if summary["config"]["sweep"] != settings or not locate_models(prepared, summary["results"] or {}):
+    budget = sweep_of(prepared.config).model_dump(mode="json", include=BUDGET)  # all else is in the key
+    had = {name: summary["config"]["sweep"][name] for name in BUDGET}
+    if had != budget or not locate_models(prepared, summary["results"] or {}):
         return None
     seeds = [seed for finalist in summary["finalists"] for seed in finalist["seeds"]]
     for seed in [*seeds, *filter(None, [summary["winner"]])]:
