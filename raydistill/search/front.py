@@ -59,11 +59,6 @@ def pareto_front(trials: Sequence[Trial], objectives: Objectives) -> list[Trial]
     return [known[i] for i in kept]
 
 
-def best(trials: Sequence[Trial], objectives: Objectives) -> Trial | None:
-    """The best trial by the first objective, ties by the others in their order, then the smallest number."""
-    return next(iter(ranked(trials, objectives)), None)
-
-
 def ranked(trials: Sequence[Trial], objectives: Objectives) -> list[Trial]:
     """Trials with all their values, best by the first objective first, ties by the others, then the smallest number."""
     known = [trial for trial in trials if has_values(trial, objectives)]
@@ -80,45 +75,25 @@ def points(trials: Sequence[Trial], objectives: Objectives) -> NDArray[np.float6
 
 
 def end(front: Sequence[Trial], objectives: Objectives, name: str) -> Trial | None:
-    """The best trial by one of the objectives."""
-    return best(front, {name: objectives[name], **objectives})
+    """The best trial by one of the objectives, ties by the others in their order, then the smallest number."""
+    return next(iter(ranked(front, {name: objectives[name], **objectives})), None)
 
 
 def knee(front: Sequence[Trial], objectives: Objectives) -> Trial | None:
-    """The trial furthest out beyond the plane through the front's ends, where more of one objective costs most.
+    """The trial between the ends whose objectives, as shares of their ranges on the front, add up to most.
 
-    Every objective is scaled to [0, 1] by the front's own range. None with fewer than three trials or two objectives
-    that differ, and where no trial lies beyond the plane: all that is between the ends is then a bad bargain.
+    None where that is no more than at an end: all that is between them is then a bad bargain.
     """
+    ends = [end(front, objectives, name) for name in objectives]
+    between = [i for i, trial in enumerate(front) if trial not in ends]
+    if not between:
+        return None
     values = points(front, objectives)
-    if len(front) < 3:
-        return None
-    spread = values.max(axis=0) - values.min(axis=0)
-    scaled = ((values - values.min(axis=0)) / np.where(spread > 0, spread, 1.0))[:, spread > 0]
-    if scaled.shape[1] < 2:
-        return None
-    names = [name for name, width in zip(objectives, spread, strict=True) if width > 0]
-    numbers = [trial.number for trial in front]
-    ends = [numbers.index(trial.number) for name in names if (trial := end(front, objectives, name)) is not None]
-    distances = beyond(scaled, scaled[ends])
-    distances[ends] = 0.0
-    # 1e-9: trials on the plane itself differ from it by rounding only
-    return front[int(distances.argmax())] if distances.max() > 1e-9 else None
-
-
-def beyond(values: NDArray[np.float64], ends: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) signed distance of points (N, M) from the plane through M ends, positive towards better values.
-
-    Where the ends span no plane that falls in every direction (one trial is best in two of three objectives), the plane
-    is that of equal sums through the end with the largest sum.
-    """
-    normal: NDArray[np.float64] = np.ones(values.shape[1])
-    offset = float(ends.sum(axis=1).max())
-    if np.linalg.matrix_rank(ends) == len(normal):
-        solved = np.linalg.solve(ends, np.ones(len(normal)))
-        if (solved > 0).all():
-            normal, offset = solved.astype(np.float64), 1.0
-    return np.asarray((values @ normal - offset) / np.linalg.norm(normal))
+    low, width = values.min(axis=0), np.ptp(values, axis=0)
+    sums = ((values - low) / np.where(width > 0, width, 1.0)).sum(axis=1)
+    found = max(between, key=lambda i: float(sums[i]))
+    # 1e-9: equal sums differ by rounding only
+    return front[found] if sums[found] > np.delete(sums, between).max() + 1e-9 else None
 
 
 def finalists(trials: Sequence[Trial], sweep: Sweep) -> dict[int, list[str]]:

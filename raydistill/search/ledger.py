@@ -89,9 +89,6 @@ class Ledger:
     def __getitem__(self, number: int) -> Trial:
         return self._trials[number]
 
-    def __contains__(self, number: int) -> bool:
-        return number in self._trials
-
     def add(self, params: Params, **about: Any) -> Trial:
         """Add a trial under the next number, and write it."""
         return self._put(Trial(max(self._trials, default=-1) + 1, params, started=time.time(), **about))

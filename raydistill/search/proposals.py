@@ -15,7 +15,7 @@ from raydistill.config.tree import Config
 from raydistill.search.front import moved
 from raydistill.search.ledger import Ledger, Params, State, Trial, Value
 from raydistill.search.space import combination, contains, default_params, space_size, sweep_of
-from raydistill.search.study import NEUTRAL, TrialOutcome, ask, empty_study, outcome, replay, sampler_for, tell
+from raydistill.search.study import ask, empty_study, replay, sampler_for, tell
 
 if TYPE_CHECKING:
     import optuna
@@ -69,22 +69,18 @@ class Proposals:
         self._study.sampler = sampler_for(self.sweep, self.num_trials, int(words[1]))
         self._open = replay(self._study, self.sweep, ledger)
         self._pending = deque(trial.number for trial in ledger if not trial.has_ended)
-        self._replayed = [trial for trial in ledger if trial.state in ("completed", "stopped")]
+        self.replayed = [trial for trial in ledger if trial.state in ("completed", "stopped")]
+        """What had completed or been stopped when this sweep began or was resumed."""
         self._seen = {key(trial.params) for trial in ledger}
         self._repeats = self._repeats_in_a_row = 0
         self._grid_index = 0
         default = default_params(config)
         self._default = default if contains(self.sweep, default) else None
-        self._reports: dict[int, dict[int, float]] = {}
         self._finished: list[Trial] = []
         self._unmoved = 0
-        for trial in sorted(self._replayed, key=lambda trial: trial.started + trial.setup_seconds + trial.seconds):
+        for trial in sorted(self.replayed, key=lambda trial: trial.started + trial.setup_seconds + trial.seconds):
             self._weigh(trial)
         self._stopped_by: Limit | None = None
-
-    def replayed(self) -> list[Trial]:
-        """The trials that had completed or been stopped when this sweep began or was resumed, by number."""
-        return list(self._replayed)
 
     def next(self) -> Trial | None:
         """The next trial to train, or None where nothing is left to propose, see ``stopped_by``.
@@ -99,7 +95,7 @@ class Proposals:
             if key(params) in self._seen:
                 self._repeats += 1
                 self._repeats_in_a_row += 1
-                tell(self._study, asked, TrialOutcome(NEUTRAL))  # an outcome told twice would weigh twice
+                tell(self._study, self.sweep, asked, None)  # an outcome told twice would weigh twice
                 continue
             self._repeats_in_a_row = 0
             self._seen.add(key(params))
@@ -109,7 +105,7 @@ class Proposals:
                 self._open[trial.number] = asked
                 return trial
             trial = self.ledger.add(params, facts=verdict.facts, state="rejected", reason=verdict.reason)
-            tell(self._study, asked, outcome(trial, self.sweep))
+            tell(self._study, self.sweep, asked, trial)
         return None
 
     @property
@@ -155,16 +151,10 @@ class Proposals:
         ahead = ((start + offset) % size for offset in range(size))
         return next(index for index in ahead if key(combination(self.sweep, index)) not in self._seen)
 
-    def report(self, number: int, index: int, measures: Mapping[str, float]) -> None:
-        """Note what a trial reached at its validation `index` (1, 2, …), for the case that it is stopped."""
-        value = measures.get(next(iter(self.sweep.objectives)))
-        if value is not None:
-            self._reports.setdefault(number, {})[index] = value
-
     def end(self, number: int, state: State, **changes: Any) -> None:
         """Write the end of a trial that `next` handed out to the ledger, and tell the searcher."""
         trial = self.ledger.update(number, state=state, **changes)
-        tell(self._study, self._open.pop(number), outcome(trial, self.sweep, self._reports.pop(number, None)))
+        tell(self._study, self.sweep, self._open.pop(number), trial)
         if state in ("completed", "stopped"):
             self._weigh(trial)
 

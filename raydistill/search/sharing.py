@@ -17,7 +17,7 @@ from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import busy_note, measure_models
 from raydistill.models.fields import intermediate
-from raydistill.models.load import new_model
+from raydistill.models.load import new_model, read_config
 from raydistill.models.shape import count_parameters, student_config
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
@@ -29,6 +29,8 @@ from raydistill.pipeline.stopping import Stop
 from raydistill.pipeline.teaching import fit_teacher, record_splits, teacher_mode
 from raydistill.pipeline.worker import run_workers
 from raydistill.search.front import within
+from raydistill.search.ledger import Params
+from raydistill.search.proposals import Verdict
 from raydistill.search.space import finite_values, sweep_of, with_params
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
@@ -139,6 +141,29 @@ def load_shared(job: Job) -> Shared | None:
         (*content["reused"], "teacher", "signals"),
         tuple(content["notes"]),
     )
+
+
+class Judge:
+    """Rejects what is impossible or breaks a constraint on size or latency, before it costs anything."""
+
+    def __init__(self, config: Config, shared: Shared) -> None:
+        self.config, self.constraints = config, sweep_of(config).constraints
+        self.teacher = read_config(shared.teacher.folder, config.teacher.trust_remote_code)
+        self.shapes = {shape.name: shape for shape in shared.shapes}
+
+    def __call__(self, params: Params) -> Verdict:
+        try:
+            student = student_config(self.teacher, with_params(self.config, params).student)
+        except ConfigError as error:
+            return Verdict(reason=str(error))
+        name = shape_name(student)
+        shape = self.shapes.get(name) or Shape(name, count_parameters(student))
+        for measure, bounds in self.constraints.items():
+            value = shape.facts.get(measure)
+            if value is not None and not within(value, bounds):
+                limit = f"above {bounds.max:,g}" if bounds.max is not None and value > bounds.max else "too small"
+                return Verdict(shape.facts, f"{measure} {value:,.6g} is {limit} ({name})")
+        return Verdict(shape.facts)
 
 
 def signal_configs(config: Config) -> Iterator[Config]:

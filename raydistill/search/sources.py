@@ -126,8 +126,7 @@ class SearchSource:
         self.tracker.start(number)
 
     def report(self, number: int, entry: dict[str, Any]) -> None:
-        trial = self.tracker.report(number, entry)
-        self.proposals.report(number, entry["validation"], trial.measures)
+        self.tracker.report(number, entry)
 
     def end(self, number: int, state: State, **changes: Any) -> None:
         self.proposals.end(number, state, **changes)

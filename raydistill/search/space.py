@@ -236,7 +236,7 @@ def space_size(sweep: Sweep) -> int | None:
 
 
 def combination(sweep: Sweep, index: int) -> Params:
-    """One of the combinations of a finite space, counted from 0 in the order of `grid`."""
+    """One of the combinations of a finite space, counted from 0 in the order written, the last name fastest."""
     params: Params = {}
     for name, values in reversed(sweep.space.items()):
         known = finite_values(values)
@@ -245,11 +245,6 @@ def combination(sweep: Sweep, index: int) -> Params:
         index, place = divmod(index, len(known))
         params[name] = known[place]
     return dict(reversed(params.items()))
-
-
-def grid(sweep: Sweep) -> list[Params]:
-    """All combinations of a finite space in the order written, the last name fastest; empty for a continuous one."""
-    return [combination(sweep, index) for index in range(space_size(sweep) or 0)]
 
 
 def fresh_seeds(config: Config, trials: Sequence[Params]) -> list[int]:

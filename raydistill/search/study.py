@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from raydistill.config.sweep import Bounds, Sweep
 from raydistill.config.tree import Config
@@ -17,22 +16,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-
-NEUTRAL: Literal["FAIL"] = "FAIL"
-"""Optuna's state for what no sampler looks at."""
-
-
-@dataclass(frozen=True)
-class TrialOutcome:
-    """What became of a trial, in Optuna's terms."""
-
-    state: Literal["COMPLETE", "PRUNED", "FAIL"]
-    values: tuple[float, ...] | None = None
-    """The objectives of a COMPLETE trial, in order."""
-    reports: Mapping[int, float] | None = None
-    """The objective at validations 1, 2, … of a PRUNED one."""
-    violations: Mapping[str, float] | None = None
-    """Constraints, broken where above 0."""
 
 
 def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
@@ -66,16 +49,6 @@ def sampler_for(sweep: Sweep, num_trials: int, seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-def study_of(config: Config, trials: Iterable[Trial]) -> optuna.Study:
-    """A study in memory with these trials, numbered from 0 in their order; those that have not ended are running.
-
-    Of use for the importance of settings. Choices appear as their labels.
-    """
-    study = empty_study(config)
-    replay(study, sweep_of(config), trials)
-    return study
-
-
 def empty_study(config: Config) -> optuna.Study:
     """A study in memory that knows the sweep's objectives; until it gets another sampler it draws at random."""
     import optuna
@@ -97,7 +70,7 @@ def replay(study: optuna.Study, sweep: Sweep, trials: Iterable[Trial]) -> dict[i
     for trial in trials:
         asked = ask(study, sweep, trial.params)
         if trial.has_ended:
-            tell(study, asked, outcome(trial, sweep))
+            tell(study, sweep, asked, trial)
         else:
             left[trial.number] = asked
     return left
@@ -117,42 +90,31 @@ def ask(study: optuna.Study, sweep: Sweep, params: Params | None = None) -> optu
     return asked
 
 
-def tell(study: optuna.Study, asked: optuna.Trial, came: TrialOutcome) -> None:
-    """End a running trial of the study."""
-    from optuna.trial import TrialState
-
-    for index, value in sorted((came.reports or {}).items()):
-        asked.report(value, index)
-    for name, value in (came.violations or {}).items():
-        asked.set_constraint(name, value)
-    study.tell(asked, came.values, state=TrialState[came.state])
-
-
-def outcome(trial: Trial, sweep: Sweep, reports: Mapping[int, float] | None = None) -> TrialOutcome:
-    """What the sampler learns from a trial that has ended; `reports` go over those in its history.
+def tell(study: optuna.Study, sweep: Sweep, asked: optuna.Trial, trial: Trial | None) -> None:
+    """End a running trial of the study with what the sampler learns from it; None: a repeat, at which none looks.
 
     Rejected and failed ones are kept as infeasible, so that TPE leaves their neighbourhood; NSGA-II never takes them
     as parents. One that was stopped is pruned where Optuna knows that (one objective) and the sampler looks at it
     (NSGA-II does not: with asha its generations would hardly fill), else complete with what it reached.
     """
-    measures = trial.measures
-    broken = violations(measures, sweep.constraints)
-    values = tuple(measures.get(name, math.nan) for name in sweep.objectives)
-    is_known = all(map(math.isfinite, values))
-    if trial.state == "stopped" and len(sweep.objectives) == 1 and sweep.search != "evolution":
-        return TrialOutcome("PRUNED", reports={**history(trial, sweep), **(reports or {})}, violations=broken)
-    if trial.state in ("completed", "stopped") and is_known:
-        return TrialOutcome("COMPLETE", values=values, violations=broken)
-    if not any(value > 0 for value in broken.values()):
+    from optuna.trial import TrialState
+
+    if trial is None:
+        study.tell(asked, state=TrialState.FAIL)
+        return
+    broken = violations(trial.measures, sweep.constraints)
+    values = [trial.measures.get(name, math.nan) for name in sweep.objectives]
+    is_known, state = all(map(math.isfinite, values)), TrialState.PRUNED
+    if trial.state == "stopped" and len(values) == 1 and sweep.search != "evolution":
+        if is_known:
+            asked.report(values[0], len(trial.history))
+    elif trial.state in ("completed", "stopped") and is_known:
+        state = TrialState.COMPLETE
+    elif not any(value > 0 for value in broken.values()):
         broken["possible"] = 1.0
-    return TrialOutcome("PRUNED", violations=broken)
-
-
-def history(trial: Trial, sweep: Sweep) -> dict[int, float]:
-    """The first objective at validations 1, 2, …"""
-    name = next(iter(sweep.objectives))
-    found: list[Any] = [report[name] for report in trial.history if report.get(name) is not None]
-    return {index: float(value) for index, value in enumerate(found, 1)}
+    for name, value in broken.items():
+        asked.set_constraint(name, value)
+    study.tell(asked, values if state == TrialState.COMPLETE else None, state=state)
 
 
 def violations(measures: Mapping[str, float], constraints: Mapping[str, Bounds]) -> dict[str, float]:

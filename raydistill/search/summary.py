@@ -50,8 +50,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from raydistill.config.sweep import Distribution, Sweep
 from raydistill.config.syntax import as_yaml
@@ -63,9 +62,6 @@ from raydistill.search.ledger import Params, State, Trial
 from raydistill.search.space import default_params, sweep_of, value_of
 from raydistill.search.verdict import verdict
 from raydistill.storage.redaction import redact_tree
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
 
 SCHEMA = 1
 MIN_TRIALS = 20
@@ -260,10 +256,6 @@ def settings(config: Config, params: Params, seed: int) -> list[str]:
     return [f"{name}={as_yaml(value)}" for name, value in values.items()]
 
 
-def value_at(index: int, trial: FrozenTrial) -> float:
-    return float(trial.values[index])
-
-
 def importance(config: Config, trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
     """Share of each setting in the variance of each objective, by Optuna's fANOVA with the config's seed.
 
@@ -275,12 +267,14 @@ def importance(config: Config, trials: Sequence[Trial]) -> dict[str, dict[str, f
         return {}
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-    from raydistill.search.study import study_of
+    from raydistill.search.study import empty_study, replay
 
-    study = study_of(config, completed)
-    shares: dict[str, dict[str, float]] = {}
-    for index, name in enumerate(objectives):
-        if len({trial.measures[name] for trial in completed}) > 1:
-            evaluator = FanovaImportanceEvaluator(seed=config.seed)
-            shares[name] = get_param_importances(study, evaluator=evaluator, target=partial(value_at, index))
-    return shares
+    study = empty_study(config)
+    replay(study, sweep_of(config), completed)
+
+    def shares(index: int) -> dict[str, float]:
+        evaluator = FanovaImportanceEvaluator(seed=config.seed)
+        return get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[index])
+
+    varied = [name for name in objectives if len({trial.measures[name] for trial in completed}) > 1]
+    return {name: shares(index) for index, name in enumerate(objectives) if name in varied}

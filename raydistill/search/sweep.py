@@ -191,7 +191,7 @@ class Driver:
         """Train trials until the budget is used up; what ended it."""
         from raydistill.search.proposals import Proposals
         from raydistill.search.schedulers import scheduler_for
-        from raydistill.search.screening import Judge
+        from raydistill.search.sharing import Judge
         from raydistill.search.sources import SearchSource, TrialTracker
         from raydistill.search.tuning import run_trials
 
@@ -204,7 +204,7 @@ class Driver:
                     trial_resources,
                     self.stop,
                     lambda: self.view("search", trial_resources, list(ledger), proposals.num_trials),
-                    scheduler=scheduler_for(self.sweep, proposals.replayed()),
+                    scheduler=scheduler_for(self.sweep, proposals.replayed),
                     name="search",
                 )
         return proposals.stopped_by

@@ -89,12 +89,12 @@ def test_trials_without_a_value_are_left_out() -> None:
     trials = [trial(0, math.nan), trial(1, 0.5, latency=math.inf), Trial(2, {}, "completed"), trial(3, 0.1)]
     assert numbers(front.pareto_front(trials, TWO)) == [3]
     assert front.pareto_front([], TWO) == []
-    assert front.best(trials[:3], TWO) is None
+    assert front.end(trials[:3], TWO, "latency_ms") is None
 
 
-def test_best_goes_by_the_first_objective_then_the_others_then_the_number() -> None:
+def test_an_end_goes_by_its_objective_then_the_others_then_the_number() -> None:
     trials = [trial(0, 0.9, 2.0), trial(3, 0.9, 1.0), trial(1, 0.9, 1.0), trial(2, 0.8, 0.1)]
-    found = front.best(trials, TWO)
+    found = front.end(trials, TWO, "validation/accuracy")
     assert found is not None
     assert found.number == 1
 
@@ -115,36 +115,26 @@ def test_eligible(bounds: dict[str, Any], values: tuple[float, float], state: st
     assert front.is_eligible(trial(0, *values, state=state), sweep(constraints=bounds)) is expected
 
 
-def test_knee_of_a_case_worked_out_by_hand() -> None:
-    # scaled to [0, 1], more is better: (1, 0), (0.9, 0.5), (0.5, 0.8), (0, 1); x + y - 1 is 0, 0.4, 0.3, 0
-    trials = [trial(0, 0.90, 11.0), trial(1, 0.89, 6.0), trial(2, 0.85, 3.0), trial(3, 0.80, 1.0)]
-    found = front.knee(front.pareto_front(trials, TWO), TWO)
-    assert found is not None
-    assert found.number == 1
-
-
-def test_knee_of_three_objectives_is_off_the_plane_through_the_three_ends() -> None:
-    # scaled: ends (1, 0, .5), (.5, 1, 0), (0, .5, 1), the plane x + y + z = 1.5; inside (.6, .6, .6) and (.7, .7, .2)
-    rows = [(1, 10, 5), (0.5, 0, 10), (0, 5, 0), (0.6, 4, 4), (0.7, 3, 8)]
+@pytest.mark.parametrize(
+    ("objectives", "rows", "expected"),
+    [
+        # scaled to [0, 1], more is better: (1, 0), (0.9, 0.5), (0.5, 0.8), (0, 1), sums 1, 1.4, 1.3, 1
+        (TWO, [(0.90, 11.0), (0.89, 6.0), (0.85, 3.0), (0.80, 1.0)], 1),
+        # ends (1, 0, .5), (.5, 1, 0), (0, .5, 1), sums 1.5; between them (.6, .6, .6) and (.7, .7, .2)
+        (THREE, [(1, 10, 5), (0.5, 0, 10), (0, 5, 0), (0.6, 4, 4), (0.7, 3, 8)], 3),
+        # 0 is smallest and fastest, 1 the most accurate; (0, 1, 1), (1, 0, 0), (.9, .9, .9), (.5, .6, .6)
+        (THREE, [(0, 0, 0), (1, 10, 10), (0.9, 1, 1), (0.5, 4, 4)], 2),
+        (TWO, [(0.9, 3.0), (0.8, 2.0), (0.7, 1.0)], None),  # straight
+        (TWO, [(0.9, 3.0), (0.75, 2.0), (0.7, 1.0)], None),  # hollow
+        (TWO, [(0.9, 3.0), (0.8, 2.0)], None),
+        (TWO, [(0.9, 3.0)], None),
+        (TWO, [], None),
+    ],
+)
+def test_knee_by_hand(objectives: dict[str, Any], rows: list[tuple[float, ...]], expected: int | None) -> None:
     trials = [trial(number, *row) for number, row in enumerate(rows)]
-    found = front.knee(front.pareto_front(trials, THREE), THREE)
-    assert found is not None
-    assert found.number == 3
-
-
-def test_no_knee_where_there_is_none() -> None:
-    straight = [trial(0, 0.9, 3.0), trial(1, 0.8, 2.0), trial(2, 0.7, 1.0)]
-    hollow = [trial(0, 0.9, 3.0), trial(1, 0.75, 2.0), trial(2, 0.7, 1.0)]
-    for trials in (straight, hollow, straight[:2], straight[:1], []):
-        assert front.knee(trials, TWO) is None
-
-
-def test_knee_when_one_trial_is_best_in_two_of_three_objectives() -> None:
-    # 0 is smallest and fastest, 1 the most accurate; scaled (0, 1, 1), (1, 0, 0), (.9, .9, .9), (.5, .6, .6)
-    rows = [(0, 0, 0), (1, 10, 10), (0.9, 1, 1), (0.5, 4, 4)]
-    found = front.knee([trial(number, *row) for number, row in enumerate(rows)], THREE)
-    assert found is not None
-    assert found.number == 2
+    found = front.knee(front.pareto_front(trials, objectives), objectives)
+    assert (found and found.number) == expected
 
 
 @given(trials=many_trials, objectives=st.sampled_from([TWO, THREE]))

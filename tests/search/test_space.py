@@ -13,10 +13,10 @@ from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.search.space import (
     check_space,
+    combination,
     contains,
     default_params,
     fresh_seeds,
-    grid,
     label,
     space_size,
     value_of,
@@ -219,19 +219,19 @@ def test_default_outside_the_space(name: str, values: dict[str, Any]) -> None:
     assert not contains(config.sweep, default_params(config))
 
 
-def test_grid_in_the_order_written_last_name_fastest() -> None:
+def test_combinations_in_the_order_written_last_name_fastest() -> None:
     sweep = sweeping({"student.num_layers": {"choice": [3, 2]}, "student.num_heads": {"integer": [1, 3]}}).sweep
     assert sweep is not None
-    assert [tuple(params.values()) for params in grid(sweep)] == [(3, 1), (3, 2), (3, 3), (2, 1), (2, 2), (2, 3)]
-    assert all(list(params) == ["student.num_layers", "student.num_heads"] for params in grid(sweep))
     assert space_size(sweep) == 6
+    found = [combination(sweep, index) for index in range(6)]
+    assert [tuple(params.values()) for params in found] == [(3, 1), (3, 2), (3, 3), (2, 1), (2, 2), (2, 3)]
+    assert all(list(params) == ["student.num_layers", "student.num_heads"] for params in found)
 
 
 def test_size_of_a_continuous_space() -> None:
     sweep = sweeping({"student.num_layers": {"choice": [3, 2]}, f"{KD}.weight": {"loguniform": [0.1, 1]}}).sweep
     assert sweep is not None
     assert space_size(sweep) is None
-    assert grid(sweep) == []
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ TERMS = {
     "rejected": "Not trained, because it breaks a constraint that is known before, or repeats a trial.",
     "fresh seed": "Another random start and order of the rows, by which luck is told from gain.",
     "Pareto front": "The trials that no other beats in every objective.",
-    "best compromise": "The trial of the Pareto front beyond which one objective costs most of another (its knee).",
+    "best compromise": "The trial between the ends of the Pareto front whose objectives, as shares of their ranges on "
+    "it, add up to most (its knee).",
     "lost from validation to test": "How much worse a trial is on test than the search saw it on validation.",
 }
 
