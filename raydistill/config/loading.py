@@ -6,26 +6,24 @@ Relative paths inside a config count from the working directory, not from the fi
 from __future__ import annotations
 
 import json
-import math
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from raydistill.config.data import Data
 from raydistill.config.gate import Gate
 from raydistill.config.plugins import load_named
-from raydistill.config.problems import Path, Problem, dotted, explain
-from raydistill.config.schema import child_type, describe, entry_type, sections, unknown_name
+from raydistill.config.problems import Path, explain
+from raydistill.config.schema import locate, put
 from raydistill.config.section import Section
-from raydistill.config.syntax import MAX_BYTES, MAX_NODES, Document, dump_yaml, parse_yaml
+from raydistill.config.syntax import MAX_BYTES, Document, dump_yaml, parse_yaml
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError, nearest
 
-MAX_DEPTH = 30
 S = TypeVar("S", bound=Section)
 
 
@@ -34,51 +32,52 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | Config, ove
 
     Raises ConfigError, which names every problem at once: line, dotted path, wrong value and nearest valid name.
     """
-    name, data, lines, problems = read_source(source, "config", "data: …, teacher: …")
-    if not (data or problems or overrides or isinstance(source, Mapping)):
+    data, name, lines = read_source(source, "config", "data: …, teacher: …")
+    if not (data or overrides or isinstance(source, Mapping)):
         raise ConfigError(f"{name}: the file is empty. Start from a recipe: raydistill init")
     for assignment in overrides:
         path = override(data, assignment)
         lines = {known: line for known, line in lines.items() if known[: len(path)] != path}
-    return validate(data, problems, name, lines, Config)
+    return validate(data, name, lines, Config)
 
 
 def load_gate(source: str | os.PathLike[str] | Mapping[str, Any] | Gate) -> Gate:
     """Read the rules of a gate. Raises ConfigError as ``load_config``."""
-    name, data, lines, problems = read_source(source, "gate", "min_retention: …")
-    return validate(data, problems, name, lines, Gate)
+    return validate(*read_source(source, "gate", "min_retention: …"), Gate)
 
 
 def read_source(
     source: str | os.PathLike[str] | Mapping[str, Any] | Section, kind: str, example: str
-) -> tuple[str, dict[str, Any], dict[Path, int], list[Problem]]:
-    """What errors call the source, its plain data, the lines of a file's paths, and what is no plain data in it."""
+) -> tuple[dict[str, Any], str, dict[Path, int]]:
+    """The source's plain data, what errors call it, and the lines of a file's paths."""
     if isinstance(source, Section | Mapping):
         name, document = kind, Document(source, {})
     else:
         name = os.fspath(source)
         document = parse_yaml(read_text(name), name)
-    problems: list[Problem] = []
-    data = plain({} if document.data is None else document.data, (), problems, [0])
+    data = plain({} if document.data is None else document.data, name)
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: expected names with values ({example}), got a {type(data).__name__}.")
-    return name, data, document.lines, problems
+    return data, name, document.lines
 
 
-def validate(data: dict[str, Any], problems: list[Problem], name: str, lines: dict[Path, int], section: type[S]) -> S:
+def plain(value: Any, name: str) -> Any:
+    """A copy out of dicts, lists and scalars, as JSON has them."""
+    try:
+        return from_json(to_json(value, inf_nan_mode="constants"))
+    except ValueError as error:  # pydantic's serialisation error is one
+        raise ConfigError(f"{name}: holds what is no plain value: {error}") from error
+
+
+def validate(data: dict[str, Any], name: str, lines: dict[Path, int], section: type[S]) -> S:
     """The section, or one ConfigError with all problems."""
-    found = None
     if section is Config:
         load_named(data)
     try:
         # JSON mode is strict about types ("3" is no number) and still takes lists for tuples.
-        found = section.model_validate_json(json.dumps(data), strict=True)
+        return section.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        known = {problem.path for problem in problems}
-        problems = problems + [problem for problem in explain(error, data, section) if problem.path not in known]
-    if found is not None and not problems:
-        return found
-    problems.sort(key=lambda problem: line_of(problem.path, lines))
+        problems = sorted(explain(error, data, section), key=lambda problem: line_of(problem.path, lines))
     texts = [f"line {lines[p.path]}: {p}" if p.path in lines and p.path else str(p) for p in problems]
     if len(texts) == 1:
         raise ConfigError(f"{name}: {texts[0]}")
@@ -124,57 +123,6 @@ def missing_file(name: str) -> str:
     return f"{name} does not exist (looked in {folder.resolve()}); {hint}"
 
 
-def plain(value: Any, path: Path, problems: list[Problem], count: list[int]) -> Any:
-    """A copy out of dicts, lists and scalars; what is none of these is noted as a problem and left out as None."""
-    count[0] += 1
-    if len(path) > MAX_DEPTH or count[0] > MAX_NODES:
-        raise ConfigError(f"{dotted(path[:8])}: nested too deeply, or too many values, to be a config.")
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        copy: dict[str, Any] = {}
-        for key, below in value.items():
-            if isinstance(key, str) and not control_character(key):
-                copy[str(key)] = plain(below, (*path, key), problems, count)
-            else:
-                problems.append(Problem(path, f"the name {key!r} is not plain text; put names in quotes."))
-        return copy
-    if isinstance(value, list | tuple):
-        return [plain(below, (*path, index), problems, count) for index, below in enumerate(value)]
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str):
-        if (bad := control_character(value)) is not None:
-            problems.append(Problem(path, f"holds the control character {bad!r}; delete it."))
-            return None
-        return str(value)
-    return plain_scalar(value, path, problems)
-
-
-def plain_scalar(value: Any, path: Path, problems: list[Problem]) -> Any:
-    if value is None or type(value) is bool:
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    problems.append(Problem(path, f"{type(value).__name__} {show_odd(value)} cannot be used here; {way_out(value)}."))
-    return None
-
-
-def show_odd(value: Any) -> str:
-    return "of more than 18 digits" if isinstance(value, int) else str(value)[:60]
-
-
-def way_out(value: Any) -> str:
-    return "write a finite, smaller number" if isinstance(value, int | float) else "put it in quotes if it is text"
-
-
-def control_character(text: str) -> str | None:
-    """The first character that no path or name contains: controls (but newline and tab) and lone surrogates."""
-    return next((c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs")), None)
-
-
 def override(data: dict[str, Any], assignment: str) -> Path:
     """Put one `a.b.c=value` into the plain data and return its path; null takes a dict's entry out.
 
@@ -182,35 +130,15 @@ def override(data: dict[str, Any], assignment: str) -> Path:
     """
     name, equals, text = assignment.partition("=")
     name = name.strip()
-    parts = name.split(".")
-    if not equals or not all(parts):
+    if not equals or not all(name.split(".")):
         raise ConfigError(f"--set {assignment}: expected NAME=VALUE, for example --set train.num_workers=2")
-    problems: list[Problem] = []
-    value = plain(parse_yaml(text, f"--set {name}").data, tuple(parts), problems, [0])
-    if problems:
-        raise ConfigError(f"--set {problems[0]}")
-    node, annotation = data, Config
-    for index, part in enumerate(parts):
-        entry = entry_type(annotation)
-        if entry is not None and not sections(entry):  # names of a flat dict may hold dots (tracking.tags.a.b)
-            parts[index:] = [".".join(parts[index:])]
-            part = parts[index]
-        below = child_type(annotation, part, node)
-        if below is None:
-            raise ConfigError(f"--set {name}: {unknown_name(tuple(parts[: index + 1]), annotation, node)}")
-        if index == len(parts) - 1:
-            break
-        if not sections(below) and entry_type(below) is None:
-            full = dotted(tuple(parts[: index + 1]))
-            raise ConfigError(f"--set {name}: nothing goes below {full}, it takes {describe(below)}.")
-        if not isinstance(node.get(part), dict):
-            node[part] = {}
-        node, annotation = node[part], below
-    if value is None and entry is not None:
-        node.pop(parts[-1], None)
-    else:
-        node[parts[-1]] = value
-    return tuple(parts)
+    value = plain(parse_yaml(text, f"--set {name}").data, f"--set {name}")
+    try:
+        setting = locate(name, data, make=True)
+    except ConfigError as error:
+        raise ConfigError(f"--set {name}: {error}") from None
+    put(data, setting, value)
+    return setting.path
 
 
 def flatten(section: Section) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from raydistill.config.section import Mistake, Section
+from raydistill.config.section import Mistake, Section, form_of
 
 LayerChoice = Literal["auto", "uniform", "last", "first"]
-
+Layers = Annotated[
+    Annotated[LayerChoice, Tag("value")] | Annotated[tuple[tuple[int, int], ...], Tag("list")], Discriminator(form_of)
+]
 
 Role = Literal["task", "distillation", "representation"]
 """What a loss learns from: labels, the teacher's predictions, or what the teacher computes on the way to them."""
@@ -41,13 +42,9 @@ class Schedule(Section):
         return self.start + (self.end - self.start) * done
 
 
-def _form(value: Any) -> str:
-    return "schedule" if isinstance(value, Mapping | Schedule) else "number"
-
-
-_Scheduled = Annotated[Schedule, Tag("schedule")]
-Weight = Annotated[Annotated[float, Field(ge=0), Tag("number")] | _Scheduled, Discriminator(_form)]
-Temperature = Annotated[Annotated[float, Field(gt=0), Tag("number")] | _Scheduled, Discriminator(_form)]
+_Scheduled = Annotated[Schedule, Tag("section")]
+Weight = Annotated[Annotated[float, Field(ge=0), Tag("value")] | _Scheduled, Discriminator(form_of)]
+Temperature = Annotated[Annotated[float, Field(gt=0), Tag("value")] | _Scheduled, Discriminator(form_of)]
 
 
 def largest(value: float | Schedule) -> float:
@@ -71,7 +68,7 @@ class LayerLossSection(LossSection):
 
     role: ClassVar[Role] = "representation"
 
-    layers: LayerChoice | tuple[tuple[int, int], ...] = "auto"
+    layers: Layers = "auto"
     """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
 
 
@@ -115,7 +112,7 @@ class HiddenCosine(LayerLossSection):
     """1 - cosine of hidden states of mapped layers, over real tokens."""
 
     type: Literal["hidden_cosine"] = "hidden_cosine"
-    layers: LayerChoice | tuple[tuple[int, int], ...] = "last"
+    layers: Layers = "last"
     """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
 
 

@@ -1,17 +1,16 @@
-"""Reading the config classes: which names a dotted path may go on with, and what is expected where."""
+"""Reading the config classes: which names a dotted path may go on with, and what stands where."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from raydistill.config.section import Section
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
-from raydistill.errors import nearest
-
-SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+from raydistill.errors import ConfigError, nearest
 
 
 def variants(annotation: Any) -> tuple[Any, ...]:
@@ -35,57 +34,67 @@ def type_tag(section: type[Section]) -> str | None:
     return get_args(field.annotation)[0] if field and get_origin(field.annotation) is Literal else None
 
 
-def section_for(annotation: Any, value: Any) -> type[Section] | None:
-    """The class that `value` is meant for: the only one, or the one that its `type` names."""
-    found = sections(annotation)
-    if len(found) == 1:
-        return found[0]
-    tag = value.get("type") if isinstance(value, Mapping) else None
-    return next((section for section in found if type_tag(section) == tag), None)
-
-
 def entry_type(annotation: Any) -> Any | None:
     """What the values of a dict are, None where the annotation has no dict."""
     return next((get_args(v)[1] for v in variants(annotation) if get_origin(v) is dict), None)
 
 
-def child_type(annotation: Any, name: str, value: Any) -> Any | None:
-    """What stands under `name`, None where there is no such name."""
-    section = section_for(annotation, value)
-    candidates = [section] if section else list(sections(annotation))
-    for candidate in candidates:
-        if name in candidate.model_fields:
-            return candidate.model_fields[name].annotation
-    return entry_type(annotation)
+def fields_below(annotation: Any, value: Any) -> dict[str, Any]:
+    """The field names that are valid at a location, and what each takes: of all variants where no `type` chooses."""
+    found = sections(annotation)
+    tag = value.get("type") if isinstance(value, Mapping) else None
+    meant = [section for section in found if type_tag(section) == tag] or found
+    return {name: field.annotation for section in meant for name, field in section.model_fields.items()}
 
 
-def names_below(annotation: Any, value: Any) -> list[str]:
-    """The field names that are valid at a location."""
-    section = section_for(annotation, value)
-    candidates = [section] if section else list(sections(annotation))
-    return list(dict.fromkeys(name for candidate in candidates for name in candidate.model_fields))
+@dataclass(frozen=True)
+class Setting:
+    """One place in the config by its dotted name."""
+
+    path: tuple[str, ...]
+    annotation: Any
+    is_entry: bool
+    """An entry of a dict, such as a loss: null takes it out."""
 
 
-def describe(annotation: Any) -> str:
-    """What a location expects, in words."""
-    tags = [tag for section in sections(annotation) if (tag := type_tag(section))]
-    if len(tags) > 1:
-        return f"a section with a type ({', '.join(tags)})"
-    return " or ".join(describe_variant(variant) for variant in variants(annotation))
+def locate(name: str, data: dict[str, Any], make: bool = False) -> Setting:
+    """Follow a dotted name through the config's classes and its plain `data`; ConfigError where it leads nowhere.
+
+    With `make` what the data lacks on the way is put there, empty.
+    """
+    parts = name.split(".")
+    node, annotation = data, Config
+    for index, part in enumerate(parts):
+        entry = entry_type(annotation)
+        if entry is not None and not sections(entry):  # names of a flat dict may hold dots (tracking.tags.a.b)
+            return Setting((*parts[:index], ".".join(parts[index:])), entry, True)
+        here = ".".join(parts[: index + 1])
+        below = fields_below(annotation, node).get(part, entry)
+        if below is None:
+            raise ConfigError(unknown_name(tuple(parts[: index + 1]), annotation, node))
+        if index == len(parts) - 1:
+            break
+        if not sections(below) and entry_type(below) is None:
+            raise ConfigError(f"nothing goes below {here}, which takes a plain value.")
+        if make and not isinstance(node.get(part), dict):
+            node[part] = {}
+        elif not isinstance(node.get(part), dict):
+            near = nearest(part, node)
+            hint = f"did you mean {'.'.join([*parts[:index], near])}?" if near else f"it has {', '.join(node)}."
+            raise ConfigError(f"the config has no {here}; {hint}")
+        node, annotation = node[part], below
+    return Setting(tuple(parts), below, entry is not None)
 
 
-def describe_variant(variant: Any) -> str:
-    origin, args = get_origin(variant), get_args(variant)
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, args)) if len(args) > 1 else repr(args[0])
-    if origin is tuple:
-        inner = f"{describe(args[0])}, ..." if args[-1] is Ellipsis else ", ".join(map(describe, args))
-        return f"a list [{inner}]"
-    if origin is dict:
-        return f"names with {describe(args[1])} each"
-    if isinstance(variant, type) and issubclass(variant, Section):
-        return "a section with " + ", ".join(variant.model_fields)
-    return SCALARS.get(variant, str(variant))
+def put(data: dict[str, Any], setting: Setting, value: Any) -> None:
+    """Replace one setting in plain data; null takes a dict's entry out."""
+    node = data
+    for part in setting.path[:-1]:
+        node = node[part]
+    if value is None and setting.is_entry:
+        node.pop(setting.path[-1], None)
+    else:
+        node[setting.path[-1]] = value
 
 
 def dotted_names(annotation: Any = Config, prefix: str = "") -> Iterator[str]:
@@ -105,7 +114,7 @@ def unknown_name(path: tuple[str | int, ...], annotation: Any, value: Any) -> st
     """
     *above, last = path
     prefix = "".join(f"{part}." for part in above)
-    known = names_below(annotation, value)
+    known = list(fields_below(annotation, value))
     elsewhere = list(dict.fromkeys(name for name in dotted_names() if name.rpartition(".")[2] == last))
     # part of a name is nearer than a place elsewhere: student.layers means num_layers
     near = next((name for name in known if name.endswith(f"_{last}")), None) or nearest(str(last), known)

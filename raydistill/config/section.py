@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from raydistill.storage.redaction import redact_tree
+from raydistill.storage.redaction import CONTROLS, redact_tree
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 """A name the user chooses; it becomes part of dotted names, metric keys and folder names."""
+
+
+def form_of(value: Any) -> str:
+    """Which member of a union a value is meant for, by its form alone: the tag ``section``, ``list`` or ``value``."""
+    if isinstance(value, Mapping | BaseModel):
+        return "section"
+    return "list" if isinstance(value, list | tuple) else "value"
 
 
 Mistake = tuple[tuple[str, ...], str]
@@ -34,7 +41,9 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        refuse(self.mistakes())
+        texts = [(name, CONTROLS.search(value)) for name, value in self if isinstance(value, str)]
+        unseen = [((name,), f"holds the control character {bad[0]!r}; delete it.") for name, bad in texts if bad]
+        refuse(unseen + self.mistakes())
         return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from raydistill.config.section import Mistake, Section
+from raydistill.config.section import Mistake, Section, form_of
 
 
 class EncoderStudent(Section):
@@ -23,7 +23,9 @@ class EncoderStudent(Section):
     """Width inside the feed-forward blocks. None: in proportion to ``hidden_size``."""
     start: str = Field(default="teacher_layers", min_length=1)
     """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
-    teacher_layers: tuple[int, ...] | Literal["auto"] = "auto"
+    teacher_layers: Annotated[
+        Annotated[tuple[int, ...], Tag("list")] | Annotated[Literal["auto"], Tag("value")], Discriminator(form_of)
+    ] = "auto"
     """Which of the teacher's layers (from 0) the student starts from."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""

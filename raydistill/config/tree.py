@@ -3,13 +3,13 @@ the ``--set`` override, the sweep key and the MLflow parameter."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.data import Data
 from raydistill.config.losses import LayerLossSection
-from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section
+from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
 from raydistill.config.student import Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
 from raydistill.config.tasks import Task, TextClassification
@@ -30,7 +30,9 @@ class Baseline(Section):
 class Evaluate(Section):
     """What is measured of the student and its rivals."""
 
-    baseline: bool | Baseline = False
+    baseline: Annotated[Annotated[bool, Tag("value")] | Annotated[Baseline, Tag("section")], Discriminator(form_of)] = (
+        False
+    )
     """Also train the student without a teacher: labels only, the same number of steps."""
     metric: str | None = None
     """Validation metric that picks the best epoch; by default the task's first."""

@@ -6,23 +6,23 @@ choices is labelled by its JSON text.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from raydistill.config.loading import validate
 from raydistill.config.problems import dotted, explain, show
-from raydistill.config.schema import describe, variants
+from raydistill.config.schema import Setting, locate, put, variants
 from raydistill.config.sweep import Distribution, Sweep, wanted
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.pipeline.recipes import student_seed
 from raydistill.search.ledger import Params, Value
-from raydistill.search.settings import Setting, locate, plain_of, put, setting_in, validated
 
 SHAPE = tuple(f"student.{name}" for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size"))
 """Names that change how many parameters a student has and how fast it is."""
@@ -110,7 +110,7 @@ def why_no_range(name: str, values: Distribution, annotation: Any) -> str | None
         return None
     kinds = variants(annotation)
     if int not in kinds and float not in kinds:
-        return f"takes {describe(annotation)}, which has no range; write choice."
+        return "takes no numbers, so it has no range; write choice."
     if float not in kinds and values.integer is None:
         return "takes whole numbers; write integer: [low, high] or choice."
     if name in SHAPE and values.integer is not None and values.integer[1] - values.integer[0] >= MAX_SHAPES:
@@ -123,7 +123,7 @@ def value_problems(data: dict[str, Any], setting: Setting, values: Distribution)
     problems: dict[str, None] = {}
     seen: dict[str, Any] = {}
     for value in values.choice if values.choice is not None else ends(values):
-        changed = put(data, setting, value)
+        changed = replaced(data, setting, value)
         try:
             value_there = validated(changed, setting)
         except ValidationError as error:
@@ -178,8 +178,8 @@ def with_params(config: Config, params: Params) -> Config:
     data = plain_of(config)
     settings = {name: locate(name, data) for name in params}
     for name, shown in params.items():
-        data = put(data, settings[name], value_of(space[name], shown))
-    return validate(data, [], "impossible combination", {}, Config)
+        data = replaced(data, settings[name], value_of(space[name], shown))
+    return validate(data, "impossible combination", {}, Config)
 
 
 def default_params(config: Config) -> Params:
@@ -200,7 +200,7 @@ def default_params(config: Config) -> Params:
 def means(data: dict[str, Any], setting: Setting, choice: Any, own: Any) -> bool:
     """Whether a choice, its defaults filled in, is the value that the config has."""
     try:
-        return bool(validated(put(data, setting, choice), setting) == own)
+        return bool(validated(replaced(data, setting, choice), setting) == own)
     except ValidationError:
         return False
 
@@ -257,3 +257,28 @@ def fresh_seeds(config: Config, trials: Sequence[Params]) -> list[int]:
         top = max([own, *(values.integer or ()), *(seed for seed in values.choice or () if isinstance(seed, int))])
     candidates = itertools.chain(range(top + 1, 2**31), range(2**31))
     return list(itertools.islice((seed for seed in candidates if seed not in used), sweep.final_seeds))
+
+
+def plain_of(config: Config) -> dict[str, Any]:
+    """The config as plain data, without its sweep."""
+    return {**config.model_dump(mode="json"), "sweep": None}
+
+
+def replaced(data: dict[str, Any], setting: Setting, value: Any) -> dict[str, Any]:
+    """A copy of `data` with one setting replaced."""
+    changed = copy.deepcopy(data)
+    put(changed, setting, value)
+    return changed
+
+
+def setting_in(data: Mapping[str, Any], setting: Setting) -> Any:
+    """The plain value of a setting; None also for an entry that is not there."""
+    node: Any = data
+    for part in setting.path:
+        node = node.get(part)
+    return node
+
+
+def validated(data: dict[str, Any], setting: Setting) -> Any:
+    """The value of a setting as the config reads it, defaults included; pydantic's ValidationError if it is refused."""
+    return setting_in(plain_of(Config.model_validate_json(json.dumps(data), strict=True)), setting)

