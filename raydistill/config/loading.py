@@ -22,7 +22,8 @@ from raydistill.config.schema import locate, put
 from raydistill.config.section import Section
 from raydistill.config.syntax import MAX_BYTES, Document, dump_yaml, parse_yaml
 from raydistill.config.tree import Config
-from raydistill.errors import ConfigError, nearest
+from raydistill.errors import ConfigError
+from raydistill.storage.paths import names_beside
 
 S = TypeVar("S", bound=Section)
 
@@ -94,33 +95,17 @@ def read_text(name: str) -> str:
     try:
         with open(name, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(missing_file(name)) from None
-    except IsADirectoryError:
-        inside = sorted(path.name for path in FilePath(name).glob("*.y*ml"))[:10]
-        found = f"it holds {', '.join(inside)}" if inside else "it holds no YAML file"
-        raise ConfigError(f"{name} is a folder ({found}); name one config file.") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ConfigError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if len(content) > MAX_BYTES:
-        raise ConfigError(
-            f"{name} is larger than {MAX_BYTES // 1000:,} kB; a config is a few lines. Is it the right file?"
-        )
-    try:
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES // 1000:,} kB, and a config is a few lines")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name} is not UTF-8 text (byte {error.start} cannot be read); save it as UTF-8.") from None
-
-
-def missing_file(name: str) -> str:
-    """What to do about a file that is not there."""
-    path = FilePath(name)
-    folder = path.parent
-    if not folder.is_dir():
-        return f"{name} does not exist: there is no folder {folder}. List the recipes with: raydistill init"
-    near = nearest(path.name, [other.name for other in folder.iterdir() if other.suffix in (".yaml", ".yml")])
-    hint = f"did you mean {folder / near}?" if near else "list the recipes with: raydistill init"
-    return f"{name} does not exist (looked in {folder.resolve()}); {hint}"
+    except OSError as error:
+        path = FilePath(name).absolute()
+        beside = names_beside(path / "config.yaml" if path.is_dir() else path)
+        raise ConfigError(f"{name} cannot be read: {error.strerror}. {beside} Recipes: raydistill init") from None
+    except ValueError as error:  # or a NUL in the name
+        raise ConfigError(f"{name!r} cannot be read: {error}.") from None
 
 
 def override(data: dict[str, Any], assignment: str) -> Path:

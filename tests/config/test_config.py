@@ -241,9 +241,9 @@ def test_plain_aliases_and_merges_work(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("")
-    assert f"did you mean {tmp_path / 'job.yaml'}?" in message(tmp_path / "jb.yaml")
-    assert "there is no folder" in message(tmp_path / "none" / "job.yaml")
-    assert "is a folder (it holds job.yaml)" in message(tmp_path)
+    for wrong in ("jb.yaml", "."):
+        assert f"In {tmp_path}: Did you mean 'job.yaml'?" in message(tmp_path / wrong), wrong
+    assert "No such file or directory" in message(tmp_path / "none" / "job.yaml")
     assert "cannot be read" in message("a\0b")
     (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
     assert "is larger than 1,000 kB" in message(tmp_path / "large.yaml")
