@@ -107,22 +107,6 @@ def test_only_these_folders_import(package: str) -> None:
     assert {name for name in found if not name.startswith(ALLOWED[package])} == set()
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import raydistill",
-        "import raydistill.config.tree, raydistill.errors, raydistill.config.schema, raydistill.cli.console",
-        "from raydistill.cli.main import execute; assert execute(['--help']) == 0",
-        "from raydistill.cli.main import execute; assert execute(['distill', '--help']) == 0",
-        "from raydistill.cli.main import execute; assert execute(['cache', '--help']) == 0",
-    ],
-)
-def test_nothing_heavy_is_loaded(code: str) -> None:
-    check = f"{code}\nimport sys\nloaded = [name for name in {HEAVY} if name in sys.modules]\nassert not loaded, loaded"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("module", ["train.loop", "losses", "models.student", "teacher.record", "evaluate.predict"])
 def test_the_loop_and_its_parts_load_neither_ray_nor_mlflow(module: str) -> None:
     check = f"import raydistill.{module}, sys\nassert not {{'ray', 'mlflow'}} & set(sys.modules)"

@@ -30,7 +30,6 @@ from kit.toy import TOPICS, toy_config
 from raydistill.cli import console
 from raydistill.cli import main as cli
 from raydistill.cli.commands import remote
-from raydistill.cli.submit import jobs
 from raydistill.cli.submit.project import NOTHING
 from raydistill.config.loading import load_config
 from raydistill.errors import RaydistillError
@@ -231,9 +230,9 @@ def test_a_terminal_is_not_told_what_to_do(text: str, shown: str) -> None:
 
 
 def test_what_others_say_goes_to_the_terminal_without_its_orders(capsys: pytest.CaptureFixture[str]) -> None:
-    """A job server's version, a hub's warning, an error of a worker."""
+    """A warning before a job, a hub's warning, an error of a worker."""
     order = "\x1b]0;owned\x07\x1b[2J"
-    remote.say_sending("http://head:8265", "job", NOTHING, [jobs.version_warning(f"2.{order}") or ""])
+    remote.say_sending("http://head:8265", "job", NOTHING, [order])
     console.warn(f"renamed {order}")
     console.Progress()({"phase": "wait", "note": f"away {order}"})
     shown = capsys.readouterr().err

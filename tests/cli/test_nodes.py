@@ -152,9 +152,10 @@ def test_a_dashboard_as_the_address_makes_it_a_job(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     words = ["doctor", "--address", "http://127.0.0.1:9", "--storage", "s3://bucket/runs", "--json"]
     assert cli.execute(words) in (1, 2)
-    assert "job server at http://127.0.0.1:9" in json.loads(capfd.readouterr().out)["error"]["message"]
+    assert "No job server of Ray answers at http" in json.loads(capfd.readouterr().out)["error"]["message"]
 
 
 def test_a_probe_leaves_nothing_in_storage(tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ from raydistill.storage.redaction import harmless, redact
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raydistill.cli.submit.refusals import Findings
-
 Address = Annotated[
     str,
     typer.Option("--address", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The dashboard: http://HEAD:8265"),
@@ -48,7 +46,6 @@ def submit(
         list[str] | None,
         typer.Option("--shared", metavar="FOLDER", help="A folder that is the same on every node. Repeatable."),
     ] = None,
-    project: Annotated[str | None, typer.Option("--project", help="The folder to send; default: this one.")] = None,
     name: Annotated[str | None, typer.Option("--id", help="The job's id; default: made up.")] = None,
     json: Json = False,
 ) -> CommandResult:
@@ -60,23 +57,28 @@ def submit(
     commands: Any = typer.main.get_command(app)
     wanted = request.parse(commands.commands, words)
     url, variables = server.server_address(address), env or []
-    sent = packing.open_project(project, is_sent=wanted.sends_project())
-    found = refusals.examine(wanted, sent, shared or [], refusals.parse_environment(variables), url)
+    root = packing.open_project(wanted.sends_project())
+    found = refusals.examine(wanted, root, shared or [], refusals.parse_environment(variables), url)
     job_id = check_id(name) or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    selection = None
+    selection = packing.NOTHING
     try:
         storage = wanted.storage().local
         kept = storage.resolve() if storage is not None else None
-        selection = packing.select(sent, found.files, kept) if wanted.sends_project() else packing.NOTHING
+        if wanted.sends_project():
+            selection = packing.select(root, found.files, kept)
     except ConfigError as error:
         found.problems.append(str(error))
-    check_server(url, found)
-    if found.problems or selection is None:
+    try:
+        client = server.connect(url)
+    except RaydistillError as error:
+        if not found.problems:
+            raise
+        found.problems.append(str(error))
+    if found.problems:
         raise ConfigError(refusal(found.problems))
-    entry = request.entry_point(wanted.words(found.changes), sent.here.relative_to(sent.root).as_posix())
+    entry = request.entry_point(wanted.words(found.changes))
     say_sending(url, job_id, selection, found.warnings)
-    client = server.connect(url)
-    with packing.staged(sent, selection) as folder:
+    with packing.staged(root, selection) as folder:
         server.submit(client, job_id, entry, folder, found.environment, wanted.name)
     if detach:
         told = {"id": job_id, "address": redact(url), "entrypoint": entry}
@@ -138,21 +140,6 @@ def check_id(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
         raise ConfigError(f"--id {name!r}: use letters, digits, dots, dashes and underscores, at most 100.")
     return name
-
-
-def check_server(url: str, found: Findings) -> None:
-    """Ask the job server for its version; where it does not let us in, that joins the problems, or is the one."""
-    from raydistill.cli.submit import jobs as server
-
-    try:
-        theirs = server.ask_version(url)
-    except RaydistillError as error:
-        if not found.problems:
-            raise
-        found.problems.append(str(error))
-        return
-    if (warning := server.version_warning(theirs)) is not None:
-        found.warnings.append(warning)
 
 
 def refusal(problems: list[str]) -> str:

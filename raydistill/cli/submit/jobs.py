@@ -9,8 +9,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +33,19 @@ CHATTY = tuple(
     f"ray.{name}"
     for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
 )
-TOKEN_FILE = "~/.ray/auth_token"
 
 
 def known_token() -> str | None:
-    """The cluster token that Ray would take: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token."""
+    """The cluster token: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token; None where it is off."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return None
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).expanduser()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def sent_token() -> str | None:
-    return None if os.environ.get("RAY_AUTH_MODE") == "disabled" else known_token()
 
 
 def server_address(address: str) -> str:
@@ -65,93 +60,57 @@ def server_address(address: str) -> str:
     return text.rstrip("/")
 
 
-def ask_version(address: str) -> str:
-    """Ray's version on the cluster. Raises RaydistillError where no job server answers, or it wants another token."""
-    import requests
-
-    token = sent_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    shown = redact(address)
-    try:
-        url = f"{address}/api/version"
-        answer = requests.get(url, headers=headers, timeout=CONNECT_SECONDS, allow_redirects=False)
-    except (requests.RequestException, ValueError) as error:
-        timeout = isinstance(error, requests.Timeout)
-        why = f"no answer within {CONNECT_SECONDS:g} s" if timeout else "cannot be reached"
-        raise RaydistillError(
-            f"The job server at {shown}: {why}. Check --address and that the cluster is up; a private dashboard is "
-            "brought here by: ray dashboard cluster.yaml"
-        ) from error
-    if answer.status_code in (401, 403):
-        raise RaydistillError(wrong_token(shown, answer.status_code, token))
-    try:
-        return str(answer.json()["ray_version"])
-    except (ValueError, KeyError, TypeError):
-        raise RaydistillError(
-            f"What answers at {shown} is not Ray's job server (HTTP {answer.status_code}). The dashboard's port is "
-            "8265 unless the cluster says otherwise."
-        ) from None
-
-
-def wrong_token(shown: str, status: int, token: str | None) -> str:
-    """What a server that turns us away wants."""
-    where = (
-        "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it; on the head node `ray get-auth-token` prints it"
-    )
-    if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        return f"The cluster at {shown} asks for a token, but RAY_AUTH_MODE=disabled here: unset that, and {where}."
-    if token is None:
-        return f"The cluster at {shown} asks for a token and none is known here: {where}."
-    source = next((name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)), TOKEN_FILE)
-    return f"The cluster at {shown} refuses the token of {source} (HTTP {status}). It is another cluster's: {where}."
-
-
-def version_warning(theirs: str) -> str | None:
-    """What to say where the cluster's Ray is not ours; patch releases get along."""
-    ours = version("ray")
-    if ours.split(".")[:2] == theirs.split(".")[:2]:
-        return None
-    return f"Ray is {theirs} on the cluster and {ours} here; results may differ. Install the cluster's version here."
-
-
 def connect(address: str) -> Any:
-    """Ray's client for the job server. Raises RaydistillError as ``ask_version``."""
-    ask_version(address)
+    """Ray's client for the job server. Raises RaydistillError where none answers, or it wants another token."""
     # Ray's client prefers this variable, and RAY_ADDRESS, to the address it is given
     os.environ["RAY_API_SERVER_ADDRESS"] = address
-    # read once, when Ray is imported
-    os.environ["RAY_AUTH_MODE"] = "token" if sent_token() else "disabled"
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        """Whose requests have an end; sending the project takes longer through a tunnel."""
+
+        def _do_request(self, *arguments: Any, data: bytes | None = None, **options: Any) -> Any:
+            seconds = CONNECT_SECONDS, REQUEST_SECONDS + len(data or b"") / SLOWEST_UPLOAD
+            return super()._do_request(*arguments, data=data, timeout=seconds, **options)
 
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    with reported():
-        client: Any = JobSubmissionClient(address)
-    client._do_request = partial(bounded, client._do_request)
-    return client
+    token, shown = known_token(), redact(address)
+    try:
+        return Client(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+    except AuthenticationError as error:
+        raise RaydistillError(
+            f"The cluster at {shown} does not let us in: {error.message.splitlines()[0]}. Set RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH to a file with its token (on the head node `ray get-auth-token` prints it), and unset "
+            "RAY_AUTH_MODE=disabled."
+        ) from error
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+        why = redact(first_line(error)).rstrip(".")
+        raise RaydistillError(
+            f"No job server of Ray answers at {shown} ({why}). Check --address (the dashboard's, its port is 8265 by "
+            "default) and that the cluster is up; a private dashboard is brought here by: ray dashboard cluster.yaml"
+        ) from error
 
 
-def bounded(request: Callable[..., Any], *arguments: Any, data: bytes | None = None, **options: Any) -> Any:
-    """A request with an end; sending the project takes longer through a tunnel."""
-    seconds = REQUEST_SECONDS + len(data or b"") / SLOWEST_UPLOAD
-    return request(*arguments, data=data, timeout=seconds, **options)
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
 def reported(job_id: str | None = None) -> Iterator[None]:
     """Turn what Ray's client raises into one message."""
-    import requests
     from ray.exceptions import RayError
 
     try:
         yield
-    except (RuntimeError, ConnectionError, ValueError, requests.RequestException, RayError) as error:
+    except (RuntimeError, OSError, ValueError, RayError) as error:
         text = redact(str(error))
         if job_id is not None and "does not exist" in text:
             raise RaydistillError(f"There is no job {job_id} on this cluster. raydistill jobs lists them.") from error
         if job_id is not None and "already" in text:
             raise ConfigError(f"--id {job_id}: the cluster has a job of that name. Choose another.") from error
-        raise RaydistillError(f"Ray's job server: {text.splitlines()[0] if text else type(error).__name__}") from error
+        raise RaydistillError(f"Ray's job server: {redact(first_line(error))}") from error
 
 
 def submit(client: Any, job_id: str, entry: str, folder: Path, environment: Mapping[str, str], command: str) -> None:
@@ -168,7 +127,7 @@ def submit(client: Any, job_id: str, entry: str, folder: Path, environment: Mapp
 def describe(info: Any) -> dict[str, Any]:
     """A job as plain data: id, status, command, started (Unix seconds), seconds, exit_code, message."""
     begun, ended = (stamp / 1000 if stamp else None for stamp in (info.start_time, info.end_time))
-    text = re.sub(r"^(cd .+? && )?exec python -m (raydistill )", r"\2", info.entrypoint).replace(" --json", "")
+    text = re.sub("^exec python -m ", "", info.entrypoint).replace(" --json", "")
     return {
         "id": info.submission_id,
         "status": str(info.status.value),

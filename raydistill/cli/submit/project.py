@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,24 +49,6 @@ NOT_WALKED = (".*", "venv", "build", "dist", *CACHES)
 
 
 @dataclass(frozen=True)
-class Project:
-    """The folder that travels, and where in it the command runs."""
-
-    root: Path
-    here: Path
-    """The working directory, inside the root: relative paths of the command count from the same folder there."""
-
-    def holds(self, path: Path) -> bool:
-        """Whether the path lies in the project, links followed."""
-        return path.resolve().is_relative_to(self.root)
-
-    def name_of(self, path: Path) -> str:
-        """Where a path that the project holds lies below the root, as it is spelt where that tells."""
-        plain = Path(os.path.abspath(path))
-        return (plain if plain.is_relative_to(self.root) else path.resolve()).relative_to(self.root).as_posix()
-
-
-@dataclass(frozen=True)
 class Selection:
     """Paths below the root that travel, and how many files stay, by reason."""
 
@@ -77,67 +60,60 @@ class Selection:
 NOTHING = Selection((), 0, {})
 
 
-def open_project(folder: str | os.PathLike[str] | None = None, *, is_sent: bool = True) -> Project:
-    """The project in this folder, by default the working directory. Raises ConfigError where it cannot be one, or is
-    too much to be sent."""
-    here = Path.cwd().resolve()
-    root = Path(folder).expanduser().resolve() if folder is not None else here
-    if not root.is_dir():
-        raise ConfigError(f"--project {folder} is not a folder. Name the folder that holds your code and configs.")
-    if not here.is_relative_to(root):
-        raise ConfigError(
-            f"--project {root} is not above the folder you are in, {here}, from which relative paths count. "
-            "Change to the project, or leave the option out."
-        )
+def open_project(is_sent: bool = True) -> Path:
+    """The project: the working directory. Raises ConfigError where that is too much to be sent."""
+    root = Path.cwd().resolve()
     if is_sent and (Path.home().resolve().is_relative_to(root) or root == Path(root.anchor)):
-        raise ConfigError(f"{root} is too much to be a project. Change to the folder of your code, or use --project.")
-    return Project(root, here)
+        raise ConfigError(f"{root} is too much to be a project. Change to the folder of your code.")
+    return root
 
 
-def select(project: Project, named: Collection[Path] = (), storage: Path | None = None) -> Selection:
+def holds(root: Path, path: Path) -> bool:
+    """Whether the path lies in the project, links followed."""
+    return path.resolve().is_relative_to(root)
+
+
+def name_of(root: Path, path: Path) -> str:
+    """Where a path that the project holds lies below the root, as it is spelt where that tells."""
+    plain = Path(os.path.abspath(path))
+    return (plain if plain.is_relative_to(root) else path.resolve()).relative_to(root).as_posix()
+
+
+def select(root: Path, named: Collection[Path] = (), storage: Path | None = None) -> Selection:
     """Choose the files: in a git checkout what git does not ignore, else all, without what never travels.
 
     ``named``: files that the command needs, taken whatever their kind. ``storage``: a folder that stays. Raises
     ConfigError for a named secret, a credential in a named file, a named file above 10 MB, more than 10,000 files, or
     more than 100 MB.
     """
-    sizes: dict[str, int] = {}
-    left_out: dict[str, int] = {}
-    for path in named:
-        sizes[named_file(project, path)] = path.stat().st_size
+    sizes = {named_file(root, path): path.stat().st_size for path in named}
+    left_out: Counter[str] = Counter()
+    for name in listed(root):
         if len(sizes) > MAX_FILES:
-            raise ConfigError(
-                f"The data that the config names has more than {MAX_FILES:,} files, too many to travel with a job. "
-                "Make one parquet file of them, or put them where the cluster can read them, for example s3://bucket/…"
-            )
-    for name in listed(project.root):
+            break
         if name in sizes:
             continue
-        if (reason := why_not(project.root, name, storage)) is not None:
-            left_out[reason] = left_out.get(reason, 0) + 1
-            continue
-        sizes[name] = (project.root / name).stat().st_size
-        if len(sizes) > MAX_FILES:
-            raise ConfigError(
-                f"{project.root} holds more than {MAX_FILES:,} files, which is no project to send. Change to the "
-                "folder of your code, or have git ignore what does not belong to it."
-            )
-    if (total := sum(sizes.values())) > MAX_BYTES:
+        if (reason := why_not(root, name, storage)) is None:
+            sizes[name] = (root / name).stat().st_size
+        else:
+            left_out[reason] += 1
+    if (total := sum(sizes.values())) > MAX_BYTES or len(sizes) > MAX_FILES:
         largest = sorted(sizes.items(), key=lambda item: -item[1])[:5]
         shown = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in largest)
         raise ConfigError(
-            f"{project.root} would send {total / 1e6:.0f} MB, at most {MAX_BYTES / 1e6:.0f} MB can travel with a job. "
-            f"The largest: {shown}. Have git ignore them, or move them to storage."
+            f"{root} would send {len(sizes):,} files or more, {total / 1e6:.0f} MB; at most {MAX_FILES:,} files and "
+            f"{MAX_BYTES / 1e6:.0f} MB can travel with a job. The largest: {shown}. Have git ignore what does not "
+            "belong to it, and put data where the cluster can read it, for example s3://bucket/…"
         )
     return Selection(tuple(sorted(sizes)), total, left_out)
 
 
-def named_file(project: Project, path: Path) -> str:
+def named_file(root: Path, path: Path) -> str:
     """Path below the root of a file that the command names. Raises ConfigError where it must not travel."""
-    if not project.holds(path):
-        raise ConfigError(f"{path} leads out of the project {project.root}. Copy the file.")
-    name = project.name_of(path)
-    if is_secret(name) or is_secret(path.resolve().relative_to(project.root).as_posix()):
+    if not holds(root, path):
+        raise ConfigError(f"{path} leads out of the project {root}. Copy the file.")
+    name = name_of(root, path)
+    if is_secret(name) or is_secret(path.resolve().relative_to(root).as_posix()):
         raise ConfigError(f"{name} is called like a secret and is not sent. Rename it if it is none.")
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise ConfigError(
@@ -167,8 +143,8 @@ def listed(root: Path) -> list[str]:
         why = [str(error)]
     if why:
         raise ConfigError(
-            f"git does not tell what belongs to {root} ({why[0]}), and files that it ignores must not be sent. Mend "
-            "that, or name another folder with --project."
+            f"git does not tell what belongs to {root} ({why[0]}), and files that it ignores must not be sent. "
+            "Mend that."
         )
     if not done.stdout:  # a folder that a repository around it ignores lists nothing
         return sorted(walk(root))
@@ -224,12 +200,12 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 @contextmanager
-def staged(project: Project, selection: Selection) -> Iterator[Path]:
+def staged(root: Path, selection: Selection) -> Iterator[Path]:
     """A temporary folder with copies of the selected files; links are copied as what they lead to."""
     with TemporaryDirectory(prefix="raydistill-submit-") as folder:
         target = Path(folder) / "project"
         for name in selection.files:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(project.root / name, target / name)
-        (target / project.here.relative_to(project.root)).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, target / name)
+        target.mkdir(exist_ok=True)
         yield target

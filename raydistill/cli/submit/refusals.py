@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from raydistill.cli.submit.project import Project, named_file
+from raydistill.cli.submit.project import holds, name_of, named_file
 from raydistill.cli.submit.request import Reference, Request
 from raydistill.errors import ConfigError, RaydistillError
 from raydistill.storage.redaction import redact, redact_values
@@ -43,13 +43,13 @@ class Findings:
 
 
 def examine(
-    request: Request, project: Project, shared: Sequence[str], environment: Mapping[str, str], address: str
+    request: Request, root: Path, shared: Sequence[str], environment: Mapping[str, str], address: str
 ) -> Findings:
     """Every check of a request; ``environment`` is what ``--env`` gives, ``shared`` what ``--shared`` names."""
     found = Findings(environment=job_environment(environment))
     common = shared_folders(shared, found)
     for reference in request.references():
-        check_reference(reference, project, common, found)
+        check_reference(reference, root, common, found)
     if request.needs_tracking():
         check_tracking(request, common, address, found)
     endpoint = next((name for name in ENDPOINTS if found.environment.get(name)), None)
@@ -105,7 +105,7 @@ def below_one(path: Path, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def check_reference(reference: Reference, project: Project, shared: Sequence[Path], found: Findings) -> None:
+def check_reference(reference: Reference, root: Path, shared: Sequence[Path], found: Findings) -> None:
     """Note what is wrong with a reference, or what it is called on the cluster, or the files that have to travel."""
     value = reference.value.removeprefix("file://")
     if reference.kind == "hub" or value.startswith(("pkg://", "runs:/", "models:/")):
@@ -131,26 +131,25 @@ def check_reference(reference: Reference, project: Project, shared: Sequence[Pat
             f"{reference.setting}: {value} is a folder of this machine, and models do not travel with a job. "
             f"Use a hub name or pkg://package/path, or put it into a common folder named by --shared."
         )
-    elif not project.holds(path):
+    elif not holds(root, path):
         found.problems.append(
-            f"{reference.setting}: {value} lies outside the project {project.root}, so it exists only here. "
-            f"Copy it into the project{', put it behind a URL' * (reference.kind == 'data')}, or name a folder above "
-            "both with --project, or a common folder with --shared."
+            f"{reference.setting}: {value} lies outside the project {root}, so it exists only here. Copy it "
+            f"into the project{', put it behind a URL' * (reference.kind == 'data')}, call the command from a folder "
+            "above both, or name a common folder with --shared."
         )
     else:
-        add_files(reference, path, project, found)
-        inside = os.path.relpath(project.root / project.name_of(path), project.here)
-        if os.path.normpath(reference.value) != inside:
-            change(reference, inside, found)
+        add_files(reference, path, root, found)
+        if os.path.normpath(reference.value) != name_of(root, path):
+            change(reference, name_of(root, path), found)
 
 
 def change(reference: Reference, value: str, found: Findings) -> None:
     if value == reference.value:
         return
-    if reference.can_change:
-        found.changes[reference.setting] = value
-    else:
+    if reference.setting.startswith("sweep.space"):
         found.problems.append(f"{reference.setting}: write {reference.value} as an absolute path, {value}.")
+    else:
+        found.changes[reference.setting] = value
 
 
 def check_missing(reference: Reference, found: Findings) -> None:
@@ -163,13 +162,13 @@ def check_missing(reference: Reference, found: Findings) -> None:
         found.problems.append(f"{reference.setting}: {error} If it is a folder of the cluster, name it with --shared.")
 
 
-def add_files(reference: Reference, path: Path, project: Project, found: Findings) -> None:
+def add_files(reference: Reference, path: Path, root: Path, found: Findings) -> None:
     """Take the file, or all files of the folder, along; what must not travel is a problem."""
     from raydistill.data.paths import list_files
 
     for file in [Path(file.path) for file in list_files(path)] if path.is_dir() else [path]:
         try:
-            named_file(project, file)
+            named_file(root, file)
             found.files.append(file)
         except ConfigError as error:
             found.problems.append(f"{reference.setting}: {error}")
@@ -191,20 +190,13 @@ def check_tracking(request: Request, shared: Sequence[Path], address: str, found
             )
     elif scheme in ("http", "https"):
         check_server_host("tracking", uri, address, found)
-    elif scheme == "file" or (not scheme and uri != "databricks"):
-        found.problems.append(
-            f"tracking: {redact(uri)} is a folder, in which MLflow does not keep runs any more. Set "
-            "MLFLOW_TRACKING_URI to an MLflow server, or to sqlite:/// in a folder named by --shared."
-        )
-    elif (sqlite := sqlite_path(uri)) is not None:
-        path = below_one(sqlite, shared)
-        if path is None:
-            found.problems.append(
-                f"tracking: {redact(uri)} is a file of this machine. Set MLFLOW_TRACKING_URI to an MLflow server."
-            )
-            return
+    elif (sqlite := sqlite_path(uri)) is not None and (path := below_one(sqlite, shared)) is not None:
         found.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{path}"
         found.warnings.append(shared_sqlite(path))
+    elif sqlite is not None or scheme == "file" or (not scheme and uri != "databricks"):
+        found.problems.append(
+            f"tracking: {redact(uri)} is a file or folder of this machine. Set MLFLOW_TRACKING_URI to an MLflow server."
+        )
 
 
 def shared_sqlite(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A command that is to run as a job: parsed by its own parser, and spelt again with what has to be different there."""
+"""A command that is to run as a job: parsed by its own parser, and sent with what has to be different there."""
 
 from __future__ import annotations
 
@@ -29,8 +29,6 @@ class Reference:
     """``config`` and ``model`` (arguments), ``--gate``, or a dotted name of the config."""
     value: str
     kind: Kind
-    can_change: bool = True
-    """Whether the setting can be overridden on the command line."""
 
     @property
     def local(self) -> Path | None:
@@ -41,10 +39,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed command: click's command and values, and the config where it has one."""
+    """A parsed command: its arguments as typed, their values, and the config where it has one."""
 
     name: str
-    command: Any
+    arguments: Sequence[str]
     params: Mapping[str, Any]
     config: Config | None
     data: Data | None
@@ -83,23 +81,23 @@ class Request:
         return self.name != "evaluate" or self.params["model"].startswith(("runs:/", "models:/"))
 
     def words(self, changes: Mapping[str, str]) -> list[str]:
-        """The command line, without the program, in which the settings of ``changes`` take other values."""
+        """The command line, without the program: as it was typed, and the settings of ``changes`` take other values."""
         from raydistill.config.syntax import as_yaml
 
-        values = dict(self.params)
+        words, more = list(self.arguments), ["--json"]
         if self.name == "doctor":
-            values["address"] = "auto"  # of all nodes, and not of the head alone
-        overrides = list(values.pop("overrides", None) or [])
+            more += ["--address", "auto"]  # of all nodes, and not of the head alone
         for setting, value in changes.items():
             if setting in ("config", "model"):
-                values[setting] = value
-            elif setting == "--gate":
-                values["gate"] = value
-            elif self.config is None and setting in ("storage", "data.path"):
-                values[{"data.path": "data"}.get(setting, setting)] = value
+                words = [value if word == self.params[setting] else word for word in words]
+            elif setting in ("--gate", "storage"):
+                more += [f"--{setting.removeprefix('--')}", value]
+            elif setting == "data.path" and self.config is None:
+                more += ["--data", value]
             else:
-                overrides.append(f"{setting}={as_yaml(value)}")
-        return [self.name, *spell(self.command, {**values, "overrides": overrides, "json": True})]
+                more += ["--set", f"{setting}={as_yaml(value)}"]
+        end = words.index("--") if "--" in words else len(words)
+        return [self.name, *words[:end], *more, *words[end:]]
 
 
 def parse(commands: Mapping[str, Any], words: Sequence[str]) -> Request:
@@ -114,19 +112,18 @@ def parse(commands: Mapping[str, Any], words: Sequence[str]) -> Request:
     name, arguments = (words[0], words[1:]) if words[0] in REMOTE else ("distill", words)
     if name == "distill" and arguments and arguments[0] in commands:
         raise ConfigError(f"raydistill {arguments[0]} cannot be submitted; these can: {', '.join(REMOTE)}.")
-    command = commands[name]
-    params = command.make_context(f"raydistill submit {name}", list(arguments)).params
+    params = commands[name].make_context(f"raydistill submit {name}", list(arguments)).params
     if "config" in params:
         params["overrides"] = with_storage(params["overrides"], params.pop("storage"))
         config = load_config(params["config"], params["overrides"])
         if name == "sweep":
             check_space(config)
-        return Request(name, command, params, config, None)
+        return Request(name, arguments, params, config, None)
     if params.get("gate"):
         from raydistill.config.loading import load_gate
 
         load_gate(params["gate"])
-    return Request(name, command, params, None, optional_data(params.get("data"), params.get("overrides")))
+    return Request(name, arguments, params, None, optional_data(params.get("data"), params.get("overrides")))
 
 
 def data_references(data: Data) -> list[Reference]:
@@ -143,29 +140,10 @@ def config_references(config: Config) -> list[Reference]:
     starts = config.sweep.space.get("student.start") if config.sweep is not None else None
     for value in getattr(starts, "choice", None) or ():
         if isinstance(value, str) and value not in ("teacher_layers", "random"):
-            found.append(Reference("sweep.space.student.start", value, "model", can_change=False))
+            found.append(Reference("sweep.space.student.start", value, "model"))
     return found
 
 
-def spell(command: Any, values: Mapping[str, Any]) -> list[str]:
-    """The words that parse to these values: options first, then arguments; what is at its default is left out."""
-    options: list[str] = []
-    arguments: list[str] = []
-    for param in command.params:
-        value = values.get(param.name)
-        if value is None or value == param.default or value in ([], ()):
-            continue
-        many = list(value) if isinstance(value, list | tuple) else [value]
-        if param.param_type_name == "argument":
-            arguments += [str(one) for one in many]
-        elif param.is_flag:
-            options.append((param.opts if value else param.secondary_opts)[0])
-        else:
-            options += [word for one in many for word in (param.opts[0], str(one))]
-    return [*options, *(["--"] if any(word.startswith("-") for word in arguments) else []), *arguments]
-
-
-def entry_point(words: Sequence[str], here: str) -> str:
+def entry_point(words: Sequence[str]) -> str:
     """The shell line of the job; exec, so that a request to stop reaches the command itself and nothing in between."""
-    change = f"cd {shlex.quote(here)} && " if here != "." else ""
-    return f"{change}exec python -m raydistill {shlex.join(words)}"
+    return f"exec python -m raydistill {shlex.join(words)}"
