@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, TextIO
 
 from raydistill.config.data import Columns
 from raydistill.data.columns import choose_columns
 from raydistill.data.location import family
-from raydistill.data.tables import delimiter_of, readable
+from raydistill.data.paths import DataFile
+from raydistill.data.tables import HEAD_ROWS, Row, rows_of
 from raydistill.errors import ConfigError, DataError
 
-HEAD_ROWS = 100
-"""Rows that say which columns there are: an object of a JSON file may lack some."""
-MAX_CELL = 2**31 - 1
-
-Row = dict[str, Any]
 Text = str | tuple[str, str]
 
 
@@ -96,7 +88,8 @@ def read_given(
         return Given((({"text": one}, one) for one in lines), ("text",))
     if pairs:
         raise ConfigError("--pairs is for lines; of a table name both columns: --column FIRST --column SECOND.")
-    rows = {"csv": _csv_rows, "jsonl": _json_rows, "parquet": _parquet_rows}[str(family(file.name))](file)
+    _opened(file).close()
+    rows = rows_of(DataFile(str(file), str(file)), str(family(file.name)))
     head = list(islice(rows, HEAD_ROWS))
     if not head:
         raise DataError(f"{file} holds no rows.")
@@ -135,64 +128,3 @@ def _opened(file: Path) -> IO[bytes]:
         return open(file, "rb")
     except OSError as error:
         raise ConfigError(f"--file {file} cannot be read: {error.strerror}.") from None
-
-
-def _unpacked(file: Path) -> IO[bytes]:
-    raw = _opened(file)
-    return gzip.open(raw) if file.name.lower().endswith(".gz") else raw  # type: ignore[return-value]
-
-
-def _csv_rows(file: Path) -> Iterator[Row]:
-    csv.field_size_limit(MAX_CELL)  # 131,072 characters by default
-    with readable(str(file), "csv"), _unpacked(file) as raw, codecs.getreader("utf-8-sig")(raw) as text:
-        first = text.readline()
-        reader = csv.reader(chain([first], text), delimiter=delimiter_of(file.name, first), strict=True)
-        try:
-            names = next(reader, [])
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise DataError(f"{file} has more than one column named {twice[0]!r}. Rename one of them.")
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(names):
-                    raise DataError(
-                        f"{file}, line {reader.line_num}: {len(cells)} cells under {len(names)} columns. Quote cells "
-                        "that hold the separator; a file with one text a line needs another suffix, such as .txt."
-                    )
-                yield dict(zip(names, cells, strict=True))
-        except csv.Error as error:
-            raise DataError(f"{file}, line {reader.line_num} is no CSV: {error}.") from None
-
-
-def _json_rows(file: Path) -> Iterator[Row]:
-    with readable(str(file), "jsonl"), _unpacked(file) as raw:
-        first = raw.readline()
-        if first.lstrip()[:1] == b"[":
-            rows = json.loads(first + raw.read())
-            lines: Iterable[tuple[int, Any]] = enumerate(rows, 1)
-        else:
-            lines = ((number, _parsed(line, number, file)) for number, line in enumerate(chain([first], raw), 1))
-        for number, row in lines:
-            if row is None:
-                continue
-            if not isinstance(row, dict):
-                raise DataError(f"{file}, line {number} is not an object. Write one object a line, a text in each.")
-            yield row
-
-
-def _parsed(line: bytes, number: int, file: Path) -> Any:
-    """None for an empty line."""
-    try:
-        return json.loads(line) if line.strip() else None
-    except UnicodeDecodeError:
-        raise
-    except ValueError as error:
-        raise DataError(f"{file}, line {number} is not JSON: {error}. Write one object a line.") from None
-
-
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
-    with readable(str(file), "parquet"), _opened(file) as raw, pq.ParquetFile(raw) as parquet:
-        for batch in parquet.iter_batches(1024):
-            yield from batch.to_pylist()

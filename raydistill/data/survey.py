@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from raydistill.data.columns import usual_names
 from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.location import SUFFIXES, locate
 from raydistill.data.rows import load_tokenizer
-from raydistill.data.tables import head
+from raydistill.data.tables import rows_of
 from raydistill.errors import DataError
 from raydistill.models.load import quiet
 from raydistill.tasks import Targets, Task, kind_of
 
 MIN_TEST_ROWS, MIN_VALIDATION_ROWS = 200, 100
 """Held-out rows that the shares are made for: an interval of 200 rows is some 6 points wide on either side."""
+HEAD_ROWS = 1000
+"""Rows by whose cells a column is recognised."""
 SAMPLE_ROWS = 2000
 _LETTERS = 20  # a column of texts has more in the mean
 
@@ -79,7 +82,10 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
     found = locate(config.data)
     columns: dict[str, list[Any]] = {}
     if found.kind in SUFFIXES:
-        columns = head(found.files[0], found.kind)
+        rows = list(islice(rows_of(found.files[0], found.kind), HEAD_ROWS))
+        columns = {
+            name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)
+        }
         config = with_data(config, columns=choose(columns, config.data.columns, found.files[0].name, config.task))
     draft = read_draft(config)
     drop_duplicates(draft)

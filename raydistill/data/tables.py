@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from csv import Error as CsvError
 from functools import partial, reduce
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -18,13 +20,16 @@ import pyarrow.compute as pc
 from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
 from raydistill.data.columns import canonical, choose_columns
-from raydistill.data.csv_faults import csv_rows, find_fault
 from raydistill.data.paths import DataFile
 from raydistill.errors import DataError
 from raydistill.tasks.targets import is_string
 
 _BLOCK_BYTES = 64 << 20  # a row must fit into one block; pyarrow's 1 MiB is less than a long document
-_JSON_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+HEAD_ROWS = 100
+"""Rows that say which columns there are: an object of a JSON file may lack some."""
+
+Row = dict[str, Any]
 
 
 class Choose(Protocol):
@@ -38,7 +43,7 @@ def readable(name: str, kind: str) -> Iterator[None]:
     """Turn what the parsing libraries raise into a DataError that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, RecursionError, CsvError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error, RecursionError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         utf8 = "utf" in said.lower() or isinstance(error, UnicodeDecodeError)
         hint = "Save it as UTF-8." if utf8 else f"Is it whole, and really {kind}?"
@@ -102,51 +107,25 @@ def _class_names(table: pa.Table, label: str | None) -> tuple[str, ...] | None:
 
 
 def _read_csv(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
-    from pyarrow import csv
+    from pyarrow import csv as arrow_csv
 
     with _stream(file) as raw:
         delimiter = delimiter_of(file.name, raw.readline().decode("utf-8-sig", "replace"))
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    read = csv.ReadOptions(block_size=_BLOCK_BYTES)
-    kept: list[str] | None = None
+    parse = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    read = arrow_csv.ReadOptions(block_size=_BLOCK_BYTES)
     try:
         with _stream(file) as raw:
-            names = csv.open_csv(raw, read_options=read, parse_options=parse).schema.names
+            names = arrow_csv.open_csv(raw, read_options=read, parse_options=parse).schema.names
         chosen = choose(names, where=file.name)
         # everything is read as a string: a text "007" or a label "01" must not become a number
-        kept = list(chosen.values())
-        convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=kept)
+        types = dict.fromkeys(names, pa.string())
+        convert = arrow_csv.ConvertOptions(column_types=types, include_columns=list(chosen.values()))
         with _stream(file) as raw:
-            return csv.read_csv(raw, read_options=read, parse_options=parse, convert_options=convert), chosen
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        with _stream(file) as raw:
-            fault = find_fault(raw, delimiter, kept)
-        if fault is None:
-            raise
-        raise DataError(f"{file.name} cannot be read as csv: {fault}.") from error
-
-
-def head(file: DataFile, kind: str, num_rows: int = 1000) -> dict[str, list[Any]]:
-    """The first rows by column, all columns, cells as they are: those of CSV are texts."""
-    if kind == "csv":
-        with _stream(file) as raw:
-            delimiter = delimiter_of(file.name, raw.readline().decode("utf-8-sig", "replace"))
-        with readable(file.name, kind), _stream(file) as raw, csv_rows(raw, delimiter) as reader:
-            names: list[str] = next(reader, [])
-            rows = list(islice((row for row in reader if row), num_rows))
-            return {name: [row[i] for row in rows if i < len(row)] for i, name in enumerate(names)}
-    with readable(file.name, kind), _stream(file) as raw:
-        if kind == "parquet":
-            import pyarrow.parquet as pq
-
-            parquet = pq.ParquetFile(raw)
-            first = next(parquet.iter_batches(num_rows), None)
-            return {name: [] for name in parquet.schema_arrow.names} if first is None else first.to_pydict()
-        line = raw.readline()
-        is_array = line.lstrip()[:1] == b"["
-        found = json.loads(line + raw.read()) if is_array else _parse_lines(line, raw, file.name, num_rows)
-        named = [row for row in found[:num_rows] if isinstance(row, dict)]
-        return {name: [row.get(name) for row in named] for name in dict.fromkeys(k for row in named for k in row)}
+            return arrow_csv.read_csv(raw, read_options=read, parse_options=parse, convert_options=convert), chosen
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        for _ in rows_of(file, "csv"):  # which says in what line and column the fault is
+            pass
+        raise
 
 
 def delimiter_of(name: str, header: str) -> str:
@@ -157,63 +136,85 @@ def delimiter_of(name: str, header: str) -> str:
 
 
 def _read_json(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
-    from pyarrow import json as arrow_json
-
-    with _stream(file) as raw:
-        first = raw.readline()
-        if first.lstrip()[:1] == b"[":
-            return _read_json_array(json.loads(first + raw.read()), file.name, choose)
-        sample = _parse_lines(first, raw, file.name)
-    chosen = choose(list(dict.fromkeys(k for row in sample for k in row)), where=file.name)
-    # an explicit schema, as pyarrow would take a text such as "2024-05-01" for a date
-    schema = pa.schema([(name, _json_type(role, name, sample, file.name)) for role, name in chosen.items()])
-    parse = arrow_json.ParseOptions(schema, newlines_in_values=False, unexpected_field_behavior="ignore")
-    with _stream(file) as raw:
-        read = arrow_json.ReadOptions(block_size=_BLOCK_BYTES)
-        return arrow_json.read_json(raw, read_options=read, parse_options=parse), chosen
+    rows = rows_of(file, "jsonl")
+    head = list(islice(rows, HEAD_ROWS))
+    chosen = choose(list(dict.fromkeys(name for row in head for name in row)), where=file.name)
+    cells: dict[str, list[Any]] = {name: [] for name in chosen.values()}
+    for row in chain(head, rows):
+        for name, column in cells.items():
+            column.append(row.get(name))
+    try:
+        return pa.table(cells), chosen
+    except (TypeError, pa.ArrowInvalid) as error:
+        raise DataError(f"{file.name} mixes types within a column: {error}.") from error
 
 
-def _parse_lines(first: bytes, raw: Any, name: str, num_lines: int = 100) -> list[dict[str, Any]]:
-    rows = []
-    line, number = first, 1
-    while line and number <= num_lines:
+def rows_of(file: DataFile, kind: str) -> Iterator[Row]:
+    """The rows of a table one at a time; cells of CSV are texts. DataError names the line of what is broken."""
+    with readable(file.name, kind), _stream(file) as raw:
+        yield from {"csv": _csv_rows, "jsonl": _json_rows, "parquet": _parquet_rows}[kind](raw, file.name)
+
+
+def _csv_rows(raw: Any, name: str) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # 131,072 characters by default; an open quote makes one cell of the rest of a file
+    text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    first = text.readline()
+    reader = csv.reader(chain([first], text), delimiter=delimiter_of(name, first), strict=True)
+    header: list[str] = []
+    begin = 1
+    try:
+        for cells in reader:
+            where = f"{name}, line {begin}" + (f" to {reader.line_num}" if reader.line_num > begin else "")
+            begin = reader.line_num + 1
+            for column, cell in zip(header or cells, cells, strict=False):
+                if bad := _NOT_UTF8.search(cell):
+                    byte = f"byte 0x{ord(bad[0]) - 0xDC00:02x}"
+                    raise DataError(f"{where}, column {column!r}: {byte} is not UTF-8. Save it as UTF-8.")
+            if not header:
+                header = cells
+                if twice := [column for column in header if header.count(column) > 1]:
+                    raise DataError(f"{name} has more than one column named {twice[0]!r}. Rename one of them.")
+            elif cells and len(cells) != len(header):
+                raise DataError(f"{where}: {_misfit(cells, header)} A text that holds the separator stands in quotes.")
+            elif cells:
+                yield dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{name}, line {begin} is no CSV: {error}. Is a quote not closed?") from error
+
+
+def _misfit(cells: Sequence[str], header: Sequence[str]) -> str:
+    if len(cells) < len(header):
+        what = f"column {header[len(cells)]!r} is missing after {cells[-1][:40]!r}"
+    else:
+        what = f"{cells[len(header)][:40]!r} comes after the last column, {header[-1]!r}"
+    return f"{len(cells)} cell{'s' * (len(cells) != 1)}, where the header has {len(header)}: {what}."
+
+
+def _json_rows(raw: Any, name: str) -> Iterator[Row]:
+    first = raw.readline()
+    is_array = first.lstrip()[:1] == b"["
+    for number, row in enumerate(json.loads(first + raw.read()) if is_array else chain([first], raw), 1):
+        if not is_array and not row.strip():
+            continue
+        where = f"{name}, {'entry' if is_array else 'line'} {number}"
         try:
-            row = json.loads(line) if line.strip() else {}
+            found = row if is_array else json.loads(row)
         except UnicodeDecodeError:
             raise
         except ValueError as error:
             raise DataError(
-                f"{name}, line {number} is not JSON: {error}. Write one object a line, or one array of objects."
+                f"{where} is not JSON: {error}. Write one object a line, or one array of objects."
             ) from error
-        if not isinstance(row, dict):
-            raise DataError(f"{name}, line {number} is not an object. Write one object with a text and a label a line.")
-        rows.append(row)
-        line, number = raw.readline(), number + 1
-    return rows
+        if not isinstance(found, dict):
+            raise DataError(f"{where} is not an object. Write one with a text, and a label, for each row.")
+        yield found
 
 
-def _json_type(role: str, name: str, sample: Sequence[dict[str, Any]], where: str) -> pa.DataType:
-    if role != "label":
-        return pa.string()
-    found = next((row[name] for row in sample if row.get(name) is not None), "")
-    is_list = isinstance(found, list)
-    found = next((item for row in sample for item in row.get(name) or ()), "") if is_list else found
-    if type(found) not in _JSON_TYPES:
-        raise DataError(f"Column {name!r} of {where} holds objects; a label is a value, or a list of values.")
-    if is_list:
-        return pa.list_(_JSON_TYPES[type(found)])
-    # after whole numbers others may follow; where all are whole, classes are read as integers all the same
-    return pa.float64() if type(found) is int else _JSON_TYPES[type(found)]
+def _parquet_rows(raw: Any, name: str) -> Iterator[Row]:
+    import pyarrow.parquet as pq
 
-
-def _read_json_array(rows: Any, name: str, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{name} is not an array of objects. Write one object with a text and a label for each row.")
-    chosen = choose(list(dict.fromkeys(k for row in rows for k in row)), where=name)
-    try:
-        return pa.table({column: [row.get(column) for row in rows] for column in chosen.values()}), chosen
-    except TypeError as error:
-        raise DataError(f"{name} mixes types within a column: {error}.") from error
+    for batch in pq.ParquetFile(raw).iter_batches(1024):
+        yield from batch.to_pylist()
 
 
 def read_documents(files: Sequence[tuple[DataFile, str | None]], labeled: bool) -> tuple[pa.Table, list[str]]:

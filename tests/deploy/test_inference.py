@@ -164,7 +164,7 @@ def test_columns_of_a_table_are_recognised_and_kept_apart(
     [
         ("id,body\n1,a film\n", [], "no column that is recognised as the text .* Name it with --column"),
         ("id,body\n1,a film\n", ["--column", "bodi"], "--column is 'bodi', which .* lacks. .*body"),
-        ("id,text\n1,a film, and more\n", [], "line 2: 3 cells under 2 columns"),
+        ("id,text\n1,a film, and more\n", [], "line 2: 3 cells, where the header has 2"),
         ("text,text\na,b\n", [], "more than one column named 'text'"),
         ("text\n", [], "holds no rows"),
         ("text\na\n", ["--pairs"], "name both columns"),
