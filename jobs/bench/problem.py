@@ -155,7 +155,7 @@ def make_problem(
     save_model(teacher, encoder, problem.teacher)
     # With the usual dropout in its config; raydistill takes it out when it loads the folder.
     shape = Student(num_layers=min(STUDENT_LAYERS, teacher.config.num_hidden_layers), dropout=USUAL_DROPOUT)
-    save_model(build_student(teacher, shape, seed=0).model, encoder, problem.student)
+    save_model(build_student(teacher, shape, seed=0), encoder, problem.student)
     return problem
 
 

@@ -20,14 +20,7 @@ from transformers import (
 from raydistill.errors import ModelError
 from raydistill.models.checks import check_report, check_vocabulary, first_line
 from raydistill.models.fields import set_dropout_config
-from raydistill.models.folder import (
-    TOKENIZER_FILES,
-    model_digest,
-    resolve_model,
-    tokenizer_digest,
-    weight_files,
-    weight_names,
-)
+from raydistill.models.folder import TOKENIZER_FILES, tokenizer_digest, weight_files, weight_names
 from raydistill.models.head import (
     Head,
     check_problem,
@@ -39,25 +32,6 @@ from raydistill.models.head import (
     scaled,
     set_head,
 )
-from raydistill.models.precision import attention_implementation, compute_dtype
-
-__all__ = [
-    "attention_implementation",
-    "compute_dtype",
-    "has_head",
-    "load_model",
-    "model_digest",
-    "new_model",
-    "order_notice",
-    "quiet",
-    "read_config",
-    "resolve_model",
-    "save_model",
-    "seeded",
-    "set_dropout_config",
-    "supported_attention",
-    "tokenizer_digest",
-]
 
 
 def load_model(

@@ -42,13 +42,6 @@ def _cpu_multiplies_bfloat16() -> bool:
     """True with avx512_bf16 or amx_bf16 (torch's own look first, which knows about disabled instruction sets)."""
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2"):
         return False
-    get_capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if get_capabilities is not None:
-        found = get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    if supported is not None and supported():
-        return True
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags

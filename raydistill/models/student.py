@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from raydistill.config.student import Student
@@ -16,30 +13,13 @@ from raydistill.models.folder import resolve_model
 from raydistill.models.head import head_of, scaled
 from raydistill.models.layers import layer_stack
 from raydistill.models.load import load_model, new_model
-from raydistill.models.shape import is_checkpoint, shape, start_layers, student_config
+from raydistill.models.shape import is_checkpoint, shape, start_layers
 from raydistill.models.slices import Heads, cut
-
-__all__ = ["StudentBuild", "build_student", "student_config"]
-
-
-@dataclass(frozen=True)
-class StudentBuild:
-    """A student and where its parameters come from."""
-
-    model: PreTrainedModel
-    teacher_layers: tuple[int, ...]
-    """Layers (from 0) of the model it was cut from; empty for a random start."""
-    copied: int
-    """Parameters taken over whole."""
-    sliced: int
-    """Parameters cut out of wider ones."""
-    random: int
-    """Parameters drawn at random."""
 
 
 def build_student(
     teacher: PreTrainedModel, student: Student, *, seed: int, attn_implementation: str | None = None
-) -> StudentBuild:
+) -> PreTrainedModel:
     """Return a student of the configured shape in float32 and eval mode, with the teacher's outputs.
 
     Layers, embeddings and head are copied where shapes allow, cut where the student is narrower (``slices.py``), or
@@ -56,11 +36,9 @@ def build_student(
     if config.hidden_size != source.config.hidden_size or student.num_heads:
         _check_runs(model)
     scaled(model, head_of(teacher).scale)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    if student.start == "random":
-        return StudentBuild(model, (), copied=0, sliced=0, random=total)
-    copied, sliced = _copy_weights(source, model, layers)
-    return StudentBuild(model, layers, copied, sliced, random=total - copied - sliced)
+    if student.start != "random":
+        _copy_weights(source, model, layers)
+    return model
 
 
 def _checkpoint(teacher: PreTrainedModel, student: Student, seed: int) -> PreTrainedModel:
@@ -88,8 +66,7 @@ def _check_runs(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _copy_weights(source: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> tuple[int, int]:
-    """Fill ``model`` from ``source``; return how many parameters were copied whole and how many were cut."""
+def _copy_weights(source: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> None:
     given = source.state_dict()
     origin = _origins(source, model, layers)
     heads = Heads(
@@ -97,23 +74,10 @@ def _copy_weights(source: PreTrainedModel, model: PreTrainedModel, layers: tuple
         narrow=head_width(model.config),
         rotary=any("rotary" in name.lower() for name, _ in source.named_modules()),
     )
-    parameters = {name for name, _ in model.named_parameters()}
-    copied = sliced = 0
     for name, tensor in model.state_dict().items():
         wide = given.get(origin[name])
-        if wide is None:
-            continue  # ModernBERT's first layer has no attention norm: one that moves up keeps the fresh one (ones)
-        part = cut(name, wide, tensor.shape, heads)
-        tensor.copy_(part)
-        if name in parameters:
-            copied, sliced = _count(tensor, wide, copied, sliced)
-    return copied, sliced
-
-
-def _count(tensor: Tensor, wide: Tensor, copied: int, sliced: int) -> tuple[int, int]:
-    if tensor.shape == wide.shape:
-        return copied + tensor.numel(), sliced
-    return copied, sliced + tensor.numel()
+        if wide is not None:  # ModernBERT's first layer has no attention norm: one that moves up keeps the fresh one
+            tensor.copy_(cut(name, wide, tensor.shape, heads))
 
 
 def _origins(source: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> dict[str, str]:

@@ -12,9 +12,10 @@ from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.results import ModelOutcome, RunMeasurements, SplitRows, build_results
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import read_config
+from raydistill.models.shape import start_layers
 from raydistill.pipeline.champion import find_champion
 from raydistill.pipeline.recipes import baseline_settings
-from raydistill.pipeline.stages import read_training
+from raydistill.pipeline.stages import read_history
 from raydistill.tasks import task_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Cloc
     validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
     about = json.loads((folder / "models.json").read_text())
     trained = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
-    history = {name: read_training(artifact)["history"] for name, artifact in trained.items() if artifact is not None}
+    history = {name: read_history(artifact) for name, artifact in trained.items() if artifact is not None}
     paths = {"teacher": outcome.teacher.folder, "student": outcome.student.local() / "model"}
     extra: dict[str, Any] = {}
     if outcome.baseline is not None:
@@ -85,13 +86,11 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Cloc
 def describe_layers(config: Config, outcome: PhaseResults) -> dict[str, Any]:
     """Which layers of the teacher those of the student start from and are compared with, as in ``results.json``."""
     folders = {"student": outcome.student.local() / "model", "teacher": outcome.teacher.folder}
-    depths = {
-        name: read_config(folder, config.teacher.trust_remote_code).num_hidden_layers
-        for name, folder in folders.items()
-    }
+    configs = {name: read_config(folder, config.teacher.trust_remote_code) for name, folder in folders.items()}
+    depths = {name: made.num_hidden_layers for name, made in configs.items()}
     start: list[list[int]] = []
     if config.student.start == "teacher_layers":
-        chosen = read_training(outcome.student)["teacher_layers"]
+        chosen = start_layers(configs["teacher"], config.student)
         start = [[0, 0], *([i, layer + 1] for i, layer in enumerate(chosen, 1))]
     return {**depths, "start": start, "losses": layer_maps(config, depths["student"], depths["teacher"])}
 

@@ -91,13 +91,13 @@ def take_over(prepared: Prepared) -> Owner:
 
 def drain_histories(ref: RunRef, outcome: PhaseResults) -> None:
     """Send what the models' training reported: the writer's own file lies on a node that may be gone."""
-    from raydistill.pipeline.stages import read_training
+    from raydistill.pipeline.stages import read_history
     from raydistill.tracking.journal import write_history
 
     models = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"
-        write_history(path, {kind: read_training(a)["history"] for kind, a in models.items() if a is not None})
+        write_history(path, {kind: read_history(a) for kind, a in models.items() if a is not None})
         drain(ref, path)
 
 

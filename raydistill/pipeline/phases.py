@@ -20,7 +20,7 @@ from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.stages import (
     StageReport,
     publish,
-    read_training,
+    read_history,
     stage_history,
     stage_reports,
     train_on_labels,
@@ -72,7 +72,7 @@ def train_student(context: Context, teacher: TeacherIdentity, mode: Mode, record
     with context.report.phase("train"):
         artifact, _ = student_artifact(context, teacher, mode)
         if context.report.has(artifact, "student"):
-            context.report.replay("student", read_training(artifact)["history"])
+            context.report.replay("student", read_history(artifact))
         else:
             for _ in student_reports(context, teacher, mode, recorded["train"]):
                 pass
@@ -101,7 +101,7 @@ def student_reports(
     """
     config = context.config
     artifact, recipe = student_artifact(context, teacher, mode)
-    build = build_student(
+    model = build_student(
         context.teacher(teacher),
         config.student,
         seed=recipes.student_seed(config),
@@ -112,7 +112,7 @@ def student_reports(
     yield from stage_reports(
         context,
         "student",
-        build.model,
+        model,
         config.stages,
         signals,
         teacher,
@@ -120,11 +120,7 @@ def student_reports(
         save_at_validation=save_at_validation,
     )
     parents = {"tokens": context.job.tokens.digest, **teacher.parents}
-    about = {
-        "history": stage_history(context, "student", config.stages),
-        "teacher_layers": list(build.teacher_layers),
-    }
-    publish(context, artifact, recipe, parents, build.model, teacher.folder, about)
+    publish(context, artifact, recipe, parents, model, teacher.folder, stage_history(context, "student", config.stages))
 
 
 def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | None:
@@ -138,17 +134,17 @@ def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | Non
             config, context.job.storage, teacher, context.job.tokens.digest, context.device.dtype
         )
         if context.report.has(artifact, "baseline"):
-            context.report.replay("baseline", read_training(artifact)["history"])
+            context.report.replay("baseline", read_history(artifact))
         else:
             source = teacher.folder
             if not is_same:
                 source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
             start = context.teacher(teacher) if is_same else context.load(source, dropout=0.0)
             seed = recipes.student_seed(config)
-            model = build_student(start, config.student, seed=seed, attn_implementation=context.attention).model
+            model = build_student(start, config.student, seed=seed, attn_implementation=context.attention)
             context.teacher_model = None
             stages = recipes.baseline_stages(config)
             history = train_on_labels(context, "baseline", model, stages)
             parents = {"tokens": context.job.tokens.digest, **teacher.parents}
-            publish(context, artifact, recipe, parents, model, teacher.folder, {"history": history})
+            publish(context, artifact, recipe, parents, model, teacher.folder, history)
     return artifact

@@ -234,7 +234,7 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     rows, task = Rows.open(tokens.local(), "train"), task_of(info.task)
     trusted = config.teacher.trust_remote_code
     teacher = load_model(source, task.head, dropout=0.0, seed=config.seed, trust_remote_code=trusted)
-    student = build_student(teacher, config.student, seed=config.seed).model
+    student = build_student(teacher, config.student, seed=config.seed)
     device = Device("cpu", dtype)
     found = []
     if config.teacher.finetune is not None:

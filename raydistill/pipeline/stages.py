@@ -183,7 +183,7 @@ def publish(
     parents: dict[str, str],
     model: PreTrainedModel,
     tokenizer_folder: Path,
-    about: dict[str, Any],
+    history: list[dict[str, Any]],
 ) -> None:
     """Rank 0 writes the trained model as an artefact and drops the checkpoints that led to it."""
     task = context.task.fitted(*context.validation(model)) if context.task.is_fitted else context.task
@@ -194,7 +194,7 @@ def publish(
         with artifact.write(recipe, parents) as folder:
             save_model(model, tokenizer_folder, folder / "model")
             set_max_length(folder / "model" / "tokenizer_config.json", context.config.data.max_length)
-            (folder / "training.json").write_text(json.dumps(about))
+            (folder / "training.json").write_text(json.dumps({"history": history}))
         context.checkpoints(artifact.kind).clear()
     context.group.barrier()
 
@@ -205,7 +205,7 @@ def set_max_length(tokenizer_config: Path, max_length: int) -> None:
     tokenizer_config.write_text(json.dumps({**settings, "model_max_length": max_length}, indent=2))
 
 
-def read_training(artifact: Artifact) -> dict[str, Any]:
-    """Return what ``publish`` wrote about a trained model: ``history``, and ``teacher_layers`` of a student."""
-    about: dict[str, Any] = json.loads((artifact.local() / "training.json").read_text())
-    return about
+def read_history(artifact: Artifact) -> list[dict[str, Any]]:
+    """The reports of a published model's training."""
+    history: list[dict[str, Any]] = json.loads((artifact.local() / "training.json").read_text())["history"]
+    return history

@@ -21,11 +21,7 @@ from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
-from raydistill.pipeline.stages import (
-    publish,
-    read_training,
-    train_on_labels,
-)
+from raydistill.pipeline.stages import publish, read_history, train_on_labels
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task
 from raydistill.teacher.cached import RecordedSignals
@@ -45,7 +41,7 @@ def fit_teacher(context: Context) -> TeacherIdentity:
             return source
         artifact, recipe = teacher_artifact(context, source)
         if context.report.has(artifact, "teacher"):
-            context.report.replay("teacher", read_training(artifact)["history"])
+            context.report.replay("teacher", read_history(artifact))
         else:
             settings = context.config.teacher.finetune
             model = context.load(source.folder, dropout=None)
@@ -58,7 +54,7 @@ def fit_teacher(context: Context) -> TeacherIdentity:
                 metric=settings.metric or context.config.task.teacher_metric,
             )
             parents = {"tokens": context.job.tokens.digest, "source": source.digest}
-            publish(context, artifact, recipe, parents, model, source.folder, {"history": history})
+            publish(context, artifact, recipe, parents, model, source.folder, history)
     return recipes.fine_tuned(source, artifact)
 
 

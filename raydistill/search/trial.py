@@ -18,7 +18,7 @@ from raydistill.config.tree import Config
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.phases import student_artifact, student_reports
-from raydistill.pipeline.stages import StageReport, read_training, stage_history, stage_lengths
+from raydistill.pipeline.stages import StageReport, read_history, stage_history, stage_lengths
 from raydistill.pipeline.teaching import teacher_mode
 from raydistill.search.front import first_validation
 from raydistill.search.ledger import Params, Schedule, read_schedule
@@ -124,7 +124,7 @@ def trial_reports(context: Context, shared: Shared, *, save_at_validation: bool 
     artifact, _ = student_artifact(context, shared.teacher, mode)
     progress = TrialProgress(context, started, first_validation(sweep_of(shared.job.config).objectives))
     if context.group.broadcast(artifact.exists() if context.group.is_first else None):
-        history = read_training(artifact)["history"]
+        history = read_history(artifact)
         context.report.replay("student", history)
         yield from progress.past(history, artifact.key)
         return

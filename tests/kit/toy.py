@@ -135,7 +135,7 @@ class Toy:
         return tiny_classifier("bert", num_layers=4, seed=3, labels=self.labels)
 
     def student(self, **shape: Any) -> PreTrainedModel:
-        return build_student(self.teacher(), Student(num_layers=2, **shape), seed=0).model
+        return build_student(self.teacher(), Student(num_layers=2, **shape), seed=0)
 
     def losses(self, student: PreTrainedModel, **terms: dict[str, Any]) -> Losses:
         terms = terms or {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}

@@ -116,14 +116,11 @@ def changing(config: Config, changes: tuple[tuple[int, dict[str, float]], ...] =
 def train(shared: Shared, config: Config, stop: Callable[[], bool] = lambda: False) -> torch.nn.Module:
     """The stages of a config, its student not published; the model with its best weights."""
     context = make_context(replace(shared.job, config=config, folder=("work", "stages")), stop)
-    build = build_student(
-        context.teacher(shared.teacher), config.student, seed=0, attn_implementation=context.attention
-    )
-    for _ in stage_reports(
-        context, "student", build.model, config.stages, shared.signals, shared.teacher, is_trial=True
-    ):
+    teacher = context.teacher(shared.teacher)
+    model = build_student(teacher, config.student, seed=0, attn_implementation=context.attention)
+    for _ in stage_reports(context, "student", model, config.stages, shared.signals, shared.teacher, is_trial=True):
         pass
-    return build.model
+    return model
 
 
 def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], ...] = CHANGES) -> dict[str, Any]:
@@ -131,7 +128,7 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
     config = shared.job.config
     context = make_context(replace(shared.job, folder=("work", "hand")))
     teacher = context.teacher(shared.teacher)
-    model = build_student(teacher, config.student, seed=0, attn_implementation=context.attention).model
+    model = build_student(teacher, config.student, seed=0, attn_implementation=context.attention)
     whole = config.stages["distill"]
     losses = build_losses(whole.losses, context.task, model.config, teacher.config, seed=0)
     rates = Optimization(**whole.model_dump(exclude={"losses", "changes"}))

@@ -32,7 +32,7 @@ from raydistill.pipeline.context import Context
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.prepare import prepare
-from raydistill.pipeline.stages import read_training
+from raydistill.pipeline.stages import read_history
 from raydistill.search.actor import TrialActor
 from raydistill.search.ledger import Ledger, Params, Trial
 from raydistill.search.sharing import Shared, share
@@ -412,7 +412,7 @@ def test_a_trial_gives_the_very_student_that_distill_gives(swept, tmp_path):
         mine = swept.student(trial)
         assert student.key == mine.key
         assert same_weights(read_weights(student.local() / "model"), read_weights(mine.local() / "model"))
-        histories = [read_training(artifact)["history"] for artifact in (student, mine)]
+        histories = [read_history(artifact) for artifact in (student, mine)]
         if trial.number in [halted.number for halted in stopped]:  # mean losses since a report begin anew
             histories = [[{n: v for n, v in e.items() if "train/" not in n} for e in known] for known in histories]
         assert histories[0] == histories[1]
