@@ -29,9 +29,9 @@ __all__ = [
     "Loss",
     "Losses",
     "TaskLoss",
-    "all_teacher_needs",
     "build_losses",
     "build_stages",
+    "signal_sizes",
 ]
 
 
@@ -64,9 +64,12 @@ def build_stages(
     return {name: build_losses(stage.losses, task, student, teacher, seed=seed) for name, stage in stages.items()}
 
 
-def all_teacher_needs(stages: Mapping[str, Losses]) -> frozenset[Signal]:
-    """Return the union of the signals that the stages' losses ask of the teacher."""
-    return frozenset[Signal]().union(*(losses.teacher_needs for losses in stages.values()))
+def signal_sizes(
+    stages: Mapping[str, Losses], teacher: PretrainedConfig, num_rows: int, num_tokens: int
+) -> dict[Signal, int]:
+    """The signals that the stages' losses ask of the teacher, and the bytes that each takes where it is recorded."""
+    needs = frozenset[Signal]().union(*(losses.teacher_needs for losses in stages.values()))
+    return {signal: signal.num_bytes(teacher, num_rows, num_tokens) for signal in sorted(needs)}
 
 
 def build_loss(term: settings.Loss, task: Task, student: PretrainedConfig, teacher: PretrainedConfig | None) -> Loss:

@@ -16,16 +16,16 @@ from raydistill.config.teacher import MODES
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
 from raydistill.data.size import Size
-from raydistill.models.shape import count_parameters, student_config
+from raydistill.models.shape import student_config
 from raydistill.pipeline import recipes
-from raydistill.pipeline.timing import Machine, Sample, Speed, machine, num_cpus, time_student, time_teacher
+from raydistill.pipeline.timing import Machine, Sample, Speed, machine, time_student, time_teacher
 from raydistill.train.loop import Schedule
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FORWARD_SHARE = 1 / 3
-"""Of a training step without its fixed part: a backward pass takes two forward passes, for inputs and for weights."""
+"""Of a training step: a backward pass takes two forward passes, for inputs and for weights."""
 
 
 def estimate_run(
@@ -35,21 +35,25 @@ def estimate_run(
 
     ``device_type``: what workers will compute on. Takes a few seconds, where all is there already none.
     """
-    if all(phase["state"] == "there" for phase in plan["phases"]):
+    if not missing_phases(plan):
         return {"seconds": {}, "total": 0.0, "measured_on": None}
-    computer = machine(config, device_type, num_cpus())
+    computer = machine(config, device_type)
     seconds = run_seconds(config, size, plan, measure(config, teacher, size, plan["teacher"], computer))
     return {"seconds": seconds, "total": sum(seconds.values()), "measured_on": computer.measured_on}
 
 
+def missing_phases(plan: Mapping[str, Any]) -> set[str]:
+    return {phase["phase"] for phase in plan["phases"] if phase["state"] != "there"}
+
+
 def run_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> dict[str, float]:
     """Seconds of ``teacher`` (fine-tuning and recording), ``student`` and ``baseline``; none of what is there."""
-    missing = {phase["phase"] for phase in plan["phases"] if phase["state"] != "there"}
+    missing = missing_phases(plan)
     found = {"teacher": teacher_seconds(config, size, plan, speed)}
     if "student" in missing:
         found["student"] = student_seconds(config, size, speed)
     if "baseline" in missing:  # as many steps, without a teacher beside it
-        found["baseline"] = student_seconds(config, size, replace(speed, online_row=0.0))
+        found["baseline"] = student_seconds(config, size, replace(speed, online=0.0))
     return {name: seconds for name, seconds in found.items() if seconds}
 
 
@@ -64,13 +68,10 @@ def measure(
     # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
     workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
     student = student_config(teacher, config.student)  # with the task's outputs
-    step = time_student(config, stage, student, teacher, trial)
     return Speed(
-        teacher_row=time_teacher(teacher, Sample(length, size.task, device, computer.cpus)) / workers,
-        # the optimizer passes over all weights: in proportion, without the memory that training it here would take
-        teacher_step=step.fixed * count_parameters(teacher) / count_parameters(student),
-        online_row=time_teacher(teacher, trial) / workers if MODES[planned["mode"]].keeps_teacher else 0.0,
-        step=replace(step, per_row=step.per_row / workers),
+        teacher=time_teacher(teacher, replace(trial, threads=computer.cpus)) / workers,
+        online=time_teacher(teacher, trial) / workers if MODES[planned["mode"]].keeps_teacher else 0.0,
+        student=time_student(config, stage, student, teacher, trial) / workers,
     )
 
 
@@ -79,34 +80,27 @@ def num_rows(stage: Stage, size: Size) -> int:
     return size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
 
 
-def schedule_of(config: Config, stage: Stage, size: Size) -> Schedule:
-    return Schedule.of_epochs(num_rows(stage, size), config.train.global_batch_size, stage.num_epochs)
-
-
 def student_seconds(config: Config, size: Size, speed: Speed) -> float:
     """Training of one student to its end, validations included."""
-    schedules = {name: schedule_of(config, stage, size) for name, stage in config.stages.items()}
-    validations = sum(math.ceil(schedule.num_steps / schedule.validate_steps) for schedule in schedules.values())
-    seconds = validations * size.num_rows["validation"] * speed.step.per_row * FORWARD_SHARE
-    for name, stage in config.stages.items():
-        rows = stage.num_epochs * num_rows(stage, size)
-        seconds += speed.step.seconds(schedules[name].num_steps, rows)
-        seconds += rows * speed.online_row * recipes.teacher_speaks(stage)
+    seconds = 0.0
+    for stage in config.stages.values():
+        rows = num_rows(stage, size)
+        schedule = Schedule.of_epochs(rows, config.train.global_batch_size, stage.num_epochs)
+        validations = math.ceil(schedule.num_steps / schedule.validate_steps)
+        seconds += validations * size.num_rows["validation"] * speed.student * FORWARD_SHARE
+        seconds += stage.num_epochs * rows * (speed.student + speed.online * recipes.teacher_speaks(stage))
     return seconds
 
 
 def teacher_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> float:
     """What is left to do of fitting the teacher and recording its signals."""
-    there = {phase["phase"] for phase in plan["phases"] if phase["state"] == "there"}
-    signals = {phase["phase"] for phase in plan["phases"] if phase["phase"].startswith("signal ")}
-    validation = size.num_rows["validation"]
-    seconds, rows = 0.0, 0.0
-    if config.teacher.finetune is not None and "teacher" not in there:
-        epochs = config.teacher.finetune.num_epochs
-        seconds = plan["steps"]["teacher"] * speed.teacher_step
-        rows = epochs * size.num_labeled / FORWARD_SHARE + math.ceil(epochs) * validation
-    if not signals <= there:
+    missing, validation, finetune = missing_phases(plan), size.num_rows["validation"], config.teacher.finetune
+    is_recorded = not any(name.startswith("signal ") for name in missing)
+    rows = 0.0
+    if finetune is not None and "teacher" in missing:
+        rows = finetune.num_epochs * size.num_labeled / FORWARD_SHARE + math.ceil(finetune.num_epochs) * validation
+    if not is_recorded:
         rows += size.num_rows["train"]
-    if "teacher" not in there or not signals <= there:
+    if "teacher" in missing or not is_recorded:
         rows += validation
-    return seconds + rows * speed.teacher_row
+    return rows * speed.teacher

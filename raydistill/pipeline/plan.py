@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +15,7 @@ from raydistill.data.prepare import data_key, read_info
 from raydistill.data.rows import Rows, tokens_key
 from raydistill.data.size import Size, estimated_size, measured_size
 from raydistill.errors import RaydistillError
-from raydistill.losses import Losses, all_teacher_needs, build_losses, build_stages
+from raydistill.losses import Losses, build_losses, build_stages, signal_sizes
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
 from raydistill.models.head import set_head
 from raydistill.models.layer_map import layer_maps
@@ -63,8 +63,7 @@ def make_plan(
     task = size.task
     set_head(source_config, task.head)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
-    needs = all_teacher_needs(losses)
-    sizes = recipes.signal_bytes(needs, source_config, size.num_rows["train"], size.num_tokens["train"])
+    sizes = signal_sizes(losses, source_config, size.num_rows["train"], size.num_tokens["train"])
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
     known = tokens if tokens is not None and tokens.exists() else None
     plan: dict[str, Any] = {
@@ -81,7 +80,7 @@ def make_plan(
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
-        "phases": phases(config, storage, data, known, source, dtype, needs, mode),
+        "phases": phases(config, storage, data, known, source, dtype, [*sizes], mode),
         "teacher": {"mode": mode.name, "why": why, "signal_bytes": sizes, "dtype": dtype}
         | {"allow_chance": config.teacher.allow_chance},
         "student": {
@@ -118,68 +117,42 @@ def phases(
     tokens: Artifact | None,
     source: Path,
     dtype: str,
-    needs: frozenset[Signal],
+    needs: Collection[Signal],
     mode: Mode,
 ) -> list[dict[str, str]]:
     """Return each phase with ``there``, ``to do`` or, where that hangs on an earlier phase, ``after <phase>``."""
     made: list[dict[str, str]] = []
 
-    def add(name: str, artifact: Artifact | None, after: str) -> bool:
+    def add(name: str, artifact: Artifact | None, after: str) -> None:
         there = artifact is not None and artifact.exists()
         made.append({"phase": name, "state": "there" if there else "to do" if artifact else f"after {after}"})
-        return there
 
     add("data", data, "")
     add("tokens", tokens, "data")
-    identity = None
+    digest, tuned = model_digest(source), None
+    plain = recipes.TeacherIdentity(source, digest, digest, None)
+    teacher: recipes.TeacherIdentity | None = plain
     if config.teacher.finetune is None:
-        digest = model_digest(source)
-        identity = recipes.TeacherIdentity(source, digest, digest, None)
         made.append({"phase": "teacher", "state": "there"})
     else:
-        teacher = None
         if tokens is not None:
-            recipe = recipes.teacher_recipe(config, model_digest(source), tokens.digest, dtype)
-            teacher = recipes.artifact_of(storage, "teacher", recipe)
-        if add("teacher", teacher, "tokens") and teacher is not None:
-            folder = teacher.local() / "model"
-            identity = recipes.TeacherIdentity(folder, model_digest(folder), model_digest(source), teacher)
-    for signal in sorted(needs) if mode.needs_recording else []:
-        add(f"signal {signal}", signal_of(storage, identity, tokens, signal, dtype), "teacher")
-    add("student", student_of(config, storage, identity, tokens, dtype, mode), "teacher")
-    if recipes.baseline_settings(config) is not None:
-        add("baseline", baseline_of(config, storage, identity, tokens, dtype), "teacher")
+            recipe = recipes.teacher_recipe(config, digest, tokens.digest, dtype)
+            tuned = recipes.artifact_of(storage, "teacher", recipe)
+        add("teacher", tuned, "tokens")
+        teacher = recipes.fine_tuned(plain, tuned) if tuned is not None and tuned.exists() else None
+    recorded = sorted(needs) if mode.needs_recording else []
+    has_baseline = recipes.baseline_settings(config) is not None
+    names = [*(f"signal {signal}" for signal in recorded), "student", *(["baseline"] if has_baseline else [])]
+    found: list[Artifact | None] = [None] * len(names)
+    if teacher is not None and tokens is not None:
+        given = (config, storage, teacher, tokens.digest, dtype)
+        digests = {"teacher_digest": teacher.digest, "tokens_digest": tokens.digest, "dtype": dtype}
+        found = [signal_artifact(storage, signal, "train", **digests)[0] for signal in recorded]
+        found += [recipes.student_artifact(*given, mode)[0]]
+        found += [recipes.baseline_artifact(*given)[0]] if has_baseline else []
+    for name, artifact in zip(names, found, strict=True):
+        add(name, artifact, "teacher")
     return made
-
-
-def signal_of(
-    storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, signal: Signal, dtype: str
-) -> Artifact | None:
-    if teacher is None or tokens is None:
-        return None
-    digests = {"teacher_digest": teacher.digest, "tokens_digest": tokens.digest}
-    return signal_artifact(storage, signal, "train", **digests, dtype=dtype)[0]
-
-
-def student_of(
-    config: Config,
-    storage: Storage,
-    teacher: recipes.TeacherIdentity | None,
-    tokens: Artifact | None,
-    dtype: str,
-    mode: Mode,
-) -> Artifact | None:
-    if teacher is None or tokens is None:
-        return None
-    return recipes.student_artifact(config, storage, teacher, tokens.digest, dtype, mode)[0]
-
-
-def baseline_of(
-    config: Config, storage: Storage, teacher: recipes.TeacherIdentity | None, tokens: Artifact | None, dtype: str
-) -> Artifact | None:
-    if teacher is None or tokens is None:
-        return None
-    return recipes.baseline_artifact(config, storage, teacher, tokens.digest, dtype)[0]
 
 
 def steps(config: Config, size: Size) -> dict[str, int]:

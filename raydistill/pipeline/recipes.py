@@ -5,25 +5,21 @@ Device, number of workers, batch budget, checkpoints, tracking and logging are n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from raydistill.config.losses import TASK_ALONE
 from raydistill.config.student import Student
 from raydistill.config.teacher import Mode, ModelTeacher
-from raydistill.config.training import Stage, Train
+from raydistill.config.training import Stage
 from raydistill.config.tree import Baseline, Config
 from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 Recipe = dict[str, Any]
 
@@ -73,11 +69,6 @@ def teacher_folder(settings: ModelTeacher, artifact: Artifact | None) -> Path:
     return resolve_model(settings.model, settings.revision, settings.trust_remote_code)
 
 
-def training_settings(train: Train) -> Recipe:
-    """The settings of ``train`` that determine a result."""
-    return train.model_dump(include={"global_batch_size", "max_grad_norm", "early_stopping"})
-
-
 def student_seed(config: Config) -> int:
     """Seed of what student and baseline draw; data and teacher go by the config's own."""
     return config.seed if config.train.seed is None else config.train.seed
@@ -89,7 +80,7 @@ def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe
         "dtype": dtype,
         "seed": seed,
         "metric": config.epoch_metric,
-        "train": training_settings(config.train),
+        "train": config.train.model_dump(include={"global_batch_size", "max_grad_norm", "early_stopping"}),
         "task": config.task.model_dump(mode="json"),
     }
 
@@ -190,10 +181,3 @@ def baseline_settings(config: Config) -> Baseline | None:
             return None
         case Baseline() as baseline:
             return baseline
-
-
-def signal_bytes(
-    signals: Iterable[str], teacher: PretrainedConfig, num_rows: int, num_tokens: int
-) -> dict[Signal, int]:
-    """Estimate the size of recorded signals in bytes."""
-    return {signal: signal.num_bytes(teacher, num_rows, num_tokens) for signal in map(Signal, signals)}

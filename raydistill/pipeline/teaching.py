@@ -14,7 +14,7 @@ from raydistill.config.tree import Config, Evaluate
 from raydistill.errors import ModelError
 from raydistill.evaluate.compare import chance
 from raydistill.evaluate.intervals import intervals
-from raydistill.losses import all_teacher_needs, build_stages
+from raydistill.losses import build_stages, signal_sizes
 from raydistill.models.load import has_head, order_notice
 from raydistill.models.shape import student_config
 from raydistill.models.signals import LOGITS, Signal
@@ -168,9 +168,9 @@ def teacher_mode(context: Context, teacher: TeacherIdentity, config: Config) -> 
     teacher_config = context.read_config(teacher.folder)
     student = student_config(teacher_config, config.student)
     losses = build_stages(config.stages, context.task, student, teacher_config, seed=recipes.student_seed(config))
-    needs, rows = all_teacher_needs(losses), context.rows["train"]
-    sizes = recipes.signal_bytes(needs, teacher_config, rows.num_rows, int(rows.lengths.sum()))
-    return *config.teacher.choose_mode(sum(sizes.values())), needs
+    rows = context.rows["train"]
+    sizes = signal_sizes(losses, teacher_config, rows.num_rows, int(rows.lengths.sum()))
+    return *config.teacher.choose_mode(sum(sizes.values())), frozenset(sizes)
 
 
 def record_split(

@@ -1,7 +1,7 @@
 """How fast this machine trains and reads: a few real steps of models with random weights, for the estimates of a plan.
 
 A model with random weights takes as long as a trained one. Times are those of cores that nothing else wants: beside a
-load of 20 on 2 cores small batches took up to 10 times as long, and what follows from two of them a hundred times.
+load of 20 on 2 cores small batches took up to 10 times as long.
 Nothing is stored, and nothing is left of it in torch's generators and threads.
 """
 
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from raydistill.cluster import TRIALS_AT_ONCE
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
+from raydistill.cluster.resources import TRIALS_AT_ONCE, wanted_by_workers
+from raydistill.cluster.room import Node, room
 from raydistill.config.training import Optimization
 from raydistill.config.training import Stage as StageSettings
 from raydistill.config.tree import Config
@@ -41,18 +42,6 @@ from raydistill.train.loop import Schedule, Setup, StageRun
 
 SECONDS = 0.25
 """A batch is doubled until it takes so long, or is as large as in training."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Seconds of an optimizer step: ``fixed`` whatever its batch, and ``per_row`` of the batch."""
-
-    fixed: float
-    per_row: float
-
-    def seconds(self, num_steps: float, num_rows: float) -> float:
-        """Of so many steps, which see so many rows in all."""
-        return self.fixed * num_steps + self.per_row * num_rows
 
 
 @dataclass(frozen=True)
@@ -107,45 +96,34 @@ class Machine:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of the teacher's forward pass and of the student's steps."""
+    """Seconds a row."""
 
-    teacher_row: float
-    """Recording a row with all CPUs."""
-    teacher_step: float
-    """What a step of its fine-tuning costs whatever the batch."""
-    online_row: float
-    """The teacher beside the student, a row; 0 where signals are recorded."""
-    step: Step
-
-
-def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    teacher: float
+    """Recording it with all CPUs."""
+    online: float
+    """The teacher beside the student; 0 where signals are recorded."""
+    student: float
+    """Training on it."""
 
 
-def machine(config: Config, device_type: str, cpus: int) -> Machine:
-    """What trials compute on: this machine, with so many ``cpus``, shared as ``cluster.worker_resources`` shares one.
+def machine(config: Config, device_type: str, cpus: int | None = None) -> Machine:
+    """What trials compute on: this machine (with so many ``cpus``), shared as a cluster of it alone would be.
 
     Where ``RAY_ADDRESS`` names a cluster, as many trials at a time as ``sweep.max_concurrent_trials`` says. Without a
     sweep it is one run that has all of it.
     """
-    is_sweep = config.sweep is not None
-    limit = config.sweep.max_concurrent_trials if config.sweep is not None else 1
-    workers = max(1, config.train.num_workers)
+    cpus = cpus or len(os.sched_getaffinity(0))
+    sweep, workers = config.sweep, max(1, config.train.num_workers)
     has_gpu = device_type == "cuda" and torch.cuda.is_available()
-    there = {"CPU": float(cpus)} | ({"GPU": float(torch.cuda.device_count())} if has_gpu else {})
-    wanted = config.train.resources_per_worker
-    if wanted is None and there.get("GPU", 0) >= workers:
-        wanted = {"CPU": max(1.0, cpus // there["GPU"]), "GPU": 1.0}
-    elif wanted is None:
-        wanted = {"CPU": max(1.0, cpus // (workers * (TRIALS_AT_ONCE if is_sweep else 1)))}
-    rooms = [there[name] / (workers * amount) for name, amount in wanted.items() if amount and name in there]
-    room = min(rooms, default=float(cpus))
-    if limit is not None:
-        room = limit if os.environ.get("RAY_ADDRESS") else min(room, limit)
+    here = Node("here", {"CPU": float(cpus)} | ({"GPU": float(torch.cuda.device_count())} if has_gpu else {}))
+    wanted = wanted_by_workers(config.train, [here], groups=1 if sweep is None else TRIALS_AT_ONCE, is_trial=True)
+    held = {name: amount for name, amount in wanted.items() if name in here.total}
+    concurrency = 1 if sweep is None else int(min(room(held, [here]), cpus)) // workers
+    if sweep is not None and (limit := sweep.max_concurrent_trials) is not None:
+        concurrency = limit if os.environ.get("RAY_ADDRESS") else min(concurrency, limit)
     each = min(max(1, int(workers * wanted.get("CPU", 1.0))), cpus)
     device, gpus = "cuda" if has_gpu else "cpu", workers * wanted.get("GPU", 0.0)
-    return Machine(device, cpus, each, gpus, max(1, int(room)), " a trial" if is_sweep else "")
+    return Machine(device, cpus, each, gpus, max(1, concurrency), "" if sweep is None else " a trial")
 
 
 def time_teacher(teacher: PretrainedConfig, sample: Sample) -> float:
@@ -160,18 +138,13 @@ def time_teacher(teacher: PretrainedConfig, sample: Sample) -> float:
             capture(model, inputs, {LOGITS})
 
     with threads(sample.threads):
-        num_rows, seconds = grown(read, rows.num_rows, sample.device)[-1]
-    return seconds / num_rows
+        return seconds_per_row(read, rows.num_rows, sample.device)
 
 
 def time_student(
     config: Config, stage: StageSettings, student: PretrainedConfig, teacher: PretrainedConfig, sample: Sample
-) -> Step:
-    """Steps of a student of this shape in the stage, with signals as they are read from storage.
-
-    Two batches of different size tell what a step costs whatever its batch; a batch too slow to be timed here is
-    taken to be as fast a row as the largest that was.
-    """
+) -> float:
+    """Seconds a row of training a student of this shape in the stage, with signals as they are read from storage."""
     with seeded(0), threads(sample.threads):
         setup = training(config, stage, student, teacher, sample)
         loop, losses = StageRun(setup), setup.losses
@@ -186,8 +159,7 @@ def time_student(
             batches = [setup.rows.batch(ids) for ids in parts]
             loop.take_step(0, batches, [float(count) for count in losses.counts(batches)])
 
-        times = grown(step, setup.rows.num_rows, sample.device, losses.group_size)
-    return fit(times)
+        return seconds_per_row(step, setup.rows.num_rows, sample.device, losses.group_size)
 
 
 def training(
@@ -229,17 +201,16 @@ class EmptySignals(Signals):
         }
 
 
-def grown(work: Callable[[int], None], limit: int, device: Device, unit: int = 1) -> list[tuple[int, float]]:
-    """(rows, seconds) of ever larger batches up to ``limit`` rows, each a multiple of ``unit``; the best of a few."""
-    found: list[tuple[int, float]] = []
+def seconds_per_row(work: Callable[[int], None], limit: int, device: Device, unit: int = 1) -> float:
+    """In the largest batch up to ``limit`` rows, a multiple of ``unit``, that does not take too long to be timed; the
+    best of a few."""
     num_rows = unit
     while True:
         num_rows = min(num_rows, max(limit, unit))
         seconds = timed(work, num_rows, device)  # finds its memory and kernels, and tells how often to repeat
         seconds = min(timed(work, num_rows, device) for _ in range(max(1, min(10, int(0.15 / seconds)))))
-        found.append((num_rows, seconds))
         if seconds > SECONDS or num_rows >= limit:
-            return found
+            return seconds / num_rows
         num_rows *= 2 if seconds > SECONDS / 8 else 4
 
 
@@ -251,15 +222,6 @@ def timed(work: Callable[[int], None], num_rows: int, device: Device) -> float:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     return max(seconds - longest_wait(before, cpu_times()), 1e-6)
-
-
-def fit(times: list[tuple[int, float]]) -> Step:
-    """The line through the smallest and the largest batch; all of it is per row where one batch was timed."""
-    (few, quick), (many, slow) = times[0], times[-1]
-    if many == few:
-        return Step(0.0, slow / many)
-    per_row = max(slow - quick, 0.0) / (many - few)
-    return Step(max(slow - per_row * many, 0.0), per_row)
 
 
 @contextmanager

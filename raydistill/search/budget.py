@@ -13,7 +13,7 @@ from raydistill.errors import ConfigError
 from raydistill.models.shape import count_parameters
 from raydistill.pipeline import recipes
 from raydistill.pipeline.estimate import estimate_run, measure, student_seconds, teacher_seconds
-from raydistill.pipeline.timing import Machine, machine, num_cpus
+from raydistill.pipeline.timing import Machine, machine
 from raydistill.search.front import within
 from raydistill.search.proposals import DEFAULT_TRIALS
 from raydistill.search.sharing import shapes_of
@@ -43,7 +43,7 @@ def estimate_sweep(
     check_space(config)
     sweep = sweep_of(config)
     sizes = count_shapes(config, teacher)
-    computer = machine(config, device_type, num_cpus())
+    computer = machine(config, device_type)
     speed = measure(config, teacher, size, plan["teacher"], computer)
     first, each = teacher_seconds(config, size, plan, speed), student_seconds(config, size, speed)
     return {

