@@ -26,55 +26,42 @@ DEFAULT_ENDPOINT = "http://169.254.169.254"
 POLL_SECONDS = 5.0
 """AWS's own advice."""
 ANSWER_SECONDS = 2.0
-TOKEN_SECONDS = 21600
+TOKEN_SECONDS = 60
+"""Every question has a token of its own."""
 DRAIN_SECONDS = 30.0
 """For Ray's command, which takes 3 s on a quiet machine."""
 
 
-class Metadata:
-    """What an instance is told of itself (IMDSv2)."""
-
-    def __init__(self, endpoint: str | None = None) -> None:
-        self.endpoint = (endpoint or os.environ.get(ENDPOINT) or DEFAULT_ENDPOINT).rstrip("/")
-        self.token = ""
-
-    def get(self, name: str) -> str | None:
-        """The text under a name; None where there is none. Raises OSError where nothing answers."""
-        for is_first in (True, False):
-            if not self.token:
-                lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
-                self.token = self._ask("api/token", "PUT", lifetime)
-            try:
-                return self._ask(f"meta-data/{name}", "GET", {"X-aws-ec2-metadata-token": self.token})
-            except HTTPError as error:
-                if error.code == 404:
-                    return None
-                if error.code != 401 or not is_first:
-                    raise
-                self.token = ""  # it has run out
-        return None
-
-    def _ask(self, path: str, method: str, headers: dict[str, str]) -> str:
-        request = Request(f"{self.endpoint}/latest/{path}", method=method, headers=headers)
-        with urlopen(request, timeout=ANSWER_SECONDS) as answer:
-            return str(answer.read().decode())
-
-    def end(self) -> float | None:
-        """When the instance will be taken away, in seconds since 1970; None without notice."""
-        notice = self.get("spot/instance-action")
-        return None if notice is None else datetime.fromisoformat(json.loads(notice)["time"]).timestamp()
+def metadata(name: str) -> str | None:
+    """What the instance is told of itself (IMDSv2) under a name; None where there is nothing. Raises OSError where
+    nothing answers."""
+    token = ask("api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)})
+    try:
+        return ask(f"meta-data/{name}", "GET", {"X-aws-ec2-metadata-token": token})
+    except HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
 
 
-def watch(metadata: Metadata, poll_seconds: float = POLL_SECONDS) -> float | None:
+def ask(path: str, method: str, headers: dict[str, str]) -> str:
+    endpoint = (os.environ.get(ENDPOINT) or DEFAULT_ENDPOINT).rstrip("/")
+    with urlopen(
+        Request(f"{endpoint}/latest/{path}", method=method, headers=headers), timeout=ANSWER_SECONDS
+    ) as answer:
+        return str(answer.read().decode())
+
+
+def watch(poll_seconds: float = POLL_SECONDS) -> float | None:
     """Wait for notice; when the instance goes. None at once where it is no spot instance."""
     is_spot = False
     while True:
         try:
-            if not is_spot and metadata.get("instance-life-cycle") != "spot":
+            if not is_spot and metadata("instance-life-cycle") != "spot":
                 return None
             is_spot = True
-            if (end := metadata.end()) is not None:
-                return end
+            if (notice := metadata("spot/instance-action")) is not None:
+                return datetime.fromisoformat(json.loads(notice)["time"]).timestamp()
         except (OSError, ValueError, KeyError) as error:  # the service may be away for a moment
             say(f"no metadata: {type(error).__name__}: {error}")
         time.sleep(poll_seconds)
@@ -118,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m raydistill.cluster.spot", description=__doc__)
     parser.add_argument("--seconds", type=float, help="notice has come: the machine goes in so many seconds")
     seconds = parser.parse_args(arguments).seconds
-    end = watch(Metadata()) if seconds is None else time.time() + seconds
+    end = watch() if seconds is None else time.time() + seconds
     if end is None:
         say("no spot instance: nothing to watch")
         return 0

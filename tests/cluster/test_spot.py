@@ -31,8 +31,6 @@ class Instance(ThreadingHTTPServer):
         self.notice_after = 0
         """Questions that are still answered with 404."""
         self.tokens = 0
-        self.num_valid = 1_000
-        """Answers for which one token is good."""
         self.away = 0
         """Requests that are met with an error of the service."""
 
@@ -54,10 +52,8 @@ class Service(BaseHTTPRequestHandler):
         if self.server.away:
             self.server.away -= 1
             return self.answer(503, "")
-        if self.headers["X-aws-ec2-metadata-token"] != f"token-{self.server.tokens}" or not self.server.num_valid:
-            self.server.num_valid = 1_000
+        if self.headers["X-aws-ec2-metadata-token"] != f"token-{self.server.tokens}":
             return self.answer(401, "")
-        self.server.num_valid -= 1
         if self.path == "/latest/meta-data/instance-life-cycle":
             return self.answer(200, self.server.life_cycle)
         assert self.path == "/latest/meta-data/spot/instance-action"
@@ -115,9 +111,8 @@ def seconds_told(line: str) -> int:
 def test_notice_is_passed_on_once_with_the_time_that_is_left(instance, told, monkeypatch):
     monkeypatch.setenv(spot.ENDPOINT, instance.endpoint)
     instance.notice, instance.notice_after = notice(120), 3
-    end = spot.watch(spot.Metadata(), 0.01)
+    end = spot.watch(0.01)
     assert end == pytest.approx(time.time() + 120, abs=60)
-    assert instance.tokens == 1
     assert spot.main([]) == 0
     (line,) = told.read_text().splitlines()
     assert 30 <= seconds_told(line) <= 120
@@ -130,10 +125,10 @@ def test_an_instance_on_demand_is_not_watched(instance, told, monkeypatch):
     assert not told.exists()
 
 
-def test_a_service_that_is_away_and_a_token_that_runs_out_are_ridden_out(instance):
-    instance.notice, instance.away, instance.num_valid = notice(120), 2, 1
-    assert spot.watch(spot.Metadata(instance.endpoint), 0.01) is not None
-    assert instance.tokens == 2
+def test_a_service_that_is_away_is_waited_for(instance, monkeypatch):
+    monkeypatch.setenv(spot.ENDPOINT, instance.endpoint)
+    instance.notice, instance.away = notice(120), 2
+    assert spot.watch(0.01) is not None
 
 
 def test_a_ray_that_fails_is_told_again(told, tmp_path):
