@@ -168,9 +168,9 @@ def ray_cluster(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> I
     import ray
     from kit.runs import COUNTING
 
-    from raydistill import cluster
+    from raydistill.cluster import connection
 
-    cluster.set_environment()
+    connection.set_environment()
     counts = tmp_path_factory.mktemp("ray") / "counts"
     counts.touch()
     with pytest.MonkeyPatch.context() as patch:  # for Ray's daemons, which hand it on to workers
@@ -183,7 +183,7 @@ def ray_cluster(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> I
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            object_store_memory=cluster.OBJECT_STORE_BYTES,
+            object_store_memory=connection.OBJECT_STORE_BYTES,
         )
     yield counts
     ray.shutdown()

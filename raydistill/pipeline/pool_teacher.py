@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raydistill.cluster import has_gpu
+from raydistill.cluster.connection import has_gpu
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
 from raydistill.models.signals import Signal

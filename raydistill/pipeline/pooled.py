@@ -7,11 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
-from raydistill.cluster import worker_resources
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.cluster.placement import teacher_options
-from raydistill.cluster.resources import check_teachers, teachers_beside
+from raydistill.cluster.resources import check_teachers, teachers_beside, worker_resources
 from raydistill.config.teacher import Pool
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline.context import Context

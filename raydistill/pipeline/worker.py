@@ -13,9 +13,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from raydistill.cluster import has_gpu, worker_resources
+from raydistill.cluster.connection import has_gpu
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
+from raydistill.cluster.resources import worker_resources
 from raydistill.cluster.waiting import Waiting
 from raydistill.config.teacher import Pool
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError, TrackingError

@@ -12,9 +12,10 @@ from typing import Any
 import ray.tune
 import torch
 
-from raydistill.cluster import has_gpu, worker_resources
+from raydistill.cluster.connection import has_gpu
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
+from raydistill.cluster.resources import worker_resources
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydistill import cluster
+from raydistill.cluster.connection import connected, set_environment
+from raydistill.cluster.resources import TRIALS_AT_ONCE, groups_at_once, worker_resources
 from raydistill.cluster.waiting import Waiting
 from raydistill.config.tree import Config
 from raydistill.pipeline.distill import claim_alias, locate_models, say_targets, say_waiting, take_over, tracked
@@ -52,7 +53,7 @@ def sweep(
     show = progress or (lambda entry: None)
     clock = Clock()
     check_space(config)
-    cluster.set_environment()  # before MLflow, which imports Ray where it finds it
+    set_environment()  # before MLflow, which imports Ray where it finds it
     with stoppable(show) as stop, ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)
         storage.check()
@@ -137,7 +138,7 @@ class Driver:
     def search_and_choose(self, ref: RunRef, retry_failed: bool) -> dict[str, Any]:
         """Everything that needs the cluster, then the registry and the summary."""
         self.show({"phase": "start", "note": "Ray"})
-        with cluster.connected():
+        with connected():
             from raydistill.search.finals import Choice
             from raydistill.search.sources import TrialTracker
 
@@ -181,8 +182,8 @@ class Driver:
         """What trials run on; ConfigError where the cluster can never hold one."""
         from raydistill.search.tuning import TrialResources
 
-        resources = cluster.worker_resources(self.config.train, groups=cluster.TRIALS_AT_ONCE, is_trial=True)
-        room = cluster.groups_at_once(self.config.train, resources)
+        resources = worker_resources(self.config.train, groups=TRIALS_AT_ONCE, is_trial=True)
+        room = groups_at_once(self.config.train, resources)
         limits = [limit for limit in (room, self.sweep.max_concurrent_trials) if limit is not None]
         self.waiting = Waiting(self.config.train, resources, self.show, who="workers of a trial")
         return TrialResources(self.config.train.num_workers, resources, min(limits, default=None))

@@ -14,7 +14,7 @@ from kit.toy import run_ranks
 from torch import nn
 
 from raydistill.cluster import group as group_module
-from raydistill.cluster import has_gpu
+from raydistill.cluster.connection import has_gpu
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.errors import ArtifactError, Interrupted

@@ -15,7 +15,7 @@ import pytest
 import torch
 from kit.toy import toy_config
 
-from raydistill import cluster
+from raydistill.cluster.connection import connected
 from raydistill.config.loading import load_config
 from raydistill.errors import ArtifactError, RaydistillError
 from raydistill.pipeline.distill import distill
@@ -129,7 +129,7 @@ def failures_of(groups: Mapping[str, int], folder: Path, **settings: str) -> lis
 
 
 def run_groups(groups: Mapping[str, int], folder: Path) -> list[str]:
-    with cluster.connected():
+    with connected():
         return [failure_of(kind, num_workers, folder) for kind, num_workers in groups.items()]
 
 
