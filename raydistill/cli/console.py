@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from raydistill.errors import RaydistillError
@@ -221,18 +220,12 @@ def describe_crash(error: Exception, arguments: Sequence[str]) -> str:
     )
 
 
-def write_log(text: str) -> Path:
-    """Write a crash log into the cache folder, or the temporary folder where that cannot be written."""
-    name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    cache = Path(os.environ.get("RAYDISTILL_CACHE") or "~/.cache/raydistill").expanduser()
-    for folder in (cache / "logs", Path(tempfile.gettempdir())):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(redact(text), encoding="utf-8")
-            return folder / name
-        except OSError:
-            continue
-    return Path("(no log: neither the cache nor the temporary folder can be written)")
+def write_log(text: str) -> str:
+    """Write a crash log into the temporary folder; its name."""
+    prefix = f"raydistill-crash-{time.strftime('%Y%m%d-%H%M%S')}-"
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix=prefix, suffix=".log", delete=False) as file:
+        file.write(redact(text))
+    return file.name
 
 
 def to_json(value: Any) -> str:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.config.tree import STORAGE
-from raydistill.errors import ConfigError, nearest
+from raydistill.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from raydistill.data.survey import Survey
 
 
+OTHERS = ("cluster", "gate", "raycluster", "rayjob", "serve")
+"""Starters that are no recipes."""
+
+
 @dataclass(frozen=True)
 class Starter:
-    """A file of jobs/; ``use`` gives the command that takes a copy of it."""
+    """A file of jobs/; ``about`` is what its first line says."""
 
     file: Path
     about: str
-    use: Callable[[Path], str]
-    is_recipe: bool
+
+    @property
+    def is_recipe(self) -> bool:
+        return self.file.stem not in OTHERS
 
 
 def starters_folder() -> Path:
@@ -36,13 +42,11 @@ def starters_folder() -> Path:
 
 
 def list_starters() -> dict[str, Starter]:
-    """Everything that can be copied, recipes first; ``about`` is what the file's first line says."""
+    """Everything that can be copied, recipes first."""
     folder = starters_folder()
-    files = sorted(
-        path for path in [*folder.iterdir(), *folder.glob("kubernetes/*")] if path.suffix in (".yaml", ".py")
-    )
-    found = [(path.stem, Starter(path, first_line(path), *OTHERS.get(path.stem, (run_with, True)))) for path in files]
-    return dict(sorted(found, key=lambda pair: not pair[1].is_recipe))
+    files = [path for path in [*folder.iterdir(), *folder.glob("kubernetes/*")] if path.suffix in (".yaml", ".py")]
+    known = {path.stem: Starter(path, first_line(path)) for path in sorted(files)}
+    return dict(sorted(known.items(), key=lambda pair: not pair[1].is_recipe))
 
 
 def first_line(path: Path) -> str:
@@ -50,57 +54,37 @@ def first_line(path: Path) -> str:
     return line.lstrip('#" ').strip() if line.startswith(("#", '"""')) else ""
 
 
-def run_with(copy: Path) -> str:
-    command = "sweep" if "\nsweep:" in copy.read_text(encoding="utf-8") else "distill"
-    return f"raydistill {command} {shlex.quote(str(copy))}"
-
-
-def promote_with(copy: Path) -> str:
-    return f"raydistill promote NAME --gate {shlex.quote(str(copy))}"
-
-
-def serve_with(copy: Path) -> str:
-    store = "" if os.environ.get("MLFLOW_TRACKING_URI") else f"MLFLOW_TRACKING_URI=sqlite:///{STORAGE}/mlflow.db "
-    folder = "" if copy.parent == Path() else f"--app-dir {shlex.quote(str(copy.parent))} "
-    return f"{store}serve run {folder}{copy.stem}:app name=NAME"
-
-
-def start_with(copy: Path) -> str:
-    return f"ray up {shlex.quote(str(copy))}"
-
-
-def apply_with(copy: Path) -> str:
-    return f"kubectl apply -f {shlex.quote(str(copy))}"
-
-
-OTHERS = {
-    "cluster": (start_with, False),
-    "gate": (promote_with, False),
-    "raycluster": (apply_with, False),
-    "rayjob": (apply_with, False),
-    "serve": (serve_with, False),
-}
-
-
-def find_starter(name: str) -> Starter:
-    """The starter of this name; ConfigError with the nearest name where there is none."""
-    known = list_starters()
-    if name not in known:
-        near = nearest(name, known)
-        hint = f"did you mean {near}? " if near else ""
-        raise ConfigError(f"There is nothing called {name!r} to start from; {hint}Known: {', '.join(known)}.")
-    return known[name]
+def command_for(copy: Path, starter: str, is_sweep: bool) -> str:
+    """The command that takes a copy of a starter."""
+    file = shlex.quote(str(copy))
+    match starter:
+        case "cluster":
+            return f"ray up {file}"
+        case "gate":
+            return f"raydistill promote NAME --gate {file}"
+        case "raycluster" | "rayjob":
+            return f"kubectl apply -f {file}"
+        case "serve":
+            local = f"MLFLOW_TRACKING_URI=sqlite:///{STORAGE}/mlflow.db "
+            store = "" if os.environ.get("MLFLOW_TRACKING_URI") else local
+            folder = "" if copy.parent == Path() else f"--app-dir {shlex.quote(str(copy.parent))} "
+            return f"{store}serve run {folder}{copy.stem}:app name=NAME"
+        case _:
+            return f"raydistill {'sweep' if is_sweep else 'distill'} {file}"
 
 
 def copy_starter(name: str, target: Path | None = None, overwrite: bool = False) -> tuple[Path, str]:
     """Copy a starter to ``target``, into this folder by default; where it is now, and the command that takes it.
 
-    Raises ConfigError where something is there already or it cannot be written.
+    Raises ConfigError where there is none of this name, where something is there already or it cannot be written.
     """
-    starter = find_starter(name)
-    target = target or Path(starter.file.name)
-    write_new(target, starter.file.read_text(encoding="utf-8"), overwrite)
-    return target, starter.use(target)
+    known = list_starters()
+    if name not in known:
+        raise ConfigError(f"There is nothing called {name!r} to start from. {did_you_mean(name, known)}")
+    text = known[name].file.read_text(encoding="utf-8")
+    target = target or Path(known[name].file.name)
+    write_new(target, text, overwrite)
+    return target, command_for(target, name, "\nsweep:" in text)
 
 
 def write_new(target: Path, text: str, overwrite: bool = False) -> None:

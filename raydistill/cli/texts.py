@@ -47,15 +47,6 @@ def decode_lines(stream: IO[bytes], name: str) -> Iterator[str]:
                 ) from None
 
 
-def split_pairs(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Two texts out of every line; DataError where there is not exactly one tab."""
-    for number, line in enumerate(lines, 1):
-        first, tab, second = line.partition("\t")
-        if not tab or "\t" in second:
-            raise DataError(f"Text {number} has {line.count(chr(9))} tabs; with --pairs write two texts and one tab.")
-        yield first, second
-
-
 @dataclass(frozen=True)
 class Given:
     """What there is to answer: rows, each with its text, to be read once."""
@@ -66,12 +57,7 @@ class Given:
 
 
 def read_given(
-    given: Sequence[str] | None,
-    file: Path | None,
-    columns: Sequence[str],
-    pairs: bool,
-    stdin: TextIO,
-    known: Callable[[], Columns],
+    given: Sequence[str] | None, file: Path | None, columns: Sequence[str], stdin: TextIO, known: Callable[[], Columns]
 ) -> Given:
     """The texts that ``predict`` is given: by hand, lines of a file or of stdin, or a table, which its name tells.
 
@@ -81,13 +67,7 @@ def read_given(
     if file is None or family(file.name) is None or given:
         if columns:
             raise ConfigError(f"--column {columns[0]} names a column of a table; add --file with a CSV file, say.")
-        lines = read_texts(given, file, stdin)
-        if pairs:
-            both = ((first, second) for first, second in split_pairs(lines))
-            return Given((({"text": one[0], "text_pair": one[1]}, one) for one in both), ("text", "text_pair"))
-        return Given((({"text": one}, one) for one in lines), ("text",))
-    if pairs:
-        raise ConfigError("--pairs is for lines; of a table name both columns: --column FIRST --column SECOND.")
+        return Given((({"text": text}, text) for text in read_texts(given, file, stdin)), ("text",))
     _opened(file).close()
     rows = rows_of(DataFile(str(file), str(file)), str(family(file.name)))
     head = list(islice(rows, HEAD_ROWS))

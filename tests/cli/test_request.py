@@ -89,10 +89,10 @@ def test_references_of_a_config(config: str) -> None:
     ("words", "error", "message"),
     [
         (["plan", "x.yaml"], ConfigError, "plan cannot be submitted; these can: distill, sweep, evaluate, promote"),
-        (["no.yaml"], ConfigError, "no.yaml does not exist"),
+        (["no.yaml"], ConfigError, "no.yaml cannot be read"),
         (["distill", "no.yaml", "--sett", "a=b"], Exception, "No such option: --sett"),
         (["promote"], Exception, "Missing parameter: name"),
-        (["promote", "toy", "--gate", "no.yaml"], ConfigError, "no.yaml does not exist"),
+        (["promote", "toy", "--gate", "no.yaml"], ConfigError, "no.yaml cannot be read"),
         (["evaluate", "m", "--set", "data.max_length=3"], ConfigError, "--data, which is missing"),
     ],
 )

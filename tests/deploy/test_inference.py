@@ -23,7 +23,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raydistill.cli import main as cli
-from raydistill.cli.texts import decode_lines, read_texts, split_pairs
+from raydistill.cli.texts import decode_lines, read_texts
 from raydistill.config.data import Data
 from raydistill.deploy.inference import evaluate_model, predict_texts
 from raydistill.deploy.opening import open_folder
@@ -167,14 +167,15 @@ def test_columns_of_a_table_are_recognised_and_kept_apart(
         ("id,text\n1,a film, and more\n", [], "line 2: 3 cells, where the header has 2"),
         ("text,text\na,b\n", [], "more than one column named 'text'"),
         ("text\n", [], "holds no rows"),
-        ("text\na\n", ["--pairs"], "name both columns"),
+        ('text\na\n"b\n', [], "unexpected end of data"),
+        ("text\na\ncaf\xe9\n", [], "line 3, column 'text': byte 0xe9 is not UTF-8"),
         ("text\na\n", ["--out", "x.xlsx"], r"name a file that ends in .csv"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_told(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], content: str, options: list[str], message: str
 ) -> None:
-    (tmp_path / "t.csv").write_text(content)
+    (tmp_path / "t.csv").write_text(content, encoding="latin-1")
     assert cli.execute(["predict", str(model), "--file", str(tmp_path / "t.csv"), *options]) in (1, 2)
     assert re.search(message, capfd.readouterr().err)
 
@@ -363,9 +364,9 @@ def test_commands_print_labels_and_scores(model: Path, tmp_path: Path, capfd: py
     lines = capfd.readouterr().out.splitlines()
     assert [line.split("\t")[2] for line in lines] == [TEXTS[0], TEXTS[2]]
     (tmp_path / "texts.txt").write_text("a film\ttax\n")
-    assert cli.execute(["predict", str(model), "--file", str(tmp_path / "texts.txt"), "--pairs", "--json"]) == 0
+    assert cli.execute(["predict", str(model), "--file", str(tmp_path / "texts.txt"), "--json"]) == 0
     (row,) = json.loads(capfd.readouterr().out)["predictions"]
-    assert (row["text"], row["text_pair"]) == ("a film", "tax")
+    assert row["text"] == "a film\ttax"
     rows = write_rows(tmp_path / "rows.csv", ["art", "sport", "tax", "art", "tax"])
     assert cli.execute(["evaluate", str(model), "--data", str(rows), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["num_rows"] == 4  # the empty text is left out
@@ -378,6 +379,3 @@ def test_lines_are_read_as_they_are() -> None:
     with pytest.raises(DataError, match="Line 2 of x is not UTF-8"):
         list(decode_lines(io.BytesIO(b"a\n\xe4\n"), "x"))
     assert list(read_texts(["a", "b"], None, io.StringIO())) == ["a", "b"]
-    assert list(split_pairs(["a\tb"])) == [("a", "b")]
-    with pytest.raises(DataError, match="Text 2 has 0 tabs"):
-        list(split_pairs(["a\tb", "c"]))

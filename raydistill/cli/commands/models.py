@@ -78,7 +78,6 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", help="The table to write: .csv, .tsv, .jsonl or .parquet.")
     ] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Each line is two texts, with a tab between.")] = False,
     max_length: MaxLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts of one forward pass.")] = 32,
     storage: StorageUrl = STORAGE,
@@ -98,7 +97,7 @@ def predict(
 
         return columns_of(model, storage)
 
-    given = texts.read_given(text, file, column or [], pairs, sys.stdin, known)
+    given = texts.read_given(text, file, column or [], sys.stdin, known)
     from raydistill.deploy import inference
 
     predictor = inference.open_model(model, max_length, storage)
