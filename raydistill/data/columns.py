@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +14,7 @@ from raydistill.tasks import kind_of
 from raydistill.tasks.targets import decoded, is_string
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "review", "content", "premise", "question", "question1")
+_LETTERS = 20  # a column of texts has more in the mean
 PAIR_NAMES = {"text": "text_pair", "sentence1": "sentence2", "premise": "hypothesis", "question1": "question2"}
 
 
@@ -23,11 +25,13 @@ def choose_columns(
     need_label: bool,
     task: TaskSection | None = None,
     setting: str = "data.columns.{}",
+    cells: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, str]:
     """Role (text, text_pair, label) to column name, as the config says or by usual names in any case.
 
     ``task`` knows the usual names of a label, without it none is recognised; ``setting``: where the user names the
-    column of a role.
+    column of a role. Of some rows' ``cells`` by column a text or label without a usual name is recognised, too, where
+    only one can be meant.
 
     Raises ConfigError for a configured column that is missing, DataError when none is recognised.
     """
@@ -49,10 +53,16 @@ def choose_columns(
             if found is not None and found not in chosen.values():
                 chosen[role] = found
             elif role == "text" or (role == "label" and need_label):
-                raise DataError(
-                    f"{where} has no column that is recognised as the {role} ({', '.join(usual)}). "
-                    f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}."
-                )
+                fits = kind_of(task).is_target if role == "label" and task is not None else is_text
+                taken = {*chosen.values(), columns.label}
+                able = [name for name, few in (cells or {}).items() if name not in taken and fits(few)]
+                if len(able) != 1:
+                    many = f"; it could be any of {', '.join(able)}" if able else ""
+                    raise DataError(
+                        f"{where} has no column that is recognised as the {role} ({', '.join(usual)}){many}. "
+                        f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}."
+                    )
+                chosen[role] = able[0]
     return chosen
 
 
@@ -63,6 +73,12 @@ def usual_names(role: str, chosen: Mapping[str, str], task: TaskSection | None) 
     if role == "text":
         return TEXT_NAMES
     return kind_of(task).label_columns if task is not None else ()
+
+
+def is_text(cells: Sequence[Any]) -> bool:
+    """Whether these are texts: of many letters in the mean, mostly several words each."""
+    texts = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    return sum(map(len, texts)) > _LETTERS * len(texts) and sum(" " in text for text in texts) > len(texts) / 2
 
 
 def canonical(

@@ -12,23 +12,20 @@ from typing import Any
 import numpy as np
 
 from raydistill.config.data import Columns, Data, Split
-from raydistill.config.tasks import TaskSection
 from raydistill.config.tree import Config
-from raydistill.data.columns import usual_names
+from raydistill.data.columns import choose_columns
 from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.location import SUFFIXES, locate
 from raydistill.data.rows import load_tokenizer
 from raydistill.data.tables import rows_of
-from raydistill.errors import DataError
 from raydistill.models.load import quiet
-from raydistill.tasks import Targets, Task, kind_of
+from raydistill.tasks import Targets, Task
 
 MIN_TEST_ROWS, MIN_VALIDATION_ROWS = 200, 100
 """Held-out rows that the shares are made for: an interval of 200 rows is some 6 points wide on either side."""
 HEAD_ROWS = 1000
 """Rows by whose cells a column is recognised."""
 SAMPLE_ROWS = 2000
-_LETTERS = 20  # a column of texts has more in the mean
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,10 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
         columns = {
             name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)
         }
-        config = with_data(config, columns=choose(columns, config.data.columns, found.files[0].name, config.task))
+    if columns:
+        given, where = config.data.columns, found.files[0].name
+        chosen = choose_columns(list(columns), given, where, True, config.task, cells=columns)
+        config = with_data(config, columns=Columns(**chosen))
     draft = read_draft(config)
     drop_duplicates(draft)
     labeled = int(draft.parts["train"].targets.labeled.sum())
@@ -124,40 +124,6 @@ SHARES = {"validation": (MIN_VALIDATION_ROWS, 0.2), "test": (MIN_TEST_ROWS, 0.3)
 def shares(labeled: int, missing: Sequence[str]) -> Split:
     """A tenth for each split that is missing, more where that would be too few rows."""
     return Split(**{s: round(min(max(0.1, SHARES[s][0] / max(labeled, 1)), SHARES[s][1]), 2) for s in missing})
-
-
-def choose(columns: Mapping[str, Sequence[Any]], named: Columns, where: str, task: TaskSection) -> Columns:
-    """``named``, completed by usual names and by what the columns hold. DataError where several could be meant."""
-    lower = {name.lower(): name for name in reversed(list(columns))}
-    chosen = {role: getattr(named, role) for role in ("text", "text_pair", "label") if getattr(named, role)}
-    for role in ("text", "label"):
-        names = usual_names(role, chosen, task)
-        known = next((lower[name] for name in names if name in lower and lower[name] not in chosen.values()), None)
-        if role not in chosen and known is not None:
-            chosen[role] = known
-    for role, fits in (("text", is_text), ("label", kind_of(task).is_target)):
-        if role not in chosen:
-            able = [name for name, cells in columns.items() if name not in chosen.values() and fits(cells)]
-            if len(able) != 1:
-                many = f"could be any of {', '.join(able)}" if able else "cannot be told by its name or content"
-                raise DataError(
-                    f"The column of the {role} in {where} {many}. Name it: --set data.columns.{role}=COLUMN. "
-                    f"Its columns: {', '.join(columns)}."
-                )
-            chosen[role] = able[0]
-    pair = lower.get(*usual_names("text_pair", chosen, task))
-    if pair is not None and pair not in chosen.values():
-        chosen["text_pair"] = pair
-    return Columns(**chosen)
-
-
-def is_text(cells: Sequence[Any]) -> bool:
-    """Whether these are texts: several words each in the mean, mostly different ones."""
-    texts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
-    if not texts:
-        return False
-    letters = float(np.mean([len(text) for text in texts]))
-    return letters > _LETTERS and float(np.mean([" " in text.strip() for text in texts])) > 0.5
 
 
 def measure(part: Part, tokenizer_folder: Path | None) -> tuple[Lengths, Lengths | None]:

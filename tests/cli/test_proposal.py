@@ -21,7 +21,8 @@ from raydistill.config.data import Columns, Split
 from raydistill.config.loading import data_config, load_config
 from raydistill.config.syntax import as_yaml
 from raydistill.config.tasks import TextClassification
-from raydistill.data.survey import choose, shares
+from raydistill.data.columns import choose_columns
+from raydistill.data.survey import shares
 from raydistill.errors import DataError
 from raydistill.pipeline import plan as planning
 from raydistill.pipeline.distill import distill
@@ -202,20 +203,29 @@ TEXTS = ["the first of some long texts", "another one of these long texts", "and
         ({"question1": TEXTS, "question2": TEXTS, "label": ["y", "n", "y"] * 4}, {"text_pair": "question2"}),
         (
             {"body": TEXTS, "stars": ["1", "2", None] * 4, "lang": ["de", "en", "en"] * 4},
-            "label in x could be any of stars, lang",
+            "as the label .*; it could be any of stars, lang",
         ),
-        ({"body": TEXTS, "reply": TEXTS, "label": ["1", "2", "3"] * 4}, "text in x could be any of body, reply"),
-        ({"body": TEXTS, "score": [i / 7 for i in range(12)]}, "label in x cannot be told by its name or content"),
+        (
+            {"body": TEXTS, "reply": TEXTS, "label": ["1", "2", "3"] * 4},
+            "as the text .*; it could be any of body, reply",
+        ),
+        (
+            {"body": TEXTS, "score": [i / 7 for i in range(12)]},
+            "x has no column that is recognised as the label .*Its columns: body, score",
+        ),
     ],
 )
 def test_columns_are_recognised_by_what_they_hold(
     columns: dict[str, list[Any]], expected: dict[str, str] | str
 ) -> None:
+    def choose() -> dict[str, str]:
+        return choose_columns(list(columns), Columns(), "x", True, TextClassification(), cells=columns)
+
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):
-            choose(columns, Columns(), "x", TextClassification())
+            choose()
     else:
-        chosen = choose(columns, Columns(), "x", TextClassification()).model_dump(exclude_none=True)
+        chosen = choose()
         assert chosen == chosen | expected
 
 
