@@ -54,17 +54,15 @@ def parse_yaml(text: str, name: str) -> Document:
             return Document(None, {})
         lines = inspect(node, name)
         return Document(loader.construct_document(node), lines)
-    except yaml.reader.ReaderError as error:
-        where = position(text, error.position)
-        raise ConfigError(
-            f"{name}, {where}: character {error.character!r} is not allowed in YAML; delete it."
-        ) from None
     except yaml.MarkedYAMLError as error:
-        raise ConfigError(describe_syntax(error, name)) from None
+        context = f" ({error.context})" if error.context and error.context_mark else ""
+        where = at(error.problem_mark or error.context_mark)
+        raise ConfigError(f"{name}{where}: not valid YAML: {error.problem}{context}.") from None
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply to be a config.") from None
-    except ValueError as error:  # an integer of more than 4,300 digits, the 31st of February
-        raise ConfigError(f"{name}: a value cannot be read ({error}); put it in quotes if it is text.") from None
+    except (yaml.YAMLError, ValueError) as error:  # a control character, the 31st of February, 4,300 digits
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"{name}: a value cannot be read ({said}); put it in quotes if it is text.") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -89,27 +87,8 @@ def reads_back(text: str) -> bool:
         return False
 
 
-def position(text: str, index: int) -> str:
-    """Line and column (from 1) of a character index."""
-    before = text[:index]
-    return f"line {before.count(chr(10)) + 1}, column {index - before.rfind(chr(10))}"
-
-
 def at(mark: yaml.Mark | None) -> str:
     return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-
-
-def describe_syntax(error: yaml.MarkedYAMLError, name: str) -> str:
-    """One sentence with line and column out of PyYAML's two-part message."""
-    what = error.problem or "cannot be parsed"
-    if "could not determine a constructor" in what:
-        what = "tags such as !!python/object are not allowed; write plain values"
-    elif "found character '\\t'" in what:
-        what = "a tab is used for indentation; use spaces"
-    elif "mapping values are not allowed here" in what:
-        what += " (a colon too many, or a line that is indented differently from its neighbours)"
-    context = f" ({error.context})" if error.context and error.context_mark else ""
-    return f"{name}{at(error.problem_mark or error.context_mark)}: not valid YAML: {what}{context}."
 
 
 def inspect(root: yaml.Node, name: str) -> dict[Path, int]:

@@ -12,7 +12,6 @@ import pyarrow as pa
 from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
 from raydistill.data.columns import canonical, choose_columns
-from raydistill.data.paths import split_of
 from raydistill.errors import ConfigError, DataError
 from raydistill.models.folder import hub_is_away
 from raydistill.storage.paths import names_beside
@@ -78,37 +77,16 @@ def load_saved(path: Path | str) -> Any:
         ) from error
 
 
-def split_tables(
-    loaded: Any, columns: Columns, role: str, task: TaskSection
-) -> tuple[dict[str, pa.Table], tuple[str, ...] | None, list[str]]:
-    """Canonical tables by split of a Dataset or DatasetDict, the names of a ClassLabel column, and notes.
-
-    ``role`` is data.path, where the training split needs labels, or data.unlabeled.
-    """
-    named = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    splits = {name: split_of(name) for name in sorted(named)}
-    ignored = [name for name, split in splits.items() if split is None]
-    if len(named) == 1 and ignored:
-        splits, ignored = dict.fromkeys(splits, "train"), []
-    notes = [f"Ignored of {role}: split {', '.join(ignored)}."] if ignored else []
-    tables: dict[str, list[pa.Table]] = {}
-    found: set[tuple[str, ...]] = set()
-    for name, split in splits.items():
-        if split is None:
-            continue
-        data, what = named[name], f"split {name} of {role}"
-        chosen = choose_columns(data.column_names, columns, what, role == "data.path" and split == "train", task)
-        feature = data.features.get(chosen.get("label", ""))
-        feature = getattr(feature, "feature", feature)  # of lists of labels
-        names = tuple(feature.names) if hasattr(feature, "names") else None
-        if names is not None:
-            found.add(names)
-        raw = data.select_columns(list(chosen.values())).with_format("arrow")[:]
-        tables.setdefault(split, []).append(canonical(raw, chosen, what, names, task))
-    if len(found) > 1:
-        raise DataError(f"The splits of {role} name their classes differently: {sorted(found)}.")
-    joined = {split: pa.concat_tables(parts, promote_options="default") for split, parts in tables.items()}
-    return joined, next(iter(found), None), notes
+def read_split(
+    data: Any, columns: Columns, what: str, need_label: bool, task: TaskSection
+) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str]]:
+    """A Dataset as a canonical table, the names of a ClassLabel column, and the columns that were chosen."""
+    chosen = choose_columns(data.column_names, columns, what, need_label, task)
+    feature = data.features.get(chosen.get("label", ""))
+    feature = getattr(feature, "feature", feature)  # of lists of labels
+    names = tuple(feature.names) if hasattr(feature, "names") else None
+    raw = data.select_columns(list(chosen.values())).with_format("arrow")[:]
+    return canonical(raw, chosen, what, names, task), names, chosen
 
 
 def _first_line(error: Exception) -> str:

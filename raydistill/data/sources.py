@@ -12,15 +12,16 @@ The order of rows is the sorted order of the files' names, then the order within
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from raydistill.config.data import Columns, Data
 from raydistill.config.tasks import TaskSection
 from raydistill.data.columns import canonical
-from raydistill.data.hub import hub_commit, load_hub, load_saved, split_tables
+from raydistill.data.hub import hub_commit, load_hub, load_saved, read_split
 from raydistill.data.location import SUFFIXES, Location, document_labels, locate, source_identity, unlabeled_section
 from raydistill.data.paths import DataFile, split_of
 from raydistill.data.tables import read_documents, read_table, readable
@@ -28,6 +29,9 @@ from raydistill.errors import ConfigError, DataError
 from raydistill.storage.paths import resolve_path
 
 __all__ = ["Source", "read_source", "read_unlabeled", "resolve_path", "source_identity"]
+
+
+Part: TypeAlias = Any  # (pa.Table, its class names or None, columns that were chosen by role)
 
 
 @dataclass(frozen=True)
@@ -116,33 +120,55 @@ def _read_text_folder(found: Location, task: TaskSection) -> Source:
 
 def _read_tables(found: Location, columns: Columns, role: str, task: TaskSection, needs_train: bool = True) -> Source:
     is_alone = len(found.files) == 1
-    splits = ["train" if is_alone and needs_train else _named_split(file.name, is_alone) for file in found.files]
-    notes = []
-    if not any(splits):
-        splits = ["train"] * len(splits)
-    ignored = [file.name for file, split in zip(found.files, splits, strict=True) if split is None]
-    if ignored:
-        notes.append(f"Ignored, as other files name their split and these do not: {_listed(ignored)}.")
-    tables: dict[str, list[pa.Table]] = {}
-    names: set[tuple[str, ...]] = set()
-    used: dict[str, str] = {}
+    files = {file.name: file for file in found.files}
+    splits = {name: "train" if is_alone and needs_train else _named_split(name, is_alone) for name in files}
     num_headers = 0
-    for file, split in zip(found.files, splits, strict=True):
-        if split is None:
-            continue
-        need_label = role == "data.path" and split == "train"
-        table, own_names, chosen, repeated = read_table(file, found.kind, columns, need_label, task)
+
+    def read(name: str, need_label: bool) -> Part:
+        nonlocal num_headers
+        *part, repeated = read_table(files[name], found.kind, columns, need_label, task)
         num_headers += repeated
-        tables.setdefault(split, []).append(table)
-        used = chosen | used
-        names |= {own_names} if own_names else set()
-    if len(names) > 1:
-        raise DataError(f"The files of {found.name} name their classes differently: {sorted(names)}.")
-    notes.append(f"Columns of {role}: " + ", ".join(f"{what} = {name}" for what, name in used.items()) + ".")
-    joined = {split: _joined(parts, found.name) for split, parts in tables.items()}
+        return part
+
+    source = _joined_splits(splits, read, role, found.name)
     if num_headers:
-        notes.append(f"{num_headers:,} row{'s' * (num_headers > 1)} of {role} skipped: a repeated header.")
-    return Source(joined, next(iter(names), None), notes, {"repeated header": num_headers} if num_headers else {})
+        source.notes.append(f"{num_headers:,} row{'s' * (num_headers > 1)} of {role} skipped: a repeated header.")
+        source.skipped["repeated header"] = num_headers
+    return source
+
+
+def _read_datasets(found: Location, columns: Columns, revision: str | None, role: str, task: TaskSection) -> Source:
+    loaded = load_hub(found.name, hub_commit(found.name, revision)) if found.kind == "hub" else load_saved(found.root)
+    named = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+    def read(name: str, need_label: bool) -> Part:
+        return read_split(named[name], columns, f"split {name} of {role}", need_label, task)
+
+    return _joined_splits({name: split_of(name) for name in sorted(named)}, read, role, found.name)
+
+
+def _joined_splits(
+    splits: Mapping[str, str | None], read: Callable[[str, bool], Part], role: str, where: str
+) -> Source:
+    """What ``read`` gives of each part of a source, by name and whether it needs labels, put together by split; where
+    no name says a split all are training rows."""
+    if not any(splits.values()):
+        splits = dict.fromkeys(splits, "train")
+    ignored = [name for name, split in splits.items() if split is None]
+    notes = [f"Ignored, as others name their split and these do not: {_listed(ignored)}."] if ignored else []
+    tables: dict[str, list[pa.Table]] = {}
+    classes: set[tuple[str, ...]] = set()
+    used: dict[str, str] = {}
+    for name, split in splits.items():
+        if split is not None:
+            table, own_classes, chosen = read(name, role == "data.path" and split == "train")
+            tables.setdefault(split, []).append(table)
+            used = chosen | used
+            classes |= {own_classes} if own_classes else set()
+    if len(classes) > 1:
+        raise DataError(f"The parts of {where} name their classes differently: {sorted(classes)}.")
+    notes.append(f"Columns of {role}: " + ", ".join(f"{what} = {name}" for what, name in used.items()) + ".")
+    return Source({s: _joined(parts, where) for s, parts in tables.items()}, next(iter(classes), None), notes)
 
 
 def _named_split(name: str, is_alone: bool) -> str | None:
@@ -153,12 +179,6 @@ def _named_split(name: str, is_alone: bool) -> str | None:
         if is_alone:
             return None
         raise
-
-
-def _read_datasets(found: Location, columns: Columns, revision: str | None, role: str, task: TaskSection) -> Source:
-    loaded = load_hub(found.name, hub_commit(found.name, revision)) if found.kind == "hub" else load_saved(found.root)
-    tables, names, notes = split_tables(loaded, columns, role, task)
-    return Source(tables, names, notes)
 
 
 def _read_lines(file: DataFile) -> pa.Table:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -42,7 +42,7 @@ def local_copy(
             return False
         return True
 
-    with _explained_cache(root):
+    try:
         (root / "locks").mkdir(parents=True, exist_ok=True)
         _keep(entry)
         if not fits():
@@ -50,6 +50,8 @@ def local_copy(
                 if not fits():
                     _fill(entry, num_bytes, check, download)
         os.utime(entry)  # least recently used goes first
+    except OSError as error:
+        raise explain(error, "use RAYDISTILL_CACHE", str(root)) from error
     return entry
 
 
@@ -125,11 +127,3 @@ def _evict(entry: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-@contextmanager
-def _explained_cache(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise explain(error, "use RAYDISTILL_CACHE", str(root)) from error
