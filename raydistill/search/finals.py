@@ -18,7 +18,7 @@ from raydistill.search.children import adopt
 from raydistill.search.front import finalists
 from raydistill.search.ledger import Ledger, Trial
 from raydistill.search.sharing import Shared
-from raydistill.search.sources import OF, FinalSource, TrialTracker
+from raydistill.search.sources import OF, FinalSource
 from raydistill.search.space import SEED, default_params, fresh_seeds, sweep_of
 from raydistill.search.summary import Finalist, SeedOutcome, choose
 from raydistill.search.trial import trial_config
@@ -58,16 +58,9 @@ class Choice:
         self.candidates = {number: trials[number] for number in self.roles}
         seeds = fresh_seeds(self.prepared.config, [trial.params for trial in trials])
         wanted = [(trial, seed) for trial in self.candidates.values() for seed in seeds]
-        source = FinalSource(wanted, TrialTracker(self.ledger, self.shared, self.ref, "final"), self.stop)
+        source = FinalSource(self.ledger, self.shared, self.ref, self.stop, wanted)
         if source.open:
-            run_trials(
-                source,
-                self.shared,
-                trial_resources,
-                self.stop,
-                lambda: view(list(self.ledger), len(wanted)),
-                name="finals",
-            )
+            run_trials(source, trial_resources, lambda: view(list(self.ledger), len(wanted)))
         self.finalists = [self._finalist(number, seeds) for number in self.candidates]
         self.finalists = [finalist for finalist in self.finalists if finalist.seeds]
         self.winner = choose(self.finalists, self.sweep, self.candidates)
@@ -79,9 +72,6 @@ class Choice:
         default = default_params(self.prepared.config)
         same = [trial.number for trial in trials if trial.params == default and trial.history and not trial.schedule]
         return same[0] if same else None
-
-    def trained(self) -> list[Trial]:
-        return list(self.ledger)
 
     def _finalist(self, number: int, seeds: Sequence[int]) -> Finalist:
         """A finalist with its validation values; those on test come later."""

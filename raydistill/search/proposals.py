@@ -151,12 +151,13 @@ class Proposals:
         ahead = ((start + offset) % size for offset in range(size))
         return next(index for index in ahead if key(combination(self.sweep, index)) not in self._seen)
 
-    def end(self, number: int, state: State, **changes: Any) -> None:
+    def end(self, number: int, state: State, **changes: Any) -> Trial:
         """Write the end of a trial that `next` handed out to the ledger, and tell the searcher."""
         trial = self.ledger.update(number, state=state, **changes)
         tell(self._study, self.sweep, self._open.pop(number), trial)
         if state in ("completed", "stopped"):
             self._weigh(trial)
+        return trial
 
     def _weigh(self, trial: Trial) -> None:
         """Count the trials in a row, in the order in which they ended, that left the front where it was."""

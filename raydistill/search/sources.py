@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, cast
 
 from raydistill.config.tree import Config
 from raydistill.errors import TrackingError
 from raydistill.pipeline.reporting import metrics_path
 from raydistill.search.children import finish_child, start_child
-from raydistill.search.ledger import Ledger, Params, Schedule, State, Trial, read_schedule
+from raydistill.search.ledger import Ledger, Schedule, State, Trial, read_schedule
 from raydistill.search.proposals import Proposals
 from raydistill.search.sharing import Shared
 from raydistill.search.space import SEED
@@ -28,12 +28,16 @@ OF = "sweep.trial"
 """The finalist's number: a final's ledger entry has it, and its own seed, beside the finalist's settings."""
 
 
-class TrialTracker:
-    """The ledger and the MLflow children of one group of trials; a tracking server that is away disturbs no trial."""
+class TrialSource:
+    """Hands out the trials of one group, and writes what becomes of them to its ledger and to their MLflow runs; a
+    tracking server that is away disturbs no trial."""
 
-    def __init__(self, ledger: Ledger, shared: Shared, parent: RunRef, kind: str) -> None:
-        """``kind``: ``trial`` or ``final``."""
-        self.ledger, self.shared, self.parent, self.kind = ledger, shared, parent, kind
+    kind: ClassVar[str]
+    is_over = False
+    """Whether running trials should end at their next validation."""
+
+    def __init__(self, ledger: Ledger, shared: Shared, parent: RunRef, stop: threading.Event) -> None:
+        self.ledger, self.shared, self.parent, self.stop = ledger, shared, parent, stop
         self.metric = shared.job.config.epoch_metric
         self._runs: dict[int, RunRef] = {}
         self._times = {trial.number: {e["validation"]: e["seconds"] for e in trial.history} for trial in ledger}
@@ -41,12 +45,25 @@ class TrialTracker:
         self._before: dict[int, float] = {}
         """Seconds that lie behind a trial's present actor."""
 
-    def spec(self, trial: Trial, schedule: Schedule, seed: int | None = None) -> TrialSpec:
+    def next(self) -> Trial | None:
+        raise NotImplementedError
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no trial will be handed out any more."""
+        raise NotImplementedError
+
+    def spec(self, trial: Trial) -> TrialSpec:
         """What the trial's actor is told."""
-        name = f"{self.kind}-{trial.number:05d}"
+        schedule, seed = self._settings(trial)
+        name = trial_name(self.kind, trial)
         run = self._start(trial, trial_config(self.shared.job.config, schedule, seed), name)
         self.ledger.update(trial.number, run_id=run.run_id if run else trial.run_id)
         return TrialSpec(trial.number, name, schedule, seed, run)
+
+    def _settings(self, trial: Trial) -> tuple[Schedule, int | None]:
+        """What is trained, and the seed where it is not the config's own."""
+        return trial.course, None
 
     def _start(self, trial: Trial, config: Config, name: str) -> RunRef | None:
         try:
@@ -61,7 +78,7 @@ class TrialTracker:
         """A place was found for the trial."""
         self.ledger.update(number, state="running", started=time.time())
 
-    def report(self, number: int, entry: Mapping[str, Any]) -> Trial:
+    def report(self, number: int, entry: Mapping[str, Any]) -> None:
         """Note a validation; one that a resumed trial tells again is known already, and keeps its time."""
         trial = self.ledger[number]
         told = dict(entry)
@@ -80,15 +97,15 @@ class TrialTracker:
             changes["setup_seconds"] = told["setup_seconds"]
         if len(schedule) > 1:
             changes["schedule"] = schedule
-            changes["params"] = schedule[-1][1]
-        return self.ledger.update(number, **changes)
+            changes["params"] = trial.params | schedule[-1][1]
+        self.ledger.update(number, **changes)
 
-    def end(self, number: int, state: State) -> None:
-        """End the MLflow run, and drop the checkpoints of a trial that will not go on."""
-        trial = self.ledger[number]
+    def end(self, number: int, state: State, **changes: Any) -> None:
+        """Note how a trial ended, end its MLflow run, and drop the checkpoints of one that will not go on."""
+        trial = self._note_end(number, state, **changes)
         if state != "completed":  # a completed one's went when its student was published
             job = self.shared.job
-            job.storage.delete("runs", job.run_key, FOLDER, f"{self.kind}-{number:05d}", "student")
+            job.storage.delete("runs", job.run_key, FOLDER, trial_name(self.kind, trial), "student")
         run = self._runs.pop(number, None)
         if run is None:
             return
@@ -98,104 +115,90 @@ class TrialTracker:
         except TrackingError as error:
             logger.warning("The end of trial %s is not tracked. %s", number, error)
 
-    def settle(self) -> None:
-        """Send what the trials' writers could not, while the tracking server was away, and drop their folders."""
-        job = self.shared.job
-        for trial in self.ledger:
-            parts = ("runs", job.run_key, FOLDER, f"{self.kind}-{trial.number:05d}")
-            metrics = metrics_path(job.storage, *parts)
-            if trial.run_id is not None and metrics.exists():
-                drain(replace(self.parent, run_id=trial.run_id), metrics)
-            if trial.has_ended:
-                job.storage.delete(*parts)
+    def _note_end(self, number: int, state: State, **changes: Any) -> Trial:
+        return self.ledger.update(number, state=state, **changes)
 
 
-class SearchSource:
+class SearchSource(TrialSource):
     """Trials that the searcher proposes."""
 
-    def __init__(self, proposals: Proposals, tracker: TrialTracker, stop: threading.Event) -> None:
-        self.proposals, self.tracker, self.stop = proposals, tracker, stop
+    kind = "trial"
+
+    def __init__(
+        self, ledger: Ledger, shared: Shared, parent: RunRef, stop: threading.Event, proposals: Proposals
+    ) -> None:
+        super().__init__(ledger, shared, parent, stop)
+        self.proposals = proposals
 
     def next(self) -> Trial | None:
         return None if self.stop.is_set() else self.proposals.next()
 
-    def spec(self, trial: Trial) -> TrialSpec:
-        return self.tracker.spec(trial, trial.course)
-
-    def start(self, number: int) -> None:
-        self.tracker.start(number)
-
-    def report(self, number: int, entry: dict[str, Any]) -> None:
-        self.tracker.report(number, entry)
-
-    def end(self, number: int, state: State, **changes: Any) -> None:
-        self.proposals.end(number, state, **changes)
-        self.tracker.end(number, state)
+    def _note_end(self, number: int, state: State, **changes: Any) -> Trial:
+        return self.proposals.end(number, state, **changes)
 
     @property
     def is_exhausted(self) -> bool:
         return self.stop.is_set() or self.proposals.is_exhausted
 
     @property
-    def is_over(self) -> bool:
+    def is_over(self) -> bool:  # type: ignore[override]
         return self.proposals.stopped_by == "max_hours"
 
 
-class FinalSource:
+class FinalSource(TrialSource):
     """The finalists' settings once more, each with fresh seeds."""
 
-    is_over = False
+    kind = "final"
 
-    def __init__(self, wanted: list[tuple[Trial, int]], tracker: TrialTracker, stop: threading.Event) -> None:
+    def __init__(
+        self, ledger: Ledger, shared: Shared, parent: RunRef, stop: threading.Event, wanted: list[tuple[Trial, int]]
+    ) -> None:
         """``wanted``: finalist and seed; what the ledger has completed already is not trained again."""
-        self.tracker, self.stop = tracker, stop
-        self.numbers: dict[tuple[int, int], int] = {}
-        known = {final_key(final.params): final.number for final in tracker.ledger}
-        for trial, seed in wanted:
-            params = final_params(trial, seed)
-            number = known.get(final_key(params))
-            if number is None:
-                number = tracker.ledger.add(params, facts=trial.facts, schedule=trial.schedule).number
-            self.numbers[trial.number, seed] = number
-        self.open = [n for n in self.numbers.values() if not self._is_done(tracker.ledger[n])]
-
-    def _student(self, key: str) -> Artifact:
-        return Artifact(self.tracker.shared.job.storage, "student", key)
+        super().__init__(ledger, shared, parent, stop)
+        known = {(final.params[OF], final.params[SEED]): final for final in ledger}
+        finals = [
+            known.get((trial.number, seed))
+            or ledger.add({**trial.params, SEED: seed, OF: trial.number}, facts=trial.facts, schedule=trial.schedule)
+            for trial, seed in wanted
+        ]
+        self.open = [final.number for final in finals if not self._is_done(final)]
 
     def _is_done(self, final: Trial) -> bool:
-        return final.state == "completed" and final.student is not None and self._student(final.student).exists()
+        return final.state == "completed" and self._student(final).exists()
+
+    def _student(self, final: Trial) -> Artifact:
+        return Artifact(self.shared.job.storage, "student", str(final.student))
 
     def next(self) -> Trial | None:
-        return self.tracker.ledger[self.open.pop(0)] if self.open and not self.stop.is_set() else None
+        return self.ledger[self.open.pop(0)] if self.open and not self.stop.is_set() else None
 
-    def spec(self, trial: Trial) -> TrialSpec:
-        params = dict(trial.params)
-        seed, _ = params.pop(SEED), params.pop(OF)
-        assert isinstance(seed, int)
-        schedule = trial.schedule or ((0, params),)
-        return self.tracker.spec(trial, schedule, seed)
+    def _settings(self, trial: Trial) -> tuple[Schedule, int | None]:
+        own = {name: value for name, value in trial.params.items() if name not in (SEED, OF)}
+        return trial.schedule or ((0, own),), cast("int", trial.params[SEED])
 
-    def start(self, number: int) -> None:
-        self.tracker.start(number)
-
-    def report(self, number: int, entry: dict[str, Any]) -> None:
-        self.tracker.report(number, {name: value for name, value in entry.items() if name != "schedule"})
-
-    def end(self, number: int, state: State, **changes: Any) -> None:
-        self.tracker.ledger.update(number, state=state, **changes)
+    def _note_end(self, number: int, state: State, **changes: Any) -> Trial:
+        final = super()._note_end(number, state, **changes)
         if state == "completed":
-            job = self.tracker.shared.job
-            refer(job.storage, job.run_key, [self._student(changes["student"])])
-        self.tracker.end(number, state)
+            job = self.shared.job
+            refer(job.storage, job.run_key, [self._student(final)])
+        return final
 
     @property
     def is_exhausted(self) -> bool:
         return self.stop.is_set() or not self.open
 
 
-def final_params(trial: Trial, seed: int) -> Params:
-    return {**trial.params, SEED: seed, OF: trial.number}
+def trial_name(kind: str, trial: Trial) -> str:
+    return f"{kind}-{trial.number:05d}"
 
 
-def final_key(params: Params) -> tuple[Any, Any]:
-    return params[OF], params[SEED]
+def settle(source: type[TrialSource], ledger: Ledger, shared: Shared, parent: RunRef) -> None:
+    """Send what the trials' writers could not, while the tracking server was away, and drop their folders."""
+    job = shared.job
+    for trial in ledger:
+        parts = ("runs", job.run_key, FOLDER, trial_name(source.kind, trial))
+        metrics = metrics_path(job.storage, *parts)
+        if trial.run_id is not None and metrics.exists():
+            drain(replace(parent, run_id=trial.run_id), metrics)
+        if trial.has_ended:
+            job.storage.delete(*parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raydistill.config.metrics import METRICS
@@ -52,20 +52,11 @@ class TrialSpec:
         return self.schedule[-1][1]
 
     def to_plain(self) -> dict[str, Any]:
-        run = None if self.run is None else [self.run.tracking_uri, self.run.experiment_id, self.run.run_id]
-        schedule = [[step, params] for step, params in self.schedule]
-        return {
-            "number": self.number,
-            "name": self.name,
-            "params": self.params,
-            "schedule": schedule,
-            "seed": self.seed,
-            "run": run,
-        }
+        return asdict(self) | {"params": self.params}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> TrialSpec:
-        run = RunRef(*plain["run"]) if plain["run"] else None
+        run = RunRef(**plain["run"]) if plain["run"] else None
         return cls(plain["number"], plain["name"], read_schedule(plain["schedule"]), plain["seed"], run)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
@@ -20,9 +20,8 @@ from ray.tune.search import Searcher
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.worker import STOP_SECONDS, ray_storage
 from raydistill.search.actor import TrialActor, threads_of, train_in_group
-from raydistill.search.ledger import State, Trial
 from raydistill.search.sharing import Shared
-from raydistill.search.trial import TrialSpec
+from raydistill.search.sources import TrialSource
 from raydistill.storage.board import Board
 
 
@@ -34,23 +33,6 @@ class TrialResources:
     workers: int
     resources: dict[str, float]
     concurrency: int | None
-
-
-class TrialSource(Protocol):
-    """Where trials come from and where their results go; the sweep's search and its finals are two of them."""
-
-    def next(self) -> Trial | None: ...
-    def spec(self, trial: Trial) -> TrialSpec: ...
-    def start(self, number: int) -> None: ...
-    def report(self, number: int, entry: dict[str, Any]) -> None: ...
-    def end(self, number: int, state: State, **changes: Any) -> None: ...
-
-    @property
-    def is_exhausted(self) -> bool: ...
-    @property
-    def is_over(self) -> bool:
-        """Whether running trials should end at their next validation."""
-        ...
 
 
 class DriverOnly:
@@ -86,8 +68,8 @@ class Feed(DriverOnly, Searcher):
 class Watch(DriverOnly, tune.Callback):
     """Writes what becomes of trials to their source, in the thread of the tuner."""
 
-    def __init__(self, source: TrialSource, stop: threading.Event) -> None:
-        self.source, self.stop = source, stop
+    def __init__(self, source: TrialSource) -> None:
+        self.source = source
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.source.start(trial.config["trial"]["number"])
@@ -100,7 +82,7 @@ class Watch(DriverOnly, tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result, number = trial.last_result, trial.config["trial"]["number"]
-        if result.get("interrupted") or (self.stop.is_set() and not result.get("finished")):
+        if result.get("interrupted") or (self.source.stop.is_set() and not result.get("finished")):
             return  # it goes on in the next session
         if "failure" in result:
             self.source.end(number, "failed", reason=result["failure"])
@@ -110,7 +92,7 @@ class Watch(DriverOnly, tune.Callback):
             self.source.end(number, "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self.stop.is_set():
+        if self.source.stop.is_set():
             return
         error = error_of(trial)
         cause = getattr(error, "cause", None) or error
@@ -163,17 +145,13 @@ def trial_function(shared: Shared, trial_resources: TrialResources, exchanges: b
 
 def run_trials(
     source: TrialSource,
-    shared: Shared,
     trial_resources: TrialResources,
-    stop: threading.Event,
     watch: Callable[[], None],
-    *,
     scheduler: TrialScheduler | None = None,
-    name: str,
 ) -> None:
-    """Train the source's trials; ``watch`` is called twice a second meanwhile. Raises Interrupted after ``stop``."""
-    job = shared.job
-    folder = f"{job.run_key}-{job.owner.number}-{name}"
+    """Train the source's trials; ``watch`` is called twice a second meanwhile. Raises Interrupted after its stop."""
+    job = source.shared.job
+    folder = f"{job.run_key}-{job.owner.number}-{source.kind}"
     exchanges = isinstance(scheduler, PopulationBasedTraining)
     space: dict[str, Any] = {}
     search: dict[str, Any] = {"search_alg": Feed(source), "num_samples": -1}
@@ -185,7 +163,7 @@ def run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(trial_resources.concurrency or 4)
     storage_path, filesystem = ray_storage(job.storage)
     tuner = tune.Tuner(
-        trial_function(shared, trial_resources, exchanges),
+        trial_function(source.shared, trial_resources, exchanges),
         param_space=space,
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
@@ -199,7 +177,7 @@ def run_trials(
             storage_path=storage_path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[Watch(source, stop)],
+            callbacks=[Watch(source)],
             stop=Ending(source),
             failure_config=tune.FailureConfig(max_failures=job.config.train.max_failures),
             # by default Tune asks for one, and retries a trial that failed before it had anything to save
@@ -207,7 +185,7 @@ def run_trials(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is told by the ledger, without tracebacks
-    supervise(tuner, Board(job.storage, job.board_parts, job.owner), stop, watch)
+    supervise(tuner, Board(job.storage, job.board_parts, job.owner), source.stop, watch)
     job.storage.delete("ray", folder)  # Tune's own files, and the checkpoints that pbt exchanged
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,17 +16,11 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """Whether the search paid off, then what the winner reaches and what was searched: one fact a sentence, means over
     its seeds. From the content of sweep.json."""
     if summary["winner"] is None:
-        return _nothing(summary)
+        counts = ", ".join(f"{count} {state}" for state, count in summary["counts"].items() if count) or "none"
+        return f"No winner: no trial was trained to its end within the constraints. Trials: {counts}."
     decision, own = _decision(summary)
     reached, *rest = _reached(summary)
     return " ".join([*decision, reached, *own, *rest, *_searched(summary)])
-
-
-def _nothing(summary: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{count} {state}" for state, count in summary["counts"].items() if count) or "none"
-    if summary["finalists"]:
-        return f"No winner: no trial could be trained again. Trials: {counts}."
-    return f"No winner: no trial was trained to its end within the constraints. Trials: {counts}."
 
 
 def _decision(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -37,34 +30,33 @@ def _decision(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         return [f"The search found nothing better than the config's own values (trial {number})."], []
     metric, sign = name.removeprefix("validation/"), 1 if summary["objectives"][name] == "max" else -1
     finalist = _finalist(summary)
-    own = next((found for found in summary["finalists"] if "default" in found["roles"]), None)
+    own = next((one for one in summary["finalists"] if "default" in one["roles"]), None)
     if own is None or own["validation"][metric]["mean"] is None:
         why = "the config's own values were not trained again"
         return [f"Trial {number} won.", f"What the search gained is not known: {why}."], []
-    (theirs, spread), (mean, sd) = own["validation"][metric].values(), finalist["validation"][metric].values()
-    gain = sign * (mean - theirs)
+    theirs, found = own["validation"][metric], finalist["validation"][metric]
+    gain = sign * (found["mean"] - theirs["mean"])
     change = _change(metric, gain)
     compared = f"trial {number} is {change} the config's own values"
     if gain < 0:  # the winner has the best mean of all that keep the constraints
         decision = [f"Trial {number} won within the constraints, which the config's own values break."]
     elif change == SAME:
         decision = [f"No gain: trial {number} is as good as the config's own values."]
-    elif sd is None or spread is None:
+    elif found["sd"] is None or theirs["sd"] is None:
         decision = [f"{compared.capitalize()}.", "How much of that is due to the seed is not known."]
-    elif _may_be_luck(gain, sd, spread, len(finalist["seeds"])):
+    elif _may_be_luck(found, theirs, num_seeds=len(finalist["seeds"])):
         decision = [f"No gain is certain: {compared}.", "The seed alone may explain that (95 %)."]
     else:
         decision = [f"The search paid off: {compared}."]
-    return decision, [f"The config's own values reach {_spread(metric, own['validation'][metric])} there."]
+    return decision, [f"The config's own values reach {_spread(metric, theirs)} there."]
 
 
-def _may_be_luck(gain: float, sd: float, spread: float, num_seeds: int) -> bool:
-    """Whether Welch's 95 % t interval of the difference of two means reaches 0; both groups have as many seeds."""
-    from scipy.special import stdtrit
+def _may_be_luck(*groups: Mapping[str, float], num_seeds: int) -> bool:
+    """Whether Welch's t test leaves it open that two groups of as many seeds have one mean."""
+    from scipy.stats import ttest_ind_from_stats
 
-    error = math.sqrt((sd**2 + spread**2) / num_seeds)
-    freedom = (num_seeds - 1) * (sd**2 + spread**2) ** 2 / (sd**4 + spread**4) if error else 1.0
-    return bool(abs(gain) <= stdtrit(freedom, 0.975) * error)
+    told = [number for group in groups for number in (group["mean"], group["sd"], num_seeds)]
+    return bool(ttest_ind_from_stats(*told, equal_var=False).pvalue >= 0.05)
 
 
 def _reached(summary: Mapping[str, Any]) -> list[str]:

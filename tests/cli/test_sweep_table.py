@@ -236,7 +236,7 @@ def test_the_end_shows_finalists_verdict_and_what_to_type() -> None:
     assert all(f"--set {given.split('=')[0]}=" in text.replace("'", "") for given in summary["winner"]["set"])
     assert f"raydistill report {summary['sweep_key']}" in text
     assert "hunter2" not in text
-    table = text[: text.index("trial 0")].splitlines()
+    table = text[: text.index(f"trial {won}  ")].splitlines()
     assert max(map(len, table)) <= 80
 
 

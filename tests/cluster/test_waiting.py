@@ -11,8 +11,8 @@ from raydistill.cluster import waiting
 from raydistill.cluster.room import Node
 from raydistill.cluster.waiting import Waiting
 from raydistill.errors import RaydistillError
+from raydistill.search.driver import waits_for_room
 from raydistill.search.ledger import Trial
-from raydistill.search.sweep import waits_for_room
 
 
 class Scene:

@@ -308,7 +308,7 @@ def test_what_was_taken_over_can_be_trained_again_from_the_schedule(fresh, tmp_p
     schedule = follower.spec.schedule
     assert schedule == ((0, GOOD), (STEPS_PER_EPOCH, told["params"]))
     result = follower.train_to()
-    assert result["schedule"] == [[step, params] for step, params in schedule]
+    assert result["schedule"] == schedule
     student = Artifact(fresh.job.storage, "student", result["student"]).local() / "model"
     replayed = train(fresh, trial_config(fresh.job.config, schedule))
     assert same_weights(read_weights(student), weights(replayed))

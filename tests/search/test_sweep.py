@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -44,6 +45,7 @@ from raydistill.storage.board import Board, Show
 from raydistill.storage.garbage import referred, remove_artifact
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
+from raydistill.tracking.runs import RunRef
 
 pytestmark = pytest.mark.ray
 
@@ -564,15 +566,15 @@ def test_a_finalist_that_was_removed_makes_the_sweep_unfinished_and_is_trained_a
     storage = Storage(str(tmp_path / "storage"))
     student = fill(Artifact(storage, "student", KEY))
     ledger = Ledger(storage, ("runs", "s"), Owner.acquire(storage, "runs", "s"), name="finals")
-    job = SimpleNamespace(storage=storage, run_key="s")
-    tracker: Any = SimpleNamespace(ledger=ledger, shared=SimpleNamespace(job=job), end=lambda *told: None)
+    shared: Any = SimpleNamespace(job=SimpleNamespace(storage=storage, run_key="s", config=config))
     wanted = [(Trial(3, {LAYERS: 1}, "completed"), 1)]
-    source = FinalSource(wanted, tracker, Event())
+    make_source = partial(FinalSource, ledger, shared, RunRef("", "", ""), Event(), wanted)
+    source = make_source()
     final = source.next()
     assert final is not None
     source.end(final.number, "completed", student=KEY, reused=False)
     assert referred(storage, "s") == [student]  # a day may pass before the last one is trained
-    assert FinalSource(wanted, tracker, Event()).open == []
+    assert make_source().open == []
 
     outcome = {"student": KEY, "path": "/of/another/node"}
     summary = {
@@ -589,4 +591,4 @@ def test_a_finalist_that_was_removed_makes_the_sweep_unfinished_and_is_trained_a
 
     remove_artifact(storage, f"student/{KEY}", force=True)
     assert finished(prepared) is None
-    assert FinalSource(wanted, tracker, Event()).open == [final.number]
+    assert make_source().open == [final.number]

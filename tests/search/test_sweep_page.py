@@ -14,15 +14,12 @@ import pytest
 from kit.browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, browse, figures_of, traces
 from kit.summaries import make_summary
 
-from raydistill.config.loading import load_config
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report import scales
 from raydistill.evaluate.report.glossary import TERMS
-from raydistill.search.ledger import Params, Trial
 from raydistill.search.report import page, parallel
 from raydistill.search.report.page import write_report
 from raydistill.search.report.scene import Scene
-from raydistill.search.summary import Finalist, SeedOutcome, build_summary
 
 
 def write(summary: dict[str, Any], folder: Path) -> str:
@@ -166,10 +163,15 @@ def test_axis_of_a_setting(
     assert list(texts.values()) == ticks
 
 
-def test_one_objective(tmp_path: Path) -> None:
-    text = write(make_summary({"validation/log_loss": "min"}), tmp_path)
+def test_one_objective_without_what_may_be_missing(tmp_path: Path) -> None:
+    summary = make_summary({"validation/log_loss": "min"})
+    summary |= {"scheduler": "pbt", "importance": {}, "results": None, "concurrency": None, "stopped_by": None}
+    summary["trials"][0]["schedule"] = [[0, {}], [3, {}]]
+    text = write(summary, tmp_path)
+    for part in ("changed them on the way", "settings changed at step 0, 3", "that takes 20 completed trials"):
+        assert part in Tags(text).text
     figures = figures_of(text)
-    assert not [name for name in figures if name.startswith("pareto")]
+    assert set(figures) == {"history", "parallel", "curves", *(f"slice-{i}" for i in range(5))}
     assert 'id="front"' not in text
     steps = [y for _, y in traces(figures["history"])["best so far"]]
     assert steps == sorted(steps, reverse=True)
@@ -195,61 +197,20 @@ def test_sweep_without_a_completed_trial(tmp_path: Path, summary: dict[str, Any]
     assert ("history" in figures_of(text)) == (keep == "stopped")
 
 
-def test_page_of_a_summary_as_it_is_built(tmp_path: Path) -> None:
-    kd, rate = "stages.distill.losses.kd.temperature", "stages.distill.learning_rate"
-    space = {kd: {"choice": [1.0, 2.0, 4.0]}, rate: {"loguniform": [1e-5, 1e-3]}}
-    losses = {"kd": {"type": "forward_kl"}, "task": {"type": "task"}}
-    content = {"data": {"path": "rows.csv"}, "teacher": {"model": "some/model"}, "student": {"num_layers": 2}}
-    stages = {"distill": {"losses": losses}}
-    config = load_config({**content, "stages": stages, "sweep": {"space": space, "scheduler": "pbt"}})
-    trials = []
-    for number in range(6):
-        values = {"validation/accuracy": 0.7 + number / 50, "validation/log_loss": math.nan}
-        history = ({"step": 9, "num_steps": 9, "seconds": 1.0, **values},)
-        params: Params = {kd: float(2 ** (number % 3)), rate: 1e-5 * 2**number}
-        schedule = ((3, params),)
-        trials.append(Trial(number, params, "completed", values=values, history=history, schedule=schedule))
-    seed = SeedOutcome(1, "key", "students/key", {"accuracy": 0.79}, {"accuracy": 0.78, "auc": math.nan})
-    finalist = Finalist(5, ("best",), (seed,))
-    summary = build_summary(
-        **{"config": config, "sweep_key": "abc", "run_id": None, "trials": trials, "front": trials[5:]},
-        **{"finalists": [finalist], "winner": (finalist, seed), "results": None, "shapes": [], "notes": []},
-        **{"seconds": {"search": 9.0, "total": 9.5}, "concurrency": None, "stopped_by": None},
-        teacher={"passes": 1, "passes_saved": 5, "rows": 10},
-    )
-    text = write(summary, tmp_path)
-    said = Tags(text).text
-    for part in ("6 completed", "78.0", "students/key", "changed them on the way", "settings changed at step 3", "2.0"):
-        assert part in said
-    assert "that takes 20 completed trials" in said
-    assert {"history", "parallel", "curves", "slice-0", "slice-1"} == set(figures_of(text))
-
-
 def poisoned(node: Any, name: str = "") -> Any:
     """Hostile text wherever a user or a failing library can put text."""
     if isinstance(node, dict):
         return {key: poisoned(child, key) for key, child in node.items()}
     if isinstance(node, list):
         return [poisoned(child, name) for child in node]
-    free = (
-        "reason",
-        "verdict",
-        "notes",
-        "path",
-        "stopped_by",
-        "run_id",
-        "sweep_key",
-        "set",
-        "model",
-        "roles",
-        "search",
-    )
-    return node + HOSTILE if isinstance(node, str) and name in free else node
+    free = {"reason", "verdict", "notes", "path", "stopped_by", "run_id", "sweep_key", "set", "model", "roles"}
+    return node + HOSTILE if isinstance(node, str) and name in free | {"search"} else node
 
 
 def hostile_summary(summary: dict[str, Any]) -> dict[str, Any]:
     name = "stages.distill.losses.<b>it's</b>.weight" + HOSTILE
     found = poisoned(json.loads(json.dumps(summary)))
+    found["config"]["sweep"]["search"] = summary["search"]
     for space in (found["space"], found["config"]["sweep"]["space"]):
         space[name] = {"choice": [HOSTILE, HOSTILE + "2", {"type": HOSTILE}]}
     for i, trial in enumerate(found["trials"]):
@@ -275,19 +236,6 @@ def test_page_fetches_nothing(report: Path) -> None:
     assert_fetches_nothing(report.read_text("utf-8"))
 
 
-def test_a_browser_draws_it(report: Path) -> None:
-    dom, console = browse(report)
-    figures = figures_of(report.read_text("utf-8"))
-    assert len(figures) == 10
-    assert console == ""
-    assert len(re.findall(r'class="[^"]*js-plotly-plot', dom)) == len(figures)
-    assert len(re.findall(r'<svg class="main-svg"', dom)) >= len(figures)
-    for name, figure in figures.items():
-        own = dom.split(f'<div class="plot js-plotly-plot" id="{name}"')[1].split('"plot js-plotly-plot"')[0]
-        kind = "bars" if name == "importance" else "scatter"
-        assert own.count(f'class="trace {kind}') == len([t for t in figure["data"] if t["x"]]), name
-
-
 LOOK = """
 addEventListener("load", () => setTimeout(() => {
   const order = () => [...document.querySelectorAll("#trials tbody tr")].map((row) => row.cells[2].textContent);
@@ -310,8 +258,16 @@ addEventListener("load", () => setTimeout(() => {
 
 
 @pytest.mark.parametrize("width", [420, 1400])
-def test_sorting_hovering_and_width(report: Path, width: int) -> None:
-    dom, _ = browse(report, LOOK, width)
+def test_a_browser_draws_sorts_and_tells_at_any_width(report: Path, width: int) -> None:
+    dom, console = browse(report, LOOK, width)
+    assert console == ""
+    figures = figures_of(report.read_text("utf-8"))
+    assert len(figures) == 10
+    assert len(re.findall(r'class="[^"]*js-plotly-plot', dom)) == len(figures)
+    for name, figure in figures.items():
+        own = dom.split(f'<div class="plot js-plotly-plot" id="{name}"')[1].split('"plot js-plotly-plot"')[0]
+        kind = "bars" if name == "importance" else "scatter"
+        assert own.count(f'class="trace {kind}') == len([t for t in figure["data"] if t["x"]]), name
     found = re.search(r"<output>(.*?)</output>", dom, re.DOTALL)
     assert found is not None
     seen = json.loads(html.unescape(found[1]))
