@@ -17,7 +17,7 @@ SETTINGS = 4
 
 
 def check_entry(address: str) -> None:
-    """Return where a driver here can join the cluster at ``address``: HOST:PORT, or auto, which Ray looks up itself.
+    """Pass where a driver here can join the cluster at ``address``: HOST:PORT, or auto, which Ray looks up itself.
 
     Raises ConfigError for another kind of address; RaydistillError where nothing answers, for a wrong or missing token,
     and where no node of the cluster is on this machine.

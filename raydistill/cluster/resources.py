@@ -76,36 +76,27 @@ def _cpu_share(train: Train, groups: int, nodes: Sequence[Node]) -> dict[str, fl
 
 
 def beside_teachers(train: Train, pool: Pool | None, nodes: Sequence[Node]) -> Sequence[Node]:
-    """What nodes have left beside as many teachers of the pool as leave each worker its place, at least its least."""
+    """What nodes have left for workers beside the teachers of a pool."""
     if pool is None:
         return nodes
-    wanted = teacher_resources(pool, train, nodes)
-    rest = place(wanted, pool.min, nodes).rest
-    worker = _least_share(train, nodes)
-    for count in range(int(min(room(wanted, nodes), pool.max)), pool.min, -1):
-        placed = place(wanted, count, nodes)
-        if room(worker, placed.rest) >= train.num_workers:
-            return placed.rest
-    return rest
-
-
-def _least_share(train: Train, nodes: Sequence[Node]) -> Resources:
-    """What each worker gets at least."""
-    wanted = train.resources_per_worker
-    if wanted is None:
-        wanted = {"CPU": 1.0} | ({"GPU": 1.0} if takes_gpus(train, nodes) else {})
-    return wanted | kind_of_gpu(train.accelerator_type)
+    return place(teacher_resources(pool, train, nodes), teachers_beside(train, pool, nodes), nodes).rest
 
 
 def teachers_beside(train: Train, pool: Pool, nodes: Sequence[Node] | None = None) -> int:
-    """How many teachers the nodes that are there, or announced, hold beside all training workers; ``pool.min`` to
-    ``pool.max``.
+    """How many teachers the nodes that are there, or announced, hold beside the least that each training worker gets;
+    ``pool.min`` to ``pool.max``.
 
     Teachers are placed first, and again wherever one has died: more of them would take the workers' places.
     """
     nodes = known_nodes() if nodes is None else nodes
-    rest = place(wanted_by_workers(train, nodes, pool=pool), train.num_workers, nodes).rest
-    return max(pool.min, min(pool.max, int(min(room(teacher_resources(pool, train, nodes), rest), pool.max))))
+    teacher, worker = teacher_resources(pool, train, nodes), train.resources_per_worker
+    if worker is None:
+        worker = {"CPU": 1.0} | ({"GPU": 1.0} if takes_gpus(train, nodes) else {})
+    worker = worker | kind_of_gpu(train.accelerator_type)
+    for count in range(int(min(room(teacher, nodes), pool.max)), pool.min, -1):
+        if room(worker, place(teacher, count, nodes).rest) >= train.num_workers:
+            return count
+    return pool.min
 
 
 def check_room(train: Train, wanted: Resources, pool: Pool | None, nodes: Sequence[Node]) -> None:
