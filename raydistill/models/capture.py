@@ -27,7 +27,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[
     with ExitStack() as hooks:
         for signal in wanted:
             if signal.name in PROJECTIONS:
-                hooks.callback(_catch(unwrapped(model), signal, caught).remove)
+                hooks.callback(_catch(model, signal, caught).remove)
         output = model(**inputs, output_hidden_states=any(signal.name == "hidden_states" for signal in wanted))
     tokens = real_tokens(inputs) if any(signal.is_token_level for signal in wanted) else None
     found = {}
@@ -44,11 +44,6 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[
                 )
             found[signal] = _flat(states[layer], tokens)
     return found
-
-
-def unwrapped(model: nn.Module) -> Any:
-    """The model itself where it is wrapped for several processes."""
-    return getattr(model, "module", model)
 
 
 def _catch(model: Any, signal: Signal, caught: dict[Signal, Tensor]) -> Any:

@@ -118,21 +118,16 @@ def tracked(prepared: Prepared, kind: str = "distill") -> Iterator[RunRef]:
         raise
     finally:
         if status != "FINISHED":
-            end_run(ref, status)
-
-
-def end_run(ref: RunRef, status: str) -> None:
-    """Mark the run as ended; a store that is away must not hide what ended it."""
-    try:
-        finish_run(ref, status=status)
-    except TrackingError as error:
-        logging.getLogger(__name__).warning("The run's end was not tracked. %s", error)
+            try:
+                finish_run(ref, status=status)
+            except TrackingError as error:  # a store that is away must not hide what ended the run
+                logging.getLogger(__name__).warning("The run's end was not tracked. %s", error)
 
 
 def run_phases_somewhere(job: Any, stop: Stop, show: Show) -> PhaseResults:
     """Run the phases in a Ray Train worker group or, with ``train.num_workers: 0``, in this process."""
     if job.config.train.num_workers == 0:
-        from raydistill.pipeline.local import run_local
+        from raydistill.pipeline.phases import run_local
 
         return run_local(job, show, stop)
     show({"phase": "start", "note": "Ray"})

@@ -6,15 +6,23 @@ in the phase, and at the shard or step, where it was. Nothing here knows Ray; wi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
+from raydistill.cluster.device import Device, keep_freed_memory
+from raydistill.cluster.group import Group
 from raydistill.config.teacher import Mode
+from raydistill.errors import RaydistillError
 from raydistill.models.folder import resolve_model
 from raydistill.models.signals import Signal
 from raydistill.models.student import build_student
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
+from raydistill.pipeline.failures import known
+from raydistill.pipeline.job import Job
 from raydistill.pipeline.measure import evaluate
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.stages import (
@@ -27,6 +35,7 @@ from raydistill.pipeline.stages import (
 )
 from raydistill.pipeline.teaching import fit_teacher, record_teacher
 from raydistill.storage.artifacts import Artifact
+from raydistill.storage.board import Board, Show
 from raydistill.storage.outages import OUTAGES
 
 
@@ -35,8 +44,6 @@ class PhaseResults:
     """What the phases made: artefacts, and what a report wants to know about them."""
 
     teacher: TeacherIdentity
-    recorded: Recorded
-    mode: Mode
     student: Artifact
     baseline: Artifact | None
     evaluation: Artifact
@@ -52,19 +59,26 @@ def run_phases(context: Context) -> PhaseResults:
     student = train_student(context, teacher, mode, recorded)
     baseline = train_baseline(context, teacher)
     evaluation = evaluate(context, teacher, recorded, student, baseline)
-    context.report.flush()
-    context.report.notes += OUTAGES.take_notes()
-    return PhaseResults(
-        teacher,
-        recorded,
-        mode,
-        student,
-        baseline,
-        evaluation,
-        context.report.seconds,
-        context.report.reused,
-        context.report.notes,
-    )
+    report = context.report
+    report.flush()
+    report.notes += OUTAGES.take_notes()
+    return PhaseResults(teacher, student, baseline, evaluation, report.seconds, report.reused, report.notes)
+
+
+def run_local(job: Job, show: Show, stop: threading.Event) -> PhaseResults:
+    """Run all phases in the calling process; ``show`` gets their progress, ``stop`` ends them with a checkpoint."""
+    keep_freed_memory()
+    device = Device("cuda" if torch.cuda.is_available() else "cpu", job.dtype)
+    board = Board(job.storage, job.run_parts, job.owner, listener=show, stop=stop.is_set)
+    context = Context(job, Group(device.torch_device), device, board)
+    try:
+        return run_phases(context)
+    except Exception as error:
+        if isinstance(error, RaydistillError) or (found := known(error, "The run")) is None:
+            raise
+        raise found from error
+    finally:
+        context.report.flush()
 
 
 def train_student(context: Context, teacher: TeacherIdentity, mode: Mode, recorded: Recorded) -> Artifact:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any
 
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
@@ -35,20 +35,6 @@ from raydistill.teacher.pool.recording import record_in_pool
 from raydistill.teacher.pool.signals import PoolFeed
 from raydistill.teacher.pool.teachers import TeacherPool
 from raydistill.teacher.record import Wanted
-
-
-class Made(Protocol):
-    """What a worker group returns that says how long it took and what it found there; a dataclass."""
-
-    @property
-    def seconds(self) -> dict[str, float]: ...
-    @property
-    def reused(self) -> Any: ...
-    @property
-    def notes(self) -> Any: ...
-
-
-Result = TypeVar("Result", bound=Made)
 
 
 def run_with_pool(job: Job, show: Show, stop: Stop) -> PhaseResults:
@@ -113,13 +99,13 @@ class PooledRun:
         self.seconds["record"] = self.context.report.seconds["record"]
         self.made |= {f"signals of {split}" for split in wanted}
 
-    def completed(self, result: Result) -> Result:
-        """The result of the last worker group, with what was made before it, which is not called reused."""
+    def completed(self, result: Any) -> Any:
+        """The result of the last worker group, a dataclass, with the times and notes of what was made before it, which
+        is not called reused."""
         seconds = {name: result.seconds.get(name, 0.0) + value for name, value in self.seconds.items()}
         reused = type(result.reused)(name for name in result.reused if name not in self.made)
-        changes: dict[str, Any] = {"seconds": {**result.seconds, **seconds}, "reused": reused}
-        changes["notes"] = type(result.notes)([*self.context.report.notes, *result.notes])
-        return cast("Result", replace(cast("Any", result), **changes))
+        notes = type(result.notes)([*self.context.report.notes, *result.notes])
+        return replace(result, seconds={**result.seconds, **seconds}, reused=reused, notes=notes)
 
 
 def driver_context(job: Job) -> Context:

@@ -10,7 +10,7 @@ from raydistill.config.losses import TASK_ALONE
 from raydistill.config.metrics import metric
 from raydistill.config.teacher import Mode
 from raydistill.config.training import Stage
-from raydistill.config.tree import Config, Evaluate
+from raydistill.config.tree import Config
 from raydistill.errors import ModelError
 from raydistill.evaluate.compare import chance
 from raydistill.evaluate.intervals import intervals
@@ -23,7 +23,6 @@ from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.stages import publish, read_history, train_on_labels
 from raydistill.storage.artifacts import Artifact
-from raydistill.tasks import Task
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import reopen_damaged, signal_artifact
@@ -132,12 +131,16 @@ def labeled_validation(context: Context, recorded: dict[Signal, Artifact]) -> tu
 
 
 def check_chance(context: Context, recorded: dict[Signal, Artifact]) -> None:
-    """ModelError where the teacher is no better than chance on the validation rows; every rank sees the same logits."""
+    """ModelError where the teacher is no better than chance on the validation rows, by the test that results use; every
+    rank sees the same logits."""
     settings = context.config.teacher
     if settings.allow_chance:
         return
-    found = judged_chance(context.task, *labeled_validation(context, recorded), context.config.evaluate)
-    if found is None:
+    outputs, targets, example_ids = labeled_validation(context, recorded)
+    scores = context.task.fitted(outputs, targets).scores(outputs, targets)
+    num_samples = context.config.evaluate.bootstrap_samples
+    tested = chance(intervals(scores, num_samples, example_ids=example_ids), scores.floor())
+    if tested["reason"] in (None, "floor_only"):  # better, or it has learned something all the same
         return
     finetune = settings.finetune
     advice = "Name one that was fine-tuned for this task, or add teacher.finetune."
@@ -149,18 +152,8 @@ def check_chance(context: Context, recorded: dict[Signal, Artifact]) -> None:
         )
     raise ModelError(
         f"On the validation rows the teacher is {context.task.guessing}, so a student has nothing to learn from it: "
-        f"{found}. {advice} teacher.allow_chance=true goes on with it."
+        f"{tested['why']}. {advice} teacher.allow_chance=true goes on with it."
     )
-
-
-def judged_chance(
-    task: Task, outputs: np.ndarray, targets: np.ndarray, example_ids: np.ndarray, settings: Evaluate
-) -> str | None:
-    """Why a model is no better than chance on labelled rows, by the test that results use; None for one that is, or
-    that has learned something all the same."""
-    scores = task.fitted(outputs, targets).scores(outputs, targets)
-    tested = chance(intervals(scores, settings.bootstrap_samples, example_ids=example_ids), scores.floor())
-    return None if tested["reason"] in (None, "floor_only") else str(tested["why"])
 
 
 def teacher_mode(context: Context, teacher: TeacherIdentity, config: Config) -> tuple[Mode, str, frozenset[Signal]]:
