@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +28,10 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.tasks import task_of
 from raydistill.teacher.cached import RecordedSignals
-from raydistill.teacher.signals import Feed
 from raydistill.train.checkpoint import Checkpoints
+
+if TYPE_CHECKING:  # it loads Ray
+    from raydistill.teacher.pool.signals import PoolFeed
 
 GPU_INFERENCE_FACTOR = 4
 """A forward pass without gradient takes so many times the tokens of a training micro-batch in the same memory."""
@@ -70,7 +72,7 @@ class Context:
         self.report = Reporter(job, group, board, observed)
         self.task = task_of(job.task)
         self.teacher_model: PreTrainedModel | None = None
-        self.feed: Feed | None = None
+        self.feed: PoolFeed | None = None
         """Teachers in actors of their own, in ``teacher.mode: pool``."""
         self._recorded: dict[tuple[str, ...], RecordedSignals] = {}
 

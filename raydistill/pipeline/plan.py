@@ -58,14 +58,13 @@ def make_plan(
     device = device_type(config, state)
     dtype = compute_dtype(config.train.dtype, device)
     data = Artifact(storage, "data", data_key(config))
-    tokens = tokens_artifact(storage, data, source, config.data.max_length)
-    size = measured_size(data, tokens) if tokens is not None and tokens.exists() else estimated_size(config, source)
+    tokens = find_tokens(storage, data, source, config.data.max_length)
+    size = estimated_size(config, source) if tokens is None else measured_size(data, tokens)
     task = size.task
     set_head(source_config, task.head)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
     sizes = signal_sizes(losses, source_config, size.num_rows["train"], size.num_tokens["train"])
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
-    known = tokens if tokens is not None and tokens.exists() else None
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
         "data": {
@@ -80,7 +79,7 @@ def make_plan(
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
-        "phases": phases(config, storage, data, known, source, dtype, [*sizes], mode),
+        "phases": phases(config, storage, data, tokens, source, dtype, [*sizes], mode),
         "teacher": {"mode": mode.name, "why": why, "signal_bytes": sizes, "dtype": dtype}
         | {"allow_chance": config.teacher.allow_chance},
         "student": {
@@ -95,7 +94,7 @@ def make_plan(
             dict.fromkeys(  # the check weighs the terms once more
                 [
                     *findings(config, storage, source, size, losses),
-                    *(checked(config, storage, known, source, dtype) if check else []),
+                    *(checked(config, storage, tokens, source, dtype) if check else []),
                 ]
             )
         ),
@@ -103,11 +102,12 @@ def make_plan(
     return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
 
 
-def tokens_artifact(storage: Storage, data: Artifact, tokenizer: Path, max_length: int) -> Artifact | None:
-    """Return where the tokens of prepared data lie; None while the data is not prepared."""
+def find_tokens(storage: Storage, data: Artifact, tokenizer: Path, max_length: int) -> Artifact | None:
+    """The tokens of the data; None while it is not prepared."""
     if not data.exists():
         return None
-    return Artifact(storage, "tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length))
+    tokens = Artifact(storage, "tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length))
+    return tokens if tokens.exists() else None
 
 
 def phases(
@@ -200,7 +200,7 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     """Compute every loss once on real rows, with the teacher as it is now."""
     from raydistill.cluster.device import Device
     from raydistill.models.student import build_student
-    from raydistill.teacher.online import OnlineSignals
+    from raydistill.teacher.signals import OnlineSignals
 
     assert tokens is not None
     info = read_info(Artifact(storage, "data", data_key(config)))

@@ -23,9 +23,9 @@ from raydistill.storage.board import Board
 from raydistill.storage.faults import not_common
 from raydistill.storage.manifest import FileInfo
 from raydistill.teacher import record
-from raydistill.teacher.online import OnlineSignals
 from raydistill.teacher.pool.packing import Packed, pack
 from raydistill.teacher.record import Wanted
+from raydistill.teacher.signals import OnlineSignals
 from raydistill.teacher.store import cut_shards
 
 

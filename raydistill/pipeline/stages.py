@@ -24,8 +24,7 @@ from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import TeacherIdentity
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import TASK_TYPE
-from raydistill.teacher.online import OnlineSignals
-from raydistill.teacher.signals import NoSignals, Signals
+from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
 from raydistill.train.dropout import check_dropout
 from raydistill.train.loop import Report, Schedule, Setup, train
 from raydistill.train.preflight import check_losses, sample_rows
@@ -125,8 +124,13 @@ def stage_history(context: Context, kind: str, stages: dict[str, Stage]) -> list
 
 
 def stage_lengths(context: Context, kind: str, stages: dict[str, Stage]) -> dict[str, Schedule]:
-    labeled = context.rows["train"].targets.labeled
-    return {name: stage_schedule(context, kind, name, stage, labeled) for name, stage in stages.items()}
+    """The baseline takes as many steps, and validates as often, as the student does in the stage of that name."""
+    labeled, size = context.rows["train"].targets.labeled, context.config.train.global_batch_size
+    references = context.config.stages if kind == "baseline" else stages
+    return {
+        name: Schedule.of_epochs(len(recipes.stage_rows(references[name], labeled)), size, stage.num_epochs)
+        for name, stage in stages.items()
+    }
 
 
 def segments(stage: Stage) -> list[tuple[Stage, int | None]]:
@@ -143,13 +147,6 @@ def segments(stage: Stage) -> list[tuple[Stage, int | None]]:
                 section = section[parent]
             section[leaf] = value
     return [*parts, (Stage.model_validate(settings), None)]
-
-
-def stage_schedule(context: Context, kind: str, name: str, stage: Stage, labeled: np.ndarray) -> Schedule:
-    """The baseline takes as many steps, and validates as often, as the student does in the stage of that name."""
-    reference = context.config.stages[name] if kind == "baseline" else stage
-    num_rows = len(recipes.stage_rows(reference, labeled))
-    return Schedule.of_epochs(num_rows, context.config.train.global_batch_size, stage.num_epochs)
 
 
 def stage_signals(

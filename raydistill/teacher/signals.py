@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
-from torch import Tensor
-from transformers import PreTrainedConfig
+import torch
+from torch import Tensor, nn
 
+from raydistill.cluster.device import Device
 from raydistill.data.batches import Batch
+from raydistill.models.capture import capture
 from raydistill.models.signals import Signal
 
 
@@ -30,19 +31,21 @@ class Signals(ABC):
         return True
 
 
-class Feed(Protocol):
-    """A pool of teachers, as a training worker sees it."""
-
-    def signals(self, needs: Collection[Signal], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int) -> Signals:
-        """What the teachers say about rows of the training split; ``lengths``: tokens of each of its rows."""
-        ...
-
-    def close(self) -> None:
-        """Say that no more signals will be asked for."""
-
-
 class NoSignals(Signals):
     """For stages in which no teacher speaks."""
 
     def read(self, batch: Batch) -> dict[Signal, Tensor]:
         return {}
+
+
+class OnlineSignals(Signals):
+    """The teacher runs in the training process: evaluation mode, no gradient."""
+
+    def __init__(self, teacher: nn.Module, needs: Collection[Signal], device: Device) -> None:
+        self.teacher = teacher.to(device.torch_device).eval()
+        self.needs = frozenset(needs)
+        self.device = device
+
+    def read(self, batch: Batch) -> dict[Signal, Tensor]:
+        with torch.no_grad(), self.device.autocast():
+            return capture(self.teacher, batch.inputs, self.needs)

@@ -29,7 +29,7 @@ from raydistill.models.student import build_student
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 from raydistill.tasks import TextClassification
-from raydistill.teacher.online import OnlineSignals
+from raydistill.teacher.signals import OnlineSignals
 from raydistill.train.checkpoint import Checkpoints
 from raydistill.train.loop import Schedule, Setup
 

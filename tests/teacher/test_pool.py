@@ -42,7 +42,7 @@ from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.teacher.pool.packing import pack, unpack
 from raydistill.teacher.pool.recording import record_in_pool
-from raydistill.teacher.pool.signals import MAX_FAILURES, PoolFeed, PoolSignals, Sizes
+from raydistill.teacher.pool.signals import MAX_FAILURES, PoolFeed, PoolSignals
 from raydistill.teacher.pool.teachers import TeacherPool, was_preempted
 
 HIDDEN = {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.1}
@@ -196,7 +196,7 @@ def test_requests_go_round_all_teachers_and_each_rank_begins_with_another(rank: 
     def teacher(number: int) -> Any:
         return SimpleNamespace(signals=SimpleNamespace(remote=lambda *arguments: asked.append(number)))
 
-    signals = PoolSignals(None, {LOGITS}, Sizes(4, 0, np.ones(8, dtype=int)), 0, rank)
+    signals = PoolSignals(None, {LOGITS: 1}, np.ones(8, dtype=int), 0, rank)
     signals._teachers = {number: teacher(number) for number in (3, 4, 6)}
     for _ in range(6):
         request = signals._request(np.arange(2))

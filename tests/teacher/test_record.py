@@ -25,8 +25,8 @@ from raydistill.storage.storage import Storage
 from raydistill.teacher import record as record_module
 from raydistill.teacher import store
 from raydistill.teacher.cached import RecordedSignals
-from raydistill.teacher.online import OnlineSignals
 from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.signals import OnlineSignals
 from raydistill.teacher.store import cut_shards, find_shards, signal_artifact
 
 SIGNALS = tuple(map(Signal, ("hidden_states[2]", "hidden_states[4]", "logits")))

@@ -20,7 +20,7 @@ from raydistill.losses import ForwardKl, Losses, TaskLoss
 from raydistill.models.capture import capture
 from raydistill.models.signals import LOGITS
 from raydistill.tasks import TextClassification
-from raydistill.teacher.online import OnlineSignals
+from raydistill.teacher.signals import OnlineSignals
 from raydistill.train import checkpoint, loop
 from raydistill.train.checkpoint import Checkpoints, TrainProgress
 from raydistill.train.dropout import RowDropout

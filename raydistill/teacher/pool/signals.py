@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,28 +39,13 @@ class PoolFeed:
     def signals(
         self, needs: Collection[Signal], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int
     ) -> PoolSignals:
-        return PoolSignals(self.directory, needs, Sizes.of(teacher, needs, lengths), self.max_ahead_bytes, rank)
+        """What the teachers say about rows of the training split; ``lengths``: tokens of each of its rows."""
+        widths = {signal: signal.width(teacher) for signal in needs}
+        return PoolSignals(self.directory, widths, lengths, self.max_ahead_bytes, rank)
 
     def close(self) -> None:
+        """Say that no more signals will be asked for."""
         self.directory.close.remote()
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of signals: so many a row and a token, float32."""
-
-    per_row: int
-    per_token: int
-    lengths: np.ndarray
-
-    @classmethod
-    def of(cls, teacher: PreTrainedConfig, needs: Collection[Signal], lengths: np.ndarray) -> Sizes:
-        widths = {signal: 4 * signal.width(teacher) for signal in needs}
-        tokens = sum(width for signal, width in widths.items() if signal.is_token_level)
-        return cls(sum(widths.values()) - tokens, tokens, lengths)
-
-    def bytes(self, row_ids: np.ndarray) -> int:
-        return self.per_row * len(row_ids) + self.per_token * int(self.lengths[row_ids].sum())
 
 
 @dataclass(eq=False)
@@ -81,15 +66,15 @@ class PoolSignals(Signals):
     """Asks the teachers that the directory knows; the work of one that dies goes to another.
 
     A step's signals are asked for one step before it at the latest, and earlier while all that was asked for in advance
-    stays within ``max_ahead_bytes``. Not for several threads.
+    stays within ``max_ahead_bytes``. ``widths`` and ``lengths`` as of ``PoolFeed.signals``. Not for several threads.
     """
 
     def __init__(
-        self, directory: Any, needs: Collection[Signal], sizes: Sizes, max_ahead_bytes: int, rank: int
+        self, directory: Any, widths: Mapping[Signal, int], lengths: np.ndarray, max_ahead_bytes: int, rank: int
     ) -> None:
         self._rank = rank
-        self.directory, self.sizes, self.max_ahead_bytes = directory, sizes, max_ahead_bytes
-        self.needs = frozenset(needs)
+        self.directory, self.widths, self.lengths, self.max_ahead_bytes = directory, widths, lengths, max_ahead_bytes
+        self.needs = frozenset(widths)
         self._teachers: dict[int, Any] = {}
         self._gone: set[int] = set()
         self._load: Counter[int] = Counter()
@@ -137,7 +122,7 @@ class PoolSignals(Signals):
         """Send the next step's requests, and more while their bytes allow."""
         while self._next is not None:
             waiting = sum(request.bytes for step in self._ahead for request in step)
-            size = sum(map(self.sizes.bytes, self._next))
+            size = sum(map(self._bytes, self._next))
             if self._ahead and waiting + size > self.max_ahead_bytes:
                 return
             self._send_step()
@@ -147,8 +132,13 @@ class PoolSignals(Signals):
             self._ahead.append([self._request(row_ids) for row_ids in self._next])
             self._next = next(self._steps, None)
 
+    def _bytes(self, row_ids: np.ndarray) -> int:
+        """Of the signals of these rows, in float32."""
+        rows, tokens = len(row_ids), int(self.lengths[row_ids].sum())
+        return sum(4 * width * (tokens if signal.is_token_level else rows) for signal, width in self.widths.items())
+
     def _request(self, row_ids: np.ndarray) -> Request:
-        request = Request(row_ids, self.sizes.bytes(row_ids))
+        request = Request(row_ids, self._bytes(row_ids))
         self._send(request)
         return request
 
