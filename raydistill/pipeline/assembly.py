@@ -13,8 +13,8 @@ from raydistill.evaluate.results import ModelOutcome, RunMeasurements, SplitRows
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import read_config
 from raydistill.models.shape import start_layers
-from raydistill.pipeline.champion import find_champion
 from raydistill.pipeline.recipes import baseline_settings
+from raydistill.pipeline.rivals import find_champion
 from raydistill.pipeline.stages import read_history
 from raydistill.tasks import task_of
 

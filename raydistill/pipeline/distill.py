@@ -150,7 +150,7 @@ def publish(prepared: Prepared, ref: RunRef, outcome: PhaseResults, results: dic
     from raydistill.evaluate.compare import read_predictions
     from raydistill.evaluate.evidence import write_evidence
     from raydistill.evaluate.report.card import model_card, write_card
-    from raydistill.pipeline.challenger import why_not_challenger
+    from raydistill.pipeline.rivals import why_not_challenger
 
     student, name = outcome.student.local() / "model", prepared.config.registry.name
     card = model_card(results, prepared.info)

@@ -15,7 +15,7 @@ from raydistill.cli.show.results import registered, results_table
 from raydistill.config.loading import load_config
 from raydistill.evaluate import evidence
 from raydistill.evaluate.compare import Predictions
-from raydistill.pipeline import challenger
+from raydistill.pipeline import rivals
 from raydistill.pipeline.distill import distill
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets
@@ -96,18 +96,18 @@ def test_a_challenger_is_compared_on_the_same_rows(monkeypatch: pytest.MonkeyPat
         return Predictions(hashes, Targets(labels, np.ones(200, bool)), np.arange(200), logits, {"student": task})
 
     present = Version("toy", 4, "old", "", {}, ("challenger",), 0)
-    monkeypatch.setattr(challenger, "version_by_alias", lambda *_: present)
-    monkeypatch.setattr(challenger, "run_tags", lambda run_id, uri: tags[run_id])
+    monkeypatch.setattr(rivals, "version_by_alias", lambda *_: present)
+    monkeypatch.setattr(rivals, "run_tags", lambda run_id, uri: tags[run_id])
     monkeypatch.setattr(evidence, "read_kept_predictions", lambda *_: kept(10))
     results = {"student": {"chance": {"reason": None}}, "task": {"main_metric": "accuracy"}}
     ref = RunRef("uri", "0", "new")
 
     def why(wrong: int) -> str | None:
-        return challenger.why_not_challenger("toy", ref, results, kept(wrong))
+        return rivals.why_not_challenger("toy", ref, results, kept(wrong))
 
     assert why(5) is why(10) is why(12) is None  # one point worse: not measurable
     assert "version 4, which has it, has the better accuracy, by 10.0 points" in str(why(30))
-    tags["old"][challenger.SWEEP] = "key"
+    tags["old"][rivals.SWEEP] = "key"
     assert "version 4, which won a sweep, has the better accuracy, by 1.0 points" in str(why(12))
-    tags["new"][challenger.SWEEP] = "key"
+    tags["new"][rivals.SWEEP] = "key"
     assert why(12) is None
