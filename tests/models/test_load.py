@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,28 +45,6 @@ def test_saved_students_load_with_plain_transformers(family: str, tmp_path: Path
     assert ("token_type_ids" in tokenizer("a")) == (family in ("bert", "electra"))
 
 
-def test_saved_student_loads_where_raydistill_cannot_be_imported(tmp_path: Path) -> None:
-    source = save_tiny(tmp_path / "source", labels=LABELS)
-    student = build_student(load_model(source, Head(LABELS)), Student(num_layers=2, hidden_size=16), seed=0)
-    save_model(student, source, tmp_path / "student")
-    code = """
-import json, sys
-sys.modules["raydistill"] = None
-from transformers import pipeline
-scores = pipeline("text-classification", sys.argv[1], top_k=None, device="cpu")(["a good film", "tax law and price"])
-print(json.dumps(scores))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "student")], capture_output=True, text=True, check=True
-    )
-    inputs = tiny_tokenizer("bert")(["a good film", "tax law and price"], return_tensors="pt", padding=True)
-    with torch.no_grad():
-        expected = student(**inputs).logits.softmax(-1)
-    for row, scores in enumerate(json.loads(done.stdout)):
-        found = {entry["label"]: entry["score"] for entry in scores}
-        assert [found[name] for name in LABELS] == pytest.approx(expected[row].tolist(), abs=1e-6)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_encoder_gets_a_seeded_head_and_keeps_its_weights(family: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, family, classifier=False)
@@ -113,13 +89,6 @@ def test_other_labels_are_refused_with_both_lists(labels: tuple[str, ...], tmp_p
         load_model(folder, Head(labels))
     assert str(list(LABELS)) in str(caught.value)
     assert str(list(labels)) in str(caught.value)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_two_passes_are_equal(family: str, tmp_path: Path) -> None:
-    model = load_model(save_tiny(tmp_path, family), Head(LABELS))
-    assert not model.training
-    assert torch.equal(logits(model, family), logits(model, family))
 
 
 def test_heads_of_other_tasks_do_not_pass_for_this_ones(tmp_path: Path) -> None:

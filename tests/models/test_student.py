@@ -57,12 +57,6 @@ def test_the_student_does_not_share_memory_with_its_teacher(family: str) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layer_stack_is_found(family: str) -> None:
-    name, stack = layer_stack(tiny_classifier(family))
-    assert (name, len(stack)) == (STACKS[family], 4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("student", "layers"),
     [

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from kit.runs import same_weights
-from kit.toy import Toy, weights
-
 from raydistill.pipeline.notice import LAST_SECONDS, Notice
-from raydistill.train.loop import train
 
 
 def test_a_checkpoint_is_due_at_once_after_notice_and_once_more_before_the_end():
@@ -25,17 +21,3 @@ def test_a_checkpoint_is_due_at_once_after_notice_and_once_more_before_the_end()
 def test_a_notice_without_a_deadline_asks_for_one_checkpoint():
     notice = Notice(lambda: 0.0)
     assert [notice.is_due() for _ in range(3)] == [True, False, False]
-
-
-def test_the_loop_saves_when_one_rank_has_notice_and_goes_on(toy: Toy):
-    plain = toy.setup("plain", train={"checkpoint_steps": 1000})
-    for _ in train(plain):
-        pass
-    asked = iter([*[False] * 7, True])
-    told = toy.setup("told", train={"checkpoint_steps": 1000}, should_save=lambda: next(asked, False))
-    place, saved = (*told.checkpoints.parts, "last.json"), set()
-    for report in train(told):
-        if toy.storage.exists(*place) and not report.finished:
-            saved.add(toy.storage.read_json(*place)["step"])
-    assert saved == {7}
-    assert same_weights(weights(told.model), weights(plain.model))

@@ -68,17 +68,6 @@ def test_rows_beyond_the_positions_of_a_model_are_refused_before_any_work(tmp_pa
             check_models(config, teacher)
 
 
-def test_the_estimate_is_close_to_the_count(tmp_path):
-    config = load_config(toy_config(tmp_path))
-    estimate = make_plan(config)
-    prepare(config, Storage(config.storage))
-    counted = make_plan(config)
-    assert not counted["estimate"]
-    assert counted["data"]["labeled"] == 60
-    for split in ("train", "validation", "test"):
-        assert estimate["data"]["tokens"][split] == pytest.approx(counted["data"]["tokens"][split], rel=0.15)
-
-
 def write_pairs(folder: Path) -> dict[str, Any]:
     """A config of pairs, some without a label, some twice, and of test rows without labels."""
     rows = [{"premise": f"good film {w}", "hypothesis": f"{w} bad plot", "label": i % 2} for i, w in enumerate(WORDS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -130,9 +131,28 @@ def test_old_reports_lie_in_pieces_which_a_stale_owner_does_not_write(
     with pytest.raises(StaleOwner):
         save(checkpoints, 10, 13)
     assert sorted(name for name in storage.list(*PARTS) if name.startswith("history-")) == pieces
+    assert [entry["step"] for entry in checkpoints.history()] == list(range(1, 11))
     for owner in (newer, None):
         assert len(save(Checkpoints(storage, PARTS, owner), 13, 13)) == 4
     assert checkpoints.history() == reports
+
+
+def test_a_piece_that_a_killed_process_wrote_too_early_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PIECE", 3)
+    model, checkpoints = made(0), Checkpoints(Storage(str(tmp_path)), PARTS)
+
+    def reports(*values: float) -> list[dict[str, float]]:
+        return [{"step": step, "train/loss": value} for step, value in enumerate(values)]
+
+    checkpoints.save_last(TrainProgress(2, history=reports(1.0, 1.0)), *model)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_commit", lambda *arguments: None)  # killed here
+        checkpoints.save_last(TrainProgress(3, history=reports(1.0, 1.0, 5.0)), *model)
+    assert checkpoints.history() == reports(1.0, 1.0)
+    checkpoints.save_last(TrainProgress(4, history=reports(1.0, 1.0, 7.0, math.nan)), *model)
+    assert str(checkpoints.history()) == str(reports(1.0, 1.0, 7.0, math.nan))
 
 
 def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,12 +63,6 @@ def test_freezing_is_by_pattern_and_is_taken_back() -> None:
     freeze(nn.Identity(), [], "stages.e.freeze")  # nothing to train, and nothing asked
 
 
-def test_learning_rate_rises_and_falls() -> None:
-    settings = Optimization(learning_rate=1.0, warmup_ratio=0.2)
-    rates = [learning_rate(step, 10, settings) for step in range(10)]
-    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
-
-
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
