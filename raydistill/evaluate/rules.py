@@ -14,18 +14,6 @@ from raydistill.config.gate import Gate
 from raydistill.config.metrics import Metric, metric
 from raydistill.errors import ConfigError
 
-RuleName = Literal[
-    "labels",
-    "rows",
-    "leaked_rows",
-    "above_chance",
-    "retention",
-    "non_inferiority",
-    "latency",
-    "bytes",
-    "class_recall",
-    "calibration",
-]
 TITLES = {"above_chance": "better than guessing", "retention": "share of the teacher's"}
 
 
@@ -72,7 +60,7 @@ class Facts:
 class Ruling:
     """One rule with what was measured; ``shown`` is value and limit as text."""
 
-    name: RuleName
+    name: str
     about: str
     value: float | None
     limit: float | None
@@ -106,8 +94,9 @@ def compared_metric(gate: Gate, task: Mapping[str, Any], known: Collection[str])
     name: str = gate.metric or task["main_metric"]
     if name not in known:
         raise ConfigError(
-            f"The gate compares {name}, which {spoken(task['type'])} does not have. Leave metric out to compare "
-            f"{task['main_metric']}, or name another of: {', '.join(n for n in known if metric(n).is_retained)}."
+            f"The gate compares {name}, which {task['type'].replace('_', ' ')} does not have. Leave metric out to "
+            f"compare {task['main_metric']}, or name another of: "
+            f"{', '.join(n for n in known if metric(n).is_retained)}."
         )
     return name
 
@@ -123,31 +112,25 @@ def judge_labels(gate: Gate, facts: Facts) -> Ruling:
     said = [f"it lacks {', '.join(gone)}"] if gone else []
     said += [f"it adds {', '.join(new)}"] if new else []
     shown = {"value": f"{len(now)} label{'s' * (len(now) != 1)}", "limit": "the same"}
-    return ruling("labels", about, len(gone) + len(new), 0, shown, not said, "; ".join(said))
+    found = float(len(gone) + len(new))
+    return Ruling("labels", about, found, 0.0, shown, "failed" if said else "passed", "; ".join(said))
 
 
 def judge_rows(gate: Gate, facts: Facts) -> Ruling:
-    about, limit, found = "labelled rows it is judged on", gate.min_rows, facts.num_rows
-    if limit is None:
-        return switched_off("rows", about, found)
-    shown = {"value": f"{found:,}", "limit": f">= {limit:,}"}
-    why = "" if found >= limit else "on so few a worse challenger may pass by luck; more with --data"
-    return ruling("rows", about, found, limit, shown, found >= limit, why)
+    limit, found = gate.min_rows, facts.num_rows
+    few = limit is not None and found < limit
+    why = "on so few a worse challenger may pass by luck; more with --data" if few else ""
+    return ruling("rows", "labelled rows it is judged on", found, f"{found:,}", limit, "{:,}".format, why)
 
 
 def judge_leak(gate: Gate, facts: Facts) -> Ruling:
-    about = "test rows that it was trained or selected on"
-    limit = gate.max_leaked_rows
-    if limit is None:
-        return switched_off("leaked_rows", about, None if facts.leaked is None else sum(facts.leaked.values()))
-    if facts.leaked is None:
-        return unknown(
-            "leaked_rows", about, limit, f"<= {limit}", "its run keeps no hashes of its rows, so this is not known"
-        )
-    found = sum(facts.leaked.values())
-    why = ", ".join(f"{count:,} in {split}" for split, count in facts.leaked.items() if count)
-    shown = {"value": f"{found:,} of {facts.num_rows:,}", "limit": f"<= {limit:,}"}
-    return ruling("leaked_rows", about, found, limit, shown, found <= limit, why)
+    about, found, shown = "test rows that it was trained or selected on", None, ""
+    why = "its run keeps no hashes of its rows, so this is not known"
+    if facts.leaked is not None:
+        found = sum(facts.leaked.values())
+        why = ", ".join(f"{count:,} in {split}" for split, count in facts.leaked.items() if count)
+        shown = f"{found:,} of {facts.num_rows:,}"
+    return ruling("leaked_rows", about, found, shown, gate.max_leaked_rows, "{:,}".format, why, at_most=True)
 
 
 def judge_chance(gate: Gate, facts: Facts) -> Ruling:
@@ -155,26 +138,22 @@ def judge_chance(gate: Gate, facts: Facts) -> Ruling:
     low, about = facts.challenger["metrics"][chance["metric"]]["low"], metric(chance["metric"])
     told = f"lower end of its {about.words}'s interval, against {chance['answer']}"
     if not gate.above_chance:
-        return switched_off("above_chance", told, low, about.said(low))
+        return ruling("above_chance", told, low, about.said(low), None, about.said)
     shown = {"value": about.said(low), "limit": f"> {about.said(chance['value'])}"}
     passed = not chance["at_chance"] or chance["reason"] == "floor_only"
-    return ruling("above_chance", told, low, chance["value"], shown, passed, chance["why"])
+    return Ruling("above_chance", told, low, chance["value"], shown, "passed" if passed else "failed", chance["why"])
 
 
 def judge_retention(gate: Gate, facts: Facts) -> Ruling:
     name = compared_metric(gate, facts.task, facts.challenger["metrics"])
-    about, limit, found = f"{metric(name).words} ÷ its teacher's", gate.min_retention, facts.retention
-    value = None if found is None else found.value
-    if limit is None:
-        return switched_off("retention", about, value, "not known" if value is None else percent(value))
-    if found is None or found.value is None:
-        why = facts.why_no_retention or "the teacher's own is not above 0"
-        return unknown("retention", about, limit, f">= {percent(limit)}", why)
-    shown = {"value": percent(found.value), "limit": f">= {percent(limit)}"}
-    why = f"{found.num_rows:,} rows, {found.where}"
-    if found.low is not None and found.high is not None:
-        why = f"95 % interval {percent(found.low)} to {percent(found.high)}, {why}"
-    return ruling("retention", about, found.value, limit, shown, found.value >= limit, why)
+    found, value, shown = facts.retention, None, ""
+    why = facts.why_no_retention or "the teacher's own is not above 0"
+    if found is not None and found.value is not None:
+        value, shown, why = found.value, percent(found.value), f"{found.num_rows:,} rows, {found.where}"
+        if found.low is not None and found.high is not None:
+            why = f"95 % interval {percent(found.low)} to {percent(found.high)}, {why}"
+    about = f"{metric(name).words} ÷ its teacher's"
+    return ruling("retention", about, value, shown, gate.min_retention, percent, why)
 
 
 def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
@@ -185,45 +164,35 @@ def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
         return skipped("non_inferiority", about, no_champion(facts))
     difference, test = facts.pair["differences"][name], facts.pair["mcnemar"]
     low, points = difference["low"], " points" if unit.is_share else ""
-    text = "not known" if low is None else f"{signed(unit, low)}{points}"
-    if margin is None:
-        return switched_off("non_inferiority", about, low, text)
-    shown = {"value": text, "limit": f">= {signed(unit, -margin)}{points}"}
-    if low is None:
-        return unknown("non_inferiority", about, -margin, shown["limit"], "the interval is not defined on these rows")
-    ends = (signed(unit, difference[end]) for end in ("value", "low", "high"))
-    why = "difference {}, 95 % interval {} to {}".format(*ends)
-    if test is not None:
-        why += f"; right on rows where the other errs: {test['only_second']:,} against {test['only_first']:,}"
-        why += f", McNemar's p {test['p']:.2g}"
-    return ruling("non_inferiority", about, low, -margin, shown, low >= -margin, why)
+    why = "the interval is not defined on these rows"
+    if low is not None:
+        ends = (signed(unit, difference[end]) for end in ("value", "low", "high"))
+        why = "difference {}, 95 % interval {} to {}".format(*ends)
+        if test is not None:
+            why += f"; right on rows where the other errs: {test['only_second']:,} against {test['only_first']:,}"
+            why += f", McNemar's p {test['p']:.2g}"
+
+    def text(value: float) -> str:
+        return f"{signed(unit, value)}{points}"
+
+    shown = "" if low is None else text(low)
+    return ruling("non_inferiority", about, low, shown, None if margin is None else -margin, text, why)
 
 
 def judge_latency(gate: Gate, facts: Facts) -> Ruling:
-    about, limit = "latency of one row ÷ champion's", gate.max_latency_ratio
+    about = "latency of one row ÷ champion's"
     if facts.champion is None or facts.pair is None:
         return skipped("latency", about, no_champion(facts))
     own, other = (model["latency_ms"]["p50"] for model in (facts.challenger, facts.champion))
-    ratio = facts.pair["latency_ratio"]
-    if ratio is None:
-        why = "the two models compute on different devices"
-        return (
-            switched_off("latency", about, None)
-            if limit is None
-            else unknown("latency", about, limit, f"<= {limit:g}", why)
-        )
-    if limit is None:
-        return switched_off("latency", about, ratio, f"{ratio:.2f}")
-    shown = {"value": f"{ratio:.2f}", "limit": f"<= {limit:g}"}
-    return ruling("latency", about, ratio, limit, shown, ratio <= limit, f"medians {own:.2f} and {other:.2f} ms")
+    ratio, shown, why = facts.pair["latency_ratio"], "", "the two models compute on different devices"
+    if ratio is not None:
+        shown, why = f"{ratio:.2f}", f"medians {own:.2f} and {other:.2f} ms"
+    return ruling("latency", about, ratio, shown, gate.max_latency_ratio, "{:g}".format, why, at_most=True)
 
 
 def judge_bytes(gate: Gate, facts: Facts) -> Ruling:
-    about, limit, size = "size on disk", gate.max_bytes, facts.challenger["bytes"]
-    if limit is None:
-        return switched_off("bytes", about, size, megabytes(size))
-    shown = {"value": megabytes(size), "limit": f"<= {megabytes(limit)}"}
-    return ruling("bytes", about, size, limit, shown, size <= limit)
+    size = facts.challenger["bytes"]
+    return ruling("bytes", "size on disk", size, megabytes(size), gate.max_bytes, megabytes, at_most=True)
 
 
 def judge_classes(gate: Gate, facts: Facts) -> Ruling:
@@ -232,15 +201,12 @@ def judge_classes(gate: Gate, facts: Facts) -> Ruling:
         return skipped("class_recall", about, "the task has no labels")
     judged = [entry for entry in facts.challenger["per_class"] if entry["support"]]
     worst = min(judged, key=lambda entry: entry["recall"])
-    if floor is None:
-        return switched_off("class_recall", about, worst["recall"], percent(worst["recall"]))
-    below = [entry for entry in judged if entry["recall"] < floor]
+    below = [entry for entry in judged if floor is not None and entry["recall"] < floor]
     why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} rows" for e in below or [worst])
     unjudged = [entry["name"] for entry in facts.challenger["per_class"] if not entry["support"]]
     if unjudged:
         why += f"; without a row, so not judged: {', '.join(unjudged)}"
-    shown = {"value": percent(worst["recall"]), "limit": f">= {percent(floor)}"}
-    return ruling("class_recall", about, worst["recall"], floor, shown, not below, why)
+    return ruling("class_recall", about, worst["recall"], percent(worst["recall"]), floor, percent, why)
 
 
 def judge_calibration(gate: Gate, facts: Facts) -> Ruling:
@@ -248,38 +214,38 @@ def judge_calibration(gate: Gate, facts: Facts) -> Ruling:
     if "calibration_error" not in facts.challenger["metrics"]:
         return skipped("calibration", about, "the task has none")
     error = facts.challenger["metrics"]["calibration_error"]["value"]
-    if limit is None:
-        return switched_off("calibration", about, error, f"{error:.3f}")
-    shown = {"value": f"{error:.3f}", "limit": f"<= {limit:g}"}
-    return ruling("calibration", about, error, limit, shown, error <= limit)
+    return ruling("calibration", about, error, f"{error:.3f}", limit, "{:g}".format, at_most=True)
 
 
 def ruling(
-    name: RuleName, about: str, value: float, limit: float, shown: dict[str, str], passed: bool, why: str = ""
+    name: str,
+    about: str,
+    value: float | None,
+    shown: str,
+    limit: float | None,
+    text: Callable[[Any], str],
+    why: str = "",
+    *,
+    at_most: bool = False,
 ) -> Ruling:
-    return Ruling(name, about, float(value), float(limit), shown, "passed" if passed else "failed", why)
+    """A value, as people are ``shown`` it, against a limit, which ``text`` writes.
+
+    A value that is not known does not pass; the way out is to switch the rule off by name, by a limit of None.
+    """
+    shown, value = ("not known", None) if value is None else (shown, float(value))
+    if limit is None:
+        return Ruling(name, about, value, None, {"value": shown, "limit": "none"}, "off", "switched off")
+    passed = value is not None and (value <= limit if at_most else value >= limit)
+    told = {"value": shown, "limit": f"{'<=' if at_most else '>='} {text(limit)}"}
+    return Ruling(name, about, value, float(limit), told, "passed" if passed else "failed", why)
 
 
-def skipped(name: RuleName, about: str, why: str) -> Ruling:
+def skipped(name: str, about: str, why: str) -> Ruling:
     return Ruling(name, about, None, None, {"value": "–", "limit": "–"}, "skipped", why)
-
-
-def unknown(name: RuleName, about: str, limit: float, shown: str, why: str) -> Ruling:
-    """What cannot be measured does not pass; the way out is to switch the rule off by name."""
-    return Ruling(name, about, None, float(limit), {"value": "not known", "limit": shown}, "failed", why)
-
-
-def switched_off(name: RuleName, about: str, value: float | None, shown: str | None = None) -> Ruling:
-    text = shown if shown is not None else "not known" if value is None else f"{value:,g}"
-    return Ruling(name, about, value, None, {"value": text, "limit": "none"}, "off", "switched off")
 
 
 def no_champion(facts: Facts) -> str:
     return "there is no champion" if facts.champion_labels is None else "the champion has other labels"
-
-
-def spoken(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def percent(share: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,6 @@ from raydistill.errors import ConfigError
 from raydistill.evaluate.intervals import tango
 from raydistill.evaluate.rules import Facts, Retention, Ruling, compared_metric, judge, megabytes, signed, title_of
 
-NAMES = [
-    *("labels", "rows", "leaked_rows", "above_chance", "retention", "non_inferiority", "latency", "bytes"),
-    *("class_recall", "calibration"),
-]
 OFF = {
     "min_retention": None,
     "non_inferiority_margin": None,
@@ -92,17 +87,6 @@ def judged(facts: Facts, gate: Gate | None = None) -> dict[str, Ruling]:
     return {ruling.name: ruling for ruling in judge(gate or Gate(), facts)}
 
 
-def verdicts(facts: Facts, gate: Gate | None = None) -> Mapping[str, str]:
-    return {name: ruling.verdict for name, ruling in judged(facts, gate).items()}
-
-
-def test_a_good_challenger_passes_every_rule_that_has_a_limit() -> None:
-    found = verdicts(GOOD)
-    assert list(found) == NAMES
-    assert found.pop("bytes") == "off"  # there is no size that suits every service
-    assert set(found.values()) == {"passed"}
-
-
 @pytest.mark.parametrize(
     ("rule", "facts", "said"),
     [
@@ -134,73 +118,36 @@ def test_each_rule_fails_alone_and_says_why(rule: str, facts: Facts, said: str) 
 
 
 @pytest.mark.parametrize(
-    ("gate", "rule", "facts"),
+    ("setting", "limit", "rule", "facts"),
     [
-        (Gate(min_retention=0.97), "retention", GOOD),
-        (Gate(non_inferiority_margin=0.015), "non_inferiority", GOOD),
-        (Gate(max_latency_ratio=1.05), "latency", GOOD),
-        (Gate(max_bytes=50_000_000), "bytes", GOOD),
-        (Gate(min_class_recall=0.8), "class_recall", GOOD),
-        (Gate(max_calibration_error=0.05), "calibration", GOOD),
-        (Gate(min_rows=400), "rows", GOOD),
-        (Gate(max_leaked_rows=2), "leaked_rows", replace(GOOD, leaked={"train": 2, "validation": 0})),
+        ("min_retention", 0.97, "retention", GOOD),
+        ("non_inferiority_margin", 0.015, "non_inferiority", GOOD),
+        ("max_latency_ratio", 1.05, "latency", GOOD),
+        ("max_bytes", 50_000_000, "bytes", GOOD),
+        ("min_class_recall", 0.8, "class_recall", GOOD),
+        ("max_calibration_error", 0.05, "calibration", GOOD),
+        ("min_rows", 400, "rows", GOOD),
+        ("max_leaked_rows", 2, "leaked_rows", replace(GOOD, leaked={"train": 2, "validation": 0})),
     ],
 )
-def test_a_value_at_its_limit_passes_and_one_beyond_does_not(gate: Gate, rule: str, facts: Facts) -> None:
-    ruling = judged(facts, gate)[rule]
+def test_a_value_at_its_limit_passes_and_one_beyond_does_not(
+    setting: str, limit: float, rule: str, facts: Facts
+) -> None:
+    ruling = judged(facts, Gate(**{setting: limit}))[rule]
     assert ruling.verdict == "passed"
     assert ruling.value == pytest.approx(ruling.limit)
-    name = {"retention": "min_retention", "non_inferiority": "non_inferiority_margin", "latency": "max_latency_ratio"}
-    name |= {"bytes": "max_bytes", "class_recall": "min_class_recall", "calibration": "max_calibration_error"}
-    name |= {"rows": "min_rows"}
-    setting = name.get(rule, "max_leaked_rows")
-    limit = getattr(gate, setting)
     step = 0.001 if isinstance(limit, float) else 1
     stricter = limit + step if setting.startswith("min") else limit - step
-    assert verdicts(facts, gate.model_copy(update={setting: stricter}))[rule] == "failed"
+    assert judged(facts, Gate(**{setting: stricter}))[rule].verdict == "failed"
 
 
-def test_without_a_champion_its_rules_are_skipped_and_said_so() -> None:
-    first = replace(GOOD, champion=None, pair=None, champion_labels=None)
-    found = judged(first)
-    skipped = {name for name, ruling in found.items() if ruling.verdict == "skipped"}
-    assert skipped == {"labels", "non_inferiority", "latency"}
-    assert {found[name].why for name in skipped} == {"there is no champion"}
-    assert {judged(replace(GOOD, **{gone: None}))["latency"].verdict for gone in ("champion", "pair")} == {"skipped"}
-
-
-def test_other_labels_leave_nothing_to_compare() -> None:
+def test_without_a_champion_or_with_other_labels_nothing_is_compared() -> None:
+    """What is said of a first version stands in ``gate_rulings.txt``."""
     found = judged(replace(GOOD, champion=None, pair=None, champion_labels=("art", "tax")))
     assert found["labels"].verdict == "failed"
     assert {found[name].verdict for name in ("non_inferiority", "latency")} == {"skipped"}
     assert found["latency"].why == "the champion has other labels"
-
-
-def test_skewed_classes_do_not_pass_for_chance() -> None:
-    learned = replace(GOOD, chance=SKEWED)
-    assert judged(learned)["above_chance"].verdict == "passed"
-
-
-def test_a_class_without_rows_is_not_judged_and_named() -> None:
-    per_class = [*model()["per_class"], {"name": "tax", "recall": 0.0, "support": 0}]
-    ruling = judged(replace(GOOD, challenger=model(per_class=per_class)))["class_recall"]
-    assert ruling.verdict == "passed"
-    assert "not judged: tax" in ruling.why
-
-
-def test_rules_that_are_off_show_their_value_and_fail_nothing() -> None:
-    bad = replace(
-        GOOD,
-        retention=Retention(0.5, 0.4, 0.6, 400, "now"),
-        pair=pair(-0.3, -0.4, -0.2),
-        leaked={"train": 400, "validation": 0},
-        chance=ONE_CLASS,
-    )
-    found = judged(bad, Gate(**OFF))
-    assert found.pop("labels").verdict == "passed"
-    assert {ruling.verdict for ruling in found.values()} == {"off"}
-    assert found["retention"].shown["value"] == "50.0 %"
-    assert found["leaked_rows"].value == 400
+    assert {judged(replace(GOOD, **{gone: None}))["latency"].verdict for gone in ("champion", "pair")} == {"skipped"}
 
 
 BAD = replace(
@@ -269,23 +216,9 @@ NUMBERS = replace(
 """Of a regression: no classes, no probabilities, nothing right or wrong."""
 
 
-def test_a_task_without_labels_and_probabilities_is_not_judged_by_them() -> None:
-    found = judged(NUMBERS)
-    assert {name for name, ruling in found.items() if ruling.verdict == "skipped"} == {"class_recall", "calibration"}
-    assert {r.verdict for n, r in found.items() if n not in ("class_recall", "calibration", "bytes")} == {"passed"}
-    assert found["above_chance"].shown == {"value": "0.770", "limit": "> 0.000"}
-    assert found["non_inferiority"].shown == {"value": "-0.015", "limit": ">= -0.020"}
-    assert "McNemar" not in found["non_inferiority"].why
-    lost = replace(NUMBERS, pair={**NUMBERS.pair, "differences": {"pearson": {"value": -0.1, "low": -0.2, "high": 0}}})
-    assert judged(lost)["non_inferiority"].verdict == "failed"
-
-
-@pytest.mark.parametrize(("name", "expected"), [(None, "pearson"), ("r2", "r2")])
-def test_the_main_metric_is_compared_where_the_gate_names_none(name: str | None, expected: str) -> None:
-    assert compared_metric(Gate(metric=name), NUMBERS.task, NUMBERS.challenger["metrics"]) == expected
-
-
-def test_a_metric_that_the_task_does_not_have_is_refused() -> None:
+def test_the_main_metric_is_compared_unless_the_gate_names_another_that_the_task_has() -> None:
+    for name, expected in ((None, "pearson"), ("r2", "r2")):
+        assert compared_metric(Gate(metric=name), NUMBERS.task, NUMBERS.challenger["metrics"]) == expected
     with pytest.raises(ConfigError, match=r"compares accuracy, which text regression does not have.*pearson, r2\."):
         judged(NUMBERS, Gate(metric="accuracy"))
     for name in ("rmse", "acuracy"):  # an error is nothing to keep a share of
@@ -321,12 +254,6 @@ def test_names_and_differences_as_people_read_them() -> None:
     shares = [signed(METRICS["accuracy"], share) for share in (-0.0004, 0.12749, -0.021)]
     assert shares == ["+0.0", "+12.7", "-2.1"]
     assert [signed(METRICS["mcc"], value) for value in (-0.0004, 0.5)] == ["+0.000", "+0.500"]
-
-
-def test_rulings_are_json() -> None:
-    ruling = judged(GOOD)["latency"].to_json()
-    assert ruling["value"] == pytest.approx(1.05)
-    assert (ruling["limit"], ruling["verdict"]) == (1.25, "passed")
 
 
 @pytest.mark.parametrize("alone", [0.0, 0.01, 0.05])
