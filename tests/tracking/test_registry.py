@@ -17,7 +17,6 @@ from raydistill.cli import main as cli
 from raydistill.config.tree import Config
 from raydistill.deploy.inference import predict_texts
 from raydistill.errors import TrackingError
-from raydistill.evaluate.report.usage import registered_code
 from raydistill.storage.storage import Storage
 from raydistill.tracking.registry import list_versions, log_student, register_student, version_by_alias, write_model
 from raydistill.tracking.runs import RunRef, open_client, start_run
@@ -133,18 +132,19 @@ def test_registered_student_loads_without_raydistill(storage: Storage, student: 
     assert answer["ours"] == []
 
 
-def test_the_code_of_the_page_loads_by_name(storage: Storage, student: Path, tmp_path: Path) -> None:
-    lines = []
-    for name, has_pairs in (("by-name", False), ("by-name-pairs", True)):
-        ref = run(storage, name)
-        version = register_student(ref, name, student, RESULTS, run_key=name, has_pairs=has_pairs)
-        code = registered_code(name, version, storage.url, has_pairs).replace("…", "a good film")
-        lines += code.replace("print(", "found.extend(").splitlines()
-    text = "\n".join(["found = []", *lines, "print(json.dumps(found))"])
-    found = in_plain_process(text, folder=str(tmp_path))
-    expected = list(predict_texts(str(student), ["a good film", ("a good film", "a good film")]))
-    assert [row["label"] for row in found] == [row["label"] for row in expected]
-    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+def test_a_student_of_pairs_loads_by_name(storage: Storage, student: Path, tmp_path: Path) -> None:
+    ref = run(storage, "pairs")
+    version = register_student(ref, "pairs", student, RESULTS, run_key="pairs", has_pairs=True)
+    text = f"""
+        import mlflow
+        mlflow.set_tracking_uri("{ref.tracking_uri}")
+        model = mlflow.pyfunc.load_model("models:/pairs/{version}")
+        print(json.dumps(model.predict([{{"text": "a good film", "text_pair": "a good film"}}])))
+    """
+    (found,) = in_plain_process(text, folder=str(tmp_path))
+    (expected,) = predict_texts(str(student), [("a good film", "a good film")])
+    assert found["label"] == expected["label"]
+    assert found["score"] == pytest.approx(expected["score"], abs=1e-5)
 
 
 def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_path: Path) -> None:

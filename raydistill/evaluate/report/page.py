@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.config.metrics import metric
-from raydistill.config.tree import STORAGE
 from raydistill.evaluate.report import pictures as run_pictures
 from raydistill.evaluate.report.comparison import (
     TITLES,
@@ -23,10 +22,9 @@ from raydistill.evaluate.report.comparison import (
 )
 from raydistill.evaluate.report.figures import Picture
 from raydistill.evaluate.report.glossary import glossary
-from raydistill.evaluate.report.layers import draw_layers
 from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
 from raydistill.evaluate.report.scales import ABSENT, cut, scale
-from raydistill.evaluate.report.usage import loading_code, registered_code
+from raydistill.evaluate.report.usage import loading_code
 from raydistill.evaluate.rules import signed
 from raydistill.evaluate.verdict import BASELINE_STARTS
 from raydistill.tasks import task_of
@@ -48,11 +46,10 @@ TERMS = (
 LABEL_TERMS = ("F1", "precision", "recall")
 SIDES = ("student", "teacher")
 MAX_NAME = 60  # characters of an answer beside a text
-SHARES = {"num_parameters": "parameters", "bytes": "size on disk", "p50": "latency of a row"}
 
 
 def write_run_report(results: Mapping[str, Any], path: Path) -> None:
-    """Write the page of a run's results (schema 2); an older page at that place is replaced at once.
+    """Write the page of a run's results; an older page at that place is replaced at once.
 
     ConfigError where the place cannot be written.
     """
@@ -60,11 +57,11 @@ def write_run_report(results: Mapping[str, Any], path: Path) -> None:
 
 
 def page_text(results: Mapping[str, Any]) -> str:
-    """The page's HTML. Results of a version that knew less have fewer sections."""
+    """The page's HTML."""
     shown = clean(results)
     contenders = run_contenders(shown)
     config, student, task = shown["config"], shown["student"], task_of(shown["task"]["facts"])
-    max_length = (config.get("data") or {}).get("max_length")
+    max_length = config["data"]["max_length"]
     quality = quality_rows(contenders, shown["task"]["metrics"])
     return render(
         "run.html",
@@ -75,17 +72,15 @@ def page_text(results: Mapping[str, Any]) -> str:
         facts=facts(shown),
         **side_by_side(contenders, shown["labels"]),
         groups=[quality, relation_rows(shown, contenders), cost_rows(contenders)],
-        shares=share_rows(contenders),
-        disagreements=[judged(row) for row in shown.get("disagreements") or []],
-        errors=[judged(row) for row in shown.get("errors") or []],
-        drawing=draw_layers(shown["layers"]) if shown.get("layers") else None,
-        start=(config.get("student") or {}).get("start", "teacher_layers"),
+        disagreements=[judged(row) for row in shown["disagreements"]],
+        errors=[judged(row) for row in shown["errors"]],
+        layers=layer_rows(shown["layers"]),
+        start=config["student"]["start"],
         loading=loading_code(task, student["path"], max_length, shows_pairs(shown)),
         loading_note=task.pipeline_note,
-        registered=registered(shown),
         max_length=max_length,
         num_labeled=shown["data"]["labeled"]["test"],
-        notes=shown.get("notes") or [],
+        notes=shown["notes"],
         config=yaml_text(config),
         times=TIMES,
         glossary=glossary(terms(shown)),
@@ -97,22 +92,13 @@ def terms(results: Mapping[str, Any]) -> list[str]:
     more = {"baseline": "without teacher", "champion": "champion"}
     found = [*TERMS, *(metric(name).words for name in results["task"]["metrics"])]
     found += LABEL_TERMS if results["student"].get("per_class") else ()
-    found += [term for name, term in more.items() if results.get(name)]
+    found += [term for name, term in more.items() if results[name]]
     return [*found, "latency p50"] if results["student"]["latency_ms"] else found
-
-
-def registered(results: Mapping[str, Any]) -> str | None:
-    """Lines that load the student by the name that it is registered under."""
-    config, version = results["config"], results.get("model_version")
-    name = (config.get("registry") or {}).get("name")
-    if name is None or version is None:
-        return None
-    return registered_code(name, version, str(config.get("storage", STORAGE)), shows_pairs(results))
 
 
 def run_contenders(results: Mapping[str, Any]) -> list[Contender]:
     """The models that are there, the teacher first."""
-    names = [name for name in ("teacher", "student", "baseline", "champion") if results.get(name)]
+    names = [name for name in TITLES if results[name]]
     return [
         Contender(
             name,
@@ -129,10 +115,8 @@ def run_contenders(results: Mapping[str, Any]) -> list[Contender]:
 def note(name: str, model: Mapping[str, Any], guessing: str) -> str:
     said = []
     if name == "baseline":
-        steps = model.get("steps")
-        said.append(f"{steps:,} steps" if steps is not None else "steps unknown")
-        said.append(f"starts from {BASELINE_STARTS.get(str(model.get('start')), 'weights not known')}")
-    if name == "champion" and model.get("version") is not None:
+        said += [f"{model['steps']:,} steps", f"starts from {BASELINE_STARTS[model['start']]}"]
+    if name == "champion":
         said.append(f"version {model['version']}")
     if model["chance"]["at_chance"]:
         said.append(guessing)
@@ -141,21 +125,17 @@ def note(name: str, model: Mapping[str, Any], guessing: str) -> str:
 
 def title(results: Mapping[str, Any]) -> str:
     """The registered version, or whose student it is."""
-    config = results["config"]
-    name = (config.get("registry") or {}).get("name")
-    if name:
-        version = results.get("model_version")
+    config, version = results["config"], results["model_version"]
+    if name := config["registry"]["name"]:
         return f"{name} version {version}" if version is not None else str(name)
-    teacher = str((config.get("teacher") or {}).get("model", "")).rstrip("/").rpartition("/")[2]
-    return f"A student of {teacher}" if teacher else "A student and its teacher"
+    return f"A student of {config['teacher']['model'].rstrip('/').rpartition('/')[2]}"
 
 
 def subtitle(results: Mapping[str, Any]) -> str:
     """From which teacher, to what, on which data."""
-    config, layers = results["config"], results.get("layers")
-    student = "a student" + (f" of {layers['student']} layer{'s' if layers['student'] != 1 else ''}" if layers else "")
-    teacher, data = (config.get("teacher") or {}).get("model"), (config.get("data") or {}).get("path")
-    return (f"{teacher} → " if teacher else "") + student + (f", on {data}" if data else "")
+    config, depth = results["config"], results["layers"]["student"]
+    student = f"a student of {depth} layer{'s' * (depth != 1)}"
+    return f"{config['teacher']['model']} → {student}, on {config['data']['path']}"
 
 
 def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -171,14 +151,11 @@ def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append((heading, f"{text} ({100 * ratios[name]:.0f} %)"))
     if student["latency_ms"] and teacher["latency_ms"]:
         times = [scale("p50").amount(model["latency_ms"]["p50"]) for model in (student, teacher)]
-        faster = 1 / ratios["latency_p50"] if ratios["latency_p50"] else None
-        text = f"{times[0]}, the teacher's {times[1]}" + (f" ({faster:.1f}×)" if faster else "")
+        text = f"{times[0]}, the teacher's {times[1]} ({1 / ratios['latency_p50']:.1f}×)"
         found.append(("Latency of a row", text))
-    rows, labeled = (results["data"].get(name) or {} for name in ("num_rows", "labeled"))
-    if rows.get("train") is not None:
-        text = f"{rows['train']:,} to train on"
-        text += f", {labeled['train']:,} of them labelled" if labeled.get("train") is not None else ""
-        found.append(("Rows", f"{text}; {rows['test']:,} of test" if rows.get("test") is not None else text))
+    rows, labeled = (results["data"][name] for name in ("num_rows", "labeled"))
+    text = f"{rows['train']:,} to train on, {labeled['train']:,} of them labelled; {rows['test']:,} of test"
+    found.append(("Rows", text))
     if results["reused"]:
         reused = ", ".join(results["reused"]).replace("signals of", "teacher outputs of")
         found.append(("Was in storage already", reused))
@@ -195,7 +172,7 @@ def relation_rows(results: Mapping[str, Any], contenders: Sequence[Contender]) -
         agreement.append(Cell("" if is_teacher else scale("agreement").text(contender.model["agreement"])))
         share = value / teacher if teacher and teacher > 0 and value is not None else None
         kept.append(Cell("" if is_teacher else scale("retention").text(share)))
-        difference = ((results["differences"] or {}).get(f"student_minus_{contender.name}") or {}).get(main)
+        difference = (results["differences"].get(f"student_minus_{contender.name}") or {}).get(main)
         lead.append(Cell("") if contender.is_main else ahead(main, difference))
     rows = [Row("agreement with the teacher, %", agreement)]
     rows += [Row(f"share of the teacher's {about.words}, %", kept)] if about.is_retained else []
@@ -209,16 +186,11 @@ def ahead(name: str, difference: Mapping[str, float | None] | None) -> Cell:
     return Cell(signed(metric(name), difference["value"]), interval(name, difference))
 
 
-def share_rows(contenders: Sequence[Contender]) -> list[tuple[str, list[tuple[Contender, str, float]]]]:
-    """Size and latency of each model as a share of the largest: what, then (model, amount, share)."""
-    rows = []
-    for name, heading in SHARES.items():
-        known = [(one, one.cost(name)) for one in contenders if one.name != "baseline"]  # which has the student's shape
-        values = [value for _, value in known if value is not None]
-        if values and max(values) > 0:
-            top, unit = max(values), scale(name)
-            rows.append((heading, [(one, unit.amount(v), v / top) for one, v in known if v is not None]))
-    return rows
+def layer_rows(layers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the student's layers start as, and which pairs each loss compares: ``student ← teacher``."""
+    groups = {"starts as": layers["start"]}
+    groups |= {name.removeprefix("stages."): pairs for name, pairs in layers["losses"].items()}
+    return [(name, ", ".join(f"{s} ← {t}" for s, t in pairs)) for name, pairs in groups.items() if pairs]
 
 
 def judged(disagreement: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +200,7 @@ def judged(disagreement: Mapping[str, Any]) -> dict[str, Any]:
     right = [name for name in SIDES if disagreement[name]["answer"] == label]
     verdict = "no label" if label is None else f"{right[0]} right" if right else "both wrong"
     verdict = verdict if label is None or any(side["sure"] is not None for side in sides.values()) else ""
-    texts = {name: without_gaps(disagreement.get(name)) for name in ("text", "text_pair")}
+    texts = {name: without_gaps(disagreement[name]) for name in ("text", "text_pair")}
     label = None if label is None else cut(label, MAX_NAME)
     return {**disagreement, **texts, **sides, "label": label, "verdict": verdict, "right": right[0] if right else None}
 
@@ -240,18 +212,15 @@ def without_gaps(text: str | None) -> str | None:
 
 def shows_pairs(results: Mapping[str, Any]) -> bool:
     """Whether a row is two texts, by the config or by a row that is shown."""
-    columns = (results["config"].get("data") or {}).get("columns") or {}
-    return bool(columns.get("text_pair")) or any(
-        row.get("text_pair") is not None for row in results.get("disagreements") or []
+    return bool(results["config"]["data"]["columns"]["text_pair"]) or any(
+        row["text_pair"] is not None for row in results["disagreements"]
     )
 
 
 def pictures(results: Mapping[str, Any], contenders: Sequence[Contender]) -> dict[str, list[Picture]]:
     """By section of the page; sections without a picture are empty."""
-    single = {
+    return {
         "losses": run_pictures.loss_picture(results),
         "validation": run_pictures.validation_picture(results),
+        "answers": answer_pictures(contenders, len(results["labels"])),
     }
-    sections = {name: [] if picture is None else [picture] for name, picture in single.items()}
-    answers = answer_pictures(contenders, len(results["labels"]))
-    return {**sections, "answers": answers, "speed": run_pictures.speed_pictures(results)}
