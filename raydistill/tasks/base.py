@@ -153,10 +153,6 @@ class Task(ABC):
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The task's own loss of labelled rows, outputs (B, C) against targets (B, …): (B,), float32."""
 
-    def cost(self, length: int) -> int:
-        """Cost of a row in tokens, the unit of ``train.tokens_per_micro_batch``."""
-        return int(length)
-
     # scoring
 
     def restored(self, outputs: Array) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -159,20 +158,6 @@ class RegressionScores(Scores):
         fit_rows(outputs, targets)
         self.num_rows = len(targets)
         self.outputs, self.targets = outputs[:, 0].astype(np.float64), targets.astype(np.float64)
-
-    @cached_property
-    def values(self) -> dict[str, float]:  # type: ignore[override]
-        from scipy.stats import spearmanr
-        from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
-
-        constant = not np.ptp(self.outputs) or not np.ptp(self.targets)
-        return {
-            "pearson": _pearson(self.outputs, self.targets),
-            "spearman": 0.0 if constant else float(spearmanr(self.outputs, self.targets).statistic),
-            "r2": float(r2_score(self.targets, self.outputs)) if np.ptp(self.targets) else float("nan"),
-            "rmse": float(np.sqrt(mean_squared_error(self.targets, self.outputs))),
-            "mae": float(mean_absolute_error(self.targets, self.outputs)),
-        }
 
     def weighted(self, weights: Array, wanted: Collection[str] | None = None) -> dict[str, Array]:
         total = weights.sum(axis=0, dtype=np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,15 @@ class Scores(ABC):
     """One model's outputs on labelled rows."""
 
     num_rows: int
-    values: dict[str, float]
-    """Every metric of the task; NaN where it is not defined on these rows."""
     right: NDArray[np.bool_] | None = None
     """Which rows (N,) are answered rightly, where an answer is right or wrong: of metrics that are their share,
     ``share_metrics``, intervals are then known better than the bootstrap gives them."""
     share_metrics: frozenset[str] = frozenset()
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """Every metric of the task; NaN where it is not defined on these rows."""
+        return {name: float(found[0]) for name, found in self.weighted(np.ones((self.num_rows, 1))).items()}
 
     @abstractmethod
     def weighted(self, weights: Array, wanted: Collection[str] | None = None) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,47 @@ def weighted_ranks(values: Array, weights: Array) -> Array:
 def weighted_pearson(a: Array, b: Array, weights: Array) -> Array:
     """Pearson's correlation of a and b, (N,) or (N, S), (S,); NaN where one of them is constant."""
     a, b = (values[:, None] if values.ndim == 1 else values for values in (a, b))
+    a, b = a - a[0], b - b[0]  # of what is constant nothing is left, not even rounding
     total = weights.sum(axis=0, dtype=np.float64)
     a, b = (values - (weights * values).sum(axis=0) / total for values in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (weights * a * b).sum(axis=0) / np.sqrt((weights * a**2).sum(axis=0) * (weights * b**2).sum(axis=0))
     return np.clip(found, -1.0, 1.0)
+
+
+def label_counts(truth: Array, given: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Weight of the rows that are rightly given, that have, and that are given each label, (L, S).
+
+    ``truth``, ``given``: which rows have it and are given it, (L, N), 0 or 1.
+    """
+    hits, support, predicted = ((m @ weights).astype(np.float64) for m in (truth * given, truth, given))
+    return hits, support, predicted
+
+
+def label_ratios(hits: Array, support: Array, predicted: Array) -> dict[str, tuple[Array, Array]]:
+    """What precision, recall and F1 of labels are: counts above and below the line."""
+    return {"precision": (hits, predicted), "recall": (hits, support), "f1": (2 * hits, support + predicted)}
+
+
+def averages(hits: Array, support: Array, predicted: Array, present: Array) -> dict[str, Array]:
+    """Precision, recall and F1 of counts (L, S), averaged in three ways, ``macro`` over the labels that are ``present``
+    (L, S); 0 divided by 0 is 0."""
+    values = {}
+    for name, (above, below) in label_ratios(hits, support, predicted).items():
+        ratio = divide(above, below)
+        values[f"macro_{name}"] = (ratio * present).sum(axis=0) / present.sum(axis=0)
+        values[f"micro_{name}"] = divide(above.sum(axis=0), below.sum(axis=0))
+        values[f"weighted_{name}"] = divide((ratio * support).sum(axis=0), support.sum(axis=0))
+    return values
+
+
+def label_table(names: Sequence[str], truth: Array, given: Array) -> list[dict[str, Any]]:
+    """One entry a label: name, precision, recall, f1, support (rows that have it), predicted (rows given it)."""
+    hits, support, predicted = (m[:, 0] for m in label_counts(truth, given, np.ones((truth.shape[1], 1))))
+    columns = {name: divide(*counts).tolist() for name, counts in label_ratios(hits, support, predicted).items()}
+    columns |= {"support": support.astype(int).tolist(), "predicted": predicted.astype(int).tolist()}
+    rows = zip(names, *columns.values(), strict=True)
+    return [dict(zip(("name", *columns), row, strict=True)) for row in rows]
 
 
 def divide(a: Array, b: Array) -> Array:

@@ -1,8 +1,8 @@
-"""What holds for the scores of every task: resampled metrics are the library's, and intervals are scipy's."""
+"""What holds for the scores of every task: metrics are the library's, resampled ones too; intervals are scipy's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ Make = Callable[[np.ndarray], Scores]
 """Scores of some rows, by their numbers."""
 
 
-def assert_resampled_metrics_are_the_library_s(make: Make, num_rows: int, num_samples: int = 30) -> None:
+def assert_weights_count_rows(make: Make, num_rows: int, num_samples: int = 30) -> None:
     """``weighted`` of bootstrap weights gives what ``values`` gives of the rows drawn so often."""
     weights = next(resample(np.arange(num_rows) // 2, num_samples, seed=1))
     scores = make(np.arange(num_rows))
@@ -28,10 +28,10 @@ def assert_resampled_metrics_are_the_library_s(make: Make, num_rows: int, num_sa
             assert resampled[name][s] == pytest.approx(value, abs=2e-6, rel=1e-6, nan_ok=True), name
 
 
-def assert_weights_of_one_give_the_values(scores: Scores) -> None:
-    weighted = scores.weighted(np.ones((scores.num_rows, 1), dtype=np.float32))
-    for name, value in scores.values.items():
-        assert weighted[name][0] == pytest.approx(value, abs=1e-5, rel=1e-5, nan_ok=True), name
+def assert_values_are(scores: Scores, expected: Mapping[str, float]) -> None:
+    assert set(scores.values) == set(expected)
+    for name, value in expected.items():
+        assert scores.values[name] == pytest.approx(value, abs=1e-6, rel=1e-6, nan_ok=True), name
 
 
 def assert_interval_is_scipy_s(make: Make, num_rows: int, metric: str, method: str = "percentile") -> None:

@@ -1,4 +1,4 @@
-"""What a model that gives several labels a row is worth: metrics from scikit-learn, and under many weightings."""
+"""What a model that gives several labels a row is worth, under many weightings of the rows at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 
 from raydistill.tasks.scores import Floor, Scores, fit_rows
-from raydistill.tasks.statistics import divide, weighted_auc
+from raydistill.tasks.statistics import averages, label_counts, label_table, weighted_auc
 from raydistill.tasks.targets import Array
-
-AVERAGES = ("macro", "micro", "weighted")
 
 
 class LabelScores(Scores):
@@ -29,26 +27,6 @@ class LabelScores(Scores):
         self.right: Array = (self.given == targets).all(axis=1)
 
     @cached_property
-    def values(self) -> dict[str, float]:  # type: ignore[override]
-        from sklearn.metrics import precision_recall_fscore_support
-
-        values = {"exact_match": float(self.right.mean())}
-        for average in AVERAGES:
-            found = precision_recall_fscore_support(self.targets, self.given, average=average, zero_division=0)
-            values |= {f"{average}_{n}": float(v) for n, v in zip(("precision", "recall", "f1"), found, strict=False)}
-        known = [auc for auc in self.label_auc() if auc is not None]
-        return {**values, "auc": float(np.mean(known)) if known else float("nan"), "log_loss": float(self._nats.mean())}
-
-    def label_auc(self) -> list[float | None]:
-        """AUC of each label; None for one that all rows have, or none."""
-        from sklearn.metrics import roc_auc_score
-
-        return [
-            float(roc_auc_score(column, self.probs[:, i])) if 0 < column.sum() < len(column) else None
-            for i, column in enumerate(self.targets.T)
-        ]
-
-    @cached_property
     def _nats(self) -> Array:
         """Binary cross entropy of each row, the mean over the labels."""
         tiny = np.finfo(np.float64).eps
@@ -57,23 +35,28 @@ class LabelScores(Scores):
 
     def weighted(self, weights: Array, wanted: Collection[str] | None = None) -> dict[str, Array]:
         total = weights.sum(axis=0, dtype=np.float64)
-        truth, given = self.targets.T.astype(np.float32), self.given.T.astype(np.float32)
-        support, predicted, hits = ((m @ weights).astype(np.float64) for m in (truth, given, truth * given))
+        counts = label_counts(*self._given, weights)
         values = {
             "exact_match": self.right.astype(np.float64) @ weights / total,
             "log_loss": self._nats @ weights / total,
+            **averages(*counts, np.ones_like(counts[0])),
         }
-        counts = {"precision": (hits, predicted), "recall": (hits, support), "f1": (2 * hits, support + predicted)}
-        for name, (above, below) in counts.items():
-            ratio = divide(above, below)
-            values[f"macro_{name}"] = ratio.mean(axis=0)
-            values[f"micro_{name}"] = divide(above.sum(axis=0), below.sum(axis=0))
-            values[f"weighted_{name}"] = divide((ratio * support).sum(axis=0), support.sum(axis=0))
         if wanted is None or "auc" in wanted:
-            both = [i for i, column in enumerate(self.targets.T) if 0 < column.sum() < len(column)]
-            found = [weighted_auc(self.probs[:, i], self.targets[:, i] > 0, weights) for i in both]
+            found = [auc for auc in self.label_auc(weights) if auc is not None]
             values["auc"] = np.mean(found, axis=0) if found else np.full(len(total), np.nan)
         return values
+
+    def label_auc(self, weights: Array) -> list[Array | None]:
+        """AUC of each label, (S,); None for one that all rows have, or none."""
+        return [
+            weighted_auc(self.probs[:, i], column > 0, weights) if 0 < column.sum() < len(column) else None
+            for i, column in enumerate(self.targets.T)
+        ]
+
+    @cached_property
+    def _given(self) -> tuple[Array, Array]:
+        """Which row has, and is given, which label: (L, N) each."""
+        return self.targets.T.astype(np.float32), self.given.T.astype(np.float32)
 
     def floor(self) -> Floor:
         """Always giving the most frequent labels, as many as have the best micro F1."""
@@ -87,15 +70,10 @@ class LabelScores(Scores):
         return Floor("micro_f1", float(reached.max()), answer, constant, ("auc", 0.5))
 
     def details(self) -> dict[str, Any]:
-        """``per_class``: a label each."""
-        from sklearn.metrics import precision_recall_fscore_support
-
-        columns = precision_recall_fscore_support(self.targets, self.given, average=None, zero_division=0)
-        found = zip(
-            self.task.outputs, *columns, self.given.sum(axis=0), self.label_auc(), self.task.thresholds, strict=True
-        )
-        keys = ("name", "precision", "recall", "f1", "support", "predicted", "auc", "threshold")
-        return {"per_class": [dict(zip(keys, entry, strict=True)) for entry in found]}
+        """``per_class``: a label each, with its AUC and threshold."""
+        auc = [None if found is None else float(found[0]) for found in self.label_auc(np.ones((self.num_rows, 1)))]
+        table = zip(label_table(self.task.outputs, *self._given), auc, self.task.thresholds, strict=True)
+        return {"per_class": [entry | {"auc": own, "threshold": threshold} for entry, own, threshold in table]}
 
 
 def probabilities(outputs: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What a classifier is worth on labelled rows: metrics from kept libraries, and under many weightings of the rows.
+"""What a classifier is worth on labelled rows, under many weightings of them at once.
 
 Metric names: ``accuracy``, ``{macro,micro,weighted}_{precision,recall,f1}``, ``auc`` (one class against the rest, mean
 over the classes), ``mcc``, ``log_loss`` (nats), ``calibration_error`` (expected, 15 bins of equal width). Averages go
@@ -6,7 +6,7 @@ over the classes that occur in the labels or the predictions, scikit-learn's def
 
 The intervals need every metric a thousand times: 15 s a model through scikit-learn. So ``weighted`` computes them for
 a block of resamples at once from counts (1,500 rows, 1,000 resamples: 0.02 s for 2 classes, 0.2 s for 30); the tests
-hold each against the library's number on the resampled rows, and the intervals against ``scipy.stats.bootstrap``.
+hold each against scikit-learn's and torchmetrics' number, and the intervals against ``scipy.stats.bootstrap``.
 """
 
 from __future__ import annotations
@@ -20,18 +20,9 @@ import numpy as np
 
 from raydistill.errors import DataError
 from raydistill.tasks.scores import Floor, Scores, fit_rows
-from raydistill.tasks.statistics import divide, mcnemar, weighted_auc
+from raydistill.tasks.statistics import averages, divide, label_counts, label_table, mcnemar, weighted_auc
 from raydistill.tasks.targets import Array
 
-AVERAGES = ("macro", "micro", "weighted")
-METRICS = (
-    "accuracy",
-    *(f"{average}_{name}" for average in AVERAGES for name in ("precision", "recall", "f1")),
-    "auc",
-    "mcc",
-    "log_loss",
-    "calibration_error",
-)
 NUM_BINS = 15
 
 
@@ -50,84 +41,6 @@ def probabilities(logits: Array) -> Array:
     from scipy.special import softmax
 
     return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=1))
-
-
-def classification_metrics(logits: Array, labels: Array) -> dict[str, float]:
-    """All of METRICS for logits (N, C) and labels (N,); ``auc`` is NaN when a class is absent from the labels."""
-    from sklearn.metrics import accuracy_score, log_loss, matthews_corrcoef, precision_recall_fscore_support
-
-    check_rows(logits, labels)
-    probs, predictions, num_classes = probabilities(logits), logits.argmax(axis=1), logits.shape[1]
-    values = {"accuracy": float(accuracy_score(labels, predictions))}
-    for average in AVERAGES:
-        scores = precision_recall_fscore_support(labels, predictions, average=average, zero_division=0)
-        values |= {
-            f"{average}_{name}": float(v) for name, v in zip(("precision", "recall", "f1"), scores, strict=False)
-        }
-    values["auc"] = _auc(probs, labels)
-    values["mcc"] = float(matthews_corrcoef(labels, predictions))
-    values["log_loss"] = float(log_loss(labels, probs, labels=range(num_classes)))
-    values["calibration_error"] = _calibration_error(probs, labels)
-    return values
-
-
-def _auc(probs: Array, labels: Array) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    num_classes = probs.shape[1]
-    if len(np.unique(labels)) < num_classes:
-        return float("nan")
-    if num_classes == 2:
-        return float(roc_auc_score(labels, probs[:, 1]))
-    return float(roc_auc_score(labels, probs, multi_class="ovr", average="macro", labels=range(num_classes)))
-
-
-def _calibration_error(probs: Array, labels: Array) -> float:
-    import torch
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    target = torch.tensor(np.asarray(labels, dtype=np.int64))
-    error = multiclass_calibration_error(torch.from_numpy(probs), target, num_classes=probs.shape[1], n_bins=NUM_BINS)
-    return float(error)
-
-
-def per_class(logits: Array, labels: Array, names: Sequence[str]) -> list[dict[str, Any]]:
-    """One entry a class: name, precision, recall, f1, support (rows with the label), predicted (rows given it)."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    check_rows(logits, labels)
-    predictions, classes = logits.argmax(axis=1), range(logits.shape[1])
-    columns = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0)
-    predicted = np.bincount(predictions, minlength=logits.shape[1])
-    return [
-        {
-            "name": name,
-            "precision": float(p),
-            "recall": float(r),
-            "f1": float(f),
-            "support": int(s),
-            "predicted": int(n),
-        }
-        for name, p, r, f, s, n in zip(names, *columns, predicted, strict=True)
-    ]
-
-
-def confusion(logits: Array, labels: Array, num_classes: int) -> list[list[int]]:
-    """Row counts [label][prediction]."""
-    from sklearn.metrics import confusion_matrix
-
-    check_rows(logits, labels)
-    return confusion_matrix(labels, logits.argmax(axis=1), labels=range(num_classes)).tolist()
-
-
-def reliability(logits: Array, labels: Array) -> list[dict[str, Any]]:
-    """The bins behind ``calibration_error``: mean confidence, accuracy and number of rows; empty bins are left out."""
-    confidence, hits = probabilities(logits).max(axis=1), logits.argmax(axis=1) == labels
-    bins = _bins(confidence)
-    return [
-        {"confidence": float(confidence[m].mean()), "accuracy": float(hits[m].mean()), "rows": int(m.sum())}
-        for m in (bins == b for b in np.unique(bins))
-    ]
 
 
 def _bins(confidence: Array) -> Array:
@@ -150,10 +63,6 @@ class ClassScores(Scores):
         self.right = self.predictions == labels
         self.num_classes = logits.shape[1]
 
-    @cached_property
-    def values(self) -> dict[str, float]:  # type: ignore[override]
-        return classification_metrics(self.logits, self.labels)
-
     def floor(self) -> Floor:
         """Always giving the most frequent label."""
         counts = np.bincount(self.labels, minlength=self.num_classes)
@@ -163,18 +72,26 @@ class ClassScores(Scores):
         return Floor("accuracy", float(counts.max() / counts.sum()), answer, constant, ("mcc", 0.0))
 
     def details(self) -> dict[str, Any]:
-        """``per_class``, ``confusion`` and ``reliability``."""
-        return {
-            "per_class": per_class(self.logits, self.labels, self.names),
-            "confusion": confusion(self.logits, self.labels, self.num_classes),
-            "reliability": reliability(self.logits, self.labels),
-        }
+        """``per_class``; ``confusion``, row counts [label][prediction]; ``reliability``."""
+        table = np.zeros((self.num_classes, self.num_classes), int)
+        np.add.at(table, (self.labels, self.predictions), 1)
+        per_class = label_table(self.names, *self._given)
+        return {"per_class": per_class, "confusion": table.tolist(), "reliability": self.reliability()}
+
+    def reliability(self) -> list[dict[str, Any]]:
+        """The bins behind ``calibration_error``: mean confidence, accuracy and number of rows; no empty ones."""
+        confidence, right = self._probs.max(axis=1), self.predictions == self.labels
+        bins = _bins(confidence)
+        return [
+            {"confidence": float(confidence[m].mean()), "accuracy": float(right[m].mean()), "rows": int(m.sum())}
+            for m in (bins == b for b in np.unique(bins))
+        ]
 
     def weighted(self, weights: Array, wanted: Collection[str] | None = None) -> dict[str, Array]:
         total = weights.sum(axis=0, dtype=np.float64)
-        truth, guess, both = self._counted
-        support, predicted, hits = ((m @ weights).astype(np.float64) for m in (truth, guess, both))
-        values = {"accuracy": hits.sum(axis=0) / total, **_averages(hits, support, predicted, total)}
+        hits, support, predicted = label_counts(*self._given, weights)
+        present = (support + predicted) > 0
+        values = {"accuracy": hits.sum(axis=0) / total, **averages(hits, support, predicted, present)}
         skip_auc = (wanted is not None and "auc" not in wanted) or len(np.unique(self.labels)) < self.num_classes
         values["auc"] = np.full(weights.shape[1], np.nan) if skip_auc else self._weighted_auc(weights)
         values["mcc"] = _mcc(hits, support, predicted, total)
@@ -183,13 +100,10 @@ class ClassScores(Scores):
         return values
 
     @cached_property
-    def _counted(self) -> tuple[Array, Array, Array]:
-        """Which row has, is given, and is rightly given which class: (C, N) each."""
-        truth, guess = (
-            (np.arange(self.num_classes)[:, None] == classes).astype(np.float32)
-            for classes in (self.labels, self.predictions)
-        )
-        return truth, guess, truth * guess
+    def _given(self) -> tuple[Array, Array]:
+        """Which row has, and is given, which class: (C, N) each."""
+        classes = np.arange(self.num_classes)[:, None]
+        return (classes == self.labels).astype(np.float32), (classes == self.predictions).astype(np.float32)
 
     @cached_property
     def _probs(self) -> Array:
@@ -211,22 +125,6 @@ class ClassScores(Scores):
     def _weighted_auc(self, weights: Array) -> Array:
         classes = [1] if self.num_classes == 2 else range(self.num_classes)
         return np.mean([weighted_auc(self._probs[:, c], self.labels == c, weights) for c in classes], axis=0)
-
-
-def _averages(hits: Array, support: Array, predicted: Array, total: Array) -> dict[str, Array]:
-    """Precision, recall and F1 of counts (C, S), averaged in three ways; 0 divided by 0 is 0."""
-    ratios = {
-        "precision": divide(hits, predicted),
-        "recall": divide(hits, support),
-        "f1": divide(2 * hits, support + predicted),
-    }
-    present = (support + predicted) > 0
-    values = {}
-    for name, ratio in ratios.items():
-        values[f"macro_{name}"] = (ratio * present).sum(axis=0) / present.sum(axis=0)
-        values[f"micro_{name}"] = hits.sum(axis=0) / total  # with one label a row all three are the accuracy
-        values[f"weighted_{name}"] = (ratio * support).sum(axis=0) / total
-    return values
 
 
 def _mcc(hits: Array, support: Array, predicted: Array, total: Array) -> Array:
