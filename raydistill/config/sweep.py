@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from pydantic import Field
@@ -44,9 +43,7 @@ class Distribution(Section):
             return [((), text)]
         (name, content) = next(iter(given.items()))
         if name == "choice":
-            texts = [json.dumps(value, sort_keys=True, default=str) for value in content]
-            twice = sorted({text for text in texts if texts.count(text) > 1})
-            return [(("choice",), f"names {', '.join(twice)} twice.")] if twice else []
+            return []
         low, high = content
         if low >= high:
             return [((name,), f"runs from {low:g} to {high:g}; write [low, high] with low below high.")]

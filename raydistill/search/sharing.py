@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from raydistill.config.sweep import may_change
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import busy_note, measure_models
@@ -31,11 +29,10 @@ from raydistill.pipeline.worker import run_workers
 from raydistill.search.front import within
 from raydistill.search.ledger import Params
 from raydistill.search.proposals import Verdict
-from raydistill.search.space import finite_values, sweep_of, with_params
+from raydistill.search.space import decides_signals, finite_values, sweep_of, with_params
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 
-MAX_COMBINATIONS = 1000
 MODELS_AT_ONCE = 8
 """Shapes whose latencies are measured in turn, call by call, so that a busy moment hits all of them alike."""
 
@@ -97,7 +94,7 @@ def shared_signals(context: Context, teacher: TeacherIdentity) -> dict[str, froz
     Signals that are too wide to record come from a teacher in each trial, as a pool feeds one student only.
     """
     needs: set[Signal] = set()
-    for config in signal_configs(context.config):
+    for config in combinations(context.config, decides_signals):
         mode, _, wanted = teacher_mode(context, teacher, config)
         needs |= wanted if mode.needs_recording else set()
     return {"train": frozenset(needs), "validation": frozenset({LOGITS})}
@@ -166,27 +163,14 @@ class Judge:
         return Verdict(shape.facts)
 
 
-def signal_configs(config: Config) -> Iterator[Config]:
-    """The config with every combination of the settings that decide which signals are needed.
-
-    Those are shapes, kinds of losses and their layers; weights, temperatures and rates stay the config's own.
-    """
-    return combinations(config, lambda name: not may_change(name) and not name.startswith("train."))
-
-
 def combinations(config: Config, decides: Callable[[str], bool]) -> Iterator[Config]:
     """The config with every combination of the finite settings of the space that ``decides`` picks.
 
-    Impossible combinations are left out: such a trial is rejected. Raises ConfigError where there are too many.
+    Impossible combinations are left out: such a trial is rejected.
     """
     space = sweep_of(config).space
     finite = {name: finite_values(values) for name, values in space.items() if decides(name)}
     values = {name: known for name, known in finite.items() if known is not None}
-    if (count := math.prod(map(len, values.values()))) > MAX_COMBINATIONS:
-        raise ConfigError(
-            f"sweep.space: {', '.join(values)} have {count:,} combinations; each may need its own teacher outputs "
-            f"or latency; {MAX_COMBINATIONS:,} are possible. Write fewer choices or narrower ranges of whole numbers."
-        )
     for combination in itertools.product(*values.values()):
         with suppress(ConfigError):
             yield with_params(config, dict(zip(values, combination, strict=True)))

@@ -18,14 +18,12 @@ from pydantic import ValidationError
 from raydistill.config.loading import validate
 from raydistill.config.problems import dotted, explain, show
 from raydistill.config.schema import Setting, locate, put, variants
-from raydistill.config.sweep import Distribution, Sweep, wanted
+from raydistill.config.sweep import Distribution, Sweep, may_change, wanted
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.pipeline.recipes import student_seed
 from raydistill.search.ledger import Params, Value
 
-SHAPE = tuple(f"student.{name}" for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size"))
-"""Names that change how many parameters a student has and how fast it is."""
 SEED = "train.seed"
 TRAIN = ("global_batch_size", "max_grad_norm", "early_stopping", "seed")
 """Settings of ``train`` that change the student; the others change how fast and where it trains."""
@@ -37,8 +35,7 @@ REFUSED = {
     "evaluate": "changes how students are measured, by which trials are compared; search student, stages or train.",
     "seed": "splits the data too, which all trials share; write train.seed.",
 }
-MAX_SHAPES = 10_000
-"""Values of a whole-number range in ``SHAPE``: each may become a student that is built and measured."""
+MAX_COMBINATIONS = 1000
 
 
 def sweep_of(config: Config) -> Sweep:
@@ -71,10 +68,24 @@ def check_space(config: Config) -> None:
     for name in space:
         above = [other for other in space if name.startswith(f"{other}.")]
         problems += [f"sweep.space.{name}: lies inside {other}, which varies too; keep one of them." for other in above]
+    finite = {name: finite_values(values) for name, values in space.items() if decides_signals(name)}
+    deciding = {name: len(known) for name, known in finite.items() if known is not None}
+    count = math.prod(deciding.values())
+    if count > MAX_COMBINATIONS and not problems:
+        problems = [
+            f"sweep.space: {', '.join(deciding)} have {count:,} combinations; each may need its own teacher outputs or "
+            f"latency; {MAX_COMBINATIONS:,} are possible. Write fewer choices or narrower ranges of whole numbers."
+        ]
     if len(problems) == 1:
         raise ConfigError(problems[0])
     if problems:
         raise ConfigError(f"sweep.space: {len(problems)} problems\n" + "\n".join(f"  - {text}" for text in problems))
+
+
+def decides_signals(name: str) -> bool:
+    """Whether other values of a setting may need other signals: shapes, kinds of losses and their layers do; weights,
+    temperatures, rates and what a training run is given do not."""
+    return not may_change(name) and not name.startswith("train.")
 
 
 def problems_of(config: Config, name: str, values: Distribution) -> list[str]:
@@ -87,7 +98,7 @@ def problems_of(config: Config, name: str, values: Distribution) -> list[str]:
         setting = locate(name, data)
     except ConfigError as error:
         return [str(error)]
-    if text := why_refused(setting.path) or why_no_range(name, values, setting.annotation):
+    if text := why_refused(setting.path) or why_no_range(values, setting.annotation):
         return [text]
     return value_problems(data, setting, values)
 
@@ -104,7 +115,7 @@ def why_refused(path: Sequence[str]) -> str | None:
     return None
 
 
-def why_no_range(name: str, values: Distribution, annotation: Any) -> str | None:
+def why_no_range(values: Distribution, annotation: Any) -> str | None:
     """Why a range does not suit the setting, None where it does."""
     if values.choice is not None:
         return None
@@ -113,8 +124,6 @@ def why_no_range(name: str, values: Distribution, annotation: Any) -> str | None
         return "takes no numbers, so it has no range; write choice."
     if float not in kinds and values.integer is None:
         return "takes whole numbers; write integer: [low, high] or choice."
-    if name in SHAPE and values.integer is not None and values.integer[1] - values.integer[0] >= MAX_SHAPES:
-        return f"spans more than {MAX_SHAPES:,} values, each a student to measure; write a narrower range or choice."
     return None
 
 

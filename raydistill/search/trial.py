@@ -18,7 +18,7 @@ from raydistill.config.tree import Config
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.phases import student_artifact, student_reports
-from raydistill.pipeline.stages import StageReport, read_history, stage_history, stage_lengths
+from raydistill.pipeline.stages import read_history, stage_history, stage_lengths
 from raydistill.pipeline.teaching import teacher_mode
 from raydistill.search.front import first_validation
 from raydistill.search.ledger import Params, Schedule, read_schedule
@@ -130,7 +130,7 @@ def trial_reports(context: Context, shared: Shared, *, save_at_validation: bool 
         if told.is_last:
             for _ in reports:  # publishes the student
                 pass
-        yield progress.entry(told, artifact.key if told.is_last else None)
+        yield progress.entry(told.step, told.num_steps, told.report.metrics, artifact.key if told.is_last else None)
 
 
 class TrialProgress:
@@ -149,13 +149,10 @@ class TrialProgress:
         for index, entry in enumerate(entries):
             metrics = {name: value for name, value in entry.items() if name not in ("step", "validated")}
             is_last = index == len(entries) - 1
-            yield self._entry(entry["step"], num_steps, metrics, student if is_last else None, student is not None)
+            yield self.entry(entry["step"], num_steps, metrics, student if is_last else None, student is not None)
 
-    def entry(self, told: StageReport, student: str | None) -> dict[str, Any]:
-        return self._entry(told.step, told.num_steps, told.report.metrics, student, False)
-
-    def _entry(
-        self, step: int, num_steps: int, metrics: dict[str, float], student: str | None, reused: bool
+    def entry(
+        self, step: int, num_steps: int, metrics: dict[str, float], student: str | None, reused: bool = False
     ) -> dict[str, Any]:
         self.validations += 1
         value = metrics.get(self.objective, float("nan"))

@@ -21,17 +21,39 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
 from raydistill.evaluate.compare import Predictions, read_predictions
+from raydistill.pipeline.context import Context
 from raydistill.pipeline.distill import distill
+from raydistill.pipeline.job import Job
+from raydistill.pipeline.prepare import prepare
+from raydistill.search.sharing import Shared, share
 from raydistill.search.trial import trial_config
 from raydistill.storage.artifacts import Artifact
+from raydistill.storage.board import Board
 from raydistill.storage.manifest import KINDS
+from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.train.loop import Schedule
 
 COUNTING = Path(__file__).parent / "counting"
+
+
+def make_context(job: Job, stop: Callable[[], bool] = lambda: False) -> Context:
+    """A job's tools in this process."""
+    board = Board(job.storage, job.run_parts, job.owner, listener=lambda entry: None, stop=stop)
+    return Context(job, Group(Device().torch_device), Device(), board)
+
+
+def make_shared(plain: dict[str, Any]) -> Shared:
+    """What the trials of a sweep share, made in this process instead of in a worker group."""
+    config = load_config(plain)
+    prepared = prepare(config, Storage(config.storage))
+    job = prepared.job(Owner.acquire(prepared.storage, "runs", prepared.run_key), None)  # not tracked
+    return share(make_context(job))
 
 
 def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:

@@ -12,30 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit.runs import read_weights, replay, same_weights
+from kit.runs import make_context, make_shared, read_weights, replay, same_weights
 from kit.toy import toy_config, weights
 
-from raydistill.cluster.device import Device
-from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.training import Optimization
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError, Interrupted
 from raydistill.losses import build_losses
 from raydistill.models.student import build_student
-from raydistill.pipeline.context import Context
-from raydistill.pipeline.job import Job
-from raydistill.pipeline.prepare import prepare
 from raydistill.pipeline.stages import stage_reports
 from raydistill.search.actor import TrialActor
 from raydistill.search.ledger import Ledger, Params
 from raydistill.search.schedulers import Exchange, scheduler_for
-from raydistill.search.sharing import Shared, share
+from raydistill.search.sharing import Shared
 from raydistill.search.sweep import sweep
 from raydistill.search.trial import TrialSpec, trial_config
 from raydistill.storage.artifacts import Artifact
-from raydistill.storage.board import Board
-from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.train import loop
 from raydistill.train.optimizer import build_optimizer, learning_rate, set_rates, trainable
@@ -75,30 +68,10 @@ def pbt_config(folder: Path, **changes: Any) -> dict[str, Any]:
     return toy_config(folder, **(settings | changes))
 
 
-def make_context(job: Job, stop: Callable[[], bool] = lambda: False) -> Context:
-    board = Board(job.storage, job.run_parts, job.owner, listener=lambda entry: None, stop=stop)
-    return Context(job, Group(), Device(), board)
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """Teacher and signals for the trials of a pbt sweep."""
-    config = load_config(pbt_config(tmp_path_factory.mktemp("shared")))
-    storage = Storage(config.storage)
-    prepared = prepare(config, storage)
-    owner = Owner.acquire(storage, "runs", prepared.run_key)
-    job = Job(
-        config,
-        prepared.run_key,
-        storage,
-        owner,
-        prepared.data,
-        prepared.tokens,
-        prepared.info.task,
-        prepared.dtype,
-        None,
-    )
-    return share(make_context(job))
+    return make_shared(pbt_config(tmp_path_factory.mktemp("shared")))
 
 
 @pytest.fixture
@@ -211,7 +184,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("checkpoint_steps", [1, 5, 100])
+@pytest.mark.parametrize("checkpoint_steps", [5, 100])
 def test_killed_at_every_step_it_ends_with_the_same_weights(fresh, monkeypatch, checkpoint_steps):
     """A kill leaves the last checkpoint, which is one at each change, too."""
     config = changing(fresh.job.config)

@@ -18,30 +18,33 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.processes import KEY, fill
-from kit.runs import artifacts_of_run, find_run, metric_steps, mlflow_runs, read_weights, recorded_rows, same_weights
+from kit.runs import (
+    artifacts_of_run,
+    find_run,
+    make_shared,
+    metric_steps,
+    mlflow_runs,
+    read_weights,
+    recorded_rows,
+    same_weights,
+)
 from kit.toy import relative_difference, toy_config, without_key_biases
 from kit.toy import weights as module_weights
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from raydistill.cluster.device import Device
-from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
 from raydistill.errors import Interrupted, ModelError
-from raydistill.pipeline.context import Context
 from raydistill.pipeline.distill import distill
-from raydistill.pipeline.job import Job
-from raydistill.pipeline.prepare import prepare
 from raydistill.pipeline.stages import read_history
 from raydistill.search.actor import TrialActor
 from raydistill.search.ledger import Ledger, Params, Trial
-from raydistill.search.sharing import Shared, share
 from raydistill.search.sources import FinalSource
 from raydistill.search.sweep import finished, sweep
 from raydistill.search.trial import FOLDER, TrialSpec, trial_config
 from raydistill.storage.artifacts import Artifact
-from raydistill.storage.board import Board, Show
+from raydistill.storage.board import Show
 from raydistill.storage.garbage import referred, remove_artifact
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
@@ -193,9 +196,7 @@ def test_the_teacher_sees_every_row_once_however_many_trials_and_sessions_there_
     told = swept.resumed.summary["teacher"]
     epochs = NUM_EPOCHS * (len(in_state(swept.resumed.trials, "completed")) + len(swept.resumed.finals))
     assert told == {"passes": 1, "passes_saved": epochs - 1, "rows": 192}
-
-
-def test_more_trials_need_no_further_pass(swept):
+    # with more trials neither
     assert [line for line in swept.more.lines if line.startswith("shard train")] == []
 
 
@@ -422,26 +423,6 @@ def test_a_trial_gives_the_very_student_that_distill_gives(swept, tmp_path):
         assert [entry["validation/log_loss"] for entry in trial.history] == told
 
 
-def make_shared(folder: Path, **changes: Any) -> Shared:
-    """What a sweep shares, made here instead of in a worker group."""
-    config = load_config(toy_config(folder, **SHAPES, sweep=SWEEP, **changes))
-    prepared = prepare(config, Storage(config.storage))
-    owner = Owner.acquire(prepared.storage, "runs", "sweep")
-    job = Job(
-        prepared.config,
-        "sweep",
-        prepared.storage,
-        owner,
-        prepared.data,
-        prepared.tokens,
-        prepared.info.task,
-        prepared.dtype,
-        None,
-    )
-    board = Board(job.storage, job.board_parts, owner, listener=lambda entry: None)
-    return share(Context(job, Group(Device().torch_device), Device(), board))
-
-
 def order_of(number: int, params: Params, seed: int | None = None) -> dict[str, Any]:
     return {"trial": TrialSpec(number, f"trial-{number:05d}", ((0, params),), seed).to_plain()}
 
@@ -460,12 +441,12 @@ def without_times(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_teacher_at_chance_ends_a_sweep_before_its_first_trial(tmp_path):
     weak = {"teacher__finetune": {"num_epochs": 1, "learning_rate": 1e-9}, "teacher__allow_chance": False}
     with pytest.raises(ModelError, match=r"no better than guessing.*teacher\.allow_chance=true goes on"):
-        make_shared(tmp_path, **weak)
+        make_shared(toy_config(tmp_path, **SHAPES | weak, sweep=SWEEP))
 
 
 def test_nothing_of_a_trial_is_left_for_the_next_one_of_its_actor(tmp_path):
     """The first trial's settings again as the fifth, after other shapes, a trial cut short and one that failed."""
-    shared = make_shared(tmp_path)
+    shared = make_shared(toy_config(tmp_path, **SHAPES, sweep=SWEEP))
 
     class Alone(TrialActor):
         """As Tune makes it, which hands over what is shared in its own way."""
