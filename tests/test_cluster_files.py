@@ -26,68 +26,19 @@ KUBERNETES = ROOT / "jobs" / "kubernetes"
 FILES = (AWS, KUBERNETES / "raycluster.yaml", KUBERNETES / "rayjob.yaml")
 GROUPS = {"trainer", "teacher", "cpu"}
 
-# Fields of KubeRay v1.6.2 (its API reference), which the API server would refuse others beside; pods as far as used.
+# Fields of KubeRay v1.6.2 (its API reference), which the API server would refuse others beside, as far as used.
 CLUSTER = {
-    "upgradeStrategy",
-    "authOptions",
-    "suspend",
-    "managedBy",
-    "autoscalerOptions",
-    "headServiceAnnotations",
-    "enableInTreeAutoscaling",
-    "gcsFaultToleranceOptions",
-    "headGroupSpec",
-    "rayVersion",
-    "workerGroupSpecs",
+    *("authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "headGroupSpec", "rayVersion", "workerGroupSpecs"),
 }
-HEAD = {"template", "headService", "enableIngress", "resources", "labels", "rayStartParams", "serviceType"}
+HEAD = {"template", "resources", "rayStartParams", "serviceType"}
 WORKERS = {
-    "suspend",
-    "groupName",
-    "replicas",
-    "minReplicas",
-    "maxReplicas",
-    "idleTimeoutSeconds",
-    "resources",
-    "labels",
-    "rayStartParams",
+    *("groupName", "replicas", "minReplicas", "maxReplicas", "idleTimeoutSeconds", "resources", "rayStartParams"),
     "template",
-    "scaleStrategy",
-    "numOfHosts",
 }
-AUTOSCALER = {
-    "resources",
-    "image",
-    "imagePullPolicy",
-    "securityContext",
-    "idleTimeoutSeconds",
-    "upscalingMode",
-    "version",
-    "env",
-    "envFrom",
-    "volumeMounts",
-}
+AUTOSCALER = {"securityContext", "idleTimeoutSeconds", "version", "volumeMounts"}
 JOB = {
-    "activeDeadlineSeconds",
-    "backoffLimit",
-    "rayClusterSpec",
-    "submitterPodTemplate",
-    "metadata",
-    "clusterSelector",
-    "submitterConfig",
-    "managedBy",
-    "deletionStrategy",
-    "entrypoint",
-    "runtimeEnvYAML",
-    "jobId",
-    "submissionMode",
-    "entrypointResources",
-    "entrypointNumCpus",
-    "entrypointNumGpus",
-    "ttlSecondsAfterFinished",
-    "preRunningDeadlineSeconds",
-    "shutdownAfterJobFinishes",
-    "suspend",
+    *("activeDeadlineSeconds", "backoffLimit", "entrypoint", "rayClusterSpec", "runtimeEnvYAML"),
+    *("shutdownAfterJobFinishes", "submitterPodTemplate", "ttlSecondsAfterFinished"),
 }
 POD = {
     *("serviceAccountName", "automountServiceAccountToken", "restartPolicy", "tolerations", "containers", "volumes"),

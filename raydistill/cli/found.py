@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,7 @@ def find_finished(storage: Storage, name: str | None) -> Found:
             f"There is no finished run or sweep in {storage.show()}. Run `raydistill distill CONFIG` or `raydistill "
             "sweep CONFIG`, or name the storage of one with --storage."
         )
-    fitting = list(known) if name is None else named(storage, known, name)
-    if not fitting or (name is not None and len(fitting) > 1):
-        shown = ", ".join(list(known)[:10]) + (", …" if len(known) > 10 else "")
-        problem = "begins" if not fitting else f"is the only one of {len(fitting)} that begins"
-        raise ConfigError(f"No run or sweep in {storage.show()} {problem} with {name!r}. Finished ones: {shown}.")
+    fitting = known if name is None else [only(named(storage, known, name), name, storage.show())]
     key = max(fitting, key=lambda key: storage.fs.modified(storage.path("runs", key, CONTENT[known[key]])))
     return Found(known[key], key, read_content(storage, key, known[key]))
 
@@ -52,7 +48,14 @@ def finished_keys(storage: Storage) -> dict[str, str]:
     }
 
 
-def named(storage: Storage, known: Mapping[str, str], name: str) -> list[str]:
+def only(fitting: Sequence[str], name: str, where: str) -> str:
+    if len(fitting) == 1:
+        return fitting[0]
+    which = f"{len(fitting)} runs begin with {name!r}: {', '.join(fitting[:5])}" if fitting else f"No run {name!r}"
+    raise ConfigError(f"{which} in {where}. Name one by the beginning of its key; `raydistill runs` lists them.")
+
+
+def named(storage: Storage, known: Iterable[str], name: str) -> list[str]:
     """Keys that begin with a name; if none does, those of MLflow runs whose id does."""
     fitting = [key for key in known if key.startswith(name)]
     if fitting or len(name) < MIN_ID:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raydistill.cli.found import named
+from raydistill.cli.found import named, only
 from raydistill.cli.show.runs import figures
-from raydistill.errors import ArtifactError, ConfigError
+from raydistill.errors import ArtifactError
 from raydistill.evaluate.report.scales import visible
 from raydistill.storage.locks import is_held, lock
 from raydistill.storage.storage import Storage
@@ -31,7 +31,8 @@ def remove_run(storage: str, name: str, force: bool = False) -> dict[str, Any]:
     run of its own. Raises ConfigError, ArtifactError, TrackingError.
     """
     place = Storage(storage)
-    key = _only_key(place, name)
+    keys = place.list("runs")
+    key = name if name in keys else only(named(place, keys, name) if name else [], name, place.show())
     held = is_held(place, "runs", key, LOCK)
     if held or (held is None and not force):
         certain = "is running" if held else "may be running, its lock is another user's"
@@ -46,19 +47,6 @@ def remove_run(storage: str, name: str, force: bool = False) -> dict[str, Any]:
             place.delete("runs", key, file)
         place.delete("runs", key)
     return {"key": key, "run_ids": gone, "versions": [f"{model} {version}" for model, version, _ in versions]}
-
-
-def _only_key(place: Storage, name: str) -> str:
-    keys = place.list("runs")
-    fitting = [name] if name in keys else named(place, dict.fromkeys(keys, "run"), name) if name else []
-    return _only(fitting, name, place.show())
-
-
-def _only(fitting: list[str], name: str, where: str) -> str:
-    if len(fitting) == 1:
-        return fitting[0]
-    which = f"{len(fitting)} runs begin with {name!r}: {', '.join(fitting[:5])}" if fitting else f"No run {name!r}"
-    raise ConfigError(f"{which} in {where}. Name one by the beginning of its key; `raydistill runs` lists them.")
 
 
 def _store(place: Storage) -> RunStore | None:
@@ -109,10 +97,8 @@ def compare_runs(storage: str, first: str, second: str) -> dict[str, Any]:
 def _find(store: RunStore, place: Storage, name: str) -> Found:
     found = store.by_key(name) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else []
     if not found:
-        found = [
-            run for key in named(place, dict.fromkeys(place.list("runs"), "run"), name) for run in store.by_key(key)
-        ]
-    key = _only(list(dict.fromkeys(str(run.key) for run in found)), name, place.show())
+        found = [run for key in named(place, place.list("runs"), name) for run in store.by_key(key)]
+    key = only(list(dict.fromkeys(str(run.key) for run in found)), name, place.show())
     return next(run for run in found if run.key == key)
 
 

@@ -78,7 +78,7 @@ def test_a_stopped_job_is_an_interruption() -> None:
     [
         ("/usr/bin/python: No module named raydistill\n", job(), "the cluster's image lacks raydistill. Install"),
         ("Traceback\nModuleNotFoundError: No module named 'torch'\n", job(), "the cluster's image lacks torch."),
-        ("sh: 1: exec: python: not found\n", job(exit_code=127), "PATH has no python"),
+        ("sh: 1: exec: python: not found\n", job(exit_code=127), "failed: sh: 1: exec: python: not found"),
         ("  9.0 s  student\n", job(exit_code=-9), "was killed by signal 9"),
         ("  9.0 s  student\n", job(exit_code=137), "was killed by signal 9"),
         ("Segmentation fault\n", job(exit_code=139), "was killed by signal 11"),

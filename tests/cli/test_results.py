@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.outcomes import multi_label_outcome, outcome, outcome_of, regression_outcome
+from kit.servers import make_config
 from rich.console import Console
 
 from raydistill.cli.show.labels import print_labels
 from raydistill.cli.show.results import print_next_steps, print_results
-from raydistill.config.tree import Config
 from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.results import SplitRows, build_results
 from raydistill.evaluate.scoreboard import Scoreboard
@@ -346,11 +346,7 @@ def test_report_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("report", ["/storage/runs/abc/report.html", None])
 def test_next_steps_name_the_report(results: dict[str, Any], tmp_path: Path, report: str | None) -> None:
-    losses = {"stages": {"distill": {"losses": {"kd": {"type": "forward_kl"}}}}}
-    config = Config.model_validate(
-        {"storage": str(tmp_path), "data": {"path": "x"}, "teacher": {"model": "m"}, **losses}
-    )
     stream = io.StringIO()
-    print_next_steps(Console(file=stream, width=80), results | {"report": report}, config)
+    print_next_steps(Console(file=stream, width=80), results | {"report": report}, make_config(storage=str(tmp_path)))
     assert ("Report: /storage/runs/abc/report.html" in stream.getvalue()) == (report is not None)
     assert "raydistill predict models/x" in stream.getvalue()

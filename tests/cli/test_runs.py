@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from kit.outcomes import outcome
+from kit.servers import make_config
 from kit.tiny import save_tiny
 from mlflow import MlflowClient
 from rich.console import Console
@@ -21,7 +22,6 @@ from raydistill.cli.main import execute
 from raydistill.cli.show.gate import print_versions, version_cells
 from raydistill.cli.show.results import print_next_steps
 from raydistill.cli.show.runs import listed, main_figure, print_rows, row
-from raydistill.config.tree import Config
 from raydistill.errors import TrackingError
 from raydistill.evaluate.results import build_results
 from raydistill.search.children import adopt, finish_child, log_summary, start_child
@@ -45,19 +45,9 @@ def environment():
         yield
 
 
-def config(**changes: Any) -> Config:
-    settings = {
-        "data": {"path": "x"},
-        "teacher": {"model": "t"},
-        "stages": {"d": {"losses": {"kd": {"type": "forward_kl"}}}},
-        **changes,
-    }
-    return Config.model_validate(settings)
-
-
 def start(storage: Storage, key: str, kind: str = "distill", **changes: Any) -> RunRef:
     """As ``pipeline.tracked`` begins a run."""
-    return start_run(config(**changes), storage, key, {"kind": kind, "data": "0" * 64})
+    return start_run(make_config(**changes), storage, key, {"kind": kind, "data": "0" * 64})
 
 
 def finish_sweep(ref: RunRef, with_winner: bool = True) -> None:
@@ -69,7 +59,7 @@ def finish_sweep(ref: RunRef, with_winner: bool = True) -> None:
 def add_trials(ref: RunRef, key: str, states: Mapping[str, str]) -> None:
     for name, state in states.items():
         facts = {"num_parameters": 12_000.0, "latency_ms": 1.5}
-        child = start_child(ref, config(), f"{key}/{name}", name, facts=facts)
+        child = start_child(ref, make_config(), f"{key}/{name}", name, facts=facts)
         if state != "running":
             values = {"validation/accuracy": 0.75}
             finish_child(child, "FAILED" if state == "failed" else "FINISHED", values=values, tags={"state": state})
@@ -87,7 +77,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     sweep = start(storage, "swept", "sweep")
     add_trials(sweep, "swept", {"trial-00000": "completed", "trial-00001": "stopped", "trial-00002": "failed"})
     add_trials(sweep, "swept", {"final-00000": "completed"})
-    winner = start_run(config(), storage, "won", {"sweep": "swept"})
+    winner = start_run(make_config(), storage, "won", {"sweep": "swept"})
     adopt(sweep, winner, "winner")
     register_student(winner, "news", student, RESULTS, run_key="won")
     finish_run(winner, RESULTS)
@@ -145,7 +135,7 @@ def test_figures_are_those_of_results_and_of_a_sweep_its_winners(storage: Storag
 def test_the_printed_link_opens_mlflow_at_the_runs(storage: Storage) -> None:
     run_id, stream = rows_of(storage)[-1]["run_id"], io.StringIO()
     results = dict(RESULTS) | {"run_id": run_id, "model_version": None, "report": None}
-    print_next_steps(Console(file=stream), results, config(storage=storage.url))
+    print_next_steps(Console(file=stream), results, make_config(storage=storage.url))
     experiment = open_client(tracking_uri(storage)).get_run(run_id).info.experiment_id
     assert f"5000/#/experiments/{experiment}?workflowType=machine_learning" in stream.getvalue()
 
@@ -175,7 +165,7 @@ def test_a_winner_that_is_older_than_its_sweep_belongs_to_it(tmp_path: Path) -> 
     before = start(storage, "won")
     finish_run(before, RESULTS)
     sweep = start(storage, "swept", "sweep")
-    again = start_run(config(), storage, "won", {"sweep": "swept"})
+    again = start_run(make_config(), storage, "won", {"sweep": "swept"})
     assert again.run_id == before.run_id
     adopt(sweep, again, "winner")
     finish_run(again, RESULTS)
@@ -237,9 +227,9 @@ def test_the_table_shows_what_counts(storage: Storage) -> None:
     assert lines["distill news one"].split()[3:7] == ["distill", "news", "1", accuracy]
     assert lines["sweep 3 swep"].split()[5:8] == ["news", "2", accuracy]
     assert lines["gate news -"].endswith("refused")
-    assert lines["distill x bad"].split()[-1] == "failed"
-    assert lines["distill x ende"].split()[-1] == "stopped"
-    assert lines["distill x open"].split()[-1] == "running"
+    assert lines["distill reviews bad"].split()[-1] == "failed"
+    assert lines["distill reviews ende"].split()[-1] == "stopped"
+    assert lines["distill reviews open"].split()[-1] == "running"
 
 
 def test_a_run_of_numbers_shows_its_own_score(storage: Storage) -> None:
@@ -368,13 +358,13 @@ def test_of_a_removed_sweep_the_trials_go_and_the_winner_stays(own: Storage, cap
 
 def test_runs_are_compared_by_config_and_figures(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
     finish_run(
-        start(own, "warm", stages={"d": {"losses": {"kd": {"type": "forward_kl", "temperature": 4.0}}}}), RESULTS
+        start(own, "warm", stages={"distill": {"losses": {"kd": {"type": "forward_kl", "temperature": 4.0}}}}), RESULTS
     )
     code, told = call("diff", "one", "warm", storage=own, capfd=capfd)
     assert code == 0
-    different = {"stages.d.losses.kd.temperature", "storage"} & set(told["config"])
+    different = {"stages.distill.losses.kd.temperature", "storage"} & set(told["config"])
     assert set(told["config"]) == different
-    assert told["config"]["stages.d.losses.kd.temperature"][1] == 4.0
+    assert told["config"]["stages.distill.losses.kd.temperature"][1] == 4.0
     assert [run["key"] for run in told["runs"]] == ["one", "warm"]
     assert told["same_data"] is True
     for name, value in headline(RESULTS).items():
@@ -383,7 +373,7 @@ def test_runs_are_compared_by_config_and_figures(own: Storage, capfd: pytest.Cap
     assert told["figures"]["num_parameters"][0] == 12_000
     assert told["figures"]["test/accuracy"] == [None, headline(RESULTS)["test/accuracy"]]
     assert execute(["runs", "diff", "one", "warm", "--storage", own.url]) == 0
-    assert "stages.d.losses.kd.temperature" in capfd.readouterr().out
+    assert "stages.distill.losses.kd.temperature" in capfd.readouterr().out
     assert execute(["runs", "diff", "one", "won", "--storage", own.url]) == 0
     assert "Nothing was set differently." in capfd.readouterr().out
     assert call("diff", "one", "o", storage=own, capfd=capfd)[0] == 2

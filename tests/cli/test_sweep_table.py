@@ -83,7 +83,7 @@ def test_the_front_is_marked_and_trials_outside_the_constraints_are_not() -> Non
     assert sorted(numbers([line for line in lines if line.startswith(("─", MARK))])) == [0, 1]
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 120, 160])
+@pytest.mark.parametrize("width", [60, 80, 160])
 @pytest.mark.parametrize("height", [16, 24, 50])
 @pytest.mark.parametrize("failed", [False, True])
 def test_it_fits_the_screen(width: int, height: int, failed: bool) -> None:
@@ -122,7 +122,7 @@ def test_settings_have_short_names_and_those_without_room_are_named() -> None:
     assert heading("kd.weight") == "kd.weight"
 
 
-@given(st.lists(st.from_regex(r"[a-z]{1,12}", fullmatch=True), min_size=1, max_size=6), st.sampled_from("._"))
+@given(st.lists(st.text("abcdefgh", min_size=1, max_size=12), min_size=1, max_size=6), st.sampled_from("._"))
 def test_headings_are_narrow(parts: list[str], dot: str) -> None:
     lines = heading(dot.join(parts)).splitlines()
     assert len(lines) <= 3

@@ -9,27 +9,25 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from raydistill.cli.doctor import probe
 from raydistill.cluster.connection import connected, set_environment
 from raydistill.cluster.entry import check_entry
-from raydistill.errors import RaydistillError
 from raydistill.storage.storage import STAGING
 
 ANSWER_SECONDS = 30.0
 """A node that is silent for so long counts as one that does not answer; a healthy one takes 2 s."""
 CLOCK_SECONDS = 5.0
 """For an answer that needs no work."""
-CLOCK_PINGS = 3
 HERE, ALONE = "here", "this machine"
 """Names of the process that asks, beside nodes or without: it too writes to storage and needs the same versions."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class NodeReport:
     """What one node, or the asking process itself, said. `name` is an IP address, with a part of the node's id where
     several share it."""
@@ -56,34 +54,32 @@ def ask(address: str | None, url: str, tracking: str | None, seconds: float = AN
     Raises ConfigError for an address of another kind, RaydistillError where the cluster cannot be reached.
     """
     with joined(address) if address is not None else nullcontext():
-        reports, probes = _start_probes() if address is not None else ([], {})
+        nodes, probes = _start_probes() if address is not None else ([], {})
         name = HERE if address is not None else ALONE
         here = NodeReport(name, HERE, {}, facts=probe.Probe().facts(url, tracking))
-        reports = _with_clocks(_with_facts(reports, probes, url, tracking, seconds), probes)
-        return _with_storage([here, *reports], probes, url, seconds)
+        asked = {one.node_id: probes[one.node_id].facts.remote(url, tracking, dict(one.resources)) for one in nodes}
+        for node, answer in zip(nodes, _collect(asked, seconds).values(), strict=True):
+            if isinstance(answer, Silence):
+                node.problem = answer.reason
+            else:
+                node.facts = answer
+                _ask_clock(node, probes[node.node_id])
+        _try_storage([here, *nodes], probes, url, seconds)
+        return [here, *nodes]
 
 
 @contextmanager
 def joined(address: str) -> Iterator[None]:
     """Be a driver of the cluster at ``address``; fails within seconds where that cannot be.
 
-    auto: the one that RAY_ADDRESS names, as in a job, otherwise the one that this machine is a node of. Raises
-    RaydistillError also where this process is the driver of another cluster: a process can only be in one.
+    auto: the one that RAY_ADDRESS names, as in a job, otherwise the one that this machine is a node of.
     """
     before = os.environ.get("RAY_ADDRESS")
     if address == "auto":
         address = before or address
     os.environ["RAY_ADDRESS"] = address
     set_environment()
-    import ray
-
     try:
-        own = ray.get_runtime_context().gcs_address if ray.is_initialized() else address
-        if address not in ("auto", own):
-            raise RaydistillError(
-                f"This process is a driver of the Ray cluster at {own} already, and cannot join the one at {address} "
-                "as well. Call ray.shutdown() before, or ask from a process of its own."
-            )
         check_entry(address)
         with connected():
             yield
@@ -122,37 +118,18 @@ def _start_probes() -> tuple[list[NodeReport], dict[str, Any]]:
     return sorted(reports, key=lambda report: report.name), probes
 
 
-def _with_facts(
-    reports: list[NodeReport], probes: Mapping[str, Any], url: str, tracking: str | None, seconds: float
-) -> list[NodeReport]:
-    asked = {one.node_id: probes[one.node_id].facts.remote(url, tracking, dict(one.resources)) for one in reports}
-    return [
-        replace(one, problem=answer.reason) if isinstance(answer, Silence) else replace(one, facts=answer)
-        for one, answer in zip(reports, _collect(asked, seconds).values(), strict=True)
-    ]
+def _ask_clock(node: NodeReport, asked: Any) -> None:
+    """The clock was read within the round trip; the process is there already, so that takes milliseconds."""
+    before = time.time()
+    answer = _collect({"": asked.clock.remote()}, CLOCK_SECONDS)[""]
+    after = time.time()
+    if isinstance(answer, Silence):
+        node.problem = answer.reason
+    else:
+        node.round_trip_s, node.offset_s = after - before, answer - (before + after) / 2
 
 
-def _with_clocks(reports: list[NodeReport], probes: Mapping[str, Any]) -> list[NodeReport]:
-    """Of several round trips the shortest counts: the clock was read within it."""
-    measured = []
-    for report in reports:
-        pings: list[tuple[float, float]] = []
-        while not report.problem and len(pings) < CLOCK_PINGS:
-            before = time.time()
-            answer = _collect({"": probes[report.node_id].clock.remote()}, CLOCK_SECONDS)[""]
-            after = time.time()
-            if isinstance(answer, Silence):
-                report = replace(report, problem=answer.reason)
-            else:
-                pings.append((after - before, answer - (before + after) / 2))
-        if pings:
-            round_trip, offset = min(pings)
-            report = replace(report, offset_s=offset, round_trip_s=round_trip)
-        measured.append(report)
-    return measured
-
-
-def _with_storage(reports: list[NodeReport], probes: Mapping[str, Any], url: str, seconds: float) -> list[NodeReport]:
+def _try_storage(reports: Sequence[NodeReport], probes: Mapping[str, Any], url: str, seconds: float) -> None:
     """All write a marker that all look for; the markers are removed again."""
     folder, own = f"{STAGING}/doctor-{uuid.uuid4().hex}", probe.Probe()
     asked = {report.node_id: probes[report.node_id] for report in reports[1:] if not report.problem}
@@ -167,13 +144,13 @@ def _with_storage(reports: list[NodeReport], probes: Mapping[str, Any], url: str
     if HERE in writers:
         own.clear(url, folder)
     names = {report.node_id: report.name for report in reports}
-    told = []
     for report in reports:
-        found = saw.get(report.node_id)
-        unseen = () if found is None or isinstance(found, Silence) else [key for key in writers if key not in found]
-        problem = found.reason if isinstance(found, Silence) else failed.get(report.node_id, "")
-        told.append(replace(report, write_problem=problem, unseen=tuple(names[key] for key in unseen)))
-    return told
+        found = saw.get(report.node_id, writers)
+        if isinstance(found, Silence):
+            report.write_problem = found.reason
+        else:
+            report.write_problem = failed.get(report.node_id, "")
+            report.unseen = tuple(names[key] for key in writers if key not in found)
 
 
 @dataclass(frozen=True)

@@ -121,15 +121,11 @@ def print_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         console.print("No runs yet. Begin one with: raydistill distill CONFIG", markup=False)
         return
-    lines = [cells(row) for row in rows]
-    widths = [max(len(line[column]) for line in (HEADS, *lines)) for column in range(len(HEADS))]
-    room = max(console.width - sum(widths) + widths[NAME] - len(HEADS) + 1, 8)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)  # the box's own space is enough
-    for column, head in enumerate(HEADS):
-        table.add_column(head, no_wrap=True, justify="left" if column <= NAME else "right")
-    for row, line in zip(rows, lines, strict=True):
-        texts = [Text(cell) for cell in line]
-        texts[NAME].truncate(room, overflow="ellipsis")
+    for column, head in enumerate(HEADS):  # rich narrows columns that may be wrapped
+        table.add_column(head, no_wrap=column != NAME, justify="left" if column <= NAME else "right")
+    for row in rows:
+        texts = (Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells(row))
         table.add_row(*texts, style="dim" if row["kind"] == "trial" else None)
     console.print(table)
     console.print(Text(legend(rows), style="dim"))

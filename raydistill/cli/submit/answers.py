@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 TAIL_LINES = 15
 OF_RAY = re.compile(r"Running entrypoint for job |\S+ \S+\tINFO \w+\.py:\d+ -- ")
 """Lines of Ray's job server about itself."""
-SIGNAL_CODES = range(129, 160)
-
 MISSING = re.compile(r"No module named '?([\w.]+)'?$", re.MULTILINE)
 
 
@@ -115,9 +113,7 @@ def reason(job: Mapping[str, Any], transcript: Transcript) -> str:
             f"the cluster's image lacks {missing[1]}. Install raydistill with what it needs there (in cluster.yaml: "
             "setup_commands), in the Python that comes first in the head node's PATH."
         )
-    if code == 127:
-        return "the head node's PATH has no python. Start Ray there in the environment that has raydistill."
-    if code is not None and (code < 0 or code in SIGNAL_CODES):
+    if code is not None and (code < 0 or code > 128):
         return (
             f"its driver was killed by signal {-code if code < 0 else code - 128}, on the head node; 9 is often a lack "
             f"of memory there. The same command goes on from the last checkpoint.\n{log}"
