@@ -137,20 +137,14 @@ def claimed_stdout(claim: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: print(text, flush=True)
         return
     sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield lambda text: write_all(saved, f"{text}\n".encode())
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as saved:
+        os.dup2(2, 1)
+        try:
+            with redirect_stdout(sys.stderr):
+                yield lambda text: print(text, file=saved, flush=True)
+        finally:
+            sys.stdout.flush()
+            os.dup2(saved.fileno(), 1)
 
 
 def run(command: Callable[[Sequence[str]], Any], arguments: Sequence[str], usage_error: type[Exception]) -> int:

@@ -26,11 +26,12 @@ DataOverrides = Annotated[
 ]
 
 
-def with_storage(overrides: list[str] | None, storage: str | None) -> list[str]:
-    """The overrides of a config with what ``--storage`` says as the last of them."""
+def with_storage(overrides: list[str] | None, storage: str | None, challenger: bool = False) -> list[str]:
+    """The overrides of a config, and what ``--storage`` and ``--challenger`` say as the last of them."""
     from json import dumps
 
-    return [*(overrides or []), *([f"storage={dumps(storage)}"] if storage is not None else [])]
+    place = [f"storage={dumps(storage)}"] if storage is not None else []
+    return [*(overrides or []), *place, *(["registry.challenger=true"] if challenger else [])]
 
 
 # Parsed here so that --help shows it; console.run looks for it itself, because parsing may fail.

@@ -35,6 +35,27 @@ MAX_CLASSES, MAX_CLASS = 12, 40  # lines of the class table, characters of a nam
 MAX_COMMENT = 116
 
 
+TEMPLATE = """\
+{about}
+storage: {storage}  # a folder or URL for everything that is computed
+{data}
+task: {{type: {task}}}
+{teacher}
+student: {{num_layers: {layers}}}  # {of}more are better, fewer are faster
+stages:
+  distill:
+    num_epochs: {epochs}
+    learning_rate: 1e-4
+    losses:
+      kd: {soft}  # the teacher's predictions, on all texts
+      task: {{type: task, weight: 0.5}}  # the true targets, on the labelled ones
+evaluate:
+  baseline: true  # also the same student without a teacher: what does the teacher add?
+  metric: {metric}
+registry: {{name: {name}}}  # the student becomes a version of it in MLflow
+"""
+
+
 @dataclass(frozen=True)
 class Teacher:
     """What is known of the model before anything is downloaded; None: not known."""
@@ -71,18 +92,25 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
     survey = examine(config, teacher.folder)
     trained = teacher.folder is not None and has_head(teacher.folder)
     notice = order_notice(teacher.folder, survey.task.head) if trained and teacher.folder is not None else None
-    sections = [
-        *about(survey),
-        f"storage: {STORAGE}  # a folder or URL for everything that is computed",
-        *data_section(config, survey, teacher),
-        f"task: {{type: {survey.task.type}}}",
-        *teacher_section(survey, teacher, trained, notice),
-        *student_section(teacher),
-        *stages_section(config, survey),
-        *evaluate_section(config, survey),
-        f"registry: {{name: {as_yaml(name_of(survey.data.path))}}}  # the student becomes a version of it in MLflow",
-    ]
-    text = "\n".join(sections) + "\n"
+    lines = {
+        "about": about(survey),
+        "data": data_section(config, survey, teacher),
+        "teacher": teacher_section(survey, teacher, trained, notice),
+    }
+    of = f"of the teacher's {teacher.num_layers}: " if teacher.num_layers else ""
+    takes_kl = config.task.kind in ForwardKl.kinds
+    metric, why = survey.task.advised_metric(survey.counts) or (config.task.main_metric, "")
+    text = TEMPLATE.format(
+        **{name: "\n".join(section) for name, section in lines.items()},
+        storage=STORAGE,
+        task=survey.task.type,
+        layers=max(1, (teacher.num_layers or 6) // 3),
+        of=of,
+        epochs=epochs_for(STUDENT_STEPS, survey.num_rows["train"], most=20),
+        soft="{type: forward_kl, temperature: 2.0, weight: 1.0}" if takes_kl else "{type: logit_mse, weight: 1.0}",
+        metric=f"{metric}  # picks the best epoch{f' ({why})' if why else ''}",
+        name=as_yaml(name_of(survey.data.path)),
+    )
     load_config(parse_yaml(text, "the config").data)  # what is written here loads, whatever the names are
     return text, survey
 
@@ -174,37 +202,6 @@ def teacher_section(survey: Survey, teacher: Teacher, trained: bool, notice: str
 def epochs_for(num_steps: int, num_rows: int, most: int) -> int:
     """At least 3 epochs, and as many as make ``num_steps`` of them, up to ``most``."""
     return min(max(3, ceil(num_steps / ceil(max(num_rows, 1) / BATCH))), most)
-
-
-def student_section(teacher: Teacher) -> list[str]:
-    layers = max(1, (teacher.num_layers or 6) // 3)
-    of = f"of the teacher's {teacher.num_layers}: " if teacher.num_layers else ""
-    return [f"student: {{num_layers: {layers}}}  # {of}more are better, fewer are faster"]
-
-
-def stages_section(config: Config, survey: Survey) -> list[str]:
-    epochs = epochs_for(STUDENT_STEPS, survey.num_rows["train"], most=20)
-    soft = "{type: forward_kl, temperature: 2.0, weight: 1.0}"
-    if config.task.kind not in ForwardKl.kinds:
-        soft = "{type: logit_mse, weight: 1.0}"
-    return [
-        "stages:",
-        "  distill:",
-        f"    num_epochs: {epochs}",
-        "    learning_rate: 1e-4",
-        "    losses:",
-        f"      kd: {soft}  # the teacher's predictions, on all texts",
-        "      task: {type: task, weight: 0.5}  # the true targets, on the labelled ones",
-    ]
-
-
-def evaluate_section(config: Config, survey: Survey) -> list[str]:
-    metric, why = survey.task.advised_metric(survey.counts) or (config.task.main_metric, "")
-    return [
-        "evaluate:",
-        "  baseline: true  # also the same student without a teacher: what does the teacher add?",
-        f"  metric: {metric}  # picks the best epoch{f' ({why})' if why else ''}",
-    ]
 
 
 def name_of(path: str) -> str:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raydistill.config.tree import STORAGE
 from raydistill.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from raydistill.data.survey import Survey
-
 
 OTHERS = ("cluster", "gate", "raycluster", "rayjob", "serve")
 """Starters that are no recipes."""
@@ -101,21 +95,3 @@ def write_new(target: Path, text: str, overwrite: bool = False) -> None:
 
 def already_there(target: Path) -> ConfigError:
     return ConfigError(f"{target} exists already; choose another name with --out, or add --force.")
-
-
-def write_proposal(
-    data: str, overrides: Sequence[str], teacher: str | None, target: Path | None, overwrite: bool = False
-) -> tuple[Path, str, Survey]:
-    """Write a config for the texts at ``data``; where it is, the command that takes it, and what was found in them.
-
-    Raises ConfigError where something is there already, and whatever a run would, before any work.
-    """
-    from raydistill.cli.proposal import name_of, propose
-    from raydistill.config.loading import data_config
-
-    target = target or Path(f"{name_of(data)}.yaml")
-    if target.exists() and not overwrite:  # before the texts are read
-        raise already_there(target)
-    text, survey = propose(data_config(data, overrides), teacher)
-    write_new(target, text, overwrite)
-    return target, f"raydistill plan {shlex.quote(str(target))}", survey

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TextIO
@@ -47,19 +46,11 @@ def decode_lines(stream: IO[bytes], name: str) -> Iterator[str]:
                 ) from None
 
 
-@dataclass(frozen=True)
-class Given:
-    """What there is to answer: rows, each with its text, to be read once."""
-
-    rows: Iterator[tuple[Row, Text]]
-    columns: tuple[str, ...]
-    """All that the rows have."""
-
-
 def read_given(
     given: Sequence[str] | None, file: Path | None, columns: Sequence[str], stdin: TextIO, known: Callable[[], Columns]
-) -> Given:
-    """The texts that ``predict`` is given: by hand, lines of a file or of stdin, or a table, which its name tells.
+) -> tuple[Iterator[tuple[Row, Text]], tuple[str, ...]]:
+    """Rows with their texts, to be read once, and all columns that they have: what ``predict`` is given by hand, as
+    lines of a file or of stdin, or as a table, which its name tells.
 
     A table's texts are in ``columns``, or in those of the names ``known()``, or of usual names. Raises ConfigError for
     what does not go together or is not there, DataError for what cannot be read, some of it while the texts are read.
@@ -67,14 +58,14 @@ def read_given(
     if file is None or family(file.name) is None or given:
         if columns:
             raise ConfigError(f"--column {columns[0]} names a column of a table; add --file with a CSV file, say.")
-        return Given((({"text": text}, text) for text in read_texts(given, file, stdin)), ("text",))
+        return (({"text": text}, text) for text in read_texts(given, file, stdin)), ("text",)
     _opened(file).close()
     rows = rows_of(DataFile(str(file), str(file)), str(family(file.name)))
     head = list(islice(rows, HEAD_ROWS))
     if not head:
         raise DataError(f"{file} holds no rows.")
     names = tuple(dict.fromkeys(name for row in head for name in row))
-    return Given(_with_texts(chain(head, rows), _text_columns(names, columns, known, str(file)), str(file)), names)
+    return _with_texts(chain(head, rows), _text_columns(names, columns, known, str(file)), str(file)), names
 
 
 def _text_columns(

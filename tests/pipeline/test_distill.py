@@ -36,7 +36,7 @@ from kit.toy import TOPICS, relative_difference, toy_config, without_key_biases,
 from mlflow import MlflowClient
 from rich.console import Console
 
-from raydistill.cli.show.results import print_notes
+from raydistill.cli.show.results import print_found
 from raydistill.config.loading import load_config
 from raydistill.config.teacher import MODES
 from raydistill.data.rows import Rows
@@ -511,7 +511,7 @@ def test_classes_that_are_known_by_position_only_are_told_everywhere(base, tmp_p
     results = run(base.folder, teacher=teacher, evaluate__baseline=False).results
     (note,) = [note for note in results["notes"] if "LABEL_0, LABEL_1, LABEL_2" in note]
     assert note.startswith("teacher.model: ")
-    print_notes(Console(width=1000), results)
+    print_found(Console(width=1000), results)
     assert note in capsys.readouterr().out
     assert "taken in this order for film, money, sport" in (Path(results["student"]["path"]) / CARD).read_text()
     named = run(base.folder, **OTHER).results

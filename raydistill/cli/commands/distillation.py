@@ -33,8 +33,7 @@ def distill(
     """Run one distillation: the same command goes on where it was, and computes nothing twice."""
     from raydistill.config.loading import load_config
 
-    changes = [*(overrides or []), *(["registry.challenger=true"] if challenger else [])]
-    loaded = load_config(config, with_storage(changes, storage))
+    loaded = load_config(config, with_storage(overrides, storage, challenger))
     from raydistill.pipeline.distill import distill as work
 
     with Progress() as progress:
@@ -62,8 +61,7 @@ def sweep(
     from raydistill.config.loading import load_config
     from raydistill.search.space import check_space
 
-    changes = [*(overrides or []), *(["registry.challenger=true"] if challenger else [])]
-    loaded = load_config(config, with_storage(changes, storage))
+    loaded = load_config(config, with_storage(overrides, storage, challenger))
     check_space(loaded)  # before anything heavy is loaded
     from raydistill.cli.show.sweep import Table, print_sweep
     from raydistill.search.sweep import sweep as work

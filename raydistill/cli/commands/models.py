@@ -97,13 +97,13 @@ def predict(
 
         return columns_of(model, storage)
 
-    given = texts.read_given(text, file, column or [], sys.stdin, known)
+    given, columns = texts.read_given(text, file, column or [], sys.stdin, known)
     from raydistill.deploy import inference
 
     predictor = inference.open_model(model, max_length, storage)
-    found = inference.answer_rows(predictor, given.rows, batch_size)
+    found = inference.answer_rows(predictor, given, batch_size)
     if out is not None:
-        counts = predictions.write_predictions(found, predictor.task, given.columns, out)
+        counts = predictions.write_predictions(found, predictor.task, columns, out)
         told = {"model": model, "written": str(out), **counts}
         return CommandResult(lambda: told, lambda console: print(predictions.describe_written(told)))
 

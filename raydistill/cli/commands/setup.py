@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +42,7 @@ def init(
     if data is not None:
         if name is not None:
             raise ConfigError(f"Either a file to copy ({name}) or --data, which writes a config of its own, not both.")
-        return propose(data, overrides or [], teacher, out, force)
+        return write_config(data, overrides or [], teacher, out, force)
     if teacher is not None or overrides:
         raise ConfigError("--teacher and --set say what to write for --data, which is missing. Add --data FILE.")
     if name is None:
@@ -51,7 +52,9 @@ def init(
             found["recipes" if one.is_recipe else "others"].append({"name": starter, "about": one.about})
 
         def show(console: Console) -> None:
-            print_columns({key: one.about for key, one in known.items()})
+            width = max(map(len, known))
+            for key, one in known.items():
+                print(f"{key:{width}}  {one.about}")
             print("\nA config for your own data: raydistill init --data FILE")
 
         return CommandResult(lambda: found, show)
@@ -62,12 +65,18 @@ def init(
     )
 
 
-def propose(data: str, overrides: list[str], teacher: str | None, out: Path | None, force: bool) -> CommandResult:
+def write_config(data: str, overrides: list[str], teacher: str | None, out: Path | None, force: bool) -> CommandResult:
     """Write a config for data of one's own, and say what is in it."""
-    from raydistill.cli.proposal import about, surveyed
-    from raydistill.cli.starters import write_proposal
+    from raydistill.cli import starters
+    from raydistill.cli.proposal import about, name_of, propose, surveyed
+    from raydistill.config.loading import data_config
 
-    target, command, survey = write_proposal(data, overrides, teacher, out, force)
+    target = out or Path(f"{name_of(data)}.yaml")
+    if target.exists() and not force:  # before the texts are read
+        raise starters.already_there(target)
+    text, survey = propose(data_config(data, overrides), teacher)
+    starters.write_new(target, text, force)
+    command = f"raydistill plan {quote(str(target))}"
 
     def show(console: Console) -> None:
         for line in about(survey):
@@ -135,9 +144,3 @@ def losses(json: Json = False) -> CommandResult:
                 console.print(line, markup=False, style="dim", soft_wrap=True)
 
     return CommandResult(lambda: {"losses": found}, show)
-
-
-def print_columns(rows: dict[str, str]) -> None:
-    width = max(map(len, rows), default=0)
-    for name, text in rows.items():
-        print(f"{name:{width}}  {text}")

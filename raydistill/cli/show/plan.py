@@ -117,8 +117,7 @@ def print_estimate(console: Console, found: Mapping[str, Any]) -> None:
         f"{duration(3600 * found['hours'])} in all{gpus}",
         f"           timed with random weights on {found['measured_on']}",
     ]
-    for line in lines:
-        console.print(Text(line))
+    console.print(Text("\n".join(lines)))
 
 
 def print_run_estimate(console: Console, found: Mapping[str, Any]) -> None:
@@ -132,8 +131,7 @@ def print_run_estimate(console: Console, found: Mapping[str, Any]) -> None:
         f"           {parts}",
         f"           timed with random weights on {found['measured_on']}",
     ]
-    for line in lines:
-        console.print(line, markup=False)
+    console.print("\n".join(lines), markup=False)
 
 
 def plural(number: int, noun: str) -> str:

@@ -59,6 +59,8 @@ def _heading(name: str, model: Model) -> str:
 
 
 def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, list[str]]:
+    from rich.filesize import decimal
+
     task, share = results["task"], scale("agreement")
     main, *others = task["metrics"]
     about, teacher = metric(main), results["teacher"]["test"][main]["value"]
@@ -74,7 +76,7 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, 
             for n, m in models.items()
         ]
     rows["parameters"] = [_count(m["num_parameters"]) for m in models.values()]
-    rows["size"] = [_size(m["bytes"]) for m in models.values()]
+    rows["size"] = [decimal(m["bytes"]) for m in models.values()]
     if any(m["latency_ms"] for m in models.values()):
         rows["latency p50, ms"] = [_latency(m, "p50") for m in models.values()]
         rows["latency p95, ms"] = [_latency(m, "p95") for m in models.values()]
@@ -99,12 +101,6 @@ def _latency(model: Model, quantile: str) -> str:
 
 def _count(number: int) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number:,}"
-
-
-def _size(num_bytes: int) -> str:
-    from rich.filesize import decimal
-
-    return decimal(num_bytes)
 
 
 def conditions(results: Mapping[str, Any]) -> str:
@@ -135,18 +131,13 @@ def print_distilled(console: Console, results: Mapping[str, Any], config: Config
 
 def print_found(console: Console, results: Mapping[str, Any]) -> None:
     """Print what a distillation found: notes, labels, table and verdict."""
-    print_notes(console, results)
+    for note in results.get("notes", []):  # skipped and removed rows, choices made, findings of the pre-flight
+        console.print(f"- {note}", markup=False)
     per_class = results["data"]["per_class"]
     print_labels(console, per_class)
     if any(per_class.values()):
         console.print()
     print_results(console, results)
-
-
-def print_notes(console: Console, results: Mapping[str, Any]) -> None:
-    """Print what was found on the way: skipped and removed rows, choices made, findings of the pre-flight."""
-    for note in results.get("notes", []):
-        console.print(f"- {note}", markup=False)
 
 
 def registered(name: str, results: Mapping[str, Any]) -> str:

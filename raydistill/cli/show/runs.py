@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from raydistill.cli.show.trials import minutes
 from raydistill.config.metrics import metric
 from raydistill.config.tasks import SECTIONS
 from raydistill.evaluate.report.scales import short_count, visible
@@ -194,8 +195,7 @@ def took(row: Mapping[str, Any]) -> str:
         return str(visible(row["verdict"]))
     if row["seconds"] is None:  # MLflow's own server takes a run's state without its end
         return ""
-    minutes, seconds = divmod(max(round(row["seconds"]), 0), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    return minutes(max(row["seconds"], 0))
 
 
 def when(started: str) -> str:
