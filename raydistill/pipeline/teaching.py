@@ -7,7 +7,6 @@ from collections.abc import Collection
 import numpy as np
 
 from raydistill.config.losses import TASK_ALONE
-from raydistill.config.metrics import metric
 from raydistill.config.teacher import Mode
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
@@ -85,8 +84,10 @@ def record_teacher(context: Context, teacher: TeacherIdentity) -> tuple[Mode, Re
 def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, frozenset[Signal]]) -> Recorded:
     """Record the signals of each split that are missing, after a look at what the teacher says of validation rows."""
     validation = record_split(context, teacher, "validation", splits["validation"])
-    check_label_order(context, teacher, validation)
-    check_chance(context, validation)
+    notice = order_notice(teacher.folder, context.task.head, context.config.teacher.trust_remote_code)
+    if notice is not None:
+        context.report.notes.append(f"teacher.model: {notice}")
+    check_chance(context, validation, notice)
     return {
         split: validation if split == "validation" else record_split(context, teacher, split, signals)
         for split, signals in splits.items()
@@ -99,47 +100,19 @@ def recorded_signals(mode: Mode, needs: frozenset[Signal]) -> dict[str, frozense
     return {"train": needs if mode.needs_recording else frozenset(), "validation": logits, "test": logits}
 
 
-def check_label_order(context: Context, teacher: TeacherIdentity, recorded: dict[Signal, Artifact]) -> None:
-    """Note where the teacher's outputs are known by position only; ModelError where the rows speak for other ones."""
-    names = context.task.outputs
-    notice = order_notice(teacher.folder, context.task.head, context.config.teacher.trust_remote_code)
-    if notice is None:
-        return
-    context.report.notes.append(f"teacher.model: {notice}")
-    outputs, targets, _ = labeled_validation(context, recorded)
-    if (order := context.task.check_order(outputs, targets)) is None:
-        return
-    main = metric(context.config.task.main_metric)
-    own, other = (
-        main.said(context.task.scores(found, targets).values[context.config.task.main_metric])
-        for found in (outputs, outputs[:, order])
-    )
-    turned = ", ".join(names[i] for i in np.argsort(order))
-    raise ModelError(
-        f"teacher.model: it names its labels LABEL_0 to LABEL_{len(names) - 1} only. Taken in this order for "
-        f"{', '.join(names)}, its {main.words} on the validation rows is {own}; for {turned} it is {other}. Name "
-        "them so in id2label of its config.json, or name them in that order in task.labels."
-    )
-
-
-def labeled_validation(context: Context, recorded: dict[Signal, Artifact]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The teacher's outputs (N, C), the targets and the example ids (N,) of the labelled validation rows."""
-    rows = context.rows["validation"]
-    kept = np.flatnonzero(rows.targets.labeled)
-    outputs = RecordedSignals(recorded, rows.num_rows).rows(kept)[LOGITS].numpy()
-    return context.task.restored(outputs), rows.targets.values[kept], rows.example_ids[kept]
-
-
-def check_chance(context: Context, recorded: dict[Signal, Artifact]) -> None:
+def check_chance(context: Context, recorded: dict[Signal, Artifact], notice: str | None = None) -> None:
     """ModelError where the teacher is no better than chance on the validation rows, by the test that results use; every
-    rank sees the same logits."""
+    rank sees the same logits. ``notice``: what was assumed of its labels."""
     settings = context.config.teacher
     if settings.allow_chance:
         return
-    outputs, targets, example_ids = labeled_validation(context, recorded)
+    rows = context.rows["validation"]
+    kept = np.flatnonzero(rows.targets.labeled)
+    outputs = context.task.restored(RecordedSignals(recorded, rows.num_rows).rows(kept)[LOGITS].numpy())
+    targets = rows.targets.values[kept]
     scores = context.task.fitted(outputs, targets).scores(outputs, targets)
     num_samples = context.config.evaluate.bootstrap_samples
-    tested = chance(intervals(scores, num_samples, example_ids=example_ids), scores.floor())
+    tested = chance(intervals(scores, num_samples, example_ids=rows.example_ids[kept]), scores.floor())
     if tested["reason"] in (None, "floor_only"):  # better, or it has learned something all the same
         return
     finetune = settings.finetune
@@ -152,7 +125,7 @@ def check_chance(context: Context, recorded: dict[Signal, Artifact]) -> None:
         )
     raise ModelError(
         f"On the validation rows the teacher is {context.task.guessing}, so a student has nothing to learn from it: "
-        f"{tested['why']}. {advice} teacher.allow_chance=true goes on with it."
+        f"{tested['why']}. {advice} teacher.allow_chance=true goes on with it." + (f" {notice}" if notice else "")
     )
 
 

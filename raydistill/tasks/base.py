@@ -189,10 +189,6 @@ class Task(ABC):
     def errors(self, outputs: Array, targets: Array) -> Array:
         """How plainly outputs contradict the targets, (N,); 0 where they do not."""
 
-    def check_order(self, outputs: Array, targets: Array) -> tuple[int, ...] | None:
-        """The order in which outputs fit the targets far better, where in their own they fit no better than chance."""
-        return None
-
     # answering
 
     @abstractmethod

@@ -270,63 +270,6 @@ def test_probabilities_are_in_double_precision() -> None:
     assert probs.sum(axis=1) == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (2, 1, 0)])
-def test_an_order_of_classes_that_fits_far_better_is_found(order: tuple[int, ...]) -> None:
-    labels = np.repeat([0, 1, 2], [20, 8, 12])
-    logits = np.random.default_rng(0).normal(size=(40, 3)) + 4 * np.eye(3)[labels]
-    wrong = logits[:, order]  # what is called class i is class order[i]
-    found = metrics.other_order(wrong, labels)
-    assert found is not None
-    assert np.array_equal(wrong[:, found], logits)
-    assert metrics.other_order(logits, labels) is None
-
-
-@pytest.mark.parametrize(("num_rows", "num_classes"), [(10, 2), (30, 10), (200, 3), (3000, 20)])
-def test_a_model_that_guesses_is_no_matter_of_order(num_rows: int, num_classes: int) -> None:
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        logits, labels = rng.normal(size=(num_rows, num_classes)), rng.integers(0, num_classes, num_rows)
-        assert metrics.other_order(logits, labels) is None
-
-
-def test_the_most_frequent_class_is_what_an_order_is_measured_against() -> None:
-    """A turned model of rare classes is found; few rows, or a weak model, prove nothing."""
-    labels = np.repeat([0, 1], [95, 5])
-    right = np.eye(2)[labels]
-    assert metrics.other_order(right, labels) is None
-    assert metrics.other_order(right[:, ::-1], labels) == (1, 0)
-    assert metrics.other_order(right[-10:, ::-1], labels[-10:]) is None
-    for times in (1, 40):  # of many rows it is no luck, and yet only 10 points
-        weak = np.eye(2)[np.where(np.arange(100) < 45, labels, 1 - labels)]
-        assert metrics.other_order(np.tile(weak, (times, 1)), np.tile(labels, times)) is None
-
-
-def order_of(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[int, ...] | None:
-    return metrics.other_order(np.eye(num_classes)[predicted], labels)
-
-
-def test_an_order_is_named_from_its_limits_on() -> None:
-    labels = np.repeat([0, 1, 2], [12, 10, 10])
-    swapped = np.array([0, 2, 1])[labels]
-    assert order_of(swapped, labels, 3) == (0, 2, 1)  # as accurate as the most frequent label
-    swapped[12] = 1
-    assert order_of(swapped, labels, 3) is None  # a row more
-    labels = np.repeat(np.arange(6), 25)
-    assert order_of((labels + 1 + np.arange(150) % 5) % 6, labels, 6) is not None  # a fifth against nothing
-    labels = np.arange(14) % 3
-    assert order_of((labels + 1) % 3, labels, 3) == (1, 2, 0)  # p = 2^-13 < 0.001 / 6
-    assert order_of((labels[1:] + 1) % 3, labels[1:], 3) is None
-    labels = np.arange(1200) % 2
-    assert order_of(1 - labels, labels, 2) == (1, 0)  # p is 0 in double precision
-
-
-def test_rows_outweigh_the_own_order_and_what_no_row_speaks_about_stays() -> None:
-    labels = np.arange(40) % 10
-    assert order_of((labels + 1) % 10, labels, 10) == (*range(1, 10), 0)
-    labels = np.arange(20) % 2
-    assert order_of(1 - labels, labels, 4) == (1, 0, 2, 3)
-
-
 @pytest.mark.parametrize(
     ("only_first", "only_second", "p"),
     [(3, 1, 2 * (4 + 1) / 2**4), (1, 9, 2 * (1 + 10) / 2**10), (2, 2, 1.0), (0, 1, 1.0), (0, 0, 1.0)],

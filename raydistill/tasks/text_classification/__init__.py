@@ -130,9 +130,6 @@ class TextClassification(Task):
     def errors(self, outputs: Array, targets: Array) -> Array:
         return np.where(outputs.argmax(axis=1) != targets, scoring.probabilities(outputs).max(axis=1), 0.0)
 
-    def check_order(self, outputs: Array, targets: Array) -> tuple[int, ...] | None:
-        return scoring.other_order(outputs, targets)
-
     def answers(self, outputs: Array) -> list[dict[str, Any]]:
         """``label``, ``score``, its probability, and ``scores``, those of all classes."""
         return [

@@ -11,7 +11,6 @@ hold each against scikit-learn's and torchmetrics' number, and the intervals aga
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from raydistill.errors import DataError
 from raydistill.tasks.scores import Floor, Scores, fit_rows
-from raydistill.tasks.statistics import averages, divide, label_counts, label_table, mcnemar, weighted_auc
+from raydistill.tasks.statistics import averages, divide, label_counts, label_table, weighted_auc
 from raydistill.tasks.targets import Array
 
 NUM_BINS = 15
@@ -132,27 +131,3 @@ def _mcc(hits: Array, support: Array, predicted: Array, total: Array) -> Array:
     covariance = hits.sum(axis=0) * total - (support * predicted).sum(axis=0)
     spread = (total**2 - (support**2).sum(axis=0)) * (total**2 - (predicted**2).sum(axis=0))
     return divide(covariance, np.sqrt(spread))
-
-
-def other_order(logits: Array, labels: Array) -> tuple[int, ...] | None:
-    """The order in which logits (N, C) fit labels (N,) far better, where in their own they are no better than chance.
-
-    Class i is logit ``order[i]``. None unless the accuracy is at most the share of the most frequent label, and that of
-    the best order at least 20 points above it, with p < 0.001 in McNemar's test, divided by the number of orders: among
-    the 3.6 million of ten classes some fit 30 rows well by luck.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    predicted, num_classes = logits.argmax(axis=1), logits.shape[1]
-    table = np.zeros((num_classes, num_classes))
-    np.add.at(table, (labels, predicted), 1)
-    keeps = np.eye(num_classes) / (2 * num_classes)  # what no row speaks about stays in its place
-    order = linear_sum_assignment(table + keeps, maximize=True)[1]
-    own, other = float((predicted == labels).mean()), float((predicted == order[labels]).mean())
-    share = float(np.bincount(labels).max() / len(labels))
-    if own > share or other - own < 0.2:
-        return None
-    p = mcnemar(predicted == labels, predicted == order[labels])["p"]
-    if p > 0 and math.log(p) >= math.log(1e-3) - math.lgamma(num_classes + 1):
-        return None
-    return tuple(order.tolist())
