@@ -54,11 +54,8 @@ def test_as_confident_as_the_less_sure_of_the_two() -> None:
     assert find_disagreements(kept(STUDENT, TEACHER), 2) == [3, 4]
     assert find_disagreements(kept(TEACHER, STUDENT)) == [3, 4, 1, 2]
     assert find_disagreements(kept(STUDENT, STUDENT)) == []
-
-
-def test_equals_come_in_row_order() -> None:
     turned = STUDENT[[3] * 40][:, [1, 0, 2]]
-    assert find_disagreements(kept(STUDENT[[3] * 40], turned)) == list(range(20))
+    assert find_disagreements(kept(STUDENT[[3] * 40], turned)) == list(range(20))  # equals come in row order
 
 
 def test_errors_are_labelled_rows_the_surest_first() -> None:
@@ -99,19 +96,10 @@ def test_texts_labels_and_probabilities(tmp_path: Path) -> None:
     }
     assert found[1]["label"] is None
     assert found[1]["text"] == "x" * 499 + "…"
-
-
-def test_numbers_are_answered_in_words_and_nobody_is_sure_of_them(tmp_path: Path) -> None:
-    split = write_split(tmp_path / "test.arrow", ["a", "b"])
+    pairs = write_split(tmp_path / "pairs.arrow", [f"text {i}" for i in range(5)], ["y" * 501] * 5)
+    assert {row["text_pair"] for row in describe_rows([3, 4], kept(STUDENT, TEACHER), pairs)} == {"y" * 499 + "…"}
+    assert describe_rows([], kept(STUDENT, STUDENT), split) == []
     numbers = kept(np.array([[1.23456], [2]]), np.array([[1.0], [7]]), np.array([1.0, -1.0]), TextRegression())
     first, second = describe_rows([0, 1], numbers, split)
-    assert first["label"] == "1"
-    assert first["student"] == {"answer": "1.235", "sure": None}
-    assert second["label"] is None
-
-
-def test_pairs_and_agreement_everywhere(tmp_path: Path) -> None:
-    split = write_split(tmp_path / "test.arrow", [f"text {i}" for i in range(5)], ["y" * 501] * 5)
-    found = describe_rows([3, 4, 1, 2], kept(STUDENT, TEACHER), split)
-    assert {row["text_pair"] for row in found} == {"y" * 499 + "…"}
-    assert describe_rows([], kept(STUDENT, STUDENT), split) == []
+    assert (first["label"], second["label"]) == ("1", None)
+    assert first["student"] == {"answer": "1.235", "sure": None}  # nobody is sure of a number

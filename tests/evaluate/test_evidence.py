@@ -107,20 +107,15 @@ def test_what_cannot_be_found_is_said(made: tuple[Path, dict], storage: str, tmp
         find_test_rows("runs:/0123456789abcdef0123456789abcdef/student", TASK, None, "test", storage)
 
 
-def test_a_run_without_evidence_gives_none(made: tuple[Path, dict], storage: str) -> None:
+def test_a_run_without_evidence_gives_none_and_damaged_evidence_is_named(
+    made: tuple[Path, dict], storage: str, tmp_path: Path
+) -> None:
     _, results = made
     uri = tracking_uri(Storage(storage))
     client = MlflowClient(tracking_uri=uri)
     run = client.create_run(client.get_run(results["run_id"]).info.experiment_id).info.run_id
     assert read_seen(run, uri) is None
     assert read_kept_predictions(run, uri) is None
-
-
-def test_damaged_evidence_is_named(made: tuple[Path, dict], storage: str, tmp_path: Path) -> None:
-    _, results = made
-    uri = tracking_uri(Storage(storage))
-    client = MlflowClient(tracking_uri=uri)
-    run = client.create_run(client.get_run(results["run_id"]).info.experiment_id).info.run_id
     (tmp_path / "seen-rows.parquet").write_bytes(np.random.default_rng(0).bytes(200))
     client.log_artifact(run, str(tmp_path / "seen-rows.parquet"), "evaluation")
     with pytest.raises(ArtifactError, match=r"seen-rows\.parquet of the run cannot be read"):

@@ -104,7 +104,7 @@ def test_table_has_every_model_s_own_numbers(results: dict[str, Any]) -> None:
     assert lead.cells[2].detail == f"{100 * gain['low']:.1f} to {100 * gain['high']:.1f}"
 
 
-def test_curves_are_the_run_s(report: Path, results: dict[str, Any]) -> None:
+def test_curves_and_bins_are_the_run_s(report: Path, results: dict[str, Any]) -> None:
     figures = figures_of(report.read_text("utf-8"))
     losses = traces(figures["losses"])
     assert set(losses) == {"kd", "task", "sum, weighted", "without teacher"}
@@ -116,13 +116,9 @@ def test_curves_are_the_run_s(report: Path, results: dict[str, Any]) -> None:
     assert validation["without teacher"] == wanted
     level = 100 * results["teacher"]["validation"]["accuracy"]["value"]
     assert [y for _, y in validation["teacher"]] == pytest.approx([level, level])
-
-
-def test_reliability_is_that_of_the_bins(report: Path, results: dict[str, Any]) -> None:
-    shown = traces(figures_of(report.read_text("utf-8"))["reliability"])
     error = results["student"]["test"]["calibration_error"]["value"]
     bins = results["student"]["reliability"]
-    assert shown[f"student, error {error:.3f}"] == [
+    assert traces(figures["reliability"])[f"student, error {error:.3f}"] == [
         (pytest.approx(100 * entry["confidence"]), pytest.approx(100 * entry["accuracy"])) for entry in bins
     ]
 
@@ -164,6 +160,7 @@ def test_who_is_right(results: dict[str, Any], row: int, verdict: str) -> None:
     judged = run.judged(results["disagreements"][row])
     assert judged["verdict"] == verdict
     assert (judged["right"] == "student") == (row == 0)
+    assert row or judged["text"] == "first\nsecond"  # texts lie close to each other
 
 
 def test_errors_are_told(tmp_path: Path) -> None:
@@ -171,10 +168,6 @@ def test_errors_are_told(tmp_path: Path) -> None:
     said = Tags(write(make_results(errors=errors), tmp_path)).text
     assert "The 6 labelled test rows on which its answer contradicts the label most plainly." in said
     assert all(f"wrong {i}" in said for i in range(6))
-
-
-def test_texts_lie_close_to_each_other(results: dict[str, Any]) -> None:
-    assert run.judged(results["disagreements"][0])["text"] == "first\nsecond"
 
 
 @pytest.mark.parametrize("path", ["/a/model", 'C:\\a "b"\\model', "/ü/it's"])
@@ -268,6 +261,9 @@ def test_a_page_of_numbers(tmp_path: Path) -> None:
     assert run.judged(rows[1])["verdict"] == "no label"
     assert set(run.terms(results)) >= set(shown)
     assert not {"F1", "accuracy", "MCC"} & set(run.terms(results))
+    assert_fetches_nothing(page)
+    dom, console = browse(tmp_path / "report.html")
+    assert (console, len(re.findall(r'class="[^"]*js-plotly-plot', dom))) == ("", len(figures))
 
 
 def test_a_page_of_several_labels_a_row(tmp_path: Path) -> None:
@@ -284,15 +280,6 @@ def test_a_page_of_several_labels_a_row(tmp_path: Path) -> None:
     assert "the probability from which on it is given" in said
     assert "max_length=16, top_k=None)" in said
     assert "thresholds" in said
-
-
-@pytest.mark.parametrize("made", [regression_outcome(), multi_label_outcome()], ids=["regression", "multi-label"])
-def test_a_browser_draws_other_tasks(made: Any, tmp_path: Path) -> None:
-    text = write(make_results(made=made), tmp_path)
-    assert_fetches_nothing(text)
-    dom, console = browse(tmp_path / "report.html")
-    assert console == ""
-    assert len(re.findall(r'class="[^"]*js-plotly-plot', dom)) == len(figures_of(text))
 
 
 def test_what_is_not_there_is_not_missed(tmp_path: Path) -> None:
@@ -348,11 +335,8 @@ def test_hostile_text_is_text(tmp_path: Path) -> None:
     assert len(re.findall(r'class="[^"]*js-plotly-plot', dom)) == len(figures_of(text))
 
 
-def test_page_fetches_nothing(report: Path) -> None:
-    assert_fetches_nothing(report.read_text("utf-8"))
-
-
 def test_a_browser_draws_it(report: Path) -> None:
+    assert_fetches_nothing(report.read_text("utf-8"))
     dom, console = browse(report)
     figures = figures_of(report.read_text("utf-8"))
     assert set(figures) == {"losses", "validation", "reliability"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.config.metrics import metric
 from raydistill.evaluate.latency import busy_note
+from raydistill.evaluate.report.comparison import cost_rows, latency_setting, quality_rows
 from raydistill.evaluate.report.naming import (
     Source,
     bullets,
@@ -19,10 +20,10 @@ from raydistill.evaluate.report.naming import (
     start_source,
     table,
 )
-from raydistill.evaluate.report.scales import ABSENT, short_count
+from raydistill.evaluate.report.page import relation_rows, run_contenders
+from raydistill.evaluate.report.scales import short_count
 from raydistill.evaluate.report.usage import loading_code
 from raydistill.evaluate.rules import percent
-from raydistill.evaluate.verdict import BASELINE_STARTS
 from raydistill.models.folder import CARD
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Task, task_of
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 MAX_NAMES = 50
 """Labels that a card lists; all of them are in config.json."""
-COLUMNS = {"teacher": "teacher", "student": "student", "baseline": "without teacher", "champion": "champion"}
 SHAPE = {
     "num_layers": "layers",
     "hidden_size": "wide",
@@ -140,31 +140,22 @@ def usage(results: Mapping[str, Any], task: Task, has_pairs: bool) -> str:
 
 def reached(results: Mapping[str, Any]) -> list[str]:
     """The comparison on test rows and its conditions."""
-    from rich.filesize import decimal
-
-    models = {name: results[name] for name in COLUMNS if results[name] is not None}
+    models = run_contenders(results)
     rows = [
-        [metric(name).title, *(measured(model["test"][name], name) for model in models.values())]
-        for name in results["task"]["metrics"]
+        *quality_rows(models, results["task"]["metrics"]),
+        *relation_rows(results, models),
+        *cost_rows(models),
     ]
-    others = {name: model for name, model in models.items() if name != "teacher"}
-    rows.append(["agreement with the teacher, %", ABSENT, *(f"{100 * m['agreement']:.1f}" for m in others.values())])
-    rows.append(["parameters", *(short_count(model["num_parameters"]) for model in models.values())])
-    rows.append(["size", *(decimal(model["bytes"]) for model in models.values())])
-    if any(model["latency_ms"] for model in models.values()):
-        rows.append(["latency p50, ms", *(latency(model) for model in models.values())])
+    cells = [[row.label, *(f"{c.text} [{c.detail}]" if c.detail else c.text for c in row.cells)] for row in rows]
     level = round(100 * results["bootstrap"]["level"])
     told = [f"In brackets: {level} % intervals, by bootstrap; of shares of right rows by Wilson's score."]
-    if setting := results["student"]["latency_setting"]:
-        device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
-        told.append(f"Latency of one row of {setting['length']} tokens: {escape(device)}, {setting['dtype']}.")
-        told += ["It was measured on busy cores and is too high."] if busy_note([setting]) else []
-    if baseline := results["baseline"]:
-        told.append(
-            "Without teacher: the same student, trained on labels alone for as many steps "
-            f"({baseline['steps']:,}), from {BASELINE_STARTS.get(baseline['start'], 'weights not known')}."
-        )
-    return [table(["test", *(COLUMNS[name] for name in models)], rows), " ".join(told)]
+    told += [setting] if (setting := latency_setting(models)) else []
+    told += (
+        ["It was measured on busy cores and is too high."] if busy_note([models[0].model["latency_setting"]]) else []
+    )
+    told += [f"{model.title[0].upper()}{model.title[1:]}: {model.note}." for model in models if model.note]
+    shown = table(["test", *(model.title for model in models)], cells)
+    return [shown.replace("\N{NO-BREAK SPACE}", " "), escape(" ".join(told))]
 
 
 def trained(results: Mapping[str, Any]) -> str:
@@ -281,16 +272,3 @@ def shown_names(names: Sequence[str]) -> tuple[list[str], str]:
     """The first names, and a sentence on the rest."""
     left = len(names) - MAX_NAMES
     return list(names[:MAX_NAMES]), f"And {left:,} more; config.json has them all." if left > 0 else ""
-
-
-def measured(interval: Mapping[str, float | None], name: str) -> str:
-    """A value with its interval, in the metric's unit."""
-    value, low, high = (interval[part] for part in ("value", "low", "high"))
-    if value is None:
-        return ABSENT
-    text = metric(name).text
-    return text(value) if low is None or high is None else f"{text(value)} [{text(low)}, {text(high)}]"
-
-
-def latency(model: Mapping[str, Any]) -> str:
-    return ABSENT if model["latency_ms"] is None else f"{model['latency_ms']['p50']:.2f}"
