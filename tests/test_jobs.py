@@ -22,7 +22,6 @@ from raydistill.config.gate import Gate
 from raydistill.config.loading import load_config, load_gate
 from raydistill.config.tree import Config
 from raydistill.pipeline.plan import make_plan
-from raydistill.search.budget import estimate
 
 JOBS = ROOT / "jobs"
 RECIPES = [starter.file for starter in list_starters().values() if starter.is_recipe]
@@ -63,7 +62,7 @@ def test_recipes_name_no_machine(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in RECIPES if "pkg://" in path.read_text()], ids=lambda path: path.stem)
 def test_recipes_of_packages_can_be_planned(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    plan = make_plan(load_config(path, [f"storage={tmp_path / 'storage'}"]), estimate=estimate)
+    plan = make_plan(load_config(path, [f"storage={tmp_path / 'storage'}"]))
     assert {phase["phase"] for phase in plan["phases"]} >= {"data", "tokens", "teacher", "student"}
     assert min(plan["data"]["rows"].values()) > 0
     assert all(steps > 0 for steps in plan["steps"].values())

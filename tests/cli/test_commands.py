@@ -22,7 +22,7 @@ from rich.table import Table
 from raydistill.cli import console, starters
 from raydistill.cli import main as cli
 from raydistill.cli.console import CommandResult, Progress, describe_progress, to_json
-from raydistill.cli.doctor import machine as doctor
+from raydistill.cli.doctor.checks import check_ray
 from raydistill.cli.options import with_storage
 from raydistill.config.loading import load_config
 from raydistill.errors import ConfigError, Interrupted, ModelError, RaydistillError
@@ -389,7 +389,7 @@ def test_doctor_on_ray(variables: dict[str, str], state: str, monkeypatch: pytes
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    check = doctor.check_ray()
+    check = check_ray()
     assert check.state == state
     assert bool(check.hint) == (state != "ok")
     assert "RAY_AUTH_TOKEN=x" not in check.detail
@@ -440,23 +440,18 @@ def test_sweep_wants_a_sweep_section(capfd: pytest.CaptureFixture[str]) -> None:
     assert "did you mean student.num_layers?" in found["error"]["message"]
 
 
-def test_report_writes_the_page_of_the_newest_sweep(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_report_writes_pages_of_sweeps_and_runs(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from kit.results import make_results
     from kit.summaries import make_summary
 
     from raydistill.storage.storage import Storage
 
-    place, page = ("--storage", str(tmp_path / "storage")), tmp_path / "pages" / "report.html"
+    storage, place, page = Storage(tmp_path / "storage"), ("--storage", str(tmp_path / "storage")), tmp_path / "a" / "b"
     assert "There is no finished run or sweep" in call(capfd, "report", *place)[2]
-    summary = make_summary()
-    Storage(tmp_path / "storage").write_json(summary, "runs", summary["sweep_key"], "sweep.json")
-    code, out, _ = call(capfd, "report", *place, "--out", str(page))
-    assert (code, out) == (0, f"{page}: {summary['verdict']}\n")
+    summary, results = make_summary(), make_results()
+    storage.write_json(summary, "runs", summary["sweep_key"], "sweep.json")
+    assert call(capfd, "report", *place, "--out", str(page))[:2] == (0, f"{page}: {summary['verdict']}\n")
     assert "<html" in page.read_text()
-    page.unlink()
-    code, found = call_json(capfd, "report", summary["sweep_key"][:4], *place, "--out", str(page))
-    assert (code, found["written"], found["summary"]["front"]) == (0, str(page), summary["front"])
-    assert page.exists()
-    assert call_json(capfd, "report", "nothing", *place)[0] == 2
     page.unlink()
     table = tmp_path / "tables" / "trials.csv"
     assert call(capfd, "report", *place, "--csv", str(table))[0] == 0
@@ -464,27 +459,14 @@ def test_report_writes_the_page_of_the_newest_sweep(capfd: pytest.CaptureFixture
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["number"]) for row in rows] == [trial["number"] for trial in summary["trials"]]
-    assert [float(row["latency_ms"]) for row in rows] == [
-        trial["measures"]["latency_ms"] for trial in summary["trials"]
-    ]
+    measured = [trial["measures"]["latency_ms"] for trial in summary["trials"]]
+    assert [float(row["latency_ms"]) for row in rows] == measured
     assert set(summary["space"]) <= set(rows[0])
-
-
-def test_report_writes_the_page_of_a_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from kit.results import make_results
-    from kit.summaries import make_summary
-
-    from raydistill.storage.storage import Storage
-
-    storage, page, results = Storage(tmp_path / "storage"), tmp_path / "run.html", make_results()
-    place = ("--storage", str(tmp_path / "storage"), "--out", str(page))
     storage.write_json(results, "runs", "abc123", "results.json")
-    storage.write_json({"run_id": "0123456789"}, "runs", "abc123", "run.json")
-    code, out, _ = call(capfd, "report", *place)
-    assert (code, out) == (0, f"{page}: {results['verdict']}\n")
-    assert "<title>movies version 4</title>" in page.read_text()
-    code, _, err = call(capfd, "report", *place, "--csv", str(tmp_path / "no.csv"))
-    assert (code, "for the trials of a sweep" in err) == (2, True)
-    storage.write_json(make_summary(), "runs", "fff456", "sweep.json")
-    code, found = call_json(capfd, "report", "01234567", *place)
+    code, found = call_json(capfd, "report", "abc", *place, "--out", str(page))
     assert (code, found["key"], found["results"]["labels"]) == (0, "abc123", results["labels"])
+    assert "<title>movies version 4</title>" in page.read_text()
+    code, _, err = call(capfd, "report", "abc", *place, "--csv", str(table))
+    assert (code, "for the trials of a sweep" in err) == (2, True)
+    code, found = call_json(capfd, "report", summary["sweep_key"][:4], *place, "--out", str(page))
+    assert (code, found["written"], found["summary"]["front"]) == (0, str(page), summary["front"])

@@ -94,17 +94,13 @@ def test_references_of_a_config(config: str) -> None:
         (["promote"], Exception, "Missing parameter: name"),
         (["promote", "toy", "--gate", "no.yaml"], ConfigError, "no.yaml cannot be read"),
         (["evaluate", "m", "--set", "data.max_length=3"], ConfigError, "--data, which is missing"),
+        (["sweep", "{config}", "--set", "sweep=null"], ConfigError, "sweep"),
     ],
 )
-def test_mistakes_are_found_here(words: list[str], error: type[Exception], message: str) -> None:
+def test_mistakes_are_found_here(words: list[str], error: type[Exception], message: str, config: str) -> None:
     with pytest.raises(error) as caught:
-        parse(COMMANDS, words)
+        parse(COMMANDS, [word.format(config=config) for word in words])
     assert message in (str(caught.value) or getattr(caught.value, "message", "")), caught.value
-
-
-def test_a_sweep_without_a_space_is_refused(config: str) -> None:
-    with pytest.raises(ConfigError, match="sweep"):
-        parse(COMMANDS, ["sweep", config, "--set", "sweep=null"])
 
 
 def test_doctor_looks_at_all_nodes_from_there() -> None:

@@ -1,4 +1,4 @@
-"""What ran: runs, sweeps and verdicts in a real local store; who is listed, who counted; 80 columns, 1,000 trials."""
+"""What ran: runs, sweeps and verdicts in a real local store; who is listed, who counted; 80 columns, many trials."""
 
 from __future__ import annotations
 
@@ -396,10 +396,10 @@ def test_a_store_that_is_missing_or_away(tmp_path: Path, monkeypatch: pytest.Mon
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_thousand_trials_are_counted_without_being_read(
+def test_many_trials_are_counted_without_being_read(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows of a trial are copied in the database: a thousand runs through MLflow would take minutes."""
+    """The rows of a trial are copied in the database: hundreds of runs through MLflow would take minutes."""
     root = tmp_path / "storage"
     root.mkdir()
     shutil.copyfile(Path(storage.root) / "mlflow.db", root / "mlflow.db")
@@ -410,7 +410,7 @@ def test_a_thousand_trials_are_counted_without_being_read(
             columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
             copied = ", ".join("?" if name == "run_uuid" else f'"{name}"' for name in columns)
             names = ", ".join(f'"{name}"' for name in columns)
-            ids = [(uuid.uuid5(uuid.NAMESPACE_OID, str(number)).hex, child) for number in range(1000)]
+            ids = [(uuid.uuid5(uuid.NAMESPACE_OID, str(number)).hex, child) for number in range(200)]
             database.executemany(f"INSERT INTO {table} ({names}) SELECT {copied} FROM {table} WHERE run_uuid = ?", ids)
     found: list[int] = []
     search = MlflowClient.search_runs
@@ -426,5 +426,5 @@ def test_a_thousand_trials_are_counted_without_being_read(
     assert len(rows) == 8
     assert sum(found) < 20
     children = [row for row in listed(str(root), trials=True) if row["parent"] == sweep["run_id"]]
-    assert len({row["run_id"] for row in children}) == 1004
+    assert len({row["run_id"] for row in children}) == 204
     assert max(found) <= PAGE

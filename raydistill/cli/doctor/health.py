@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raydistill.cli.doctor.checks import Check
-from raydistill.cli.doctor.machine import check_gpu, check_ray, check_threads
+from raydistill.cli.doctor.checks import Check, check_gpu, check_ray, check_threads
 from raydistill.cli.doctor.nodes import NodeReport, ask
 from raydistill.errors import RaydistillError
 from raydistill.storage.redaction import redact
