@@ -25,7 +25,6 @@ from raydistill.tasks.targets import Array
 class PairedComparison:
     """What was measured; ``summary`` is JSON, see ``compare_paired``."""
 
-    rows: TestRows
     board: Scoreboard
     """All outputs in the order of the rows' task."""
     summary: dict[str, Any]
@@ -73,7 +72,7 @@ def compare_paired(
     data = {"source": rows.source, "split": rows.split, "num_rows": rows.num_rows, **task}
     bootstrap = {"samples": num_samples, "level": LEVEL}
     summary = {"data": data, "bootstrap": bootstrap, "models": models, "pairs": pairs, "notes": notes}
-    return PairedComparison(rows, board, strict_json(summary))
+    return PairedComparison(board, strict_json(summary))
 
 
 def predict_alike(

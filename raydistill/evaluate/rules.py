@@ -24,13 +24,12 @@ def title_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Retention:
-    """Challenger ÷ teacher on the same rows; ``low`` and ``high``: paired 95 % bootstrap interval."""
+    """Challenger ÷ teacher on the test rows of its run; ``low`` and ``high``: paired 95 % bootstrap interval."""
 
     value: float | None
     low: float | None
     high: float | None
     num_rows: int
-    where: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ class Facts:
     champion_labels: tuple[str, ...] | None = None
     """None: there is no champion."""
     retention: Retention | None = None
-    why_no_retention: str = ""
     leaked: Mapping[str, int] | None = None
     """Split -> test rows that stand in it; None: the run keeps no row hashes."""
     num_rows: int = 0
@@ -147,9 +145,9 @@ def judge_chance(gate: Gate, facts: Facts) -> Ruling:
 def judge_retention(gate: Gate, facts: Facts) -> Ruling:
     name = compared_metric(gate, facts.task, facts.challenger["metrics"])
     found, value, shown = facts.retention, None, ""
-    why = facts.why_no_retention or "the teacher's own is not above 0"
+    why = "its run keeps no predictions of a teacher" if found is None else "the teacher's own is not above 0"
     if found is not None and found.value is not None:
-        value, shown, why = found.value, percent(found.value), f"{found.num_rows:,} rows, {found.where}"
+        value, shown, why = found.value, percent(found.value), f"{found.num_rows:,} test rows of its run"
         if found.low is not None and found.high is not None:
             why = f"95 % interval {percent(found.low)} to {percent(found.high)}, {why}"
     about = f"{metric(name).words} ÷ its teacher's"

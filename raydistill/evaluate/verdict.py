@@ -36,7 +36,7 @@ def _gate(results: Mapping[str, Any]) -> str:
         {"metrics": student["test"], "per_class": student.get("per_class", ())},
         student["chance"],
         results["task"],
-        retention=rules.Retention(retention, None, None, num_rows, "the test rows"),
+        retention=rules.Retention(retention, None, None, num_rows),
         num_rows=num_rows,
     )
     own = (rules.judge_rows, rules.judge_chance, rules.judge_retention, rules.judge_classes, rules.judge_calibration)

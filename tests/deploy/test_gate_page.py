@@ -95,7 +95,7 @@ def make_verdict(**changes: Any) -> dict[str, Any]:
         **{"reason": None, "previous": None, "time": "2026-11-24T22:14:07+00:00", "rules": rules},
         "gate": {"metric": "accuracy", "min_retention": 0.95, "token": "hunter2"},
         "comparison": make_comparison(),
-        "retention": {"value": 0.921, "low": 0.902, "high": 0.944, "num_rows": 300, "where": "evaluated now"},
+        "retention": {"value": 0.921, "low": 0.902, "high": 0.944, "num_rows": 300},
         "notes": ["Rows of the run.", "3 rows were left out."],
     }
     return json.loads(json.dumps(verdict | changes))
@@ -117,7 +117,7 @@ def test_what_the_page_says(tmp_path: Path) -> None:
         "Against champion version 2",
         "2 passed 1 failed 1 skipped 1 off",
         "300 of test, from the run's own data (data/abc)",
-        "It reaches 92.1 % of its teacher's accuracy (90.2 to 94.4): 300 rows, evaluated now.",
+        "It reaches 92.1 % of its teacher's accuracy (90.2 to 94.4): 300 test rows of its run.",
         "its interval begins at 90.2 %",
         "min_retention: 0.95",
     ):

@@ -68,7 +68,7 @@ GOOD = Facts(
     pair=pair(-0.005, -0.015, 0.006),
     labels=("art", "sport"),
     champion_labels=("sport", "art"),
-    retention=Retention(0.97, 0.95, 0.99, 400, "evaluated now"),
+    retention=Retention(0.97, 0.95, 0.99, 400),
     leaked={"train": 0, "validation": 0},
     num_rows=400,
 )
@@ -96,9 +96,9 @@ def judged(facts: Facts, gate: Gate | None = None) -> dict[str, Ruling]:
         ("leaked_rows", replace(GOOD, leaked=None), "keeps no hashes"),
         ("above_chance", replace(GOOD, chance=ONE_CLASS), "for every row"),
         ("above_chance", replace(GOOD, chance=AT_FLOOR), "reaches"),
-        ("retention", replace(GOOD, retention=Retention(0.949, 0.92, 0.97, 400, "evaluated now")), "92.0 % to 97.0 %"),
-        ("retention", replace(GOOD, retention=None, why_no_retention="no predictions are kept"), "no predictions"),
-        ("retention", replace(GOOD, retention=Retention(None, None, None, 400, "now")), "not above 0"),
+        ("retention", replace(GOOD, retention=Retention(0.949, 0.92, 0.97, 400)), "92.0 % to 97.0 %"),
+        ("retention", replace(GOOD, retention=None), "keeps no predictions of a teacher"),
+        ("retention", replace(GOOD, retention=Retention(None, None, None, 400)), "not above 0"),
         ("non_inferiority", replace(GOOD, pair=pair(-0.005, -0.021, 0.01)), "10 against 12, McNemar's p 0.83"),
         ("latency", replace(GOOD, pair=pair(-0.005, -0.015, 0.006, 1.26)), "medians 4.00 and 3.80 ms"),
         ("class_recall", replace(GOOD, challenger=model(per_class=[
@@ -165,14 +165,14 @@ BAD = replace(
     pair=pair(-0.03, -0.0512, -0.01, 1.5),
     labels=("art", "sport", "law", "ads"),
     champion_labels=("art", "tax", "sport", "pop", "net"),
-    retention=Retention(0.5, 0.4, 0.6, 1200, "evaluated now"),
+    retention=Retention(0.5, 0.4, 0.6, 1200),
     leaked={"train": 1300, "validation": 2},
     num_rows=12_000,
 )
 NOT_KNOWN = replace(
     GOOD,
     leaked=None,
-    retention=Retention(None, None, None, 400, "evaluated now"),
+    retention=Retention(None, None, None, 400),
     pair={
         **GOOD.pair,  # type: ignore[dict-item]
         "latency_ratio": None,
@@ -185,7 +185,7 @@ FIRST = replace(
     champion=None,
     pair=None,
     champion_labels=None,
-    retention=Retention(0.97, None, 0.99, 150, "kept"),
+    retention=Retention(0.97, None, 0.99, 150),
     num_rows=150,
     chance=ONE_CLASS,
 )

@@ -107,4 +107,4 @@ def retention_text(verdict: Mapping[str, Any]) -> str:
     text = f"It reaches {share.amount(retention['value'])} of its teacher's {scale(metric).name}"
     limits = interval("retention", retention)
     text += f" ({limits})" if limits else ""
-    return f"{text}: {retention['num_rows']:,} rows, {retention['where']}."
+    return f"{text}: {retention['num_rows']:,} test rows of its run."

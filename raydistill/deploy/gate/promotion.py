@@ -13,10 +13,9 @@ from typing import Any
 from raydistill.config.data import Data
 from raydistill.config.gate import Gate
 from raydistill.config.tree import STORAGE
-from raydistill.deploy.gate.judging import Entrants, Measured, entrants, measure
+from raydistill.deploy.gate.judging import CHALLENGER, measure, open_both, uri_of
 from raydistill.deploy.gate.page import write_gate_report
-from raydistill.deploy.own_rows import find_test_rows, run_key_of, run_rows
-from raydistill.deploy.testset import TestRows
+from raydistill.deploy.own_rows import find_test_rows
 from raydistill.errors import ConfigError, TrackingError
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.rules import Ruling, judge
@@ -24,8 +23,8 @@ from raydistill.storage.board import Show
 from raydistill.storage.locks import lock
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
-from raydistill.tracking.registry import CHALLENGER, COMPLETE, Version, known_versions, list_versions, open_store
-from raydistill.tracking.registry.aliases import CHAMPION, Move, move_back, move_champion
+from raydistill.tracking.registry import COMPLETE, Version, known_versions, list_versions, open_store
+from raydistill.tracking.registry.aliases import CHAMPION, Move, expect_champion, move_back, move_champion
 from raydistill.tracking.registry.verdicts import amend_verdict, store_verdict
 from raydistill.tracking.runs import RUN_KEY
 
@@ -63,16 +62,29 @@ def promote(
         found = known_versions(name, uri)
         challenger, champion = pick(name, found, version), with_alias(found, CHAMPION)
         if champion is not None and champion.version == challenger.version:
-            return unchanged(name, challenger)
-        with entrants(challenger, champion, place, force=force) as entered:
-            rows = test_rows(entered, data, split, place)
+            told = f"Version {challenger.version} of {name} is the champion already; nothing was measured."
+            return describe(challenger, champion, "unchanged", told)
+        with TemporaryDirectory(prefix="raydistill-") as scratch:
+            models, notes = open_both(challenger, champion, place, Path(scratch), force=force)
+            rows = find_test_rows(uri_of(challenger), models[CHALLENGER].task, data, split, storage)
             note = f"version {challenger.version} on {rows.num_rows:,} rows{_against(champion)}"
             progress({"phase": "measure", "note": note})
-            measured = measure(rules, entered, rows, uri)
+            measured = measure(rules, challenger, champion, models, rows, uri)
         rulings = judge(rules, measured.facts)
         failed = [ruling for ruling in rulings if ruling.verdict == "failed"]
         decision = "passed" if not failed else "forced" if force else "refused"
-        verdict = describe(challenger, champion, rules, rulings, measured, decision, reason)
+        verdict = describe(
+            challenger,
+            champion,
+            decision,
+            sentence(challenger, champion, rulings, decision, reason),
+            reason=reason,
+            rules=[ruling.to_json() for ruling in rulings],
+            gate=rules.model_dump(mode="json"),
+            comparison=measured.summary,
+            retention=None if measured.facts.retention is None else asdict(measured.facts.retention),
+            notes=[*notes, *measured.notes],
+        )
         if dry_run:
             return verdict
         with lock(place, "registry", name, waiting=lambda: progress(waiting)):  # short, so that a rollback can begin
@@ -128,35 +140,10 @@ def pick(name: str, found: list[Version], number: int | None) -> Version:
     return chosen
 
 
-def test_rows(entered: Entrants, data: Data | None, split: str, place: Storage) -> TestRows:
-    """The rows of ``data``, or those of the challenger's run."""
-    challenger, task = entered.challenger, entered.task
-    model = f"models:/{challenger.name}/{challenger.version}"
-    if data is not None:
-        return find_test_rows(model, task, data, split, place.url)
-    run_key = run_key_of(model, place)
-    if run_key is None:
-        raise ConfigError(
-            f"Version {challenger.version} of {challenger.name} comes from no run of raydistill, so there are no test "
-            "rows of its own. Name labelled rows with --data."
-        )
-    return run_rows(run_key, task, split, place)
-
-
-test_rows.__test__ = False  # type: ignore[attr-defined]
-
-
 def check_unchanged(name: str, challenger: Version, champion: Version | None, uri: str) -> None:
     """TrackingError where the registry is not as it was judged: MLflow has no compare-and-set."""
-    now = list_versions(name, uri)
-    holder = with_alias(now, CHAMPION)
-    if (holder and holder.version) != (champion and champion.version):
-        was, is_now = (f"version {v.version}" if v else "none" for v in (champion, holder))
-        raise TrackingError(
-            f"The champion of {name} changed while version {challenger.version} was judged: it was {was} and is now "
-            f"{is_now}. Nothing was moved; run the same command again."
-        )
-    if challenger.version not in {version.version for version in now}:
+    expect_champion(name, champion.version if champion else None, uri)
+    if challenger.version not in {version.version for version in list_versions(name, uri)}:
         raise TrackingError(
             f"Version {challenger.version} of {name} was deleted while it was judged, so nothing was moved. "
             f"`raydistill registry {name}` lists what there is."
@@ -164,34 +151,21 @@ def check_unchanged(name: str, challenger: Version, champion: Version | None, ur
 
 
 def describe(
-    challenger: Version,
-    champion: Version | None,
-    gate: Gate,
-    rulings: list[Ruling],
-    measured: Measured,
-    decision: str,
-    reason: str | None,
+    challenger: Version, champion: Version | None, decision: str, sentence: str, **measured: Any
 ) -> dict[str, Any]:
-    """The verdict as JSON, schema 2."""
-    content = {
+    """The verdict as JSON, schema 2; without ``measured`` of a version for which nothing was measured or moved."""
+    content: dict[str, Any] = {
         "schema": SCHEMA,
         "name": challenger.name,
         "version": challenger.version,
         "champion": champion.version if champion else None,
         "verdict": decision,
-        "sentence": sentence(challenger, champion, rulings, decision, reason),
-        "reason": reason,
-        "moved": False,
-        "previous": None,
+        "sentence": sentence,
+        **{"reason": None, "moved": False, "previous": None},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rules": [ruling.to_json() for ruling in rulings],
-        "gate": gate.model_dump(mode="json"),
-        "comparison": measured.paired.summary,
-        "retention": None if measured.retention is None else asdict(measured.retention),
-        "notes": measured.notes,
-        "run_id": None,
+        **{"rules": [], "gate": None, "comparison": None, "retention": None, "notes": [], "run_id": None},
     }
-    found: dict[str, Any] = strict_json(content)
+    found: dict[str, Any] = strict_json(content | measured)
     return found
 
 
@@ -212,28 +186,6 @@ def sentence(
 def _moved(champion: Version | None) -> str:
     before = f", version {champion.version} is kept as previous" if champion else ", the first one"
     return f" It is the champion now{before}."
-
-
-def unchanged(name: str, version: Version) -> dict[str, Any]:
-    """The verdict on a version that is the champion already: nothing was measured, stored or moved."""
-    return {
-        "schema": SCHEMA,
-        "name": name,
-        "version": version.version,
-        "champion": version.version,
-        "verdict": "unchanged",
-        "sentence": f"Version {version.version} of {name} is the champion already; nothing was measured.",
-        "reason": None,
-        "moved": False,
-        "previous": None,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rules": [],
-        "gate": None,
-        "comparison": None,
-        "retention": None,
-        "notes": [],
-        "run_id": None,
-    }
 
 
 def record(verdict: Mapping[str, Any], challenger: Version, uri: str, place: Storage) -> str:

@@ -84,6 +84,12 @@ def move_back(name: str, uri: str) -> Move:
     return Move(champion, target, now_previous)
 
 
+def expect_champion(name: str, wanted: int | None, uri: str) -> None:
+    """Raises TrackingError where the champion is another version by now."""
+    with reported(uri):
+        _expect(name, wanted, _alias(open_client(uri), name, CHAMPION))
+
+
 def _expect(name: str, wanted: int | None, found: int | None) -> None:
     if wanted != found:
         was, is_now = ("none" if version is None else f"version {version}" for version in (wanted, found))
