@@ -25,10 +25,9 @@ from rich.console import Console
 from raydistill.cli import main as cli
 from raydistill.config.data import Data
 from raydistill.deploy.export import EXPORT_FILE, FORMATS
-from raydistill.deploy.export.checks import TORCH, Demand, judge, judge_shapes, measure_base, num_lost, refused
+from raydistill.deploy.export.checks import TORCH, judge, judge_shapes, measure_base, num_lost, refused
 from raydistill.deploy.export.export import export, some_rows
 from raydistill.deploy.export.folders import check_targets, place
-from raydistill.deploy.export.onnx import describe_dynamic
 from raydistill.deploy.export.packages import need
 from raydistill.deploy.export.table import print_export
 from raydistill.deploy.export.torch_formats import load_as_is
@@ -41,6 +40,8 @@ from raydistill.evaluate.scoreboard import Scoreboard
 from raydistill.models.folder import TOKENIZER_FILES, model_digest
 from raydistill.tasks import Targets, Task, TextClassification, TextRegression, task_of
 from raydistill.tasks.multi_label import MultiLabelClassification
+
+pytestmark = pytest.mark.usefixtures("quick_timing")
 
 LABELS = tuple(TOPICS)
 TASK = TextClassification(LABELS)
@@ -84,17 +85,6 @@ def some_texts(num_rows: int, num_words: int, pairs: bool = False) -> list[Any]:
     draw = np.random.default_rng(num_rows)
     texts = [" ".join(draw.choice(WORDS, num_words)) for _ in range(num_rows)]
     return [(text, " ".join(reversed(text.split()[:3]))) for text in texts] if pairs else texts
-
-
-def test_onnx_computes_what_torch_does_at_any_batch_and_length(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder = save_tiny(tmp_path / "roberta", "roberta", num_layers=2, labels=LABELS)
-    rows = write_toy_csv(tmp_path / "toy.csv", 40)
-    capfd.readouterr()
-    found = export(str(folder), ["onnx"], tmp_path / "out", data=Data(path=str(rows)), latency=False)
-    assert capfd.readouterr() == ("", "")  # the exporter and the quantiser have much to say, not to users
-    assert_exact(found, folder, tmp_path / "out")
 
 
 def assert_exact(found: dict[str, Any], folder: Path, out: Path) -> None:
@@ -306,37 +296,37 @@ def test_a_broken_export_is_refused_and_never_takes_the_place_of_a_good_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # and the refused one is gone
 
 
-def judged(form: str, task: Task, base: np.ndarray, outputs: np.ndarray, targets: np.ndarray, demand: Demand) -> Any:
+def judged(form: str, task: Task, base: np.ndarray, outputs: np.ndarray, targets: np.ndarray, **demand: Any) -> Any:
     both = {TORCH: base, form: outputs}
     labeled = Targets(targets, np.ones(len(targets), bool))
-    found = judge(form, Scoreboard(dict.fromkeys(both, task), both, labeled), demand)
+    demand = {"metric": task.Settings.metrics[0], "margin": 0.01} | demand
+    found = judge(form, Scoreboard(dict.fromkeys(both, task), both, labeled), **demand)
     return {**found, "good": not found["reasons"]}
 
 
 def test_what_makes_an_export_good() -> None:
     base = np.array([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [2.0, 1.9999, 0.0]] * 25, dtype=np.float32)
-    labels, accuracy = base.argmax(axis=1), Demand(None, 0.01)
-    judge_it = partial(judged, task=TASK, targets=labels)
-    assert judge_it("onnx", base=base, outputs=base + np.float32(5e-4), demand=accuracy)["good"]
-    shifted = judge_it("onnx", base=base, outputs=base + np.float32(5e-3), demand=accuracy)
+    judge_it = partial(judged, task=TASK, targets=base.argmax(axis=1))
+    assert judge_it("onnx", base=base, outputs=base + np.float32(5e-4))["good"]
+    shifted = judge_it("onnx", base=base, outputs=base + np.float32(5e-3))
     assert not shifted["good"]
     assert "differs by 0.005" in shifted["reasons"][0]
-    assert judge_it("onnx-int8", base=base, outputs=base + np.float32(5e-3), demand=accuracy)["good"]
+    assert judge_it("onnx-int8", base=base, outputs=base + np.float32(5e-3))["good"]
     swapped = base.copy()
     swapped[3] = [1.9999, 2.0, 0.0]
-    reasons = judge_it("onnx", base=base, outputs=swapped, demand=accuracy)["reasons"]
+    reasons = judge_it("onnx", base=base, outputs=swapped)["reasons"]
     assert "1 of 100 rows get another answer" in reasons[0]
-    one_lost = judge_it("onnx-int8", base=base, outputs=swapped, demand=accuracy)
+    one_lost = judge_it("onnx-int8", base=base, outputs=swapped)
     assert one_lost["difference"]["value"] == pytest.approx(-0.01)
     assert one_lost["good"]  # just the margin
     assert "cannot rule out" in one_lost["notes"][0]
     swapped[7] = swapped[3]
-    assert not judge_it("onnx-int8", base=base, outputs=swapped, demand=accuracy)["good"]
-    assert judge_it("onnx-int8", base=base, outputs=swapped, demand=Demand("accuracy", 0.02))["good"]
-    log_loss = Demand("log_loss", 0.1)
-    flat = judge_it("safetensors-bf16", base=base, outputs=base / 4, demand=log_loss)  # the same classes, less sure
+    assert not judge_it("onnx-int8", base=base, outputs=swapped)["good"]
+    assert judge_it("onnx-int8", base=base, outputs=swapped, margin=0.02)["good"]
+    log_loss = {"metric": "log_loss", "margin": 0.1}
+    flat = judge_it("safetensors-bf16", base=base, outputs=base / 4, **log_loss)  # the same classes, less sure
     assert "log loss rises by" in flat["reasons"][0]
-    assert judge_it("safetensors-bf16", base=base / 4, outputs=base, demand=log_loss)["good"]
+    assert judge_it("safetensors-bf16", base=base / 4, outputs=base, **log_loss)["good"]
     broken = base.copy()
     broken[5] = np.nan
     assert refused(num_lost(broken))["reasons"] == ["The outputs of 1 rows are not finite."]
@@ -350,18 +340,18 @@ def test_an_export_of_numbers_is_judged_in_their_unit() -> None:
         base = (truth[:, None] + 0.1 * draw.normal(size=(200, 1))) * scale
         judge_it = partial(judged, task=TextRegression(), base=base, targets=truth * scale)
         near, far = base + 1e-4 * scale, base + 1e-2 * scale
-        assert judge_it("onnx", outputs=near, demand=Demand())["good"]
-        found = judge_it("onnx", outputs=far, demand=Demand())
+        assert judge_it("onnx", outputs=near)["good"]
+        found = judge_it("onnx", outputs=far)
         assert "An output differs by" in found["reasons"][0]
         assert len(found["reasons"]) == 1  # no row gets another answer, as none is right or wrong
         assert found["agreement"] == pytest.approx(1.0)
-        assert judge_it("onnx-int8", outputs=far, demand=Demand())["good"]
+        assert judge_it("onnx-int8", outputs=far)["good"]
         noisy = base + scale * draw.normal(size=base.shape)
-        reasons = judge_it("onnx-int8", outputs=noisy, demand=Demand())["reasons"]
+        reasons = judge_it("onnx-int8", outputs=noisy)["reasons"]
         assert "Pearson correlation falls by 0." in reasons[0]
-        rmse = Demand("rmse", 0.02 * scale)
-        assert judge_it("onnx-int8", outputs=near, demand=rmse)["good"]
-        assert "RMSE rises by" in judge_it("onnx-int8", outputs=noisy, demand=rmse)["reasons"][0]
+        rmse = {"metric": "rmse", "margin": 0.02 * scale}
+        assert judge_it("onnx-int8", outputs=near, **rmse)["good"]
+        assert "RMSE rises by" in judge_it("onnx-int8", outputs=noisy, **rmse)["reasons"][0]
 
 
 def test_an_export_of_several_labels_is_judged_by_its_decisions() -> None:
@@ -369,7 +359,7 @@ def test_an_export_of_several_labels_is_judged_by_its_decisions() -> None:
     targets = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]] * 30, np.int8)
     base = np.where(targets > 0, 4.0, -4.0)
     base[0, 1] = np.log(0.2 / 0.8) - 2e-4  # just below its threshold
-    judge_it = partial(judged, task=task, base=base, targets=targets, demand=Demand())
+    judge_it = partial(judged, task=task, base=base, targets=targets)
     assert judge_it("onnx", outputs=base + 1e-4)["good"]
     found = judge_it("onnx", outputs=base + 5e-4)
     assert found["reasons"] == ["1 of 120 rows get another answer; the same model would give the same."]
@@ -384,7 +374,9 @@ def test_models_of_other_tasks_go_out_and_come_back(
 ) -> None:
     data = Data(path=str(WRITERS[kind](tmp_path / "rows.csv")))
     model, out = finish(tmp_path / "model", Path(data.path), kind), tmp_path / "out"
+    capfd.readouterr()
     found = export(str(model), "all", out, data=data, max_length=LENGTH, latency=False, margin=0.05)
+    assert capfd.readouterr() == ("", "")  # the exporter and the quantiser have much to say, not to users
     assert found["good"], [section["reasons"] for section in found["formats"].values()]
     metric = "pearson" if kind == NUMBERS else "micro_f1"
     assert found["demand"] == {"metric": metric, "margin": 0.05}
@@ -481,13 +473,12 @@ def test_a_users_own_folder_is_never_deleted(tmp_path: Path) -> None:
 def test_an_old_export_comes_back_where_the_new_one_cannot_be_placed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, made = a_folder(tmp_path / "out", export="old"), a_folder(tmp_path / "made", export="new")
-    a_folder(tmp_path / "out.old", letter="dear")
+    out, made = a_folder(tmp_path / "out", export="old"), a_folder(tmp_path / "place" / "made", export="new")
     replace, seen = os.replace, []
 
     def failing(source: Path, goal: Path) -> None:
         if source == made:
-            seen.append((tmp_path / "out.old-2" / EXPORT_FILE).read_text())
+            seen.append((tmp_path / "place" / "made.old" / EXPORT_FILE).read_text())
             raise OSError(28, "No space left on device")
         replace(source, goal)
 
@@ -500,7 +491,7 @@ def test_an_old_export_comes_back_where_the_new_one_cannot_be_placed(
     monkeypatch.undo()
     place(made, out, True, force=True)
     assert (out / EXPORT_FILE).read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "place"]  # beside the export nothing is left
 
 
 def test_a_model_whose_own_logits_are_not_finite_is_no_base(model: Path, data: Data, tmp_path: Path) -> None:
@@ -508,7 +499,7 @@ def test_a_model_whose_own_logits_are_not_finite_is_no_base(model: Path, data: D
     with torch.no_grad():
         source.model.classifier.bias[0] = torch.nan
     with pytest.raises(ModelError, match="own outputs of 120 of 120 rows are not finite"):
-        measure_base(source, read_test_rows(data, TASK), Demand())
+        measure_base(source, read_test_rows(data, TASK), "accuracy")
 
 
 def test_rows_must_not_depend_on_their_batch(model: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,18 +519,6 @@ def test_rows_must_not_depend_on_their_batch(model: Path, data: Data, monkeypatc
     padded = TestRows(("team", "team " * 12), two, TASK, rows.hashes[:2], "x", "test")
     reasons = judge_shapes("safetensors-bf16", source, padded, outputs[:2] * 0 + source.outputs(padded.texts[:1])[0])
     assert "In a padded batch of 3 rows an output differs by" in reasons[-1]
-
-
-@pytest.mark.parametrize("axes", [(2, "length"), ("batch", 11)])
-def test_a_graph_of_one_size_is_refused(axes: tuple[Any, Any], tmp_path: Path) -> None:
-    from onnx import TensorProto, helper, save
-
-    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("input_ids", "logits")]
-    graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["logits"])], "g", sides[:1], sides[1:])
-    save(helper.make_model(graph), tmp_path / "model.onnx")
-    fixed = next(axis for axis in axes if isinstance(axis, int))
-    with pytest.raises(ModelError, match=f"fixes an axis of input_ids at {fixed}"):
-        describe_dynamic(tmp_path / "model.onnx")
 
 
 def test_exports_name_no_folder_and_no_credential(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,9 +541,8 @@ def test_what_is_wrong_is_said_before_any_work(
     refuse("--format onxx: not known. There are onnx, onnx-int8", ["onnx", "onxx"])
     refuse("No format was named", [])
     refuse("--metric acuracy: not known; did you mean accuracy?", ["onnx"], metric="acuracy")
-    refuse("--margin -0.1 is below 0", ["onnx"], margin=-0.1)
-    for margin in (np.inf, np.nan):
-        refuse("is no number to compare with", ["onnx"], margin=margin)
+    for margin in (-0.1, np.inf, np.nan):
+        refuse("no number from 0 on", ["onnx"], margin=margin)
     refuse("--format onxx: not known", "onxx")
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -573,14 +551,21 @@ def test_what_is_wrong_is_said_before_any_work(
         refuse(r"onnx needs torch 2\.11 or newer; 2\.9\.1\+cpu is installed.*in a checkout", ["onnx"])
         need("safetensors-bf16")
     monkeypatch.setattr("raydistill.deploy.export.packages.find_spec", lambda name: None)
-    refuse(r"needs the package onnx.*pip install 'raydistill\[export\]'", ["onnx"])
-    refuse("needs the package torchao", ["torch-int8"])
+    refuse(r"needs onnx 1\.18 or newer; .*pip install 'raydistill\[export\]'", ["onnx"])
+    refuse("needs torchao", ["torch-int8"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_export_is_named(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
     for name in os.listdir(exported[0] / "onnx"):
         (tmp_path / name).write_bytes((exported[0] / "onnx" / name).read_bytes())
+    sides = [helper.make_tensor_value_info(name, TensorProto.INT64, (2, 5)) for name in ("input_ids", "logits")]
+    graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["logits"])], "g", sides[:1], sides[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=r"onnxruntime cannot compute .* for a batch of 3 x \d+ tokens"):
+        open_folder(tmp_path).outputs(some_texts(3, 9))  # of a graph that takes one size only
     (tmp_path / "model.onnx").write_bytes(b"\x08half of it")
     with pytest.raises(ModelError, match=r"onnxruntime cannot load .*model\.onnx"):
         open_folder(tmp_path)
@@ -594,7 +579,7 @@ def test_the_rows_are_a_sample_that_stays_the_same(tmp_path: Path) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["text", "label"], *([f"text {i}", str(i % 3)] for i in range(50))])
     rows = read_test_rows(Data(path=str(path)), TextClassification(("0", "1", "2")))
-    first, again, other = (some_rows(rows, 20, seed) for seed in (0, 0, 1))
+    first, again, whole = (some_rows(rows, n) for n in (20, 20, 50))
     assert first.num_rows == 20
-    assert first.texts == again.texts != other.texts
-    assert some_rows(rows, 50, 0) is rows
+    assert first.texts == again.texts == tuple(text for text in rows.texts if text in first.texts) != rows.texts[:20]
+    assert whole is rows

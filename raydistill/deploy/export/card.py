@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from raydistill.config.metrics import metric as facts_of
 from raydistill.deploy.export import FORMATS
 from raydistill.deploy.export.checks import TORCH
-from raydistill.deploy.export.table import cells, conditions, interval
+from raydistill.deploy.export.table import cells, conditions, headings, interval
 from raydistill.evaluate.report.naming import bullets, escape, table
 from raydistill.models.folder import CARD
 from raydistill.tasks import task_of
@@ -52,14 +52,12 @@ def export_card(about: Mapping[str, Any], known: Mapping[str, Any]) -> str:
 
 def front_matter(card: Path) -> dict[str, Any]:
     """The metadata of a model card; empty where it has none that can be read."""
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    if not text.startswith("---\n"):
-        return {}
+    from huggingface_hub.repocard import metadata_load
+
     try:
-        found = yaml.safe_load(text[4:].partition("\n---")[0])
-    except yaml.YAMLError:
+        return metadata_load(card) or {}
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def verdict(check: Mapping[str, Any]) -> str:
@@ -70,19 +68,11 @@ def verdict(check: Mapping[str, Any]) -> str:
 
 
 def checks_table(form: str, checks: Mapping[str, Any]) -> str:
-    """The model and its export side by side."""
+    """A line for the model and one for its export, as ``export`` prints them."""
     metric = checks["demand"]["metric"]
-    sections = [checks[TORCH], checks["export"]]
-    columns = [cells(section, metric) for section in sections]
     rows = []
-    for place, (label, field) in enumerate(((facts_of(metric).title, "metric"), ("difference",) * 2)):
-        pairs = zip(columns, sections, strict=True)
-        rows.append([label, *(bounded(column[place], section.get(field), metric) for column, section in pairs)])
-    names = ("largest difference of an output", "agreement, %", "size, MB", "latency p50, ms", "rows/s")
-    rows += [[name, *values] for name, *values in zip(names, *(column[2:] for column in columns), strict=True)]
-    rows.append(["runtime", *(escape(section["runtime"]) for section in sections)])
-    return table(["on the checked rows", "the model", form], rows)
-
-
-def bounded(value: str, found: Mapping[str, float] | None, metric: str) -> str:
-    return f"{value} {interval(found, metric)}".rstrip()
+    for name, section in (("the model", checks[TORCH]), (form, checks["export"])):
+        bounds = [interval(section.get(key), metric) for key in ("metric", "difference")]
+        shown = zip_longest(cells(section, metric), bounds, fillvalue="")
+        rows.append([f"{name}: {escape(section['runtime'])}", *(" ".join(cell).rstrip() for cell in shown)])
+    return table(["on the checked rows", *headings(metric)], rows)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from raydistill.config.metrics import METRICS
 from raydistill.config.metrics import metric as facts_of
 from raydistill.deploy.export import EXACT
 from raydistill.deploy.paired import latency_ratio, measure_speed, speed_section
@@ -18,7 +16,6 @@ from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError, ModelError, nearest
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.scoreboard import Scoreboard
-from raydistill.tasks import Task
 from raydistill.tasks.targets import Array
 
 TOLERANCE = 1e-3
@@ -35,29 +32,7 @@ NUM_SAMPLES = 1000
 TORCH = "torch"
 
 
-@dataclass(frozen=True)
-class Demand:
-    """``metric`` may get worse by ``margin`` at most; None: the one that the model's task is judged by."""
-
-    metric: str | None = None
-    margin: float = 0.01
-
-    def check(self, known: Collection[str] = METRICS) -> None:
-        """Raises ConfigError for a metric that is not known or a margin below zero."""
-        if self.metric is not None and self.metric not in known:
-            near = nearest(self.metric, known)
-            hint = f"did you mean {near}? " if near else ""
-            raise ConfigError(f"--metric {self.metric}: not known; {hint}Known: {', '.join(known)}.")
-        if not math.isfinite(self.margin):
-            raise ConfigError(f"--margin {self.margin} is no number to compare with. 0.01 is one point.")
-        if self.margin < 0:
-            raise ConfigError(f"--margin {self.margin} is below 0: no export is better than its model on purpose.")
-
-    def metric_of(self, task: Task) -> str:
-        return self.metric or task.Settings.metrics[0]
-
-
-def measure_base(source: Predictor, rows: TestRows, demand: Demand) -> Array:
+def measure_base(source: Predictor, rows: TestRows, metric: str) -> Array:
     """The outputs (N, C) of the torch model, which the exports are compared to.
 
     Raises ModelError where the model is broken, DataError where the rows do not fit it, ConfigError for a metric that
@@ -70,8 +45,11 @@ def measure_base(source: Predictor, rows: TestRows, demand: Demand) -> Array:
             "good. Train it again, with a lower learning rate for example."
         )
     values = source.task.scores(outputs, rows.targets.values).values
-    demand.check(values)
-    if not math.isfinite(values[metric := demand.metric_of(source.task)]):
+    if metric not in values:
+        near = nearest(metric, values)
+        hint = f"did you mean {near}? " if near else ""
+        raise ConfigError(f"--metric {metric}: not known; {hint}Known: {', '.join(values)}.")
+    if not math.isfinite(values[metric]):
         raise ConfigError(f"--metric {metric} is not defined on these rows. Take another, or other rows.")
     return outputs
 
@@ -79,13 +57,14 @@ def measure_base(source: Predictor, rows: TestRows, demand: Demand) -> Array:
 def check_exports(
     predictors: Mapping[str, Predictor],
     rows: TestRows,
-    demand: Demand,
+    metric: str,
+    margin: float,
     base: Array,
     *,
     latency: bool = True,
-    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Measure the model ``torch`` and every export on the same rows, and judge the exports.
+    """Measure the model ``torch`` and every export on the same rows, and judge the exports: ``metric`` may get worse by
+    ``margin`` at most.
 
     Each gets {runtime, bytes, metric {value, low, high}, latency_ms, throughput, latency_setting}, an export also
     {difference {value, low, high} (export - torch, paired), largest_difference (of an output), agreement, good,
@@ -93,10 +72,8 @@ def check_exports(
     ``base``: outputs of the model ``torch`` on these rows. Raises ModelError where an export cannot compute at all.
     """
     outputs = {name: base if name == TORCH else one.outputs(rows.texts) for name, one in predictors.items()}
-    sound, metric = {n: o for n, o in outputs.items() if not num_lost(o)}, demand.metric_of(rows.task)
-    board = Scoreboard(
-        dict.fromkeys(sound, rows.task), sound, rows.targets, num_samples=NUM_SAMPLES, seed=seed, wanted={metric}
-    )
+    sound = {name: found for name, found in outputs.items() if not num_lost(found)}
+    board = Scoreboard(dict.fromkeys(sound, rows.task), sound, rows.targets, num_samples=NUM_SAMPLES, wanted={metric})
     speeds, rounds = measure_speed(predictors, rows.texts) if latency else ({}, {})
     found = {}
     for name, predictor in predictors.items():
@@ -107,7 +84,7 @@ def check_exports(
             **speed_section(speeds.get(name)),
         }
         if name != TORCH:
-            judged = judge(name, board, demand) if name in sound else refused(num_lost(outputs[name]))
+            judged = judge(name, board, metric, margin) if name in sound else refused(num_lost(outputs[name]))
             reasons = [*judged["reasons"], *judge_shapes(name, predictor, rows, outputs[name])]
             ratio = latency_ratio(rounds[TORCH], rounds[name]) if latency else None
             found[name] |= {**judged, "good": not reasons, "reasons": reasons, "latency_ratio": ratio}
@@ -126,12 +103,12 @@ def refused(lost: int) -> dict[str, Any]:
     return {**compared, "reasons": [f"The outputs of {lost} rows are not finite."], "notes": []}
 
 
-def judge(form: str, board: Scoreboard, demand: Demand) -> dict[str, Any]:
+def judge(form: str, board: Scoreboard, metric: str, margin: float) -> dict[str, Any]:
     """The fields of an export in ``check_exports`` that say how it compares to torch."""
     task, base, outputs = board.tasks[TORCH], board.outputs[TORCH], board.outputs[form]
-    difference = board.differences(TORCH, form)[demand.metric_of(task)]
+    difference = board.differences(TORCH, form)[metric]
     largest = float(np.abs(outputs - base).max())
-    reasons, notes = judge_metric(difference, demand.metric_of(task), demand.margin)
+    reasons, notes = judge_metric(difference, metric, margin)
     if form in EXACT:
         limit = TOLERANCE * task.unit(base)
         if largest > limit:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from raydistill.config.data import Data
 from raydistill.config.tree import STORAGE
 from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
 from raydistill.deploy.export.card import write_export_card
-from raydistill.deploy.export.checks import TORCH, Demand, check_exports, measure_base
+from raydistill.deploy.export.checks import TORCH, check_exports, measure_base
 from raydistill.deploy.export.folders import check_targets, place, targets, workplace
 from raydistill.deploy.export.writing import public_name, write_about, write_export
 from raydistill.deploy.opening import model_folder, open_folder
 from raydistill.deploy.own_rows import find_test_rows
-from raydistill.deploy.predictor import Predictor, TorchPredictor
+from raydistill.deploy.predictor import TorchPredictor
 from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import busy_note
@@ -39,29 +40,30 @@ def export(
     margin: float = 0.01,
     force: bool = False,
     latency: bool = True,
-    seed: int = 0,
     progress: Show = lambda entry: None,
 ) -> dict[str, Any]:
     """Write MODEL in each format (``all`` for every one), check each on labelled rows, and say which are good.
 
     One format goes to ``out``, several to ``out``/<format>; a refused one to <that>.rejected, and then what lay at its
     place before stays there. Rows: those of ``data``, or else the test rows of the run that made the model; at most
-    ``max_rows``, drawn from ``seed``. ``metric``: by default the one that everything of the model's task is judged by.
+    ``max_rows`` of them. ``metric``: by default the one that everything of the model's task is judged by.
 
     Returns {schema, model, source {path, digest}, max_length, data {source, split, num_rows, of_rows}, demand {metric,
     margin}, torch {…}, formats {name: {path, opset, …}}, good, notes}; the sections as in ``checks.check_exports``.
     Raises ConfigError, ModelError, DataError or TrackingError; a refused export raises nothing.
     """
-    wanted, demand, out = chosen(formats), Demand(metric, margin), Path(out).expanduser().absolute()
-    demand.check()
+    wanted, out = chosen(formats), Path(out).expanduser().absolute()
+    if not 0 <= margin < math.inf:
+        raise ConfigError(f"--margin {margin}: no number from 0 on. 0.01 is one point.")
     places = targets(wanted, out)
     check_targets(places, force)
     for form in wanted:
         packages.need(form)
     source = TorchPredictor(source_folder(model, storage), max_length, "cpu")
     rows = find_test_rows(model, source.task, data, split, storage)
-    sample = some_rows(rows, max_rows, seed)
-    base = measure_base(source, sample, demand)
+    sample = some_rows(rows, max_rows)
+    metric = metric or source.task.Settings.metrics[0]
+    base = measure_base(source, sample, metric)
     with workplace(out) as scratch:
         made = {}
         for form in wanted:
@@ -69,61 +71,31 @@ def export(
             made[form] = write_export(form, source, model, scratch)
         progress({"phase": "check", "note": f"{sample.num_rows:,} rows"})
         predictors = {TORCH: source} | {form: open_folder(scratch / form, device="cpu") for form in wanted}
-        checks = check_exports(predictors, sample, demand, base, latency=latency, seed=seed)
+        checks = check_exports(predictors, sample, metric, margin, base, latency=latency)
+        named = redact(rows.source) if data is None else public_name(rows.source)
         common = {
-            "data": rows_section(redact(rows.source), sample, rows.num_rows),
-            "demand": {"metric": demand.metric_of(source.task), "margin": margin},
+            "data": {"source": named, "split": sample.split, "num_rows": sample.num_rows, "of_rows": rows.num_rows},
+            "demand": {"metric": metric, "margin": margin},
             TORCH: checks.pop(TORCH),
         }
-        public = {**common, "data": rows_section(public_data(rows.source, data), sample, rows.num_rows)}
-        sections = {
-            form: finish(scratch / form, places[form], made[form], checks[form], public, source.folder, force)
-            for form in wanted
-        }
+        sections = {}
+        for form, check in checks.items():
+            about = {**made[form], "good": check["good"], "checks": {**common, "export": check}}
+            write_about(scratch / form, about)
+            write_export_card(scratch / form, about, source.folder)
+            path = place(scratch / form, places[form], check["good"], force)
+            sections[form] = {"path": str(path), "opset": about["opset"], "load": about["load"], **check}
     busy = busy_note(section["latency_setting"] for section in (common[TORCH], *sections.values()))
-    notes = [redact(note) for note in (*rows.notes, busy) if note]
-    return outcome(redact(model), made[wanted[0]], source, common, sections) | {"notes": notes}
-
-
-def outcome(
-    model: str, made: Mapping[str, Any], source: Predictor, common: Mapping[str, Any], sections: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What ``export`` returns, but for the notes; ``made``: the export.json of any of the formats."""
     return {
         "schema": SCHEMA,
-        "model": model,
-        "source": {"path": str(source.folder), "digest": made["source"]["digest"]},
+        "model": redact(model),
+        "source": {"path": str(source.folder), "digest": made[wanted[0]]["source"]["digest"]},
         "max_length": source.max_length,
         **common,
         "formats": sections,
         "good": all(section["good"] for section in sections.values()),
+        "notes": [redact(note) for note in (*rows.notes, busy) if note],
     }
-
-
-def finish(
-    folder: Path,
-    target: Path,
-    made: Mapping[str, Any],
-    check: Mapping[str, Any],
-    common: Mapping[str, Any],
-    source: Path,
-    force: bool,
-) -> dict[str, Any]:
-    """Write the checks into export.json, and the card, and move the folder where its verdict belongs; the section."""
-    about = {**made, "good": check["good"], "checks": {**common, "export": check}}
-    write_about(folder, about)
-    write_export_card(folder, about, source)
-    path = place(folder, target, check["good"], force)
-    return {"path": str(path), "opset": about["opset"], "load": about["load"], **check}
-
-
-def rows_section(source: str, sample: TestRows, num_rows: int) -> dict[str, Any]:
-    return {"source": source, "split": sample.split, "num_rows": sample.num_rows, "of_rows": num_rows}
-
-
-def public_data(source: str, data: Data | None) -> str:
-    """What export.json calls the rows; those of the model's own run are named by no path already."""
-    return redact(source) if data is None else public_name(source)
 
 
 def chosen(formats: str | Sequence[str]) -> tuple[str, ...]:
@@ -144,10 +116,10 @@ def source_folder(model: str, storage: str) -> Path:
     return folder
 
 
-def some_rows(rows: TestRows, max_rows: int, seed: int) -> TestRows:
-    """At most ``max_rows`` of the rows, drawn without replacement, in their order."""
+def some_rows(rows: TestRows, max_rows: int) -> TestRows:
+    """At most ``max_rows`` of the rows, drawn without replacement, the same each time, in their order."""
     if rows.num_rows <= max_rows:
         return rows
     kept = np.zeros(rows.num_rows, dtype=bool)
-    kept[np.random.default_rng(seed).permutation(rows.num_rows)[:max_rows]] = True
+    kept[np.random.default_rng(0).permutation(rows.num_rows)[:max_rows]] = True
     return rows.only(kept)

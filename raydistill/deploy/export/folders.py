@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raydistill.deploy.export import EXPORT_FILE
@@ -67,41 +66,26 @@ def workplace(out: Path) -> Iterator[Path]:
 def place(made: Path, target: Path, good: bool, force: bool = False) -> Path:
     """Move a finished export to ``target``, a refused one to <target>.rejected: then ``target`` stays as it is.
 
-    Looks again at what lies there, as the work takes minutes. Raises ConfigError; then all stays as it was.
+    What lies there goes beside ``made``, away with the workplace, and comes back on failure. Looks again at what it is,
+    as the work takes minutes. Raises ConfigError; then all stays as it was.
     """
-    goal = target if good else rejected(target)
+    goal, old = target if good else rejected(target), made.with_name(f"{made.name}.old")
     if good:
         check_targets({"": target}, force)
     check_replaceable(goal)
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
-        swap(made, goal)
+        if was_there := os.path.lexists(goal):
+            os.replace(goal, old)
+        try:
+            os.replace(made, goal)
+        except BaseException:
+            if was_there:
+                os.replace(old, goal)
+            raise
     except OSError as error:
         raise ConfigError(f"Cannot put the export at {goal}: {error.strerror}. Choose another --out.") from error
-    if good and os.path.lexists(rejected(target)):
-        discard(rejected(target))  # of an earlier attempt
+    if good:
+        with suppress(OSError):  # of an earlier attempt, if there was one
+            os.replace(rejected(target), made.with_name(f"{made.name}{REJECTED}"))
     return goal
-
-
-def swap(made: Path, goal: Path) -> None:
-    """Put ``made`` where ``goal`` is; the old one lies beside it as <goal>.old meanwhile, and comes back on failure."""
-    if is_free(goal):
-        os.replace(made, goal)
-        return
-    names = (goal.with_name(f"{goal.name}.old{'' if i == 1 else -i}") for i in itertools.count(1))
-    old = next(name for name in names if not os.path.lexists(name))
-    os.replace(goal, old)
-    try:
-        os.replace(made, goal)
-    except BaseException:
-        os.replace(old, goal)
-        raise
-    discard(old)
-
-
-def discard(export: Path) -> None:
-    """Delete an export, or the link to one; leave what is neither."""
-    if export.is_symlink():
-        export.unlink()
-    elif (export / EXPORT_FILE).is_file():
-        shutil.rmtree(export, ignore_errors=True)

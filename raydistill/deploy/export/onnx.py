@@ -9,12 +9,10 @@ check on one machine would not hold on another. Embeddings are quantised too: 16
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 from raydistill.deploy.export.packages import need, release
 from raydistill.deploy.export.silence import silent
@@ -29,30 +27,17 @@ EXAMPLE_LENGTH = 11
 QUANTIZER = {"per_channel": True, "reduce_range": True}
 
 
-class LogitsOnly(nn.Module):
-    """A model with inputs by position and a tensor as output, as a graph has them."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, tuple(names)
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.model(**dict(zip(self.names, tensors, strict=True))).logits)
-
-
 def write_onnx(source: TorchPredictor, folder: Path) -> dict[str, Any]:
-    """Write model.onnx of a model on the CPU; its inputs, outputs and opset. Raises ModelError."""
+    """Write model.onnx of a model on the CPU; its opset. Raises ModelError."""
     example = example_inputs(source)
-    names = list(example)
     with silent():
         try:
             program = torch.onnx.export(
-                LogitsOnly(source.model, names).eval(),
-                tuple(example.values()),
+                source.model,
+                kwargs=example,
                 dynamo=True,
-                input_names=names,
                 output_names=["logits"],
-                dynamic_shapes=(tuple({0: "batch", 1: "length"} for _ in names),),
+                dynamic_shapes={name: {0: "batch", 1: "length"} for name in example},
                 verbose=False,
             )
             assert program is not None
@@ -62,7 +47,7 @@ def write_onnx(source: TorchPredictor, folder: Path) -> dict[str, Any]:
                 f"torch.onnx cannot export a {source.model.config.model_type} model: {first_line(error)}. The formats "
                 "safetensors-bf16 and torch-int8 do not need it."
             ) from error
-    return describe_dynamic(folder / FILE)
+    return {"opset": opset(folder / FILE)}
 
 
 def example_inputs(source: Predictor) -> dict[str, torch.Tensor]:
@@ -75,7 +60,7 @@ def example_inputs(source: Predictor) -> dict[str, torch.Tensor]:
 
 
 def write_int8(exact: Path, folder: Path) -> dict[str, Any]:
-    """Quantise an exported model.onnx in ``exact`` into ``folder``; its inputs, outputs and opset. Raises ModelError.
+    """Quantise an exported model.onnx in ``exact`` into ``folder``; its opset and settings. Raises ModelError.
 
     Activations get one scale a tensor when it is computed: a row's logits depend a little on its batch.
     """
@@ -107,48 +92,23 @@ def write_int8(exact: Path, folder: Path) -> dict[str, Any]:
             raise ModelError(
                 f"onnxruntime cannot quantise this model: {first_line(error)}. Export it as onnx or torch-int8."
             ) from error
-    return describe_dynamic(folder / FILE) | {"settings": {"weights": "int8", "activations": "uint8", **QUANTIZER}}
+    settings = {"weights": "int8", "activations": "uint8", **QUANTIZER}
+    return {"opset": opset(folder / FILE), "settings": settings}
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Inputs and outputs with their axes (a name where any size will do), opset, and producer of a graph."""
+def opset(path: Path) -> int:
+    """Version of the operators that a graph is made of."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
-
-    def sides(values: Any) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": value.name,
-                "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-                "axes": [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim],
-            }
-            for value in values
-        ]
-
-    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    return {"opset": opsets["ai.onnx"], "inputs": sides(model.graph.input), "outputs": sides(model.graph.output)}
-
-
-def describe_dynamic(path: Path) -> dict[str, Any]:
-    """As ``describe``. Raises ModelError for a graph that takes one batch size or one length only."""
-    found = describe(path)
-    axes = [(side["name"], axis) for side in found["inputs"] for axis in side["axes"]]
-    axes += [(side["name"], side["axes"][0]) for side in found["outputs"] if side["axes"]]
-    fixed = [f"{name} at {axis}" for name, axis in axes if isinstance(axis, int) and axis > 0]
-    if fixed:
-        raise ModelError(
-            f"The graph fixes an axis of {', '.join(fixed)}, so it would not take any batch and length. The formats "
-            "safetensors-bf16 and torch-int8 do."
-        )
-    return found
+    versions = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
+    return int(versions.get("") or versions["ai.onnx"])
 
 
 class OnnxPredictor(Predictor):
     """An exported folder on onnxruntime, on the CPU with as many threads as torch."""
 
     def __init__(self, folder: Path, max_length: int | None = None, *, form: str = "onnx") -> None:
-        need(form, ("onnxruntime",))
+        need(form, "onnxruntime")
         import onnxruntime
 
         super().__init__(folder, max_length)

@@ -10,36 +10,31 @@ from importlib.util import find_spec
 from raydistill.deploy.export.silence import silent
 from raydistill.errors import ConfigError
 
-NEEDED = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "onnx-int8": ("onnx", "onnxscript", "onnxruntime"),
-    "torch-int8": ("torchao",),
-    "safetensors-bf16": (),
+ONNX = {"onnx": (1, 18), "onnxscript": (0, 5), "onnxruntime": (1, 22), "torch": (2, 11)}
+NEEDED: dict[str, dict[str, tuple[int, int]]] = {
+    "onnx": ONNX,
+    "onnx-int8": ONNX,
+    "torch-int8": {"torchao": (0, 18), "torch": (2, 11)},
+    "safetensors-bf16": {},
 }
-COMMON = ("raydistill", "torch", "transformers", "tokenizers")
-LEAST = {"torch": (2, 11), "onnx": (1, 18), "onnxscript": (0, 5), "onnxruntime": (1, 22), "torchao": (0, 18)}
 """As in the extra ``export``: older torch takes no names for dynamic axes, and torchao 0.18 does not load with it."""
+COMMON = ("raydistill", "torch", "transformers", "tokenizers")
 EXTRA = "pip install 'raydistill[export]', or pip install -e '.[export]' in a checkout, brings all that export needs."
 
 
-def need(form: str, packages: tuple[str, ...] | None = None) -> None:
-    """Import what a format is made with (or only ``packages``). Raises ConfigError for what is missing or too old."""
-    for name in NEEDED[form] if packages is None else packages:
-        if find_spec(name) is None:
-            raise ConfigError(f"The format {form} needs the package {name}, which is not installed. {EXTRA}")
-        check_version(form, name)
+def need(form: str, only: str | None = None) -> None:
+    """Import what a format is made with (or ``only`` one of it). Raises ConfigError for what is missing or too old."""
+    for name, least in NEEDED[form].items():
+        if only not in (None, name):
+            continue
+        found = installed(name)
+        if find_spec(name) is None or (found and tuple(map(int, re.findall(r"\d+", found)[:2])) < least):
+            wanted = ".".join(map(str, least))
+            raise ConfigError(
+                f"The format {form} needs {name} {wanted} or newer; {found or 'none'} is installed. {EXTRA}"
+            )
         with silent():
             importlib.import_module(name)
-    if packages is None and NEEDED[form]:
-        check_version(form, "torch")
-
-
-def check_version(form: str, name: str) -> None:
-    """Raises ConfigError where a package is older than the format needs."""
-    found = installed(name)
-    if found is not None and tuple(map(int, re.findall(r"\d+", found)[:2])) < LEAST[name]:
-        least = ".".join(map(str, LEAST[name]))
-        raise ConfigError(f"The format {form} needs {name} {least} or newer; {found} is installed. {EXTRA}")
 
 
 def installed(name: str) -> str | None:

@@ -46,7 +46,7 @@ def export_table(found: Mapping[str, Any]) -> Table:
     metric = found["demand"]["metric"]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("format", no_wrap=True)
-    for heading in (facts_of(metric).title, "difference", "outputs", "same", "MB", "ms", "rows/s"):
+    for heading in headings(metric):
         table.add_column(heading, justify="right", no_wrap=heading != metric)
     for form, section in {"torch float32": found[TORCH], **found["formats"]}.items():
         table.add_row(form, *cells(section, metric))
@@ -54,6 +54,10 @@ def export_table(found: Mapping[str, Any]) -> Table:
         bounds = [interval(section.get(name), metric) for name in ("metric", "difference")]
         table.add_row(verdict.get(section.get("good"), ""), *(Text(text, style="dim") for text in bounds))
     return table
+
+
+def headings(metric: str) -> tuple[str, ...]:
+    return (facts_of(metric).title, "difference", "outputs", "same", "MB", "ms", "rows/s")
 
 
 def cells(section: Mapping[str, Any], metric: str) -> list[str]:

@@ -24,14 +24,13 @@ from raydistill.models.checks import first_line
 from raydistill.models.load import save_model
 
 
-def write_bfloat16(source: Predictor, folder: Path) -> dict[str, Any]:
-    """Write the model's weights in bfloat16; its inputs and outputs. Raises ModelError."""
+def write_bfloat16(source: Predictor, folder: Path) -> None:
+    """Write the model's weights in bfloat16. Raises ModelError."""
     save_model(load_as_is(source.folder, dtype=torch.bfloat16), source.folder, folder)
-    return sides(source, "bfloat16")
 
 
-def write_int8(source: Predictor, folder: Path) -> dict[str, Any]:
-    """Write the model with int8 linear layers; its inputs and outputs. Raises ModelError."""
+def write_int8(source: Predictor, folder: Path) -> None:
+    """Write the model with int8 linear layers. Raises ModelError."""
     with silent():
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
         from transformers import TorchAoConfig
@@ -40,17 +39,6 @@ def write_int8(source: Predictor, folder: Path) -> dict[str, Any]:
         settings = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
         model = load_as_is(source.folder, dtype=torch.float32, quantization_config=settings)
         save_model(model, source.folder, folder)
-    return sides(source)
-
-
-def sides(source: Predictor, dtype: str = "float32") -> dict[str, Any]:
-    """Inputs and outputs of a torch model with their axes."""
-    names = source.tokenizer(["one"]).keys()
-    return {
-        "opset": None,
-        "inputs": [{"name": name, "dtype": "int64", "axes": ["batch", "length"]} for name in names],
-        "outputs": [{"name": "logits", "dtype": dtype, "axes": ["batch", len(source.task.outputs)]}],
-    }
 
 
 def load_as_is(folder: Path, **settings: Any) -> PreTrainedModel:

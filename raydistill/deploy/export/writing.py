@@ -24,7 +24,9 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
     folder = scratch / form
     folder.mkdir()
     copy_companions(source, folder)
-    graph = write_weights(form, source, folder)
+    made = write_weights(form, source, folder)
+    inputs = list(source.tokenizer(["one"]))
+    dtype = "bfloat16" if form == "safetensors-bf16" else "float32"
     content = {
         "schema": SCHEMA,
         "format": form,
@@ -34,15 +36,18 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
         "source": {"model": public_name(model), "digest": model_digest(source.folder)},
         "task": source.task.facts(),
         "max_length": source.max_length,
-        **graph,
-        "load": load_lines(form, source, [side["name"] for side in graph["inputs"]]),
+        "opset": None,
+        "inputs": [{"name": name, "dtype": "int64", "axes": ["batch", "length"]} for name in inputs],
+        "outputs": [{"name": "logits", "dtype": dtype, "axes": ["batch", len(source.task.outputs)]}],
+        **made,
+        "load": load_lines(form, source, inputs),
     }
     write_about(folder, content)
     return content
 
 
 def write_weights(form: str, source: TorchPredictor, folder: Path) -> dict[str, Any]:
-    """Weights, and config.json where the format has a config of its own; {opset, inputs, outputs}."""
+    """Weights, and config.json where the format has a config of its own; of a graph {opset, …}."""
     match form:
         case "onnx" | "onnx-int8":
             from raydistill.deploy.export import onnx
@@ -58,12 +63,12 @@ def write_weights(form: str, source: TorchPredictor, folder: Path) -> dict[str, 
         case "torch-int8":
             from raydistill.deploy.export import torch_formats
 
-            return torch_formats.write_int8(source, folder)
+            torch_formats.write_int8(source, folder)
         case "safetensors-bf16":
             from raydistill.deploy.export import torch_formats
 
-            return torch_formats.write_bfloat16(source, folder)
-    raise AssertionError(form)
+            torch_formats.write_bfloat16(source, folder)
+    return {}
 
 
 def copy_companions(source: Predictor, folder: Path) -> None:
