@@ -32,6 +32,7 @@ from raydistill.cli import main as cli
 from raydistill.cli.commands import remote
 from raydistill.cli.submit.project import NOTHING
 from raydistill.config.loading import load_config
+from raydistill.deploy.hub import print_pushed
 from raydistill.errors import RaydistillError
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.plan import make_plan
@@ -233,7 +234,8 @@ def test_what_others_say_goes_to_the_terminal_without_its_orders(capsys: pytest.
     """A warning before a job, a hub's warning, an error of a worker."""
     order = "\x1b]0;owned\x07\x1b[2J"
     remote.say_sending("http://head:8265", "job", NOTHING, [order])
-    console.warn(f"renamed {order}")
+    pushed = {"files": [], "left_out": [], "deleted": [], "warnings": [f"renamed {order}"], "private": True}
+    print_pushed(console.stderr_console(), pushed | dict.fromkeys(("repo", "revision", "url"), ""))
     console.Progress()({"phase": "wait", "note": f"away {order}"})
     shown = capsys.readouterr().err
     assert shown.count("owned") == 3

@@ -66,13 +66,6 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def warn(text: str) -> None:
-    """Tell people on stderr what they may want to mend."""
-    from rich.text import Text
-
-    stderr_console().print(Text(f"warning: {harmless(redact(text))}"))
-
-
 class Progress:
     """Shows what long work says of itself, on stderr: a bar on a terminal, elsewhere a line now and then.
 

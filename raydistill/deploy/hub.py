@@ -7,7 +7,6 @@ environment or the hub's own login, and is taken out of everything that is print
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill.deploy.export import EXPORT_FILE
-from raydistill.deploy.outgoing import advice, check_credentials, check_links, chosen_files
-from raydistill.errors import ConfigError, ModelError, RaydistillError
-from raydistill.models.folder import is_model_file
-from raydistill.storage.paths import is_url, resolve_path
+from raydistill.deploy.opening import model_folder
+from raydistill.errors import ConfigError, RaydistillError
+from raydistill.models.folder import CARD, TOKENIZER_FILES
 from raydistill.storage.redaction import HIDDEN, harmless, redact
-from raydistill.storage.storage import Storage
-from raydistill.tracking.lineage import package_versions
+from raydistill.tracking.lineage import credential_line, package_versions
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -36,15 +33,17 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.onnx", "*.onnx[._]dat
 """Names that decide what a repository is loaded as: such files of an earlier model would be taken for this one's."""
 TOKENS = "https://huggingface.co/settings/tokens"
 WAYS_OUT = {
-    400: "Mend what it says and run the command again.",
     401: f"Make a token with write access at {TOKENS} and set HF_TOKEN to it, or log in with `hf auth login`.",
-    403: "Use a token with write access to that owner's models, or another owner's name.",
+    403: "Use a token with write access to that owner's models, or another owner's name; or free storage on the hub.",
     404: "Check the repository's name, --revision, and that the token may see the repository.",
-    **dict.fromkeys((402, 413), "Free storage or change the plan in the account's settings on the hub."),
-    **dict.fromkeys((409, 412), "Somebody else was writing to it; run the command again."),
-    429: "Wait some minutes and run the command again; what has arrived is not sent twice.",
+    **dict.fromkeys((409, 412, 429, 500, 502, 503, 504), "Run the command again, later if need be."),
 }
-FULL = re.compile(r"(?i)storage|quota|billing")
+FILES = (
+    *("config.json", "*_config.json", "*.safetensors", "*.safetensors.index.json", "*.onnx", "*.onnx[._]data"),
+    *(*TOKENIZER_FILES, "chat_template.jinja", EXPORT_FILE, CARD, "LICENSE*", "NOTICE*"),
+)
+"""Names that are sent; Python files only where config.json says that the model's code is in them."""
+BINARY = ("*.safetensors", "*.onnx", "*.onnx[._]data", "*.model")
 
 
 class PushError(RaydistillError):
@@ -59,29 +58,22 @@ def push_model(
     revision: str | None = None,
     message: str | None = None,
     storage: str,
-    warn: Callable[[str], None],
 ) -> dict[str, Any]:
     """Send the model MODEL to the hub repository ``repo``, made private where it is new and ``private`` is None.
 
     An existing one keeps its visibility; where ``private`` says otherwise nothing is sent. Weights of an earlier model
-    are deleted in the same commit. ``warn`` is told, before anything is sent, what the user may want to
-    mend. Raises ConfigError or ModelError for names and folders that cannot be meant and for a credential in a
-    file, PushError for what the hub refuses.
+    are deleted in the same commit. Raises ConfigError or ModelError for names and folders that cannot be meant and for
+    a credential in a file, PushError for what the hub refuses.
     """
     check_repo(repo)
-    folder = local_folder(model, storage)
+    folder = model_folder(model, storage)
     files, left_out = chosen_files(folder)
     check_links(folder, files)
     check_credentials(files)
-    told = advice(folder, files)
-    for text in told:
-        warn(text)
     work = partial(send, repo=repo, files=files, private=private, revision=revision or MAIN, message=message)
     pushed = talk(repo, work)
-    for text in (told_by_hub := pushed.pop("warnings")):
-        warn(text)
     sizes = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
-    return {"model": model, **pushed, "files": sizes, "left_out": left_out, "warnings": told + told_by_hub}
+    return {"model": model, **pushed, "files": sizes, "left_out": left_out}
 
 
 def send(
@@ -125,35 +117,51 @@ def check_repo(repo: str) -> None:
         raise ConfigError(f"{repo!r} is no name of a hub repository: {error} Write OWNER/NAME.") from error
 
 
-def local_folder(model: str, storage: str) -> Path:
-    """Find the local folder of a finished model, exported or not, without loading torch."""
-    if model.startswith(("runs:/", "models:/")):
-        from raydistill.tracking.registry import resolve_model_uri
+def chosen_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files of a model folder that are sent, and the names of what is not."""
+    has_code = '"auto_map"' in (folder / "config.json").read_text(encoding="utf-8")
+    patterns = (*FILES, "*.py") if has_code else FILES
+    entries = sorted(folder.iterdir())
+    files = [path for path in entries if path.is_file() and any(fnmatch(path.name, p) for p in patterns)]
+    return files, [path.name + "/" * path.is_dir() for path in entries if path not in files]
 
-        folder = resolve_model_uri(model, Storage(storage))
-    else:
-        path = None if is_url(model) else resolve_path(model)
-        if path is None:
-            raise ConfigError(f"{model} is no folder here. Name a folder, pkg://…, runs:/… or models:/NAME@ALIAS.")
-        folder = path
-    if not (folder / "config.json").is_file():
-        hint = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
-        raise ModelError(f"{folder} has no config.json. Give the folder of a finished model.{hint}")
-    if not any(is_model_file(path.name) and path.name != "config.json" for path in folder.iterdir()):
-        raise ModelError(
-            f"{folder} holds no weights as safetensors or ONNX, and pickled ones are not sent: loading them can run "
-            'code. Convert them: `AutoModel.from_pretrained(folder).save_pretrained("converted")`.'
-        )
-    return folder
+
+def check_links(folder: Path, files: Sequence[Path]) -> None:
+    """Raises ConfigError for a link that leads out of the folder, unless into its own part of the hub's cache."""
+    root = folder.resolve()
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    for path in files:
+        target = path.resolve()
+        if not target.is_relative_to(root) and target.parent != blobs:
+            raise ConfigError(
+                f"{path} is a link that leads to {target}, out of the folder, so nothing was sent. Put a copy of what "
+                "you mean in its place, then push again."
+            )
+
+
+def check_credentials(files: Sequence[Path]) -> None:
+    """Raises ConfigError for a file that would take a credential to the hub."""
+    for path in files:
+        if any(fnmatch(path.name, pattern) for pattern in BINARY):
+            continue
+        if (line := credential_line(path.read_bytes())) is not None:
+            raise ConfigError(
+                f"{path} names a credential in line {line}, so nothing was sent. Take it out of the file (and revoke "
+                "it where others have seen the file), then push again."
+            )
 
 
 def talk(repo: str, work: Callable[[HfApi], dict[str, Any]]) -> dict[str, Any]:
     """Return what ``work`` does, with what the hub warned of; the hub's errors become PushErrors without the token."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.utils import disable_progress_bars
 
-    endpoint, token = redact(constants.ENDPOINT), None
+    endpoint, token = redact(constants.ENDPOINT), get_token()
+    if not token:
+        raise PushError(f"There is no token for the hub at {endpoint}. {WAYS_OUT[401]}")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
-        token = required_token(endpoint)
         api = HfApi(token=token, library_name="raydistill", library_version=package_versions().get("raydistill"))
         with hidden(token), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -167,22 +175,9 @@ def talk(repo: str, work: Callable[[HfApi], dict[str, Any]]) -> dict[str, Any]:
     raise PushError(failure)  # not in the handler: the context would hold what the hub said, perhaps the token
 
 
-def required_token(endpoint: str) -> str:
-    """Return the token that the hub's client finds; PushError for none, or for one that no header can hold."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if not token:
-        raise PushError(f"There is no token for the hub at {endpoint}. {WAYS_OUT[401]}")
-    if not re.fullmatch(r"[!-~]+", token):
-        raise PushError(f"The token for the hub at {endpoint} has characters that no token has. {WAYS_OUT[401]}")
-    return token
-
-
 @contextmanager
 def hidden(token: str) -> Iterator[None]:
-    """Take the token out of what the hub's client logs; show its progress bars on a terminal only."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    """Take the token out of what the hub's client logs."""
 
     def hide(record: logging.LogRecord) -> bool:
         record.msg, record.args = harmless(without(token, record.getMessage())), ()
@@ -191,47 +186,33 @@ def hidden(token: str) -> Iterator[None]:
     handlers = logging.getLogger("huggingface_hub").handlers
     for handler in handlers:
         handler.addFilter(hide)
-    is_quiet = not sys.stderr.isatty() and not are_progress_bars_disabled()
-    if is_quiet:
-        disable_progress_bars()
     try:
         yield
     finally:
-        if is_quiet:
-            enable_progress_bars()
         for handler in handlers:
             handler.removeFilter(hide)
 
 
-def without(token: str | None, text: str) -> str:
+def without(token: str, text: str) -> str:
     """Take this token and any other credential out of a text."""
-    return redact(text.replace(token, HIDDEN) if token else text)
+    return redact(text.replace(token, HIDDEN))
 
 
 def explain(error: BaseException, repo: str, endpoint: str) -> str:
     """Say what the hub refused and the way out; an upload's error carries the hub's own as its cause."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
     answered: BaseException | None = error
     while answered is not None and getattr(answered, "response", None) is None:
         answered = answered.__cause__
-    if isinstance(error, OfflineModeIsEnabled):
-        return "The hub client is in offline mode. Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to push."
     if answered is None:
-        if isinstance(error, ValueError | KeyError):
-            return (
-                f"The hub at {endpoint} did not take {repo}: {one_line(error)}. Check HF_ENDPOINT and the model card."
-            )
         return (
-            f"The hub at {endpoint} cannot be reached: {type(error).__name__}: {one_line(error)}. Check the network "
-            "and HF_ENDPOINT; where the hub has no Xet storage, set HF_HUB_DISABLE_XET=1."
+            f"The hub at {endpoint} did not take {repo}: {type(error).__name__}: {one_line(error)}. Check the network, "
+            "HF_ENDPOINT, the model card, and that HF_HUB_OFFLINE is not set; where the hub has no Xet storage, set "
+            "HF_HUB_DISABLE_XET=1."
         )
     status = int(answered.response.status_code)  # type: ignore[attr-defined]
     said = one_line(error if isinstance(error, ValueError) else getattr(answered, "server_message", None) or answered)
-    way_out = WAYS_OUT.get(status, "The fault is the hub's; try again later." if status >= 500 else WAYS_OUT[400])
-    if status == 403 and FULL.search(said):
-        way_out = WAYS_OUT[402]
     what = "does not accept the token" if status == 401 else f"did not take {repo}"
+    way_out = WAYS_OUT.get(status, "Mend what it says and run the command again.")
     return f"The hub at {endpoint} {what} ({status}: {said}). {way_out}"
 
 
@@ -255,5 +236,6 @@ def print_pushed(console: Console, pushed: dict[str, Any]) -> None:
     if pushed["deleted"]:
         told.append(f"Deleted there, as it was of an earlier model: {', '.join(pushed['deleted'])}.")
     told.append(f"Pushed to {pushed['repo']} ({visibility(pushed['private'])}), {pushed['revision']}: {pushed['url']}")
+    told += [f"The hub warns: {text}" for text in pushed["warnings"]]
     for line in told:
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(harmless(line)), soft_wrap=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydistill.deploy.export import EXPORT_FILE, FORMATS
-from raydistill.deploy.predictor import Predictor, TorchPredictor, registered_hint
 from raydistill.errors import ModelError
 from raydistill.models.folder import read_json, resolve_model
 from raydistill.storage.paths import resolve_path
 from raydistill.storage.storage import Storage
+
+if TYPE_CHECKING:
+    from raydistill.deploy.predictor import Predictor
 
 
 def read_export(folder: Path) -> dict[str, Any]:
@@ -41,25 +43,30 @@ def open_folder(folder: Path, max_length: int | None = None, device: str | None 
 
     Raises ModelError for a folder that is none, ConfigError for a wrong length or a missing package.
     """
+    from raydistill.deploy.predictor import TorchPredictor
+
     if (folder / EXPORT_FILE).is_file():
         return open_export(folder, max_length, device)
     return TorchPredictor(folder, max_length, device)
 
 
 def model_folder(model: str, storage: str) -> Path:
-    """The local folder of MODEL: a folder, pkg://, a hub name, or an MLflow URI of the store beside ``storage``."""
+    """The local folder of MODEL: a folder, pkg://, a hub name, or an MLflow URI of the store beside ``storage``.
+
+    Raises ModelError where it is no folder of a model that transformers loads, nor an export.
+    """
     if model.startswith(("runs:/", "models:/")):
         from raydistill.tracking.registry import resolve_model_uri
 
-        return resolve_model_uri(model, Storage(storage))
+        model = str(resolve_model_uri(model, Storage(storage)))
     local = resolve_path(model)
     if local is not None and (local / EXPORT_FILE).is_file():
         return local
     try:
         return resolve_model(model)
-    except ModelError:
-        if local is None and (hint := registered_hint(model, storage)) is not None:
-            raise ModelError(hint) from None
+    except ModelError as error:
+        if local is None:
+            raise ModelError(f"{error} A registered model is called models:/NAME@ALIAS.") from error
         raise
 
 

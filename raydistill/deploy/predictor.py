@@ -6,7 +6,7 @@ them apart.
 
 from __future__ import annotations
 
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +17,11 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raydistill.deploy.export import EXPORT_FILE
-from raydistill.errors import ConfigError, ModelError, TrackingError
+from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
 from raydistill.models.load import load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
-from raydistill.storage.storage import Storage
 from raydistill.tasks import task_of_model
 
 Text = str | tuple[str, str]
@@ -30,7 +29,7 @@ Inputs = Mapping[str, torch.Tensor]
 BATCH_ROWS = 32
 
 
-class Predictor:
+class Predictor(ABC):
     """A model folder with its tokenizer and its task; subclasses say what computes the outputs."""
 
     device = torch.device("cpu")
@@ -61,9 +60,9 @@ class Predictor:
         inputs = self.tokenizer(batch, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
+    @abstractmethod
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """Outputs (B, C) of encoded texts, float32."""
-        raise TypeError(f"{type(self).__name__} computes nothing; open a folder with open_folder.")
 
     def outputs(self, texts: Sequence[Text]) -> np.ndarray:
         """Outputs (N, C) in the order of the texts; the forward passes go by length, which saves padding."""
@@ -106,21 +105,6 @@ def open_tokenizer(folder: Path) -> Any:
 def pick_device(wanted: str | None) -> torch.device:
     """``wanted``, or else the GPU where there is one."""
     return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def registered_hint(model: str, storage: str) -> str | None:
-    """What to write instead of the bare name of a registered model; None where there is none of the name."""
-    from raydistill.tracking.registry import existing_store, list_versions
-
-    try:
-        found = list_versions(model, existing_store(Storage(storage))) if re.fullmatch(r"[\w.-]+", model) else []
-    except TrackingError:
-        return None
-    if not found:
-        return None
-    aliases = [f"models:/{model}@{alias}" for version in found for alias in version.aliases]
-    names = " or ".join([*aliases, f"models:/{model}/{found[0].version}"][:3])
-    return f"There is no folder {model!r} here, and no such model on the hub, but one is registered: write {names}."
 
 
 def stored_length(folder: Path) -> int | None:

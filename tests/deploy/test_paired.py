@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from raydistill.errors import ConfigError, DataError, ModelError
 from raydistill.pipeline.distill import distill
 from raydistill.storage.storage import Storage
 from raydistill.tasks import TextClassification, TextRegression, task_of
-from raydistill.tasks.statistics import mcnemar
 
 LABELS = ("film", "money", "sport")
 TASK = TextClassification(LABELS)
@@ -107,16 +105,6 @@ def test_pairs_are_second_minus_first_with_mcnemar(folders: dict[str, Path], row
     assert pair["agreement"] == pytest.approx((first == second).mean())
 
 
-@pytest.mark.parametrize(("only_a", "only_b", "both"), [(12, 3, 40), (0, 5, 1), (7, 7, 0), (0, 0, 9), (1, 0, 0)])
-def test_mcnemar_is_the_exact_binomial(only_a: int, only_b: int, both: int) -> None:
-    a = np.array([True] * (only_a + both) + [False] * only_b)
-    found = mcnemar(a, np.array([False] * only_a + [True] * (both + only_b)))
-    assert (found["only_first"], found["only_second"]) == (only_a, only_b)
-    total, less = only_a + only_b, min(only_a, only_b)
-    tail = sum(comb(total, k) for k in range(less + 1)) / 2**total
-    assert found["p"] == pytest.approx(min(1.0, 2 * tail))
-
-
 def test_speed_is_measured_at_median_length_for_all(folders: dict[str, Path], rows: TestRows) -> None:
     found, rounds = measure_speed({n: open_folder(f) for n, f in folders.items()}, rows.texts)
     assert len(rounds["a"]) == len(rounds["b"]) == found["a"]["repeats"]
@@ -147,11 +135,6 @@ def test_models_of_other_labels_are_refused(folders: dict[str, Path], rows: Test
     number = save_tiny(tmp_path / "number", "bert", num_layers=1, labels=("value",))
     with pytest.raises(ModelError, match="a is for text classification, number for text regression"):
         compare_paired({"a": open_folder(folders["a"]), "number": open_folder(number)}, rows, latency=False)
-
-
-def test_the_base_class_computes_nothing(folders: dict[str, Path]) -> None:
-    with pytest.raises(TypeError, match="open_folder"):
-        Predictor(folders["a"]).forward({})
 
 
 def test_prepared_rows_have_the_hashes_of_the_same_rows_read_anew(csv: Path, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.servers import make_config
 from kit.tiny import save_tiny
 
 from raydistill.cli import main as cli
-from raydistill.config.tree import Config
 from raydistill.deploy.inference import predict_texts
 from raydistill.errors import TrackingError
 from raydistill.storage.storage import Storage
-from raydistill.tracking.registry import list_versions, log_student, register_student, version_by_alias, write_model
+from raydistill.tracking.registry import list_versions, log_student, register_student, version_by_alias
 from raydistill.tracking.runs import RunRef, open_client, start_run
 
 LABELS = ("bad", "fine", "good")
@@ -51,15 +51,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(storage: Storage, run_key: str, **more: Any) -> RunRef:
-    config = Config.model_validate(
-        {
-            "data": {"path": "x"},
-            **more,
-            "teacher": {"model": "t"},
-            "stages": {"d": {"losses": {"kd": {"type": "forward_kl"}}}},
-        }
-    )
-    return start_run(config, storage, run_key)
+    return start_run(make_config(**more), storage, run_key)
 
 
 def register(ref: RunRef, name: str, student: Path, run_key: str = "key") -> int:
@@ -85,11 +77,13 @@ def in_plain_process(code: str, **values: str) -> dict:
 
 
 def test_registered_student_loads_without_raydistill(storage: Storage, student: Path, tmp_path: Path) -> None:
+    """By MLflow and by transformers; a pair by its columns."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     ref = run(storage, "plain")
     register(ref, "plain", student)
+    register_student(run(storage, "pairs"), "pairs", student, RESULTS, run_key="pairs", has_pairs=True)
     texts = ["a good film", "the bad plot and the poor actor in a very bad scene", "money"]
     answer = in_plain_process(
         """
@@ -102,10 +96,12 @@ def test_registered_student_loads_without_raydistill(storage: Storage, student: 
         plain = AutoModelForSequenceClassification.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         texts = json.loads(values["texts"])
+        pairs = mlflow.pyfunc.load_model("models:/pairs/1")
         print(json.dumps({
             "rows": model.predict(texts),
             "one": model.predict("a good film"),
             "flavour": mlflow.transformers.load_model(uri)(texts[0])[0],
+            "pair": pairs.predict([{"text": texts[0], "text_pair": texts[0]}])[0],
             "logits": plain(**tokenizer(texts[0], return_tensors="pt")).logits.tolist(),
             "ours": [name for name in sys.modules if name.partition(".")[0] == "raydistill"],
         }))
@@ -114,10 +110,8 @@ def test_registered_student_loads_without_raydistill(storage: Storage, student: 
         folder=str(tmp_path),
         texts=json.dumps(texts),
     )
-    model, tokenizer = (
-        AutoModelForSequenceClassification.from_pretrained(student),
-        AutoTokenizer.from_pretrained(student),
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(student)
+    tokenizer = AutoTokenizer.from_pretrained(student)
     for text, row in zip(texts, answer["rows"], strict=True):
         inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=8)
         scores = model(**inputs).logits.detach().softmax(-1)[0]
@@ -127,24 +121,12 @@ def test_registered_student_loads_without_raydistill(storage: Storage, student: 
     for alone in (one, answer["flavour"]):  # a batch of one rounds otherwise than one of three
         assert alone["label"] == answer["rows"][0]["label"]
         assert alone["score"] == pytest.approx(answer["rows"][0]["score"], abs=1e-5)
-    expected = model(**tokenizer(texts[0], return_tensors="pt")).logits.detach()
-    torch.testing.assert_close(torch.tensor(answer["logits"]), expected, atol=1e-6, rtol=0)
+    (pair,) = predict_texts(str(student), [(texts[0], texts[0])])
+    assert (answer["pair"]["label"], answer["pair"]["score"]) == (pair["label"], pytest.approx(pair["score"], abs=1e-5))
+    assert abs(pair["score"] - one["score"]) > 1e-5
+    logits = model(**tokenizer(texts[0], return_tensors="pt")).logits.detach()
+    torch.testing.assert_close(torch.tensor(answer["logits"]), logits, atol=1e-6, rtol=0)
     assert answer["ours"] == []
-
-
-def test_a_student_of_pairs_loads_by_name(storage: Storage, student: Path, tmp_path: Path) -> None:
-    ref = run(storage, "pairs")
-    version = register_student(ref, "pairs", student, RESULTS, run_key="pairs", has_pairs=True)
-    text = f"""
-        import mlflow
-        mlflow.set_tracking_uri("{ref.tracking_uri}")
-        model = mlflow.pyfunc.load_model("models:/pairs/{version}")
-        print(json.dumps(model.predict([{{"text": "a good film", "text_pair": "a good film"}}])))
-    """
-    (found,) = in_plain_process(text, folder=str(tmp_path))
-    (expected,) = predict_texts(str(student), [("a good film", "a good film")])
-    assert found["label"] == expected["label"]
-    assert found["score"] == pytest.approx(expected["score"], abs=1e-5)
 
 
 def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_path: Path) -> None:
@@ -167,18 +149,6 @@ def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_
     seconds, *heavy = json.loads(done.stdout)
     assert heavy == [False, False]
     assert seconds < 3  # of processor time; 0.4 measured
-
-
-def test_pairs_are_scored_by_column_name(tmp_path: Path, student: Path) -> None:
-    import mlflow
-
-    write_model(student, tmp_path / "m", has_pairs=True)
-    model = mlflow.pyfunc.load_model(str(tmp_path / "m"))
-    rows = [{"text": "good film", "text_pair": "bad plot"}, {"text": "good film", "text_pair": "money"}]
-    first, second = model.predict(rows)
-    assert first["score"] != second["score"]
-    with pytest.raises(mlflow.exceptions.MlflowException, match="text_pair"):
-        model.predict([{"text": "good film"}])
 
 
 def test_version_has_headline_alias_and_run(storage: Storage, student: Path) -> None:
@@ -348,19 +318,13 @@ def test_data_is_read_as_the_models_run_wrote_its_labels(storage: Storage, tmp_p
     assert rows.targets.values.tolist() == [[1, 0, 0], [0, 1, 1]]
 
 
-def test_the_bare_name_of_a_registered_model_gets_a_hint(
-    storage: Storage, student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_bare_name_of_a_registered_model_gets_a_hint(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     from raydistill.deploy.opening import open_model
     from raydistill.errors import ModelError
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    register(run(storage, "mood"), "mood", student)
-    with pytest.raises(ModelError, match=r"one is registered: write models:/mood@challenger or models:/mood/1\."):
+    with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE is set.*A registered model is called models:/NAME@ALIAS"):
         open_model("mood", None, storage.url)
-    for name, place in (("moods", storage.url), ("mood", str(tmp_path))):
-        with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
-            open_model(name, None, place)
 
 
 def test_columns_of_a_student_that_lies_in_storage(tmp_path: Path) -> None:

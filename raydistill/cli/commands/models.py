@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydistill.cli.commands import app
-from raydistill.cli.console import REFUSED, CommandResult, Progress, warn
+from raydistill.cli.console import REFUSED, CommandResult, Progress
 from raydistill.cli.options import DataOverrides, DataPath, Json, MaxLength, Model, SplitName, StorageUrl
 from raydistill.config.tree import STORAGE
 from raydistill.deploy.export import FORMATS
@@ -175,7 +175,5 @@ def push(
     """Send a model's files and its card to a Hugging Face hub; the token comes from HF_TOKEN or `hf auth login`."""
     from raydistill.deploy import hub
 
-    pushed = hub.push_model(
-        model, repo, private=private, revision=revision, message=message, storage=storage, warn=warn
-    )
+    pushed = hub.push_model(model, repo, private=private, revision=revision, message=message, storage=storage)
     return CommandResult(lambda: pushed, lambda console: hub.print_pushed(console, pushed))
