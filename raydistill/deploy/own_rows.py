@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,15 @@ def find_test_rows(model: str, task: Task, data: Data | None, split: str, storag
             f"{model} comes from no run of the storage {place.show()}, so there are no test rows of its own. Name "
             "labelled rows with --data, or the run's storage with --storage."
         )
-    return run_rows(run_key, task, split, place)
+    with suppress(Missing):
+        for name in place.read_json("runs", run_key, "run.json")["artifacts"]:
+            kind, _, key = name.partition("/")
+            if kind == "data" and (made := Artifact(place, kind, key)).exists():
+                return prepared_rows(made, task, split)
+    raise ConfigError(
+        f"The data of run {run_key} is not in the storage {place.show()}. Name labelled rows with --data, or the run's "
+        "storage with --storage."
+    )
 
 
 def read_named_rows(data: Data, task: Task, split: str, names: Columns, section: TaskSection) -> TestRows:
@@ -63,48 +70,24 @@ def section_of(model: str, task: Task, storage: str) -> TaskSection:
 
 
 def settings_of(model: str, storage: str, section: str, kind: type[Section]) -> dict[str, Any]:
-    """What the config of the run that a model comes from says in a section, of the fields that ``kind`` has; empty
-    where it cannot be told."""
-    found = all_settings_of(model, storage, section)
-    return {name: value for name, value in found.items() if name in kind.model_fields}
-
-
-def all_settings_of(model: str, storage: str, section: str) -> dict[str, Any]:
-    """The same with what other releases may have written there."""
+    """What the config of the run that a model comes from says in a section, of the fields that ``kind`` has: other
+    releases may have written others. Empty where it cannot be told."""
     place = Storage(storage)
-    if not model.startswith(("models:/", "runs:/")):
-        run_key = _run_of_folder(Path(model), place)
-        try:
-            config = place.read_json("runs", run_key, "results.json")["config"] if run_key else {}
-        except Missing:
-            config = {}
-        return dict(reduce(lambda found, name: found.get(name, {}), section.split("."), config))
-    uri = existing_store(place)
-    run_id = run_id_of(model, uri)
-    run = find_run(run_id, uri) if run_id else None
-    params = run.data.params if run is not None else {}
-    inside = {name: value for name, value in params.items() if name.startswith(f"{section}.") and value != "null"}
-    # lists are JSON there, and may be cut: what the labels are the model itself tells
-    return {name.removeprefix(f"{section}."): value for name, value in inside.items() if value[:1] + value[-1:] != "[]"}
-
-
-def run_rows(run_key: str, task: Task, split: str, storage: Storage) -> TestRows:
-    """The rows of a split that a run prepared, for a finished model of ``task``.
-
-    Raises ConfigError where storage has them no more.
-    """
-    try:
-        made = storage.read_json("runs", run_key, "run.json")["artifacts"]
-    except Missing:
-        made = []
-    for name in made:
-        kind, _, key = name.partition("/")
-        if kind == "data" and Artifact(storage, kind, key).exists():
-            return prepared_rows(Artifact(storage, kind, key), task, split)
-    raise ConfigError(
-        f"The data of run {run_key} is not in the storage {storage.show()}. Name labelled rows with --data, or the "
-        "run's storage with --storage."
-    )
+    found: dict[str, Any] = {}
+    if model.startswith(("models:/", "runs:/")):
+        uri = existing_store(place)
+        run_id = run_id_of(model, uri)
+        run = find_run(run_id, uri) if run_id else None
+        params = run.data.params if run is not None else {}
+        # lists are JSON there, and may be cut: what the labels are the model itself tells
+        own = {name: value for name, value in params.items() if value != "null" and value[:1] + value[-1:] != "[]"}
+        found = {n.removeprefix(f"{section}."): value for n, value in own.items() if n.startswith(f"{section}.")}
+    elif run_key := _run_of_folder(Path(model), place):
+        with suppress(Missing):
+            found = place.read_json("runs", run_key, "results.json")["config"]
+            for name in section.split("."):
+                found = found.get(name, {})
+    return {name: value for name, value in found.items() if name in kind.model_fields}
 
 
 def run_key_of(model: str, storage: Storage) -> str | None:

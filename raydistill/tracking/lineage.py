@@ -18,7 +18,6 @@ from raydistill.config.loading import flatten
 from raydistill.storage.redaction import redact, redact_values
 
 if TYPE_CHECKING:
-    from raydistill.config.data import Data
     from raydistill.config.tree import Config
 
 PACKAGES = (
@@ -147,21 +146,6 @@ def lineage_tags(facts: Mapping[str, Any]) -> dict[str, str]:
         tags |= {"raydistill.git_commit": git["commit"], "raydistill.git_dirty": _spell(git["dirty"])}
         tags["mlflow.source.git.commit"] = git["commit"]
     return tags
-
-
-def data_source(data: Data) -> tuple[str, dict[str, Any]]:
-    """MLflow's source type and description of where the data comes from."""
-    scheme = data.path.split("://", 1)[0] if "://" in data.path else None
-    if scheme in ("http", "https"):
-        return "http", {"url": data.path}
-    if scheme in ("s3", "gs"):
-        return scheme, {"uri": data.path}
-    if scheme is not None:  # pkg:// and other file systems: MLflow has no type of its own for them
-        return "code", {"tags": {"path": data.path}}
-    path = Path(data.path).expanduser()
-    if data.format != "hub" and (path.exists() or path.is_absolute()):
-        return "local", {"uri": str(path.absolute())}
-    return "hugging_face", {"path": data.path, "revision": data.revision}
 
 
 def _numbers(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:

@@ -33,7 +33,6 @@ from raydistill.tracking.endpoint import (
 from raydistill.tracking.journal import Point, Sender, Writer, metric_name
 from raydistill.tracking.lineage import (
     config_hash,
-    data_source,
     describe_environment,
     figures,
     lineage_tags,
@@ -116,12 +115,11 @@ def log_data(ref: RunRef, data: Data, digest: str, num_rows: Mapping[str, int]) 
     with reported(ref.tracking_uri):
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        kind, source = data_source(data)
         entity = Dataset(
             name=redact(data.path.rstrip("/").rsplit("/", 1)[-1])[:500] or "data",
             digest=digest[:MAX_DIGEST_LENGTH],
-            source_type=kind,
-            source=redact(json.dumps(source)),
+            source_type="code",  # the one of MLflow's types that takes any kind of path
+            source=json.dumps({"tags": {"path": redact(data.path)}}),
             profile=json.dumps({"num_rows": dict(num_rows)}),
         )
         inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])]

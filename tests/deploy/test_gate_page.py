@@ -199,8 +199,6 @@ def test_pages_of_other_tasks(kind: str, said: list[str], unsaid: list[str], tmp
         assert part in text, part
     for part in unsaid:
         assert part not in text, part
-    _, console = browse(tmp_path / "gate.html")
-    assert console == ""
 
 
 def hostile(node: Any, name: str = "") -> Any:

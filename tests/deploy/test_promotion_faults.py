@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -47,16 +46,9 @@ sys.exit(code)
 """
 
 
-@pytest.fixture(scope="module")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_life(tmp_path_factory.mktemp("life"))
-
-
-@pytest.fixture
-def place(life: Path, tmp_path: Path) -> Storage:
-    shutil.copytree(life / "storage", tmp_path / "storage")
+@pytest.fixture(autouse=True)
+def gate(tmp_path: Path) -> None:
     (tmp_path / "gate.yaml").write_text(json.dumps(LENIENT.model_dump()))
-    return Storage(str(tmp_path / "storage"))
 
 
 def command(place: Storage, kill_at: int, *arguments: str) -> subprocess.Popen[str]:
@@ -117,19 +109,3 @@ def test_it_is_the_same_with_a_server_and_storage_behind_a_url(
         assert aliases(place) == {"challenger": 3, "champion": 1}
     finally:
         stop_server(server)
-
-
-def test_two_processes_promote_one_after_the_other(place: Storage) -> None:
-    move_champion("toy", 2, None, tracking_uri(place))
-    processes = {
-        version: command(place, -1, "promote", "toy", "--version", str(version), "--json") for version in (1, 3)
-    }
-    against = {}
-    for version, process in processes.items():
-        with process:
-            out, said = process.communicate(timeout=180)
-            assert process.returncode == 0, said
-            against[version] = json.loads(out)["champion"]
-    first = next(version for version, champion in against.items() if champion == 2)
-    assert against[4 - first] == first
-    assert (aliases(place)["champion"], aliases(place)["previous"]) == (4 - first, first)

@@ -19,6 +19,8 @@ from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.registry.aliases import move_champion
 
+pytestmark = pytest.mark.usefixtures("quick_timing")
+
 MAIN = {NUMBERS: "pearson", TAGS: "micro_f1"}
 NUM_ROWS, NUM_TEST = 480, 48
 LENIENT = Gate(min_rows=NUM_TEST, max_latency_ratio=20.0, min_class_recall=0.1, min_retention=0.5)
