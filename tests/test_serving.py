@@ -36,7 +36,7 @@ from transformers import pipeline
 from raydistill.cli import main as cli
 from raydistill.config.loading import load_config
 from raydistill.pipeline.distill import distill
-from raydistill.tracking.registry import write_model
+from raydistill.tracking.registry.students import write_model
 
 SERVE = ROOT / "jobs" / "serve.py"
 TEXTS = ["the team was good and the match was great", "money in the bank", "a poor film", "movie " * 50]

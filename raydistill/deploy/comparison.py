@@ -16,7 +16,7 @@ from raydistill.errors import ConfigError
 from raydistill.evaluate.evidence import read_seen
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
-from raydistill.tracking.registry import run_tags
+from raydistill.tracking.registry.versions import run_tags
 
 if TYPE_CHECKING:
     from rich.console import Console

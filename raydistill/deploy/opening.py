@@ -56,7 +56,7 @@ def model_folder(model: str, storage: str) -> Path:
     Raises ModelError where it is no folder of a model that transformers loads, nor an export.
     """
     if model.startswith(("runs:/", "models:/")):
-        from raydistill.tracking.registry import resolve_model_uri
+        from raydistill.tracking.registry.versions import resolve_model_uri
 
         model = str(resolve_model_uri(model, Storage(storage)))
     local = resolve_path(model)

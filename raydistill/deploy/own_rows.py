@@ -15,8 +15,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Missing
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Task
-from raydistill.tracking.registry import existing_store, run_tags, version_named
-from raydistill.tracking.registry.versions import find_run
+from raydistill.tracking.registry.versions import existing_store, find_run, run_tags, version_named
 from raydistill.tracking.runs import RUN_KEY
 
 

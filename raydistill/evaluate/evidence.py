@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from raydistill.errors import ArtifactError
 from raydistill.evaluate.compare import Predictions, read_predictions
 from raydistill.storage.artifacts import Artifact
-from raydistill.tracking.registry import run_file
+from raydistill.tracking.registry.versions import run_file
 
 FOLDER = "evaluation"
 PREDICTIONS = "predictions-test.parquet"

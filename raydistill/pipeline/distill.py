@@ -25,7 +25,7 @@ from raydistill.storage.locks import lock
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
-from raydistill.tracking.registry import log_student, name_challenger, register_student
+from raydistill.tracking.registry.students import log_student, name_challenger, register_student
 from raydistill.tracking.runs import RunRef, drain, finish_run, log_data, log_files, prepare_store, start_run, tag_run
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from raydistill.evaluate.compare import Predictions
 from raydistill.evaluate.intervals import gain
 from raydistill.evaluate.results import ModelOutcome
 from raydistill.evaluate.scoreboard import Scoreboard
-from raydistill.tracking.registry import CHALLENGER, Version, run_tags, version_by_alias
 from raydistill.tracking.registry.aliases import CHAMPION
+from raydistill.tracking.registry.students import CHALLENGER
+from raydistill.tracking.registry.versions import Version, run_tags, version_by_alias
 
 if TYPE_CHECKING:
     from raydistill.tasks import Task

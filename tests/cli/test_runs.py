@@ -30,7 +30,8 @@ from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import DEFAULTS, tracking_uri
 from raydistill.tracking.lineage import headline
 from raydistill.tracking.listing import PAGE, Found
-from raydistill.tracking.registry import Version, list_versions, register_student
+from raydistill.tracking.registry.students import register_student
+from raydistill.tracking.registry.versions import Version, list_versions
 from raydistill.tracking.runs import RunRef, finish_run, open_client, start_run
 
 RESULTS = build_results(outcome())

@@ -23,7 +23,7 @@ from raydistill.deploy.hub import PushError, push_model
 from raydistill.errors import ConfigError, ModelError
 from raydistill.storage.storage import Storage
 from raydistill.tracking.lineage import credential_line
-from raydistill.tracking.registry import register_student, write_model
+from raydistill.tracking.registry.students import register_student, write_model
 from raydistill.tracking.runs import start_run
 
 CARD = b"---\nlibrary_name: transformers\n---\n\n# tiny\n"

@@ -26,8 +26,8 @@ from raydistill.evaluate.evidence import read_kept_predictions, read_seen
 from raydistill.storage.locks import lock
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
-from raydistill.tracking.registry import list_versions, resolve_model_uri
 from raydistill.tracking.registry.aliases import move_champion
+from raydistill.tracking.registry.versions import list_versions, resolve_model_uri
 
 pytestmark = pytest.mark.usefixtures("quick_timing")
 

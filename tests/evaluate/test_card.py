@@ -29,7 +29,8 @@ from raydistill.storage.garbage import list_artifacts, remove_artifact
 from raydistill.storage.manifest import folder_digest
 from raydistill.storage.storage import Storage
 from raydistill.tracking.lineage import headline, package_versions
-from raydistill.tracking.registry import DIGEST, resolve_model_uri
+from raydistill.tracking.registry.students import DIGEST
+from raydistill.tracking.registry.versions import resolve_model_uri
 
 PLAIN = {"text", "text_special"}
 HEADINGS = ["How to use", "What it reaches", "How it was trained", "Training data", "Limits", "Made with"]

@@ -22,7 +22,8 @@ from transformers import (
 
 from raydistill.deploy.inference import predict_texts
 from raydistill.models.scorer import Scorer
-from raydistill.tracking.registry import students, write_model
+from raydistill.tracking.registry import students
+from raydistill.tracking.registry.students import write_model
 
 LONG = "good film " * 100
 

@@ -21,8 +21,8 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets
 from raydistill.tasks.text_classification import TextClassification
 from raydistill.tracking.endpoint import tracking_uri
-from raydistill.tracking.registry import Version
 from raydistill.tracking.registry.aliases import move_champion
+from raydistill.tracking.registry.versions import Version
 from raydistill.tracking.runs import RunRef, open_client
 
 QUICK = GOOD | {"teacher__finetune__num_epochs": 2, "data__max_labeled": 60}

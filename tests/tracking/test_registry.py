@@ -18,7 +18,8 @@ from raydistill.cli import main as cli
 from raydistill.deploy.inference import predict_texts
 from raydistill.errors import TrackingError
 from raydistill.storage.storage import Storage
-from raydistill.tracking.registry import list_versions, log_student, register_student, version_by_alias
+from raydistill.tracking.registry.students import log_student, register_student
+from raydistill.tracking.registry.versions import list_versions, version_by_alias
 from raydistill.tracking.runs import RunRef, open_client, start_run
 
 LABELS = ("bad", "fine", "good")
@@ -133,7 +134,7 @@ def test_registering_does_not_import_torch(storage: Storage, student: Path, tmp_
     code = """
         import json, sys, time
         from pathlib import Path
-        from raydistill.tracking.registry import register_student
+        from raydistill.tracking.registry.students import register_student
         from raydistill.tracking.runs import RunRef
         import mlflow
         ref, student, results = RunRef(*json.loads(sys.argv[1])), Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -258,7 +259,7 @@ def test_lost_artefacts_are_uploaded_again(storage: Storage, student: Path) -> N
 
 def test_model_uris_lead_to_a_folder(storage: Storage, student: Path, tmp_path: Path) -> None:
     from raydistill.deploy.opening import open_model
-    from raydistill.tracking.registry import resolve_model_uri
+    from raydistill.tracking.registry.versions import resolve_model_uri
 
     ref = run(storage, "uris")
     register(ref, "uris", student)

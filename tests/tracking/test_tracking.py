@@ -26,7 +26,8 @@ from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.journal import metric_name
 from raydistill.tracking.lineage import describe_environment, figures, headline
-from raydistill.tracking.registry import register_student, version_by_alias
+from raydistill.tracking.registry.students import register_student
+from raydistill.tracking.registry.versions import version_by_alias
 from raydistill.tracking.runs import (
     RunRef,
     Tracker,

@@ -21,7 +21,8 @@ from kit.toy import toy_config
 from raydistill.config.loading import load_config
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import made_whole, way_out
-from raydistill.tracking.registry import list_versions, register_student
+from raydistill.tracking.registry.students import register_student
+from raydistill.tracking.registry.versions import list_versions
 from raydistill.tracking.runs import start_run
 
 NAMES = ("train/loss", "teacher/train/loss", "baseline/train/loss", "validation/accuracy", "train/learning_rate")

@@ -21,7 +21,7 @@ def registry(
     """List the versions of a registered model: figures, aliases, the gate's verdicts."""
     from raydistill.cli.show import gate as table
     from raydistill.storage.storage import Storage
-    from raydistill.tracking.registry import known_versions, model_names, open_store
+    from raydistill.tracking.registry.versions import known_versions, model_names, open_store
 
     uri = open_store(Storage(storage))
     if name is None:

@@ -17,7 +17,7 @@ from raydistill.evaluate.evidence import read_kept_predictions, read_seen
 from raydistill.evaluate.rules import Facts, Retention, compared_metric
 from raydistill.evaluate.scoreboard import Scoreboard
 from raydistill.storage.storage import Storage
-from raydistill.tracking.registry import Version, resolve_model_uri
+from raydistill.tracking.registry.versions import Version, resolve_model_uri
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 TEACHER = "teacher"

@@ -23,9 +23,10 @@ from raydistill.storage.board import Show
 from raydistill.storage.locks import lock
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
-from raydistill.tracking.registry import COMPLETE, Version, known_versions, list_versions, open_store
 from raydistill.tracking.registry.aliases import CHAMPION, Move, expect_champion, move_back, move_champion
+from raydistill.tracking.registry.students import COMPLETE
 from raydistill.tracking.registry.verdicts import amend_verdict, store_verdict
+from raydistill.tracking.registry.versions import Version, known_versions, list_versions, open_store
 from raydistill.tracking.runs import RUN_KEY
 
 SCHEMA = 2
