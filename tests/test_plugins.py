@@ -89,14 +89,15 @@ class Rating(TextRegression):
 RUN = """
 import json, sys
 import raydistill
-from raydistill.deploy.inference import predict_texts
+from raydistill.deploy.inference import answer_rows
+from raydistill.deploy.opening import open_model
 
 results = raydistill.distill(json.load(open(sys.argv[1])))
 path = results["student"]["path"]
 print(json.dumps({
     "losses": sorted({name for point in results["curves"]["student"] for name in point["metrics"] if "loss/" in name}),
     "task": results["task"]["type"],
-    "answers": list(predict_texts(path, ["good film", "bad team"])),
+    "answers": [row for _, row in answer_rows(open_model(path, None, ""), [(0, "good film"), (1, "bad team")])],
 }))
 """
 

@@ -22,27 +22,14 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def predict_texts(
-    model: str,
-    texts: Iterable[Text],
-    batch: int = BATCH_ROWS,
-    *,
-    max_length: int | None = None,
-    storage: str = STORAGE,
-) -> Iterator[dict[str, Any]]:
-    """Yield {text[, text_pair]} and the answer for every text in order; `batch` of them are held at a time.
-
-    The answer depends on the model's task, see its ``answer_columns``: {label, score, scores}, {labels, scores} or
-    {value}, all None for an empty text. Raises ModelError for a model that answers nothing, before the first text.
-    """
-    answered = answer_rows(open_model(model, max_length, storage), ((None, text) for text in texts), batch)
-    return (found for _, found in answered)
-
-
 def answer_rows(
     predictor: Predictor, rows: Iterable[tuple[R, Text]], batch: int = BATCH_ROWS
 ) -> Iterator[tuple[R, dict[str, Any]]]:
-    """Each row, whatever it is, with the prediction for its text, as ``predict_texts`` has it."""
+    """Each row, whatever it is, with {text[, text_pair]} and the answer for its text; ``batch`` are held at a time.
+
+    The answer depends on the model's task, see its ``answer_columns``: {label, score, scores}, {labels, scores} or
+    {value}, all None for an empty text.
+    """
     left, task = iter(rows), predictor.task
     while chunk := list(islice(left, batch)):
         outputs = predictor.outputs([text for _, text in chunk if not is_empty(text)])

@@ -33,9 +33,9 @@ def open_export(folder: Path, max_length: int | None = None, device: str | None 
         from raydistill.deploy.export.onnx import OnnxPredictor
 
         return OnnxPredictor(folder, max_length, form=form)
-    from raydistill.deploy.export.torch_formats import ExportedTorchPredictor
+    from raydistill.deploy.export.torch_formats import open_torch
 
-    return ExportedTorchPredictor(folder, max_length, device, form=form)
+    return open_torch(folder, max_length, device, form)
 
 
 def open_folder(folder: Path, max_length: int | None = None, device: str | None = None) -> Predictor:

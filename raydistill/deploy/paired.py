@@ -52,8 +52,7 @@ def compare_paired(
     tasks, outputs, notices = predict_alike(predictors, rows)
     board = Scoreboard(tasks, outputs, rows.targets, num_samples=num_samples, seed=seed)
     speeds, rounds = measure_speed(predictors, rows.texts) if latency else ({}, {})
-    ratios, notice = latency_ratios(predictors, rounds) if latency else ({}, None)
-    notes = [*rows.notes, *(note for note in (*notices, notice, busy_note(speeds.values())) if note)]
+    notes = [*rows.notes, *(note for note in (*notices, busy_note(speeds.values())) if note)]
     models = {
         name: {
             "path": str(predictor.folder),
@@ -67,6 +66,9 @@ def compare_paired(
         }
         for name, predictor in predictors.items()
     }
+    device = predictors[first].device.type
+    alike = {name for name in others if latency and predictors[name].device.type == device}
+    ratios = {name: latency_ratio(rounds[first], rounds[name]) for name in alike}
     pairs = [board.pair(first, name) | {"latency_ratio": ratios.get(name)} for name in others]
     task = {"labels": list(rows.task.outputs), "task": describe_task(rows.task)}
     data = {"source": rows.source, "split": rows.split, "num_rows": rows.num_rows, **task}
@@ -115,19 +117,6 @@ def measure_speed(
         for name in predictors
     }
     return speeds, {name: row_times for name, (row_times, _) in times.items()}
-
-
-def latency_ratios(
-    predictors: Mapping[str, Predictor], rounds: Mapping[str, Sequence[float]]
-) -> tuple[dict[str, float | None], str | None]:
-    """``latency_ratio`` of every model to the first, None for one on another device; then a notice says so."""
-    (first, base), *others = predictors.items()
-    elsewhere = [name for name, predictor in others if predictor.device.type != base.device.type]
-    ratios = {name: None if name in elsewhere else latency_ratio(rounds[first], rounds[name]) for name, _ in others}
-    if not elsewhere:
-        return ratios, None
-    where = ", ".join(f"{name} on {predictors[name].device.type}" for name in (first, *elsewhere))
-    return ratios, f"Latencies on different devices have no ratio: {where}."
 
 
 def latency_ratio(first: Sequence[float], second: Sequence[float]) -> float:

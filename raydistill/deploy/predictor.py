@@ -7,14 +7,14 @@ them apart.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import yaml
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError
@@ -75,14 +75,22 @@ class Predictor(ABC):
 
 
 class TorchPredictor(Predictor):
-    """A Hugging Face folder on torch, on the GPU where there is one; float32."""
+    """A Hugging Face folder on torch, on ``device`` or else the GPU where there is one; float32 by default."""
 
-    def __init__(self, folder: Path, max_length: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_length: int | None = None,
+        device: str | None = None,
+        *,
+        load: Callable[[Path], PreTrainedModel] | None = None,
+        runtime: str = "torch float32",
+    ) -> None:
         super().__init__(folder, max_length)
-        self.device = pick_device(device)
-        self.model = load_model(folder, None).to(self.device)  # type: ignore[arg-type]
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = (load(folder) if load else load_model(folder, None)).to(self.device)  # type: ignore[arg-type]
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.runtime = "torch float32"
+        self.runtime = runtime
 
     @torch.inference_mode()
     def forward(self, inputs: Inputs) -> torch.Tensor:
@@ -100,11 +108,6 @@ def open_tokenizer(folder: Path) -> Any:
     except Exception as error:  # tokenizers raises bare Exception for a damaged tokenizer.json
         said = first_line(error)[:300].rstrip(".:")
         raise ModelError(f"The tokenizer in {folder} cannot be loaded: {said}. {way_out}") from error
-
-
-def pick_device(wanted: str | None) -> torch.device:
-    """``wanted``, or else the GPU where there is one."""
-    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def stored_length(folder: Path) -> int | None:

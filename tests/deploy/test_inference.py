@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from kit.finished import NUMBERS, TAGS, finish, write_numbers_csv, write_tags_csv
+from kit.finished import NUMBERS, TAGS, finish, predict_texts, write_numbers_csv, write_tags_csv
 from kit.tiny import MAX_LENGTH, save_tiny
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from raydistill.cli import main as cli
 from raydistill.cli.texts import decode_lines, read_texts
 from raydistill.config.data import Data
-from raydistill.deploy.inference import evaluate_model, predict_texts
+from raydistill.deploy.inference import evaluate_model
 from raydistill.deploy.opening import open_folder
 from raydistill.deploy.predictor import stored_length
 from raydistill.errors import ConfigError, DataError, ModelError

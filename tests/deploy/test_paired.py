@@ -22,9 +22,10 @@ from raydistill.cli import main as cli
 from raydistill.config.data import Data
 from raydistill.config.loading import load_config, load_data
 from raydistill.data.prepare import prepare_data
+from raydistill.deploy import paired
 from raydistill.deploy.comparison import compare_models, describe_pair, seen_note
 from raydistill.deploy.opening import open_folder
-from raydistill.deploy.paired import compare_paired, latency_ratio, latency_ratios, measure_speed
+from raydistill.deploy.paired import compare_paired, latency_ratio, measure_speed
 from raydistill.deploy.predictor import Predictor
 from raydistill.deploy.testset import TestRows, prepared_rows, read_test_rows
 from raydistill.errors import ConfigError, DataError, ModelError
@@ -199,17 +200,18 @@ def test_minus_one_beside_zero_is_no_label(labels: list[str], kept: list[str], t
         read_test_rows(Data(path=str(path)), task)
 
 
-def test_a_ratio_of_latencies_needs_one_device(folders: dict[str, Path], rows: TestRows) -> None:
+def test_a_ratio_of_latencies_needs_one_device(
+    folders: dict[str, Path], rows: TestRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models: dict[str, Predictor] = {name: open_folder(folder, device="cpu") for name, folder in folders.items()}
     summary = compare_paired(models, rows.only(np.arange(rows.num_rows) < 9), num_samples=100).summary
     assert summary["pairs"][0]["latency_ratio"] > 0
     assert [model["runtime"] for model in summary["models"].values()] == ["torch float32, cpu"] * 2
-    rounds = {"a": [0.002, 0.004], "b": [0.003, 0.006]}
-    assert latency_ratios(models, rounds) == ({"b": pytest.approx(1.5)}, None)
     models["b"].device = torch.device("cuda")
-    ratios, notice = latency_ratios(models, rounds)
-    assert ratios == {"b": None}
-    assert notice == "Latencies on different devices have no ratio: a on cpu, b on cuda."
+    monkeypatch.setattr(paired, "measure_speed", lambda *_: ({}, {"a": [0.002], "b": [0.003]}))
+    monkeypatch.setattr(models["b"], "outputs", models["a"].outputs)
+    (pair,) = compare_paired(models, rows, num_samples=100).summary["pairs"]
+    assert pair["latency_ratio"] is None
 
 
 def test_only_keeps_rows_together(rows: TestRows) -> None:

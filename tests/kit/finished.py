@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,8 @@ from kit.toy import TOPICS, write_toy_csv
 from raydistill.config.data import Data
 from raydistill.config.tasks import SECTIONS
 from raydistill.data.sources import read_source
+from raydistill.deploy.inference import answer_rows
+from raydistill.deploy.opening import open_folder
 from raydistill.models.head import rescale, scaled, set_head
 from raydistill.models.load import quiet
 from raydistill.tasks import kind_of
@@ -74,6 +77,12 @@ def finish(folder: Path, rows: Path, task_type: str, num_steps: int = 60, seed: 
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def predict_texts(model: Path | str, texts: Iterable[Any], batch: int = 32, max_length: int | None = None) -> Any:
+    """What ``raydistill predict`` says of each text, one after the other."""
+    predictor = open_folder(Path(model), max_length)
+    return (found for _, found in answer_rows(predictor, ((None, text) for text in texts), batch))
 
 
 def _sentences(num_rows: int, seed: int, telling: tuple[str, ...]) -> Iterator[list[str]]:

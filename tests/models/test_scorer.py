@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from kit.finished import NUMBERS, TAGS, finish, write_numbers_csv, write_tags_csv
+from kit.finished import NUMBERS, TAGS, finish, predict_texts, write_numbers_csv, write_tags_csv
 from kit.tiny import VOCABULARY, save_tiny, tiny_tokenizer, without_tokenizer_limit
 from transformers import (
     AutoConfig,
@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from raydistill.deploy.inference import predict_texts
 from raydistill.models.scorer import Scorer
 from raydistill.tracking.registry import students
 from raydistill.tracking.registry.students import write_model

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.finished import predict_texts
 from kit.servers import make_config
 from kit.tiny import save_tiny
 
 from raydistill.cli import main as cli
-from raydistill.deploy.inference import predict_texts
 from raydistill.errors import TrackingError
 from raydistill.storage.storage import Storage
 from raydistill.tracking.registry.students import log_student, register_student

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raydistill.deploy.export.packages import need, release
 from raydistill.deploy.export.silence import silent
-from raydistill.deploy.predictor import Inputs, Predictor, pick_device
+from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.errors import ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.load import save_model
@@ -53,20 +53,14 @@ def load_as_is(folder: Path, **settings: Any) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
-class ExportedTorchPredictor(Predictor):
+def open_torch(folder: Path, max_length: int | None, device: str | None, form: str) -> TorchPredictor:
     """An exported folder on torch, in the number format of the export; int8 stays on the CPU.
 
     torch's int8 product on a GPU refuses fewer than 17 rows, and a single short text has fewer tokens.
     """
-
-    def __init__(self, folder: Path, max_length: int | None = None, device: str | None = None, *, form: str) -> None:
-        need(form)
-        super().__init__(folder, max_length)
-        self.device = torch.device("cpu") if form == "torch-int8" else pick_device(device)
-        self.model = load_as_is(folder).to(self.device)  # type: ignore[arg-type]
-        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.runtime = f"torch int8 (torchao {release('torchao')})" if form == "torch-int8" else "torch bfloat16"
-
-    @torch.inference_mode()
-    def forward(self, inputs: Inputs) -> torch.Tensor:
-        return cast(torch.Tensor, self.model(**inputs).logits.float())
+    need(form)
+    if form == "torch-int8":
+        device, runtime = "cpu", f"torch int8 (torchao {release('torchao')})"
+    else:
+        runtime = "torch bfloat16"
+    return TorchPredictor(folder, max_length, device, load=load_as_is, runtime=runtime)

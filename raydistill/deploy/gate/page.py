@@ -57,7 +57,6 @@ def page_text(verdict: Mapping[str, Any]) -> str:
         marks=MARKS,
         titles=title_of,
         notes=list(dict.fromkeys(notes)),
-        retention=retention_text(shown),
         settings=yaml_text(shown["gate"]),
         **compared,
     )
@@ -95,16 +94,3 @@ def difference_rows(comparison: Mapping[str, Any], contenders: Sequence[Contende
             label = f"{unit.name}, {'points' if unit.unit == '%' else 'difference'} above the champion"
             rows.append(Row(label, [cell if one.is_main else Cell("") for one in contenders]))
     return rows
-
-
-def retention_text(verdict: Mapping[str, Any]) -> str:
-    """The challenger's share of its teacher's metric, in a sentence; empty where that is not known."""
-    retention = verdict.get("retention")
-    if retention is None or retention["value"] is None:
-        return ""
-    metric = verdict["gate"]["metric"] or verdict["comparison"]["data"]["task"]["main_metric"]
-    share = scale("retention")
-    text = f"It reaches {share.amount(retention['value'])} of its teacher's {scale(metric).name}"
-    limits = interval("retention", retention)
-    text += f" ({limits})" if limits else ""
-    return f"{text}: {retention['num_rows']:,} test rows of its run."
