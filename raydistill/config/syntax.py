@@ -46,7 +46,6 @@ def parse_yaml(text: str, name: str) -> Document:
 
     Raises ConfigError with line and column for bad syntax, duplicate keys, aliases that multiply, and foreign tags.
     """
-    loader: Loader | None = None
     try:
         loader = Loader(text)
         node = loader.get_single_node()
@@ -63,9 +62,6 @@ def parse_yaml(text: str, name: str) -> Document:
     except (yaml.YAMLError, ValueError) as error:  # a control character, the 31st of February, 4,300 digits
         said = str(error).splitlines()[0]
         raise ConfigError(f"{name}: a value cannot be read ({said}); put it in quotes if it is text.") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 def dump_yaml(data: Any) -> str:
@@ -92,22 +88,20 @@ def at(mark: yaml.Mark | None) -> str:
 
 
 def inspect(root: yaml.Node, name: str) -> dict[Path, int]:
-    """The line of every path. Refuses keys written twice, aliases that contain themselves, and more than MAX_NODES
-    values, where those behind an alias count as often as it is used."""
+    """The line of every path. Refuses keys written twice, and more than MAX_NODES values: those behind an alias count
+    as often as it is used."""
     lines: dict[Path, int] = {}
     left = MAX_NODES
 
-    def visit(node: yaml.Node, path: Path, above: tuple[yaml.Node, ...]) -> None:
+    def visit(node: yaml.Node, path: Path) -> None:
         nonlocal left
         left -= 1 + (len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0)
         if left < 0:
             raise ConfigError(f"{name}: unfolds to more than {MAX_NODES:,} values; a config does not need that many.")
-        if node in above:
-            raise ConfigError(f"{name}{at(node.start_mark)}: an alias contains itself; write the values out.")
         lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
             for index, child in enumerate(node.value):
-                visit(child, (*path, index), (*above, node))
+                visit(child, (*path, index))
         elif isinstance(node, yaml.MappingNode):
             first: dict[tuple[str, str], int] = {}
             for key, child in node.value:
@@ -120,7 +114,7 @@ def inspect(root: yaml.Node, name: str) -> dict[Path, int]:
                         f"{first[key.tag, label]}; keep one."
                     )
                 first[key.tag, label] = line
-                visit(child, (*path, label), (*above, node))
+                visit(child, (*path, label))
 
-    visit(root, (), ())
+    visit(root, ())
     return lines

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,24 +113,18 @@ def encode_texts(
 
     A row without a single token gets one padding token, as no model takes an empty row.
     """
-    values: dict[str, list[npt.NDArray[np.int32]]] = {"input_ids": [], "token_type_ids": []}
-    lengths: list[npt.NDArray[np.int64]] = []
+    parts: dict[str, list[pa.Array]] = {"input_ids": [], "token_type_ids": []}
     cut: list[npt.NDArray[np.bool_]] = [np.zeros(0, bool)]
     for ids, types, is_cut in _encoded(tokenizer, texts, max_length):
         for row in [i for i, row_ids in enumerate(ids) if not row_ids]:
             ids[row], types[row : row + 1] = [pad], [[0]] if types else []
-        lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
-        cut.append(is_cut)
-        total = int(lengths[-1].sum())
-        values["input_ids"].append(np.fromiter(chain.from_iterable(ids), np.int32, total))
+        parts["input_ids"].append(pa.array(ids, pa.list_(pa.int32())))
         if types:
-            values["token_type_ids"].append(np.fromiter(chain.from_iterable(types), np.int32, total))
-    offsets = np.concatenate([[0], *lengths]).cumsum()
-    small = offsets[-1] <= _MAX_INT32
-    kind = pa.ListArray if small else pa.LargeListArray
-    ends = pa.array(offsets, pa.int32() if small else pa.int64())
-    columns = {n: kind.from_arrays(ends, pa.array(np.concatenate(parts))) for n, parts in values.items() if parts}
-    return columns, np.concatenate(cut)
+            parts["token_type_ids"].append(pa.array(types, pa.list_(pa.int32())))
+        cut.append(is_cut)
+    if sum(len(part.values) for part in parts["input_ids"]) > _MAX_INT32:
+        parts = {name: [part.cast(pa.large_list(pa.int32())) for part in several] for name, several in parts.items()}
+    return {name: pa.concat_arrays(several) for name, several in parts.items() if several}, np.concatenate(cut)
 
 
 def _encoded(

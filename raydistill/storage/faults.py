@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 
 from raydistill.errors import ArtifactError, RaydistillError
 from raydistill.storage.redaction import redact
@@ -93,3 +94,12 @@ def raise_unless_missing(error: Exception) -> None:
     """Raise what a listing met, unless it is that there is nothing to list."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
+
+
+def number_set(variable: str, default: float) -> float:
+    """A number that the environment may set; ArtifactError where it is none, or below 0."""
+    text = os.environ.get(variable) or str(default)
+    with suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise ArtifactError(f"{variable} is {text!r}. Set it to a number, such as {default:g}.")

@@ -47,11 +47,13 @@ def list_artifacts(storage: Storage) -> list[Row]:
     manifests: dict[str, Manifest] = {}
     for kind in KINDS:
         for key in filter(KEY.fullmatch, storage.list(kind)):
-            row, manifest = _describe(storage, kind, key)
-            if row is not None:
-                rows[f"{kind}/{key}"] = row
-            if manifest is not None:
-                manifests[f"{kind}/{key}"] = manifest
+            name = f"{kind}/{key}"
+            try:
+                manifests[name] = Artifact(storage, kind, key).manifest()
+                rows[name] = Row(kind, key, manifests[name].bytes, manifests[name].created)
+            except (Missing, Damaged):  # not ArtifactError: what cannot be read just now is no leftover
+                if re.fullmatch("[0-9a-f]{20}", key):  # storage may be a folder in which the user keeps other things
+                    rows[name] = _unsealed(storage, kind, key)
     used_by = _references(storage, manifests)
     return [replace(row, used_by=tuple(sorted(used_by.get(name, ())))) for name, row in rows.items()]
 
@@ -107,17 +109,6 @@ def collect_garbage(storage: Storage, dry_run: bool = False, older_than_seconds:
             storage.delete(row.kind, row.key, MANIFEST)
             storage.delete(row.kind, row.key)
     return rows
-
-
-def _describe(storage: Storage, kind: str, key: str) -> tuple[Row | None, Manifest | None]:
-    """Row and manifest of a folder; (row, None) if it is not whole, (None, None) if it is not raydistill's."""
-    try:
-        manifest = Artifact(storage, kind, key).manifest()
-    except (Missing, Damaged):  # not ArtifactError: what cannot be read just now is no leftover
-        if not re.fullmatch("[0-9a-f]{20}", key):  # storage may be a folder in which the user keeps other things
-            return None, None
-        return _unsealed(storage, kind, key), None
-    return Row(kind, key, manifest.bytes, manifest.created), manifest
 
 
 def _unsealed(storage: Storage, kind: str, key: str) -> Row:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from raydistill.errors import ArtifactError
-from raydistill.storage.faults import Damaged, explain
+from raydistill.storage.faults import Damaged, explain, number_set
 from raydistill.storage.manifest import KINDS
 from raydistill.storage.storage import PARTIAL
 
@@ -91,7 +90,7 @@ def _make_room(root: Path, num_bytes: int) -> None:
     with FileLock(root / "locks" / "evict.lock"):
         entries = [entry for entry in root.iterdir() if entry.name.partition("-")[0] in KINDS]
         copies = sorted((_used_and_bytes(entry), entry) for entry in entries)
-        excess = sum(size for (_, size), _ in copies) + num_bytes - _cache_bytes()
+        excess = sum(size for (_, size), _ in copies) + num_bytes - number_set("RAYDISTILL_CACHE_BYTES", CACHE_BYTES)
         for (_, size), entry in copies:
             if excess > 0 and _evict(entry):
                 excess -= size
@@ -105,16 +104,6 @@ def _used_and_bytes(entry: Path) -> tuple[float, int]:
         for folder, _, names in os.walk(entry):
             size += sum(os.path.getsize(os.path.join(folder, name)) for name in names)
     return used, size
-
-
-def _cache_bytes() -> int:
-    text = os.environ.get("RAYDISTILL_CACHE_BYTES") or str(CACHE_BYTES)
-    try:
-        return int(float(text))
-    except (ValueError, OverflowError) as error:
-        raise ArtifactError(
-            f"RAYDISTILL_CACHE_BYTES is {text!r}. Set it to a number of bytes, such as 50e9."
-        ) from error
 
 
 def _evict(entry: Path) -> bool:

@@ -7,7 +7,6 @@ at once. What a full disk, missing rights or a missing file say is true for long
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +14,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from raydistill.errors import ArtifactError, Interrupted
-from raydistill.storage.faults import is_transient
+from raydistill.errors import Interrupted
+from raydistill.storage.faults import is_transient, number_set
 from raydistill.storage.redaction import redact
 
 Result = TypeVar("Result")
@@ -75,13 +74,6 @@ class Outages:
         if in_main:
             self._busy_since = time.monotonic()
         try:
-            return self._attempt(call, url)
-        finally:
-            if in_main:
-                self._busy_since = None
-
-    def _attempt(self, call: Callable[[], Result], url: str) -> Result:
-        try:
             result = call()
         except Exception as error:
             seconds = self._patience(url, error)
@@ -89,6 +81,9 @@ class Outages:
                 raise
             self._begin(url, error, seconds)
             result = self._again(call, url, seconds)
+        finally:
+            if in_main:
+                self._busy_since = None
         if url in self._since:
             self._end(url)
         self._answered.add(url)
@@ -98,7 +93,7 @@ class Outages:
         """Seconds for which to try again; none soon after another request has given the storage up."""
         if url not in self._answered or not is_transient(error) or _once.get():
             return 0.0
-        seconds = patience()
+        seconds = number_set("RAYDISTILL_STORAGE_RETRY_SECONDS", RETRY_SECONDS)
         return 0.0 if time.monotonic() - self._gave_up.get(url, float("-inf")) < seconds else seconds
 
     def _again(self, call: Callable[[], Result], url: str, seconds: float) -> Result:
@@ -153,20 +148,6 @@ def tried_once() -> Iterator[None]:
         yield
     finally:
         _once.reset(token)
-
-
-def patience() -> float:
-    """Seconds for which a request is tried again. ArtifactError where the environment names no number."""
-    text = os.environ.get("RAYDISTILL_STORAGE_RETRY_SECONDS") or str(RETRY_SECONDS)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ArtifactError(
-            f"RAYDISTILL_STORAGE_RETRY_SECONDS is {text!r}. Set it to a number of seconds, such as 120."
-        )
-    return seconds
 
 
 def connection_options(url: str) -> dict[str, Any]:

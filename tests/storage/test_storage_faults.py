@@ -152,7 +152,7 @@ def test_patience_ends_and_is_not_begun_anew_by_the_next_request(known, monkeypa
         known.write_bytes(b"x", "a")
     assert failing.calls == calls + 1
     monkeypatch.setenv("RAYDISTILL_STORAGE_RETRY_SECONDS", "soon")
-    with pytest.raises(ArtifactError, match=r"'soon'.*number of seconds"):
+    with pytest.raises(ArtifactError, match=r"'soon'.*Set it to a number"):
         known.write_bytes(b"x", "a")
 
 
