@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 
 import pytest
@@ -40,9 +41,14 @@ def files() -> list[str]:
     return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
+@cache
+def nodes(name: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))))
+
+
 def imported(name: str) -> Iterator[str]:
     """Dotted names that a file imports anywhere: at the top, in functions, for type checkers, by import_module."""
-    for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
+    for node in nodes(name):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,9 +85,8 @@ def test_there_are_files_to_look_at() -> None:
 
 def test_every_module_that_is_imported_is_there() -> None:
     """The type checker lets a missing module pass, as it does those of libraries without types."""
-    trees = {name: ast.parse((PACKAGE / name).read_text(encoding="utf-8")) for name in files()}
-    nodes = [(name, node) for name, tree in trees.items() for node in ast.walk(tree)]
-    wanted = {(name, node.module) for name, node in nodes if isinstance(node, ast.ImportFrom)}
+    found = [(name, node) for name in files() for node in nodes(name)]
+    wanted = {(name, node.module) for name, node in found if isinstance(node, ast.ImportFrom)}
     ours = {(name, module) for name, module in wanted if module and module.startswith("raydistill.")}
     assert {(name, module) for name, module in ours if file_of(module) is None} == set()
 
@@ -90,10 +95,10 @@ def test_every_folder_has_its_place() -> None:
     assert {room(name) for name in files()} - {"__init__", "__main__"} == FLOOR.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in files() if name not in FRONT])
-def test_a_folder_stands_above_all_that_it_imports(name: str) -> None:
-    others = {found for found in own_imports(name) if room(found) != room(name)}
-    assert {found for found in others if FLOOR[room(found)] >= FLOOR[room(name)]} == set()
+def test_a_folder_stands_above_all_that_it_imports() -> None:
+    arrows = {(name, found) for name in files() if name not in FRONT for found in own_imports(name)}
+    others = {(name, found) for name, found in arrows if room(found) != room(name)}
+    assert {(name, found) for name, found in others if FLOOR[room(found)] >= FLOOR[room(name)]} == set()
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -107,10 +112,14 @@ def test_only_these_folders_import(package: str) -> None:
     assert {name for name in found if not name.startswith(ALLOWED[package])} == set()
 
 
-@pytest.mark.parametrize("module", ["train.loop", "losses", "models.student", "teacher.record", "evaluate.predict"])
-def test_the_loop_and_its_parts_load_neither_ray_nor_mlflow(module: str) -> None:
-    check = f"import raydistill.{module}, sys\nassert not {{'ray', 'mlflow'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
+def test_the_loop_and_its_parts_load_neither_ray_nor_mlflow() -> None:
+    """One after another in one process: the first that loads them is told."""
+    checks = [
+        f"import raydistill.{module}\nassert not {{'ray', 'mlflow'}} & set(sys.modules), '{module}'"
+        for module in ("losses", "models.student", "evaluate.predict", "teacher.record", "train.loop")
+    ]
+    command = [sys.executable, "-c", "\n".join(["import sys", *checks])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
@@ -118,7 +127,7 @@ def test_models_are_moved_by_device_only() -> None:
     calls = {
         name
         for name in files()
-        for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8")))
+        for node in nodes(name)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda"
     }
     assert calls == set()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import ConfigError, DataError
+from raydistill.storage.manifest import file_digest
 from raydistill.storage.redaction import redact
 
 SPLITS = ("train", "validation", "test")
@@ -55,8 +56,6 @@ class DataFile:
     def digest(self) -> str:
         """SHA-256 of a local file; etag and size of a remote one. DataError when it cannot be read."""
         if self.fs is None:
-            from raydistill.storage.manifest import file_digest
-
             try:
                 return file_digest(Path(self.path))
             except OSError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from raydistill.storage.faults import Missing
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 
@@ -60,11 +62,12 @@ class Board:
         """Forget how far an earlier worker group of this run was."""
         self.storage.delete(*self.run, "progress.json")
 
-    def read(self) -> dict[str, Any] | None:
-        if not self.storage.exists(*self.run, "progress.json"):
-            return None
-        entry = self.storage.read_json(*self.run, "progress.json")
-        return entry if entry.get("owner") == self.owner.number else None
+    def read(self, name: str = "progress.json") -> dict[str, Any] | None:
+        """What was last written for this owner."""
+        with suppress(Missing):
+            entry: dict[str, Any] = self.storage.read_json(*self.run, name)
+            return entry if entry.get("owner") == self.owner.number else None
+        return None
 
     def request_stop(self) -> None:
         self.storage.write_json({"owner": self.owner.number}, *self.run, "stop.json")
@@ -75,6 +78,5 @@ class Board:
         now = time.monotonic()
         if not self._stop and now - self._looked_at >= self.look_s:
             self._looked_at = now
-            if self.storage.exists(*self.run, "stop.json"):
-                self._stop = self.storage.read_json(*self.run, "stop.json").get("owner") == self.owner.number
+            self._stop = self.read("stop.json") is not None
         return self._stop

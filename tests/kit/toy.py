@@ -115,10 +115,6 @@ def without_key_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("key.bias")}
 
 
-def draw_rows(num_rows: int, of: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(of)[:num_rows]
-
-
 @dataclass(frozen=True)
 class Toy:
     """The toy data, prepared and tokenised, with a tiny teacher: what a loop needs, without a pipeline."""
