@@ -82,21 +82,18 @@ class Progress:
         self.status: Status | None = None
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
+        from rich.text import Text
+
         now = time.monotonic() - self.start
         is_new = entry["phase"] != self.last_phase
         if self.console.is_terminal:
-            self.show_status(describe_progress(entry))
+            if self.status is None:
+                self.status = self.console.status("")
+                self.status.start()
+            self.status.update(Text(describe_progress(entry)))
         if is_new or (not self.console.is_terminal and now - self.last_line >= self.LINE_SECONDS):
             self.last_line, self.last_phase = now, entry["phase"]
             self.console.print(f"{now:7.1f} s  {describe_progress(entry)}", style="dim", markup=False)
-
-    def show_status(self, text: str) -> None:
-        from rich.text import Text
-
-        if self.status is None:
-            self.status = self.console.status(Text(text))
-            self.status.start()
-        self.status.update(Text(text))
 
     def __enter__(self) -> Progress:
         return self
@@ -197,22 +194,16 @@ def describe_usage(error: Exception) -> str:
 
 
 def describe_crash(error: Exception, arguments: Sequence[str]) -> str:
-    """Write the traceback to a log file and return one line that names it."""
+    """Write the traceback to a log file in the temporary folder and return one line that names it."""
     first = next((line for line in str(error).splitlines() if line.strip()), "no message")
     text = f"raydistill {' '.join(arguments)}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
-    path = write_log(text)
-    return (
-        f"unexpected {type(error).__name__}: {first[:300]}. This is a fault in raydistill or its surroundings; the "
-        f"traceback is in {path}. please report it with that file. RAYDISTILL_DEBUG=1 shows it here."
-    )
-
-
-def write_log(text: str) -> str:
-    """Write a crash log into the temporary folder; its name."""
     prefix = f"raydistill-crash-{time.strftime('%Y%m%d-%H%M%S')}-"
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix=prefix, suffix=".log", delete=False) as file:
         file.write(redact(text))
-    return file.name
+    return (
+        f"unexpected {type(error).__name__}: {first[:300]}. This is a fault in raydistill or its surroundings; the "
+        f"traceback is in {file.name}. please report it with that file. RAYDISTILL_DEBUG=1 shows it here."
+    )
 
 
 def to_json(value: Any) -> str:

@@ -30,7 +30,9 @@ def find_finished(storage: Storage, name: str | None) -> Found:
 
     ConfigError where there is none, where several begin so, and for content of another version.
     """
-    known = finished_keys(storage)
+    known = {
+        key: kind for key in storage.list("runs") for kind, file in CONTENT.items() if storage.exists("runs", key, file)
+    }
     if not known:
         raise ConfigError(
             f"There is no finished run or sweep in {storage.show()}. Run `raydistill distill CONFIG` or `raydistill "
@@ -39,13 +41,6 @@ def find_finished(storage: Storage, name: str | None) -> Found:
     fitting = known if name is None else [only(named(storage, known, name), name, storage.show())]
     key = max(fitting, key=lambda key: storage.fs.modified(storage.path("runs", key, CONTENT[known[key]])))
     return Found(known[key], key, read_content(storage, key, known[key]))
-
-
-def finished_keys(storage: Storage) -> dict[str, str]:
-    """Key -> ``run`` or ``sweep``, of all that came to their end."""
-    return {
-        key: kind for key in storage.list("runs") for kind, file in CONTENT.items() if storage.exists("runs", key, file)
-    }
 
 
 def only(fitting: Sequence[str], name: str, where: str) -> str:

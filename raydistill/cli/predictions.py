@@ -99,7 +99,10 @@ def write_predictions(
     try:
         match kind:
             case "csv":
-                _write_csv(joined(), written, partial, "\t" if out.suffix.lower() == ".tsv" else ",")
+                with partial.open("w", encoding="utf-8", newline="") as file:
+                    writer = csv.DictWriter(file, written, delimiter="\t" if out.suffix.lower() == ".tsv" else ",")
+                    writer.writeheader()
+                    writer.writerows(joined())
             case "jsonl":
                 with partial.open("w", encoding="utf-8") as file:
                     file.writelines(json.dumps(finite(row), ensure_ascii=False, default=str) + "\n" for row in joined())
@@ -117,13 +120,6 @@ def describe_written(told: Mapping[str, Any]) -> str:
     """What ``predict --out`` says."""
     empty = f", {told['num_empty']:,} of them empty and without an answer" if told["num_empty"] else ""
     return f"{told['written']}: {told['num_rows']:,} rows{empty}"
-
-
-def _write_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], path: Path, delimiter: str) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _write_parquet(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:

@@ -59,7 +59,9 @@ def submit(
     url, variables = server.server_address(address), env or []
     root = packing.open_project(wanted.sends_project())
     found = refusals.examine(wanted, root, shared or [], refusals.parse_environment(variables), url)
-    job_id = check_id(name) or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
+        raise ConfigError(f"--id {name!r}: use letters, digits, dots, dashes and underscores, at most 100.")
+    job_id = name or f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     selection = packing.NOTHING
     try:
         storage = wanted.storage().local
@@ -136,28 +138,19 @@ def logs(
     return CommandResult(lambda: told, lambda console: print("\n".join(map(harmless, lines))))
 
 
-def check_id(name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
-        raise ConfigError(f"--id {name!r}: use letters, digits, dots, dashes and underscores, at most 100.")
-    return name
-
-
 def refusal(problems: list[str]) -> str:
     if len(problems) == 1:
         return f"Nothing was sent. {problems[0]}"
     return f"Nothing was sent: {len(problems)} problems\n" + "\n".join(f"  - {text}" for text in problems)
 
 
-def say(text: str, style: str | None = "dim") -> None:
-    stderr_console().print(harmless(text), style=style, markup=False)
-
-
 def say_sending(url: str, job_id: str, selection: Any, warnings: list[str]) -> None:
     for warning in warnings:
-        say(f"warning: {warning}", "yellow")
+        stderr_console().print(harmless(f"warning: {warning}"), style="yellow", markup=False)
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(selection.left_out.items()))
     kept = f" (not: {left})" if left else ""
-    say(f"job {job_id} at {redact(url)}: {len(selection.files)} files, {selection.num_bytes / 1e6:.2f} MB{kept}")
+    text = f"job {job_id} at {redact(url)}: {len(selection.files)} files, {selection.num_bytes / 1e6:.2f} MB{kept}"
+    stderr_console().print(harmless(text), style="dim", markup=False)
 
 
 def how_to_follow(job_id: str, url: str) -> str:

@@ -122,36 +122,31 @@ def reason(job: Mapping[str, Any], transcript: Transcript) -> str:
 
 
 def show(command: str, console: Console, result: Mapping[str, Any]) -> None:
-    """Print the result of a command that ran elsewhere; as JSON where another raydistill made it."""
+    """Print the result of a command that ran elsewhere as it does itself; as JSON where another raydistill made it."""
     try:
-        show_as(command, console, result)
+        match command:
+            case "distill":
+                from raydistill.cli.show.results import print_distilled
+                from raydistill.config.loading import load_config
+
+                print_distilled(console, result, load_config(result["config"]))
+            case "sweep":
+                from raydistill.cli.show.sweep import print_sweep
+
+                print_sweep(console, result)
+            case "evaluate":
+                from raydistill.deploy.inference import print_scores
+
+                print_scores(console, result)
+            case "promote":
+                from raydistill.cli.show.gate import print_verdict
+
+                print_verdict(console, result)
+            case "doctor":
+                from raydistill.cli.doctor.checks import Check, print_checks
+
+                print_checks(console, [Check(**check) for check in result["checks"]])
+            case _:
+                console.print_json(data=dict(result))
     except (RaydistillError, KeyError, TypeError, AttributeError):
         console.print_json(data=dict(result))
-
-
-def show_as(command: str, console: Console, result: Mapping[str, Any]) -> None:
-    """Print a result as the command itself does."""
-    match command:
-        case "distill":
-            from raydistill.cli.show.results import print_distilled
-            from raydistill.config.loading import load_config
-
-            print_distilled(console, result, load_config(result["config"]))
-        case "sweep":
-            from raydistill.cli.show.sweep import print_sweep
-
-            print_sweep(console, result)
-        case "evaluate":
-            from raydistill.deploy.inference import print_scores
-
-            print_scores(console, result)
-        case "promote":
-            from raydistill.cli.show.gate import print_verdict
-
-            print_verdict(console, result)
-        case "doctor":
-            from raydistill.cli.doctor.checks import Check, print_checks
-
-            print_checks(console, [Check(**check) for check in result["checks"]])
-        case _:
-            console.print_json(data=dict(result))

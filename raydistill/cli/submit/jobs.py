@@ -225,14 +225,8 @@ def stop(client: Any, job_id: str) -> dict[str, Any]:
         if time.monotonic() - began > STOP_SECONDS + AWAY_SECONDS:
             raise RaydistillError(f"Job {job_id} has not stopped after {time.monotonic() - began:.0f} s. Try again.")
         time.sleep(0.2)
-    job = describe(info)
-    if info.status.value != "STOPPED":
-        message = f"Job {job_id} ended by itself meanwhile: {info.status.value}."
-    else:
+    job, stopped = describe(info), info.status.value == "STOPPED"
+    message = f"Job {job_id} ended by itself meanwhile: {info.status.value}."
+    if stopped:
         message = str(failure(job, read(read_log(client, job_id))))
-    return {
-        **job,
-        "stopped": info.status.value == "STOPPED",
-        "waited": round(time.monotonic() - began, 1),
-        "message": message,
-    }
+    return {**job, "stopped": stopped, "message": message}
