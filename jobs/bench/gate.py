@@ -42,7 +42,7 @@ def passes(names: tuple[str, ...], logits: dict[str, Array], labels: Array, seed
     ours, samples = board.differences("champion", "challenger"), board.samples
     found = []
     for name in names:
-        value = board.value("challenger", name) - board.value("champion", name)
+        value = board.scores["challenger"].values[name] - board.scores["champion"].values[name]
         found += [interval(value, samples["challenger"][name] - samples["champion"][name]), ours[name]]
     return [bounds["low"] is not None and bounds["low"] >= -MARGIN for bounds in found]
 

@@ -67,7 +67,14 @@ def read_seen(run_id: str, uri: str) -> Seen | None:
     """The rows that a run was trained and selected on; None where it keeps no hashes."""
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch:
         path = run_file(run_id, f"{FOLDER}/{SEEN}", Path(scratch), uri)
-        return None if path is None else Seen(_read(path))
+        if path is None:
+            return None
+        try:
+            return Seen(pq.read_table(path))
+        except (OSError, pa.ArrowException) as error:
+            raise ArtifactError(
+                f"{path.name} of the run cannot be read: {error}. Run the distillation again to write it."
+            ) from error
 
 
 def read_kept_predictions(run_id: str, uri: str) -> Predictions | None:
@@ -75,12 +82,3 @@ def read_kept_predictions(run_id: str, uri: str) -> Predictions | None:
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch:
         path = run_file(run_id, f"{FOLDER}/{PREDICTIONS}", Path(scratch), uri)
         return None if path is None else read_predictions(path.parent, "test")
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(
-            f"{path.name} of the run cannot be read: {error}. Run the distillation again to write it."
-        ) from error

@@ -98,18 +98,6 @@ def model_intervals(scores: Scores, samples: Mapping[str, Array], num: int) -> d
     return corrected(found, scores.share_metrics, wilson(float(scores.right.mean()), num), paired=False)
 
 
-def difference_intervals(
-    first: str, second: str, scores: Mapping[str, Scores], samples: Mapping[str, Mapping[str, Array]], num: int
-) -> dict[str, Interval]:
-    """Metric -> {value, low, high} of second - first on the same rows, paired, from the same resamples."""
-    one, other = scores[first], scores[second]
-    found = {m: interval(other.values[m] - one.values[m], samples[second][m] - s) for m, s in samples[first].items()}
-    if one.right is None or other.right is None:
-        return found
-    only = [float((a & ~b).mean()) * num for a, b in ((one.right, other.right), (other.right, one.right))]
-    return corrected(found, one.share_metrics, tango(only[0], only[1], num), paired=True)
-
-
 def corrected(
     found: Mapping[str, Interval], shares: Collection[str], exact: tuple[float, float], *, paired: bool
 ) -> dict[str, Interval]:

@@ -103,10 +103,9 @@ def passed(before: Times, after: Times) -> list[tuple[int, int]]:
 
 
 def waited_share(before: Times | None, after: Times | None) -> float:
-    """Share of the CPU time asked for in between that was not there; judged by the machine's load without a count."""
+    """Share of the CPU time asked for in between that was not there; 0 without a count."""
     if before is None or after is None:
-        cores, load = os.cpu_count() or 1, os.getloadavg()[0]
-        return max(0.0, 1 - cores / load) if load else 0.0
+        return 0.0
     ran, waited = (sum(times) for times in zip(*passed(before, after), strict=True))
     return waited / (ran + waited) if ran + waited > 0 else 0.0
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.compare import chance
-from raydistill.evaluate.intervals import Interval, difference_intervals, interval, model_intervals, num_examples
+from raydistill.evaluate.intervals import Interval, corrected, interval, model_intervals, num_examples, tango
 from raydistill.tasks.base import Task
 from raydistill.tasks.statistics import mcnemar
 from raydistill.tasks.targets import Array, Targets
@@ -42,9 +43,6 @@ class Scoreboard:
         self.num_examples = num_examples(ids, self.num_rows)
         self.samples = bootstrap(self.scores, ids, num_samples, seed, wanted=wanted)
 
-    def value(self, name: str, metric: str) -> float:
-        return self.scores[name].values[metric]
-
     def intervals(self, name: str) -> dict[str, Interval]:
         """Metric -> {value, low, high} of a model, 95 %."""
         return model_intervals(self.scores[name], self.samples[name], self.num_examples)
@@ -55,16 +53,22 @@ class Scoreboard:
         Pairing takes out what the rows do to both models alike, so these are narrower than the two models' own
         intervals suggest.
         """
-        return difference_intervals(first, second, self.scores, self.samples, self.num_examples)
+        one, other = self.scores[first], self.scores[second]
+        samples = self.samples[second]
+        found = {m: interval(other.values[m] - one.values[m], samples[m] - s) for m, s in self.samples[first].items()}
+        if one.right is None or other.right is None:
+            return found
+        only = [float((a & ~b).mean()) * self.num_examples for a, b in permutations((one.right, other.right))]
+        return corrected(found, one.share_metrics, tango(only[0], only[1], self.num_examples), paired=True)
 
     def ratio(self, first: str, second: str, metric: str) -> Interval:
         """{value, low, high} of second ÷ first, paired; all None where the first one's is not above 0."""
-        below = self.value(first, metric)
+        below = self.scores[first].values[metric]
         if not below > 0:
             return {"value": None, "low": None, "high": None}
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = self.samples[second][metric] / self.samples[first][metric]
-        return interval(self.value(second, metric) / below, ratios)
+        return interval(self.scores[second].values[metric] / below, ratios)
 
     def agreement(self, first: str, second: str) -> float:
         """On all rows, labelled or not."""

@@ -126,7 +126,7 @@ class Task(ABC):
 
     def names_in(self, targets: Targets) -> set[str]:
         """The outputs of which labelled rows have an example; empty where that has no meaning."""
-        return set()
+        return {name for name, count in self.counts(targets).items() if count}
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:  # noqa: B027, most need no check
         """Refuse training rows from which nothing can be learned; ``notes`` say what became of the rows. DataError."""

@@ -135,7 +135,7 @@ def test_a_ratio_is_paired_and_needs_something_to_divide_by() -> None:
     a, b, targets = two_regressions()
     task = TextRegression()
     scores = board(a, b, targets, task, num_samples=400)
-    found, values = scores.ratio("a", "b", "pearson"), {m: scores.value(m, "pearson") for m in "ab"}
+    found, values = scores.ratio("a", "b", "pearson"), {m: scores.scores[m].values["pearson"] for m in "ab"}
     assert found["value"] == pytest.approx(values["b"] / values["a"])
     assert found["low"] < found["value"] < found["high"] < 1.0
     ends = [scores.intervals(m)["pearson"] for m in "ab"]
@@ -158,8 +158,9 @@ def test_each_model_is_scored_with_its_own_thresholds() -> None:
     plain = MultiLabelClassification(("a", "b", "c"))
     tasks = {"a": plain, "b": plain.fitted(logits, targets)}
     found = Scoreboard(tasks, {"a": logits, "b": logits}, labeled(targets), num_samples=100)
-    assert found.value("b", "macro_f1") > found.value("a", "macro_f1") + 0.1
-    assert found.value("b", "auc") == found.value("a", "auc")
+    first, second = (found.scores[name].values for name in "ab")
+    assert second["macro_f1"] > first["macro_f1"] + 0.1
+    assert second["auc"] == first["auc"]
     assert found.agreement("a", "b") == pytest.approx((tasks["a"].decide(logits) == tasks["b"].decide(logits)).mean())
 
 

@@ -5,11 +5,11 @@ import pytest
 from scipy import optimize, stats
 
 from raydistill.config.metrics import METRICS
-from raydistill.evaluate.bootstrap import bootstrap
-from raydistill.evaluate.intervals import Z, difference_intervals, gain, intervals, tango, turned, wilson
-from raydistill.tasks.multi_label import LabelScores, MultiLabelClassification
+from raydistill.evaluate.intervals import Z, gain, intervals, tango, turned, wilson
+from raydistill.evaluate.scoreboard import Scoreboard
+from raydistill.tasks import Targets, Task, TextClassification
+from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.scores import Scores
-from raydistill.tasks.text_classification.scoring import ClassScores
 
 
 def of_answers(scores: Scores) -> list[str]:
@@ -52,17 +52,18 @@ def test_tango_equals_a_published_example() -> None:
     assert tango(0, 0, 30) == pytest.approx((-(Z**2) / (30 + Z**2), Z**2 / (30 + Z**2)))
 
 
-def perfect(kind: str, num_rows: int) -> Scores:
-    """Scores of a model that is right on all of few rows."""
+def perfect(kind: str, num_rows: int) -> tuple[Task, np.ndarray, np.ndarray]:
+    """A task, and outputs and targets of a model that is right on all of few rows."""
     truth = np.eye(2, dtype=int)[np.arange(num_rows) % 2]
     if kind == "labels":
-        return LabelScores(4.0 * truth - 2, truth, MultiLabelClassification(("a", "b")))
-    return ClassScores(truth.astype(float), truth.argmax(axis=1), ("a", "b"))
+        return MultiLabelClassification(("a", "b")), 4.0 * truth - 2, truth
+    return TextClassification(("a", "b")), truth.astype(float), truth.argmax(axis=1)
 
 
 @pytest.mark.parametrize("kind", ["classes", "labels"])
 def test_two_right_rows_of_two_prove_little(kind: str) -> None:
-    scores = perfect(kind, 2)
+    task, outputs, targets = perfect(kind, 2)
+    scores = task.scores(outputs, targets)
     found = intervals(scores, 100)
     assert scores.share_metrics
     for name in scores.share_metrics:
@@ -73,9 +74,11 @@ def test_two_right_rows_of_two_prove_little(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["classes", "labels"])
 def test_models_that_never_differ_on_few_rows_may_differ_elsewhere(kind: str) -> None:
-    scores = {"a": perfect(kind, 30), "b": perfect(kind, 30)}
-    found = difference_intervals("a", "b", scores, bootstrap(scores, None, 100, 0), 30)
-    for name in of_answers(scores["a"]):
+    task, outputs, targets = perfect(kind, 30)
+    pair = dict.fromkeys("ab", outputs)
+    board = Scoreboard(dict.fromkeys("ab", task), pair, Targets(targets, np.ones(30, bool)), num_samples=100)
+    found = board.differences("a", "b")
+    for name in of_answers(board.scores["a"]):
         assert found[name]["low"] < -0.1 < 0.1 < found[name]["high"], name
 
 

@@ -23,8 +23,7 @@ from raydistill.errors import ConfigError
 from raydistill.evaluate.report import comparison
 from raydistill.evaluate.report import page as run
 from raydistill.evaluate.report.glossary import TERMS
-from raydistill.evaluate.report.page import write_run_report
-from raydistill.evaluate.report.usage import loading_code
+from raydistill.evaluate.report.page import loading_code, write_run_report
 from raydistill.tasks.text_classification import TextClassification
 
 TASK = TextClassification(("a", "b"))

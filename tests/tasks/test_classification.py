@@ -20,7 +20,7 @@ from raydistill.config import tasks as config
 from raydistill.errors import DataError, ModelError
 from raydistill.evaluate import bootstrap as resampling
 from raydistill.evaluate.bootstrap import bootstrap
-from raydistill.evaluate.intervals import Interval, interval
+from raydistill.evaluate.intervals import Interval
 from raydistill.evaluate.intervals import intervals as intervals_of
 from raydistill.tasks import kind_of
 from raydistill.tasks.statistics import mcnemar
@@ -205,17 +205,6 @@ def test_intervals_contain_the_value_and_narrow_with_rows(num_classes: int) -> N
     for name in METRICS:
         if name != "calibration_error":  # its lower end is cut at 0
             assert widths[0][name] / widths[1][name] == pytest.approx(4, rel=0.35), name  # sqrt(1600 / 100)
-
-
-def test_accuracy_interval_covers_the_truth_as_often_as_it_says() -> None:
-    rng, covered = np.random.default_rng(0), 0
-    for seed in range(200):
-        labels = (rng.random(150) < 0.7).astype(int)
-        logits = np.tile([0.0, 1.0], (150, 1))
-        samples = bootstrap({"model": scores(logits, labels)}, None, 200, seed)["model"]["accuracy"]
-        result = interval(float(labels.mean()), samples)
-        covered += result["low"] <= 0.7 <= result["high"]
-    assert 0.9 <= covered / 200 <= 0.99
 
 
 def test_calibration_interval_of_a_calibrated_model_reaches_down() -> None:

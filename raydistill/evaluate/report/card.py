@@ -20,9 +20,8 @@ from raydistill.evaluate.report.naming import (
     start_source,
     table,
 )
-from raydistill.evaluate.report.page import relation_rows, run_contenders
+from raydistill.evaluate.report.page import loading_code, relation_rows, run_contenders
 from raydistill.evaluate.report.scales import short_count
-from raydistill.evaluate.report.usage import loading_code
 from raydistill.evaluate.rules import percent
 from raydistill.models.folder import CARD
 from raydistill.storage.storage import Storage

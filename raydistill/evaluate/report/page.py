@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ from raydistill.evaluate.report.figures import Picture
 from raydistill.evaluate.report.glossary import glossary
 from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
 from raydistill.evaluate.report.scales import ABSENT, cut, scale
-from raydistill.evaluate.report.usage import loading_code
 from raydistill.evaluate.rules import signed
 from raydistill.evaluate.verdict import BASELINE_STARTS
-from raydistill.tasks import task_of
+from raydistill.tasks import Task, task_of
 
 TIMES = {
     "prepare": "data",
@@ -94,6 +94,18 @@ def terms(results: Mapping[str, Any]) -> list[str]:
     found += LABEL_TERMS if results["student"].get("per_class") else ()
     found += [term for name, term in more.items() if results[name]]
     return [*found, "latency p50"] if results["student"]["latency_ms"] else found
+
+
+def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = False) -> str:
+    """Three lines that cut texts as in training."""
+    name = json.dumps(model, ensure_ascii=False)
+    options = ["truncation=True", f"max_length={max_length}", task.pipeline_options]
+    text = '{"text": "…", "text_pair": "…"}' if has_pairs else '"…"'
+    return (
+        "from transformers import pipeline\n"
+        f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(filter(None, options))})\n'
+        f"print(model({text}))"
+    )
 
 
 def run_contenders(results: Mapping[str, Any]) -> list[Contender]:

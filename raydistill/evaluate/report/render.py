@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report import scales
+from raydistill.storage.redaction import redact_tree
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -73,19 +74,8 @@ def write_page(text: str, path: Path) -> None:
 
 def clean(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same JSON object without credentials, and with what is not to be seen in its texts made visible."""
-    found: dict[str, Any] = scales.visible(redacted(values))
+    found: dict[str, Any] = scales.visible(redact_tree(values))
     return found
-
-
-def redacted(node: Any, name: str = "") -> Any:
-    """The same JSON value without credentials, each text in the light of its name, as ``lineage.redact_values``."""
-    from raydistill.storage.redaction import redact_values
-
-    if isinstance(node, Mapping):
-        return {key: redacted(child, str(key)) for key, child in node.items()}
-    if isinstance(node, list | tuple):
-        return [redacted(child, name) for child in node]
-    return redact_values({name: node})[name] if isinstance(node, str) else node
 
 
 def yaml_text(settings: Mapping[str, Any]) -> str:

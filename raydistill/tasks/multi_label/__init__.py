@@ -132,9 +132,6 @@ class MultiLabelClassification(Task):
         rarest = np.where(targets.values > 0, ranks, len(ranks)).min(axis=1, initial=len(ranks))
         return np.where(targets.labeled, rarest, -1)
 
-    def names_in(self, targets: Targets) -> set[str]:
-        return {name for name, count in self.counts(targets).items() if count}
-
     def check(self, train: Targets, notes: Sequence[str]) -> None:
         if not self.names_in(train):
             raise DataError("No label is left in training without empty texts and duplicates. " + " ".join(notes))

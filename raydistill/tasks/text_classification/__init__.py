@@ -59,9 +59,8 @@ class TextClassification(Task):
     def read(
         cls, settings: config.TextClassification, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None
     ) -> Read:
-        found = reading.encode_labels(columns, names, settings.labels)
-        targets = {split: _targets(ids) for split, ids in found.ids.items()}
-        return Read(cls(found.names), targets, found.notes, found.doubts)
+        outputs, ids, notes, doubts = reading.encode_labels(columns, names, settings.labels)
+        return Read(cls(outputs), {split: _targets(own) for split, own in ids.items()}, notes, doubts)
 
     def read_for(self, column: pa.ChunkedArray, names: Sequence[str] | None) -> tuple[Targets, list[str]]:
         ids, notes = reading.encode_for(column, self.outputs, names)
@@ -84,9 +83,6 @@ class TextClassification(Task):
 
     def strata(self, targets: Targets) -> np.ndarray:
         return np.where(targets.labeled, targets.values, -1)
-
-    def names_in(self, targets: Targets) -> set[str]:
-        return {self.outputs[i] for i in np.unique(targets.values[targets.labeled])}
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:
         if len(self.names_in(train)) < 2:

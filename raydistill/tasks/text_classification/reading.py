@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +18,12 @@ _INTEGER = re.compile(r"-?[0-9]+")
 Ids = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Class names in the order of the logits, class ids by split (-1: no label), notes, and doubts about the labels."""
-
-    names: tuple[str, ...]
-    ids: dict[str, Ids]
-    notes: list[str]
-    doubts: list[str]
-
-
 def encode_labels(
     raw: Mapping[str, pa.ChunkedArray], own: tuple[str, ...] | None, wanted: Sequence[str] | None
-) -> Encoded:
+) -> tuple[tuple[str, ...], dict[str, Ids], list[str], list[str]]:
     """Find the classes of the label columns of each split, and each row's; ``own``: the data's own order.
 
+    Returns their names in the order of the logits, class ids by split (-1: no label), notes, doubts about the labels.
     The order is ``wanted`` (task.labels), else the data's own (ClassLabel), else sorted, integers by value. Integer
     labels 0…C-1 beside C other ``wanted`` names stand for these names. Raises DataError when a label is unknown, fewer
     than two classes occur in training or they cannot be meant, ConfigError when ``wanted`` cannot be.
@@ -61,7 +51,7 @@ def encode_labels(
     counts = dict(zip(names, np.bincount(ids["train"][ids["train"] >= 0], minlength=len(names)).tolist(), strict=True))
     listed = wanted is not None or own is not None
     doubts = check_classes({name: count for name, count in counts.items() if count}, configured=listed)
-    return Encoded(names, ids, notes, doubts)
+    return names, ids, notes, doubts
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str | None, int]:
