@@ -104,7 +104,7 @@ def check_room(train: Train, wanted: Resources, pool: Pool | None, nodes: Sequen
     least, way_out = least_workers(train), SETTING_OF_WORKERS
     if wanted.get("GPU") and train.resources_per_worker is None:
         way_out += " ({GPU: 0.5} shares GPUs, {CPU: 4} computes without)"
-    _check("train.num_workers", "workers", wanted, least, nodes, way_out)
+    _refuse("train.num_workers", "workers", wanted, least, nodes, way_out)
     if pool is None:
         return
     teacher = teacher_resources(pool, train, nodes)
@@ -126,25 +126,20 @@ def check_teachers(pool: Pool, nodes: Sequence[Node] | None = None, train: Train
         return
     nodes = known_nodes() if nodes is None else nodes
     teacher = teacher_resources(pool, train, nodes)
-    _check("teacher.pool", "teachers", teacher, pool.min, nodes, "teacher.pool.min or teacher.pool.resources")
+    _refuse("teacher.pool", "teachers", teacher, pool.min, nodes, "teacher.pool.min or teacher.pool.resources")
 
 
-def _check(setting: str, who: str, wanted: Resources, count: int, nodes: Sequence[Node], way_out: str) -> None:
-    for name, amount in sorted(wanted.items(), key=lambda pair: (not pair[0].startswith(KIND), pair[0] != "GPU")):
-        there = sum(node.total.get(name, 0.0) * node.count for node in nodes)
-        if amount * count <= there + 1e-6:  # 3 × 0.1 is a little more than 0.3
-            continue
-        if name.startswith(KIND):
-            kind = name.removeprefix(KIND)
-            raise ConfigError(f"{setting}: the cluster has no GPU of the kind {kind}. Change accelerator_type.")
-        raise ConfigError(
-            f"{setting}: {who} need {count} × {amount:g} {name}, the cluster has {there:g}. Lower {way_out}."
-        )
-    if room(wanted, nodes) < count:
-        raise ConfigError(
-            f"{setting}: {who} need {count} × ({described(wanted)}), which do not fit on {summary(nodes)}. "
-            f"Lower {way_out}."
-        )
+def _refuse(setting: str, who: str, wanted: Resources, count: int, nodes: Sequence[Node], way_out: str) -> None:
+    if (text := lack(who, wanted, count, nodes)) is not None:
+        kind = ", or change accelerator_type" if any(name.startswith(KIND) for name in wanted) else ""
+        raise ConfigError(f"{setting}: {text} Lower {way_out}{kind}.")
+
+
+def lack(who: str, wanted: Resources, count: int, nodes: Sequence[Node]) -> str | None:
+    """``workers need 2 × (8 CPU, 1 GPU); 1 node with 8 CPU, 1 GPU hold 1 of them.`` None where all find room."""
+    if (found := place(wanted, count, nodes).num) >= count:
+        return None
+    return f"{who} need {count} × ({described(wanted)}); {summary(nodes)} hold {found} of them."
 
 
 def described(wanted: Resources) -> str:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from raydistill.cluster.placement import known_nodes, least_workers
-from raydistill.cluster.resources import SETTING_OF_WORKERS, described, summary
-from raydistill.cluster.room import Resources, place
+from raydistill.cluster.resources import SETTING_OF_WORKERS, described, lack
+from raydistill.cluster.room import Resources
 from raydistill.config.training import Train
 from raydistill.errors import RaydistillError
 from raydistill.storage.board import Show
@@ -69,11 +69,10 @@ class Waiting:
         self.show({"phase": "room", "note": f"{lack} Waiting, {left / 60:.0f} minutes more (train.max_wait_minutes)"})
 
     def _lack(self, seconds: float) -> str | None:
-        asked = f"{self.least} × ({described(self.wanted)})"
-        nodes = known_nodes()
-        if (found := place(self.wanted, self.least, nodes).num) < self.least:
-            return f"The {self.who} need {asked}; {summary(nodes)} hold {found} of them."
+        if (text := lack(f"The {self.who}", self.wanted, self.least, known_nodes())) is not None:
+            return text
         if seconds >= SILENT_SECONDS and is_pending(self.wanted):
+            asked = f"{self.least} × ({described(self.wanted)})"
             return f"The {self.who} need {asked}: others on the cluster have their place, or nodes are still to come."
         return None
 

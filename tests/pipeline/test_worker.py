@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,9 @@ from raydistill.storage.garbage import list_artifacts
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("mlflow_uri")]
 
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield uri
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +175,9 @@ def test_a_mistake_that_meets_one_rank_ends_the_others_as_well(ray_cluster, inpu
 
 def test_more_workers_than_the_cluster_can_hold_are_refused_at_once(ray_cluster, inputs, tmp_path):
     before = len(ray_cluster.read_text().splitlines())
-    with pytest.raises(ConfigError, match=r"workers need 3 × 1 CPU, the cluster has 2\. Lower train\.num_workers"):
+    with pytest.raises(
+        ConfigError, match=r"workers need 3 × \(1 CPU\); 1 node with 2 CPU hold 2 of them\. Lower train\.num_w"
+    ):
         distill(shrunk(inputs, tmp_path, "train.num_workers=3"))
     assert ranks_started(ray_cluster, before) == []
     assert not Path(tmp_path, "ray").exists()
