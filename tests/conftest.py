@@ -111,6 +111,15 @@ def own_tracking() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def mlflow_uri(own_tracking: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One MLflow store for all runs of a module: to make one takes 2 s."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+
+
 @pytest.fixture(scope="session")
 def s3_storage_url() -> Iterator[str]:
     """URL of a bucket on a local moto S3 server; AWS_* points every process of the session at it."""

@@ -55,13 +55,8 @@ class Whole:
     """An undisturbed run of two workers on a cluster of this machine alone, not slowed down."""
 
     def __init__(self, folder: Path) -> None:
-        command = Command(make_config(folder), folder / "counts")
-        try:
-            code, self.results, err = command.end(patience(180.0))
-        finally:
-            left = command.clean_up()
-        assert code == 0, err
-        assert left == []
+        with Command(make_config(folder), folder / "counts") as command:
+            self.results = command.results(patience(180.0))
         self.storage = Storage(str(folder / "storage"))
         self.weights = {model: read_weights(self.results[model]["path"]) for model in MODELS}
 
@@ -158,9 +153,7 @@ class Run:
 
     def end(self) -> dict[str, Any]:
         assert self.command is not None
-        code, results, err = self.command.end(patience(240.0))
-        assert code == 0, err
-        return results
+        return self.command.results(patience(240.0))
 
     def told(self) -> str:
         """What the newest command wrote to stderr."""

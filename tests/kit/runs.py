@@ -207,6 +207,20 @@ class Command:
         text = self.out.read_text()
         return code, json.loads(text) if text.strip() else {}, self.err.read_text()
 
+    def results(self, seconds: float = 400.0) -> dict[str, Any]:
+        """What it found, once it has ended well."""
+        code, found, err = self.end(seconds)
+        assert code == 0, err
+        return found
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Nothing of it is left, nor of commands with the same count file."""
+        left = self.clean_up()
+        assert kind is not None or left == []
+
     def kill(self, signum: int) -> None:
         """Send a signal to the command alone, not to the processes it has started."""
         self.process.send_signal(signum)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,8 @@ from raydistill.storage.garbage import collect_garbage, remove_artifact
 from raydistill.storage.storage import Storage
 from raydistill.teacher.store import signal_artifact
 from raydistill.train.loop import StageRun
+
+pytestmark = pytest.mark.usefixtures("mlflow_uri")
 
 HIDDEN = {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.1}
 BASE = {
@@ -121,15 +122,6 @@ def config_of(folder: Path, **changes: Any) -> dict[str, Any]:
             texts = [row["text"] for row in csv.DictReader(source)]
         unlabeled.write_text("\n".join(["text", *texts]) + "\n")
     return toy_config(folder, data__unlabeled=str(unlabeled), **changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One MLflow store for the module: to make one takes 2 s."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield uri
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.tracking.runs import RunRef
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("mlflow_uri")]
 
 LAYERS, RATE, PAIRS = "student.num_layers", "stages.distill.learning_rate", "stages.distill.losses.hidden.layers"
 TOO_FAST = 1e9
@@ -77,14 +77,6 @@ SWEEP: dict[str, Any] = {
     "final_seeds": 2,
 }
 """18 combinations: 6 have 3 layers and are too large, 4 of the others learn too fast, 8 come to their end."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield uri
 
 
 @dataclass

@@ -24,7 +24,7 @@ from kit.toy import relative_difference, toy_config, without_key_biases
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
-from raydistill.config.teacher import MODES
+from raydistill.config.teacher import MODES, Pool
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError
 from raydistill.models.signals import LOGITS
 from raydistill.pipeline import recipes
@@ -109,9 +109,10 @@ class Supervised:
 
 @contextmanager
 def supervised(job: Job, most: int, least: int = 1, kind: type = Teacher, **options: Any) -> Iterator[Supervised]:
-    config = load_config_pool(job, least, most)
     told: list[str] = []
-    pool = TeacherPool(config, {**OPTIONS, **options}, kind, (job, None), lambda entry: told.append(entry["note"]))
+    pool = TeacherPool(
+        Pool(min=least, max=most), {**OPTIONS, **options}, kind, (job, None), lambda entry: told.append(entry["note"])
+    )
     made, ended = Supervised(pool, told), threading.Event()
 
     def supervise() -> None:
@@ -130,12 +131,6 @@ def supervised(job: Job, most: int, least: int = 1, kind: type = Teacher, **opti
         finally:
             ended.set()
             thread.join()
-
-
-def load_config_pool(job: Job, least: int, most: int) -> Any:
-    from raydistill.config.teacher import Pool
-
-    return Pool(min=least, max=most)
 
 
 def signal_lines(counts: Path, begin: int = 0) -> list[list[str]]:
@@ -276,7 +271,7 @@ class TestFailing:
         with supervised(job, 1, kind=failing(tmp_path / "opened", 99, "CUDA out of memory")) as made:
             with pytest.raises(TeacherError, match="A teacher failed: RuntimeError: CUDA out of memory"):
                 student(job, made.feed())
-            waited_until(lambda: made.error is not None)
+            wait_for(lambda: made.error is not None)
         assert "train.tokens_per_micro_batch" in str(made.error)
         assert len(list((tmp_path / "opened").iterdir())) == MAX_FAILURES
 
@@ -299,7 +294,7 @@ class TestFailing:
         wanted = find_unrecorded(context, teacher, {"train": frozenset({LOGITS})})
         kind = failing(tmp_path / "opened", how_many, "of each", error)
         options = {**OPTIONS, "runtime_env": {"env_vars": {"RAYDISTILL_SHARD_ROWS": "20"}}}
-        pool = TeacherPool(load_config_pool(job, 2, 2), options, kind, (job, None), lambda entry: None)
+        pool = TeacherPool(Pool(min=2, max=2), options, kind, (job, None), lambda entry: None)
         given: dict[str, Any] = {"owner": job.owner, "stop": threading.Event(), "show": lambda entry: None}
         if how_many == 1:
             with pool:
@@ -321,7 +316,7 @@ class TestFeeding:
         job = make_job(folder, "pool")
         with supervised(job, 1) as made:
             fed = student(job, made.feed())
-            waited_until(lambda: made.pool.ready == {})  # the workers said that they need them no more
+            wait_for(lambda: made.pool.ready == {})  # the workers said that they need them no more
         assert same_weights(fed, online)
         cached = student(make_job(folder, "cached"))
         difference = relative_difference(without_key_biases(cached), without_key_biases(dict(online)))
@@ -345,7 +340,7 @@ class TestFeeding:
             thread.start()
             for moment in moments:
                 is_due = partial(newest_worker, ray_cluster, begin, moment, killed)
-                waited_until(lambda due=is_due: due() is not None or not thread.is_alive())
+                wait_for(lambda due=is_due: due() is not None or not thread.is_alive())
                 if (pid := is_due()) is None:
                     break
                 os.kill(pid, signal.SIGKILL)
@@ -410,7 +405,7 @@ class TestFeeding:
         job = make_job(folder, "pool")
         missing = replace(job, tokens=replace(job.tokens, key="0" * 20))
         with supervised(missing, 2) as made:
-            waited_until(lambda: made.error is not None)
+            wait_for(lambda: made.error is not None)
         assert "There is no artefact tokens/" in str(made.error)
 
 
@@ -435,15 +430,13 @@ class TestRecording:
         killed: list[int] = []
 
         def kill() -> None:
-            waited_until(lambda: len(shard_lines(ray_cluster, begin)) >= 3)
+            wait_for(lambda: len(shard_lines(ray_cluster, begin)) >= 3)
             killed.append(int(shard_lines(ray_cluster, begin)[-1].split()[-1]))
             os.kill(killed[0], signal.SIGKILL)
 
         thread = threading.Thread(target=kill)
         thread.start()
-        pool = TeacherPool(
-            load_config_pool(pooled, 1, 2), {**OPTIONS, **options}, Teacher, (pooled, None), lambda entry: None
-        )
+        pool = TeacherPool(Pool(min=1, max=2), {**OPTIONS, **options}, Teacher, (pooled, None), lambda entry: None)
         given: dict[str, Any] = {"owner": pooled.owner, "stop": threading.Event(), "show": lambda entry: None}
         with pool:
             record_in_pool(pool, theirs.rows, wanted, **given)
@@ -463,13 +456,6 @@ class TestRecording:
 
 def shard_lines(counts: Path, begin: int) -> list[str]:
     return [line for line in counts.read_text().splitlines()[begin:] if line.startswith("shard ")]
-
-
-def waited_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def forget_student(job: Job) -> None:
@@ -516,7 +502,7 @@ def test_teachers_that_find_no_room_end_the_run_after_the_setting(folder, ray_cl
     monkeypatch.setattr("raydistill.teacher.pool.teachers.SILENT_SECONDS", 0.2)
     job, told = make_job(folder, "pool"), []
     options = {**OPTIONS, "resources": {"nowhere": 1}}
-    pool = TeacherPool(load_config_pool(job, 1, 1), options, Teacher, (job, None), told.append, max_wait_minutes=0)
+    pool = TeacherPool(Pool(min=1, max=1), options, Teacher, (job, None), told.append, max_wait_minutes=0)
     message = r"no teachers for \d+ minutes \(0 of at least 1 there, each asks for .*nowhere\); a run waits 0 for them"
 
     def supervise() -> None:
@@ -552,5 +538,5 @@ def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     until = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < until
-        time.sleep(0.1)
+        time.sleep(0.02)
     return found

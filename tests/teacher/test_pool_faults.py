@@ -86,13 +86,8 @@ class Ran:
 def run_alone(folder: Path, mode: str, num_workers: int = 0) -> dict[str, Any]:
     """The same without a pool and, without workers, without Ray."""
     config = make_config(folder, mode, train__num_workers=num_workers)
-    command = Command(config, folder / "counts", RAYDISTILL_SHARD_ROWS="20")
-    try:
-        code, results, err = command.end(patience(180.0))
-    finally:
-        command.clean_up()
-    assert code == 0, err
-    return results
+    with Command(config, folder / "counts", RAYDISTILL_SHARD_ROWS="20") as command:
+        return command.results(patience(180.0))
 
 
 @pytest.fixture
@@ -130,8 +125,7 @@ def test_a_node_lost_while_its_teacher_records(place, commands, tmp_path, measur
     command = place.cluster.start(config, folder, **SLOWED)
     commands.append(command)
     place.kill_node_of(wait_for_work(place, command, "shard", begin, moment))
-    code, results, err = command.end(patience(240.0))
-    assert code == 0, err
+    results = command.results(patience(240.0))
     assert_same(folder, results, alone)
     shards = Counter(" ".join(line.split()[:3]) for line in place.cluster.lines()[begin:] if line.startswith("shard "))
     repeated = sum(shards.values()) - len(shards)
@@ -158,8 +152,7 @@ def test_nodes_lost_while_their_teachers_feed_a_student(place, commands, tmp_pat
     assert place.teachers == []
     assert command.wait_until(lambda: "waiting for a teacher" in command.err.read_text()[told:], patience(90.0))
     place.have_teachers(1)
-    code, results, err = command.end(patience(240.0))
-    assert code == 0, err
+    results = command.results(patience(240.0))
     assert_same(folder, results, alone)
     asked = [line.split()[1:4] for line in place.cluster.lines()[begin:] if line.startswith("signals ")]
     repeated = len(asked) - NUM_STEPS - 1  # one for the check before the training
@@ -191,8 +184,7 @@ def test_a_worker_lost_while_teachers_feed_two(place, commands, tmp_path, measur
 
     assert command.wait_until(lambda: bool(steps(step, who, "")), patience(180.0)), command.out.read_text()
     os.kill(int(steps(step, who, "")[0].split()[-1]), signal.SIGKILL)
-    code, results, err = command.end(patience(240.0))
-    assert code == 0, err
+    results = command.results(patience(240.0))
     assert_same(folder, results, alone)
     repeated = [sum(line.split()[3] == rank for line in steps()) - NUM_STEPS for rank in ("0", "1")]
     assert max(repeated) <= CHECKPOINT_STEPS
