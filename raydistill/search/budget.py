@@ -15,7 +15,7 @@ from raydistill.pipeline import recipes
 from raydistill.pipeline.estimate import estimate_run, measure, student_seconds, teacher_seconds
 from raydistill.pipeline.timing import Machine, machine
 from raydistill.search.front import within
-from raydistill.search.proposals import DEFAULT_TRIALS
+from raydistill.search.proposals import planned_trials
 from raydistill.search.sharing import shapes_of
 from raydistill.search.space import check_space, space_size, sweep_of
 
@@ -98,9 +98,8 @@ def count_shapes(config: Config, teacher: PretrainedConfig) -> dict[str, bool]:
 
 def num_trials(sweep: Sweep) -> int:
     """Trials that train, if no constraint rejects more than the search can replace."""
-    size = space_size(sweep)
-    wanted = sweep.num_trials or (size if sweep.search == "grid" and size else DEFAULT_TRIALS)
-    return min(limit for limit in (wanted, size, sweep.max_trials) if limit is not None)
+    limits = (planned_trials(sweep), space_size(sweep), sweep.max_trials)
+    return min(limit for limit in limits if limit is not None)
 
 
 def num_finals(sweep: Sweep) -> int:

@@ -111,9 +111,6 @@ class Choice:
         self.finalists = [
             replace(f, seeds=tuple(measured(seed, scores[seed.student]) for seed in f.seeds)) for f in self.finalists
         ]
-        number, seed = self.winner[0].trial, self.winner[1].seed
-        finalist = next(f for f in self.finalists if f.trial == number)
-        self.winner = finalist, next(outcome for outcome in finalist.seeds if outcome.seed == seed)
 
     def _winner_prepared(self) -> Prepared:
         """The winner as ``distill`` would be given it, so that it finds the run finished."""

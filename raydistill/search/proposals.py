@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from raydistill.config.sweep import Sweep
 from raydistill.config.tree import Config
 from raydistill.search.front import moved
 from raydistill.search.ledger import Ledger, Params, State, Trial, Value
@@ -58,8 +59,7 @@ class Proposals:
     ) -> None:
         self.sweep, self.ledger, self.judge, self.clock = sweep_of(config), ledger, judge, clock
         self.size = space_size(self.sweep)
-        whole = self.size if self.sweep.search == "grid" else None
-        self.num_trials: int = self.sweep.num_trials or whole or DEFAULT_TRIALS
+        self.num_trials = planned_trials(self.sweep)
         self.max_trials: int = self.sweep.max_trials or LOOKS * self.num_trials
         self._began = clock()
         # another draw than that of the session before, whose first proposals would come again otherwise
@@ -163,6 +163,12 @@ class Proposals:
         """Count the trials in a row, in the order in which they ended, that left the front where it was."""
         self._unmoved = 0 if moved(self._finished, trial, self.sweep) else self._unmoved + 1
         self._finished.append(trial)
+
+
+def planned_trials(sweep: Sweep) -> int:
+    """Trials to train, if the space has so many that may."""
+    whole = space_size(sweep) if sweep.search == "grid" else None
+    return sweep.num_trials or whole or DEFAULT_TRIALS
 
 
 def key(params: Mapping[str, Value]) -> str:

@@ -42,9 +42,9 @@ from raydistill.train.loop import Schedule
 COUNTING = Path(__file__).parent / "counting"
 
 
-def make_context(job: Job, stop: Callable[[], bool] = lambda: False) -> Context:
+def make_context(job: Job) -> Context:
     """A job's tools in this process."""
-    board = Board(job.storage, job.run_parts, job.owner, listener=lambda entry: None, stop=stop)
+    board = Board(job.storage, job.run_parts, job.owner, listener=lambda entry: None)
     return Context(job, Group(Device().torch_device), Device(), board)
 
 

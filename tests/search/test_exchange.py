@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from kit.toy import toy_config, weights
 from raydistill.config.loading import load_config
 from raydistill.config.training import Optimization
 from raydistill.config.tree import Config
-from raydistill.errors import ConfigError, Interrupted
+from raydistill.errors import ConfigError
 from raydistill.losses import build_losses
 from raydistill.models.student import build_student
 from raydistill.pipeline.stages import stage_reports
@@ -86,9 +85,9 @@ def changing(config: Config, changes: tuple[tuple[int, dict[str, float]], ...] =
     return Config.model_validate(plain)
 
 
-def train(shared: Shared, config: Config, stop: Callable[[], bool] = lambda: False) -> torch.nn.Module:
+def train(shared: Shared, config: Config) -> torch.nn.Module:
     """The stages of a config, its student not published; the model with its best weights."""
-    context = make_context(replace(shared.job, config=config, folder=("work", "stages")), stop)
+    context = make_context(replace(shared.job, config=config, folder=("work", "stages")))
     teacher = context.teacher(shared.teacher)
     model = build_student(teacher, config.student, seed=0, attn_implementation=context.attention)
     for _ in stage_reports(context, "student", model, config.stages, shared.signals, shared.teacher, is_trial=True):
@@ -147,44 +146,18 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
     return kept[1]
 
 
-def test_settings_that_change_train_as_a_loop_does_in_which_they_are_changed_by_hand(fresh):
-    plain = weights(train(fresh, changing(fresh.job.config, ())))
-    assert same_weights(plain, train_by_hand(fresh, ()))
-    shared = replace(fresh, job=replace(fresh.job, run_key=f"{fresh.job.run_key}-changing"))
-    changed = weights(train(shared, changing(shared.job.config)))
-    assert same_weights(changed, train_by_hand(shared))
-    assert not same_weights(changed, plain)
-
-
-@pytest.mark.parametrize("changes", [CHANGES[:1], CHANGES[1:2], CHANGES[3:]], ids=["4", "12", "23"])
-def test_every_change_counts(fresh, changes):
+@pytest.mark.parametrize("changes", [(), CHANGES[:1], CHANGES[1:2], CHANGES[3:], CHANGES], ids=len)
+def test_settings_that_change_train_as_a_loop_does_in_which_they_are_changed_by_hand(fresh, changes):
     changed = weights(train(fresh, changing(fresh.job.config, changes)))
     assert same_weights(changed, train_by_hand(fresh, changes))
-    assert not same_weights(changed, train_by_hand(fresh, ()))
-
-
-def test_interrupted_at_every_step_it_ends_with_the_same_weights(fresh):
-    """Asked to stop before each of the steps, one after another."""
-    config = changing(fresh.job.config)
-    looks = 0
-
-    def stop() -> bool:
-        nonlocal looks
-        looks += 1
-        return looks > 1  # one step a session
-
-    for step in range(1, NUM_STEPS):
-        looks = 0
-        with pytest.raises(Interrupted, match=f"after step {step} of {NUM_STEPS}"):
-            train(fresh, config, stop)
-    assert same_weights(weights(train(fresh, config)), train_by_hand(fresh))
+    assert same_weights(changed, train_by_hand(fresh, ())) == (not changes)
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("checkpoint_steps", [5, 100])
+@pytest.mark.parametrize("checkpoint_steps", [1, 5, 100])
 def test_killed_at_every_step_it_ends_with_the_same_weights(fresh, monkeypatch, checkpoint_steps):
     """A kill leaves the last checkpoint, which is one at each change, too."""
     config = changing(fresh.job.config)

@@ -80,11 +80,6 @@ def test_with_one_objective_only_a_strictly_better_trial_moves() -> None:
     assert front.moved([], before[0], only)
 
 
-def test_of_equal_trials_the_earliest_stays() -> None:
-    trials = [trial(5, 0.9), trial(2, 0.9), trial(7, 0.8, latency=2.0)]
-    assert numbers(front.pareto_front(trials, TWO)) == [2]
-
-
 def test_trials_without_a_value_are_left_out() -> None:
     trials = [trial(0, math.nan), trial(1, 0.5, latency=math.inf), Trial(2, {}, "completed"), trial(3, 0.1)]
     assert numbers(front.pareto_front(trials, TWO)) == [3]

@@ -72,9 +72,15 @@ def make_trials() -> list[Trial]:
 TRIALS = dict(enumerate(make_trials()))
 
 
-def finalist(trial: int, validation: list[float], test: list[float], roles: tuple[str, ...] = ("best",)) -> Finalist:
+def finalist(
+    trial: int,
+    validation: list[float],
+    test: list[float],
+    roles: tuple[str, ...] = ("best",),
+    metric: str = "accuracy",
+) -> Finalist:
     seeds = [
-        SeedOutcome(seed, f"key{seed}", f"students/{seed}", {"accuracy": high}, {"accuracy": low, "mcc": math.nan})
+        SeedOutcome(seed, f"key{seed}", f"students/{seed}", {metric: high}, {metric: low, "mcc": math.nan})
         for seed, (high, low) in enumerate(zip(validation, test, strict=True), 1)
     ]
     return Finalist(trial, roles, tuple(seeds))
@@ -117,9 +123,6 @@ def test_mean_spread_and_shrinkage_by_hand() -> None:
     # the trial had 0.80 + 7/90 = 0.877778 in the search
     assert section["search"]["validation/accuracy"] == 0.877778
     assert section["shrinkage"] == {"accuracy": 0.0277778}
-
-
-def test_one_seed_has_no_spread() -> None:
     (section,) = build([finalist(7, [0.87], [0.85])])["finalists"]
     assert section["validation"]["accuracy"] == {"mean": 0.87, "sd": None}
 
@@ -127,20 +130,14 @@ def test_one_seed_has_no_spread() -> None:
 def test_the_winner_has_the_best_mean_and_not_the_best_single_seed() -> None:
     steady, lucky = finalist(1, [0.85, 0.87, 0.86], [0.1, 0.1, 0.1]), finalist(2, [0.99, 0.70, 0.70], [0.9, 0.9, 0.9])
     sweep = sweep_of(config())
-    assert sweep is not None
     won, seed = choose([lucky, steady], sweep, TRIALS)
     assert (won.trial, seed.seed) == (1, 2)  # on test the other is better: nobody looks there
 
 
 def test_the_winner_by_a_metric_that_is_better_when_lower() -> None:
     sweep = sweep_of(config(objectives={"latency_ms": "min", "validation/log_loss": "min"}))
-    assert sweep is not None
-
-    def outcome(seed: int, loss: float) -> SeedOutcome:
-        return SeedOutcome(seed, "k", "p", {"accuracy": 0.9 + loss / 100, "log_loss": loss}, {})
-
-    a = Finalist(0, ("best",), (outcome(1, 0.5), outcome(2, math.nan), outcome(3, 0.3)))
-    b = Finalist(1, ("knee",), (outcome(1, 0.45), outcome(2, 0.41)))
+    a = finalist(0, [0.5, math.nan, 0.3], [0.1] * 3, metric="log_loss")
+    b = finalist(1, [0.45, 0.41], [0.1] * 2, ("knee",), metric="log_loss")
     assert choose([b, a], sweep, TRIALS) == (a, a.seeds[2])
 
 
@@ -148,14 +145,12 @@ def test_the_configs_own_values_do_not_win_against_a_constraint() -> None:
     own, best = finalist(0, [0.95, 0.96], [0.9, 0.9], ("default",)), finalist(5, [0.9, 0.91], [0.9, 0.9])
     for bounds, winner in (({}, own), ({"validation/accuracy": {"min": 0.85}}, best)):  # 0.80 in its trial
         sweep = sweep_of(config(constraints=bounds))
-        assert sweep is not None
         assert choose([own, best], sweep, TRIALS) == (winner, winner.seeds[1])
     assert choose([own], sweep, TRIALS) is None
 
 
 def test_no_winner_without_a_value() -> None:
     sweep = sweep_of(config())
-    assert sweep is not None
     with pytest.raises(ModelError, match="No trial that was trained again has a validation/accuracy"):
         choose([Finalist(0, ("best",), ()), finalist(1, [math.nan], [0.5])], sweep, TRIALS)
 
@@ -308,32 +303,17 @@ def test_a_sweep_looks_for_the_task_s_main_metric_unless_told_otherwise(task: st
     assert sweep_of(config(objectives=own)).objectives == own
 
 
-def error_trials() -> list[Trial]:
-    """As ``make_trials``, with an RMSE that falls by 0.01 from trial to trial."""
-    trials = []
-    for trial in make_trials()[:8]:
-        own = {name: value for name, value in trial.params.items() if name != KD}
-        trials.append(replace(trial, params=own, values={"validation/rmse": 0.5 - trial.number / 100}, history=()))
-    return trials
-
-
 def test_verdict_on_an_error_that_falls() -> None:
-    def seeds(trial: int, value: float, roles: tuple[str, ...]) -> Finalist:
-        found = [{"rmse": value + step} for step in (0.0, 0.01, -0.01)]
-        return Finalist(trial, roles, tuple(SeedOutcome(i, f"k{i}", f"s/{i}", m, m) for i, m in enumerate(found)))
-
-    settings = config("text_regression", objectives={"validation/rmse": "min"})
-    best, own = seeds(7, 0.43, ("best",)), seeds(0, 0.5, ("default",))
-    trials = error_trials()
-    chosen = choose([best, own], sweep_of(settings), dict(enumerate(trials)))
-    assert chosen is not None
-    assert (chosen[0].trial, chosen[1].validation["rmse"]) == (7, pytest.approx(0.42))
-    text = build([best, own], settings, trials=trials, winner=chosen)["verdict"]
+    settings = config(objectives={"validation/log_loss": "min"})
+    best = finalist(7, [0.43, 0.44, 0.42], [0.43, 0.44, 0.42], metric="log_loss")
+    own = finalist(0, [0.5, 0.51, 0.49], [0.5, 0.51, 0.49], ("default",), metric="log_loss")
+    chosen = choose([best, own], sweep_of(settings), TRIALS)
+    assert chosen == (best, best.seeds[2])
+    text = build([best, own], settings, winner=chosen)["verdict"]
     assert text.startswith("The search paid off: trial 7 is 0.070 better than the config's own values. ")
-    assert "The winner reaches 0.430 ± 0.010 RMSE on validation" in text
-    assert "searched for validation RMSE" in text
-    worse = build([seeds(7, 0.52, ("best",)), own], settings, trials=trials, winner=None)["verdict"]
-    assert worse.startswith("No winner")
+    assert "The winner reaches 0.430 ± 0.010 log loss on validation" in text
+    assert "That is 0.070 better than what the search saw on validation (0.500)." in text
+    assert "searched for validation log loss" in text
 
 
 def test_verdict_without_a_winner_says_why() -> None:
