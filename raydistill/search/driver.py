@@ -34,14 +34,14 @@ from raydistill.search.space import sweep_of
 from raydistill.search.summary import build_summary
 from raydistill.search.tuning import TrialResources, run_trials
 from raydistill.storage.board import Show
-from raydistill.tracking.runs import RunRef, finish_run
+from raydistill.tracking.runs import finish_run
 
 TRIALS = "trials.csv"
 
 
 @dataclass
 class Driver:
-    """Everything after the data."""
+    """One session of a sweep whose data is prepared."""
 
     prepared: Prepared
     stop: Stop
@@ -56,35 +56,32 @@ class Driver:
 
     def run(self, store: Future[None], retry_failed: bool) -> dict[str, Any]:
         store.result()
-        with tracked(self.prepared, "sweep") as ref:
+        with tracked(self.prepared, "sweep") as self.ref:
             self.stop.is_obeyed = True
-            return self.search_and_choose(ref, retry_failed)
+            self.show({"phase": "start", "note": "Ray"})
+            with connected():
+                self.stop.listen()
+                self.shared = self.share()
+                self.resources = self.trial_resources()
+                self.ledger = Ledger(self.storage, self.parts, self.owner)
+                if retry_failed:
+                    reopen(self.ledger)
+                stopped_by = self.search()
+                self.choice = Choice(self.prepared, self.owner, self.shared, self.ref, self.stop, self.show)
+                with self.clock.phase("finals", self.quiet):
+                    self.choice.train_again(self.ledger, self.resources, partial(self.view, "finals"))
+                with self.clock.phase("evaluate", self.quiet):
+                    self.choice.evaluate()
+            self.stop.is_obeyed = False
+            with self.clock.phase("register", self.show):
+                settle(SearchSource, self.ledger, self.shared, self.ref)
+                settle(FinalSource, self.choice.ledger, self.shared, self.ref)
+                results = self.choice.register(self.clock)
+            return self.summarize(results, stopped_by)
 
-    def search_and_choose(self, ref: RunRef, retry_failed: bool) -> dict[str, Any]:
-        """Everything that needs the cluster, then the registry and the summary."""
-        self.show({"phase": "start", "note": "Ray"})
-        with connected():
-            self.stop.listen()
-            shared = self.share(ref)
-            trial_resources = self.trial_resources()
-            ledger = Ledger(self.storage, self.parts, self.owner)
-            reopen(ledger, retry_failed)
-            stopped_by = self.search(shared, trial_resources, ledger, ref)
-            choice = Choice(self.prepared, self.owner, shared, ref, self.stop, self.show)
-            with self.clock.phase("finals", self.quiet):
-                choice.train_again(ledger, trial_resources, partial(self.view, "finals", trial_resources))
-            with self.clock.phase("evaluate", self.quiet):
-                choice.evaluate()
-        self.stop.is_obeyed = False
-        with self.clock.phase("register", self.show):
-            settle(SearchSource, ledger, shared, ref)
-            settle(FinalSource, choice.ledger, shared, ref)
-            results = choice.register(self.clock)
-        return self.summarize(shared, trial_resources, ledger, choice, results, stopped_by, ref)
-
-    def share(self, ref: RunRef) -> Shared:
+    def share(self) -> Shared:
         """Teacher, signals and shapes: from the session before, or made by one worker group."""
-        job = self.prepared.job(self.owner, ref)
+        job = self.prepared.job(self.owner, self.ref)
         shared = load_shared(job)
         if shared is None:
             with self.clock.phase("teacher", self.quiet):
@@ -103,59 +100,49 @@ class Driver:
         self.waiting = Waiting(self.config.train, resources, self.show, who="workers of a trial")
         return TrialResources(self.config.train.num_workers, resources, min(limits, default=None))
 
-    def search(self, shared: Shared, trial_resources: TrialResources, ledger: Ledger, ref: RunRef) -> str | None:
+    def search(self) -> str | None:
         """Train trials until the budget is used up; what ended it."""
-        proposals = Proposals(self.config, ledger, Judge(self.config, shared))
+        proposals = Proposals(self.config, self.ledger, Judge(self.config, self.shared))
         with self.clock.phase("search", self.quiet):
             if not proposals.is_exhausted:
                 run_trials(
-                    SearchSource(ledger, shared, ref, self.stop, proposals),
-                    trial_resources,
-                    lambda: self.view("search", trial_resources, list(ledger), proposals.num_trials),
+                    SearchSource(self.ledger, self.shared, self.ref, self.stop, proposals),
+                    self.resources,
+                    lambda: self.view("search", list(self.ledger), proposals.num_trials),
                     scheduler_for(self.sweep, proposals.replayed),
                 )
         return proposals.stopped_by
 
-    def view(self, phase: str, trial_resources: TrialResources, trials: list[Trial], total: int) -> None:
+    def view(self, phase: str, trials: list[Trial], total: int) -> None:
         """Show how the trials are doing."""
-        elapsed = time.perf_counter() - self.clock.started
-        if self.waiting.look(waits_for_room(trials, trial_resources.workers)):
+        if self.waiting.look(waits_for_room(trials, self.resources.workers)):
             return
         self.show(
             {
                 "phase": phase,
                 "trials": trials,
                 "total": total,
-                "elapsed": elapsed,
+                "elapsed": time.perf_counter() - self.clock.started,
                 "objectives": dict(self.sweep.objectives),
                 "constraints": self.sweep.constraints,
                 "metric": f"validation/{self.config.epoch_metric}",
-                "left": seconds_left(trials, total, trial_resources.concurrency or 1),
+                "left": seconds_left(trials, total, self.resources.concurrency or 1),
             }
         )
 
     def quiet(self, entry: object) -> None:
         """The phases inside show themselves."""
 
-    def summarize(
-        self,
-        shared: Shared,
-        trial_resources: TrialResources,
-        ledger: Ledger,
-        choice: Choice,
-        results: dict[str, Any] | None,
-        stopped_by: str | None,
-        ref: RunRef,
-    ) -> dict[str, Any]:
+    def summarize(self, results: dict[str, Any] | None, stopped_by: str | None) -> dict[str, Any]:
         """Write ``sweep.json`` and the report, here and in MLflow."""
-        trials = list(ledger)
+        trials, choice, shared = list(self.ledger), self.choice, self.shared
         eligible = [trial for trial in trials if is_eligible(trial, self.sweep)]
         trained = sum(trial.seconds for trial in trials if not trial.reused)
         seconds = {**self.clock.seconds, **{f"shared/{k}": v for k, v in shared.seconds.items()}, "trials": trained}
         summary = build_summary(
             config=self.config,
             sweep_key=self.prepared.run_key,
-            run_id=ref.run_id,
+            run_id=self.ref.run_id,
             trials=trials,
             front=pareto_front(eligible, self.sweep.objectives),
             finalists=choice.finalists,
@@ -163,7 +150,7 @@ class Driver:
             results=results,
             shapes=[{"shape": s.name, "num_parameters": s.num_parameters, **(s.latency or {})} for s in shared.shapes],
             seconds={**seconds, "total": self.clock.total()},
-            concurrency=trial_resources.concurrency,
+            concurrency=self.resources.concurrency,
             stopped_by=stopped_by,
             teacher={
                 "passes": 1,
@@ -179,8 +166,8 @@ class Driver:
             (Path(folder) / "sweep.json").write_text(json.dumps(summary, indent=1))
             (Path(folder) / TRIALS).write_text(trials_csv(summary), encoding="utf-8")
             self.storage.upload(Path(folder) / TRIALS, *self.parts, TRIALS)
-            log_summary(ref, summary)
-            finish_run(ref, None, Path(folder), status="FINISHED")
+            log_summary(self.ref, summary)
+            finish_run(self.ref, None, Path(folder), status="FINISHED")
         self.storage.write_json(summary, *self.parts, "sweep.json")  # last: a sweep that has it is finished
         return summary
 
@@ -192,11 +179,10 @@ def waits_for_room(trials: Sequence[Trial], workers: int) -> bool:
     return not has_begun and any(trial.state in ("waiting", "running") for trial in trials)
 
 
-def reopen(ledger: Ledger, retry_failed: bool) -> None:
+def reopen(ledger: Ledger) -> None:
     """Let failed trials wait for another attempt."""
-    for trial in list(ledger):
-        if retry_failed and trial.state == "failed":
-            ledger.update(trial.number, state="waiting", reason=None)
+    for trial in [trial for trial in ledger if trial.state == "failed"]:
+        ledger.update(trial.number, state="waiting", reason=None)
 
 
 def seconds_left(trials: list[Trial], total: int, concurrency: int) -> float | None:

@@ -23,7 +23,7 @@ FINALIST_COLORS = (GREEN, PURPLE, BLUE, RED)
 def add_points(
     figure: go.Figure, scene: Scene, trials: Sequence[Record], across: Callable[[Record], Any], **style: Any
 ) -> None:
-    """Add trials at what ``across`` says and, unless ``style`` has another ``y``, the first validation objective."""
+    """Add trials at what ``across`` says and the first validation objective."""
     if trials:  # without any there is nothing to name in the legend
         places = {"x": [across(trial) for trial in trials], "y": [scene.score(trial) for trial in trials]}
         told = {"hovertext": [scene.hover(trial) for trial in trials], "hoverinfo": "text"}
@@ -71,11 +71,6 @@ def pareto_picture(scene: Scene, other: str, name: str) -> list[Picture]:
         look["marker"]["line"] = {"width": 2, "color": GREEN}
         role = "winner" if won else escaped(scene.roles[number], MAX_HOVER)
         add_points(figure, scene, [trial], across, name=f"{number}: {role}", cliponaxis=False, **look)
-    rejected = [t for t in scene.trials if t["state"] == "rejected" and across(t) is not None]
-    scores = [scene.score(trial) for trial in placed]  # rejected ones have none: they are marks along the lower edge
-    edge = [min(scores) - 0.07 * ((max(scores) - min(scores)) or 1)] * len(rejected)
-    look = {"y": edge, "marker": {"symbol": "line-ns-open", "size": 11, "color": RED}}
-    add_points(figure, scene, rejected, across, name="rejected, not trained", **look)
     for measure, add_limit in ((other, figure.add_vline), (scene.main, figure.add_hline)):
         for bound in (scene.summary["constraints"].get(measure) or {}).values():
             if bound is not None:
