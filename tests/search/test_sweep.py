@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -97,7 +98,7 @@ class Session:
 
 @dataclass
 class Swept:
-    """The same sweep four times: stopped by Ctrl-C, finished, looked up, and given more trials."""
+    """The same sweep three times: stopped by Ctrl-C, gone on with to the end of its space, and looked up."""
 
     config: Config
     storage: Storage
@@ -105,11 +106,9 @@ class Swept:
     message: str
     resumed: Session
     again: Session
-    more: Session
 
     @property
     def lines(self) -> list[str]:
-        """Of the sweep of 6 trials, in both its sessions."""
         return self.stopped.lines + self.resumed.lines
 
     def student(self, trial: Trial) -> Artifact:
@@ -160,10 +159,9 @@ def swept(ray_cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     config = load_config(toy_config(tmp_path_factory.mktemp("swept"), **SHAPES, sweep=SWEEP))
     storage = Storage(config.storage)
     stopped = take_session(ray_cluster, config, progress=ctrl_c_in_the_middle())
-    resumed = take_session(ray_cluster, config)
-    again = take_session(ray_cluster, config)
-    more = take_session(ray_cluster, with_trials(config, 100))
-    return Swept(config, storage, stopped, stopped.summary["interrupted"], resumed, again, more)
+    resumed = take_session(ray_cluster, with_trials(config, 100))
+    again = take_session(ray_cluster, with_trials(config, 100))
+    return Swept(config, storage, stopped, stopped.summary["interrupted"], resumed, again)
 
 
 def in_state(trials: dict[int, Trial], *states: str) -> list[Trial]:
@@ -171,7 +169,7 @@ def in_state(trials: dict[int, Trial], *states: str) -> list[Trial]:
 
 
 def test_the_teacher_sees_every_row_once_however_many_trials_and_sessions_there_are(swept):
-    assert len(in_state(swept.resumed.trials, "completed", "failed")) == 6
+    assert len(in_state(swept.resumed.trials, "completed", "failed")) == 12
     shards = Counter(tuple(line.split()[1:3]) for line in swept.lines if line.startswith("shard "))
     assert shards == {
         ("train/hidden_states[2]+hidden_states[4]+logits", "0"): 1,  # what any trial may need, in one pass
@@ -188,8 +186,6 @@ def test_the_teacher_sees_every_row_once_however_many_trials_and_sessions_there_
     told = swept.resumed.summary["teacher"]
     epochs = NUM_EPOCHS * (len(in_state(swept.resumed.trials, "completed")) + len(swept.resumed.finals))
     assert told == {"passes": 1, "passes_saved": epochs - 1, "rows": 192}
-    # with more trials neither
-    assert [line for line in swept.more.lines if line.startswith("shard train")] == []
 
 
 def test_nobody_opens_test_rows_before_the_last_student_is_trained(swept):
@@ -244,74 +240,65 @@ def test_a_finished_sweep_returns_its_summary_at_once(swept):
 
 
 def test_with_more_trials_the_same_sweep_goes_on_to_the_end_of_its_space(swept):
-    summary = swept.more.summary
-    assert summary["sweep_key"] == swept.resumed.summary["sweep_key"]
-    assert summary["run_id"] == swept.resumed.summary["run_id"]
+    summary = swept.resumed.summary
     assert summary["counts"] | {"completed": 8, "failed": 4, "rejected": 6} == summary["counts"]
     assert summary["stopped_by"] == "grid"
-    assert swept.resumed.summary["stopped_by"] == "num_trials"
-    for number, trial in swept.resumed.trials.items():
-        assert swept.more.trials[number] == trial
-    new = [t for t in in_state(swept.more.trials, "completed") if t.number not in swept.resumed.trials]
-    finals = [final for number, final in swept.more.finals.items() if number not in swept.resumed.finals]
-    assert swept.more.steps()[NUM_STEPS - 1] == len(new) + len(finals)
 
 
 def test_no_combination_trains_twice(swept):
-    combinations = Counter(json.dumps(trial.params, sort_keys=True) for trial in swept.more.trials.values())
+    combinations = Counter(json.dumps(trial.params, sort_keys=True) for trial in swept.resumed.trials.values())
     assert len(combinations) == 18
     assert set(combinations.values()) == {1}
-    students = [trial.student for trial in in_state(swept.more.trials, "completed")]
+    students = [trial.student for trial in in_state(swept.resumed.trials, "completed")]
     assert len(set(students)) == 8
 
 
 def test_a_combination_beyond_a_constraint_never_trains_and_says_why(swept, mlflow_uri):
-    rejected = in_state(swept.more.trials, "rejected")
+    rejected = in_state(swept.resumed.trials, "rejected")
     assert [trial.params[LAYERS] for trial in rejected] == [3] * 6
     for trial in rejected:
         assert "num_parameters 30,787 is above 24,000 (3 layers" in str(trial.reason)
         assert (trial.history, trial.run_id, trial.student, trial.seconds) == ((), None, None, 0.0)
-    names = [run.info.run_name for run in children(swept.more, mlflow_uri)]
+    names = [run.info.run_name for run in children(swept.resumed, mlflow_uri)]
     assert not {f"trial-{trial.number:05d}" for trial in rejected} & set(names)
 
 
 def test_a_failing_trial_is_recorded_with_its_reason_and_ends_nothing_else(swept, mlflow_uri):
-    failed = in_state(swept.more.trials, "failed")
+    failed = in_state(swept.resumed.trials, "failed")
     assert [trial.params[RATE] for trial in failed] == [TOO_FAST] * 4
-    runs = {run.info.run_id: run for run in children(swept.more, mlflow_uri)}
+    runs = {run.info.run_id: run for run in children(swept.resumed, mlflow_uri)}
     for trial in failed:
         assert "is not finite at step" in str(trial.reason)
         run = runs[str(trial.run_id)]
         assert run.info.status == "FAILED"
         assert run.data.tags["raydistill.state"] == "failed"
         assert run.data.tags["raydistill.reason"] == trial.reason
-    assert not set(swept.more.summary["front"]) & {trial.number for trial in failed}
+    assert not set(swept.resumed.summary["front"]) & {trial.number for trial in failed}
 
 
 def test_finals_are_trained_with_seeds_that_the_search_never_had(swept):
-    for session in (swept.resumed, swept.more):
-        finalists = session.summary["finalists"]
-        roles = {role for finalist in finalists for role in finalist["roles"]}
-        assert roles >= {"best", "default"}
-        assert len(finalists) >= 2
-        students = {trial.student for trial in session.trials.values()}
-        for finalist in finalists:
-            trial = session.trials[finalist["trial"]]
-            assert finalist["params"] == trial.params
-            assert [outcome["seed"] for outcome in finalist["seeds"]] == [1, 2]
-            assert not {outcome["student"] for outcome in finalist["seeds"]} & students
-            mean = finalist["test"]["accuracy"]["mean"]
-            assert mean == pytest.approx(np.mean([o["test"]["accuracy"] for o in finalist["seeds"]]), abs=1e-5)
-            drop = trial.measures["validation/accuracy"] - mean
-            assert finalist["shrinkage"]["accuracy"] == pytest.approx(drop, abs=1e-5)
-            for outcome in finalist["seeds"]:
-                recipe = Artifact(swept.storage, "student", outcome["student"]).manifest().recipe
-                assert recipe["seed"] == outcome["seed"]
-                assert recipe["student"]["num_layers"] == trial.params[LAYERS]
+    finalists = swept.resumed.summary["finalists"]
+    roles = {role for finalist in finalists for role in finalist["roles"]}
+    assert roles >= {"best", "default"}
+    assert len(finalists) >= 2
+    students = {trial.student for trial in swept.resumed.trials.values()}
+    for finalist in finalists:
+        trial = swept.resumed.trials[finalist["trial"]]
+        assert finalist["params"] == trial.params
+        assert [outcome["seed"] for outcome in finalist["seeds"]] == [1, 2]
+        assert not {outcome["student"] for outcome in finalist["seeds"]} & students
+        mean = finalist["test"]["accuracy"]["mean"]
+        assert mean == pytest.approx(np.mean([o["test"]["accuracy"] for o in finalist["seeds"]]), abs=1e-5)
+        drop = trial.measures["validation/accuracy"] - mean
+        assert finalist["shrinkage"]["accuracy"] == pytest.approx(drop, abs=1e-5)
+        for outcome in finalist["seeds"]:
+            recipe = Artifact(swept.storage, "student", outcome["student"]).manifest().recipe
+            assert recipe["seed"] == outcome["seed"]
+            assert recipe["student"]["num_layers"] == trial.params[LAYERS]
 
 
 def test_the_winner_is_the_best_mean_and_its_line_gives_distill_a_finished_run(swept, tmp_path):
-    summary = swept.more.summary
+    summary = swept.resumed.summary
     winner = summary["winner"]
     means = {f["trial"]: f["validation"]["accuracy"]["mean"] for f in summary["finalists"]}
     assert means[winner["trial"]] == max(means.values())
@@ -333,7 +320,7 @@ def as_file(folder: Path, config: Config) -> Path:
 
 
 def test_the_winner_is_registered_as_challenger_with_its_results(swept, mlflow_uri):
-    summary, client = swept.more.summary, MlflowClient(tracking_uri=mlflow_uri)
+    summary, client = swept.resumed.summary, MlflowClient(tracking_uri=mlflow_uri)
     version = client.get_model_version_by_alias("toy", "challenger")
     results = summary["results"]
     assert int(version.version) == results["model_version"]
@@ -353,7 +340,7 @@ def children(session: Session, uri: str) -> list[Run]:
 
 
 def test_mlflow_has_one_parent_with_a_child_a_trial_named_and_measured_as_runs_are(swept, mlflow_uri):
-    session = swept.more
+    session = swept.resumed
     client = MlflowClient(tracking_uri=mlflow_uri)
     parent = client.get_run(session.summary["run_id"])
     assert parent.info.status == "FINISHED"
@@ -387,8 +374,8 @@ def test_mlflow_has_one_parent_with_a_child_a_trial_named_and_measured_as_runs_a
 
 
 def test_the_sweep_keeps_what_it_calls_best_from_garbage_collection(swept):
-    kept = artifacts_of_run(swept.storage, swept.more.summary["sweep_key"])
-    finalists = {o["student"] for finalist in swept.more.summary["finalists"] for o in finalist["seeds"]}
+    kept = artifacts_of_run(swept.storage, swept.resumed.summary["sweep_key"])
+    finalists = {o["student"] for finalist in swept.resumed.summary["finalists"] for o in finalist["seeds"]}
     assert {artifact.key for artifact in kept["student"]} >= finalists
     assert all(artifact.exists() for artifact in kept["student"])
 
@@ -396,10 +383,10 @@ def test_the_sweep_keeps_what_it_calls_best_from_garbage_collection(swept):
 def test_a_trial_gives_the_very_student_that_distill_gives(swept, tmp_path):
     """Another storage, no Ray: the same weights and figures, also of a trial that was stopped on its way."""
     storage = Storage(str(tmp_path))
-    ended = in_state(swept.more.trials, "completed")
+    ended = in_state(swept.resumed.trials, "completed")
     stopped = [trial for trial in in_state(swept.stopped.trials, "running") if trial.history]
     chosen = {stopped[0].number, *(next(t.number for t in ended if t.params[LAYERS] == size) for size in (1, 2))}
-    for trial in (swept.more.trials[number] for number in chosen):
+    for trial in (swept.resumed.trials[number] for number in chosen):
         made = trial_config(swept.config, ((0, trial.params),))
         local = made.train.model_copy(update={"num_workers": 0})
         results = distill(made.model_copy(update={"storage": storage.url, "train": local}))
@@ -495,15 +482,27 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_trials_all_fail_has_no_winner_and_says_why(ray_cluster, tmp_path):
-    space = {RATE: {"choice": [TOO_FAST, 2 * TOO_FAST]}}
-    search = {"space": space, "scheduler": "asha", "num_trials": 2}  # asha asks every trial for its score
-    changes: dict[str, Any] = {"teacher__finetune__num_epochs": 1, "train__num_workers": 1, "sweep": search}
-    summary = sweep(load_config(toy_config(tmp_path, **changes)))
+def test_a_finished_sweep_goes_on_with_a_larger_budget(ray_cluster, tmp_path, mlflow_uri):
+    """Its only trial, of the config's own values, fails: there is no winner. Then there is one, and then two to choose
+    from, without anything being trained twice."""
+    space = {RATE: {"choice": [TOO_FAST, 1e-3, 4e-3]}}
+    search = {"space": space, "search": "grid", "scheduler": "asha", "final_seeds": 1}  # asha asks for every score
+    changes = {"teacher__finetune__num_epochs": 1, "train__num_workers": 1, "evaluate__baseline": False}
+    config = load_config(toy_config(tmp_path, **changes, stages__distill__learning_rate=TOO_FAST, sweep=search))
+    sessions = [take_session(ray_cluster, with_trials(config, number)) for number in (1, 2, 3)]
+    summary = sessions[0].summary
     assert summary["winner"] is summary["results"] is None
-    assert summary["counts"]["failed"] == 2
-    assert all("is not finite at step" in trial["reason"] for trial in summary["trials"])
+    assert ["is not finite at step" in trial["reason"] for trial in summary["trials"]] == [True]
     assert summary["verdict"].startswith("No winner: ")
+    for before, after in itertools.pairwise(sessions):
+        assert after.summary["sweep_key"] == before.summary["sweep_key"]
+        assert after.summary["run_id"] == before.summary["run_id"]
+        assert after.trials | before.trials == after.trials
+        assert after.summary["counts"]["completed"] == before.summary["counts"]["completed"] + 1
+        assert after.steps()[2 * STEPS_AN_EPOCH - 1] == 1 + len(after.finals) - len(before.finals)
+        assert [line for line in after.lines if line.startswith("shard train")] == []
+        version = MlflowClient(tracking_uri=mlflow_uri).get_model_version_by_alias("toy", "challenger")
+    assert version.run_id == sessions[-1].summary["results"]["run_id"]
 
 
 @pytest.mark.slow
@@ -561,6 +560,8 @@ def test_a_finalist_that_was_removed_makes_the_sweep_unfinished_and_is_trained_a
     assert found is not None
     told = [found["finalists"][0]["seeds"][0], found["winner"], found["results"]["student"]]
     assert {one["path"] for one in told} == {str(student.local() / "model")}
+
+    assert finished(SimpleNamespace(**{**vars(prepared), "config": with_trials(config, 100)})) is None
 
     remove_artifact(storage, f"student/{KEY}", force=True)
     assert finished(prepared) is None
