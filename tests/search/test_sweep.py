@@ -384,8 +384,9 @@ def test_a_trial_gives_the_very_student_that_distill_gives(swept, tmp_path):
     """Another storage, no Ray: the same weights and figures, also of a trial that was stopped on its way."""
     storage = Storage(str(tmp_path))
     ended = in_state(swept.resumed.trials, "completed")
-    stopped = [trial for trial in in_state(swept.stopped.trials, "running") if trial.history]
-    chosen = {stopped[0].number, *(next(t.number for t in ended if t.params[LAYERS] == size) for size in (1, 2))}
+    stopped = in_state(swept.stopped.trials, "running")
+    midway = next(trial.number for trial in stopped if trial.history)
+    chosen = {midway, *(next(t.number for t in ended if t.params[LAYERS] == size) for size in (1, 2))}
     for trial in (swept.resumed.trials[number] for number in chosen):
         made = trial_config(swept.config, ((0, trial.params),))
         local = made.train.model_copy(update={"num_workers": 0})
