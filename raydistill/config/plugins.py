@@ -23,6 +23,8 @@ from raydistill.errors import ConfigError, RaydistillError
 
 SECTIONS: dict[str, type[Section]] = {"losses": losses.LossSection, "tasks": tasks.TaskSection}
 """What the settings of a group's classes derive from."""
+OWN: dict[str, Iterable[str]] = {"losses": losses.SECTIONS, "tasks": tasks.SECTIONS}
+"""Types that are built in."""
 _registered: dict[str, dict[str, type]] = {group: {} for group in SECTIONS}
 
 
@@ -40,7 +42,7 @@ def register(*classes: type) -> None:
                 "raydistill.config.tasks.TaskSection. Add one, with a field type of its own."
             )
         kind = str(settings.model_fields["type"].default)
-        if kind in _own(group) or _registered[group].get(kind, made).__name__ != made.__name__:
+        if kind in OWN[group] or _registered[group].get(kind, made).__name__ != made.__name__:
             raise ConfigError(f"The type {kind!r} of {made.__name__} is taken. Give its Settings another one.")
         _registered[group][kind] = made
         METRICS.update(getattr(made, "metric_facts", {}))
@@ -81,26 +83,21 @@ def find(group: str, kind: str) -> type | None:
 
 def load_named(config: Mapping[str, Any]) -> None:
     """Load the packages of all types that a config, not yet checked, names and that are not built in."""
-    stages, task = config.get("stages"), config.get("task")
-    terms = (
-        [stage.get("losses") for stage in stages.values() if isinstance(stage, Mapping)]
-        if isinstance(stages, Mapping)
-        else []
-    )
-    named = [("losses", term) for of_stage in terms if isinstance(of_stage, Mapping) for term in of_stage.values()]
-    for group, section in [*named, ("tasks", task)]:
-        kind = section.get("type") if isinstance(section, Mapping) else None
-        if isinstance(kind, str) and kind not in _own(group):
+    named = [("tasks", config.get("task"))]
+    for stage in _mapping(config.get("stages")).values():
+        named += [("losses", term) for term in _mapping(_mapping(stage).get("losses")).values()]
+    for group, section in named:
+        kind = _mapping(section).get("type")
+        if isinstance(kind, str) and kind not in OWN[group]:
             find(group, kind)
+
+
+def _mapping(node: Any) -> Mapping[str, Any]:
+    return node if isinstance(node, Mapping) else {}
 
 
 def _is_section(settings: Any, base: type[Section]) -> bool:
     return isinstance(settings, type) and issubclass(settings, base) and "type" in settings.model_fields
-
-
-def _own(group: str) -> Iterable[str]:
-    """Types that are built in."""
-    return losses.SECTIONS if group == "losses" else tasks.SECTIONS
 
 
 def _rebuild() -> None:

@@ -17,11 +17,6 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "storage"))
-
-
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders with a word tokenizer with and one without token types, and a byte-level one with another pad id."""
@@ -45,17 +40,17 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def sentences(tmp_path: Path, storage: Storage) -> Artifact:
+def sentences(tmp_path: Path, local: Storage) -> Artifact:
     words = ["the", "film", "was", "good", "bad", "and", "very", "poor", "great", "music"]
     rows = [(" ".join(words[j % 10] for j in range(i, i + 1 + i % 30)) + f" {i}", "ab"[i % 2]) for i in range(100)]
-    return prepare_data(make_config(write_rows(tmp_path / "x.jsonl", rows)), storage)
+    return prepare_data(make_config(write_rows(tmp_path / "x.jsonl", rows)), local)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "bytes"])
 def test_rows_are_what_the_tokenizer_gives(
-    name: str, tokenizers: dict[str, Path], sentences: Artifact, storage: Storage
+    name: str, tokenizers: dict[str, Path], sentences: Artifact, local: Storage
 ) -> None:
-    artifact = tokenize_data(sentences, tokenizers[name], 12, storage)
+    artifact = tokenize_data(sentences, tokenizers[name], 12, local)
     assert set(artifact.manifest().parents) == {"data", "tokenizer"}
     assert artifact.manifest().parents["data"] == sentences.digest
     tokenizer = load_tokenizer(tokenizers[name], 12)
@@ -115,15 +110,15 @@ def test_reading_only_the_beginning_of_a_long_text_changes_no_token(
     assert 0 < is_cut.sum() < len(texts)
 
 
-def test_tokens_key_and_reuse(tokenizers: dict[str, Path], sentences: Artifact, storage: Storage) -> None:
-    first = tokenize_data(sentences, tokenizers["bert"], 12, storage)
+def test_tokens_key_and_reuse(tokenizers: dict[str, Path], sentences: Artifact, local: Storage) -> None:
+    first = tokenize_data(sentences, tokenizers["bert"], 12, local)
     parents = first.manifest().parents
     assert first.key == tokens_key(parents["data"], parents["tokenizer"], 12)
     written = (first.local() / "train.arrow").stat().st_mtime_ns
-    assert tokenize_data(sentences, tokenizers["bert"], 12, storage).key == first.key
+    assert tokenize_data(sentences, tokenizers["bert"], 12, local).key == first.key
     assert (first.local() / "train.arrow").stat().st_mtime_ns == written
-    assert tokenize_data(sentences, tokenizers["bert"], 13, storage).key != first.key
-    assert tokenize_data(sentences, tokenizers["roberta"], 12, storage).key != first.key
+    assert tokenize_data(sentences, tokenizers["bert"], 13, local).key != first.key
+    assert tokenize_data(sentences, tokenizers["roberta"], 12, local).key != first.key
 
 
 def test_tokenizers_that_cannot_be_used(tokenizers: dict[str, Path], tmp_path: Path) -> None:
