@@ -86,10 +86,3 @@ def test_targets_of_a_run_in_another_order() -> None:
 
     numbers = Targets(np.array([1.0, 2.0, 0.0]), labeled)
     assert TextRegression().translate(numbers, TextRegression(3.0, 2.0)) == (numbers, [])
-
-
-def test_the_unit_of_differences() -> None:
-    outputs = np.array([[100.0], [300.0]])
-    assert TextRegression().unit(outputs) == 100.0
-    assert TextRegression().unit(outputs[:1]) == 1.0
-    assert MultiLabelClassification(LABELS).unit(outputs) == TextClassification(LABELS).unit(outputs) == 1.0

@@ -25,16 +25,6 @@ from raydistill.tasks.targets import Array
 NUM_BINS = 15
 
 
-def check_rows(logits: Array, labels: Array) -> None:
-    """Refuse what no metric can be computed from; logits (N, C), labels (N,) in 0 ... C-1. DataError, ModelError."""
-    fit_rows(logits, labels)
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise DataError(
-            f"Metrics need labels in 0 ... {logits.shape[1] - 1}, but they lie in {labels.min()} ... {labels.max()}. "
-            "Give validation and test rows labels of the classes in task.labels."
-        )
-
-
 def probabilities(logits: Array) -> Array:
     """Softmax in double precision; (N, C) -> (N, C)."""
     from scipy.special import softmax
@@ -49,13 +39,18 @@ def _bins(confidence: Array) -> Array:
 
 
 class ClassScores(Scores):
-    """A classifier's logits (N, C) on rows with labels (N,)."""
+    """A classifier's logits (N, C) on rows with labels (N,) in 0 ... C-1."""
 
     # with one label a row the micro averages are the accuracy
     share_metrics = frozenset({"accuracy", "micro_precision", "micro_recall", "micro_f1"})
 
     def __init__(self, logits: Array, labels: Array, names: Sequence[str]) -> None:
-        check_rows(logits, labels)
+        fit_rows(logits, labels)
+        if labels.min() < 0 or labels.max() >= logits.shape[1]:
+            raise DataError(
+                f"Metrics need labels in 0 ... {logits.shape[1] - 1}, but they lie in {labels.min()} ... "
+                f"{labels.max()}. Give validation and test rows labels of the classes in task.labels."
+            )
         self.num_rows = len(labels)
         self.logits, self.labels, self.names = logits, labels, names
         self.predictions = logits.argmax(axis=1)

@@ -1,0 +1,45 @@
+"""What holds for the outputs of models of every task."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raydistill.errors import DataError, ModelError
+from raydistill.tasks import Task, TextClassification, TextRegression
+from raydistill.tasks.multi_label import MultiLabelClassification
+
+LABELS = ("art", "sport", "tax")
+TASKS = (TextClassification(LABELS), MultiLabelClassification(LABELS), TextRegression())
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.type)
+def test_bad_rows_are_refused_with_a_way_out(task: Task) -> None:
+    outputs, targets = np.zeros((20, len(task.outputs))), task.blank(20).values
+    broken = outputs.copy()
+    broken[4, -1] = np.nan
+    with pytest.raises(ModelError, match=r"1 of 20 rows.*learning_rate"):
+        task.scores(broken, targets)
+    with pytest.raises(ModelError, match="shape"):
+        task.scores(outputs[:10], targets)
+    with pytest.raises(DataError, match="0 labelled rows"):
+        task.scores(outputs[:0], targets[:0])
+
+
+@pytest.mark.parametrize(("task", "slow"), list(zip(TASKS, ("auc", "auc", "spearman"), strict=True)))
+def test_slow_metrics_that_are_not_wanted_are_spared(task: Task, slow: str) -> None:
+    rng, targets = np.random.default_rng(0), np.arange(30.0)
+    if task.kind != "value":
+        targets = np.arange(30) % 3 if task.kind == "categorical" else rng.integers(0, 2, (30, 3))
+    scores, main = task.scores(rng.normal(size=(30, len(task.outputs))), targets), task.Settings.metrics[0]
+    found = scores.weighted(np.ones((30, 4), np.float32), wanted={main})
+    assert np.isfinite(found[main]).all()
+    assert np.isnan(found.get(slow, np.nan)).all()
+    assert np.isfinite(scores.values[slow])
+
+
+def test_the_unit_of_differences() -> None:
+    outputs = np.array([[100.0], [300.0]])
+    assert TextRegression().unit(outputs) == 100.0
+    assert TextRegression().unit(outputs[:1]) == 1.0
+    assert TASKS[0].unit(outputs) == TASKS[1].unit(outputs) == 1.0
