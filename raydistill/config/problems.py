@@ -107,6 +107,9 @@ def problems_of(item: ErrorDetails, place: Location) -> Iterator[Problem]:
     elif kind in ("union_tag_invalid", "union_tag_not_found") and len(types) > 1:
         chosen = value.get("type") if isinstance(value, dict) else None
         yield Problem((*path, "type"), unknown_choice(chosen, types, "type"))
+    elif kind == "union_tag_invalid":
+        forms = item["ctx"]["expected_tags"].replace("'", "").replace(", ", " or a ")
+        yield Problem(path, f"Input should be a {forms}, got {show(value)}.")
     elif kind == "literal_error":
         yield Problem(path, unknown_choice(value, [str(choice) for choice in get_args(variants(place.annotation)[0])]))
     else:

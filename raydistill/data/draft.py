@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,6 @@ class Part:
         if rows.all():
             return self
         return Part(self.texts.filter(pa.array(rows)), self.targets.take(rows), self.hashes[rows])
-
-    def with_targets(self, targets: Targets) -> Part:
-        return Part(self.texts, targets, self.hashes)
 
     def plus(self, other: Part) -> Part:
         return Part(
@@ -214,7 +211,7 @@ def hide_targets(draft: Draft, max_labeled: int, seed: int) -> None:
             f"{draft.task.strata_words}. Set it to a number from {least} to {rows}."
         )
     kept = keep_labels(strata, train.hashes, max_labeled, seed)
-    draft.parts["train"] = train.with_targets(train.targets.only(kept))
+    draft.parts["train"] = replace(train, targets=train.targets.only(kept))
     if rows > max_labeled:
         draft.notes.append(f"The labels of {rows - max_labeled:,} training rows are hidden (data.max_labeled).")
 

@@ -150,6 +150,12 @@ def test_config_is_frozen() -> None:
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": []}, "stages.distill.losses.h.layers: "),
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[1]]}, "losses.h.layers.0.1: is missing"),
         ("evaluate.baseline", {"strt": "same"}, "evaluate.baseline.strt: unknown name; did you mean"),
+        ("evaluate.baseline", [1], "evaluate.baseline: Input should be a value or a section, got [1]."),
+        (
+            "student.teacher_layers",
+            {"a": 1},
+            "student.teacher_layers: Input should be a list or a value, got {'a': 1}.",
+        ),
         ("evaluate.baseline", "yes", "evaluate.baseline: Input should be a valid boolean, got 'yes'."),
     ],
 )
