@@ -97,6 +97,7 @@ def test_the_option_storage_counts_more_than_the_config() -> None:
     config, place = str(ROOT / "jobs" / "quickstart.yaml"), 'a: "b" #'
     assert load_config(config, with_storage(["storage=other", "seed=3"], place)).storage == place
     assert load_config(config, with_storage(["storage=other"], None)).storage == "other"
+    assert load_config(config, with_storage(None, None, challenger=True)).registry.challenger
     for name in ("distill", "sweep", "plan"):
         command: Any = typer.main.get_command(cli.app)
         assert "--storage" in {option for param in command.commands[name].params for option in param.opts}
