@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -92,16 +91,13 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
     survey = examine(config, teacher.folder)
     trained = teacher.folder is not None and has_head(teacher.folder)
     notice = order_notice(teacher.folder, survey.task.head) if trained and teacher.folder is not None else None
-    lines = {
-        "about": about(survey),
-        "data": data_section(config, survey, teacher),
-        "teacher": teacher_section(survey, teacher, trained, notice),
-    }
     of = f"of the teacher's {teacher.num_layers}: " if teacher.num_layers else ""
     takes_kl = config.task.kind in ForwardKl.kinds
     metric, why = survey.task.advised_metric(survey.counts) or (config.task.main_metric, "")
     text = TEMPLATE.format(
-        **{name: "\n".join(section) for name, section in lines.items()},
+        about="\n".join(about(survey)),
+        data="\n".join(data_section(config, survey, teacher)),
+        teacher="\n".join(teacher_section(survey, teacher, trained, notice)),
         storage=STORAGE,
         task=survey.task.type,
         layers=max(1, (teacher.num_layers or 6) // 3),
@@ -213,20 +209,15 @@ def name_of(path: str) -> str:
 
 def surveyed(survey: Survey) -> dict[str, Any]:
     """What was found, for --json."""
-
-    def plain(lengths: Lengths | None) -> Mapping[str, int] | None:
-        return None if lengths is None else vars(lengths)
-
-    columns: Sequence[str] = survey.columns
     return {
         "format": survey.kind,
         "columns": survey.data.columns.model_dump(),
-        "all_columns": list(columns),
+        "all_columns": list(survey.columns),
         "classes": dict(survey.counts),
         "targets": survey.summary,
         "rows": dict(survey.num_rows),
         "unlabeled": survey.num_unlabeled,
-        "words": plain(survey.words),
-        "tokens": plain(survey.tokens),
+        "words": vars(survey.words),
+        "tokens": None if survey.tokens is None else vars(survey.tokens),
         "notes": list(survey.notes),
     }
