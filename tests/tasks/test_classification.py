@@ -138,16 +138,6 @@ def test_a_border_belongs_to_the_bin_above_it_in_single_precision() -> None:
     assert metrics._bins(np.array([0.6 - 1e-9, 0.6 - 1e-6])).tolist() == [9, 8]
 
 
-def test_auc_is_the_share_of_ordered_pairs() -> None:
-    logits, labels = rows(60, 3, strength=0.7)
-    probs = metrics.probabilities(logits)
-    shares = []
-    for c in range(3):
-        pairs = probs[labels == c, c][:, None] - probs[labels != c, c][None]
-        shares.append((pairs > 0).mean() + 0.5 * (pairs == 0).mean())
-    assert scores(logits, labels).values["auc"] == pytest.approx(np.mean(shares))
-
-
 def test_auc_is_not_defined_when_a_class_is_absent() -> None:
     logits, labels = rows(40, 3)
     logits, labels = logits[labels != 2], labels[labels != 2]
