@@ -106,12 +106,8 @@ class ModelOutcome:
     """Outputs (N, C); None for a champion of which only the test predictions were kept."""
     latency: Mapping[str, Any] | None = None
     """As ``evaluate.latency.measure_models`` returns it."""
-    steps: int | None = None
-    """Optimizer steps (baseline)."""
-    start: str | None = None
-    """``same`` or ``pretrained`` (baseline)."""
-    version: int | None = None
-    """Registry version (champion)."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """``steps`` and ``start`` of a baseline, ``version`` of a champion."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +200,7 @@ def _scoreboard(outcome: RunMeasurements, rows: SplitRows, outputs: Mapping[str,
 
 def _section(name: str, model: ModelOutcome, test: Scoreboard, validated: Mapping[str, Any] | None) -> dict[str, Any]:
     latency = dict(model.latency or {})
-    section: dict[str, Any] = {
+    return {
         "path": model.path,
         "num_parameters": model.num_parameters,
         "bytes": model.num_bytes,
@@ -216,12 +212,8 @@ def _section(name: str, model: ModelOutcome, test: Scoreboard, validated: Mappin
         "agreement": test.agreement(name, "teacher"),
         "chance": test.chance(name),
         **test.details(name),
+        **model.more,
     }
-    if name == "baseline":
-        section |= {"steps": model.steps, "start": model.start}
-    if name == "champion":
-        section |= {"version": model.version}
-    return section
 
 
 def _ratios(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float | None]:

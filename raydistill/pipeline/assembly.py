@@ -32,12 +32,12 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Cloc
     trained = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
     history = {name: read_history(artifact) for name, artifact in trained.items() if artifact is not None}
     paths = {"teacher": outcome.teacher.folder, "student": outcome.student.local() / "model"}
-    extra: dict[str, Any] = {}
+    more: dict[str, dict[str, Any]] = {}
     if outcome.baseline is not None:
         paths["baseline"] = outcome.baseline.local() / "model"
         settings = baseline_settings(config)
         assert settings is not None
-        extra["baseline"] = {"steps": history["baseline"][-1]["step"], "start": settings.start}
+        more["baseline"] = {"steps": history["baseline"][-1]["step"], "start": settings.start}
     models = {
         name: ModelOutcome(
             path=str(path),
@@ -47,7 +47,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Cloc
             test=test.outputs[name],
             validation=validation.outputs[name],
             latency=about[name]["latency"],
-            **extra.get(name, {}),
+            more=more.get(name, {}),
         )
         for name, path in paths.items()
     }

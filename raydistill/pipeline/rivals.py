@@ -45,7 +45,7 @@ def find_champion(
         num_bytes=int(float(version.tags["bytes"])),
         task=found.tasks["student"],
         test=found.outputs["student"],
-        version=version.version,
+        more={"version": version.version},
     )
     return outcome, []
 

@@ -133,8 +133,8 @@ def test_table_fits_80_columns(results: dict[str, Any]) -> None:
 
 def test_champion_has_a_column_of_its_own() -> None:
     run = outcome()
-    champion = replace(run.baseline, steps=None, start=None, version=12, validation=None, latency=None)
-    pretrained = replace(run.baseline, steps=1_234_567, start="pretrained")
+    champion = replace(run.baseline, more={"version": 12}, validation=None, latency=None)
+    pretrained = replace(run.baseline, more={"steps": 1_234_567, "start": "pretrained"})
     results = build_results(replace(run, baseline=pretrained, champion=champion))
     assert results["champion"]["version"] == 12
     assert results["champion"]["validation"] is None
@@ -278,7 +278,7 @@ def test_less_error_is_better() -> None:
         assert "%" not in worth.split("The student's")[0].split("(")[0]
     run = regression_outcome()
     for model, word in ((run.baseline, "better"), (run.teacher, "worse")):
-        champion = replace(model, steps=None, start=None, version=3)
+        champion = replace(model, more={"version": 3})
         found = build_results(replace(run, champion=champion))
         assert f"the student is {word} (difference" in found["verdict"]
         assert f"the student is {word} (difference" in verdict_of(lower_is_better(found))

@@ -82,7 +82,7 @@ def outcome_of(task: Task, values: np.ndarray, outputs: dict[str, np.ndarray]) -
         test=rows,
         teacher=model("teacher", 22_700_000, 1),
         student=model("student", 10_300_000, 2.9),
-        baseline=model("baseline", 10_300_000, 2.9, steps=730, start="same"),
+        baseline=model("baseline", 10_300_000, 2.9, more={"steps": 730, "start": "same"}),
         run_id="0123",
         num_rows={"train": 4000, "validation": num_rows, "test": num_rows},
         labeled={"train": 150},
