@@ -150,14 +150,14 @@ class Context:
 
     def validate(self, model: PreTrainedModel) -> dict[str, float]:
         """Metrics on the validation rows; the training loop around it obeys a request to stop, with a checkpoint."""
-        outputs, targets = self.validation(model)
+        outputs, targets = self.labeled(model, "validation", may_stop=False)
         metrics = self.task.fitted(outputs, targets).scores(outputs, targets).values
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
-    def validation(self, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:
-        """A model's outputs on the labelled validation rows, and their targets, on every rank."""
-        targets = self.rows["validation"].targets
-        outputs = self.predict(model, "validation", may_stop=False)
+    def labeled(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """A model's outputs on the labelled rows of a split, and their targets, on every rank."""
+        targets = self.rows[split].targets
+        outputs = self.predict(model, split, may_stop=may_stop)
         return outputs[targets.labeled], targets.values[targets.labeled]
 
     def hashes(self, split: str) -> list[str]:

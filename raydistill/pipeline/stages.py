@@ -183,7 +183,9 @@ def publish(
     history: list[dict[str, Any]],
 ) -> None:
     """Rank 0 writes the trained model as an artefact and drops the checkpoints that led to it."""
-    task = context.task.fitted(*context.validation(model)) if context.task.is_fitted else context.task
+    task = context.task
+    if task.is_fitted:
+        task = task.fitted(*context.labeled(model, "validation", may_stop=False))
     model.config.update({TASK_TYPE: task.type, **task.model_settings()})
     context.group.barrier()  # until every rank has read its best weights from these checkpoints
     if context.group.is_first:

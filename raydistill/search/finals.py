@@ -27,7 +27,6 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 from raydistill.storage.garbage import refer, referred
 from raydistill.storage.ownership import Owner
-from raydistill.tasks.targets import Array
 from raydistill.tracking.runs import RunRef, start_run
 
 
@@ -157,19 +156,7 @@ def close(context: Context, students: Mapping[str, Artifact]) -> Closing:
     with context.report.phase("finalists"):
         for key in sorted(students):  # in the same order on every rank
             model = context.load(students[key].local() / "model", dropout=0.0)
-            outputs = {}
-            for split in ("validation", "test"):
-                outputs[split] = context.predict(model, split)
-            scores[key] = split_scores(context, outputs)
+            known = {split: context.labeled(model, split) for split in ("validation", "test")}
+            task = context.task.fitted(*known["validation"])  # what its answers need is chosen there
+            scores[key] = {split: task.scores(*pair).values for split, pair in known.items()}
     return Closing(outcome, scores)
-
-
-def split_scores(context: Context, outputs: Mapping[str, Array]) -> Scores:
-    """A model's metrics on the labelled rows of each split; what its answers need is chosen on validation rows."""
-    targets = {split: context.rows[split].targets for split in outputs}
-    known = {
-        split: (found[targets[split].labeled], targets[split].take(targets[split].labeled).values)
-        for split, found in outputs.items()
-    }
-    task = context.task.fitted(*known["validation"])
-    return {split: task.scores(*pair).values for split, pair in known.items()}
