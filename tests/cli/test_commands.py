@@ -28,7 +28,7 @@ from raydistill.config.loading import load_config
 from raydistill.errors import ConfigError, Interrupted, ModelError, RaydistillError
 from raydistill.storage.artifacts import Artifact
 
-HEAVY = "torch", "ray", "mlflow", "transformers", "datasets", "pyarrow", "matplotlib"
+HEAVY = "torch", "ray", "mlflow", "transformers", "datasets", "pyarrow", "sklearn"
 
 
 @pytest.fixture(autouse=True)
@@ -68,19 +68,21 @@ def raising(error: BaseException) -> Any:
 
 
 def test_nothing_heavy_is_loaded() -> None:
-    """By importing the package, by help, by what only reads a config, and by what is refused."""
+    """By importing the package or what prints results, by help, by what only reads a config, and by what is refused."""
     lines = "--help; distill --help; report --help; cache --help; submit --help; losses; schema; distill no.yaml; "
     lines += "plan no.yaml; sweep no.yaml; sweep jobs/quickstart.yaml; init nothing; submit no.yaml --address h:1"
     check = f"""
 import raydistill, sys
 raydistill.load_config, raydistill.Config, raydistill.__version__
-import raydistill.config.schema, raydistill.errors, raydistill.cli.console, raydistill.cli.main
+import raydistill.config.schema, raydistill.cli.main
 for line in {lines.split("; ")}:
     code = raydistill.cli.main.execute(line.split())
     loaded = [name for name in {HEAVY} if name in sys.modules]
     assert not loaded and code == (2 if set(line.split()) & {{"no.yaml", "jobs/quickstart.yaml", "nothing"}} else 0), (
         line, code, loaded
     )
+import raydistill.cli.show.results, raydistill.evaluate.latency
+assert not {{"torch", "ray", "mlflow", "transformers", "sklearn"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
