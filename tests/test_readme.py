@@ -23,6 +23,7 @@ from raydistill.config import plugins
 from raydistill.config.loading import load_config
 from raydistill.config.syntax import parse_yaml
 from raydistill.config.tree import Config
+from raydistill.pipeline import defaults
 from raydistill.pipeline.distill import distill
 
 FRONT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -180,7 +181,19 @@ def test_the_config_for_a_table_is_about_what_init_writes(tmp_path: Path, monkey
     assert written.data.columns == shown.data.columns
     assert written.stages["distill"].losses == shown.stages["distill"].losses
     assert (written.student, written.registry) == (shown.student, shown.registry)
+    assert (written.data.max_length, written.teacher.finetune) == ("auto", "auto")
     assert (written.evaluate.baseline, written.epoch_metric) == (shown.evaluate.baseline, shown.epoch_metric)
+
+
+def test_the_rules_of_what_is_chosen_are_told() -> None:
+    said = " ".join(FRONT.split())
+    for words in (
+        f"at least {defaults.TEACHER_STEPS} optimizer steps for a teacher and {defaults.STUDENT_STEPS} for a student",
+        f"from {defaults.FEWEST_EPOCHS} epochs to {defaults.MOST_TEACHER_EPOCHS} and {defaults.MOST_STUDENT_EPOCHS}",
+    ):
+        assert words in said
+    assert (defaults.RATES, defaults.LOWEST_RATE) == (((768, 1e-4), (1024, 5e-5)), 2e-5)
+    assert "(1e-4, 5e-5 from a width of 768 on, 2e-5 from 1,024)" in said
 
 
 def quickstart() -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+from raydistill.errors import ConfigError
 
 
 def print_version(wanted: bool) -> None:
@@ -16,6 +19,12 @@ def print_version(wanted: bool) -> None:
 
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file; relative paths in it count from here.")]
+TeacherModel = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher", metavar="MODEL", help="Without a config: distil this model on the data that CONFIG names instead."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override a value by dotted name, VALUE as in YAML. Repeatable."),
@@ -24,6 +33,15 @@ DataOverrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override a value of data: --set data.max_length=64."),
 ]
+
+
+def source_of(config: str, teacher: str | None) -> str | dict[str, Any]:
+    """The config file or, with a teacher's name, the config that data and teacher amount to, and a baseline."""
+    if teacher is None:
+        if Path(config).suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl"):
+            raise ConfigError(f"{config} is a table, not a config. Name the model to distil on it: --teacher MODEL")
+        return config
+    return {"data": {"path": config}, "teacher": {"model": teacher}, "evaluate": {"baseline": True}}
 
 
 def with_storage(overrides: list[str] | None, storage: str | None, challenger: bool = False) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raydistill.config.section import Mistake, Section
+from raydistill.config.section import Mistake, OrAuto, Section
 
 
 class Columns(Section):
@@ -53,8 +53,8 @@ class Data(Section):
     revision: str | None = None
     """Commit, tag or branch of a hub data set."""
     columns: Columns = Columns()
-    max_length: int = Field(default=128, ge=4)
-    """Tokens a row is cut to."""
+    max_length: OrAuto[Annotated[int, Field(ge=4)]] = "auto"
+    """Tokens a row is cut to. ``auto``: what 99 % of the training rows need, as far as the models take so many."""
     max_labeled: int | None = Field(default=None, ge=2)
     """Keep the labels of this many training rows, stratified by class, and treat the rest as unlabelled."""
     unlabeled: str | None = None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from raydistill.config.schema import entry_type, plain_words, sections, type_tag, unknown_name, variants
+from raydistill.config.section import Auto
 from raydistill.config.tree import Config
 from raydistill.errors import nearest
 
@@ -74,9 +75,11 @@ def locate(loc: tuple[str | int, ...], raw: Any, root: type[BaseModel] = Config)
 
 
 def tags(member: Any) -> tuple[str | None, ...]:
-    """What pydantic may call a member of a union: its `type`, or the form of its values, see `form_of`."""
+    """What pydantic may call a member of a union: its `type`, or the form of its values, see `form_of` and `OrAuto`."""
+    if member == Auto:
+        return ("auto",)
     found = sections(member)
-    return ("section", type_tag(found[0])) if found else ("list" if get_origin(member) is tuple else "value",)
+    return ("value", "section", type_tag(found[0])) if found else ("value", "list" * (get_origin(member) is tuple))
 
 
 def descend(annotation: Any, part: str | int, value: Any) -> tuple[Any, Any]:
@@ -113,7 +116,12 @@ def problems_of(item: ErrorDetails, place: Location) -> Iterator[Problem]:
     elif kind == "literal_error":
         yield Problem(path, unknown_choice(value, [str(choice) for choice in get_args(variants(place.annotation)[0])]))
     else:
-        yield Problem(path, f"{item['msg']}, got {show(value)}{null_hint(place)}.")
+        fields = [found.model_fields.get(str(path[-1])) for found in sections(place.holder)[:1] if path]
+        typed = kind.endswith(("_type", "_from_float"))
+        or_auto = (
+            " or 'auto'" if typed and any(field and Auto in variants(field.annotation) for field in fields) else ""
+        )
+        yield Problem(path, f"{item['msg']}{or_auto}, got {show(value)}{null_hint(place)}.")
 
 
 def unknown_choice(value: Any, known: list[str], noun: str = "value") -> str:

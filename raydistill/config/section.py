@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from raydistill.storage.redaction import CONTROLS, redact_tree
@@ -21,6 +21,24 @@ def form_of(value: Any) -> str:
     if isinstance(value, Mapping | BaseModel):
         return "section"
     return "list" if isinstance(value, list | tuple) else "value"
+
+
+Auto = Literal["auto"]
+T = TypeVar("T")
+
+
+def auto_or_value(value: Any) -> str:
+    return "auto" if isinstance(value, str) and value == "auto" else "value"
+
+
+OrAuto = Annotated[Annotated[T, Tag("value")] | Annotated[Auto, Tag("auto")], Discriminator(auto_or_value)]
+"""A setting that ``pipeline.defaults`` chooses, from the models and the data, where it is ``auto``."""
+
+
+def known(value: T | Auto) -> T:
+    """A setting that has been chosen, as all have been once the data is prepared."""
+    assert value != "auto"
+    return value
 
 
 Mistake = tuple[tuple[str, ...], str]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
-from raydistill.config.section import Mistake, Section, form_of
+from raydistill.config.section import Mistake, OrAuto, Section
 
 
 class EncoderStudent(Section):
     """A smaller encoder: its shape and start; what is not set is as in the teacher."""
 
     type: Literal["encoder"] = "encoder"
-    num_layers: int | None = Field(default=None, ge=1)
-    """Transformer layers. None: as many as the teacher."""
+    num_layers: OrAuto[Annotated[int, Field(ge=1)] | None] = "auto"
+    """Transformer layers. None: as many as the teacher. ``auto``: half of these; as many, or as the checkpoint has, for
+    a student of another width or start."""
     hidden_size: int | None = Field(default=None, ge=1)
     """Width of the hidden states, a multiple of ``num_heads``. None: the teacher's."""
     num_heads: int | None = Field(default=None, ge=1)
@@ -23,9 +24,7 @@ class EncoderStudent(Section):
     """Width inside the feed-forward blocks. None: in proportion to ``hidden_size``."""
     start: str = Field(default="teacher_layers", min_length=1)
     """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
-    teacher_layers: Annotated[
-        Annotated[tuple[int, ...], Tag("list")] | Annotated[Literal["auto"], Tag("value")], Discriminator(form_of)
-    ] = "auto"
+    teacher_layers: OrAuto[tuple[int, ...]] = "auto"
     """Which of the teacher's layers (from 0) the student starts from."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
@@ -42,7 +41,7 @@ class EncoderStudent(Section):
             found.append((place, "names no layer; write a list such as [0, 2], or auto."))
         if any(layer < 0 for layer in layers):
             found.append((place, f"layers count from 0, got {min(layers)}."))
-        if layers and self.num_layers is not None and len(layers) != self.num_layers:
+        if layers and isinstance(self.num_layers, int) and len(layers) != self.num_layers:
             text = f"names {len(layers)} layers, but student.num_layers is {self.num_layers}; they must agree."
             found.append((place, text))
         if self.start != "teacher_layers":

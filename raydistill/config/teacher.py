@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raydistill.config.section import Mistake, Section
+from raydistill.config.section import Mistake, OrAuto, Section
 from raydistill.config.training import Optimization, Resources
 
 
@@ -71,8 +71,9 @@ class ModelTeacher(Section):
     """Commit, tag or branch of a hub model."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read; the student has it, too."""
-    finetune: Finetune | None = None
-    """Fine-tune the model on the labelled rows first; the best epoch by validation is kept."""
+    finetune: OrAuto[Finetune | None] = "auto"
+    """Fine-tune the model on the labelled rows first; the best epoch by validation is kept. ``auto``: an encoder
+    without a trained head."""
     allow_chance: bool = False
     """Go on with a teacher that is no better than chance on the validation rows, instead of ending the run."""
     mode: Literal["auto", "cached", "online", "pool"] = "auto"

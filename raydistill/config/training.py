@@ -7,16 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raydistill.config.losses import Loss, largest
-from raydistill.config.section import Mistake, Name, Section
+from raydistill.config.section import Mistake, Name, OrAuto, Section
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Optimization(Section):
     """Length and optimizer settings of one stage of training."""
 
-    num_epochs: float = Field(default=3, gt=0)
-    """Passes over the training rows; 0.5 is half of one."""
-    learning_rate: float = Field(default=5e-5, gt=0)
-    """AdamW's, where the warm-up ends."""
+    num_epochs: OrAuto[Positive] = "auto"
+    """Passes over the training rows; 0.5 is half of one. ``auto``: by the number of rows."""
+    learning_rate: OrAuto[Positive] = "auto"
+    """AdamW's, where the warm-up ends. ``auto``: by the width of the teacher."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's, of all weights but biases and norms."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -39,8 +41,9 @@ class Change(Section):
 class Stage(Optimization):
     """One stage of the student's training: its losses, length and optimizer settings."""
 
-    losses: dict[Name, Loss] = Field(min_length=1)
-    """Named loss terms; the name is the metric key ``train/loss/<name>``."""
+    losses: dict[Name, Loss] = Field(default={}, min_length=1, validate_default=True)
+    """Named loss terms; the name is the metric key ``train/loss/<name>``. By default ``kd``, the teacher's predictions,
+    and ``task``."""
     changes: tuple[Change, ...] = ()
     """Settings that take other values on the way, by rising step: the schedule that a ``pbt`` sweep found."""
 

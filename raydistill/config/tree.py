@@ -3,17 +3,17 @@ the ``--set`` override, the sweep key and the MLflow parameter."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.data import Data
-from raydistill.config.losses import LayerLossSection
+from raydistill.config.losses import ForwardKl, LayerLossSection
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
 from raydistill.config.student import Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
-from raydistill.config.tasks import Task, TextClassification
-from raydistill.config.teacher import Teacher
+from raydistill.config.tasks import SECTIONS, Task, TextClassification, type_of
+from raydistill.config.teacher import Finetune, Teacher
 from raydistill.config.training import Stage, Train
 from raydistill.errors import did_you_mean
 
@@ -76,8 +76,8 @@ class Config(Section):
     """What is to be predicted."""
     teacher: Teacher
     student: Student = Student()
-    stages: dict[Name, Stage] = Field(min_length=1)
-    """Training stages of the student, in order."""
+    stages: dict[Name, Stage] = Field(default={}, min_length=1, validate_default=True)
+    """Training stages of the student, in order; by default one, ``distill``."""
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     registry: Registry = Registry()
@@ -95,11 +95,23 @@ class Config(Section):
         return [mistake for check in checks for mistake in check(self)]
 
 
+def with_stages(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data with the stages that it leaves out: there is one, and one without losses learns soft targets (or the
+    teacher's numbers, where there are no classes) and the task."""
+    stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(type_of(data.get("task", {})))
+    if not isinstance(stages, dict):
+        return data
+    soft = "forward_kl" if section is None or section.kind in ForwardKl.kinds else "logit_mse"
+    losses = {"kd": {"type": soft}, "task": {"type": "task", "weight": 0.5}}
+    filled = {n: {"losses": losses, **stage} if isinstance(stage, dict) else stage for n, stage in stages.items()}
+    return {**data, "stages": filled}
+
+
 def check_metrics(config: Config) -> list[Mistake]:
     """Metrics that the task does not have."""
     known, finetune, sweep = config.task.tuning_metrics, config.teacher.finetune, config.sweep
     named: list[tuple[tuple[str, ...], str | None]] = [(("evaluate", "metric"), config.evaluate.metric)]
-    named += [(("teacher", "finetune", "metric"), finetune.metric)] if finetune is not None else []
+    named += [(("teacher", "finetune", "metric"), finetune.metric)] if isinstance(finetune, Finetune) else []
     for place in ("objectives", "constraints") if sweep is not None else ():
         measures = [name for name in getattr(sweep, place) if name.startswith("validation/")]
         named += [(("sweep", place), name.removeprefix("validation/")) for name in measures]
@@ -139,7 +151,7 @@ def check_layer_maps(config: Config) -> list[Mistake]:
             for pair in loss.layers:
                 if min(pair) < 0:
                     mistakes.append((place, f"the pair {list(pair)} is negative; layers count from 0, the embeddings."))
-                elif depth is not None and pair[0] > depth:
+                elif isinstance(depth, int) and pair[0] > depth:
                     text = f"the pair {list(pair)} names student layer {pair[0]}, but student.num_layers is {depth}."
                     mistakes.append((place, text))
     return mistakes

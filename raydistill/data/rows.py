@@ -61,8 +61,8 @@ def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, stora
     return artifact
 
 
-def load_tokenizer(folder: Path, max_length: int) -> Any:
-    """The fast tokenizer of a model folder."""
+def load_tokenizer(folder: Path, max_length: int | None = None) -> Any:
+    """The fast tokenizer of a folder. Raises ModelError, and ConfigError where it cannot cut rows to ``max_length``."""
     from transformers import AutoTokenizer
 
     try:
@@ -72,6 +72,8 @@ def load_tokenizer(folder: Path, max_length: int) -> Any:
         raise ModelError(f"{folder} has no tokenizer that can be loaded: {said}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{folder} has only a slow tokenizer. Save it as a fast one, with a tokenizer.json.")
+    if max_length is None:
+        return tokenizer
     if max_length > tokenizer.model_max_length:
         raise ConfigError(
             f"data.max_length is {max_length}, but the model takes {tokenizer.model_max_length} tokens. Lower it."
@@ -89,8 +91,7 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int)
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     num_tokens, num_cut = {}, {}
     for split in SPLITS:
-        batch = _map_batch(source / f"{split}.arrow")
-        texts = [batch.column(name) for name in ("text", "text_pair") if name in batch.schema.names]
+        batch, texts = _map_batch(source / f"{split}.arrow"), read_texts(data, split)
         columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
         num_cut[split] = int(is_cut.sum())
         num_tokens[split] = len(columns["input_ids"].values)
@@ -99,6 +100,12 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int)
     counts = {"num_tokens": num_tokens, "num_cut": num_cut}
     info = {"pad_token_id": pad, "max_length": max_length, **counts, "task": read_info(data).task}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
+
+
+def read_texts(data: Artifact, split: str) -> list[pa.Array]:
+    """The texts of a prepared split, one column or two."""
+    batch = _map_batch(data.local() / f"{split}.arrow")
+    return [batch.column(name) for name in ("text", "text_pair") if name in batch.schema.names]
 
 
 def _map_batch(path: Path) -> pa.RecordBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,19 @@ import pyarrow as pa
 
 from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft, whole
+from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import DataInfo, info_of, read_info
-from raydistill.data.rows import encode_texts, load_tokenizer
+from raydistill.data.rows import encode_texts, load_tokenizer, read_texts
+from raydistill.models.load import quiet
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task, task_of
 
 SAMPLE_ROWS = 512
 """Rows of a split whose tokens are counted to estimate those of all: their mean is within 3 % or so."""
+
+
+LENGTH_ROWS = 2000
+"""Rows whose tokens are counted to say how long rows are."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +50,46 @@ class Size:
         return task_of(self.info.task)
 
 
+def token_counts(texts: Sequence[pa.Array], tokenizer_folder: Path) -> list[int]:
+    """Tokens of a sample of rows, whatever their number; ``texts``: one column or two, the texts of a pair together."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(texts[0]))[:LENGTH_ROWS])
+    with quiet():  # a warning for every text beyond the model's length
+        encoded = load_tokenizer(tokenizer_folder)(*(column.take(rows).to_pylist() for column in texts))
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def token_needs(texts: Sequence[pa.Array], tokenizer_folder: Path) -> tuple[int, int]:
+    """Tokens that 99 % of the rows keep within, by a sample, and how many the tokenizer lets a row have."""
+    counts = token_counts(texts, tokenizer_folder)
+    most = int(np.percentile(counts, 99, method="higher")) if counts else 0
+    return most, int(load_tokenizer(tokenizer_folder).model_max_length)
+
+
 def measured_size(data: Artifact, tokens: Artifact) -> Size:
     counted = json.loads((tokens.local() / "info.json").read_text())
     return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False)
 
 
-def estimated_size(config: Config, tokenizer_folder: Path) -> Size:
-    """Count the rows as they will be prepared, and their tokens from a sample; nothing is written.
+def look(config: Config, data: Artifact) -> tuple[DataInfo, dict[str, list[pa.Array]]]:
+    """What there is to know of the data and its texts by split, as they are prepared or will be; nothing is written.
 
     Raises DataError or ConfigError for data that cannot be prepared.
     """
-    draft, max_length = make_draft(config), config.data.max_length
+    if data.exists():
+        return read_info(data), {split: read_texts(data, split) for split in SPLITS}
+    draft = make_draft(config)
+    return info_of(draft), {split: [whole(c) for c in part.texts.columns] for split, part in draft.parts.items()}
+
+
+def estimated_size(info: DataInfo, texts: dict[str, list[pa.Array]], max_length: int, tokenizer_folder: Path) -> Size:
+    """The rows of the splits, and their tokens from a sample. Raises ConfigError for a length to which the tokenizer
+    cannot cut."""
     tokenizer = load_tokenizer(tokenizer_folder, max_length)
     num_tokens, num_cut = {}, {}
-    for split, part in draft.parts.items():
-        rows = np.sort(np.random.default_rng(0).permutation(part.num_rows)[:SAMPLE_ROWS])
-        texts = [whole(column) for column in part.texts.take(pa.array(rows)).columns]
-        columns, is_cut = encode_texts(tokenizer, texts, max_length, pad=0)
-        num_tokens[split] = round(part.num_rows * len(columns["input_ids"].values) / len(rows))
-        num_cut[split] = round(part.num_rows * float(is_cut.mean()))
-    return Size(info_of(draft), num_tokens, num_cut, is_estimate=True)
+    for split, whole_columns in texts.items():
+        num_rows = len(whole_columns[0])
+        rows = np.sort(np.random.default_rng(0).permutation(num_rows)[:SAMPLE_ROWS])
+        columns, is_cut = encode_texts(tokenizer, [c.take(pa.array(rows)) for c in whole_columns], max_length, pad=0)
+        num_tokens[split] = round(num_rows * len(columns["input_ids"].values) / len(rows))
+        num_cut[split] = round(num_rows * float(is_cut.mean()))
+    return Size(info, num_tokens, num_cut, is_estimate=True)

@@ -16,16 +16,14 @@ from raydistill.config.tree import Config
 from raydistill.data.columns import choose_columns
 from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.location import SUFFIXES, locate
-from raydistill.data.rows import load_tokenizer
+from raydistill.data.size import LENGTH_ROWS, token_counts
 from raydistill.data.tables import rows_of
-from raydistill.models.load import quiet
 from raydistill.tasks import Targets, Task
 
 MIN_TEST_ROWS, MIN_VALIDATION_ROWS = 200, 100
 """Held-out rows that the shares are made for: an interval of 200 rows is some 6 points wide on either side."""
 HEAD_ROWS = 1000
 """Rows by whose cells a column is recognised."""
-SAMPLE_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -128,11 +126,8 @@ def shares(labeled: int, missing: Sequence[str]) -> Split:
 
 def measure(part: Part, tokenizer_folder: Path | None) -> tuple[Lengths, Lengths | None]:
     """Words and tokens of a sample of rows, both texts of a pair together."""
-    rows = np.sort(np.random.default_rng(0).permutation(part.num_rows)[:SAMPLE_ROWS])
-    texts = [whole(column).take(rows).to_pylist() for column in part.texts.columns]
+    rows = np.sort(np.random.default_rng(0).permutation(part.num_rows)[:LENGTH_ROWS])
+    columns = [whole(column) for column in part.texts.columns]
+    texts = [column.take(rows).to_pylist() for column in columns]
     words = Lengths.of([sum(len(text.split()) for text in row) for row in zip(*texts, strict=True)])
-    if tokenizer_folder is None:
-        return words, None
-    with quiet():  # a warning for every text beyond the model's length
-        encoded = load_tokenizer(tokenizer_folder, max_length=8)(*texts)["input_ids"]
-    return words, Lengths.of([len(ids) for ids in encoded])
+    return words, None if tokenizer_folder is None else Lengths.of(token_counts(columns, tokenizer_folder))

@@ -36,7 +36,8 @@ errors              the same of up to 10 labelled test rows which the student an
 layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
                     layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
                     {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states}
-config              the config of the run, without credentials
+config              the config of the run, without credentials, with everything chosen that it left open
+choices             list of {name, value, why}: what was chosen, added by the pipeline
 verdict             the result in a sentence or two
 notes               sentences about data and run, added by the pipeline
 report              where the run's page lies, added by the pipeline; null where it could not be drawn

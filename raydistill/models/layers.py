@@ -29,8 +29,8 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if len(outer) != 1 or model.config.model_type == "albert":  # albert with one layer has one list of one group
         raise ModelError(
             f"{type(model).__name__} has no single stack of {depth} layers that could be chosen from (found "
-            f"{len(outer)}). Leave student.num_layers and student.teacher_layers out and use losses on logits, set "
-            "student.start to random, or take a teacher of another family (bert, roberta, modernbert, ...)."
+            f"{len(outer)}). Set student.num_layers to null, without student.teacher_layers, and use losses on logits; "
+            "or set student.start to random, or take a teacher of another family (bert, roberta, modernbert, ...)."
         )
     return outer[0]
 

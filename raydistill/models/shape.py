@@ -35,13 +35,21 @@ def is_checkpoint(student: Student) -> bool:
     return student.start not in ("teacher_layers", "random")
 
 
+def num_layers(source: PreTrainedConfig, student: Student) -> int:
+    """Return how many layers a student of the model ``source`` has, where it does not say which."""
+    depth: int = source.num_hidden_layers
+    if student.num_layers == "auto":
+        return (depth + 1) // 2 if student.start == "teacher_layers" and student.hidden_size is None else depth
+    return student.num_layers or depth
+
+
 def start_layers(source: PreTrainedConfig, student: Student) -> tuple[int, ...]:
     """Return the layers (from 0) of the source model that the student starts from; () for a random start."""
     if student.start == "random":
         return ()
     depth, chosen = source.num_hidden_layers, student.teacher_layers
     if chosen == "auto":
-        return choose_layers(student.num_layers or depth, depth, getattr(source, "layer_types", None))
+        return choose_layers(num_layers(source, student), depth, getattr(source, "layer_types", None))
     if max(chosen) >= depth:
         raise ConfigError(
             f"student.teacher_layers is {list(chosen)}; the teacher has layers 0 to {depth - 1}. Name some of these."
@@ -54,7 +62,7 @@ def shape(source: PreTrainedConfig, student: Student) -> PreTrainedConfig:
     config = copy.deepcopy(source)
     config.dtype = torch.float32
     layers = start_layers(source, student)
-    depth = len(layers) or student.num_layers or source.num_hidden_layers
+    depth = len(layers) or num_layers(source, student)
     for field in LAYER_FIELDS:
         entries = getattr(source, field, None)
         if isinstance(entries, list) and len(entries) == source.num_hidden_layers:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raydistill.cluster.device import Device
+from raydistill.config.section import known
 from raydistill.config.teacher import MODES
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
@@ -64,7 +65,7 @@ def measure(
     length = max(4, round(size.num_tokens["train"] / max(size.num_rows["train"], 1)))
     device = Device(computer.device, planned["dtype"])
     trial = Sample(length, size.task, device, computer.threads)
-    stage = max(config.stages.values(), key=lambda stage: stage.num_epochs * num_rows(stage, size))
+    stage = max(config.stages.values(), key=lambda stage: known(stage.num_epochs) * num_rows(stage, size))
     # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
     workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
     student = student_config(teacher, config.student)  # with the task's outputs
@@ -84,21 +85,22 @@ def student_seconds(config: Config, size: Size, speed: Speed) -> float:
     """Training of one student to its end, validations included."""
     seconds = 0.0
     for stage in config.stages.values():
-        rows = num_rows(stage, size)
-        schedule = Schedule.of_epochs(rows, config.train.global_batch_size, stage.num_epochs)
+        rows, epochs = num_rows(stage, size), known(stage.num_epochs)
+        schedule = Schedule.of_epochs(rows, config.train.global_batch_size, epochs)
         validations = math.ceil(schedule.num_steps / schedule.validate_steps)
         seconds += validations * size.num_rows["validation"] * speed.student * FORWARD_SHARE
-        seconds += stage.num_epochs * rows * (speed.student + speed.online * recipes.teacher_speaks(stage))
+        seconds += epochs * rows * (speed.student + speed.online * recipes.teacher_speaks(stage))
     return seconds
 
 
 def teacher_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> float:
     """What is left to do of fitting the teacher and recording its signals."""
-    missing, validation, finetune = missing_phases(plan), size.num_rows["validation"], config.teacher.finetune
+    missing, validation = missing_phases(plan), size.num_rows["validation"]
     is_recorded = not any(name.startswith("signal ") for name in missing)
-    rows = 0.0
+    rows, finetune = 0.0, known(config.teacher.finetune)
     if finetune is not None and "teacher" in missing:
-        rows = finetune.num_epochs * size.num_labeled / FORWARD_SHARE + math.ceil(finetune.num_epochs) * validation
+        epochs = known(finetune.num_epochs)
+        rows = epochs * size.num_labeled / FORWARD_SHARE + math.ceil(epochs) * validation
     if not is_recorded:
         rows += size.num_rows["train"]
     if "teacher" in missing or not is_recorded:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from transformers import PreTrainedConfig
 
 from raydistill.config.losses import largest
+from raydistill.config.section import known
 from raydistill.config.teacher import Mode
 from raydistill.config.tree import Config
 from raydistill.data.prepare import data_key, read_info
 from raydistill.data.rows import Rows, tokens_key
-from raydistill.data.size import Size, estimated_size, measured_size
+from raydistill.data.size import Size, estimated_size, look, measured_size
 from raydistill.errors import RaydistillError
 from raydistill.losses import Losses, build_losses, build_stages, signal_sizes
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
@@ -24,7 +25,7 @@ from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
 from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
-from raydistill.pipeline.prepare import check_models, prepare
+from raydistill.pipeline.prepare import check_models, complete, prepare
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
@@ -52,14 +53,18 @@ def make_plan(
 
     storage = Storage(config.storage)
     source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
-    source_config, student = check_models(config, source)
+    models = check_models(config, source)
+    source_config, student, _ = models
     if check:
         prepare(config, storage)
     device = device_type(config, state)
     dtype = compute_dtype(config.train.dtype, device)
     data = Artifact(storage, "data", data_key(config))
-    tokens = find_tokens(storage, data, source, config.data.max_length)
-    size = estimated_size(config, source) if tokens is None else measured_size(data, tokens)
+    info, texts = look(config, data)
+    config, choices = complete(config, models, info, texts["train"], source)
+    length = known(config.data.max_length)
+    tokens = find_tokens(storage, data, source, length)
+    size = estimated_size(info, texts, length, source) if tokens is None else measured_size(data, tokens)
     task = size.task
     set_head(source_config, task.head)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
@@ -74,7 +79,7 @@ def make_plan(
             "per_class": {split: counts.per_class for split, counts in size.info.counts.items()},
             "tokens": size.num_tokens,
             "cut": size.num_cut,
-            "max_length": config.data.max_length,
+            "max_length": length,
             "notes": list(size.info.notes),
         },
         "labels": list(task.outputs),
@@ -90,6 +95,7 @@ def make_plan(
         },
         "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
         "steps": steps(config, size),
+        "choices": [vars(choice) for choice in choices],
         "findings": list(
             dict.fromkeys(  # the check weighs the terms once more
                 [
@@ -159,11 +165,12 @@ def steps(config: Config, size: Size) -> dict[str, int]:
     """Return the optimizer steps of every stage."""
     batch, baseline = config.train.global_batch_size, recipes.baseline_settings(config)
     made = {}
-    if config.teacher.finetune is not None:
-        made["teacher"] = Schedule.of_epochs(size.num_labeled, batch, config.teacher.finetune.num_epochs).num_steps
+    finetune = known(config.teacher.finetune)
+    if finetune is not None:
+        made["teacher"] = Schedule.of_epochs(size.num_labeled, batch, known(finetune.num_epochs)).num_steps
     for name, stage in config.stages.items():
         rows = size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
-        made[f"student.{name}"] = Schedule.of_epochs(rows, batch, stage.num_epochs).num_steps
+        made[f"student.{name}"] = Schedule.of_epochs(rows, batch, known(stage.num_epochs)).num_steps
     return made | {key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key != "teacher"}
 
 

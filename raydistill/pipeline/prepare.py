@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
 import torch
 from transformers import PreTrainedConfig
 
 from raydistill.config.plugins import registered
+from raydistill.config.section import known
 from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
-from raydistill.data.rows import load_tokenizer, tokenize_data
+from raydistill.data.rows import load_tokenizer, read_texts, tokenize_data
+from raydistill.data.size import token_needs
 from raydistill.errors import ConfigError
 from raydistill.models.checks import has_position_table
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
-from raydistill.models.load import new_model, read_config
+from raydistill.models.load import has_head, new_model, read_config
 from raydistill.models.scorer import num_positions
 from raydistill.models.shape import is_checkpoint, student_config
+from raydistill.pipeline.defaults import Choice, Facts, choose
 from raydistill.pipeline.recipes import start_digest
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
@@ -40,6 +44,8 @@ class Prepared:
     """The driver's part of the work before any model runs."""
 
     config: Config
+    """With everything chosen that it left open."""
+    choices: list[Choice]
     storage: Storage
     data: Artifact
     tokens: Artifact
@@ -65,14 +71,35 @@ def prepare(config: Config, storage: Storage) -> Prepared:
 
     config = with_absolute_paths(config)
     source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
-    check_models(config, source)
+    models = check_models(config, source)
     before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
     data = prepare_data(config, storage)
-    tokens = tokenize_data(data, source, config.data.max_length, storage)
+    info = read_info(data)
+    config, choices = complete(config, models, info, read_texts(data, "train"), source)
+    tokens = tokenize_data(data, source, known(config.data.max_length), storage)
     dtype = compute_dtype(config.train.dtype, device_type(config))
     reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
     key = run_key(config, tokens, source, dtype)
-    return Prepared(config, storage, data, tokens, read_info(data), source, dtype, key, tuple(reused))
+    return Prepared(config, choices, storage, data, tokens, info, source, dtype, key, tuple(reused))
+
+
+def complete(
+    config: Config, models: Models, info: DataInfo, texts: Sequence[pa.Array], source: Path
+) -> tuple[Config, list[Choice]]:
+    """The config with everything chosen that it leaves open; ``texts``: of the training rows, one column or two."""
+    train = info.counts["train"]
+    needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts, source)
+    facts = Facts(
+        has_head=config.teacher.finetune == "auto" and has_head(source, config.teacher.trust_remote_code),
+        width=models.teacher.hidden_size,
+        teacher_layers=models.teacher.num_hidden_layers,
+        student_layers=models.student.num_hidden_layers,
+        num_rows=train.rows,
+        num_labeled=train.labeled,
+        num_tokens=needed,
+        limit=min(limit, models.positions or limit),
+    )
+    return choose(config, facts)
 
 
 def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:
@@ -127,30 +154,41 @@ class Clock:
         return round(time.perf_counter() - self.started, 3)
 
 
-def check_models(config: Config, source: Path) -> tuple[PreTrainedConfig, PreTrainedConfig]:
-    """Configs of teacher and student. Raises RaydistillError where they cannot go together, or not read such rows."""
+class Models(NamedTuple):
+    """Configs of teacher and student, and how many tokens both have positions for; None: any number."""
+
+    teacher: PreTrainedConfig
+    student: PreTrainedConfig
+    positions: int | None
+
+
+def check_models(config: Config, source: Path) -> Models:
+    """What is known of the models. Raises RaydistillError where they cannot go together, or not read such rows."""
     check_tokenizers(config, source)
     teacher = read_config(source, config.teacher.trust_remote_code)
     student = student_config(teacher, config.student)
+    length, limits = config.data.max_length, []
     for name, shaped in ((config.teacher.model, teacher), (config.student.start, student)):
         with torch.device("meta"):  # built without weights, 0.03 s: families differ in where positions begin
             model = new_model(shaped, seed=0)
         limit = num_positions(model)
-        if limit is not None and config.data.max_length > limit and has_position_table(model):
-            raise ConfigError(
-                f"data.max_length is {config.data.max_length}, but {name} has positions for {limit} tokens. Lower it."
-            )
-    return teacher, student
+        if limit is not None and has_position_table(model):
+            limits.append(limit)
+            if length != "auto" and length > limit:
+                raise ConfigError(
+                    f"data.max_length is {length}, but {name} has positions for {limit} tokens. Lower it."
+                )
+    return Models(teacher, student, min(limits, default=None))
 
 
 def check_tokenizers(config: Config, teacher: Path) -> None:
     """Refuse a student that starts from a checkpoint with another tokenizer: it would read the teacher's token ids."""
     if not is_checkpoint(config.student):
         return
-    start, length = resolve_model(config.student.start), config.data.max_length
+    start = resolve_model(config.student.start)
     if tokenizer_digest(start) == tokenizer_digest(teacher):
         return
-    if load_tokenizer(start, length).get_vocab() != load_tokenizer(teacher, length).get_vocab():
+    if load_tokenizer(start).get_vocab() != load_tokenizer(teacher).get_vocab():
         raise ConfigError(
             f"student.start: {config.student.start} has another tokenizer than the teacher {config.teacher.model}. "
             "Start from a checkpoint with the teacher's tokenizer files, from teacher_layers, or from random."

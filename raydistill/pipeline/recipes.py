@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from raydistill.config.losses import TASK_ALONE
+from raydistill.config.section import known
 from raydistill.config.student import Student
 from raydistill.config.teacher import Mode, ModelTeacher
 from raydistill.config.training import Stage
@@ -86,10 +87,11 @@ def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe
 
 
 def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype: str) -> Recipe:
-    assert config.teacher.finetune is not None
+    finetune = known(config.teacher.finetune)
+    assert finetune is not None
     return {
         "source": source_digest,
-        "finetune": config.teacher.finetune.model_dump(mode="json"),
+        "finetune": finetune.model_dump(mode="json"),
         **_common(config, config.seed, tokens_digest, dtype),
     }
 

@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from raydistill.config.metrics import score
+from raydistill.config.section import known
 from raydistill.config.training import Optimization, Stage
 from raydistill.errors import Interrupted
 from raydistill.losses import build_losses
@@ -128,7 +129,7 @@ def stage_lengths(context: Context, kind: str, stages: dict[str, Stage]) -> dict
     labeled, size = context.rows["train"].targets.labeled, context.config.train.global_batch_size
     references = context.config.stages if kind == "baseline" else stages
     return {
-        name: Schedule.of_epochs(len(recipes.stage_rows(references[name], labeled)), size, stage.num_epochs)
+        name: Schedule.of_epochs(len(recipes.stage_rows(references[name], labeled)), size, known(stage.num_epochs))
         for name, stage in stages.items()
     }
 
@@ -192,7 +193,7 @@ def publish(
         context.job.owner.check()
         with artifact.write(recipe, parents) as folder:
             save_model(model, tokenizer_folder, folder / "model")
-            set_max_length(folder / "model" / "tokenizer_config.json", context.config.data.max_length)
+            set_max_length(folder / "model" / "tokenizer_config.json", known(context.config.data.max_length))
             (folder / "training.json").write_text(json.dumps({"history": history}))
         context.checkpoints(artifact.kind).clear()
     context.group.barrier()

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from raydistill.config.losses import TASK_ALONE
+from raydistill.config.section import known
 from raydistill.config.teacher import Mode
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
@@ -35,13 +36,13 @@ def fit_teacher(context: Context) -> TeacherIdentity:
     """
     with context.report.phase("teacher"):
         source = source_teacher(context.config)
-        if context.config.teacher.finetune is None:
+        settings = known(context.config.teacher.finetune)
+        if settings is None:
             return source
         artifact, recipe = teacher_artifact(context, source)
         if context.report.has(artifact, "teacher"):
             context.report.replay("teacher", read_history(artifact))
         else:
-            settings = context.config.teacher.finetune
             model = context.load(source.folder, dropout=None)
             stage = Stage(**settings.model_dump(exclude={"metric"}), losses=TASK_ALONE)
             history = train_on_labels(
@@ -62,7 +63,7 @@ def source_teacher(config: Config) -> TeacherIdentity:
     if config.teacher.finetune is None and not has_head(source.folder, config.teacher.trust_remote_code):
         raise ModelError(
             f"teacher.model: {config.teacher.model} is an encoder without a trained classification head. "
-            "Add teacher.finetune (for example {num_epochs: 3}), or name a fine-tuned classifier."
+            "Leave teacher.finetune out, which trains it first, or name a fine-tuned classifier."
         )
     return source
 
@@ -115,7 +116,7 @@ def check_chance(context: Context, recorded: dict[Signal, Artifact], notice: str
     tested = chance(intervals(scores, num_samples, example_ids=rows.example_ids[kept]), scores.floor())
     if tested["reason"] in (None, "floor_only"):  # better, or it has learned something all the same
         return
-    finetune = settings.finetune
+    finetune = known(settings.finetune)
     advice = "Name one that was fine-tuned for this task, or add teacher.finetune."
     if finetune is not None:
         labeled = int(context.rows["train"].targets.labeled.sum())

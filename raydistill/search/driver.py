@@ -16,6 +16,7 @@ from raydistill.cluster.connection import connected
 from raydistill.cluster.resources import TRIALS_AT_ONCE, groups_at_once, worker_resources
 from raydistill.cluster.waiting import Waiting
 from raydistill.config.tree import Config
+from raydistill.pipeline.defaults import told
 from raydistill.pipeline.distill import take_over, tracked
 from raydistill.pipeline.prepare import Clock, Prepared
 from raydistill.pipeline.stopping import Stop
@@ -157,7 +158,7 @@ class Driver:
                 "passes_saved": passes(self.config, [*trials, *choice.ledger], shared.rows) - 1,
                 "rows": shared.rows,
             },
-            notes=[*self.prepared.info.notes, *shared.notes, *choice.notes],
+            notes=[*self.prepared.info.notes, *told(self.prepared.choices), *shared.notes, *choice.notes],
         )
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.html"

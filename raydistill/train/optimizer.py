@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from raydistill.config.section import known
 from raydistill.config.training import Optimization
 from raydistill.errors import ConfigError
 
@@ -41,22 +42,22 @@ def build_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> t
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay, "decays": True},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "decays": False},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=known(settings.learning_rate), fused=True)
 
 
 def learning_rate(step: int, num_steps: int, settings: Optimization) -> float:
     """Return the learning rate of ``step`` (from 0): linear warm-up, then ``settings.schedule`` down to 0."""
-    warmup_steps = math.ceil(num_steps * settings.warmup_ratio)
+    highest, warmup_steps = known(settings.learning_rate), math.ceil(num_steps * settings.warmup_ratio)
     if step < warmup_steps:
-        return settings.learning_rate * (step + 1) / warmup_steps
+        return highest * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
     match settings.schedule:
         case "constant":
-            return settings.learning_rate
+            return highest
         case "linear":
-            return settings.learning_rate * (1 - done)
+            return highest * (1 - done)
         case "cosine":
-            return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            return highest * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:

@@ -16,7 +16,7 @@ from kit.tiny import save_tiny
 from kit.toy import TOPICS, write_toy_csv
 
 from raydistill.cli import main as cli
-from raydistill.cli.proposal import PACKAGED, Teacher, epochs_for, max_length, name_of, propose, surveyed
+from raydistill.cli.proposal import PACKAGED, name_of, propose, surveyed
 from raydistill.config.data import Columns, Split
 from raydistill.config.loading import data_config, load_config
 from raydistill.config.syntax import as_yaml
@@ -25,6 +25,7 @@ from raydistill.data.columns import choose_columns
 from raydistill.data.survey import shares
 from raydistill.errors import DataError
 from raydistill.pipeline import plan as planning
+from raydistill.pipeline.distill import distill
 
 Row = dict[str, str]
 
@@ -82,6 +83,27 @@ def test_what_init_writes_can_be_run(
     assert config.registry.name == "my-posts"
 
 
+def test_without_a_config_the_command_prints_the_one_that_it_amounts_to(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_toy_csv(tmp_path / "toy.csv", 120)
+    quick = ["train.num_workers=0", "teacher.allow_chance=true", "evaluate.latency=false", "student.num_layers=1"]
+    options = ["--teacher", encoder, *(word for setting in quick for word in ("--set", setting))]
+    assert cli.execute(["plan", "toy.csv", *options]) == 0
+    planned = capfd.readouterr().out.partition("to keep and change:\n")[2]
+    assert cli.execute(["distill", "toy.csv", *options]) == 0
+    printed = capfd.readouterr().out.partition("to keep and change:\n")[2]
+    assert printed == planned
+    assert "evaluate:\n  baseline: true\n" in printed
+    (tmp_path / "kept.yaml").write_text(printed)
+    assert distill(load_config("kept.yaml"))["reused"] == ["run"]
+
+    assert cli.execute(["distill", "toy.csv"]) == 2
+    assert "toy.csv is a table, not a config. Name the model to distil on it: --teacher" in capfd.readouterr().err
+
+
 def save(rows: list[Row], path: Path) -> None:
     """In the format that the name tells."""
     if path.suffix in (".csv", ".tsv"):
@@ -135,14 +157,6 @@ def test_names_that_yaml_would_misread(tmp_path: Path, encoder: str) -> None:
     assert (made.data.path, made.data.columns) == (path, Columns(text="a: b", label="#l"))
     assert set(survey.counts) == set(names.values())
     assert "\x1b" not in text
-
-
-def test_a_teacher_that_is_fine_tuned_stays_as_it_is(tmp_path: Path) -> None:
-    labels = ("film", "money", "sport")
-    teacher = str(save_tiny(tmp_path / "teacher", "bert", classifier=True, labels=labels))
-    path = write_csv(own_rows(tmp_path), tmp_path / "posts.csv")
-    (tmp_path / "made.yaml").write_text(propose(data_config(path), teacher)[0])
-    assert load_config(tmp_path / "made.yaml").teacher.finetune is None
 
 
 def test_settings_that_are_given_stay(tmp_path: Path, encoder: str) -> None:
@@ -221,12 +235,6 @@ def test_held_out_shares_grow_for_few_rows() -> None:
     assert shares(50, ["test"]) == Split(test=0.3)
 
 
-def test_epochs_make_enough_steps() -> None:
-    assert epochs_for(150, 150, most=30) == 30
-    assert epochs_for(150, 320, most=30) == 15
-    assert epochs_for(150, 100_000, most=30) == 3
-
-
 @pytest.mark.parametrize(
     ("path", "name"),
     [("a/my posts.csv.gz", "my-posts"), ("owner/set:part", "set"), ("s3://b/x.parquet", "x"), ("…", "my-model")],
@@ -235,10 +243,9 @@ def test_names_of_data_become_names_of_models(path: str, name: str) -> None:
     assert name_of(path) == name
 
 
-def test_without_a_tokenizer_the_length_is_guessed(tmp_path: Path) -> None:
+def test_the_model_need_not_be_here(tmp_path: Path) -> None:
     path = write_csv(own_rows(tmp_path), tmp_path / "posts.csv")
     text, survey = propose(data_config(path), "owner/model")
     assert survey.tokens is None
-    assert "guessed from the words" in max_length(data_config(path), survey, Teacher("owner/model"))
-    assert "finetune" in text
+    assert "teacher: {model: owner/model}" in text
     assert as_yaml(PACKAGED) in propose(data_config(path), None)[0]

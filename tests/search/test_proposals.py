@@ -44,7 +44,9 @@ def sweeping(space: dict[str, Any], *, seed: int = 0, **sweep: Any) -> Config:
         "data": {"path": "texts.csv"},
         "teacher": {"model": "encoder"},
         "student": {"num_layers": 2},
-        "stages": {"distill": {"losses": {"kd": {"type": "forward_kl"}, "task": {"type": "task"}}}},
+        "stages": {
+            "distill": {"learning_rate": 5e-5, "losses": {"kd": {"type": "forward_kl"}, "task": {"type": "task"}}}
+        },
         "sweep": {"space": space, **sweep},
     }
     return load_config(tree)

@@ -70,7 +70,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("train.max_grad_norm", {"choice": [None, "1"]}, "Input should be a valid number, got '1'."),
     ("student.num_layers", {"uniform": [1, 4]}, "takes whole numbers; write integer: [low, high] or choice."),
     ("student.num_layers", {"integer": [0, 4]}, "Input should be greater than or equal to 1, got 0."),
-    ("student.num_layers", {"choice": [2, 2.5]}, "Input should be a valid integer, got 2.5."),
+    ("student.num_layers", {"choice": [2, 2.5]}, "Input should be a valid integer or 'auto', got 2.5."),
     ("student.start", {"integer": [1, 2]}, "takes no numbers, so it has no range; write choice."),
     ("stages.distill.schedule", {"choice": ["linaer"]}, "unknown value 'linaer'; did you mean 'linear'?"),
     (HINT, {"uniform": [0, 1]}, "takes no numbers, so it has no range; write choice."),
@@ -208,6 +208,7 @@ def test_default_params_are_the_choices_that_mean_what_the_config_says() -> None
         }
     )
     assert config.sweep is not None
+    config = load_config(config, ["stages.distill.num_epochs=3"])
     params = default_params(config)
     assert params[KD] == '{"temperature":2,"type":"forward_kl"}'
     assert [*params.values()][1:] == [None, 3, 0.01, 2]

@@ -40,7 +40,7 @@ def config(task: str = "text_classification", **sweep: Any) -> Config:
         "task": {"type": task},
         "teacher": {"model": "some/model"},
         "student": {"num_layers": 2},
-        "stages": {"distill": {"losses": losses}},
+        "stages": {"distill": {"learning_rate": 5e-5, "losses": losses}},
         "sweep": {"space": space, **sweep},
     }
     return load_config(content)

@@ -28,7 +28,7 @@ def test_vectors_are_never_decayed() -> None:
     assert decayed(optimizer) == {2: 0.1, 1: 0.0}
     set_rates(optimizer, 0.25, 0.2)
     assert decayed(optimizer) == {2: 0.2, 1: 0.0}
-    later = build_optimizer(parameters, Optimization(weight_decay=0.3))
+    later = build_optimizer(parameters, Optimization(weight_decay=0.3, learning_rate=1e-3))
     later.load_state_dict(optimizer.state_dict())
     set_rates(later, 0.125, 0.3)
     assert decayed(later) == {2: 0.3, 1: 0.0}
@@ -45,7 +45,7 @@ def test_a_step_follows_the_rate_and_the_decay() -> None:
 
 
 def test_a_model_of_vectors_alone_has_one_group() -> None:
-    optimizer = build_optimizer(list(nn.LayerNorm(4).parameters()), Optimization())
+    optimizer = build_optimizer(list(nn.LayerNorm(4).parameters()), Optimization(learning_rate=1e-3))
     assert [len(group["params"]) for group in optimizer.param_groups] == [2]
 
 

@@ -9,7 +9,16 @@ import typer
 
 from raydistill.cli.commands import app
 from raydistill.cli.console import CommandResult, Progress
-from raydistill.cli.options import ConfigFile, ConfigStorage, Json, Overrides, StorageUrl, with_storage
+from raydistill.cli.options import (
+    ConfigFile,
+    ConfigStorage,
+    Json,
+    Overrides,
+    StorageUrl,
+    TeacherModel,
+    source_of,
+    with_storage,
+)
 from raydistill.config.tree import STORAGE
 from raydistill.errors import ConfigError
 
@@ -25,6 +34,7 @@ Challenger = Annotated[
 @app.command()
 def distill(
     config: ConfigFile,
+    teacher: TeacherModel = None,
     overrides: Overrides = None,
     storage: ConfigStorage = None,
     challenger: Challenger = False,
@@ -33,16 +43,20 @@ def distill(
     """Run one distillation: the same command goes on where it was, and computes nothing twice."""
     from raydistill.config.loading import load_config
 
-    loaded = load_config(config, with_storage(overrides, storage, challenger))
+    source, changes = source_of(config, teacher), with_storage(overrides, storage, challenger)
+    loaded = load_config(source, changes)
     from raydistill.pipeline.distill import distill as work
 
     with Progress() as progress:
         results = work(loaded, progress=progress)
 
     def show(console: Console) -> None:
+        from raydistill.cli.show.plan import print_config
         from raydistill.cli.show.results import print_distilled
 
         print_distilled(console, results, loaded)
+        if teacher is not None:
+            print_config(console, source, changes, results["choices"])
 
     return CommandResult(lambda: results, show)
 
@@ -75,6 +89,7 @@ def sweep(
 @app.command()
 def plan(
     config: ConfigFile,
+    teacher: TeacherModel = None,
     overrides: Overrides = None,
     storage: ConfigStorage = None,
     check: Annotated[bool, typer.Option("--check", help="Also compute every loss once on a real batch.")] = False,
@@ -90,13 +105,14 @@ def plan(
     """Say what `distill` or `sweep` would do, what is in storage already, how large and how long it gets."""
     from raydistill.config.loading import load_config
 
-    loaded = load_config(config, with_storage(overrides, storage))
+    source, changes = source_of(config, teacher), with_storage(overrides, storage)
+    loaded = load_config(source, changes)
     state = None
     if cluster or address:
         from raydistill.cluster.placement import read_cluster
 
         state = read_cluster(address)  # first, because the rest takes longer
-    from raydistill.cli.show.plan import print_forecast, print_plan
+    from raydistill.cli.show.plan import print_config, print_forecast, print_plan
     from raydistill.pipeline.plan import make_plan
     from raydistill.search.budget import estimate
 
@@ -110,6 +126,8 @@ def plan(
         print_plan(console, made)
         if state is not None:
             print_forecast(console, made["cluster"])
+        if teacher is not None:
+            print_config(console, source, changes, made["choices"])
 
     return CommandResult(lambda: made, show)
 

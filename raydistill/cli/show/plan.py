@@ -9,7 +9,9 @@ from raydistill.cli.show.labels import print_labels
 from raydistill.cluster.forecast import TEACHERS
 from raydistill.cluster.resources import described
 from raydistill.cluster.room import KIND
+from raydistill.config.syntax import as_yaml
 from raydistill.evaluate.report.scales import duration
+from raydistill.storage.redaction import redact_tree
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +75,8 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     for note in data["notes"]:
         console.print(f"- {note}", markup=False)
     print_labels(console, data["per_class"])
+    for choice in plan["choices"]:
+        console.print(f"chosen     {choice['name']} {as_yaml(choice['value'])} ({choice['why']})", markup=False)
     table = Table("phase", "state", "steps", box=None, pad_edge=False)
     for phase in plan["phases"]:
         name = phase["phase"]
@@ -136,3 +140,16 @@ def print_run_estimate(console: Console, found: Mapping[str, Any]) -> None:
 
 def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def print_config(
+    console: Console, source: str | Mapping[str, Any], overrides: Sequence[str], choices: Sequence[Mapping[str, Any]]
+) -> None:
+    """Print the config that a command without one amounts to, with what was chosen for it."""
+    from raydistill.config.loading import load_config
+    from raydistill.config.syntax import dump_yaml
+
+    chosen = [f"{choice['name']}={as_yaml(choice['value'])}" for choice in choices]
+    config = load_config(source, [*overrides, *chosen]).model_dump(mode="json", exclude_unset=True)
+    console.print("\nThe config of this, to keep and change:")
+    console.print(dump_yaml(redact_tree(config)).rstrip(), markup=False, highlight=False, soft_wrap=True)

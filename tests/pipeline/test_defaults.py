@@ -1,0 +1,122 @@
+"""What is chosen where a config says nothing, and that it amounts to a config that says it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit.toy import toy_config
+
+from raydistill.config.loading import flatten, load_config
+from raydistill.errors import ConfigError
+from raydistill.pipeline.defaults import Facts, choose, told
+from raydistill.pipeline.distill import distill
+from raydistill.pipeline.plan import make_plan
+
+BARE = {"data": {"path": "texts.csv"}, "teacher": {"model": "encoder"}}
+FACTS = {
+    "has_head": False,
+    "width": 384,
+    "teacher_layers": 6,
+    "student_layers": 3,
+    "num_rows": 2000,
+    "num_labeled": 300,
+    "num_tokens": 27,
+    "limit": 512,
+}
+EPOCHS, RATE = "teacher.finetune.num_epochs", "teacher.finetune.learning_rate"
+STAGE = "stages.distill.num_epochs"
+
+
+def chosen(config: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    return {choice.name: choice.value for choice in choose(load_config(config), Facts(**(FACTS | facts)))[1]}
+
+
+def test_everything_that_is_open_is_chosen_and_nothing_else() -> None:
+    config, choices = choose(load_config(BARE), Facts(**FACTS))
+    said = flatten(config)
+    assert {choice.name: choice.value for choice in choices if choice.value != {}}.items() <= said.items()
+    assert choose(config, Facts(**FACTS)) == (config, [])
+    assert all(choice.why for choice in choices)
+    (note,) = told(choices)
+    assert "data.max_length 32 (99 % of the texts stay whole)" in note
+    assert "student.num_layers 3 (the teacher has 6)" in note
+
+
+def test_what_the_user_writes_stays() -> None:
+    written = {
+        "data": {"path": "texts.csv", "max_length": 7},
+        "teacher": {"model": "encoder", "finetune": {"num_epochs": 2, "learning_rate": 0.5}},
+        "student": {"num_layers": 1},
+        "stages": {"distill": {"num_epochs": 0.5, "learning_rate": 0.25}},
+    }
+    config = load_config(written)
+    assert choose(config, Facts(**FACTS)) == (config, [])
+    half = load_config({**written, "stages": {"distill": {"num_epochs": 0.5}}})
+    (choice,) = choose(half, Facts(**FACTS))[1]
+    assert choice.name == "stages.distill.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("labeled", "steps"), [(50, (60, 60)), (100, (120, 120)), (300, (150, 159)), (5000, (471, 471))]
+)
+def test_few_rows_are_seen_more_often(labeled: int, steps: tuple[int, int]) -> None:
+    """At least 150 steps, within 3 and 30 epochs."""
+    epochs = chosen(BARE, num_labeled=labeled)[EPOCHS]
+    taken = epochs * -(-labeled // 32)
+    assert 3 <= epochs <= 30
+    assert steps[0] <= taken <= steps[1]
+
+
+def test_a_stage_counts_the_rows_that_it_trains_on() -> None:
+    labels_alone = {**BARE, "stages": {"distill": {"losses": {"task": {"type": "task"}}}}}
+    assert chosen(BARE)[STAGE] * 63 >= 300 > (chosen(BARE)[STAGE] - 1) * 63
+    assert chosen(labels_alone)[STAGE] == 20
+
+
+def test_wide_models_learn_slowly() -> None:
+    rates = [chosen(BARE, width=width)[RATE] for width in (256, 384, 768, 1024, 4096)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > rates[2] > rates[3]
+
+
+def test_a_trained_head_is_not_trained_again() -> None:
+    made = chosen(BARE, has_head=True)
+    assert made["teacher.finetune"] is None
+    assert EPOCHS not in made
+    assert chosen({**BARE, "teacher": {"model": "m", "finetune": {}}}, has_head=True)[EPOCHS] > 0
+    pretrained = {**BARE, "evaluate": {"baseline": {"start": "pretrained"}}}
+    with pytest.raises(ConfigError, match=r"pretrained is the encoder before teacher\.finetune, which is not set"):
+        choose(load_config(pretrained), Facts(**(FACTS | {"has_head": True})))
+
+
+@pytest.mark.parametrize(("needed", "limit", "length"), [(3, 512, 16), (27, 512, 32), (32, 512, 32), (900, 512, 512)])
+def test_rows_stay_whole_as_far_as_models_go(needed: int, limit: int, length: int) -> None:
+    assert chosen(BARE, num_tokens=needed, limit=limit)["data.max_length"] == length
+
+
+def test_a_config_of_data_and_teacher_is_the_run_of_the_config_that_says_what_was_chosen(tmp_path: Path) -> None:
+    full = toy_config(tmp_path)
+    bare = {name: full[name] for name in ("storage", "train", "tracking")} | {
+        "data": {"path": full["data"]["path"]},
+        "teacher": {"model": full["teacher"]["model"], "allow_chance": True},
+        "evaluate": {"latency": False, "bootstrap_samples": 100},
+    }
+    planned = make_plan(load_config(bare))["choices"]
+    results = distill(load_config(bare))
+    assert results["choices"] == planned == make_plan(load_config(bare))["choices"]
+    said = [f"{choice['name']}={json.dumps(choice['value'])}" for choice in results["choices"]]
+    assert any("Chosen, as the config leaves it open" in note for note in results["notes"])
+    again = distill(load_config(bare, said))
+    assert again["reused"] == ["run"]
+    assert (again["run_id"], again["config"]) == (results["run_id"], results["config"])
+    names = {choice["name"] for choice in planned}
+    assert names == {
+        *("data.max_length", "student.num_layers", "teacher.finetune", EPOCHS, RATE, STAGE),
+        "stages.distill.learning_rate",
+    }
+    steps = {name: results["curves"][name][-1]["step"] for name in ("teacher", "student")}
+    assert steps["teacher"] >= 150
+    assert steps["student"] >= 240
