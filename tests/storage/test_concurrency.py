@@ -110,10 +110,8 @@ def test_one_of_two_runs_that_share_a_teacher_is_killed_again_and_again(tmp_path
     assert left == []
     storage = Storage(str(tmp_path / "storage"))
     assert check_artifacts(storage) == 1 + 1 + 1 + 3 + 2 * 3
-    reference = Command(write_config(tmp_path, alone, "alone.yaml"), tmp_path / "alone-counts")
-    code, results, err = reference.end()
-    reference.clean_up()
-    assert code == 0, err
+    with Command(write_config(tmp_path, alone, "alone.yaml"), tmp_path / "alone-counts") as reference:
+        results = reference.results()
     second = ends[1][1]
     assert results["student"]["num_parameters"] == second["student"]["num_parameters"]
     for model in ("teacher", "student", "baseline"):

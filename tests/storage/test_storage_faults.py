@@ -256,13 +256,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of an undisturbed run on a local disk."""
     folder = tmp_path_factory.mktemp("whole")
-    command = start(write_config(folder, toy_config(folder, **LENGTHY)), folder)
-    try:
-        code, results, err = command.end(patience(180))
-    finally:
-        command.clean_up()
-    assert code == 0, err
-    return results
+    with start(write_config(folder, toy_config(folder, **LENGTHY)), folder) as command:
+        return command.results(patience(180))
 
 
 def start(config: Path, folder: Path, within: Sequence[str] = (), **environment: str) -> Command:
@@ -290,8 +285,7 @@ def test_s3_that_goes_away_for_30_seconds_costs_30_seconds(s3, whole, tmp_path, 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     environment = {"MLFLOW_TRACKING_URI": uri, "RAYDISTILL_CACHE": str(tmp_path / "cache"), **s3.environment()}
     config = write_config(tmp_path, toy_config(tmp_path, **LENGTHY, storage="s3://bucket/away"))
-    command = start(config, tmp_path, RAYDISTILL_SHARD_SECONDS="0.5", **environment)
-    try:
+    with start(config, tmp_path, RAYDISTILL_SHARD_SECONDS="0.5", **environment) as command:
         assert wait_for(command, f"shard train/hidden_states[2]+hidden_states[4]+logits {draw.integers(1, 4)} ")
         s3.stop()
         assert command.wait_until(lambda: "does not answer" in command.err.read_text())
@@ -301,19 +295,15 @@ def test_s3_that_goes_away_for_30_seconds_costs_30_seconds(s3, whole, tmp_path, 
         stop_seconds = time.monotonic() - sent
         assert (code, answer["error"]["type"]) == (130, "Interrupted"), err
         assert stop_seconds < patience(10.0)
-        s3.start()
-        command = start(config, tmp_path, **environment)
+    s3.start()
+    with start(config, tmp_path, **environment) as command:
         step = draw.integers(5, 60)
         assert wait_for(command, f"step student.distill {step} ")
         s3.stop()
         time.sleep(OUTAGE_SECONDS)
         s3.start()
-        code, results, err = command.end(patience(180))
-    finally:
-        left = command.clean_up()
-    assert code == 0, err
-    assert left == []
-    assert "answers again" in err
+        results = command.results(patience(180))
+    assert "answers again" in command.err.read_text()
     assert any("did not answer for" in note for note in results["notes"]), results["notes"]
     assert_same_models(results, whole)
     assert check_artifacts(Storage("s3://bucket/away")) == 11
@@ -330,18 +320,13 @@ def test_a_disk_that_fails_for_30_seconds_under_a_ray_run(whole, tmp_path, measu
     """Driver and worker wait for it, and neither is started again."""
     away = tmp_path / "away"
     config = write_config(tmp_path, toy_config(tmp_path, **LENGTHY, train__num_workers=1))
-    command = start(config, tmp_path, RAYDISTILL_AWAY_FILE=str(away))
     step = np.random.default_rng(9).integers(5, 60)
-    try:
+    with start(config, tmp_path, RAYDISTILL_AWAY_FILE=str(away)) as command:
         assert wait_for(command, f"step student.distill {step} ")
         away.touch()
         time.sleep(OUTAGE_SECONDS)
         away.unlink()
-        code, results, err = command.end(patience(180))
-    finally:
-        left = command.clean_up()
-    assert code == 0, err
-    assert left == []
+        results = command.results(patience(180))
     assert any("did not answer for" in note for note in results["notes"]), results["notes"]
     assert_same_models(results, whole)
     assert work_repeated(command) == {"step": 0, "shard": 0}

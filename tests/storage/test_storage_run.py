@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,9 @@ def test_a_run_on_s3_equals_one_on_a_local_disk(remote, tmp_path, monkeypatch):
 def run_together(tmp_path: Path, *configs: dict[str, Any]) -> list[dict[str, Any]]:
     """Start one process a config at the same moment; all must end well. Their results."""
     files = [write_config(tmp_path, config, f"{number}.yaml") for number, config in enumerate(configs)]
-    commands = [Command(file, tmp_path / "counts") for file in files]
-    try:
-        ends = [command.end() for command in commands]
-    finally:
-        left = commands[0].clean_up()
-        for command in commands:
-            command.clean_up()
-    assert [code for code, _, _ in ends] == [0] * len(configs), ends
-    assert left == []
-    return [results for _, results, _ in ends]
+    with ExitStack() as stack:
+        commands = [stack.enter_context(Command(file, tmp_path / "counts")) for file in files]
+        return [command.results() for command in commands]
 
 
 def test_two_processes_with_one_config_make_one_run(tmp_path):
