@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,22 +167,20 @@ def downloaded(folder: Path, version: int) -> Path:
     """The folder of a version of ``toy``, as a user gets it."""
     target = folder / f"downloaded-{version}"
     if not target.exists():
-        with using(folder):
+        with using(store(folder)):
             mlflow.artifacts.download_artifacts(f"models:/toy/{version}", dst_path=str(target))
     return target
 
 
-class using:
-    """MLflow in this process looks at the store of the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.uri, self.before = store(folder), mlflow.get_tracking_uri()
-
-    def __enter__(self) -> None:
-        mlflow.set_tracking_uri(self.uri)
-
-    def __exit__(self, *error: object) -> None:
-        mlflow.set_tracking_uri(self.before)
+@contextmanager
+def using(uri: str) -> Iterator[None]:
+    """MLflow in this process looks at another store."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def expected(folder: Path, version: int, texts: list[str] = TEXTS) -> list[dict[str, Any]]:
@@ -312,13 +310,11 @@ def program(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_errors_are_shown_without_passwords(program: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"http://someone:hunter2@127.0.0.1:{free_port()}")
-    try:
-        with pytest.raises(ValueError, match="models:/toy@champion") as error:
-            program["app"](program["Settings"](name="toy"))
-    finally:
-        mlflow.set_tracking_uri(before)
+    with (
+        using(f"http://someone:hunter2@127.0.0.1:{free_port()}"),
+        pytest.raises(ValueError, match="models:/toy@champion") as error,
+    ):
+        program["app"](program["Settings"](name="toy"))
     assert "hunter2" not in str(error.value)
     assert "127.0.0.1" in str(error.value)
     said = program["plain"]("no postgresql://a:b%40c@db/x, https://u@h/y; models:/toy@champion is 1")
@@ -331,15 +327,12 @@ def test_replicas_find_a_store_of_a_relative_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     place = "mlflow.db" if name == "relative" else f"{tmp_path}/mlflow.db"
-    client, before = MlflowClient(tracking_uri=f"sqlite:///{place}"), mlflow.get_tracking_uri()
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}")
     client.create_registered_model("toy")
     client.create_model_version("toy", str(tmp_path))
     client.set_registered_model_alias("toy", "champion", "1")
-    mlflow.set_tracking_uri(f"sqlite:///{place}")
-    try:
+    with using(f"sqlite:///{place}"):
         bound = program["app"](program["Settings"](name="toy"))
-    finally:
-        mlflow.set_tracking_uri(before)
     arguments = bound._bound_deployment.init_args
     assert arguments[1] == f"sqlite:///{tmp_path}/mlflow.db"
 
@@ -408,7 +401,7 @@ def test_pairs_are_rows_of_two_texts(served: Served) -> None:
     pairs = [["good film", "bad plot"], ["good film", "money"]]
     status, found = call(served.url + "pairs/", {"texts": pairs})
     assert status == 200
-    with using(served.folder):
+    with using(store(served.folder)):
         rows = [dict(zip(("text", "text_pair"), pair, strict=True)) for pair in pairs]
         assert same(found["results"], mlflow.pyfunc.load_model("models:/pairs/1").predict(rows))
     assert call(served.url + "pairs/", {"texts": ["a"]}) == (422, {"detail": "A row of this model is 2 text(s)."})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raydistill.deploy.export import EXPORT_FILE, FORMATS
 from raydistill.errors import ModelError
@@ -15,20 +15,22 @@ if TYPE_CHECKING:
     from raydistill.deploy.predictor import Predictor
 
 
-def read_export(folder: Path) -> dict[str, Any]:
-    """The content of export.json. Raises ModelError where it is damaged or of a format that is not known."""
-    found = read_json(folder / EXPORT_FILE)
-    if found.get("format") not in FORMATS:
+def open_folder(folder: Path, max_length: int | None = None, device: str | None = None) -> Predictor:
+    """The model in a local folder, exported or not; ``device`` None takes the GPU where that is of use, which it is not
+    for one with onnx.
+
+    Raises ModelError for a folder that is none or a damaged one, ConfigError for a wrong length or a missing package.
+    """
+    from raydistill.deploy.predictor import TorchPredictor
+
+    if not (folder / EXPORT_FILE).is_file():
+        return TorchPredictor(folder, max_length, device)
+    form = read_json(folder / EXPORT_FILE).get("format")
+    if form not in FORMATS:
         raise ModelError(
-            f"{folder / EXPORT_FILE} names the format {found.get('format')!r}; this raydistill knows "
-            f"{', '.join(FORMATS)}. Export the model again, or use the raydistill that made it."
+            f"{folder / EXPORT_FILE} names the format {form!r}; this raydistill knows {', '.join(FORMATS)}. Export the "
+            "model again, or use the raydistill that made it."
         )
-    return found
-
-
-def open_export(folder: Path, max_length: int | None = None, device: str | None = None) -> Predictor:
-    """The model in an exported folder; one with onnx runs on the CPU. Raises ModelError, ConfigError."""
-    form = read_export(folder)["format"]
     if form.startswith("onnx"):
         from raydistill.deploy.export.onnx import OnnxPredictor
 
@@ -36,18 +38,6 @@ def open_export(folder: Path, max_length: int | None = None, device: str | None 
     from raydistill.deploy.export.torch_formats import open_torch
 
     return open_torch(folder, max_length, device, form)
-
-
-def open_folder(folder: Path, max_length: int | None = None, device: str | None = None) -> Predictor:
-    """The model in a local folder, exported or not; ``device`` None takes the GPU where that is of use.
-
-    Raises ModelError for a folder that is none, ConfigError for a wrong length or a missing package.
-    """
-    from raydistill.deploy.predictor import TorchPredictor
-
-    if (folder / EXPORT_FILE).is_file():
-        return open_export(folder, max_length, device)
-    return TorchPredictor(folder, max_length, device)
 
 
 def model_folder(model: str, storage: str) -> Path:

@@ -324,17 +324,12 @@ def _earliest(client: MlflowClient, experiment_id: str, tag: str, value: str) ->
 
 
 def log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
-    """Log what is not there yet. MLflow's parameters are write-once: what a resumed run changed (say, the number of
-    workers) is in ``config.yaml`` and in the tag ``raydistill.changed_params``."""
+    """Log what is not there yet: MLflow's parameters are write-once. What a resumed run changed config.yaml has."""
     from mlflow.entities import Param
 
-    wanted = {metric_name(key): value[:MAX_PARAM_LENGTH] for key, value in values.items()}
     present = client.get_run(run_id).data.params
-    missing = [Param(key, value) for key, value in wanted.items() if key not in present]
-    client.log_batch(run_id, params=missing)
-    changed = {key: value for key, value in wanted.items() if present.get(key, value) != value}
-    if changed:
-        set_tags(client, run_id, {"raydistill.changed_params": json.dumps(changed)[:MAX_PARAM_LENGTH]})
+    wanted = {metric_name(key): value[:MAX_PARAM_LENGTH] for key, value in values.items()}
+    client.log_batch(run_id, params=[Param(key, value) for key, value in wanted.items() if key not in present])
 
 
 def log_figures(client: MlflowClient, run_id: str, values: Mapping[str, float]) -> None:

@@ -92,21 +92,16 @@ def test_a_branch_is_made_where_it_is_missing(hub: Hub, student: Path) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "private"), [(None, True), (True, True), (False, False)])
-def test_a_new_repository_is_private_unless_public_is_asked_for(
+def test_a_repository_is_private_unless_public_is_asked_for_and_stays_as_it_is(
     hub: Hub, student: Path, wanted: bool | None, private: bool
 ) -> None:
     assert push(student, private=wanted)["private"] is private
     assert hub.repos["me/tiny"].private is private
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_an_old_repository_keeps_its_visibility_or_nothing_is_sent(hub: Hub, student: Path, private: bool) -> None:
-    hub.repos["me/tiny"] = Repo(private)
+    hub.requests.clear()
     with pytest.raises(PushError, match=f"is {pushing.visibility(private)}, but --{pushing.visibility(not private)}"):
         push(student, private=not private)
-    assert hub.repos["me/tiny"].branches == {"main": {}}
+    assert not any("upload" in request or "commit" in request for request in hub.requests)
     assert push(student)["private"] is private
-    assert hub.repos["me/tiny"].branches["main"] == contents(student)
 
 
 def test_of_a_registered_version_the_hugging_face_files_go_and_what_mlflow_needs_stays(

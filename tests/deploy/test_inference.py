@@ -292,7 +292,10 @@ def test_labels_are_predicted_by_their_thresholds(tag_model: Path, tmp_path: Pat
     json.dumps(scores, allow_nan=False)
 
 
-def test_tags_and_numbers_that_a_model_does_not_know(tag_model: Path, number_model: Path, tmp_path: Path) -> None:
+def test_labels_that_a_model_does_not_know(model: Path, tag_model: Path, number_model: Path, tmp_path: Path) -> None:
+    data = Data(path=str(write_rows(tmp_path / "rows.csv", ["art", "sport", "war", "pop", "tax"])))
+    with pytest.raises(ModelError, match="labels the model does not know: pop, war"):
+        evaluate_model(str(model), data)
     (tmp_path / "rows.csv").write_text('text,tags\na film,"film,war"\nthe team,sport\n')
     with pytest.raises(ModelError, match="labels the model does not know: war"):
         evaluate_model(str(tag_model), Data(path=str(tmp_path / "rows.csv")))
@@ -340,12 +343,6 @@ def test_lines_of_other_tasks(number_model: Path, tag_model: Path, capfd: pytest
             assert [line[0] for line in lines[:2]] == [f"{answer['value']:.4f}" for answer in answers]
         else:
             assert [line[0] for line in lines[:2]] == [", ".join(answer["labels"]) or "-" for answer in answers]
-
-
-def test_labels_that_the_model_does_not_know(model: Path, tmp_path: Path) -> None:
-    data = Data(path=str(write_rows(tmp_path / "rows.csv", ["art", "sport", "war", "pop", "tax"])))
-    with pytest.raises(ModelError, match="labels the model does not know: pop, war"):
-        evaluate_model(str(model), data)
 
 
 @pytest.mark.parametrize("damage", ["gone", "broken", "no vocabulary"])

@@ -55,16 +55,19 @@ def test_a_whole_life(place: Storage) -> None:
     assert (first["verdict"], first["moved"], first["champion"], first["previous"]) == ("passed", True, None, None)
     assert {r["name"] for r in first["rules"] if r["verdict"] == "skipped"} == {"labels", "non_inferiority", "latency"}
     assert aliases(place) == {"challenger": 3, "champion": 1}
+    check_stored(place, first, "passed")
 
     worse = judged(place, 2)
     assert (worse["verdict"], worse["moved"]) == ("refused", False)
     assert {"retention", "non_inferiority"} <= set(failed(worse))
     assert "version 1 stays the champion" in worse["sentence"]
+    check_stored(place, worse, "failed")
     assert aliases(place) == {"challenger": 3, "champion": 1}
 
     third = judged(place)  # the alias challenger
     assert (third["version"], third["verdict"], third["previous"]) == (3, "passed", 1)
     assert aliases(place) == {"challenger": 3, "champion": 3, "previous": 1}
+    check_paired(place, third)
     assert judged(place)["verdict"] == "unchanged"
 
     moved = rollback("toy", storage=place.root)
@@ -74,9 +77,8 @@ def test_a_whole_life(place: Storage) -> None:
         rollback("toy", storage=place.root)
 
 
-def test_comparison_is_paired_on_the_rows_of_the_run(place: Storage) -> None:
-    crown(place, 1)
-    verdict = judged(place, 3)
+def check_paired(place: Storage, verdict: dict[str, Any]) -> None:
+    """Version 3 was measured on the test rows of its run, beside the champion."""
     summary = verdict["comparison"]
     run = client(place).get_model_version("toy", "3").run_id
     kept = read_kept_predictions(run, tracking_uri(place))
@@ -95,29 +97,22 @@ def test_comparison_is_paired_on_the_rows_of_the_run(place: Storage) -> None:
     assert discordant / NUM_TEST == pytest.approx(accuracy - champion, abs=1e-6)
 
 
-def test_the_verdict_is_kept_with_the_version_and_as_a_run(place: Storage) -> None:
-    verdict = judged(place, 2)
-    found = tags(place, 2)
-    assert found["raydistill.gate"] == "refused"
-    assert json.loads(found["raydistill.gate_rules"])["retention"][1:] == [0.95, "failed"]
+def check_stored(place: Storage, verdict: dict[str, Any], retention: str) -> None:
+    """The verdict lies with the version and as a run, and says what came of it."""
+    version = str(verdict["version"])
+    found = tags(place, verdict["version"])
+    assert found["raydistill.gate"] == verdict["verdict"]
+    assert json.loads(found["raydistill.gate_rules"])["retention"][1:] == [0.95, retention]
     run = client(place).get_run(found["raydistill.gate_run"])
-    assert run.info.run_id == verdict["run_id"]
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["raydistill.kind"] == "gate"
-    assert run.data.tags["raydistill.model_version"] == "2"
+    assert (run.info.run_id, run.info.status) == (verdict["run_id"], "FINISHED")
+    kept = {name: run.data.tags[f"raydistill.{name}"] for name in ("kind", "model_version", "sentence")}
+    assert kept == {"kind": "gate", "model_version": version, "sentence": verdict["sentence"]}
     assert run.data.metrics["gate/retention"] == pytest.approx(verdict["retention"]["value"])
-    names = {file.path for file in client(place).list_artifacts(run.info.run_id)}
-    assert names == {"gate.json", "gate.html"}
-
-
-def test_what_is_stored_says_what_came_of_it(place: Storage) -> None:
-    verdict = judged(place, 1)
-    assert verdict["moved"]
-    run = client(place).get_run(verdict["run_id"])
-    stored = {file: client(place).download_artifacts(run.info.run_id, file) for file in ("gate.json", "gate.html")}
-    assert json.loads(Path(stored["gate.json"]).read_text()) == verdict
-    assert run.data.tags["raydistill.sentence"] == verdict["sentence"]
-    assert "is the champion now" in Path(stored["gate.html"]).read_text()
+    assert {file.path for file in client(place).list_artifacts(run.info.run_id)} == {"gate.json", "gate.html"}
+    text, page = (Path(client(place).download_artifacts(verdict["run_id"], f"gate.{end}")) for end in ("json", "html"))
+    own_id = {} if verdict["moved"] else {"run_id": None}  # it is known once the verdict is stored
+    assert json.loads(text.read_text()) == verdict | own_id
+    assert ("is the champion now" in page.read_text()) == verdict["moved"]
 
 
 def test_a_dry_run_stores_and_moves_nothing(place: Storage) -> None:

@@ -59,7 +59,10 @@ def export(
     check_targets(places, force)
     for form in wanted:
         packages.need(form)
-    source = TorchPredictor(source_folder(model, storage), max_length, "cpu")
+    folder = model_folder(model, storage)
+    if (folder / EXPORT_FILE).is_file():
+        raise ConfigError(f"{model} is an export itself. Export the model that it was made from.")
+    source = TorchPredictor(folder, max_length, "cpu")
     rows = find_test_rows(model, source.task, data, split, storage)
     sample = some_rows(rows, max_rows)
     metric = metric or source.task.Settings.metrics[0]
@@ -82,14 +85,14 @@ def export(
         for form, check in checks.items():
             about = {**made[form], "good": check["good"], "checks": {**common, "export": check}}
             write_about(scratch / form, about)
-            write_export_card(scratch / form, about, source.folder)
+            write_export_card(scratch / form, about, folder)
             path = place(scratch / form, places[form], check["good"], force)
             sections[form] = {"path": str(path), "opset": about["opset"], "load": about["load"], **check}
     busy = busy_note(section["latency_setting"] for section in (common[TORCH], *sections.values()))
     return {
         "schema": SCHEMA,
         "model": redact(model),
-        "source": {"path": str(source.folder), "digest": made[wanted[0]]["source"]["digest"]},
+        "source": {"path": str(folder), "digest": made[wanted[0]]["source"]["digest"]},
         "max_length": source.max_length,
         **common,
         "formats": sections,
@@ -106,14 +109,6 @@ def chosen(formats: str | Sequence[str]) -> tuple[str, ...]:
         problem = f"--format {unknown[0]}: not known" if unknown else "No format was named"
         raise ConfigError(f"{problem}. There are {', '.join(FORMATS)}, and all.")
     return tuple(form for form in FORMATS if "all" in formats or form in formats)
-
-
-def source_folder(model: str, storage: str) -> Path:
-    """The folder of MODEL. Raises ConfigError for one that is an export: what it lost does not come back."""
-    folder = model_folder(model, storage)
-    if (folder / EXPORT_FILE).is_file():
-        raise ConfigError(f"{model} is an export itself. Export the model that it was made from.")
-    return folder
 
 
 def some_rows(rows: TestRows, max_rows: int) -> TestRows:

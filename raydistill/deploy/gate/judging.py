@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ from raydistill.tracking.registry.versions import Version, resolve_model_uri
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 TEACHER = "teacher"
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Facts for the rules, the summary of the paired comparison behind them, and sentences for people."""
-
-    facts: Facts
-    summary: dict[str, Any]
-    notes: list[str]
 
 
 def open_both(
@@ -74,8 +64,11 @@ def measure(
     models: Mapping[str, Predictor],
     rows: TestRows,
     uri: str,
-) -> Measured:
-    """Measure both models on ``rows``, which were read for the challenger, paired and in turns."""
+) -> tuple[Facts, dict[str, Any], list[str]]:
+    """Measure both models on ``rows``, which were read for the challenger, paired and in turns.
+
+    Facts for the rules, the summary of the paired comparison behind them, and sentences for people.
+    """
     if not rows.num_rows:
         raise DataError(f"{rows.source} has no labelled row in {rows.split}, so nothing can be judged.")
     labels = {role: model.task.outputs for role, model in models.items()}
@@ -97,7 +90,7 @@ def measure(
         leaked=None if seen is None else seen.leaked(rows.hashes),
         num_rows=rows.num_rows,
     )
-    return Measured(facts, summary, [*summary["notes"], *_champion_leak(champion, rows, uri)])
+    return facts, summary, [*summary["notes"], *_champion_leak(champion, rows, uri)]
 
 
 def same_outputs(a: Sequence[str], b: Sequence[str]) -> bool:

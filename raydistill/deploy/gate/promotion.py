@@ -70,8 +70,8 @@ def promote(
             rows = find_test_rows(uri_of(challenger), models[CHALLENGER].task, data, split, storage)
             note = f"version {challenger.version} on {rows.num_rows:,} rows{_against(champion)}"
             progress({"phase": "measure", "note": note})
-            measured = measure(rules, challenger, champion, models, rows, uri)
-        rulings = judge(rules, measured.facts)
+            facts, summary, more = measure(rules, challenger, champion, models, rows, uri)
+        rulings = judge(rules, facts)
         failed = [ruling for ruling in rulings if ruling.verdict == "failed"]
         decision = "passed" if not failed else "forced" if force else "refused"
         verdict = describe(
@@ -82,9 +82,9 @@ def promote(
             reason=reason,
             rules=[ruling.to_json() for ruling in rulings],
             gate=rules.model_dump(mode="json"),
-            comparison=measured.summary,
-            retention=None if measured.facts.retention is None else asdict(measured.facts.retention),
-            notes=[*notes, *measured.notes],
+            comparison=summary,
+            retention=None if facts.retention is None else asdict(facts.retention),
+            notes=[*notes, *more],
         )
         if dry_run:
             return verdict
