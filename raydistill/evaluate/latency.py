@@ -8,6 +8,7 @@ beside them, and where that is much they are measured again.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,8 @@ WARMUP_CALLS = 3
 SECONDS_PER_MODEL = 1.0
 # A batch has one number, its median; five calls are enough for that where a p95 needs at least twenty.
 MIN_BATCH_CALLS = 5
+SHAPE_CALLS = 5
+SECONDS_FOR_SHAPES = 2.5
 BUSY = 0.1
 """Share of the CPU time asked for that was not there, above which latencies are measured again, and then doubted."""
 ATTEMPTS = 3
@@ -60,6 +63,45 @@ def measure_models(
         times, waited = quietest(lambda: time_calls(calls, device, repeats=repeats, seconds=seconds))
     conditions = {"waited": waited, "threads": torch.get_num_threads(), "device": device.type, "dtype": dtype}
     return {name: summarize(*times[name], one, batch) | conditions for name, (_, one, batch) in models.items()}
+
+
+def measure_shapes(
+    models: Mapping[str, nn.Module],
+    shapes: Iterable[Inputs],
+    *,
+    dtype: str = "float32",
+    seconds: float = SECONDS_FOR_SHAPES,
+) -> dict[str, list[dict[str, Any]]]:
+    """Time forward passes of several models in turn at each shape: inputs (B, L), the fewest tokens first.
+
+    A shape gets a call to warm up and five that count, fewer where time runs out. Once a shape would take more than is
+    left of ``seconds``, judged by the best time per token so far, it and the larger ones are not timed.
+    Returns for each model a list of {batch_size, length, ms}: median ms of a call, None where it is not timed.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    left, per_token = seconds, 0.0
+    is_over = False
+    with _evaluating(list(models.values()), device, dtype):
+        for shape in sorted(shapes, key=lambda inputs: inputs["input_ids"].numel()):
+            tokens = shape["input_ids"].numel()
+            batch_size, length = shape["input_ids"].shape
+            is_over = is_over or 2 * per_token * tokens > left
+            if is_over:
+                for timed in found.values():
+                    timed.append({"batch_size": batch_size, "length": length, "ms": None})
+                continue
+            inputs = _on_device(shape, device)
+            calls = {name: partial(model, **inputs) for name, model in models.items()}
+            once = _seconds(take_turns(calls, device, 1, 0.0, warmup_calls=0))
+            affordable = max(1, int(left / once) - 1)
+            times = take_turns(calls, device, min(SHAPE_CALLS, affordable), 0.0, warmup_calls=0)
+            left -= once + _seconds(times)
+            medians = {name: float(np.median(taken)) for name, taken in times.items()}
+            per_token = min(per_token or math.inf, sum(medians.values()) / tokens)
+            for name, median in medians.items():
+                found[name].append({"batch_size": batch_size, "length": length, "ms": 1000 * median})
+    return found
 
 
 T = TypeVar("T")
@@ -151,10 +193,12 @@ def take_turns(
     device: torch.device,
     min_calls: int,
     budget: float,
+    *,
+    warmup_calls: int = WARMUP_CALLS,
 ) -> dict[str, list[float]]:
     """Seconds of each call, name by name in turn, until both min_calls and the budget (seconds) are reached."""
     for call in calls.values():
-        for _ in range(WARMUP_CALLS):
+        for _ in range(warmup_calls):
             call()
     _synchronize(device)
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -168,6 +212,10 @@ def take_turns(
             spent += times[name][-1]
         rounds += 1
     return times
+
+
+def _seconds(times: Mapping[str, list[float]]) -> float:
+    return sum(map(sum, times.values()))
 
 
 def summarize(row_times: list[float], batch_times: list[float], row: Inputs, batch: Inputs) -> dict[str, Any]:

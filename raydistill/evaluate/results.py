@@ -1,11 +1,11 @@
-"""From outputs and measurements to ``results.json``, schema 3.
+"""From outputs and measurements to ``results.json``, schema 2.
 
 All figures are plain JSON (no NaN: what is not defined is null), floats have 6 significant digits.
 
 ==================  ================================================================================================
 field               meaning
 ==================  ================================================================================================
-schema              3; grows when a field changes its meaning or goes away
+schema              2; grows when a field changes its meaning or goes away
 run_id              MLflow run; null without one
 model_version       version in the registry; null when the student was not registered
 challenger          {taken, why}: whether that version took the alias challenger, and if not, why; added by the
@@ -50,6 +50,9 @@ latency_ms          {p50, p95} of one row; null when not measured, as the next t
 throughput          rows a second at batch size latency_setting.batch_size
 latency_setting     {batch_size, length, repeats, waited, threads, device, dtype}; waited: share of the CPU time asked
                     for that other work had: above 0.1 the figures are too high, which a note says
+latency_by_shape    list of {batch_size, length, ms}: median of one call of teacher and student, in turns, the smallest
+                    shape first; ms is null for those that would have taken too long. Null for others: a baseline has
+                    the student's shape
 validation, test    {metric: {value, low, high}}, all metrics of the task; validation may be null
 agreement           with the teacher on test
 chance              {at_chance, reason, why, metric, value, answer}, see ``evaluate.compare.chance``
@@ -78,7 +81,7 @@ from raydistill.storage.redaction import redact_tree
 from raydistill.tasks.base import Task
 from raydistill.tasks.targets import Array, Targets
 
-SCHEMA = 3
+SCHEMA = 2
 MAX_CURVE_POINTS = 400
 
 
@@ -107,6 +110,8 @@ class ModelOutcome:
     """Outputs (N, C); None for a champion of which only the test predictions were kept."""
     latency: Mapping[str, Any] | None = None
     """As ``evaluate.latency.measure_models`` returns it."""
+    latency_by_shape: Sequence[Mapping[str, Any]] | None = None
+    """As ``evaluate.latency.measure_shapes`` returns it."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """``steps`` and ``start`` of a baseline, ``version`` of a champion."""
 
@@ -208,6 +213,7 @@ def _section(name: str, model: ModelOutcome, test: Scoreboard, validated: Mappin
         "latency_ms": latency.pop("latency_ms", None),
         "throughput": latency.pop("throughput", None),
         "latency_setting": latency or None,
+        "latency_by_shape": model.latency_by_shape,
         "validation": validated,
         "test": test.intervals(name),
         "agreement": test.agreement(name, "teacher"),

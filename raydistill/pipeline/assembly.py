@@ -48,6 +48,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Cloc
             test=test.outputs[name],
             validation=validation.outputs[name],
             latency=about[name]["latency"],
+            latency_by_shape=about[name]["latency_by_shape"],
             more=more.get(name, {}),
         )
         for name, path in paths.items()

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from raydistill.config.section import known
+from raydistill.data.rows import Rows
 from raydistill.evaluate.compare import write_predictions
-from raydistill.evaluate.latency import measure_models
+from raydistill.evaluate.latency import measure_models, measure_shapes
 from raydistill.models.folder import is_model_file
 from raydistill.models.signals import LOGITS
 from raydistill.pipeline import recipes
@@ -18,6 +21,8 @@ from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recorded, TeacherIdentity
 from raydistill.storage.artifacts import Artifact
 from raydistill.teacher.cached import RecordedSignals
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 def evaluate(
@@ -28,7 +33,7 @@ def evaluate(
         digests = {"student": student.digest, "teacher": teacher.digest}
         if baseline is not None:
             digests["baseline"] = baseline.digest
-        speed = "latency" if context.config.evaluate.latency else ""
+        speed = "latency, by size" if context.config.evaluate.latency else ""
         recipe = {**digests, "tokens": context.job.tokens.digest, "dtype": context.device.dtype, "measured": speed}
         artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
         if context.report.has(artifact, "evaluation"):
@@ -82,6 +87,7 @@ def describe_models(context: Context, folders: dict[str, Path]) -> dict[str, Any
             "num_parameters": sum(p.numel() for p in model.parameters()),
             "bytes": sum(path.stat().st_size for path in folders[name].iterdir() if is_model_file(path.name)),
             "latency": None,
+            "latency_by_shape": None,
         }
         for name, model in models.items()
     }
@@ -93,4 +99,27 @@ def describe_models(context: Context, folders: dict[str, Path]) -> dict[str, Any
         measured = measure_models(entries, dtype=context.device.dtype)
         for name, latency in measured.items():
             about[name]["latency"] = latency
+        compared = {name: models[name] for name in ("teacher", "student")}  # a baseline has the student's shape
+        longest = known(context.config.data.max_length)
+        blocks = shapes_to_time(context.rows["validation"], measured["student"]["length"], longest)
+        for name, times in measure_shapes(compared, blocks, dtype=context.device.dtype).items():
+            about[name]["latency_by_shape"] = times
     return about
+
+
+def shapes_to_time(rows: Rows, length: int, longest: int) -> list[dict[str, torch.Tensor]]:
+    """Inputs (B, L) without padding: batches of 1 to 32 rows of ``length`` tokens; 1 row, and 32, of up to ``longest``
+    tokens."""
+    lengths = [2**i for i in range(3, 20) if 2**i < longest] + [longest]
+    wanted = {(size, length) for size in BATCH_SIZES}
+    wanted |= {(size, tokens) for size in (BATCH_SIZES[0], BATCH_SIZES[-1]) for tokens in lengths}
+    return [block(rows, *shape) for shape in sorted(wanted)]
+
+
+def block(rows: Rows, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """Tokens of the split, one row's after another's, in a shape of one's own: their order does not change the time."""
+    shape = (batch_size, length)
+    inputs = {
+        n: torch.from_numpy(np.resize(v[: batch_size * length], shape).astype(np.int64)) for n, v in rows.values.items()
+    }
+    return {**inputs, "attention_mask": torch.ones(shape, dtype=torch.int64)}

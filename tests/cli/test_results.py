@@ -38,7 +38,7 @@ def printed(results: dict[str, Any], width: int = 80) -> str:
 
 
 def test_schema_of_the_design(results: dict[str, Any]) -> None:
-    assert results["schema"] == 3
+    assert results["schema"] == 2
     assert list(results)[:4] == ["schema", "run_id", "model_version", "task"]
     assert results["task"]["main_metric"] == results["task"]["metrics"][0] == "accuracy"
     assert results["labels"] == results["task"]["facts"]["outputs"] == ["class 0", "class 1", "class 2"]

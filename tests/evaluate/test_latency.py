@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raydistill.evaluate import latency
-from raydistill.evaluate.latency import WARMUP_CALLS, measure_models
+from raydistill.evaluate.latency import SHAPE_CALLS, WARMUP_CALLS, measure_models, measure_shapes
 
 ROW = {"input_ids": torch.zeros(1, 16, dtype=torch.long)}
 BATCH = {"input_ids": torch.zeros(32, 16, dtype=torch.long)}
@@ -141,3 +141,30 @@ def test_who_waited_longest_is_the_delay_of_all() -> None:
     before, after = {"1": (0, 10**9), "2": (7, 0)}, {"1": (10**9, 3 * 10**9), "2": (10**9, 10**9), "3": (0, 1)}
     assert latency.longest_wait(before, after) == pytest.approx(2.0)
     assert latency.longest_wait(None, None) == latency.waited_share(None, None) == 0  # without a count
+
+
+def shapes(*sizes: tuple[int, int]) -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": torch.zeros(size, dtype=torch.long)} for size in sizes]
+
+
+def test_shapes_are_timed_in_turns_the_smallest_first() -> None:
+    calls: list = []
+    models = {"slow": Sleeper(0.004, calls), "fast": Sleeper(0.001, calls)}
+    models["slow"].train()
+    found = measure_shapes(models, shapes((32, 8), (1, 8), (4, 16)), seconds=60)
+    for name in models:
+        assert [(entry["batch_size"], entry["length"]) for entry in found[name]] == [(1, 8), (4, 16), (32, 8)]
+    assert all(entry["ms"] >= 4 for entry in found["slow"])
+    assert all(entry["ms"] >= 1 for entry in found["fast"])
+    assert [size for _, size, *_ in calls] == [n for n in (1, 4, 32) for _ in range(2 * (1 + SHAPE_CALLS))]
+    assert [model for model, *_ in calls] == [models["slow"], models["fast"]] * (3 * (1 + SHAPE_CALLS))
+    assert all(not training and inference for _, _, training, inference, _ in calls)
+    assert models["slow"].training
+
+
+def test_shapes_that_would_take_too_long_are_not_timed() -> None:
+    model = Sleeper(0.02)  # at 1.25 ms a token: a call at 512 tokens would be 0.64 s, and it needs two
+    found = measure_shapes({"model": model}, shapes((1, 8), (1, 16), (32, 16), (32, 32)), seconds=1.0)["model"]
+    assert [(entry["batch_size"], entry["length"]) for entry in found] == [(1, 8), (1, 16), (32, 16), (32, 32)]
+    assert [entry["ms"] is None for entry in found] == [False, False, True, True]
+    assert measure_shapes({"model": model}, [], seconds=1.0) == {"model": []}

@@ -23,7 +23,7 @@ from raydistill.errors import ConfigError
 from raydistill.evaluate.report import comparison
 from raydistill.evaluate.report import page as run
 from raydistill.evaluate.report.glossary import TERMS
-from raydistill.evaluate.report.page import loading_code, write_run_report
+from raydistill.evaluate.report.page import loading_code, registered_code, write_run_report
 from raydistill.tasks.text_classification import TextClassification
 
 TASK = TextClassification(("a", "b"))
@@ -162,11 +162,45 @@ def test_who_is_right(results: dict[str, Any], row: int, verdict: str) -> None:
     assert row or judged["text"] == "first\nsecond"  # texts lie close to each other
 
 
-def test_errors_are_told(tmp_path: Path) -> None:
+def test_errors_and_the_end_of_a_latency_curve_are_told(tmp_path: Path) -> None:
     errors = [disagreement(f"wrong {i}", "class 1", "class 0", "class 1") for i in range(6)]
-    said = Tags(write(make_results(errors=errors), tmp_path)).text
+    made = make_results(errors=errors)
+    for name in ("teacher", "student"):
+        made[name]["latency_by_shape"] += [{"batch_size": 32, "length": n, "ms": None} for n in (256, 512)]
+    said = Tags(write(made, tmp_path)).text
     assert "The 6 labelled test rows on which its answer contradicts the label most plainly." in said
     assert all(f"wrong {i}" in said for i in range(6))
+    assert "these would have taken longer: 32 rows of 256, 32 rows of 512 tokens." in said
+    assert "would have taken longer" not in Tags(write(make_results(), tmp_path)).text
+
+
+def test_speed_by_shape(report: Path) -> None:
+    figures = figures_of(report.read_text("utf-8"))
+    batch = traces(figures["speed-batch"])
+    wanted = [(b, pytest.approx(2.0 * (1 + b * 16 / 100), rel=1e-4)) for b in (1, 2, 4, 8, 16, 32)]
+    assert batch["student"] == wanted
+    lines = [(t["name"], t["line"]["dash"], t["x"]) for t in figures["speed-length"]["data"]]
+    assert lines == [(name, dash, [8, 16]) for dash in ("solid", "dot") for name in ("teacher", "student")]
+
+
+def test_a_registered_student_loads_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert "models:/movies/4" in html.unescape(write(make_results(), tmp_path))
+    assert "models:/" not in html.unescape(write(make_results(model_version=None), tmp_path))
+    for storage, pair, is_local in (('a "b"', "other", True), ("s3://bucket/x", None, False)):
+        made = make_results(
+            config={**CONFIG, "storage": storage, "data": CONFIG["data"] | {"columns": {"text_pair": pair}}}
+        )
+        code = registered_code(made)
+        assert code is not None
+        ast.parse(code)
+        assert ("set_tracking_uri" in code) == is_local
+        assert ("text_pair" in code) == (pair is not None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
+    code = registered_code(make_results(config={**CONFIG, "storage": "storage"}))
+    assert code is not None
+    assert "set_tracking_uri" not in code
+    assert "hunter2" not in code
 
 
 @pytest.mark.parametrize("path", ["/a/model", 'C:\\a "b"\\model', "/ü/it's"])
@@ -243,7 +277,7 @@ def test_a_page_of_numbers(tmp_path: Path) -> None:
     assert table_of(page)[: len(shown)] == shown
     assert "share of the teacher&#39;s Pearson correlation, %" in table_of(page)
     assert "student&#39;s Pearson correlation above it" in table_of(page)
-    assert set(figures) == {"losses", "validation", "scatter"}
+    assert set(figures) == {"losses", "validation", "speed-batch", "speed-length", "scatter"}
     drawn = traces(figures["scatter"])
     assert drawn["student"] == [tuple(pair) for pair in results["student"]["scatter"]]
     ends = drawn["perfect"]
@@ -271,7 +305,7 @@ def test_a_page_of_several_labels_a_row(tmp_path: Path) -> None:
     said, figures = Tags(page).text, figures_of(page)
     shown = ["micro F1", "macro F1", "all labels right"]
     assert [name.partition(",")[0] for name in table_of(page)[:3]] == shown
-    assert set(figures) == {"losses", "validation"}
+    assert set(figures) == {"losses", "validation", "speed-batch", "speed-length"}
     assert '<section id="confusion"' not in page
     entry = results["student"]["per_class"][1]
     precision, recall = (f"{100 * entry[name]:.1f}" for name in ("precision", "recall"))
@@ -338,7 +372,7 @@ def test_a_browser_draws_it(report: Path) -> None:
     assert_fetches_nothing(report.read_text("utf-8"))
     dom, console = browse(report)
     figures = figures_of(report.read_text("utf-8"))
-    assert set(figures) == {"losses", "validation", "reliability"}
+    assert set(figures) == {"losses", "validation", "reliability", "speed-batch", "speed-length"}
     assert console == ""
     for name, figure in figures.items():
         own = dom.split(f'<div class="plot js-plotly-plot" id="{name}"')[1].split('"plot js-plotly-plot"')[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         start=config["student"]["start"],
         loading=loading_code(task, student["path"], max_length, shows_pairs(shown)),
         loading_note=task.pipeline_note,
+        registered=registered_code(shown),
         max_length=max_length,
         num_labeled=shown["data"]["labeled"]["test"],
         notes=shown["notes"],
@@ -105,6 +107,22 @@ def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = Fals
         "from transformers import pipeline\n"
         f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(filter(None, options))})\n'
         f"print(model({text}))"
+    )
+
+
+def registered_code(results: Mapping[str, Any]) -> str | None:
+    """Lines that load a registered student by its name; None for one that is not."""
+    config, version = results["config"], results["model_version"]
+    if config["registry"]["name"] is None or version is None:
+        return None
+    text = '{"text": "…", "text_pair": "…"}' if shows_pairs(results) else '"…"'
+    is_elsewhere = "://" in config["storage"] or bool(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
+    store = json.dumps(f"sqlite:///{config['storage']}/mlflow.db", ensure_ascii=False)
+    return (
+        f"import mlflow{'  # set MLFLOW_TRACKING_URI' if is_elsewhere else ''}\n\n"
+        f"{'' if is_elsewhere else f'mlflow.set_tracking_uri({store})' + chr(10)}"
+        f'model = mlflow.pyfunc.load_model("models:/{config["registry"]["name"]}/{version}")\n'
+        f"print(model.predict([{text}]))"
     )
 
 
@@ -235,4 +253,5 @@ def pictures(results: Mapping[str, Any], contenders: Sequence[Contender]) -> dic
         "losses": run_pictures.loss_picture(results),
         "validation": run_pictures.validation_picture(results),
         "answers": answer_pictures(contenders, len(results["labels"])),
+        "speed": run_pictures.speed_pictures(results),
     }

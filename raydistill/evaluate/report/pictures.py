@@ -1,4 +1,4 @@
-"""Plotly figures of a run's report, from ``results.json``: losses and validation."""
+"""Plotly figures of a run's report, from ``results.json``: losses, validation, speed by shape."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from raydistill.evaluate.latency import SECONDS_FOR_SHAPES
 from raydistill.evaluate.report.comparison import COLORS, TITLES
 from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Picture, draw, escaped
 from raydistill.evaluate.report.scales import scale
@@ -70,6 +71,76 @@ def validation_picture(results: Mapping[str, Any]) -> list[Picture]:
     figure.update_xaxes(rangemode="tozero")
     caption = "On the validation rows; the student has the weights of its best step."
     return [Picture("validation", "Validation", caption, draw(figure, x="optimizer step", y=unit.label, height=400))]
+
+
+def speed_pictures(results: Mapping[str, Any]) -> list[Picture]:
+    """Milliseconds of a call against the rows in it, and against their length."""
+    shapes = {name: (results[name] or {}).get("latency_by_shape") or [] for name in ("teacher", "student")}
+    times = {name: [shape for shape in known if shape["ms"] is not None] for name, known in shapes.items()}
+    if not any(times.values()):
+        return []
+    length = (results["student"]["latency_setting"] or {}).get("length")
+    skipped = [(shape["batch_size"], shape["length"]) for shape in shapes["student"] if shape["ms"] is None]
+    drawn = [batch_picture(times, length, skipped), length_picture(times, skipped)]
+    return [picture for picture in drawn if picture is not None]
+
+
+def ending(skipped: Sequence[tuple[int, int]]) -> str:
+    """Why a line ends before the shapes that were to be timed do; nothing where none was left out."""
+    told = [f"{rows} row{'s' * (rows != 1)} of {length}" for rows, length in skipped]
+    if not told:
+        return ""
+    return (
+        f" Not timed, as all sizes together get {SECONDS_FOR_SHAPES:g} s and these would have taken longer: "
+        f"{', '.join(told)} tokens."
+    )
+
+
+def batch_picture(
+    times: Mapping[str, Sequence[Mapping[str, Any]]], length: int | None, skipped: Sequence[tuple[int, int]]
+) -> Picture | None:
+    lines = {n: [(t["batch_size"], t["ms"]) for t in points if t["length"] == length] for n, points in times.items()}
+    title = "Latency against batch size"
+    caption = f"Rows of {length} tokens.{ending([shape for shape in skipped if shape[1] == length])}"
+    return _speed("speed-batch", title, caption, "rows in a batch", {(n, ""): p for n, p in lines.items()})
+
+
+def length_picture(
+    times: Mapping[str, Sequence[Mapping[str, Any]]], skipped: Sequence[tuple[int, int]]
+) -> Picture | None:
+    """Lines for one row, dotted ones for the largest batch."""
+    rows = [t["batch_size"] for points in times.values() for t in points] + [rows for rows, _ in skipped]
+    largest = max(rows, default=1)
+    lines = {}
+    for size, style in ((1, ""), (largest, "dot")):
+        for name, points in times.items():
+            lines[name, style] = [(t["length"], t["ms"]) for t in points if t["batch_size"] == size]
+    title = "Latency against length"
+    caption = f"Lines: 1 row. Dotted: {largest} rows.{ending([shape for shape in skipped if shape[0] in (1, largest)])}"
+    return _speed("speed-length", title, caption, "tokens in a row", lines)
+
+
+def _speed(
+    name: str, title: str, caption: str, x: str, lines: Mapping[tuple[str, str], Sequence[tuple[float, float]]]
+) -> Picture | None:
+    """Both axes logarithmic: a straight line of slope 1 is time in proportion."""
+    import plotly.graph_objects as go
+
+    points = [point for line in lines.values() for point in line]
+    places = sorted({place for place, _ in points})
+    if len(places) < 2:
+        return None
+    figure = go.Figure()
+    for (model, dash), line in lines.items():
+        if line:
+            style = {"color": COLORS[model], "dash": dash or "solid"}
+            marker = {"size": 7, "color": COLORS[model]}
+            hover = f"%{{y:.2f}} ms, {x}: %{{x}}"
+            _line(figure, line, TITLES[model], style, hover, mode="lines+markers", marker=marker, showlegend=not dash)
+    figure.update_xaxes(type="log", tickvals=places, ticktext=[f"{place:g}" for place in places])
+    values = [value for _, value in points]
+    figure.update_yaxes(type="log", **log_ticks(min(values), max(values)))
+    return Picture(name, title, caption, draw(figure, x=x, y="time of a call, ms", height=360))
 
 
 def _line(figure: Any, points: Sequence[tuple[Any, Any]], name: str, style: Any, hover: str, **more: Any) -> None:
