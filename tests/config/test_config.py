@@ -167,7 +167,7 @@ def test_config_is_frozen() -> None:
         (
             "student.teacher_layers",
             {"a": 1},
-            "student.teacher_layers: Input should be a list or a value, got {'a': 1}.",
+            "student.teacher_layers: Input should be a valid array or 'auto', got {'a': 1}.",
         ),
         ("evaluate.baseline", "yes", "evaluate.baseline: Input should be a valid boolean, got 'yes'."),
     ],
