@@ -196,10 +196,14 @@ STAGES = {"first": {"losses": {"hidden": {"type": "hidden_mse"}}}, "second": {"l
 @pytest.mark.parametrize(
     ("kind", "sections", "name"),
     [
-        ("distill", {}, "reviews all layers kd"),
+        ("distill", {"student": {"num_layers": None}}, "reviews all layers kd"),
         ("distill", {"registry": {"name": "mood"}, "student": {"num_layers": 2}}, "mood 2 layers kd"),
         ("distill", {"stages": STAGES, "student": {"num_layers": 1, "hidden_size": 96}}, "reviews 1 layer of 96 "),
-        ("distill", {"data": {"path": "s3://me:sesame@bucket/a/mood.parquet?token=sesame"}}, "mood all layers kd"),
+        (
+            "distill",
+            {"data": {"path": "s3://me:sesame@bucket/a/mood.parquet?token=sesame"}, "student": {"num_layers": 3}},
+            "mood 3 layers kd",
+        ),
         ("sweep", {"registry": {"name": "mood"}}, "mood sweep"),
         ("sweep", {"tracking": {"run_name": "my own"}}, "my own"),
     ],
