@@ -25,6 +25,7 @@ from raydistill.config.syntax import parse_yaml
 from raydistill.config.tree import Config
 from raydistill.pipeline import defaults
 from raydistill.pipeline.distill import distill
+from raydistill.tasks.text_classification import UNEQUAL
 
 FRONT = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted(path for path in (ROOT / "raydistill").rglob("README.md"))
@@ -194,6 +195,7 @@ def test_the_rules_of_what_is_chosen_are_told() -> None:
         assert words in said
     assert (defaults.RATES, defaults.LOWEST_RATE) == (((768, 1e-4), (1024, 5e-5)), 2e-5)
     assert "(1e-4, 5e-5 from a width of 768 on, 2e-5 from 1,024)" in said
+    assert f"macro F1 where {100 * UNEQUAL:.0f} % of the labels or more are of one class" in said
 
 
 def quickstart() -> dict[str, Any]:

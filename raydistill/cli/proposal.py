@@ -31,9 +31,7 @@ storage: {storage}  # a folder or URL for everything that is computed
 {data}
 task: {{type: {task}}}
 teacher: {{model: {teacher}}}{language}{notice}
-evaluate:
-  baseline: true  # also the same student without a teacher: what does the teacher add?
-  metric: {metric}
+evaluate: {{baseline: true}}  # also the same student without a teacher: what does the teacher add?
 registry: {{name: {name}}}  # the student becomes a version of it in MLflow
 """
 
@@ -58,7 +56,6 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
     teacher, folder = model_of(model)
     survey = examine(config, folder)
     notice = order_notice(folder, survey.task.head) if folder is not None else None
-    metric, why = survey.task.advised_metric(survey.counts) or (config.task.main_metric, "")
     text = TEMPLATE.format(
         about="\n".join(about(survey)),
         storage=STORAGE,
@@ -67,7 +64,6 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
         teacher=as_yaml(teacher),
         language="  # English; for other languages a multilingual encoder" if "minilm" in teacher.lower() else "",
         notice="".join(f"\n{line}" for line in note(notice or "")),
-        metric=f"{metric}  # picks the best epoch{f' ({why})' if why else ''}",
         name=as_yaml(name_of(survey.data.path)),
     )
     load_config(parse_yaml(text, "the config").data)  # what is written here loads, whatever the names are

@@ -35,7 +35,8 @@ class Evaluate(Section):
     )
     """Also train the student without a teacher: labels only, the same number of steps."""
     metric: str | None = None
-    """Validation metric that picks the best epoch; by default the task's first."""
+    """Validation metric that picks the best epoch; by default the task's first, or macro F1 where most rows are of one
+    class."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Resamples of the test rows behind each 95 % interval."""
     latency: bool = True

@@ -11,6 +11,7 @@ from math import ceil
 from typing import Any
 
 from raydistill.config.loading import load_config
+from raydistill.config.syntax import as_yaml
 from raydistill.config.tree import Config
 from raydistill.pipeline.recipes import teacher_speaks
 
@@ -40,6 +41,8 @@ class Facts:
     """Tokens that 99 % of the training rows need."""
     limit: int
     """Tokens that the models and the tokenizer take at most."""
+    metric: tuple[str, str] | None = None
+    """What should pick the best epoch where the task's first metric says little of these rows, and why."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
         found.append(Choice("teacher.finetune", tuning, why))
     if config.student.num_layers == "auto":
         found.append(Choice("student.num_layers", facts.student_layers, f"the teacher has {facts.teacher_layers}"))
+    if config.evaluate.metric is None and facts.metric is not None:
+        found.append(Choice("evaluate.metric", *facts.metric))
     batch = config.train.global_batch_size
     if tuning is not None:
         rows, most = facts.num_labeled, MOST_TEACHER_EPOCHS
@@ -97,5 +102,5 @@ def training_choices(
 
 def told(choices: list[Choice]) -> list[str]:
     """A note on what was chosen, or none."""
-    values = [f"{c.name} {c.value:g} ({c.why})" for c in choices if isinstance(c.value, int | float)]
+    values = [f"{c.name} {as_yaml(c.value)} ({c.why})" for c in choices if isinstance(c.value, int | float | str)]
     return [f"Chosen, as the config leaves it open: {', '.join(values)}."] if values else []

@@ -33,6 +33,7 @@ from raydistill.storage.manifest import recipe_key
 from raydistill.storage.ownership import Owner
 from raydistill.storage.paths import resolve_path
 from raydistill.storage.storage import Storage
+from raydistill.tasks import task_of
 from raydistill.tracking.runs import RunRef
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def complete(
         num_labeled=train.labeled,
         num_tokens=needed,
         limit=min(limit, models.positions or limit),
+        metric=task_of(info.task).advised_metric(train.per_class),
     )
     return choose(config, facts)
 

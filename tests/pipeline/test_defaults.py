@@ -97,6 +97,23 @@ def test_rows_stay_whole_as_far_as_models_go(needed: int, limit: int, length: in
     assert chosen(BARE, num_tokens=needed, limit=limit)["data.max_length"] == length
 
 
+def test_where_most_rows_are_of_one_class_macro_f1_picks_the_epoch(tmp_path: Path) -> None:
+    full = toy_config(tmp_path)
+    header, *lines = Path(full["data"]["path"]).read_text().splitlines()
+    rare = [line for line in lines if not line.endswith("film")][:20]
+    (tmp_path / "skewed.csv").write_text("\n".join([header, *(line for line in lines if line.endswith("film")), *rare]))
+    skewed = {"data": {"path": str(tmp_path / "skewed.csv")}, "teacher": full["teacher"], "train": full["train"]}
+    found = {}
+    for name, config in {
+        "skewed": skewed,
+        "written": skewed | {"evaluate": {"metric": "accuracy"}},
+        "even": skewed | {"data": {"path": full["data"]["path"]}},
+    }.items():
+        plan = make_plan(load_config(config | {"storage": str(tmp_path / "none")}))
+        found[name] = {choice["name"]: choice["value"] for choice in plan["choices"]}.get("evaluate.metric")
+    assert found == {"skewed": "macro_f1", "written": None, "even": None}
+
+
 def test_a_config_of_data_and_teacher_is_the_run_of_the_config_that_says_what_was_chosen(tmp_path: Path) -> None:
     full = toy_config(tmp_path)
     bare = {name: full[name] for name in ("storage", "train", "tracking")} | {

@@ -101,7 +101,7 @@ class TextClassification(Task):
         return class_summary(self.counts(train))
 
     def advised_metric(self, counts: Mapping[str, int]) -> tuple[str, str] | None:
-        share = max(counts.values()) / max(sum(counts.values()), 1)
+        share = max(counts.values(), default=0) / max(sum(counts.values()), 1)
         return ("macro_f1", f"{100 * share:.0f} % are of one class") if share >= UNEQUAL else None
 
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
