@@ -185,7 +185,8 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
             found += [f"teacher.model: {notice}"] if notice else []
         else:
             found.append(
-                f"teacher.model: {config.teacher.model} has no trained classification head; add teacher.finetune."
+                f"teacher.model: {config.teacher.model} has no trained classification head. Leave teacher.finetune "
+                "out, which trains it first."
             )
     if config.student.start == "random":
         found.append("student.start: a random student needs far more rows and steps than one cut from its teacher.")

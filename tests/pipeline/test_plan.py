@@ -124,6 +124,9 @@ def test_findings(tmp_path):
     found = " ".join(make_plan(load_config(toy_config(tmp_path, **changes)))["findings"])
     assert "a random student needs far more" in found
     assert "stages.distill.losses.kd: its weight is 0" in found
+    untrained = {"model": toy_config(tmp_path)["teacher"]["model"], "finetune": None}
+    (finding,) = make_plan(load_config(toy_config(tmp_path, teacher=untrained)))["findings"]
+    assert "has no trained classification head. Leave teacher.finetune out" in finding
 
 
 def test_a_checked_plan_computes_every_loss_once(tmp_path):
