@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,9 @@ SAMPLE_ROWS = 512
 
 LENGTH_ROWS = 2000
 """Rows whose tokens are counted to say how long rows are."""
+
+Texts = Callable[[str], list[pa.Array]]
+"""The texts of a split, one column or two; read when they are asked for, which may fetch them from far away."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,20 @@ class Size:
         return task_of(self.info.task)
 
 
-def token_counts(texts: Sequence[pa.Array], tokenizer_folder: Path) -> list[int]:
+def token_counts(texts: Sequence[pa.Array], tokenizer: Any) -> list[int]:
     """Tokens of a sample of rows, whatever their number; ``texts``: one column or two, the texts of a pair together."""
     rows = np.sort(np.random.default_rng(0).permutation(len(texts[0]))[:LENGTH_ROWS])
     with quiet():  # a warning for every text beyond the model's length
-        encoded = load_tokenizer(tokenizer_folder)(*(column.take(rows).to_pylist() for column in texts))
+        encoded = tokenizer(*(column.take(rows).to_pylist() for column in texts))
     return [len(ids) for ids in encoded["input_ids"]]
 
 
 def token_needs(texts: Sequence[pa.Array], tokenizer_folder: Path) -> tuple[int, int]:
     """Tokens that 99 % of the rows keep within, by a sample, and how many the tokenizer lets a row have."""
-    counts = token_counts(texts, tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    counts = token_counts(texts, tokenizer)
     most = int(np.percentile(counts, 99, method="higher")) if counts else 0
-    return most, int(load_tokenizer(tokenizer_folder).model_max_length)
+    return most, int(tokenizer.model_max_length)
 
 
 def measured_size(data: Artifact, tokens: Artifact) -> Size:
@@ -70,23 +76,24 @@ def measured_size(data: Artifact, tokens: Artifact) -> Size:
     return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False)
 
 
-def look(config: Config, data: Artifact) -> tuple[DataInfo, dict[str, list[pa.Array]]]:
-    """What there is to know of the data and its texts by split, as they are prepared or will be; nothing is written.
+def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
+    """What there is to know of the data and its texts, as they are prepared or will be; nothing is written.
 
     Raises DataError or ConfigError for data that cannot be prepared.
     """
     if data.exists():
-        return read_info(data), {split: read_texts(data, split) for split in SPLITS}
+        return read_info(data), partial(read_texts, data)
     draft = make_draft(config)
-    return info_of(draft), {split: [whole(c) for c in part.texts.columns] for split, part in draft.parts.items()}
+    return info_of(draft), lambda split: [whole(column) for column in draft.parts[split].texts.columns]
 
 
-def estimated_size(info: DataInfo, texts: dict[str, list[pa.Array]], max_length: int, tokenizer_folder: Path) -> Size:
+def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_folder: Path) -> Size:
     """The rows of the splits, and their tokens from a sample. Raises ConfigError for a length to which the tokenizer
     cannot cut."""
     tokenizer = load_tokenizer(tokenizer_folder, max_length)
     num_tokens, num_cut = {}, {}
-    for split, whole_columns in texts.items():
+    for split in SPLITS:
+        whole_columns = texts(split)
         num_rows = len(whole_columns[0])
         rows = np.sort(np.random.default_rng(0).permutation(num_rows)[:SAMPLE_ROWS])
         columns, is_cut = encode_texts(tokenizer, [c.take(pa.array(rows)) for c in whole_columns], max_length, pad=0)

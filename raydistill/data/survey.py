@@ -16,6 +16,7 @@ from raydistill.config.tree import Config
 from raydistill.data.columns import choose_columns
 from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.location import SUFFIXES, locate
+from raydistill.data.rows import load_tokenizer
 from raydistill.data.size import LENGTH_ROWS, token_counts
 from raydistill.data.tables import rows_of
 from raydistill.tasks import Targets, Task
@@ -130,4 +131,6 @@ def measure(part: Part, tokenizer_folder: Path | None) -> tuple[Lengths, Lengths
     columns = [whole(column) for column in part.texts.columns]
     texts = [column.take(rows).to_pylist() for column in columns]
     words = Lengths.of([sum(len(text.split()) for text in row) for row in zip(*texts, strict=True)])
-    return words, None if tokenizer_folder is None else Lengths.of(token_counts(columns, tokenizer_folder))
+    if tokenizer_folder is None:
+        return words, None
+    return words, Lengths.of(token_counts(columns, load_tokenizer(tokenizer_folder)))

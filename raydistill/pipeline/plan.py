@@ -61,7 +61,7 @@ def make_plan(
     dtype = compute_dtype(config.train.dtype, device)
     data = Artifact(storage, "data", data_key(config))
     info, texts = look(config, data)
-    config, choices = complete(config, models, info, texts["train"], source)
+    config, choices = complete(config, models, info, texts, source)
     length = known(config.data.max_length)
     tokens = find_tokens(storage, data, source, length)
     size = estimated_size(info, texts, length, source) if tokens is None else measured_size(data, tokens)

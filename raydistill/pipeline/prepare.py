@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pyarrow as pa
 import torch
 from transformers import PreTrainedConfig
 
@@ -18,7 +18,7 @@ from raydistill.config.section import known
 from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import load_tokenizer, read_texts, tokenize_data
-from raydistill.data.size import token_needs
+from raydistill.data.size import Texts, token_needs
 from raydistill.errors import ConfigError
 from raydistill.models.checks import has_position_table
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
@@ -76,7 +76,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
     data = prepare_data(config, storage)
     info = read_info(data)
-    config, choices = complete(config, models, info, read_texts(data, "train"), source)
+    config, choices = complete(config, models, info, partial(read_texts, data), source)
     tokens = tokenize_data(data, source, known(config.data.max_length), storage)
     dtype = compute_dtype(config.train.dtype, device_type(config))
     reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
@@ -84,12 +84,10 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     return Prepared(config, choices, storage, data, tokens, info, source, dtype, key, tuple(reused))
 
 
-def complete(
-    config: Config, models: Models, info: DataInfo, texts: Sequence[pa.Array], source: Path
-) -> tuple[Config, list[Choice]]:
-    """The config with everything chosen that it leaves open; ``texts``: of the training rows, one column or two."""
+def complete(config: Config, models: Models, info: DataInfo, texts: Texts, source: Path) -> tuple[Config, list[Choice]]:
+    """The config with everything chosen that it leaves open; texts are read only where their length is asked for."""
     train = info.counts["train"]
-    needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts, source)
+    needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
     facts = Facts(
         has_head=config.teacher.finetune == "auto" and has_head(source, config.teacher.trust_remote_code),
         width=models.teacher.hidden_size,
