@@ -99,13 +99,13 @@ def problems_of(item: ErrorDetails, place: Location) -> Iterator[Problem]:
     """The problems that one pydantic error stands for."""
     kind, path, value = item["type"], place.path, place.value
     types = [tag for section in sections(place.annotation) if (tag := type_tag(section))]
+    holder = next(iter(sections(place.holder)), None)
+    field = holder.model_fields.get(str(path[-1])) if holder and path else None
     if kind == "cross_field":
         yield from (Problem((*path, *below), text) for below, text in item["ctx"]["problems"])
     elif kind == "extra_forbidden":
         yield Problem(path, unknown_name(path, place.holder, place.held))
     elif kind == "missing":
-        holder = next(iter(sections(place.holder)), None)
-        field = holder.model_fields.get(str(path[-1])) if holder else None
         yield Problem(path, f"is missing. {plain_words(field.description) if field else ''}".rstrip())
     elif kind in ("union_tag_invalid", "union_tag_not_found") and len(types) > 1:
         chosen = value.get("type") if isinstance(value, dict) else None
@@ -116,11 +116,8 @@ def problems_of(item: ErrorDetails, place: Location) -> Iterator[Problem]:
     elif kind == "literal_error":
         yield Problem(path, unknown_choice(value, [str(choice) for choice in get_args(variants(place.annotation)[0])]))
     else:
-        fields = [found.model_fields.get(str(path[-1])) for found in sections(place.holder)[:1] if path]
-        typed = kind.endswith(("_type", "_from_float"))
-        or_auto = (
-            " or 'auto'" if typed and any(field and Auto in variants(field.annotation) for field in fields) else ""
-        )
+        takes_auto = field is not None and Auto in variants(field.annotation)
+        or_auto = " or 'auto'" if takes_auto and kind.endswith(("_type", "_from_float")) else ""
         yield Problem(path, f"{item['msg']}{or_auto}, got {show(value)}{null_hint(place)}.")
 
 
