@@ -102,12 +102,15 @@ def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = Fals
     """Three lines that cut texts as in training."""
     name = json.dumps(model, ensure_ascii=False)
     options = ["truncation=True", f"max_length={max_length}", task.pipeline_options]
-    text = '{"text": "…", "text_pair": "…"}' if has_pairs else '"…"'
     return (
         "from transformers import pipeline\n"
         f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(filter(None, options))})\n'
-        f"print(model({text}))"
+        f"print(model({example_row(has_pairs)}))"
     )
+
+
+def example_row(has_pairs: bool) -> str:
+    return '{"text": "…", "text_pair": "…"}' if has_pairs else '"…"'
 
 
 def registered_code(results: Mapping[str, Any]) -> str | None:
@@ -115,15 +118,15 @@ def registered_code(results: Mapping[str, Any]) -> str | None:
     config, version = results["config"], results["model_version"]
     if config["registry"]["name"] is None or version is None:
         return None
-    text = '{"text": "…", "text_pair": "…"}' if shows_pairs(results) else '"…"'
     is_elsewhere = "://" in config["storage"] or bool(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
     store = json.dumps(f"sqlite:///{config['storage']}/mlflow.db", ensure_ascii=False)
-    return (
-        f"import mlflow{'  # set MLFLOW_TRACKING_URI' if is_elsewhere else ''}\n\n"
-        f"{'' if is_elsewhere else f'mlflow.set_tracking_uri({store})' + chr(10)}"
-        f'model = mlflow.pyfunc.load_model("models:/{config["registry"]["name"]}/{version}")\n'
-        f"print(model.predict([{text}]))"
-    )
+    begin = ["import mlflow", "", f"mlflow.set_tracking_uri({store})"]
+    lines = [
+        *(["import mlflow  # set MLFLOW_TRACKING_URI", ""] if is_elsewhere else begin),
+        f'model = mlflow.pyfunc.load_model("models:/{config["registry"]["name"]}/{version}")',
+        f"print(model.predict([{example_row(shows_pairs(results))}]))",
+    ]
+    return "\n".join(lines)
 
 
 def run_contenders(results: Mapping[str, Any]) -> list[Contender]:
