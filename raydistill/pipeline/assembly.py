@@ -98,7 +98,4 @@ def describe_layers(config: Config, outcome: PhaseResults) -> dict[str, Any]:
 
 def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a model's history in the form of ``results.json``."""
-    return [
-        {"step": entry["step"], "metrics": {k: v for k, v in entry.items() if k not in ("step", "validated")}}
-        for entry in history
-    ]
+    return [{"step": entry["step"], "metrics": {k: v for k, v in entry.items() if "/" in k}} for entry in history]

@@ -122,6 +122,6 @@ class Reporter:
         """Track the history of a model that an earlier run trained; what the run has already is not sent again."""
         prefix = "" if kind == "student" else f"{kind}/"
         for entry in history:
-            metrics = {f"{prefix}{name}": v for name, v in entry.items() if name not in ("step", "validated")}
+            metrics = {f"{prefix}{name}": v for name, v in entry.items() if "/" in name}
             if self.tracker is not None:
                 self.tracker.log(metrics, entry["step"])

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from raydistill.config.metrics import score
 from raydistill.config.section import known
 from raydistill.config.training import Optimization, Stage
 from raydistill.errors import Interrupted
@@ -97,8 +96,7 @@ def stage_reports(
                 optimization=Optimization(**stage.model_dump(exclude={"losses", "changes"})),
                 settings=context.config.train,
                 seed=seed,
-                validate=lambda: context.validate(model),
-                score=partial(score, metric or context.config.epoch_metric),
+                validate=partial(context.validate, model, metric or context.config.epoch_metric),
                 checkpoints=context.checkpoints(kind, name),
                 group=context.group,
                 device=context.device,

@@ -38,7 +38,7 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import Task
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.loop import Schedule, Setup, StageRun
+from raydistill.train.loop import Schedule, Setup, StageRun, Validation
 
 SECONDS = 0.25
 """A batch is doubled until it takes so long, or is as large as in training."""
@@ -180,8 +180,7 @@ def training(
         optimization=Optimization(**stage.model_dump(include=set(Optimization.model_fields))),
         settings=config.train,
         seed=0,
-        validate=dict,
-        score=len,
+        validate=lambda: Validation({}, 0.0),
         checkpoints=Checkpoints(Storage(config.storage), ("runs", "timing")),
         group=Group(sample.device.torch_device),
         device=sample.device,

@@ -17,7 +17,7 @@ from raydistill.search.ledger import Ledger, Schedule, State, Trial, read_schedu
 from raydistill.search.proposals import Proposals
 from raydistill.search.sharing import Shared
 from raydistill.search.space import SEED
-from raydistill.search.trial import FOLDER, TrialSpec, best_values, trial_config
+from raydistill.search.trial import FOLDER, TrialSpec, kept_values, trial_config
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import refer
 from raydistill.tracking.runs import RunRef, drain
@@ -38,7 +38,6 @@ class TrialSource:
 
     def __init__(self, ledger: Ledger, shared: Shared, parent: RunRef, stop: threading.Event) -> None:
         self.ledger, self.shared, self.parent, self.stop = ledger, shared, parent, stop
-        self.metric = shared.job.config.epoch_metric
         self._runs: dict[int, RunRef] = {}
         self._times = {trial.number: {e["validation"]: e["seconds"] for e in trial.history} for trial in ledger}
         """Seconds at each validation: a resumed trial tells them one by one, and its history is short until then."""
@@ -91,7 +90,7 @@ class TrialSource:
             told["seconds"] += self._before.get(number, 0.0)
         times[told["validation"]] = told["seconds"]
         history = (*known, told)
-        values = best_values(history, self.metric)
+        values = kept_values(history)
         changes: dict[str, Any] = {"history": history, "values": values, "seconds": told["seconds"]}
         if told.get("setup_seconds"):
             changes["setup_seconds"] = told["setup_seconds"]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from raydistill.config.metrics import METRICS
 from raydistill.config.sweep import wanted
 from raydistill.config.training import Change
 from raydistill.config.tree import Config
@@ -130,7 +129,8 @@ def trial_reports(context: Context, shared: Shared, *, save_at_validation: bool 
         if told.is_last:
             for _ in reports:  # publishes the student
                 pass
-        yield progress.entry(told.step, told.num_steps, told.report.metrics, artifact.key if told.is_last else None)
+        student = artifact.key if told.is_last else None
+        yield progress.entry(told.step, told.num_steps, told.report.metrics, told.report.kept, student)
 
 
 class TrialProgress:
@@ -147,12 +147,18 @@ class TrialProgress:
         lengths = stage_lengths(self.context, "student", self.context.config.stages)
         num_steps = sum(length.num_steps for length in lengths.values())
         for index, entry in enumerate(entries):
-            metrics = {name: value for name, value in entry.items() if name not in ("step", "validated")}
-            is_last = index == len(entries) - 1
-            yield self.entry(entry["step"], num_steps, metrics, student if is_last else None, student is not None)
+            metrics = {name: value for name, value in entry.items() if "/" in name}
+            done = student if index == len(entries) - 1 else None
+            yield self.entry(entry["step"], num_steps, metrics, entry["kept"], done, student is not None)
 
     def entry(
-        self, step: int, num_steps: int, metrics: dict[str, float], student: str | None, reused: bool = False
+        self,
+        step: int,
+        num_steps: int,
+        metrics: dict[str, float],
+        kept: bool,
+        student: str | None,
+        reused: bool = False,
     ) -> dict[str, Any]:
         self.validations += 1
         value = metrics.get(self.objective, float("nan"))
@@ -163,6 +169,7 @@ class TrialProgress:
             "step": step,
             "num_steps": num_steps,
             "validation": self.validations,
+            "kept": kept,
             "score": self.best,
             "seconds": 0.0 if first is None else time.perf_counter() - first,
             "setup_seconds": 0.0 if first is None else first - self.started,
@@ -172,12 +179,7 @@ class TrialProgress:
         }
 
 
-def best_values(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
-    """Validation metrics at the best epoch of a trial's reports, by the metric that picks the student's weights."""
-    key = f"validation/{metric}"
-    known = [entry for entry in history if key in entry]
-    if not known:
-        return {}
-    sign = -1 if METRICS[metric].lower_is_better else 1
-    chosen = max(known, key=lambda entry: sign * entry[key])  # the first of equal ones, as the loop keeps
-    return {name: value for name, value in chosen.items() if name.startswith("validation/")}
+def kept_values(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Validation metrics of the weights that a trial keeps, from its reports."""
+    kept = [entry for entry in history if entry["kept"]]
+    return {name: value for name, value in kept[-1].items() if name.startswith("validation/")} if kept else {}

@@ -206,7 +206,7 @@ def write_history(path: Path, histories: Mapping[str, Iterable[Mapping[str, floa
     for kind, history in histories.items():
         prefix = "" if kind == "student" else f"{kind}/"
         for report in history:
-            metrics = {f"{prefix}{k}": v for k, v in report.items() if k not in ("step", "validated")}
+            metrics = {f"{prefix}{k}": v for k, v in report.items() if "/" in k}
             journal.append(metrics, int(report["step"]))
     journal.close()
 

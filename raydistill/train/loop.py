@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -55,11 +55,20 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Everything one stage of training needs. ``row_ids`` are the rows of ``rows`` that it trains on.
+class Validation:
+    """What a validation found, the same on every rank."""
 
-    ``validate`` returns the same metrics on every rank; ``score`` turns them into a number, higher being better.
-    """
+    metrics: dict[str, float]
+    score: float
+    """What picks the weights that are kept, higher being better."""
+    samples: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """The score on resamples of the rows (S,), the same resamples at every validation of a stage; none: it is taken
+    as exact."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything one stage of training needs. ``row_ids`` are the rows of ``rows`` that it trains on."""
 
     name: str
     model: PreTrainedModel
@@ -71,8 +80,7 @@ class Setup:
     optimization: Optimization
     settings: TrainSettings
     seed: int
-    validate: Callable[[], dict[str, float]]
-    score: Callable[[dict[str, float]], float]
+    validate: Callable[[], Validation]
     checkpoints: Checkpoints
     group: Group
     device: Device
@@ -95,6 +103,8 @@ class Report:
     validated: bool
     finished: bool = False
     """The stage's last one."""
+    kept: bool = False
+    """A validation whose weights are those to keep until a later one's are."""
 
 
 def train(setup: Setup) -> Iterator[Report]:
@@ -258,19 +268,18 @@ class StageRun:
     def _validate(self, progress: TrainProgress, is_last: bool) -> Report:
         setup = self.setup
         setup.model.eval()
-        metrics = setup.validate()
-        score = setup.score(metrics)
-        if progress.best_score is None or score > progress.best_score:
-            progress.best_score, progress.best_step, progress.validations_without_gain = score, progress.step, 0
-            if setup.group.is_first:
-                setup.checkpoints.keep_best(progress.step, score, setup.model)
-        else:
-            progress.validations_without_gain += 1
+        found = setup.validate()
+        kept = progress.take(found.score, found.samples)
+        if kept and setup.group.is_first:
+            setup.checkpoints.keep_best(progress.step, found.score, setup.model)
         patience = setup.settings.early_stopping
         progress.finished = is_last or (patience is not None and progress.validations_without_gain >= patience)
-        return self._report(progress, {f"validation/{name}": float(v) for name, v in metrics.items()}, validated=True)
+        metrics = {f"validation/{name}": float(value) for name, value in found.metrics.items()}
+        return self._report(progress, metrics, validated=True, kept=kept)
 
-    def _report(self, progress: TrainProgress, metrics: dict[str, float], *, validated: bool) -> Report:
+    def _report(
+        self, progress: TrainProgress, metrics: dict[str, float], *, validated: bool, kept: bool = False
+    ) -> Report:
         sums = self._finite_sums(progress.step)
         means = [value / count if count else 0.0 for value, count in zip(sums, self._counts, strict=True)]
         losses = self.setup.losses.terms.values()
@@ -281,8 +290,8 @@ class StageRun:
         values |= {"train/grad_norm": float(self._norm), "train/learning_rate": self._rate}
         self._reset_sums()
         values |= metrics
-        progress.history.append({"step": progress.step, "validated": validated, **values})
-        return Report(progress.step, self.setup.schedule.num_steps, values, validated, progress.finished)
+        progress.history.append({"step": progress.step, "validated": validated, "kept": kept, **values})
+        return Report(progress.step, self.setup.schedule.num_steps, values, validated, progress.finished, kept)
 
     def _save(self, progress: TrainProgress) -> None:
         """Checkpoint, written by rank 0; weights that are no longer finite never replace good ones."""

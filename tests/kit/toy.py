@@ -31,7 +31,7 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import TextClassification
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.loop import Schedule, Setup
+from raydistill.train.loop import Schedule, Setup, Validation
 
 TOPICS = {
     "film": ("film", "movie", "plot", "actor", "scene"),
@@ -152,9 +152,10 @@ class Toy:
         )
         optimization = Optimization.model_validate({"learning_rate": 1e-3, **changes.pop("optimization", {})})
 
-        def validate() -> dict[str, float]:
+        def validate() -> Validation:
             logits = predict(model, validation, tokens=4096, device=device, group=group)
-            return {"accuracy": float((logits.argmax(1) == validation.targets.values).mean())}
+            accuracy = float((logits.argmax(1) == validation.targets.values).mean())
+            return Validation({"accuracy": accuracy}, accuracy)
 
         fields: dict[str, Any] = {
             "name": name,
@@ -168,7 +169,6 @@ class Toy:
             "settings": settings,
             "seed": 0,
             "validate": validate,
-            "score": lambda metrics: metrics["accuracy"],
             "checkpoints": Checkpoints(self.storage, ("runs", "toy", name)),
             "group": group,
             "device": device,

@@ -30,6 +30,7 @@ from raydistill.search.trial import TrialSpec, trial_config
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 from raydistill.train import loop
+from raydistill.train.checkpoint import TrainProgress
 from raydistill.train.optimizer import build_optimizer, learning_rate, set_rates, trainable
 
 RATE, WEIGHT, TEMPERATURE = (
@@ -115,8 +116,7 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
         optimization=rates,
         settings=config.train,
         seed=0,
-        validate=lambda: context.validate(model),
-        score=lambda metrics: -metrics["log_loss"],
+        validate=lambda: context.validate(model, "log_loss"),
         checkpoints=context.checkpoints("student", "distill"),
         group=context.group,
         device=context.device,
@@ -124,7 +124,8 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
     stage = loop.StageRun(setup)
     parameters = trainable(model, losses)
     optimizer = build_optimizer(parameters, rates)
-    kept: tuple[float, dict[str, Any]] = (float("inf"), {})
+    kept: dict[str, Any] = {}
+    progress = TrainProgress()
     for step in range(NUM_STEPS):
         for name, value in dict(changes).get(step, {}).items():
             *parents, leaf = name.split(".")
@@ -141,9 +142,10 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
         optimizer.zero_grad()
         if (step + 1) % STEPS_PER_EPOCH == 0:
             model.eval()
-            value = context.validate(model)["log_loss"]
-            kept = min(kept, (value, weights(model)), key=lambda pair: pair[0])
-    return kept[1]
+            found = context.validate(model, "log_loss")
+            assert found.score == -found.metrics["log_loss"]
+            kept = weights(model) if progress.take(found.score, found.samples) else kept
+    return kept
 
 
 @pytest.mark.parametrize("changes", [(), CHANGES[:1], CHANGES[1:2], CHANGES[3:], CHANGES], ids=len)

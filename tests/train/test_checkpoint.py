@@ -16,7 +16,7 @@ from raydistill.train import checkpoint
 from raydistill.train.checkpoint import Checkpoints, TrainProgress
 
 PARTS = ("runs", "r", "student")
-PROGRESS = TrainProgress(5, 3, 0.75, 2, False, [{"step": 5, "validated": True, "train/loss": 0.5}])
+PROGRESS = TrainProgress(5, 0.75, [0.5, 1.0], 2, False, [{"step": 5, "validated": True, "train/loss": 0.5}])
 
 
 class Tied(nn.Module):

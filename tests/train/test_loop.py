@@ -12,6 +12,7 @@ import pytest
 import torch
 from kit.losses import PairDistance
 from kit.toy import Toy, make_toy, relative_difference, run_ranks, weights, without_key_biases
+from scipy.linalg import hadamard
 
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
@@ -23,7 +24,7 @@ from raydistill.tasks import TextClassification
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.train import checkpoint, loop
 from raydistill.train.dropout import RowDropout
-from raydistill.train.loop import Schedule, Setup, StageRun, train
+from raydistill.train.loop import Schedule, Setup, StageRun, Validation, train
 
 FP32_GRADIENT = 5e-6
 """Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
@@ -158,7 +159,7 @@ def test_resume_after_a_kill_is_bit_identical(toy, monkeypatch):
     """Killed two steps after a checkpoint, inside an epoch, with dropout on: the same weights and the same history."""
     monkeypatch.setattr(checkpoint, "PIECE", 3)
     whole = toy.setup("resume-whole", model=with_dropout(toy))
-    told = [{"step": r.step, "validated": r.validated, **r.metrics} for r in train(whole)]
+    told = [{"step": r.step, "validated": r.validated, "kept": r.kept, **r.metrics} for r in train(whole)]
     broken = toy.setup("resume-broken", model=with_dropout(toy))
     stage = train(broken)
     reached = 0
@@ -206,25 +207,43 @@ def test_a_finished_stage_trains_no_more_and_has_its_best_weights(toy):
     assert all(torch.equal(weights(setup.model)[n], weights(again.model)[n]) for n in weights(again.model))
 
 
-def scores(values: list[float]) -> Iterator[dict[str, float]]:
-    yield from ({"accuracy": value} for value in values)
+def scores(values: list[float], noise: float | None = None) -> Iterator[Validation]:
+    """Validations of these scores; ``noise``: the standard error of a difference of two."""
+    for index, value in enumerate(values):
+        samples = np.zeros(0) if noise is None else value + noise / math.sqrt(2) * PATTERNS[index + 1]
+        yield Validation({"accuracy": value}, value, samples)
 
 
-def test_the_best_weights_are_kept_not_the_last(toy):
-    validations = scores([0.5, 0.9, 0.7, 0.8])
+PATTERNS = hadamard(8)
+"""But for the first row of mean 0, deviation 1 and without correlation."""
+
+
+@pytest.mark.parametrize(
+    ("values", "noise", "kept"),
+    [
+        ([0.5, 0.9, 0.7, 0.8], None, 1),
+        ([0.5, 0.9, 0.7, 0.88], 0.01, 1),  # worse by more than noise
+        ([0.5, 0.9, 0.7, 0.88], 0.03, 3),  # no worse than noise: what was trained longer
+        ([0.9, 0.88, 0.86, 0.84], 0.03, 1),  # it is held against the best, never against the one kept
+    ],
+)
+def test_the_best_weights_are_kept_or_later_ones_that_are_no_worse(toy, values, noise, kept):
+    validations = scores(values, noise)
     seen: list[dict[str, torch.Tensor]] = []
-    setup = toy.setup("best", schedule=Schedule(8, 2))
-    model = setup.model
+    model = toy.student()
 
-    def validate() -> dict[str, float]:
+    def validate() -> Validation:
         seen.append(weights(model))
         return next(validations)
 
-    setup = toy.setup("best", model=model, schedule=Schedule(8, 2), validate=validate)
-    list(train(setup))
+    name = f"best-{values[0]}-{noise}-{kept}"
+    setup = toy.setup(name, model=model, schedule=Schedule(8, 2), validate=validate)
+    told = [report.kept for report in train(setup) if report.validated]
     assert len(seen) == 4
-    assert all(torch.equal(weights(model)[n], seen[1][n]) for n in weights(model))
-    assert not all(torch.equal(seen[1][n], seen[3][n]) for n in weights(model))
+    assert max(i for i, was_kept in enumerate(told) if was_kept) == kept
+    assert all(torch.equal(weights(model)[n], seen[kept][n]) for n in weights(model))
+    other = 3 if kept != 3 else 1
+    assert not all(torch.equal(seen[kept][n], seen[other][n]) for n in weights(model))
 
 
 def test_early_stopping_counts_validations_without_gain(toy):
@@ -307,7 +326,9 @@ def test_batch_size_must_fit_the_groups(toy):
 
 
 def test_reports_come_every_few_steps_and_at_validations(toy):
-    setup = toy.setup("rhythm", schedule=Schedule(62, 25), validate=lambda: {"accuracy": 1.0, "macro_f1": 0.5})
+    setup = toy.setup(
+        "rhythm", schedule=Schedule(62, 25), validate=lambda: Validation({"accuracy": 1.0, "macro_f1": 0.5}, 1.0)
+    )
     reports = list(train(setup))
     validated = [25, 50, 62]  # and every third step: a twentieth of the stage
     assert [r.step for r in reports] == sorted({*range(3, 63, 3), *validated})
@@ -318,7 +339,7 @@ def test_reports_come_every_few_steps_and_at_validations(toy):
     assert {r.validated for r in reports} == {True, False}
     assert not setup.model.training
     history = setup.checkpoints.history()
-    assert history == [{"step": r.step, "validated": r.validated, **r.metrics} for r in reports]
+    assert history == [{"step": r.step, "validated": r.validated, "kept": r.kept, **r.metrics} for r in reports]
 
 
 def test_a_report_tells_the_means_since_the_last_one(toy):
