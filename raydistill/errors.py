@@ -42,6 +42,10 @@ class TrackingError(RaydistillError):
     """The MLflow store cannot be used."""
 
 
+class Diverged(RaydistillError):
+    """A loss or a gradient is no longer finite."""
+
+
 class Interrupted(RaydistillError):
     """The run was stopped on request; a checkpoint was written."""
 

@@ -116,10 +116,22 @@ class HiddenCosine(LayerLossSection):
     """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
 
 
-Loss = Annotated[TaskLoss | ForwardKl | LogitMse | HiddenMse | HiddenCosine, Field(discriminator="type")]
+class CosinePairs(LossSection):
+    """Rows with the same label are to have similar mean hidden states, rows with different ones dissimilar ones."""
+
+    role: ClassVar[Role] = "task"
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
+
+    type: Literal["cosine_pairs"] = "cosine_pairs"
+    group_size: int = Field(default=16, ge=2)
+    """So many rows of a batch are compared with each other; ``train.global_batch_size`` is a multiple of it."""
+
+
+Loss = Annotated[TaskLoss | ForwardKl | LogitMse | HiddenMse | HiddenCosine | CosinePairs, Field(discriminator="type")]
 
 SECTIONS: dict[str, type[LossSection]] = {
-    kind.model_fields["type"].default: kind for kind in (TaskLoss, ForwardKl, LogitMse, HiddenMse, HiddenCosine)
+    kind.model_fields["type"].default: kind
+    for kind in (TaskLoss, ForwardKl, LogitMse, HiddenMse, HiddenCosine, CosinePairs)
 }
 """Every loss by its ``type``."""
 

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
-from raydistill.config.section import Mistake, OrAuto, Section
+from raydistill.config.section import Mistake, OrAuto, Section, known
 from raydistill.config.training import Optimization, Resources
+
+FEWEST_PAIRED = 4
+"""Rows that a contrastive training compares with each other at least."""
+
+
+def pair_group(global_batch_size: int) -> int:
+    """Rows of a batch that a contrastive training compares with each other."""
+    return math.gcd(global_batch_size, 16)
 
 
 class Finetune(Optimization):
-    """Training of the teacher on the labelled rows."""
+    """Training of the teacher on the labelled rows; its probabilities are calibrated on the validation rows."""
+
+    method: OrAuto[Literal["full", "probe", "contrastive"]] = "auto"
+    """``full``: all weights, by the task's loss; ``probe``: a linear head on the mean of the frozen states, in seconds;
+    ``contrastive``: rows with the same label are drawn together, then such a head. ``auto``: by the number of
+    labels; ``full`` with a length or learning rate of your own."""
+    max_attempts: int = Field(default=3, ge=1)
+    """A ``full`` training that learns nothing is begun again, with another order of the rows and half the learning
+    rate, until there were so many. By default once with a learning rate of your own."""
 
     metric: str | None = None
     """Validation metric that picks the teacher's best epoch; by default one of its soft targets (log loss, RMSE): they
     are what a student learns, and at equal accuracy an early epoch's near-uniform ones teach little."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the labelled rows with a gradient; a probe makes none."""
+        return 0.0 if self.method == "probe" else known(self.num_epochs)
 
 
 class Pool(Section):

@@ -13,7 +13,7 @@ from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake,
 from raydistill.config.student import Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
 from raydistill.config.tasks import SECTIONS, Task, TextClassification, type_of
-from raydistill.config.teacher import Finetune, Teacher
+from raydistill.config.teacher import FEWEST_PAIRED, Finetune, Teacher, pair_group
 from raydistill.config.training import Stage, Train
 from raydistill.errors import did_you_mean
 
@@ -92,8 +92,28 @@ class Config(Section):
         return self.evaluate.metric or self.task.main_metric
 
     def mistakes(self) -> list[Mistake]:
-        checks = (check_layer_maps, check_baseline, check_exchange, check_teachers, check_metrics, check_kinds)
+        checks = (
+            check_layer_maps,
+            check_baseline,
+            check_exchange,
+            check_teachers,
+            check_metrics,
+            check_kinds,
+            check_pairs,
+        )
         return [mistake for check in checks for mistake in check(self)]
+
+
+def with_method(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data that says what a length or a learning rate of the user's own for the teacher implies."""
+    teacher = data.get("teacher")
+    finetune = teacher.get("finetune") if isinstance(teacher, dict) else None
+    if not isinstance(teacher, dict) or not isinstance(finetune, dict):
+        return data
+    written = {name for name in ("num_epochs", "learning_rate") if finetune.get(name, "auto") != "auto"}
+    attempts = {"max_attempts": 1} if "learning_rate" in written else {}
+    method = {"method": "full"} if written and finetune.get("method", "auto") == "auto" else {}
+    return {**data, "teacher": {**teacher, "finetune": {**attempts, **finetune, **method}}}
 
 
 def with_stages(data: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +156,18 @@ def check_kinds(config: Config) -> list[Mistake]:
         for name, loss in stage.losses.items()
         if kind not in loss.kinds
     ]
+
+
+def check_pairs(config: Config) -> list[Mistake]:
+    """A contrastive training without pairs."""
+    finetune, size = config.teacher.finetune, config.train.global_batch_size
+    if not isinstance(finetune, Finetune) or finetune.method != "contrastive":
+        return []
+    if config.task.kind != "categorical":
+        return [(("teacher", "finetune", "method"), f"contrastive needs one class a row; {config.task.type} has none.")]
+    if pair_group(size) < FEWEST_PAIRED:
+        return [(("train", "global_batch_size"), f"{size} is not a multiple of {FEWEST_PAIRED}, which pairs need.")]
+    return []
 
 
 def check_layer_maps(config: Config) -> list[Mistake]:
@@ -197,4 +229,5 @@ def check_teachers(config: Config) -> list[Mistake]:
     return [(("teacher", name), text)]
 
 
+CHECKS = (check_layer_maps, check_baseline, check_exchange, check_teachers, check_metrics, check_kinds, check_pairs)
 STORAGE = "raydistill-storage"

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 WINDOW_BATCHES = 32
 """Rows are grouped by length inside windows of so many batches: wide enough that 97 % of a batch is real tokens on
 short texts, narrow enough that an epoch still mixes the data."""
+NUM_WINDOWS = 4
+"""An epoch has at least so many, down to a batch each: a hundred rows sorted as a whole would be in the same batches at
+every epoch, and rows of different lengths never together."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def epoch_batches(
     random = np.random.default_rng((seed, epoch))
     order = _spread_labeled(random.permutation(rows), labeled)
     batches: list[np.ndarray] = []
-    window = WINDOW_BATCHES * global_batch_size
+    window = max(1, min(WINDOW_BATCHES, len(order) // (NUM_WINDOWS * global_batch_size))) * global_batch_size
     for start in range(0, len(order), window):
         chunk = _group_by_length(order[start : start + window], lengths, labeled)
         batches += [chunk[i : i + global_batch_size] for i in range(0, len(chunk), global_batch_size)]

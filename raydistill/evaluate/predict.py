@@ -25,13 +25,15 @@ def predict(
     device: Device,
     group: Group,
     should_stop: Callable[[], bool] = lambda: False,
+    row_ids: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return a model's outputs (num_rows, C), float32, the same on every rank.
+    """Return a model's outputs (num_rows, C), float32, the same on every rank; of ``row_ids`` alone where given.
 
     Rows are taken in order of length, in batches of at most ``tokens`` padded tokens. Raises Interrupted, on every
     rank, where one of them should stop.
     """
-    order = np.argsort(rows.lengths, kind="stable")
+    wanted = np.arange(rows.num_rows) if row_ids is None else row_ids
+    order = wanted[np.argsort(rows.lengths[wanted], kind="stable")]
     share = order[group.rank :: group.size]
     model.to(device.torch_device).eval()
     parts: list[tuple[np.ndarray, np.ndarray]] = []
@@ -48,4 +50,4 @@ def predict(
     result = np.empty((rows.num_rows, gathered[0][1].shape[1] if gathered else 0), dtype=np.float32)
     for ids, logits in gathered:
         result[ids] = logits
-    return result
+    return result if row_ids is None else result[row_ids]

@@ -11,6 +11,7 @@ from raydistill.config import losses as settings
 from raydistill.config.plugins import find
 from raydistill.config.training import Stage
 from raydistill.losses.base import Loss, Losses
+from raydistill.losses.contrastive import CosinePairs
 from raydistill.losses.hidden import HiddenCosine, HiddenMse
 from raydistill.losses.logits import ForwardKl, LogitMse
 from raydistill.losses.task import TaskLoss
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = [
+    "CosinePairs",
     "ForwardKl",
     "HiddenCosine",
     "HiddenMse",
@@ -81,6 +83,8 @@ def build_loss(term: settings.Loss, task: Task, student: PretrainedConfig, teach
             return ForwardKl(term.weight, term.temperature, task.kind)
         case settings.LogitMse():
             return LogitMse(term.weight)
+        case settings.CosinePairs():
+            return CosinePairs(student.num_hidden_layers, term.group_size, term.weight)
         case settings.HiddenMse() | settings.HiddenCosine():
             assert teacher is not None
             pairs = layer_map(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)

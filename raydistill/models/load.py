@@ -32,6 +32,7 @@ from raydistill.models.head import (
     scaled,
     set_head,
 )
+from raydistill.models.pooled import HEAD, is_pooled, pooled_class, set_pooled
 
 
 def load_model(
@@ -41,16 +42,20 @@ def load_model(
     dropout: float | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    pooled: bool = False,
     seed: int = 0,
 ) -> PreTrainedModel:
     """Return the model in a folder, in float32 and eval mode, with its outputs in the order and unit of ``head``.
 
     A plain encoder gets a new head, drawn from ``seed`` without touching torch's global generator. ``head`` None keeps
-    the model's own. ``dropout`` replaces every dropout of the config. Raises ModelError for missing or unknown weights,
-    outputs that do not match, a tokenizer that is larger than the embedding.
+    the model's own. ``dropout`` replaces every dropout of the config. ``pooled``: a new head on the mean of the
+    states (``models.pooled``) instead of any other. Raises ModelError for missing or unknown weights, outputs that do
+    not match, a tokenizer that is larger than the embedding.
     """
     config = read_config(folder, trust_remote_code)
     check_vocabulary(folder, config)
+    if pooled:
+        set_pooled(config, True)
     fine_tuned = _has_head(folder, config, trust_remote_code)
     if head is None and not fine_tuned:
         raise ModelError(f"{folder} is an encoder without a classification head; a new one needs labels. Name them.")
@@ -80,7 +85,8 @@ def _load(
     weight_files(folder)
     try:
         with quiet(), seeded(seed):
-            return AutoModelForSequenceClassification.from_pretrained(
+            kind: Any = pooled_class(config) if is_pooled(config) else AutoModelForSequenceClassification
+            return kind.from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -134,6 +140,8 @@ def has_head(folder: Path, trust_remote_code: bool = False) -> bool:
 
 
 def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> bool:
+    if is_pooled(config):
+        return f"{HEAD}.weight" in weight_names(folder)
     architectures = config.architectures or []
     if architectures and not any("SequenceClassification" in name for name in architectures):
         return False  # a token classifier's head has the same names

@@ -15,6 +15,7 @@ from raydistill.models.folder import resolve_model
 from raydistill.models.head import Head, output_names, set_head
 from raydistill.models.layer_map import choose_layers
 from raydistill.models.load import new_model, read_config
+from raydistill.models.pooled import set_pooled
 
 
 def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTrainedConfig:
@@ -61,6 +62,7 @@ def shape(source: PreTrainedConfig, student: Student) -> PreTrainedConfig:
     """Return the config of a student that is cut from a model with the config ``source``."""
     config = copy.deepcopy(source)
     config.dtype = torch.float32
+    set_pooled(config, False)
     layers = start_layers(source, student)
     depth = len(layers) or num_layers(source, student)
     for field in LAYER_FIELDS:

@@ -119,14 +119,17 @@ class Context:
     def read_config(self, folder: Path) -> PreTrainedConfig:
         return read_config(folder, self.config.teacher.trust_remote_code)
 
-    def load(self, folder: Path, *, dropout: float | None) -> PreTrainedModel:
+    def load(
+        self, folder: Path, *, dropout: float | None, pooled: bool = False, seed: int | None = None
+    ) -> PreTrainedModel:
         return load_model(
             folder,
             self.task.head,
             dropout=dropout,
             attn_implementation=self.attention,
             trust_remote_code=self.config.teacher.trust_remote_code,
-            seed=self.config.seed,
+            pooled=pooled,
+            seed=self.config.seed if seed is None else seed,
         )
 
     def teacher(self, teacher: TeacherIdentity) -> PreTrainedModel:

@@ -11,13 +11,20 @@ from math import ceil
 from typing import Any
 
 from raydistill.config.loading import load_config
+from raydistill.config.losses import Kind
 from raydistill.config.syntax import as_yaml
+from raydistill.config.teacher import FEWEST_PAIRED, pair_group
 from raydistill.config.tree import Config
 from raydistill.pipeline.recipes import teacher_speaks
 
 TEACHER_STEPS, STUDENT_STEPS = 150, 300
 """Fewer optimizer steps leave a teacher near chance, and a student short of it."""
 FEWEST_EPOCHS, MOST_TEACHER_EPOCHS, MOST_STUDENT_EPOCHS = 3, 30, 20
+FEW_LABELS, FEW_CLASSES = 500, 8
+"""A teacher of so many labelled rows is better trained on their pairs; of more classes too few rows of a batch make
+pairs with equal labels."""
+PAIRS_RATE = 0.5
+"""Of the usual learning rate, for pairs of rows."""
 FEWEST_TOKENS, MULTIPLE = 16, 8
 RATES = ((768, 1e-4), (1024, 5e-5))
 """Learning rate of an encoder narrower than so many hidden units."""
@@ -30,6 +37,11 @@ class Facts:
 
     has_head: bool
     """Whether the teacher has a trained head."""
+    is_foreign: bool
+    """Whether its class is none of transformers'."""
+    kind: Kind
+    """What a prediction of the task is."""
+    num_outputs: int
     width: int
     """Of the teacher's hidden states."""
     teacher_layers: int
@@ -43,6 +55,11 @@ class Facts:
     """Tokens that the models and the tokenizer take at most."""
     metric: tuple[str, str] | None = None
     """What should pick the best epoch where the task's first metric says little of these rows, and why."""
+
+    @property
+    def rate(self) -> float:
+        """The usual learning rate."""
+        return next((rate for width, rate in RATES if self.width < width), LOWEST_RATE)
 
 
 @dataclass(frozen=True)
@@ -70,11 +87,11 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
         found.append(Choice("evaluate.metric", *facts.metric))
     batch = config.train.global_batch_size
     if tuning is not None:
-        rows, most = facts.num_labeled, MOST_TEACHER_EPOCHS
-        found += training_choices("teacher.finetune", tuning, facts, rows, batch, TEACHER_STEPS, most)
+        found += finetune_choices(tuning, facts, batch)
     for name, stage in config.stages.items():
-        rows, most = facts.num_rows if teacher_speaks(stage) else facts.num_labeled, MOST_STUDENT_EPOCHS
-        found += training_choices(f"stages.{name}", stage, facts, rows, batch, STUDENT_STEPS, most)
+        rows = facts.num_rows if teacher_speaks(stage) else facts.num_labeled
+        steps = (ceil(max(rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
+        found += training_choices(f"stages.{name}", stage, steps, facts.rate, facts.width)
     return load_config(config, [f"{choice.name}={json.dumps(choice.value)}" for choice in found]), found
 
 
@@ -85,18 +102,41 @@ def length_choice(facts: Facts) -> Choice:
     return Choice("data.max_length", facts.limit, "the models take no more, longer texts lose their end")
 
 
-def training_choices(
-    section: str, settings: Any, facts: Facts, num_rows: int, batch: int, num_steps: int, most: int
-) -> list[Choice]:
-    """Length and learning rate of the teacher's fine-tuning or of a stage; ``settings`` {}: nothing is set."""
+def finetune_choices(settings: Any, facts: Facts, batch: int) -> list[Choice]:
+    """How the teacher is fine-tuned; ``settings`` {}: nothing is set."""
+    section, found = "teacher.finetune", []
+    method = getattr(settings, "method", "auto")
+    if method == "auto":
+        method, why = method_choice(facts, batch)
+        found.append(Choice(f"{section}.method", method, why))
+    if method == "probe":
+        return found
+    rate = facts.rate * (PAIRS_RATE if method == "contrastive" else 1.0)
+    steps = (ceil(max(facts.num_labeled, 1) / batch), TEACHER_STEPS, MOST_TEACHER_EPOCHS)
+    return found + training_choices(section, settings, steps, rate, facts.width)
+
+
+def method_choice(facts: Facts, batch: int) -> tuple[str, str]:
+    labels = f"{facts.num_labeled:,} labels"
+    if facts.has_head or facts.is_foreign:
+        return "full", "it has a trained head" if facts.has_head else "it brings its own code"
+    if facts.kind != "categorical" or facts.num_outputs > FEW_CLASSES or pair_group(batch) < FEWEST_PAIRED:
+        return "full", f"{labels}, and no pairs can be made of such targets"
+    return ("contrastive" if facts.num_labeled <= FEW_LABELS else "full"), labels
+
+
+def training_choices(section: str, settings: Any, steps: tuple[int, int, int], rate: float, width: int) -> list[Choice]:
+    """Length and learning rate of the teacher's fine-tuning or of a stage; ``settings`` {}: nothing is set.
+
+    ``steps``: optimizer steps of an epoch, those that are wanted at least, and the most epochs for them.
+    """
     found = []
     if getattr(settings, "num_epochs", "auto") == "auto":
-        each = ceil(max(num_rows, 1) / batch)
-        epochs = min(max(FEWEST_EPOCHS, ceil(num_steps / each)), most)
-        found.append(Choice(f"{section}.num_epochs", epochs, f"{epochs * each:,} steps over {num_rows:,} rows"))
+        each, wanted, most = steps
+        epochs = min(max(FEWEST_EPOCHS, ceil(wanted / each)), most)
+        found.append(Choice(f"{section}.num_epochs", epochs, f"{epochs * each:,} steps"))
     if getattr(settings, "learning_rate", "auto") == "auto":
-        rate = next((rate for width, rate in RATES if facts.width < width), LOWEST_RATE)
-        found.append(Choice(f"{section}.learning_rate", rate, f"the teacher's width is {facts.width}"))
+        found.append(Choice(f"{section}.learning_rate", rate, f"the teacher's width is {width}"))
     return found
 
 

@@ -99,8 +99,12 @@ def teacher_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: 
     is_recorded = not any(name.startswith("signal ") for name in missing)
     rows, finetune = 0.0, known(config.teacher.finetune)
     if finetune is not None and "teacher" in missing:
-        epochs = known(finetune.num_epochs)
-        rows = epochs * size.num_labeled / FORWARD_SHARE + math.ceil(epochs) * validation
+        epochs = finetune.epochs
+        rows = (
+            size.num_labeled * (finetune.method == "probe")
+            + epochs * size.num_labeled / FORWARD_SHARE
+            + math.ceil(epochs) * validation
+        )
     if not is_recorded:
         rows += size.num_rows["train"]
     if "teacher" in missing or not is_recorded:

@@ -166,8 +166,8 @@ def steps(config: Config, size: Size) -> dict[str, int]:
     batch, baseline = config.train.global_batch_size, recipes.baseline_settings(config)
     made = {}
     finetune = known(config.teacher.finetune)
-    if finetune is not None:
-        made["teacher"] = Schedule.of_epochs(size.num_labeled, batch, known(finetune.num_epochs)).num_steps
+    if finetune is not None and finetune.epochs:
+        made["teacher"] = Schedule.of_epochs(size.num_labeled, batch, finetune.epochs).num_steps
     for name, stage in config.stages.items():
         rows = size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
         made[f"student.{name}"] = Schedule.of_epochs(rows, batch, known(stage.num_epochs)).num_steps

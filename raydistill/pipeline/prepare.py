@@ -23,6 +23,7 @@ from raydistill.errors import ConfigError
 from raydistill.models.checks import has_position_table
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
 from raydistill.models.load import has_head, new_model, read_config
+from raydistill.models.pooled import pooled_class
 from raydistill.models.scorer import num_positions
 from raydistill.models.shape import is_checkpoint, student_config
 from raydistill.pipeline.defaults import Choice, Facts, choose
@@ -77,6 +78,8 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     data = prepare_data(config, storage)
     info = read_info(data)
     config, choices = complete(config, models, info, partial(read_texts, data), source)
+    if (tuning := known(config.teacher.finetune)) is not None and tuning.method != "full":
+        pooled_class(models.teacher)  # refuses a family that has none
     tokens = tokenize_data(data, source, known(config.data.max_length), storage)
     dtype = compute_dtype(config.train.dtype, device_type(config))
     reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
@@ -86,10 +89,13 @@ def prepare(config: Config, storage: Storage) -> Prepared:
 
 def complete(config: Config, models: Models, info: DataInfo, texts: Texts, source: Path) -> tuple[Config, list[Choice]]:
     """The config with everything chosen that it leaves open; texts are read only where their length is asked for."""
-    train = info.counts["train"]
+    train, task = info.counts["train"], task_of(info.task)
     needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
     facts = Facts(
-        has_head=config.teacher.finetune == "auto" and has_head(source, config.teacher.trust_remote_code),
+        has_head=config.teacher.finetune is not None and has_head(source, config.teacher.trust_remote_code),
+        is_foreign=config.teacher.trust_remote_code,
+        kind=task.kind,
+        num_outputs=len(task.outputs),
         width=models.teacher.hidden_size,
         teacher_layers=models.teacher.num_hidden_layers,
         student_layers=models.student.num_hidden_layers,
@@ -97,7 +103,7 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
         num_labeled=train.labeled,
         num_tokens=needed,
         limit=min(limit, models.positions or limit),
-        metric=task_of(info.task).advised_metric(train.per_class),
+        metric=task.advised_metric(train.per_class),
     )
     return choose(config, facts)
 

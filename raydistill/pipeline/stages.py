@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import TASK_TYPE
 from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
 from raydistill.train.dropout import check_dropout
-from raydistill.train.loop import Report, Schedule, Setup, train
+from raydistill.train.loop import Report, Schedule, Setup, Validation, train
 from raydistill.train.preflight import check_losses, sample_rows
 
 
@@ -38,15 +37,6 @@ class StageReport:
     step: int
     num_steps: int
     is_last: bool
-
-
-def train_on_labels(
-    context: Context, kind: str, model: PreTrainedModel, stages: dict[str, Stage], *, metric: str | None = None
-) -> list[dict[str, Any]]:
-    """Train ``model`` through ``stages`` on labelled rows, without a teacher; its history, steps over all stages."""
-    for _ in stage_reports(context, kind, model, stages, {}, None, labeled_only=True, metric=metric):
-        pass
-    return stage_history(context, kind, stages)
 
 
 def stage_reports(
@@ -61,16 +51,24 @@ def stage_reports(
     metric: str | None = None,
     is_trial: bool = False,
     save_at_validation: bool = False,
-) -> Iterator[StageReport]:
+    seed: int | None = None,
+    before_validation: Callable[[], Any] = lambda: None,
+) -> Generator[StageReport]:
     """Train ``model`` through ``stages``, a report at a time.
 
     With ``labeled_only`` the rows are the labelled ones; the number of steps stays that of the stage in the config.
-    ``metric`` picks the best weights, by default that of the config. A trial's losses are not checked again.
+    ``metric`` picks the best weights, by default that of the config. A trial's losses are not checked again. ``seed``:
+    by default that of the student.
     """
     rows = context.rows["train"]
     labeled = rows.targets.labeled
     teacher_config = context.read_config(teacher.folder) if teacher else None
-    seed = context.config.seed if kind == "teacher" else recipes.student_seed(context.config)
+    seed = recipes.student_seed(context.config) if seed is None else seed
+
+    def validate() -> Validation:
+        before_validation()
+        return context.validate(model, metric or context.config.epoch_metric)
+
     lengths = stage_lengths(context, kind, stages)
     offset, last = 0, list(stages)[-1]
     for name, whole in stages.items():
@@ -96,7 +94,7 @@ def stage_reports(
                 optimization=Optimization(**stage.model_dump(exclude={"losses", "changes"})),
                 settings=context.config.train,
                 seed=seed,
-                validate=partial(context.validate, model, metric or context.config.epoch_metric),
+                validate=validate,
                 checkpoints=context.checkpoints(kind, name),
                 group=context.group,
                 device=context.device,

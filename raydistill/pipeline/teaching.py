@@ -6,10 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from raydistill.config.losses import TASK_ALONE
 from raydistill.config.section import known
 from raydistill.config.teacher import Mode
-from raydistill.config.training import Stage
 from raydistill.config.tree import Config
 from raydistill.errors import ModelError
 from raydistill.evaluate.compare import chance
@@ -20,8 +18,9 @@ from raydistill.models.shape import student_config
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
+from raydistill.pipeline.finetuning import tune
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
-from raydistill.pipeline.stages import publish, read_history, train_on_labels
+from raydistill.pipeline.stages import publish, read_history
 from raydistill.storage.artifacts import Artifact
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.teacher.record import Wanted, record
@@ -43,15 +42,7 @@ def fit_teacher(context: Context) -> TeacherIdentity:
         if context.report.has(artifact, "teacher"):
             context.report.replay("teacher", read_history(artifact))
         else:
-            model = context.load(source.folder, dropout=None)
-            stage = Stage(**settings.model_dump(exclude={"metric"}), losses=TASK_ALONE)
-            history = train_on_labels(
-                context,
-                "teacher",
-                model,
-                {"finetune": stage},
-                metric=settings.metric or context.config.task.teacher_metric,
-            )
+            model, history = tune(context, source.folder, settings)
             parents = {"tokens": context.job.tokens.digest, "source": source.digest}
             publish(context, artifact, recipe, parents, model, source.folder, history)
     return recipes.fine_tuned(source, artifact)
@@ -119,10 +110,13 @@ def check_chance(context: Context, recorded: dict[Signal, Artifact], notice: str
     finetune = known(settings.finetune)
     advice = "Name one that was fine-tuned for this task, or add teacher.finetune."
     if finetune is not None:
+        advice = "Set teacher.finetune.method: full, or give it more labels."
+    if finetune is not None and finetune.method == "full":
         labeled = int(context.rows["train"].targets.labeled.sum())
+        epochs, rate = known(finetune.num_epochs), known(finetune.learning_rate)
         advice = (
-            f"Train it for more epochs (teacher.finetune.num_epochs, now {finetune.num_epochs:g}), at a higher rate "
-            f"(teacher.finetune.learning_rate, now {finetune.learning_rate:g}) or on more labels (now {labeled:,})."
+            f"Train it for more epochs (teacher.finetune.num_epochs, now {epochs:g}), at a higher rate "
+            f"(teacher.finetune.learning_rate, now {rate:g}) or on more labels (now {labeled:,})."
         )
     raise ModelError(
         f"On the validation rows the teacher is {context.task.guessing}, so a student has nothing to learn from it: "

@@ -23,7 +23,7 @@ from raydistill.config.training import Optimization
 from raydistill.config.training import Train as TrainSettings
 from raydistill.data.batches import Batch, BatchPlan, micro_batches, rank_share
 from raydistill.data.rows import Rows
-from raydistill.errors import ConfigError, Interrupted, RaydistillError
+from raydistill.errors import ConfigError, Diverged, Interrupted
 from raydistill.losses.base import Losses
 from raydistill.models.capture import capture
 from raydistill.teacher.signals import Signals
@@ -110,8 +110,8 @@ class Report:
 def train(setup: Setup) -> Iterator[Report]:
     """Train ``setup.model`` and yield a report now and then; at the stage's end the model holds the best weights.
 
-    Raises Interrupted, after writing a checkpoint, when any rank is asked to stop; RaydistillError when the loss is no
-    longer finite.
+    Raises Interrupted, after writing a checkpoint, when any rank is asked to stop; Diverged when the loss is no longer
+    finite.
     """
     check_batch_size(setup.losses, setup.settings)
     stage = StageRun(setup)
@@ -306,7 +306,7 @@ class StageRun:
         sums = self.setup.group.sum([float(value) for value in self._sums])
         broken = [name for name, value in zip(self.names, sums, strict=True) if not math.isfinite(value)]
         if broken or not math.isfinite(float(self._norm)):
-            raise RaydistillError(
+            raise Diverged(
                 f"{self.setup.name}: the loss {', '.join(broken) or 'gradient'} is not finite at step {step}. Usually "
                 "the learning rate is too high: lower it, or set train.max_grad_norm, or train.dtype: float32."
             )

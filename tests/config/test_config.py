@@ -365,7 +365,7 @@ def test_data_section_alone() -> None:
 
 def test_losses_are_described() -> None:
     found = list_losses()
-    assert list(found) == ["task", "forward_kl", "logit_mse", "hidden_mse", "hidden_cosine"]
+    assert list(found) == ["task", "forward_kl", "logit_mse", "hidden_mse", "hidden_cosine", "cosine_pairs"]
     assert found["forward_kl"]["settings"]["temperature"]["default"] == 2.0
     assert all(loss["about"] for loss in found.values())
 

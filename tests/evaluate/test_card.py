@@ -45,7 +45,7 @@ def results(made: RunMeasurements | None = None, **changes: Any) -> dict[str, An
     """results.json of a made-up run; ``changes`` replace sections of its config (or settings by dotted name)."""
     settings: dict[str, Any] = {
         "data": {"path": "owner/news", "max_length": 32},
-        "teacher": {"model": "owner/encoder", "finetune": {"num_epochs": 4}},
+        "teacher": {"model": "owner/encoder", "finetune": {"num_epochs": 4, "method": "full"}},
         "student": {"num_layers": 2},
         "stages": {
             "distill": {

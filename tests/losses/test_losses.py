@@ -15,6 +15,7 @@ from raydistill.config.losses import Schedule, largest
 from raydistill.config.training import Stage as StageSettings
 from raydistill.data.batches import Batch
 from raydistill.losses import (
+    CosinePairs,
     ForwardKl,
     HiddenCosine,
     HiddenMse,
@@ -279,3 +280,49 @@ def test_weight_and_temperature_follow_their_schedules():
 def test_a_temperature_stays_above_zero(bad):
     with pytest.raises(ValidationError, match="has to stay above 0"):
         ForwardKlSettings.model_validate({"temperature": bad})
+
+
+def cosine_pairs_by_hand(states: torch.Tensor, lengths: list[int], labels: list[int], group: int) -> list[float]:
+    """Loops in float64: each labelled row's mean over its partners with the same label, and over the others."""
+    rows, start = [], 0
+    for length in lengths:
+        rows.append(states[start : start + length].double().mean(0))
+        start += length
+    values = []
+    for first in range(0, len(rows), group):
+        known = [i for i in range(first, min(first + group, len(rows))) if labels[i] >= 0]
+        for i in known:
+            kinds: dict[bool, list[float]] = {}
+            for j in known:
+                if i != j:
+                    cosine = float(rows[i] @ rows[j] / (rows[i].norm() * rows[j].norm()))
+                    same = labels[i] == labels[j]
+                    kinds.setdefault(same, []).append((cosine - same) ** 2)
+            if kinds:
+                values.append(sum(sum(found) / len(found) for found in kinds.values()) / len(kinds))
+    return values
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1, 1, 0, 2], [0, 0, 0, 0, 1, -1, -1], [-1, 0, 0, -1, 2, 1, 0]])
+def test_cosine_pairs_equal_the_definition(labels):
+    lengths = [3, 1, 4, 2, 5, 2, 3]
+    states = torch.randn(sum(lengths), 8, generator=torch.Generator().manual_seed(0))
+    batch, loss = make_batch(labels, lengths), CosinePairs(2, group_size=4)
+    values = loss({"hidden_states[2]": states}, {}, batch)
+    expected = cosine_pairs_by_hand(states, lengths, labels, 4)
+    assert len(expected) == loss.count(batch)
+    assert values.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_cosine_pairs_draw_equal_labels_together_and_need_no_teacher():
+    states = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    batch, loss = make_batch([0, 1] * 4, [1] * 8), CosinePairs(1, group_size=8)
+    optimizer = torch.optim.SGD([states], lr=5.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss({"hidden_states[1]": states}, {}, batch).mean().backward()
+        optimizer.step()
+    unit = torch.nn.functional.normalize(states.detach(), dim=-1)
+    assert (unit @ unit.T)[0, 2::2].min() > 0.95
+    assert (unit @ unit.T)[0, 1::2].abs().max() < 0.1
+    assert not loss.teacher_needs

@@ -18,6 +18,9 @@ from raydistill.pipeline.plan import make_plan
 BARE = {"data": {"path": "texts.csv"}, "teacher": {"model": "encoder"}}
 FACTS = {
     "has_head": False,
+    "is_foreign": False,
+    "kind": "categorical",
+    "num_outputs": 2,
     "width": 384,
     "teacher_layers": 6,
     "student_layers": 3,
@@ -48,7 +51,10 @@ def test_everything_that_is_open_is_chosen_and_nothing_else() -> None:
 def test_what_the_user_writes_stays() -> None:
     written = {
         "data": {"path": "texts.csv", "max_length": 7},
-        "teacher": {"model": "encoder", "finetune": {"num_epochs": 2, "learning_rate": 0.5}},
+        "teacher": {
+            "model": "encoder",
+            "finetune": {"num_epochs": 2, "learning_rate": 0.5, "method": "full", "max_attempts": 7},
+        },
         "student": {"num_layers": 1},
         "stages": {"distill": {"num_epochs": 0.5, "learning_rate": 0.25}},
     }
@@ -132,7 +138,7 @@ def test_a_config_of_data_and_teacher_is_the_run_of_the_config_that_says_what_wa
     names = {choice["name"] for choice in planned}
     assert names == {
         *("data.max_length", "student.num_layers", "teacher.finetune", EPOCHS, RATE, STAGE),
-        "stages.distill.learning_rate",
+        *("teacher.finetune.method", "stages.distill.learning_rate"),
     }
     steps = {name: results["curves"][name][-1]["step"] for name in ("teacher", "student")}
     assert steps["teacher"] >= 150

@@ -157,13 +157,22 @@ def reached(results: Mapping[str, Any]) -> list[str]:
     return [shown.replace("\N{NO-BREAK SPACE}", " "), escape(" ".join(told))]
 
 
+METHODS = {
+    "full": ", fine-tuned on the labelled rows",
+    "contrastive": ", fine-tuned on pairs of the labelled rows, with a linear head",
+    "probe": ", with a linear head fitted to the labelled rows",
+}
+"""How a teacher was made, by ``teacher.finetune.method``."""
+
+
 def trained(results: Mapping[str, Any]) -> str:
     """Teacher, start, stages with their losses, steps."""
     config = results["config"]
     teacher, finetune, train = config["teacher"], config["teacher"]["finetune"], config["train"]
     told = f"- Teacher: {model_source(config).link()}"
     if finetune is not None:
-        told += f", fine-tuned on the labelled rows for {finetune['num_epochs']:g} epochs"
+        told += METHODS[finetune["method"]]
+        told += "" if finetune["method"] == "probe" else f" for {finetune['num_epochs']:g} epochs"
     told += f" ({short_count(results['teacher']['num_parameters'])} parameters)"
     told += ", with Python code of its own (trust_remote_code)." if teacher["trust_remote_code"] else "."
     lines = [told, f"- Student: {start_text(results)}."]

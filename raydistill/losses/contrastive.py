@@ -1,0 +1,61 @@
+"""Losses on the similarity of rows with equal and with different labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raydistill.config.losses import Schedule
+from raydistill.data.batches import Batch
+from raydistill.losses.base import Loss
+from raydistill.models.signals import Signal
+
+
+class CosinePairs(Loss):
+    """Squared difference of the cosine of two rows' mean hidden states from 1 where their labels are equal, from 0
+    where not, within groups of ``group_size`` rows. SetFit's fine-tuning (https://arxiv.org/abs/2209.11055).
+
+    One value a labelled row with another one in its group: the mean over its partners, those with its label and the
+    others weighing the same.
+    """
+
+    role = "task"
+
+    def __init__(self, layer: int, group_size: int = 16, weight: float | Schedule = 1.0) -> None:
+        """``layer``: whose output is averaged, the last one."""
+        super().__init__(weight)
+        self.states = Signal.of("hidden_states", layer)
+        self.student_needs = frozenset({self.states})
+        self.group_size = group_size
+
+    def count(self, batch: Batch) -> int:
+        return int(sum(len(rows) for rows in self._groups(batch)))
+
+    def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
+        states = student[self.states].float()
+        lengths = torch.as_tensor(batch.lengths, dtype=torch.long, device=states.device)
+        sums = states.new_zeros(batch.num_rows, states.shape[1])
+        sums = sums.index_add(0, torch.arange(batch.num_rows, device=states.device).repeat_interleave(lengths), states)
+        embeddings = F.normalize(sums, dim=-1)  # the length of the mean does not count
+        return torch.cat([self._values(embeddings, batch, rows) for rows in self._groups(batch)])
+
+    def _groups(self, batch: Batch) -> list[np.ndarray]:
+        """Places in the batch of each group's labelled rows, where there are two or more."""
+        places = np.arange(batch.num_rows)
+        groups = [places[i : i + self.group_size] for i in range(0, batch.num_rows, self.group_size)]
+        labeled = [rows[batch.targets.labeled[rows]] for rows in groups]
+        return [rows for rows in labeled if len(rows) > 1]
+
+    @staticmethod
+    def _values(embeddings: Tensor, batch: Batch, rows: np.ndarray) -> Tensor:
+        own = embeddings[torch.as_tensor(rows, device=embeddings.device)]
+        labels = torch.as_tensor(batch.targets.values[rows], device=embeddings.device)
+        same, others = labels[:, None] == labels, ~torch.eye(len(rows), dtype=torch.bool, device=embeddings.device)
+        squares = (own @ own.T - same.float()).square()
+        means = [(squares * kind).sum(1) / kind.sum(1).clamp(min=1) for kind in (same & others, ~same)]
+        kinds = (same & others).any(1).float() + (~same).any(1).float()
+        return (means[0] + means[1]) / kinds

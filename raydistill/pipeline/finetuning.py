@@ -1,0 +1,153 @@
+"""Ways to make a teacher out of an encoder and labels: ``teacher.finetune.method``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from raydistill.config.losses import TASK_ALONE, CosinePairs, Loss
+from raydistill.config.section import known
+from raydistill.config.teacher import Finetune, pair_group
+from raydistill.config.training import Stage
+from raydistill.errors import Diverged
+from raydistill.evaluate.predict import predict
+from raydistill.models.head import output_layer
+from raydistill.models.pooled import HEAD, headless
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.stages import StageReport, stage_history, stage_reports
+from raydistill.train.calibration import fit_temperature
+from raydistill.train.probe import STRENGTHS, constant_loss, fit_head
+
+Tuned = tuple[PreTrainedModel, list[dict[str, Any]]]
+"""A model and its history."""
+
+EARLY = 0.4
+"""Share of the steps after which a training that has not begun to learn is given up."""
+LEARNED = 0.98
+"""Share of a constant answer's loss; a training above it has learned nothing."""
+
+
+def tune(context: Context, folder: Path, settings: Finetune) -> Tuned:
+    """The model in ``folder`` tuned on the labelled rows, its probabilities calibrated on the validation rows."""
+    methods: dict[str, Callable[[Context, Path, Finetune], Tuned]] = {
+        "full": full,
+        "probe": probe,
+        "contrastive": contrastive,
+    }
+    model, history = methods[known(settings.method)](context, folder, settings)
+    calibrate(context, model)
+    return model, history
+
+
+def full(context: Context, folder: Path, settings: Finetune) -> Tuned:
+    """Train all of it on the task's loss; once more, with another order and half the rate, where it learns nothing."""
+    floor = LEARNED * constant_loss(context.task, context.rows["train"].targets)
+    metric, attempts = settings.metric or context.config.task.teacher_metric, settings.max_attempts
+    for attempt in range(attempts):
+        seed, rate = context.config.seed + attempt, known(settings.learning_rate) / 2**attempt
+        name = "finetune" if attempt == 0 else f"attempt{attempt + 1}"
+        model, stages = context.load(folder, dropout=None, seed=seed), stage_of(name, settings, TASK_ALONE, rate)
+        losses = {entry["step"]: entry["train/loss"] for entry in context.history("teacher", name)}
+        reports = partial(stage_reports, context, "teacher", model, stages, {}, None, labeled_only=True)
+        is_last = attempt + 1 == attempts
+        try:
+            with closing(reports(metric=metric, seed=seed)) as told:
+                failure = watched(told, losses, math.inf if is_last else floor)
+        except Diverged as error:
+            if is_last:
+                raise
+            failure = str(error)
+        if failure is None:
+            return model, stage_history(context, "teacher", stages)
+        context.report.notes.append(
+            f"The teacher's training was begun again, with another order of the rows and a learning rate of "
+            f"{rate / 2:g}: {failure}"
+        )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def watched(reports: Iterable[StageReport], losses: dict[int, float], floor: float) -> str | None:
+    """Take a training's reports, to the end or up to where it has failed; what is wrong then, a sentence."""
+    is_judged = False
+    for told in reports:
+        losses[told.step] = told.report.metrics["train/loss"]
+        if not is_judged and told.step >= EARLY * told.num_steps:
+            is_judged = True
+            recent = [loss for step, loss in losses.items() if step > EARLY / 2 * told.num_steps]
+            if (loss := float(np.mean(recent))) > floor:
+                return f"after {told.step} of {told.num_steps} steps its loss was {loss:.3f}, as if it saw no row."
+    return None
+
+
+def probe(context: Context, folder: Path, settings: Finetune) -> Tuned:
+    """A linear head on the mean of the states that the encoder has."""
+    model = context.load(folder, dropout=None, pooled=True)
+    strength = refit(context, model, STRENGTHS)
+    context.report.notes.append(
+        f"The teacher is a linear head on frozen states; cross-validation chose its C, {strength:g}."
+    )
+    metric = settings.metric or context.config.task.teacher_metric
+    found = {f"validation/{name}": value for name, value in context.validate(model, metric).metrics.items()}
+    return model, [{"step": 0, "validated": True, "kept": True, **found}]
+
+
+def contrastive(context: Context, folder: Path, settings: Finetune) -> Tuned:
+    """Draw rows with the same label together and others apart; then a linear head on the mean of the states."""
+    model = context.load(folder, dropout=None, pooled=True)
+    losses: dict[str, Loss] = {"pairs": CosinePairs(group_size=pair_group(context.config.train.global_batch_size))}
+    stages = stage_of("contrastive", settings, losses, known(settings.learning_rate), f"{HEAD}.*")
+    reports = stage_reports(
+        context,
+        "teacher",
+        model,
+        stages,
+        {},
+        None,
+        labeled_only=True,
+        metric=settings.metric or context.config.task.teacher_metric,
+        before_validation=partial(refit, context, model, (1.0,)),
+    )
+    for _ in reports:
+        pass
+    return model, stage_history(context, "teacher", stages)
+
+
+def stage_of(name: str, settings: Finetune, losses: dict[str, Loss], rate: float, *frozen: str) -> dict[str, Stage]:
+    told = settings.model_dump(exclude={"metric", "method", "max_attempts", "learning_rate", "freeze"})
+    return {name: Stage(**told, losses=losses, learning_rate=rate, freeze=(*settings.freeze, *frozen))}
+
+
+def refit(context: Context, model: PreTrainedModel, strengths: tuple[float, ...]) -> float:
+    """Bring the head of a model with mean states to its optimum on the labelled rows; the C that it goes by."""
+    rows = context.rows["train"]
+    ids = np.flatnonzero(rows.targets.labeled)
+    model.eval()
+    with headless(model):
+        found = predict(
+            model, rows, tokens=context.inference_tokens, device=context.device, group=context.group, row_ids=ids
+        )
+    return fit_head(output_layer(model), torch.from_numpy(found), rows.targets.take(ids), context.task, strengths)
+
+
+def calibrate(context: Context, model: PreTrainedModel) -> None:
+    """Divide the logits by the temperature that fits the validation rows best: a student learns the probabilities."""
+    if context.task.kind == "value":
+        return
+    outputs, targets = context.labeled(model, "validation")
+    temperature = fit_temperature(context.task, outputs, targets)
+    layer = output_layer(model)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.div_(temperature)
+    context.report.notes.append(
+        f"The teacher's logits were divided by {temperature:.2f}, which fits its probabilities to the {len(targets):,} "
+        "validation rows."
+    )

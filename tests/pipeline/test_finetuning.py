@@ -1,0 +1,151 @@
+"""Ways to a teacher: a head on frozen states, pairs of rows, trainings that fail and begin again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kit.runs import make_context, read_weights
+from kit.toy import relative_difference, run_ranks, toy_config, without_key_biases
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
+
+from raydistill.config.loading import load_config
+from raydistill.config.section import known
+from raydistill.data.rows import Rows
+from raydistill.errors import ConfigError
+from raydistill.models.load import load_model
+from raydistill.pipeline.distill import distill
+from raydistill.pipeline.finetuning import tune
+from raydistill.pipeline.job import Job
+from raydistill.pipeline.prepare import prepare
+from raydistill.storage.ownership import Owner
+from raydistill.storage.storage import Storage
+from raydistill.train.loop import StageRun
+
+pytestmark = pytest.mark.usefixtures("mlflow_uri")
+
+
+def distilled(folder: Path, finetune: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return distill(load_config(toy_config(folder, teacher__finetune=finetune, **changes)))
+
+
+def test_a_probe_is_the_logistic_regression_of_the_mean_states(tmp_path: Path) -> None:
+    results = distilled(tmp_path, {"method": "probe"}, evaluate__baseline=False)
+    path = Path(results["teacher"]["path"])
+    assert any("a linear head on frozen states; cross-validation chose its C" in note for note in results["notes"])
+    assert any("logits were divided by" in note for note in results["notes"])
+    before = read_weights(tmp_path / "encoder")
+    after = {name.removeprefix("bert."): tensor for name, tensor in read_weights(path).items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name in after)
+    (tokens,) = (tmp_path / "storage" / "tokens").iterdir()
+    train = Rows.open(tokens, "train")
+    ids = np.flatnonzero(train.targets.labeled)
+    encoder = load_model(path, None)
+    with torch.no_grad():
+        states = encoder.base_model(**train.inputs(ids)).last_hidden_state
+    mask = train.inputs(ids)["attention_mask"][..., None]
+    embeddings = normalize(((states * mask).sum(1) / mask.sum(1)).numpy())
+    (strength,) = (float(n.split("chose its C, ")[1].rstrip(".")) for n in results["notes"] if "chose its C" in n)
+    judge = LogisticRegression(C=strength, max_iter=5000).fit(embeddings, train.targets.values[ids])
+    with torch.no_grad():
+        found = encoder(**train.inputs(ids)).logits.numpy()
+    temperature = float(next(n for n in results["notes"] if "divided by" in n).split("divided by ")[1].split(",")[0])
+    expected = judge.decision_function(embeddings) / temperature
+    assert (found - found.mean(1, keepdims=True)) == pytest.approx(expected, rel=0.02, abs=0.05)
+
+
+def test_pairs_of_rows_make_a_better_teacher_than_frozen_states(tmp_path: Path) -> None:
+    probe = distilled(tmp_path, {"method": "probe"}, evaluate__baseline=False)
+    pairs = {"method": "contrastive", "num_epochs": 20, "learning_rate": 3e-3}
+    trained = distilled(tmp_path, pairs, evaluate__baseline=False)
+    losses = [r["teacher"]["test"]["log_loss"]["value"] for r in (trained, probe)]
+    assert losses[0] < losses[1]
+    curve = trained["curves"]["teacher"]
+    told = [point["metrics"]["train/loss/pairs"] for point in curve]
+    assert told[-1] < 0.7 * told[0]
+    assert trained["teacher"]["test"]["accuracy"]["value"] > 0.6
+    config = Path(trained["student"]["path"], "config.json").read_text()
+    assert "sentence_head" not in config
+
+
+def test_a_training_that_learns_nothing_is_given_up_early_and_begun_again(tmp_path: Path) -> None:
+    steps: list[tuple[str, float, int]] = []
+    taken = StageRun.take_step
+
+    def noting(self: StageRun, step: int, *rest: Any) -> None:
+        if self.setup.name.startswith("teacher."):
+            steps.append((self.setup.name, known(self.setup.optimization.learning_rate), self.setup.seed))
+        taken(self, step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageRun, "take_step", noting)
+        slow = {"num_epochs": 5, "learning_rate": 1e-9, "max_attempts": 3}
+        results = distilled(tmp_path, slow, evaluate__baseline=False)
+    counts = {entry: steps.count(entry) for entry in dict.fromkeys(steps)}
+    whole = counts[("teacher.attempt3", 2.5e-10, 2)]
+    assert list(counts) == [
+        ("teacher.finetune", 1e-9, 0),
+        ("teacher.attempt2", 5e-10, 1),
+        ("teacher.attempt3", 2.5e-10, 2),
+    ]
+    assert whole == 20
+    assert all(
+        0.4 * whole <= count <= 0.5 * whole + 1 for name, count in counts.items() if name[0] != "teacher.attempt3"
+    )
+    assert sum("was begun again, with another order" in note for note in results["notes"]) == 2
+
+
+def test_a_training_that_diverges_is_begun_again_and_one_that_learns_is_not(tmp_path: Path) -> None:
+    taken, broken = StageRun.take_step, []
+
+    def breaking(self: StageRun, step: int, *rest: Any) -> None:
+        taken(self, step, *rest)
+        if self.setup.name == "teacher.finetune" and step == 3:
+            broken.append(step)
+            self._norm = torch.tensor(float("inf"))
+
+    good = {"num_epochs": 12, "learning_rate": 4e-3, "max_attempts": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageRun, "take_step", breaking)
+        results = distilled(tmp_path, good, evaluate__baseline=False)
+    assert broken == [3]
+    (note,) = (note for note in results["notes"] if "was begun again" in note)
+    assert "is not finite" in note
+    assert "a learning rate of 0.002" in note
+    assert results["teacher"]["test"]["accuracy"]["value"] > 0.6
+
+
+def _tuned(job: Job, folder: Path) -> dict[str, torch.Tensor]:
+    settings = known(job.config.teacher.finetune)
+    assert settings is not None
+    return tune(make_context(job), folder, settings)[0].state_dict()
+
+
+@pytest.mark.parametrize("method", ["probe", "contrastive"])
+def test_two_workers_make_the_same_teacher_as_one(method: str, tmp_path: Path) -> None:
+    finetune = {"method": method} | ({"num_epochs": 3, "learning_rate": 1e-3} if method == "contrastive" else {})
+    config = load_config(toy_config(tmp_path, teacher__finetune=finetune))
+    prepared = prepare(config, Storage(config.storage))
+    job = prepared.job(Owner.acquire(prepared.storage, "runs", prepared.run_key), None)  # not tracked
+    one = _tuned(replace(job, folder=("one",)), prepared.source)
+    both = run_ranks(_tuned, 2, tmp_path / "two", replace(job, folder=("two",)), prepared.source)
+    assert all(torch.equal(both[0][name], both[1][name]) for name in one)
+    different = relative_difference(without_key_biases(one), without_key_biases(both[0]))
+    assert max(different.values()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task__type": "text_regression"}, "contrastive needs one class a row"),
+        ({"train__global_batch_size": 18}, "18 is not a multiple of 4"),
+    ],
+)
+def test_pairs_that_cannot_be_made_are_refused_before_any_work(changes: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(toy_config(tmp_path, teacher__finetune={"method": "contrastive"}, **changes))
