@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import sys
@@ -200,3 +201,60 @@ def test_bench_of_sweeps_counts_steps_and_seconds() -> None:
     assert costs["warm_setup_seconds"] == 0.1  # the first trials of both actors left out
     assert list(sweeps.best_so_far(summary)) == [(100, 0.7), (125, 0.7), (225, 0.8)]
     assert (sweeps.best_within(summary, 200), sweeps.best_within(summary, 50)) == (0.7, None)
+
+
+def test_bench_of_defaults_draws_disjoint_rows_and_reads_both_kinds_of_files(tmp_path: Path) -> None:
+    import defaults
+
+    rated = [f"{i}\t{(-1) ** i * (i % 4) / 1.5:.2f}\tthe text number {i}" for i in range(1000)]
+    (tmp_path / "rated.txt").write_text("\n".join(rated))
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        texts, labels = toy_rows(900, 0)
+        csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
+    kept = list(defaults.table(tmp_path / "rated.txt"))
+    assert len(kept) == 500
+    assert kept[0] == ("the text number 2", "pos")
+    assert {label for text, label in kept if int(text.split()[-1]) % 2} == {"neg"}
+    rows = defaults.draw(str(tmp_path / "table.csv"), 100, seed=1)
+    sizes = {split: len(found) for split, found in rows.texts.items()}
+    assert sizes == {"test": 600, "validation": 10, "train": len(set(texts)) - 610}
+    assert len(set().union(*rows.texts.values())) == sum(sizes.values())
+    assert sum(map(bool, rows.labels["train"])) == 90
+    assert len(rows.labeled[0]) == 100
+    assert dict(zip(texts, labels, strict=True)).items() >= dict(zip(*rows.labeled, strict=True)).items()
+    (found,) = defaults.tfidf(rows, tmp_path)
+    assert found.accuracy > 0.8  # the topics are words
+
+
+def test_bench_of_defaults_counts_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    import defaults
+
+    def cell(labels: int, model: str, accuracy: float, most_gain: float | None = None) -> dict[str, Any]:
+        about = {"set": "a.csv", "labels": labels, "seed": 0, "contender": model.split()[0]}
+        return about | vars(defaults.Found(model, accuracy, 5.0, most_gain))
+
+    cells = [cell(100, "defaults student", 0.8, 0.1), cell(100, "search student", 0.805)]
+    cells += [cell(300, "defaults student", 0.7, -0.02), cell(300, "search student", 0.75), cell(300, "tfidf", 0.5)]
+    defaults.report(cells, Console(width=200))
+    shown = capsys.readouterr().out
+    assert "Within a point of a search of 8: 1 of 2 cells." in shown
+    assert "beyond chance: 1 of 2 cells." in shown
+    assert "tfidf: 5 s, median of 1 cells" in shown
+    assert "80.0 ± 3.2" in shown
+
+
+def test_bench_of_defaults_runs_the_tool_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import defaults
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(defaults, "ENCODER", str(save_tiny(tmp_path / "encoder", "bert", classifier=False)))
+    monkeypatch.setattr(defaults, "TEST_ROWS", 60)
+    monkeypatch.setattr(defaults, "SEARCHED", 2)
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(*toy_rows(200, 0), strict=True)])
+    rows = defaults.draw(str(tmp_path / "table.csv"), 60, seed=0)
+    run = [defaults.CONTENDERS[name](rows, tmp_path / "run") for name in ("before", "search")]
+    found = {one.model: one for models in run for one in models}
+    assert set(found) == {"before teacher", "before student", "before no teacher", "search student"}
+    assert all(0 <= one.accuracy <= 1 and one.seconds > 0 for one in found.values())
+    assert found["before student"].most_gain is not None
