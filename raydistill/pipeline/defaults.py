@@ -20,7 +20,7 @@ from raydistill.pipeline.recipes import teacher_speaks
 TEACHER_STEPS, STUDENT_STEPS = 150, 300
 """Fewer optimizer steps leave a teacher near chance, and a student short of it."""
 FEWEST_EPOCHS, MOST_TEACHER_EPOCHS, MOST_STUDENT_EPOCHS = 3, 30, 20
-FEW_LABELS, FEW_CLASSES = 500, 8
+FEW_LABELS, FEW_CLASSES = 1000, 8
 """A teacher of so many labelled rows is better trained on their pairs; of more classes too few rows of a batch make
 pairs with equal labels."""
 PAIRS_RATE = 0.5

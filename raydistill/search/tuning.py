@@ -126,7 +126,7 @@ class Ending(DriverOnly, tune.Stopper):
 
 def entry_of(result: dict[str, Any]) -> dict[str, Any]:
     """A trial's own words out of what Tune adds to them."""
-    own = ("step", "num_steps", "seconds", "setup_seconds", "validation", "score", "schedule")
+    own = ("step", "num_steps", "seconds", "setup_seconds", "validation", "kept", "score", "schedule")
     return {n: v for n, v in result.items() if n in own or n.startswith(("train/", "validation/"))}
 
 

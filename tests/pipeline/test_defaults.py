@@ -98,6 +98,40 @@ def test_a_trained_head_is_not_trained_again() -> None:
         choose(load_config(pretrained), Facts(**(FACTS | {"has_head": True})))
 
 
+@pytest.mark.parametrize(
+    ("facts", "method"),
+    [
+        ({}, "contrastive"),
+        ({"num_labeled": 1001}, "full"),
+        ({"num_outputs": 9}, "full"),  # in 16 rows hardly any pair has one class
+        ({"kind": "value", "num_outputs": 1}, "full"),
+        ({"kind": "bernoulli"}, "full"),
+        ({"is_foreign": True}, "full"),
+        ({"has_head": True}, "full"),
+    ],
+)
+def test_few_labels_of_few_classes_are_learned_by_pairs(facts: dict[str, Any], method: str) -> None:
+    made = chosen({**BARE, "teacher": {"model": "encoder", "finetune": {}}}, **facts)
+    assert made["teacher.finetune.method"] == method
+    assert made[RATE] == (0.5e-4 if method == "contrastive" else 1e-4)
+    small = {**BARE, "train": {"global_batch_size": 6}}
+    assert chosen(small)["teacher.finetune.method"] == "full"
+
+
+def test_a_length_or_rate_of_ones_own_is_that_of_a_usual_training() -> None:
+    def tuning(**written: Any) -> Any:
+        return load_config({**BARE, "teacher": {"model": "encoder", "finetune": written}}).teacher.finetune
+
+    assert (tuning(learning_rate=1e-3).method, tuning(learning_rate=1e-3).max_attempts) == ("full", 1)
+    assert (tuning(num_epochs=2).method, tuning(num_epochs=2).max_attempts) == ("full", 3)
+    assert tuning(num_epochs=2, method="contrastive").method == "contrastive"
+    assert tuning(learning_rate=1e-3, max_attempts=2).max_attempts == 2
+    assert tuning(learning_rate="auto").method == "auto"
+    assert set(chosen({**BARE, "teacher": {"model": "m", "finetune": {"method": "probe"}}})) == {
+        *("data.max_length", "student.num_layers", STAGE, "stages.distill.learning_rate"),
+    }
+
+
 @pytest.mark.parametrize(("needed", "limit", "length"), [(3, 512, 16), (27, 512, 32), (32, 512, 32), (900, 512, 512)])
 def test_rows_stay_whole_as_far_as_models_go(needed: int, limit: int, length: int) -> None:
     assert chosen(BARE, num_tokens=needed, limit=limit)["data.max_length"] == length
