@@ -27,9 +27,9 @@ class Finetune(Optimization):
     """``full``: all weights, by the task's loss; ``probe``: a linear head on the mean of the frozen states, in seconds;
     ``contrastive``: rows with the same label are drawn together, then such a head. ``auto``: by the number of
     labels; ``full`` with a length or learning rate of your own."""
-    max_attempts: int = Field(default=3, ge=1)
+    max_attempts: int | None = Field(default=None, ge=1)
     """A ``full`` training that learns nothing is begun again, with another order of the rows and half the learning
-    rate, until there were so many. By default once with a learning rate of your own."""
+    rate, until there were so many. By default 3, and 1 with a learning rate of your own."""
 
     metric: str | None = None
     """Validation metric that picks the teacher's best epoch; by default one of its soft targets (log loss, RMSE): they

@@ -110,10 +110,9 @@ def with_method(data: dict[str, Any]) -> dict[str, Any]:
     finetune = teacher.get("finetune") if isinstance(teacher, dict) else None
     if not isinstance(teacher, dict) or not isinstance(finetune, dict):
         return data
-    written = {name for name in ("num_epochs", "learning_rate") if finetune.get(name, "auto") != "auto"}
-    attempts = {"max_attempts": 1} if "learning_rate" in written else {}
-    method = {"method": "full"} if written and finetune.get("method", "auto") == "auto" else {}
-    return {**data, "teacher": {**teacher, "finetune": {**attempts, **finetune, **method}}}
+    is_written = any(finetune.get(name, "auto") != "auto" for name in ("num_epochs", "learning_rate"))
+    method = {"method": "full"} if is_written and finetune.get("method", "auto") == "auto" else {}
+    return {**data, "teacher": {**teacher, "finetune": {**finetune, **method}}}
 
 
 def with_stages(data: dict[str, Any]) -> dict[str, Any]:

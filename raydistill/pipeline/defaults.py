@@ -25,6 +25,7 @@ FEW_LABELS, FEW_CLASSES = 1000, 8
 pairs with equal labels."""
 PAIRS_RATE = 0.5
 """Of the usual learning rate, for pairs of rows."""
+MAX_ATTEMPTS = 3
 FEWEST_TOKENS, MULTIPLE = 16, 8
 RATES = ((768, 1e-4), (1024, 5e-5))
 """Learning rate of an encoder narrower than so many hidden units."""
@@ -111,6 +112,9 @@ def finetune_choices(settings: Any, facts: Facts, batch: int) -> list[Choice]:
         found.append(Choice(f"{section}.method", method, why))
     if method == "probe":
         return found
+    is_open = getattr(settings, "learning_rate", "auto") == "auto"
+    if method == "full" and is_open and getattr(settings, "max_attempts", None) is None:
+        found.append(Choice(f"{section}.max_attempts", MAX_ATTEMPTS, "its learning rate is open"))
     rate = facts.rate * (PAIRS_RATE if method == "contrastive" else 1.0)
     steps = (ceil(max(facts.num_labeled, 1) / batch), TEACHER_STEPS, MOST_TEACHER_EPOCHS)
     return found + training_choices(section, settings, steps, rate, facts.width)

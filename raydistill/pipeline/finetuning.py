@@ -50,7 +50,7 @@ def tune(context: Context, folder: Path, settings: Finetune) -> Tuned:
 def full(context: Context, folder: Path, settings: Finetune) -> Tuned:
     """Train all of it on the task's loss; once more, with another order and half the rate, where it learns nothing."""
     floor = LEARNED * constant_loss(context.task, context.rows["train"].targets)
-    metric, attempts = settings.metric or context.config.task.teacher_metric, settings.max_attempts
+    metric, attempts = settings.metric or context.config.task.teacher_metric, settings.max_attempts or 1
     for attempt in range(attempts):
         seed, rate = context.config.seed + attempt, known(settings.learning_rate) / 2**attempt
         name = "finetune" if attempt == 0 else f"attempt{attempt + 1}"

@@ -88,7 +88,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         console.print(f"recorded   {escape(signal)} of the teacher: {about}{size:,} bytes")
     chance = "the run goes on" if teacher["allow_chance"] else "the run ends after it"
     console.print(
-        f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}; no better than guessing: {chance}"
+        f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}; if no better than guessing, {chance}"
     )
     layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
     shape = f"{student['num_layers']} layers, width {student['hidden_size']}, {student['num_heads']} heads"
