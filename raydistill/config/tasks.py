@@ -42,7 +42,7 @@ class TextClassification(TaskSection):
     """One class a row."""
 
     kind = "categorical"
-    metrics = ("accuracy", "macro_f1", "auc", "mcc", "log_loss", "calibration_error")
+    metrics = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "auc", "mcc", "log_loss", "calibration_error")
     tuning_metrics = ("accuracy", "macro_f1", "mcc", "log_loss")
     teacher_metric = "log_loss"
 
@@ -69,8 +69,8 @@ class MultiLabelClassification(TaskSection):
     """Any number of labels a row, also none."""
 
     kind = "bernoulli"
-    metrics = ("micro_f1", "macro_f1", "exact_match", "auc", "log_loss")
-    tuning_metrics = metrics
+    metrics = ("micro_f1", "micro_precision", "micro_recall", "macro_f1", "exact_match", "auc", "log_loss")
+    tuning_metrics = ("micro_f1", "macro_f1", "exact_match", "auc", "log_loss")
     teacher_metric = "log_loss"
 
     type: Literal["multi_label_classification"] = "multi_label_classification"

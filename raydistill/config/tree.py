@@ -34,6 +34,9 @@ class Evaluate(Section):
         False
     )
     """Also train the student without a teacher: labels only, the same number of steps."""
+    tfidf: bool = True
+    """Also fit a linear model on TF-IDF of one and two words to the labelled rows, in seconds, where the task has one:
+    what a transformer has to be better than."""
     metric: str | None = None
     """Validation metric that picks the best epoch; by default the task's first, or macro F1 where most rows are of one
     class."""

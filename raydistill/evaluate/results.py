@@ -18,12 +18,14 @@ data                {num_rows: {split: rows}, labeled: {split: labelled rows}, p
 bootstrap           {samples, level}: resampling by example behind low and high, see ``evaluate.intervals``
 student, teacher    a model, below
 baseline            a model, and its ``steps`` and ``start``: the same student trained without a teacher; or null
+tfidf               a model, without path, latency and throughput, and its ``model``, in words, and ``num_rows``, the
+                    labelled rows that it was fitted to: a linear model on TF-IDF of one and two words; or null
 champion            a model, and its registry ``version``; or null
 retention           student ÷ teacher on test: {metric: value} of those for which that makes sense; null where the
                     teacher's is <= 0
 agreement           how far student and teacher say the same on test rows, labelled or not; 1 where they always do
-differences         {student_minus_teacher, student_minus_baseline, student_minus_champion}: each null or
-                    {metric: {value, low, high}} on test, paired
+differences         {student_minus_teacher, student_minus_baseline, student_minus_tfidf, student_minus_champion}: each
+                    null or {metric: {value, low, high}} on test, paired
 ratios              student ÷ teacher: {num_parameters, bytes, latency_p50, throughput}
 seconds             {phase: seconds}
 reused              names of the artefacts that were there already
@@ -82,6 +84,7 @@ from raydistill.tasks.base import Task
 from raydistill.tasks.targets import Array, Targets
 
 SCHEMA = 2
+MODELS = ("teacher", "student", "baseline", "tfidf", "champion")
 MAX_CURVE_POINTS = 400
 
 
@@ -99,7 +102,7 @@ class SplitRows:
 class ModelOutcome:
     """What was measured of one model."""
 
-    path: str
+    path: str | None
     num_parameters: int
     num_bytes: int
     task: Task
@@ -113,7 +116,7 @@ class ModelOutcome:
     latency_by_shape: Sequence[Mapping[str, Any]] | None = None
     """As ``evaluate.latency.measure_shapes`` returns it."""
     more: Mapping[str, Any] = field(default_factory=dict)
-    """``steps`` and ``start`` of a baseline, ``version`` of a champion."""
+    """``steps`` and ``start`` of a baseline, ``model`` and ``num_rows`` of one on TF-IDF, ``version`` of a champion."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class RunMeasurements:
     teacher: ModelOutcome
     student: ModelOutcome
     baseline: ModelOutcome | None = None
+    tfidf: ModelOutcome | None = None
     champion: ModelOutcome | None = None
     run_id: str | None = None
     model_version: int | None = None
@@ -151,7 +155,7 @@ class RunMeasurements:
 
 def build_results(outcome: RunMeasurements) -> dict[str, Any]:
     """The content of results.json, in strict JSON types. Raises DataError or ModelError as ``Scoreboard``."""
-    named = {name: getattr(outcome, name) for name in ("teacher", "student", "baseline", "champion")}
+    named = {name: getattr(outcome, name) for name in MODELS}
     models: dict[str, ModelOutcome] = {name: model for name, model in named.items() if model is not None}
     validated = {name: model.validation for name, model in models.items() if model.validation is not None}
     validation = _scoreboard(outcome, outcome.validation, validated)
@@ -178,7 +182,8 @@ def build_results(outcome: RunMeasurements) -> dict[str, Any]:
         "agreement": sections["student"]["agreement"],
         "differences": {
             f"student_minus_{other}": test.differences(other, "student") if other in models else None
-            for other in ("teacher", "baseline", "champion")
+            for other in MODELS
+            if other != "student"
         },
         "ratios": _ratios(sections["student"], sections["teacher"]),
         "seconds": dict(outcome.seconds),

@@ -24,7 +24,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         third = f"The teacher itself is {guessing}, so there is little to learn from it: {teacher['chance']['why']}."
     else:
         third = _kept(results)
-    return " ".join(s for s in (_gain(results), _gate(results), third, _against_champion(results)) if s)
+    told = (_gain(results), _against_words(results), _gate(results), third, _against_champion(results))
+    return " ".join(s for s in told if s)
 
 
 def _gate(results: Mapping[str, Any]) -> str:
@@ -95,6 +96,20 @@ def _gain(results: Mapping[str, Any]) -> str:
     if found["high"] < 0:
         return f"The teacher does harm here: {reached}."
     return f"The teacher brings no measurable gain: {reached}."
+
+
+def _against_words(results: Mapping[str, Any]) -> str:
+    """Said where a linear model on words does as well as the student, as far as the test rows can tell."""
+    words = results.get("tfidf")
+    if words is None:
+        return ""
+    name, about = _main(results)
+    difference = results["differences"]["student_minus_tfidf"][name]
+    found = gain(name, difference)
+    reached = f"{about.words} {about.said(words['test'][name]['value'])} ({_interval(about, difference)})"
+    if found["high"] < 0:
+        return f"A linear model on TF-IDF is better than the student: {reached}."
+    return "" if found["low"] > 0 else f"A linear model on TF-IDF does as well as the student: {reached}."
 
 
 def _against_champion(results: Mapping[str, Any]) -> str:

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from raydistill.tracking.runs import RunRef
 
 
-def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Clock) -> dict[str, Any]:
-    """Turn the stored predictions and measurements into ``results.json``."""
+def assemble(
+    prepared: Prepared, ref: RunRef, outcome: PhaseResults, tfidf: ModelOutcome | None, clock: Clock
+) -> dict[str, Any]:
+    """Turn the stored predictions and measurements into ``results.json``; ``tfidf``: of ``tfidf_outcome``."""
     config, folder = prepared.config, outcome.evaluation.local()
     validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
     about = json.loads((folder / "models.json").read_text())
@@ -63,6 +65,7 @@ def assemble(prepared: Prepared, ref: RunRef, outcome: PhaseResults, clock: Cloc
         teacher=models["teacher"],
         student=models["student"],
         baseline=models.get("baseline"),
+        tfidf=tfidf,
         champion=champion,
         run_id=ref.run_id,
         num_rows={split: counts.rows for split, counts in splits.items()},

@@ -19,6 +19,7 @@ from raydistill.evaluate.results import SCHEMA
 from raydistill.pipeline.assembly import assemble
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
 from raydistill.pipeline.stopping import Stop, stoppable
+from raydistill.pipeline.tfidf import tfidf_outcome
 from raydistill.storage.board import Show
 from raydistill.storage.garbage import refer, referred
 from raydistill.storage.locks import lock
@@ -65,6 +66,7 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
     owner = take_over(prepared)
     store.result()
     with tracked(prepared) as ref:
+        tfidf = tfidf_outcome(prepared, clock, show)
         stop.is_obeyed = True
         outcome = run_phases_somewhere(prepared.job(owner, ref), stop, show)
         stop.is_obeyed = False
@@ -74,7 +76,7 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
                 drain(ref, metrics)  # what the writer could not send while the tracking server was away
             if not storage.is_local:
                 drain_histories(ref, outcome)
-            results = assemble(prepared, ref, outcome, clock)
+            results = assemble(prepared, ref, outcome, tfidf, clock)
             results = publish(prepared, ref, outcome, results)
     results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
     storage.write_json(results, *parts, "results.json")
@@ -219,7 +221,7 @@ def locate_models(prepared: Prepared, results: dict[str, Any]) -> bool:
     """Whether the models of ``results`` are still in storage; their paths are set to where this node has them."""
     for artifact in referred(prepared.storage, prepared.run_key):
         model = results.get(artifact.kind) or {}  # of a student, teacher or baseline
-        if artifact.key in model.get("path", ""):
+        if artifact.key in (model.get("path") or ""):
             if not artifact.exists():
                 return False
             model["path"] = str(artifact.local() / "model")

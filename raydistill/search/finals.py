@@ -13,6 +13,7 @@ from raydistill.pipeline.context import Context
 from raydistill.pipeline.distill import publish, take_over
 from raydistill.pipeline.phases import PhaseResults, run_phases
 from raydistill.pipeline.prepare import Clock, Prepared, run_key
+from raydistill.pipeline.tfidf import tfidf_outcome
 from raydistill.pipeline.worker import run_workers
 from raydistill.search.children import adopt
 from raydistill.search.front import finalists
@@ -123,7 +124,8 @@ class Choice:
         """Results and registered version of the winner, as after ``distill``."""
         if self.closing is None:
             return None
-        results = assemble(self.won, self.won_ref, self.closing.outcome, clock)
+        tfidf = tfidf_outcome(self.won, clock, self.show)
+        results = assemble(self.won, self.won_ref, self.closing.outcome, tfidf, clock)
         results = publish(self.won, self.won_ref, self.closing.outcome, results)
         results["seconds"] |= {"total": clock.total()}
         self.won.storage.write_json(results, "runs", self.won.run_key, "results.json")

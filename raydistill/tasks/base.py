@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raydistill.config.losses import Kind
 from raydistill.config.tasks import TaskSection
 from raydistill.models.head import Head
+from raydistill.tasks.linear import Linear
 from raydistill.tasks.scores import Scores
 from raydistill.tasks.targets import Array, Targets
 
@@ -63,6 +64,8 @@ class Task(ABC):
     """What a model at the floor is called: ``no better than guessing the most frequent class``."""
     strata_words: ClassVar[str]
     """What ``strata`` are called, in the plural."""
+    linear: ClassVar[str] = ""
+    """What ``fit_linear`` fits, in words; empty where no linear model on words is a rival."""
     is_fitted: ClassVar[bool] = False
     """Whether ``fitted`` chooses anything."""
     outputs: tuple[str, ...]
@@ -152,6 +155,10 @@ class Task(ABC):
     @abstractmethod
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The task's own loss of labelled rows, outputs (B, C) against targets (B, …): (B,), float32."""
+
+    def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
+        """A linear model of sparse features (N, F), fitted to targets (N, …): see ``tasks.linear``."""
+        raise NotImplementedError(f"{self.type} has no linear model")
 
     # scoring
 

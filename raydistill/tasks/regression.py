@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from raydistill.config import tasks as config
 from raydistill.errors import DataError
 from raydistill.tasks.base import Read, Task
+from raydistill.tasks.linear import Linear, fit_numbers
 from raydistill.tasks.scores import Floor, Scores, fit_rows
 from raydistill.tasks.statistics import weighted_pearson, weighted_ranks
 from raydistill.tasks.targets import Array, Targets, decoded, is_string, none_if_empty
@@ -40,6 +41,7 @@ class TextRegression(Task):
     limit = "It gives every row a number, also a row of which that makes no sense."
     guessing = "no better than always answering the mean"
     strata_words = "ranges of the target"
+    linear = "ridge regression"
 
     def __init__(self, center: float = 0.0, scale: float = 1.0, outputs: Sequence[str] = ("value",)) -> None:
         self.outputs, self.output_scale = tuple(outputs), (center, scale)
@@ -119,6 +121,9 @@ class TextRegression(Task):
         """Squared error in standard units."""
         center, scale = self.output_scale
         return (outputs.float()[:, 0] - (targets - center).float() / scale).square()
+
+    def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
+        return fit_numbers(features, targets, strength)
 
     def scores(self, outputs: Array, targets: Array) -> RegressionScores:
         return RegressionScores(outputs, targets)

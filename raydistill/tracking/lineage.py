@@ -116,7 +116,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
     """The headline and every other number of ``results.json`` by path, for example ``teacher/test/accuracy``; the
     student's have no prefix, as its curves have none."""
     models = {}
-    for name in ("student", "teacher", "baseline", "champion"):
+    for name in ("student", "teacher", "baseline", "tfidf", "champion"):
         model = results.get(name) or {}
         models[name] = {part: model.get(part) for part in MODEL_FIGURES}
         # of the weights that were kept; "<name>/validation/…" is the curve over the steps

@@ -16,7 +16,7 @@ from rich.console import Console
 from raydistill.cli.show.labels import print_labels
 from raydistill.cli.show.results import print_next_steps, print_results
 from raydistill.evaluate.intervals import intervals
-from raydistill.evaluate.results import SplitRows, build_results
+from raydistill.evaluate.results import RunMeasurements, SplitRows, build_results
 from raydistill.evaluate.scoreboard import Scoreboard
 from raydistill.evaluate.verdict import verdict as verdict_of
 from raydistill.tasks import task_of
@@ -140,9 +140,53 @@ def test_champion_has_a_column_of_its_own() -> None:
     text = printed(results)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    assert "version 12" in text
+    assert [line.split() for line in text.splitlines() if line.endswith(" 12")]
     assert "from the weights before fine-tuning" in " ".join(text.split())
     assert "the student is better" in text
+
+
+def with_words(run: RunMeasurements, strength: float) -> RunMeasurements:
+    """With a linear model on TF-IDF that knows so much."""
+    words = outcome(baseline=strength).baseline
+    more = {"model": "logistic regression", "num_rows": 150}
+    return replace(run, tfidf=replace(words, path=None, latency=None, more=more))
+
+
+def test_the_linear_model_has_a_column_of_its_own() -> None:
+    run = with_words(outcome(), 1.6)
+    results = build_results(run)
+    assert results["tfidf"]["test"] == results["baseline"]["test"]  # of the same outputs
+    assert results["differences"]["student_minus_tfidf"] == results["differences"]["student_minus_baseline"]
+    assert (results["tfidf"]["path"], results["tfidf"]["throughput"]) == (None, None)
+    both = build_results(replace(run, champion=replace(run.baseline, more={"version": 12})))
+    for found, narrow in ((results, True), (both, True), (build_results(outcome()), False)):
+        text = printed(found)
+        assert max(map(len, text.splitlines())) <= 80
+        assert "…" not in text
+        assert ("without teacher" in text) != narrow
+    value, low, high = (f"{100 * results['tfidf']['test']['accuracy'][key]:.1f}" for key in ("value", "low", "high"))
+    lines = printed(both).splitlines()
+    row = next(i for i, line in enumerate(lines) if line.startswith("accuracy, %"))
+    assert lines[row].split()[-2:] == [value, value]
+    assert lines[row + 1].split()[-2:] == [f"[{low},"] * 2
+    assert lines[row + 2].split()[-2:] == [f"{high}]"] * 2
+    prose = " ".join(printed(both).split())
+    assert "logistic regression on words and pairs of words, fitted to 150 labelled rows." in prose
+    assert "macro precision, %" in printed(both)
+
+
+@pytest.mark.parametrize(("strength", "said"), [(1.6, None), (2.3, "does as well as"), (3.2, "is better than")])
+def test_the_verdict_names_a_linear_model_that_does_as_well(strength: float, said: str | None) -> None:
+    results = build_results(with_words(outcome(), strength))
+    assert ("linear model" in results["verdict"]) == (said is not None)
+    if said is not None:
+        difference = results["differences"]["student_minus_tfidf"]["accuracy"]
+        reached = f"{100 * results['tfidf']['test']['accuracy']['value']:.1f} %"
+        told = f"A linear model on TF-IDF {said} the student: accuracy {reached} (difference"
+        assert told in results["verdict"]
+        assert (difference["high"] < 0) == (said == "is better than")
+    errors = lower_is_better(build_results(replace(regression_outcome(), tfidf=regression_outcome().baseline)))
+    assert "linear model" not in verdict_of(errors)
 
 
 def test_without_baseline_and_latency() -> None:

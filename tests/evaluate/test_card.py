@@ -142,7 +142,8 @@ def test_the_front_matter_is_the_hubs_and_says_what_was_measured() -> None:
     assert result["task"]["type"] == "text-classification"
     assert result["dataset"] == {"name": "owner/news", "type": "owner/news", "split": "test"}
     test = made["student"]["test"]
-    expected = {"accuracy": "accuracy", "f1": "macro_f1", "roc_auc": "auc", "matthews_correlation": "mcc"}
+    expected = {"accuracy": "accuracy", "f1": "macro_f1", "precision": "macro_precision", "recall": "macro_recall"}
+    expected |= {"roc_auc": "auc", "matthews_correlation": "mcc"}
     found = {metric["type"]: metric["value"] for metric in result["metrics"]}
     assert found == {name: test[ours]["value"] for name, ours in expected.items()}
     assert head["metrics"] == list(expected)
@@ -324,14 +325,23 @@ def test_a_card_of_numbers() -> None:
         assert word not in card.replace("text-classification", "").replace("Text Classification", ""), word
 
 
+def test_a_card_names_the_linear_model() -> None:
+    run = outcome()
+    more = {"model": "logistic regression", "num_rows": 150}
+    card = model_card(results(replace(run, tfidf=replace(run.baseline, path=None, latency=None, more=more))))
+    check_structure(card)
+    assert "TF-IDF, linear" in card
+    assert "TF-IDF, linear: logistic regression on 150 labelled rows." in card
+
+
 def test_a_card_of_several_labels_a_row() -> None:
     made = results(multi_label_outcome(), task={"type": "multi_label_classification"})
     card = model_card(made)
     check_structure(card)
     head = front_matter(card)
-    assert head["metrics"] == ["f1", "exact_match", "roc_auc"]
+    assert head["metrics"] == ["f1", "precision", "recall", "exact_match", "roc_auc"]
     averages = [one["args"]["average"] for one in head["model-index"][0]["results"][0]["metrics"] if "args" in one]
-    assert averages == ["micro", "macro"]
+    assert averages == ["micro", "micro", "micro", "macro"]
     assert "top_k=None" in card
     assert "the thresholds are in config.json" in card
     assert "It knows no other labels than these: label 0, label 1, label 2, label 3." in card

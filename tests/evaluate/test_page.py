@@ -83,6 +83,21 @@ def test_the_glossary_tells_the_page_s_own_terms(report: Path, results: dict[str
         assert f"{term} {TERMS[term]}" in glossary
 
 
+def test_a_linear_model_is_beside_them() -> None:
+    made = outcome()
+    more = {"model": "logistic regression", "num_rows": 150}
+    results = make_results(made=replace(made, tfidf=replace(made.baseline, path=None, latency=None, more=more)))
+    contenders = run.run_contenders(results)
+    assert [one.name for one in contenders] == ["teacher", "student", "baseline", "tfidf"]
+    page = run.page_text(results)
+    assert "logistic regression on 150 labelled rows" in Tags(page).text
+    assert "TF-IDF, linear, error" in " ".join(traces(figures_of(page)["reliability"]))
+    lead = run.relation_rows(results, contenders)[-1].cells
+    assert (lead[3].text, lead[3].detail) == (lead[2].text, lead[2].detail)
+    costs = {row.label: row.cells[3].text for row in comparison.cost_rows(contenders)}
+    assert costs["rows a second"] == "–"
+
+
 def test_table_has_every_model_s_own_numbers(results: dict[str, Any]) -> None:
     contenders = run.run_contenders(results)
     assert [one.name for one in contenders] == ["teacher", "student", "baseline"]
@@ -303,8 +318,8 @@ def test_a_page_of_several_labels_a_row(tmp_path: Path) -> None:
     results = make_results(made=multi_label_outcome())
     page = write(results, tmp_path)
     said, figures = Tags(page).text, figures_of(page)
-    shown = ["micro F1", "macro F1", "all labels right"]
-    assert [name.partition(",")[0] for name in table_of(page)[:3]] == shown
+    shown = ["micro F1", "micro precision", "micro recall", "macro F1", "all labels right"]
+    assert [name.partition(",")[0] for name in table_of(page)[:5]] == shown
     assert set(figures) == {"losses", "validation", "speed-batch", "speed-length"}
     assert '<section id="confusion"' not in page
     entry = results["student"]["per_class"][1]

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from kit.browser import figures_of
 from kit.finished import NUMBERS, TAGS, WRITERS
 from kit.toy import toy_config
 from rich.console import Console
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from raydistill.cli.show.results import print_found
 from raydistill.config.loading import load_config
@@ -78,13 +81,46 @@ def test_disagreements_have_the_texts_of_their_rows(toy_run: tuple[dict[str, Any
             assert row[name]["answer"] == results["labels"][logits[name][row["row"]].argmax()]
 
 
+def test_a_linear_model_is_fitted_to_what_the_models_read(toy_run: tuple[dict[str, Any], Storage, str]) -> None:
+    """Against scikit-learn on the prepared texts, which are short enough to be whole."""
+    results, storage, key = toy_run
+    made = dict(name.split("/") for name in storage.read_json("runs", key, "run.json")["artifacts"])
+    parts = {split: prepared_part(storage, made["data"], split) for split in ("train", "validation", "test")}
+    known = parts["train"][1] >= 0
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\b\w+\b")
+    features = words.fit_transform(np.array(parts["train"][0])[known])
+    reached = []
+    for strength in (1.0, 10.0, 100.0):
+        judge = LogisticRegression(C=strength).fit(features, parts["train"][1][known])
+        right = {
+            split: (judge.predict(words.transform(texts)) == labels).mean() for split, (texts, labels) in parts.items()
+        }
+        reached.append((right["validation"], right["test"]))
+    found = results["tfidf"]
+    assert (found["validation"]["accuracy"]["value"], found["test"]["accuracy"]["value"]) == pytest.approx(
+        max(reached, key=lambda pair: pair[0]), rel=1e-5
+    )
+    assert (found["num_rows"], found["model"]) == (60, "logistic regression")
+    assert found["num_parameters"] == 3 * (len(words.vocabulary_) + 1)
+    assert made["tfidf"] in storage.list("tfidf")
+
+
+def prepared_part(storage: Storage, key: str, split: str) -> tuple[list[str], np.ndarray]:
+    """Texts and class ids of a prepared split, -1 without a label."""
+    with pa.memory_map(str(Artifact(storage, "data", key).local() / f"{split}.arrow")) as file:
+        table = pa.ipc.open_file(file).read_all()
+    return table["text"].to_pylist(), table["target"].fill_null(-1).to_numpy()
+
+
 def test_a_page_that_cannot_be_drawn_loses_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_run: tuple[dict[str, Any], Storage, str]
 ) -> None:
-    config = load_config(toy_config(tmp_path, evaluate__baseline=False, teacher__finetune__num_epochs=1))
+    without = {"evaluate__baseline": False, "evaluate__tfidf": False}
+    config = load_config(toy_config(tmp_path, teacher__finetune__num_epochs=1, **without))
     monkeypatch.setattr(run, "page_text", lambda results: results["no such field"])
     results = distill(config)
     assert results["report"] is None
+    assert results["tfidf"] is results["differences"]["student_minus_tfidf"] is None
     assert results["notes"][-1] == "The report was not drawn: KeyError: 'no such field'"
     assert results["model_version"] == 1
     assert distill(config)["reused"] == ["run"]
@@ -165,3 +201,5 @@ def test_a_champion_of_other_tasks_is_compared_on_the_same_rows(other_run: tuple
     for part in ("per_class", "scatter"):
         assert champion.get(part) == first["student"].get(part)
     assert "The champion reaches" in second["verdict"]
+    assert second["tfidf"]["test"] == first["tfidf"]["test"]
+    assert len(storage.list("tfidf")) == 1

@@ -215,10 +215,10 @@ def test_a_run_that_waits_for_its_workers_keeps_what_it_needs(base, monkeypatch)
     monkeypatch.undo()
     old, new = waited
     assert old == referred_before
-    assert [name.split("/")[0] for name in new["artifacts"]] == ["data", "tokens"]
+    assert [name.split("/")[0] for name in new["artifacts"]] == ["data", "tfidf", "tokens"]
     kept = keys_by_kind(base.storage)
     assert all(before[kind] <= kept[kind] for kind in before)
-    assert {name.split("/")[1] for name in new["artifacts"]} <= kept["data"] | kept["tokens"]
+    assert {name.split("/")[1] for name in new["artifacts"]} <= kept["data"] | kept["tokens"] | kept["tfidf"]
     assert run(base.folder, **BASE).spy.num_steps == {}
 
 
@@ -257,7 +257,7 @@ def test_results_are_strict_json(base, other):
     for name in ("student", "teacher", "baseline"):
         value = kept.tasks[name].scores(kept.outputs[name], kept.targets.values).values["accuracy"]
         assert stored[name]["test"]["accuracy"]["value"] == pytest.approx(value, rel=1e-5)
-    phases = {"prepare", "teacher", "record", "train", "baseline", "evaluate", "register", "total"}
+    phases = {"prepare", "teacher", "record", "train", "baseline", "tfidf", "evaluate", "register", "total"}
     assert set(stored["seconds"]) >= phases
     assert base.results["reused"] == []
 

@@ -19,21 +19,23 @@ if TYPE_CHECKING:
     from raydistill.config.tree import Config
 
 Model = Mapping[str, Any]
-MODELS = ("teacher", "student", "baseline", "champion")
+MODELS = ("teacher", "student", "baseline", "tfidf", "champion")
 ABSENT = "-"
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """Rows are metrics, columns the models of results.json that are there; fits 80 columns with all four."""
+    """Rows are metrics, columns the models of results.json that are there; fits 80 columns with all five."""
     from rich import box
     from rich.table import Table
 
-    models: dict[str, Model] = {name: results[name] for name in MODELS if results[name] is not None}
+    models: dict[str, Model] = {name: found for name in MODELS if (found := results.get(name)) is not None}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("test", no_wrap=True)
     for name, model in models.items():
         style = "bold" if name == "student" else None
-        table.add_column(_heading(name, model), justify="right", style=style, no_wrap=True, vertical="bottom")
+        heading = _heading(name, model)
+        heading = heading.replace(" ", "\n") if len(models) > 3 else heading
+        table.add_column(heading, justify="right", style=style, no_wrap=True, vertical="bottom")
     for label, cells in _rows(models, results).items():
         table.add_row(label, *cells, style="dim" if label.startswith(" ") else None)
     return table
@@ -53,6 +55,8 @@ def _heading(name: str, model: Model) -> str:
     if name == "baseline":
         steps = f"{model['steps']:,} steps" if model["steps"] is not None else "steps unknown"
         return f"without teacher\n{steps}"
+    if name == "tfidf":
+        return "TF-IDF,\nlinear"
     if name == "champion" and model["version"] is not None:
         return f"champion\nversion {model['version']}"
     return name
@@ -65,7 +69,8 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, 
     main, *others = task["metrics"]
     about, teacher = metric(main), results["teacher"]["test"][main]["value"]
     rows = {about.title: [_reached(m, main) for m in models.values()]}
-    rows["  95 % interval"] = [_bounds(about, m["test"][main]) for m in models.values()]
+    between = ",\n" if len(models) > 3 else ", "
+    rows["  95 % interval"] = [_bounds(about, m["test"][main], between) for m in models.values()]
     for name in others:
         values = [m["test"][name]["value"] for m in models.values()]
         rows[metric(name).title] = [ABSENT if v is None else metric(name).text(v) for v in values]
@@ -91,8 +96,8 @@ def _reached(model: Model, main: str) -> str:
     return f"* {value}" if model["chance"]["at_chance"] else value
 
 
-def _bounds(about: Metric, interval: Mapping[str, float]) -> str:
-    return f"[{about.text(interval['low'])}, {about.text(interval['high'])}]"
+def _bounds(about: Metric, interval: Mapping[str, float], between: str) -> str:
+    return f"[{about.text(interval['low'])}{between}{about.text(interval['high'])}]"
 
 
 def _latency(model: Model, quantile: str) -> str:
@@ -111,7 +116,9 @@ def conditions(results: Mapping[str, Any]) -> str:
     if baseline := results["baseline"]:
         start = BASELINE_STARTS.get(baseline["start"], "weights not known")
         text += f" Without teacher: trained on labels alone, from {start}."
-    if any(m and m["chance"]["at_chance"] for m in (results[name] for name in MODELS)):
+    if words := results.get("tfidf"):
+        text += f" TF-IDF: {words['model']} on words and pairs of words, fitted to {words['num_rows']:,} labelled rows."
+    if any(m and m["chance"]["at_chance"] for m in map(results.get, MODELS)):
         text += f" *: {results['task']['guessing']}."
     setting = next(
         (m["latency_setting"] for m in (results["student"], results["teacher"]) if m["latency_setting"]), None

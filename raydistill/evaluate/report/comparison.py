@@ -11,11 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, Picture, draw
+from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, Picture, draw
 from raydistill.evaluate.report.scales import ABSENT, cut_middle, scale
 
-TITLES = {"teacher": "teacher", "student": "student", "baseline": "without teacher", "champion": "champion"}
-COLORS = {"teacher": GREY, "student": BLUE, "challenger": BLUE, "baseline": ORANGE, "champion": GREEN}
+TITLES = {
+    "teacher": "teacher",
+    "student": "student",
+    "baseline": "without teacher",
+    "tfidf": "TF-IDF, linear",
+    "champion": "champion",
+}
+COLORS = {
+    "teacher": GREY,
+    "student": BLUE,
+    "challenger": BLUE,
+    "baseline": ORANGE,
+    "tfidf": PURPLE,
+    "champion": GREEN,
+}
 COSTS = ("num_parameters", "bytes", "p50", "p95", "throughput")
 MAX_NUMBERED = 10  # classes up to which a cell of a confusion matrix has room for its number
 MAX_CLASSES = 40  # that a confusion matrix shows

@@ -37,6 +37,7 @@ TIMES = {
     "train": "student",
     "baseline": "the same without a teacher",
     "evaluate": "evaluation",
+    "tfidf": "linear model on TF-IDF",
     "register": "registry",
     "total": "in all",
 }
@@ -91,10 +92,10 @@ def page_text(results: Mapping[str, Any]) -> str:
 
 def terms(results: Mapping[str, Any]) -> list[str]:
     """What the glossary tells: the page's terms, those of models and latency where they are there."""
-    more = {"baseline": "without teacher", "champion": "champion"}
+    more = {"baseline": "without teacher", "tfidf": "TF-IDF", "champion": "champion"}
     found = [*TERMS, *(metric(name).words for name in results["task"]["metrics"])]
     found += LABEL_TERMS if results["student"].get("per_class") else ()
-    found += [term for name, term in more.items() if results[name]]
+    found += [term for name, term in more.items() if results.get(name)]
     return [*found, "latency p50"] if results["student"]["latency_ms"] else found
 
 
@@ -131,7 +132,7 @@ def registered_code(results: Mapping[str, Any]) -> str | None:
 
 def run_contenders(results: Mapping[str, Any]) -> list[Contender]:
     """The models that are there, the teacher first."""
-    names = [name for name in TITLES if results[name]]
+    names = [name for name in TITLES if results.get(name)]
     return [
         Contender(
             name,
@@ -149,6 +150,8 @@ def note(name: str, model: Mapping[str, Any], guessing: str) -> str:
     said = []
     if name == "baseline":
         said += [f"{model['steps']:,} steps", f"starts from {BASELINE_STARTS[model['start']]}"]
+    if name == "tfidf":
+        said.append(f"{model['model']} on {model['num_rows']:,} labelled rows")
     if name == "champion":
         said.append(f"version {model['version']}")
     if model["chance"]["at_chance"]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from raydistill.config import tasks as config
 from raydistill.errors import ConfigError, DataError, did_you_mean
 from raydistill.tasks.base import Read, Task
+from raydistill.tasks.linear import Linear, fit_labels
 from raydistill.tasks.multi_label.scoring import LabelScores, best_threshold, probabilities
 from raydistill.tasks.targets import Array, Targets, decoded, is_string, shown
 from raydistill.tasks.text_classification.classes import class_summary, look_alikes
@@ -38,6 +39,7 @@ class MultiLabelClassification(Task):
     limit = "It knows no other labels than these: {names}."
     guessing = "no better than always giving the same labels"
     strata_words = "labels"
+    linear = "logistic regression"
     is_fitted = True
 
     def __init__(self, outputs: Sequence[str], thresholds: Sequence[float] | None = None) -> None:
@@ -152,6 +154,9 @@ class MultiLabelClassification(Task):
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         return binary_cross_entropy_with_logits(outputs.float(), targets.float(), reduction="none").mean(-1)
+
+    def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
+        return fit_labels(features, targets, strength)
 
     def scores(self, outputs: Array, targets: Array) -> LabelScores:
         return LabelScores(outputs, targets, self)

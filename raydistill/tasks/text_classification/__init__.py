@@ -11,6 +11,7 @@ import pyarrow as pa
 from raydistill.config import tasks as config
 from raydistill.errors import DataError
 from raydistill.tasks.base import Read, Task
+from raydistill.tasks.linear import Linear, fit_classes
 from raydistill.tasks.targets import Array, Targets
 from raydistill.tasks.text_classification import reading, scoring
 from raydistill.tasks.text_classification.classes import class_summary
@@ -40,6 +41,7 @@ class TextClassification(Task):
     limit = "It gives every row exactly one of these classes, also a row that belongs to none: {names}."
     guessing = "no better than guessing the most frequent class"
     strata_words = "classes"
+    linear = "logistic regression"
 
     def __init__(self, outputs: Sequence[str]) -> None:
         self.outputs = tuple(outputs)
@@ -109,6 +111,9 @@ class TextClassification(Task):
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(outputs.float(), targets, reduction="none")
+
+    def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
+        return fit_classes(features, targets, len(self.outputs), strength)
 
     def scores(self, outputs: Array, targets: Array) -> scoring.ClassScores:
         return scoring.ClassScores(outputs, targets, self.outputs)
