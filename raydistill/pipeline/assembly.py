@@ -13,7 +13,7 @@ from raydistill.evaluate.results import ModelOutcome, RunMeasurements, SplitRows
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import read_config
 from raydistill.models.shape import start_layers
-from raydistill.pipeline.defaults import told
+from raydistill.pipeline.defaults import few_rows, told
 from raydistill.pipeline.recipes import baseline_settings
 from raydistill.pipeline.rivals import find_champion
 from raydistill.pipeline.stages import read_history
@@ -83,7 +83,8 @@ def assemble(
         seed=config.seed,
     )
     busy = busy_note(model.latency for model in models.values())
-    notes = [*prepared.info.notes, *told(prepared.choices), *outcome.notes, *notes, *([busy] if busy else [])]
+    chosen = [*told(prepared.choices), *few_rows(prepared.info.counts["validation"].labeled)]
+    notes = [*prepared.info.notes, *chosen, *outcome.notes, *notes, *([busy] if busy else [])]
     return build_results(measured) | {"notes": notes, "choices": [vars(choice) for choice in prepared.choices]}
 
 

@@ -11,7 +11,7 @@ from kit.toy import toy_config
 
 from raydistill.config.loading import flatten, load_config
 from raydistill.errors import ConfigError
-from raydistill.pipeline.defaults import Facts, choose, told
+from raydistill.pipeline.defaults import FEW_VALIDATION, Facts, choose, few_rows, told
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.plan import make_plan
 
@@ -173,6 +173,8 @@ def test_a_config_of_data_and_teacher_is_the_run_of_the_config_that_says_what_wa
     again = distill(load_config(bare, said))
     assert again["reused"] == ["run"]
     assert (again["run_id"], again["config"]) == (results["run_id"], results["config"])
+    assert few_rows(24)[0] in results["notes"]
+    assert not few_rows(FEW_VALIDATION)
     names = {choice["name"] for choice in planned}
     assert names == {
         *("data.max_length", "student.num_layers", "teacher.finetune", EPOCHS, RATE, STAGE),
