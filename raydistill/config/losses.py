@@ -47,6 +47,13 @@ Weight = Annotated[Annotated[float, Field(ge=0), Tag("value")] | _Scheduled, Dis
 Temperature = Annotated[Annotated[float, Field(gt=0), Tag("value")] | _Scheduled, Discriminator(form_of)]
 
 
+ClassWeights = Annotated[
+    Annotated[Literal["balanced"] | None, Tag("value")]
+    | Annotated[dict[str, Annotated[float, Field(gt=0)]], Tag("section")],
+    Discriminator(form_of),
+]
+
+
 def largest(value: float | Schedule) -> float:
     """The most that a setting ever is."""
     return max(value.start, value.end) if isinstance(value, Schedule) else value
@@ -78,6 +85,14 @@ class TaskLoss(LossSection):
     role: ClassVar[Role] = "task"
 
     type: Literal["task"] = "task"
+    class_weights: ClassWeights = None
+    """Factor of the loss of each class's rows, by its name, 1 for one that is not named; of several labels a row, of
+    the rows that have the label. ``balanced``: so that all classes count as much; their mean over the rows is 1."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a label that is spread over all classes; of several labels a row, over yes and no."""
+
+    def mistakes(self) -> list[Mistake]:
+        return [(("class_weights",), "names no class.")] if self.class_weights == {} else []
 
 
 class ForwardKl(LossSection):

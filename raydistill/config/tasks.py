@@ -23,6 +23,9 @@ class TaskSection(Section):
     teacher_metric: ClassVar[str]
     """Picks a teacher's best epoch: its soft targets have to be good, not only its answers."""
 
+    has_classes: ClassVar[bool] = False
+    """Whether the task's loss takes class weights and label smoothing."""
+
     @property
     def main_metric(self) -> str:
         return self.metrics[0]
@@ -45,6 +48,7 @@ class TextClassification(TaskSection):
     metrics = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "auc", "mcc", "log_loss", "calibration_error")
     tuning_metrics = ("accuracy", "macro_f1", "mcc", "log_loss")
     teacher_metric = "log_loss"
+    has_classes = True
 
     type: Literal["text_classification"] = "text_classification"
     labels: tuple[str, ...] | None = None
@@ -72,6 +76,7 @@ class MultiLabelClassification(TaskSection):
     metrics = ("micro_f1", "micro_precision", "micro_recall", "macro_f1", "exact_match", "auc", "log_loss")
     tuning_metrics = ("micro_f1", "macro_f1", "exact_match", "auc", "log_loss")
     teacher_metric = "log_loss"
+    has_classes = True
 
     type: Literal["multi_label_classification"] = "multi_label_classification"
     labels: tuple[str, ...] | None = None

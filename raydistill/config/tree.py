@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.data import Data
-from raydistill.config.losses import ForwardKl, LayerLossSection
+from raydistill.config.losses import ForwardKl, LayerLossSection, TaskLoss
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
 from raydistill.config.student import Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
@@ -102,6 +102,7 @@ class Config(Section):
             check_teachers,
             check_metrics,
             check_kinds,
+            check_task_losses,
             check_pairs,
         )
         return [mistake for check in checks for mistake in check(self)]
@@ -157,6 +158,19 @@ def check_kinds(config: Config) -> list[Mistake]:
         for stage_name, stage in config.stages.items()
         for name, loss in stage.losses.items()
         if kind not in loss.kinds
+    ]
+
+
+def check_task_losses(config: Config) -> list[Mistake]:
+    """Class weights and label smoothing where there are no classes."""
+    if config.task.has_classes:
+        return []
+    return [
+        (("stages", stage_name, "losses", name, setting), f"{config.task.type} has no classes. Leave it out.")
+        for stage_name, stage in config.stages.items()
+        for name, loss in stage.losses.items()
+        for setting in ("class_weights", "label_smoothing")
+        if isinstance(loss, TaskLoss) and getattr(loss, setting)
     ]
 
 
@@ -231,5 +245,4 @@ def check_teachers(config: Config) -> list[Mistake]:
     return [(("teacher", name), text)]
 
 
-CHECKS = (check_layer_maps, check_baseline, check_exchange, check_teachers, check_metrics, check_kinds, check_pairs)
 STORAGE = "raydistill-storage"

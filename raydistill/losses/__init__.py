@@ -17,7 +17,7 @@ from raydistill.losses.logits import ForwardKl, LogitMse
 from raydistill.losses.task import TaskLoss
 from raydistill.models.layer_map import layer_map
 from raydistill.models.signals import Signal
-from raydistill.tasks import Task
+from raydistill.tasks import Targets, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -44,14 +44,16 @@ def build_losses(
     teacher: PretrainedConfig | None,
     *,
     seed: int,
+    targets: Targets | None = None,
 ) -> Losses:
     """Build the named losses for a student and a teacher of these shapes; projections start from ``seed``.
 
-    ``teacher`` may be None where no term needs one.
+    ``teacher`` may be None where no term needs one. ``targets``: of the training rows, by which classes are balanced;
+    None where losses are only asked what they need.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Losses({name: build_loss(term, task, student, teacher) for name, term in terms.items()})
+        return Losses({name: build_loss(term, task, student, teacher, targets) for name, term in terms.items()})
 
 
 def build_stages(
@@ -74,11 +76,18 @@ def signal_sizes(
     return {signal: signal.num_bytes(teacher, num_rows, num_tokens) for signal in sorted(needs)}
 
 
-def build_loss(term: settings.Loss, task: Task, student: PretrainedConfig, teacher: PretrainedConfig | None) -> Loss:
+def build_loss(
+    term: settings.Loss,
+    task: Task,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    targets: Targets | None = None,
+) -> Loss:
     """Build one loss: the one place that knows every type; others build themselves, see ``Loss.build``."""
     match term:
         case settings.TaskLoss():
-            return TaskLoss(task, term.weight)
+            weights = class_weights(term, task, targets)
+            return TaskLoss(task, term.weight, weights, term.label_smoothing)
         case settings.ForwardKl():
             return ForwardKl(term.weight, term.temperature, task.kind)
         case settings.LogitMse():
@@ -95,3 +104,12 @@ def build_loss(term: settings.Loss, task: Task, student: PretrainedConfig, teach
             assert joined is not None, f"no loss of type {term.type}"
             loss: Loss = joined.build(term, task, student, teacher)
             return loss
+
+
+def class_weights(term: settings.TaskLoss, task: Task, targets: Targets | None) -> torch.Tensor | None:
+    """The weight of each output (C,), float32; None where all rows count alike."""
+    if isinstance(term.class_weights, dict):
+        return torch.tensor([term.class_weights.get(name, 1.0) for name in task.outputs])
+    if term.class_weights is None or targets is None:
+        return None
+    return torch.as_tensor(task.balanced_weights(targets), dtype=torch.float32)

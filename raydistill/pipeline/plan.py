@@ -221,7 +221,8 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     if config.teacher.finetune is not None:
         found.append("The losses were checked with the teacher as it is before its fine-tuning.")
     for name, stage in config.stages.items():
-        losses = build_losses(stage.losses, task, student.config, teacher.config, seed=config.seed)
+        given = (stage.losses, task, student.config, teacher.config)
+        losses = build_losses(*given, seed=config.seed, targets=rows.targets)
         signals = OnlineSignals(teacher, losses.teacher_needs, device)
         found += check_losses(
             name, student, losses, signals, rows, recipes.stage_rows(stage, rows.targets.labeled), device

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
+from raydistill.config.losses import TaskLoss
 from raydistill.config.plugins import registered
 from raydistill.config.section import known
 from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import load_tokenizer, read_texts, tokenize_data
 from raydistill.data.size import Texts, token_needs
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, did_you_mean
 from raydistill.models.checks import has_position_table
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
 from raydistill.models.load import has_head, new_model, read_config
@@ -34,7 +35,7 @@ from raydistill.storage.manifest import recipe_key
 from raydistill.storage.ownership import Owner
 from raydistill.storage.paths import resolve_path
 from raydistill.storage.storage import Storage
-from raydistill.tasks import task_of
+from raydistill.tasks import Task, task_of
 from raydistill.tracking.runs import RunRef
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
 def complete(config: Config, models: Models, info: DataInfo, texts: Texts, source: Path) -> tuple[Config, list[Choice]]:
     """The config with everything chosen that it leaves open; texts are read only where their length is asked for."""
     train, task = info.counts["train"], task_of(info.task)
+    check_class_weights(config, task)
     needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
     facts = Facts(
         has_head=config.teacher.finetune is not None and has_head(source, config.teacher.trust_remote_code),
@@ -106,6 +108,18 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
         metric=task.advised_metric(train.per_class),
     )
     return choose(config, facts)
+
+
+def check_class_weights(config: Config, task: Task) -> None:
+    """ConfigError for a weight of a class that the data does not have."""
+    for stage_name, stage in config.stages.items():
+        for name, loss in stage.losses.items():
+            given = loss.class_weights if isinstance(loss, TaskLoss) else None
+            for unknown in sorted(given.keys() - set(task.outputs)) if isinstance(given, dict) else ():
+                raise ConfigError(
+                    f"stages.{stage_name}.losses.{name}.class_weights names {unknown!r}, which the data does not have. "
+                    f"{did_you_mean(unknown, task.outputs)}"
+                )
 
 
 def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:

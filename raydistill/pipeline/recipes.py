@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.config.losses import TASK_ALONE
+from raydistill.config.losses import TaskLoss
 from raydistill.config.section import known
 from raydistill.config.student import Student
 from raydistill.config.teacher import Mode, ModelTeacher
@@ -111,7 +111,10 @@ def student_recipe(
 
 
 def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype: str) -> Recipe:
+    own = {name: _without_defaults(task_alone(stage).model_dump(mode="json")) for name, stage in config.stages.items()}
+    is_plain = all(loss == _without_defaults(TaskLoss().model_dump(mode="json")) for loss in own.values())
     return {
+        **({} if is_plain else {"task_losses": own}),
         "start": start_digest,
         "student": config.student.model_dump(mode="json", exclude={"start"}),
         "stages": {
@@ -123,8 +126,14 @@ def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype
 
 
 def _stage_recipe(stage: Stage) -> Recipe:
-    """The stage; one without changes has the key it had before there were any."""
-    return stage.model_dump(mode="json", exclude=None if stage.changes else {"changes"})
+    """The stage; what it leaves out is not in its key, which stays as it was before there was such a setting."""
+    recipe = stage.model_dump(mode="json", exclude=None if stage.changes else {"changes"})
+    return {**recipe, "losses": {name: _without_defaults(loss) for name, loss in recipe["losses"].items()}}
+
+
+def _without_defaults(loss: Recipe) -> Recipe:
+    later = {"class_weights": None, "label_smoothing": 0.0}
+    return {name: value for name, value in loss.items() if (name, value) not in later.items()}
 
 
 def start_digest(student: Student, teacher_digest: str) -> str:
@@ -171,8 +180,15 @@ def stage_rows(stage: Stage, labeled: np.ndarray) -> np.ndarray:
 def baseline_stages(config: Config) -> dict[str, Stage]:
     """The student's stages with the task loss alone."""
     return {
-        name: stage.model_copy(update={"losses": TASK_ALONE, "changes": ()}) for name, stage in config.stages.items()
+        name: stage.model_copy(update={"losses": {"task": task_alone(stage)}, "changes": ()})
+        for name, stage in config.stages.items()
     }
+
+
+def task_alone(stage: Stage) -> TaskLoss:
+    """What labels teach in the stage where nothing else does: its classes weigh as much as they do for the student."""
+    found = [loss for loss in stage.losses.values() if isinstance(loss, TaskLoss)]
+    return found[0].model_copy(update={"weight": 1.0}) if found else TaskLoss()
 
 
 def baseline_settings(config: Config) -> Baseline | None:

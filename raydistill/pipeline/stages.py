@@ -78,7 +78,8 @@ def stage_reports(
         if not is_trial:
             context.report.notes += check_dropout(f"{kind}.{name}", model, rows, row_ids, context.device)
         for stage, until in segments(whole):
-            losses = build_losses(stage.losses, context.task, model.config, teacher_config, seed=seed)
+            given = (stage.losses, context.task, model.config, teacher_config)
+            losses = build_losses(*given, seed=seed, targets=rows.targets)
             signals = stage_signals(context, losses.teacher_needs, recorded, teacher)
             if kind == "student" and not is_trial:
                 await_signals(context, signals, sample_rows(rows, row_ids))

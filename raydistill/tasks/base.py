@@ -156,6 +156,10 @@ class Task(ABC):
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The task's own loss of labelled rows, outputs (B, C) against targets (B, …): (B,), float32."""
 
+    def balanced_weights(self, targets: Targets) -> Array:
+        """A weight for each output (C,), so that all classes of these rows count as much."""
+        raise NotImplementedError(f"{self.type} has no classes")
+
     def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
         """A linear model of sparse features (N, F), fitted to targets (N, …): see ``tasks.linear``."""
         raise NotImplementedError(f"{self.type} has no linear model")

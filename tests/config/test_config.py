@@ -162,6 +162,18 @@ def test_config_is_frozen() -> None:
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[-1, 1]]}, "stages.distill.losses.h.layers: "),
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": []}, "stages.distill.losses.h.layers: "),
         ("stages.distill.losses.h", {"type": "hidden_mse", "layers": [[1]]}, "losses.h.layers.0.1: is missing"),
+        ("stages.distill.losses.task", {"type": "task", "class_weights": {}}, "task.class_weights: names no class."),
+        (
+            "stages.distill.losses.task",
+            {"type": "task", "class_weights": {"a": 0}},
+            "a: Input should be greater than 0",
+        ),
+        (
+            "stages.distill.losses.task",
+            {"type": "task", "class_weights": "even"},
+            "class_weights: unknown value 'even'; Known values: balanced",
+        ),
+        ("stages.distill.losses.task", {"type": "task", "label_smoothing": 1}, "should be less than 1"),
         ("evaluate.baseline", {"strt": "same"}, "evaluate.baseline.strt: unknown name; did you mean"),
         ("evaluate.baseline", [1], "evaluate.baseline: Input should be a value or a section, got [1]."),
         (
@@ -181,6 +193,15 @@ def test_one_problem_is_named(path: str, value: Any, expected: str) -> None:
 @pytest.mark.parametrize("name", ["data", "teacher"])
 def test_missing_sections(name: str) -> None:
     assert f"config: {name}: is missing" in message({key: value for key, value in GOOD.items() if key != name})
+
+
+def test_numbers_have_no_classes_to_weigh() -> None:
+    overrides = ["task.type=text_regression", "stages.distill.losses={k: {type: logit_mse}, own: {type: task}}"]
+    load_config(GOOD, overrides)
+    for setting in ("class_weights=balanced", "label_smoothing=0.1"):
+        place = f"stages.distill.losses.own.{setting.partition('=')[0]}"
+        text = message(GOOD, (*overrides, f"stages.distill.losses.own.{setting}"))
+        assert f"{place}: text_regression has no classes. Leave it out." in text
 
 
 def test_baseline_needs_a_teacher_loss() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from kit.losses import PairDistance
 from pydantic import ValidationError
+from sklearn.utils.class_weight import compute_class_weight
 from transformers import BertConfig
 
 from raydistill.config import losses as config
@@ -27,6 +28,7 @@ from raydistill.losses import (
     signal_sizes,
 )
 from raydistill.tasks import Targets, TextClassification
+from raydistill.tasks.multi_label import MultiLabelClassification
 
 
 def make_batch(labels: list[int], lengths: list[int] | None = None) -> Batch:
@@ -255,6 +257,96 @@ def test_soft_targets_of_labels_are_the_divergence_of_coins(temperature):
     gradient = torch.autograd.grad(values.sum(), student)[0]
     slope = temperature * (torch.sigmoid(student / temperature) - torch.sigmoid(teacher / temperature)) / 3
     torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-6)
+
+
+LABELS = ("a", "b", "c")
+WEIGHTS = {"a": 2.0, "c": 0.25}
+
+
+def classes_by_hand(logits: torch.Tensor, labels: list[int], weights: list[float], smoothing: float) -> list[float]:
+    """Loops in float64: a share of the label is spread over all classes, each with its weight (torch's definition)."""
+    found = []
+    for row, label in zip(logits.double().tolist(), labels, strict=True):
+        norm = math.log(math.fsum(math.exp(z) for z in row))
+        nats = [norm - z for z in row]
+        spread = math.fsum(w * n for w, n in zip(weights, nats, strict=True)) / len(row)
+        found.append((1 - smoothing) * weights[label] * nats[label] + smoothing * spread)
+    return found
+
+
+def labels_by_hand(logits: torch.Tensor, targets: np.ndarray, weights: list[float], smoothing: float) -> list[float]:
+    found = []
+    for row, yes in zip(logits.double().tolist(), targets.tolist(), strict=True):
+        soft = [(1 - smoothing) * y + smoothing / 2 for y in yes]
+        terms = [
+            w * y * math.log1p(math.exp(-z)) + (1 - y) * math.log1p(math.exp(z))
+            for z, y, w in zip(row, soft, weights, strict=True)
+        ]
+        found.append(math.fsum(terms) / len(row))
+    return found
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_class_weights_and_smoothing_of_classes(weights, smoothing):
+    term = config.TaskLoss(class_weights=weights, label_smoothing=smoothing)
+    loss = build_losses({"task": term}, TextClassification(LABELS), None, None, seed=0)["task"]
+    logits, labels = random_logits(5, 3, 0), [0, 2, -1, 1, 2]
+    kept = [i for i in labels if i >= 0]
+    values = loss({"logits": logits}, {}, make_batch(labels))
+    known = logits[torch.tensor(labels) >= 0]
+    factors = [(weights or {}).get(name, 1.0) for name in LABELS]
+    assert values.tolist() == pytest.approx(classes_by_hand(known, kept, factors, smoothing), rel=1e-5)
+    torch_mean = torch.nn.functional.cross_entropy(
+        known, torch.tensor(kept), torch.tensor(factors), label_smoothing=smoothing
+    )
+    total = sum(factors[i] for i in kept)  # torch divides by the weights, which another worker's rows would change
+    assert float(values.sum()) / total == pytest.approx(float(torch_mean), rel=1e-5)
+    assert loss.count(make_batch(labels)) == len(values) == 4
+    assert not loss.state_dict()  # nothing of it is in a checkpoint
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_class_weights_and_smoothing_of_several_labels(weights, smoothing):
+    term = config.TaskLoss(class_weights=weights, label_smoothing=smoothing)
+    loss = build_losses({"task": term}, MultiLabelClassification(LABELS), None, None, seed=0)["task"]
+    targets = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]], np.int8)
+    labeled = np.array([True, True, False, True])
+    batch = Batch(np.arange(4), np.full(4, 3, np.int32), Targets(targets, labeled))
+    logits = random_logits(4, 3, 1)
+    factors = [(weights or {}).get(name, 1.0) for name in LABELS]
+    expected = labels_by_hand(logits[torch.from_numpy(labeled)], targets[labeled], factors, smoothing)
+    assert loss({"logits": logits}, {}, batch).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_balanced_classes_count_as_much():
+    """Whatever the rows that have no label say: scikit-learn's weights, of mean 1 over the labelled rows."""
+    labels = np.array([0] * 6 + [1] * 3 + [3] * 1 + [2] * 5)
+    targets = Targets(labels, labels != 2)
+    task, balanced = TextClassification(("a", "b", "none", "d")), config.TaskLoss(class_weights="balanced")
+    loss = build_losses({"task": balanced}, task, None, None, seed=0, targets=targets)["task"]
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels[labels != 2])
+    assert loss.class_weights[[0, 1, 3]].tolist() == pytest.approx(expected.tolist())
+    assert loss.class_weights[2] == 1.0
+    assert float(loss.class_weights[torch.from_numpy(labels[labels != 2])].mean()) == pytest.approx(1.0)
+    several = MultiLabelClassification(LABELS)
+    rows = Targets(np.array([[1, 0, 1], [0, 0, 1], [0, 0, 1], [0, 1, 1]], np.int8), np.array([True] * 3 + [False]))
+    assert several.balanced_weights(rows).tolist() == [2.0, 1.0, 1.0]  # one yes to two no; none; all
+
+
+def test_a_weighted_loss_does_not_depend_on_how_rows_are_divided():
+    """The sum over micro-batches and workers, each divided by the count of all, is that of the whole batch."""
+    term = config.TaskLoss(weight=0.7, class_weights=WEIGHTS, label_smoothing=0.1)
+    losses = build_losses({"task": term}, TextClassification(LABELS), None, None, seed=0)
+    logits, labels = random_logits(6, 3, 2).requires_grad_(), [0, 2, 1, -1, 0, 2]
+    whole, _ = losses({"logits": logits}, {}, make_batch(labels), [5.0])
+    expected = torch.autograd.grad(whole, logits)[0]
+    found = torch.zeros_like(expected)
+    for start, end in ((0, 1), (1, 4), (4, 6)):
+        part, _ = losses({"logits": logits[start:end]}, {}, make_batch(labels[start:end]), [5.0])
+        found += torch.autograd.grad(part, logits, retain_graph=True)[0]
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_schedule_is_a_function_of_the_share_of_steps():

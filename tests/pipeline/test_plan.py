@@ -40,6 +40,15 @@ def test_before_the_data_is_prepared_it_estimates_and_writes_nothing(tmp_path):
     assert not Path(config.storage).exists()
 
 
+def test_a_weight_of_a_class_that_is_not_there_is_refused_before_any_work(tmp_path):
+    weighed = {"type": "task", "class_weights": {"film": 2.0, "sprot": 3.0}}
+    config = load_config(toy_config(tmp_path, stages__distill__losses__task=weighed))
+    named = r"stages\.distill\.losses\.task\.class_weights names 'sprot', .* Did you mean 'sport'\?"
+    for look in (make_plan, lambda config: prepare(config, Storage(config.storage))):
+        with pytest.raises(ConfigError, match=named):
+            look(config)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_beyond_the_positions_of_a_model_are_refused_before_any_work(tmp_path, family):
     """Just where the forward pass would fail: families count positions from 0 or 1, or know no limit."""

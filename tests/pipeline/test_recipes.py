@@ -77,6 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("student__start", "random", STUDENTS),
         ("stages__distill__learning_rate", 0.5, STUDENTS),
         ("stages__distill__losses__kd__temperature", 3.0, {"student", "run"}),
+        ("stages__distill__losses__task__class_weights", "balanced", STUDENTS),
+        ("stages__distill__losses__task__label_smoothing", 0.1, STUDENTS),
         ("stages__distill__changes", CHANGE, {"student", "run"}),
         ("evaluate__baseline", PRETRAINED, {"baseline", "run"}),
         ("evaluate__bootstrap_samples", 200, {"run"}),
@@ -133,6 +135,7 @@ def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
     }
     student = json.loads(config.student.model_dump_json(exclude={"start"}))
     stage = json.loads(config.stages["distill"].model_dump_json(exclude={"changes"}))
+    stage["losses"]["task"] = {"type": "task", "weight": 0.5}  # what came later is there where it is set
     bare = {name: value for name, value in stage.items() if name != "losses"}
     start = {"start": "teacher_layers:t", "student": student}
     assert config.teacher.finetune is not None
@@ -212,6 +215,9 @@ def test_a_baseline_takes_the_students_stages_with_labels_alone(folder: Path) ->
     stage = config.stages["distill"]
     (alone,) = recipes.baseline_stages(config).values()
     assert alone == stage.model_copy(update={"losses": {"task": TaskLoss()}, "changes": ()})
+    weighed = {"type": "task", "weight": 0.5, "class_weights": {"film": 2.0}, "label_smoothing": 0.1}
+    (own,) = recipes.baseline_stages(load_config(toy_config(folder, stages__distill__losses__task=weighed))).values()
+    assert own.losses == {"task": TaskLoss(class_weights={"film": 2.0}, label_smoothing=0.1)}  # as the student's, alone
     labeled = np.array([True, False, True, False])
     assert recipes.stage_rows(stage, labeled).tolist() == [0, 1, 2, 3]
     assert recipes.stage_rows(alone, labeled).tolist() == [0, 2]

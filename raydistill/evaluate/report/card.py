@@ -209,6 +209,10 @@ def loss_text(name: str, loss: Mapping[str, Any]) -> str:
     kind = loss["type"]
     text = f"{kind} (weight {loss['weight']:g}"
     text += f", temperature {loss['temperature']:g}" if "temperature" in loss else ""
+    if weights := loss.get("class_weights"):
+        listed = ", ".join(f"{label} {weight:g}" for label, weight in weights.items()) if weights != "balanced" else ""
+        text += f", class weights {listed or weights}"
+    text += f", label smoothing {loss['label_smoothing']:g}" if loss.get("label_smoothing") else ""
     if "layers" in loss:
         layers = loss["layers"]
         text += ", layers " + (layers if isinstance(layers, str) else " ".join(f"{s}:{t}" for s, t in layers))

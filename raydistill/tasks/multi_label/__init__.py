@@ -149,11 +149,28 @@ class MultiLabelClassification(Task):
         mean = train.values[train.labeled].sum(axis=1).mean()
         return f"{class_summary(self.counts(train), 'labels')}; {mean:.1f} a row"
 
-    def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross entropy, the mean over the labels."""
+    def loss_values(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Binary cross entropy, the mean over the labels.
+
+        ``class_weights`` (L,): of the rows that have a label, torch's ``pos_weight``. Smoothing by ε makes 1 - ε/2 of a
+        yes and ε/2 of a no.
+        """
         from torch.nn.functional import binary_cross_entropy_with_logits
 
-        return binary_cross_entropy_with_logits(outputs.float(), targets.float(), reduction="none").mean(-1)
+        soft = targets.float() * (1 - label_smoothing) + label_smoothing / 2
+        found = binary_cross_entropy_with_logits(outputs.float(), soft, reduction="none", pos_weight=class_weights)
+        return found.mean(-1)
+
+    def balanced_weights(self, targets: Targets) -> Array:
+        """Rows without the label ÷ rows with it, so that both count as much; 1 for a label that all have, or none."""
+        counts, num_rows = np.array(list(self.counts(targets).values())), int(targets.labeled.sum())
+        return np.where((counts > 0) & (counts < num_rows), (num_rows - counts) / np.maximum(counts, 1), 1.0)
 
     def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
         return fit_labels(features, targets, strength)

@@ -106,11 +106,22 @@ class TextClassification(Task):
         share = max(counts.values(), default=0) / max(sum(counts.values()), 1)
         return ("macro_f1", f"{100 * share:.0f} % are of one class") if share >= UNEQUAL else None
 
-    def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy."""
+    def loss_values(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Cross entropy, weighted and smoothed as torch does."""
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(outputs.float(), targets, reduction="none")
+        return cross_entropy(outputs.float(), targets, class_weights, reduction="none", label_smoothing=label_smoothing)
+
+    def balanced_weights(self, targets: Targets) -> Array:
+        """Rows ÷ (classes · rows of the class), scikit-learn's: 1 on average over the rows. 1 for a class without."""
+        counts = np.array(list(self.counts(targets).values()))
+        return np.where(counts > 0, counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)), 1.0)
 
     def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
         return fit_classes(features, targets, len(self.outputs), strength)
