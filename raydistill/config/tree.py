@@ -44,6 +44,9 @@ class Evaluate(Section):
     """Resamples of the test rows behind each 95 % interval."""
     latency: bool = True
     """Measure latency and throughput of teacher and student."""
+    robustness: bool = False
+    """Also measure all models on the test rows lower-cased, upper-cased, with typos, and cut to half of their tokens.
+    Takes up to four more passes over them for each model, the teacher too."""
 
 
 class Registry(Section):

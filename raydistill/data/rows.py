@@ -25,7 +25,7 @@ from raydistill.tasks import Targets
 if TYPE_CHECKING:
     import torch
 
-_ROWS_PER_CALL = 1000  # of the tokenizer: bounds its memory, and costs 2 % against one call
+ROWS_PER_CALL = 1000  # of the tokenizer: bounds its memory, and costs 2 % against one call
 _WORD_PRE_TOKENIZERS = {"BertPreTokenizer", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
 _MAX_INT32 = 2**31 - 1
 COUNTS = ["num_tokens", "num_cut"]
@@ -91,7 +91,7 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int)
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     num_tokens, num_cut = {}, {}
     for split in SPLITS:
-        batch, texts = _map_batch(source / f"{split}.arrow"), read_texts(data, split)
+        batch, texts = map_batch(source / f"{split}.arrow"), read_texts(data, split)
         columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
         num_cut[split] = int(is_cut.sum())
         num_tokens[split] = len(columns["input_ids"].values)
@@ -104,11 +104,11 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int)
 
 def read_texts(data: Artifact, split: str) -> list[pa.Array]:
     """The texts of a prepared split, one column or two."""
-    batch = _map_batch(data.local() / f"{split}.arrow")
+    batch = map_batch(data.local() / f"{split}.arrow")
     return [batch.column(name) for name in ("text", "text_pair") if name in batch.schema.names]
 
 
-def _map_batch(path: Path) -> pa.RecordBatch:
+def map_batch(path: Path) -> pa.RecordBatch:
     """The one record batch of an Arrow IPC file, as views of the mapped file."""
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
@@ -139,8 +139,8 @@ def _encoded(
 ) -> Iterator[tuple[list[list[int]], list[list[int]], npt.NDArray[np.bool_]]]:
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": False, "verbose": False}
     cut_early = len(texts) == 1 and _splits_at_spaces(tokenizer)
-    for start in range(0, len(texts[0]), _ROWS_PER_CALL):
-        columns = [column.slice(start, _ROWS_PER_CALL).to_pylist() for column in texts]
+    for start in range(0, len(texts[0]), ROWS_PER_CALL):
+        columns = [column.slice(start, ROWS_PER_CALL).to_pylist() for column in texts]
         heads = [_head(text, max_length) for text in columns[0]] if cut_early else columns[0]
         encoded = tokenizer(heads, *columns[1:], **options)
         ids, types = encoded["input_ids"], encoded.get("token_type_ids") or []
@@ -202,7 +202,7 @@ class Rows:
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
         """Map ``split`` of a tokens artefact's local folder."""
-        batch = _map_batch(folder / f"{split}.arrow")
+        batch = map_batch(folder / f"{split}.arrow")
         names = [name for name in ("input_ids", "token_type_ids") if name in batch.schema.names]
         offsets = batch.column("input_ids").offsets.to_numpy()
         return cls(

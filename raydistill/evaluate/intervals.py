@@ -71,8 +71,8 @@ def intervals(
     return model_intervals(scores, samples, num_examples(example_ids, scores.num_rows))
 
 
-def interval(value: float, samples: Array, *, inflated: bool = False) -> Interval:
-    """{value, low, high} at 95 % from bootstrap samples (S,); None where the metric is not defined.
+def interval(value: float, samples: Array, *, inflated: bool = False, level: float = LEVEL) -> Interval:
+    """{value, low, high} at ``level`` from bootstrap samples (S,); None where the metric is not defined.
 
     Percentiles, but where resampling inflates a metric as much as sampling itself did (``inflated``: the calibration
     error) the basic (reversed) interval within [0, 1]: percentiles of a perfectly calibrated model would exclude the
@@ -81,7 +81,7 @@ def interval(value: float, samples: Array, *, inflated: bool = False) -> Interva
     samples = samples[np.isfinite(samples)]
     if not np.isfinite(value) or len(samples) == 0:
         return {"value": None, "low": None, "high": None}
-    low, high = (float(q) for q in np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = (float(q) for q in np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]))
     if inflated:
         low, high = max(0.0, 2 * value - high), min(1.0, 2 * value - low)
     return {"value": value, "low": min(low, value), "high": max(high, value)}

@@ -35,6 +35,12 @@ disagreements       up to 20 test rows on which student and teacher contradict e
                     {row, text, text_pair, label, student, teacher}; texts cut to 500 characters, ``text_pair`` may be
                     null, ``label`` is the target in words or null, a model {answer: in words, sure: 0 to 1 or null}
 errors              the same of up to 10 labelled test rows which the student answers wrongly, the plainest first
+robustness          {metric, perturbations: {lower, upper, typos, half}} of the test rows written otherwise, see
+                    ``data.perturbations``, or null; each {rows_changed: share of the rows that models read otherwise,
+                    same_because: why none is, or null, models: {teacher, student[, baseline]: {value, low, high of the
+                    metric, change: {value, low, high} against the rows as they are, paired}}, null where no row is
+                    changed, student_minus_teacher: {value, low, high} of the difference of their changes, paired,
+                    is_more_fragile: whether the student loses more beyond chance, see ``evaluate.robustness``}
 layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
                     layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
                     {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states}
@@ -61,6 +67,9 @@ chance              {at_chance, reason, why, metric, value, answer}, see ``evalu
 per_class           test: list of {name, precision, recall, f1, support, predicted}, with several labels a row also
                     {auc, threshold}; this and the next three only where the task has them
 confusion           test: rows counted [label][prediction]
+pairwise_pr_auc     test: area under the precision-recall curve (average precision) of telling class i from class j,
+                    [i][j], on the rows of these two; null where i = j or one has no row. Random scores reach the share
+                    of class i in these rows
 reliability         test: list of {confidence, accuracy, rows}, the non-empty ones of 15 bins
 scatter             test: pairs [target, output] of up to 500 rows
 ==================  ================================================================================================
@@ -77,6 +86,7 @@ import numpy as np
 
 from raydistill.evaluate.bootstrap import LEVEL
 from raydistill.evaluate.compare import retention
+from raydistill.evaluate.robustness import Perturbed, robustness
 from raydistill.evaluate.scoreboard import Scoreboard, describe_task
 from raydistill.evaluate.verdict import verdict
 from raydistill.storage.redaction import redact_tree
@@ -115,6 +125,8 @@ class ModelOutcome:
     """As ``evaluate.latency.measure_models`` returns it."""
     latency_by_shape: Sequence[Mapping[str, Any]] | None = None
     """As ``evaluate.latency.measure_shapes`` returns it."""
+    perturbed: Mapping[str, Array] = field(default_factory=dict)
+    """By perturbation, outputs (N, C) on the test rows so written, where they read otherwise."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """``steps`` and ``start`` of a baseline, ``model`` and ``num_rows`` of one on TF-IDF, ``version`` of a champion."""
 
@@ -148,6 +160,8 @@ class RunMeasurements:
     errors: Sequence[Mapping[str, Any]] = ()
     layers: Mapping[str, Any] | None = None
     """{student, teacher, start, losses}, as in results.json."""
+    perturbed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By perturbation the test rows whose ``texts`` and ``tokens`` are changed; empty where none is asked for."""
     config: Mapping[str, Any] = field(default_factory=dict)
     num_samples: int = 1000
     seed: int = 0
@@ -191,6 +205,7 @@ def build_results(outcome: RunMeasurements) -> dict[str, Any]:
         "curves": {name: _thin(points) for name, points in outcome.curves.items()},
         "disagreements": outcome.disagreements,
         "errors": outcome.errors,
+        "robustness": _robustness(outcome, models) if outcome.perturbed else None,
         "layers": outcome.layers,
     }
     exact = {"task": describe_task(outcome.task), "config": redact_tree(dict(outcome.config))}
@@ -204,6 +219,30 @@ def _scoreboard(outcome: RunMeasurements, rows: SplitRows, outputs: Mapping[str,
         outputs,
         rows.targets,
         example_ids=rows.example_ids,
+        num_samples=outcome.num_samples,
+        seed=outcome.seed,
+    )
+
+
+def _robustness(outcome: RunMeasurements, models: Mapping[str, ModelOutcome]) -> dict[str, Any]:
+    """Of the models that the run has made; of others only what they say of the rows as they are is known."""
+    own = {name: model for name, model in models.items() if name in ("teacher", "student", "baseline")}
+    perturbed = [
+        Perturbed(
+            kind,
+            len(outcome.test.targets),
+            changed["texts"],
+            changed["tokens"],
+            {name: model.perturbed[kind] for name, model in own.items()} if changed["tokens"] else {},
+        )
+        for kind, changed in outcome.perturbed.items()
+    ]
+    return robustness(
+        {name: model.task for name, model in own.items()},
+        {name: model.test for name, model in own.items()},
+        perturbed,
+        outcome.test.targets,
+        example_ids=outcome.test.example_ids,
         num_samples=outcome.num_samples,
         seed=outcome.seed,
     )

@@ -8,14 +8,15 @@ from typing import Any
 from raydistill.config.metrics import Metric, metric
 from raydistill.evaluate import rules
 from raydistill.evaluate.intervals import gain
+from raydistill.evaluate.robustness import fragile_sentence
 
 BASELINE_STARTS = {"same": "the same weights as the student", "pretrained": "the weights before fine-tuning"}
 """What a student without a teacher starts from: value of ``evaluate.baseline.start`` -> words."""
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Whether the teacher was worth it, whether the gate would pass, then what the student reaches of its teacher and
-    the champion, from results.json."""
+    """Whether the teacher was worth it, whether the gate would pass, then what the student reaches of its teacher, and
+    where it is more fragile, and of the champion, from results.json."""
     student, teacher, guessing = results["student"], results["teacher"], results["task"]["guessing"]
     if _at_chance(student):
         third = f"The student is {guessing}: {student['chance']['why']}."
@@ -24,7 +25,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         third = f"The teacher itself is {guessing}, so there is little to learn from it: {teacher['chance']['why']}."
     else:
         third = _kept(results)
-    told = (_gain(results), _against_words(results), _gate(results), third, _against_champion(results))
+    own = (third, fragile_sentence(results))
+    told = (_gain(results), _against_words(results), _gate(results), *own, _against_champion(results))
     return " ".join(s for s in told if s)
 
 

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from raydistill.config.tree import Config
+from raydistill.data.perturbations import perturbed_counts, split_of
 from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
 from raydistill.evaluate.latency import busy_note
@@ -41,6 +42,10 @@ def assemble(
         settings = baseline_settings(config)
         assert settings is not None
         more["baseline"] = {"steps": history["baseline"][-1]["step"], "start": settings.start}
+    counts = perturbed_counts(prepared.perturbed) if prepared.perturbed is not None else {}
+    changed = [name for name, rows in counts.items() if rows["tokens"]]
+    at = outcome.robustness.local() if outcome.robustness is not None else None
+    kept = {name: read_predictions(at, split_of(name)) for name in changed} if at is not None else {}
     models = {
         name: ModelOutcome(
             path=str(path),
@@ -51,6 +56,7 @@ def assemble(
             validation=validation.outputs[name],
             latency=about[name]["latency"],
             latency_by_shape=about[name]["latency_by_shape"],
+            perturbed={kind: found.outputs[name] for kind, found in kept.items()},
             more=more.get(name, {}),
         )
         for name, path in paths.items()
@@ -78,6 +84,7 @@ def assemble(
         disagreements=describe_rows(find_disagreements(test), test, texts),
         errors=describe_rows(find_errors(test), test, texts),
         layers=describe_layers(config, outcome),
+        perturbed=counts,
         config=config.model_dump(mode="json"),
         num_samples=config.evaluate.bootstrap_samples,
         seed=config.seed,

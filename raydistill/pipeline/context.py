@@ -17,6 +17,7 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.metrics import score
 from raydistill.config.plugins import register
+from raydistill.data.perturbations import perturbed_splits
 from raydistill.data.rows import Rows
 from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.predict import predict
@@ -49,12 +50,12 @@ NUM_RESAMPLES, RESAMPLED_ROWS = 200, 20_000
 class Splits(dict[str, Rows]):
     """The tokenised splits, each opened when it is first asked for: trials of a sweep never open the test rows."""
 
-    def __init__(self, tokens: Artifact) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.job = job
 
     def __missing__(self, split: str) -> Rows:
-        self[split] = Rows.open(self.tokens.local(), split)
+        self[split] = Rows.open(self.job.tokens_of(split).local(), split)
         return self[split]
 
 
@@ -94,7 +95,12 @@ class Context:
 
     @cached_property
     def rows(self) -> Splits:
-        return Splits(self.job.tokens)
+        return Splits(self.job)
+
+    @cached_property
+    def perturbed(self) -> list[str]:
+        """The splits of perturbed test rows; empty where ``evaluate.robustness`` is off."""
+        return [] if self.job.perturbed is None else perturbed_splits(self.job.perturbed)
 
     def recorded(self, artifacts: dict[Signal, Artifact]) -> RecordedSignals:
         """Signals of the training rows from the store, mapped once. A trial verifies their checksums, which other runs

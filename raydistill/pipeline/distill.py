@@ -87,8 +87,8 @@ def take_over(prepared: Prepared) -> Owner:
     """Own the run folder, and refer to the run's data, which then stays however long the run waits for its workers."""
     storage, key = prepared.storage, prepared.run_key
     owner = Owner.acquire(storage, "runs", key)
-    refer(storage, key, [prepared.data, prepared.tokens])
-    if not (prepared.data.exists() and prepared.tokens.exists()):
+    refer(storage, key, prepared.made)
+    if not all(artifact.exists() for artifact in prepared.made):
         prepare(prepared.config, storage)  # garbage collection came between
     return owner
 

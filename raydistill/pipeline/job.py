@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydistill.config.tree import Config
+from raydistill.data.paths import SPLITS
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
@@ -30,6 +31,12 @@ class Job:
     """Losses and tasks of the user's own."""
     folder: tuple[str, ...] = ()
     """Where below the run folder a trial of a sweep keeps its checkpoints and metrics."""
+    perturbed: Artifact | None = None
+    """Tokens of the test rows written otherwise; None where ``evaluate.robustness`` is off."""
+
+    def tokens_of(self, split: str) -> Artifact:
+        """Where the rows of a split lie."""
+        return self.tokens if split in SPLITS or self.perturbed is None else self.perturbed
 
     @property
     def run_parts(self) -> tuple[str, ...]:

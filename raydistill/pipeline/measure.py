@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +14,121 @@ import torch
 from torch import nn
 
 from raydistill.config.section import known
+from raydistill.data.paths import SPLITS
 from raydistill.data.rows import Rows
-from raydistill.evaluate.compare import write_predictions
+from raydistill.evaluate.compare import read_predictions, write_predictions
 from raydistill.evaluate.latency import measure_models, measure_shapes
 from raydistill.models.folder import is_model_file
 from raydistill.models.signals import LOGITS
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
-from raydistill.pipeline.recipes import Recorded, TeacherIdentity
+from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.storage.artifacts import Artifact
+from raydistill.tasks import Task
 from raydistill.teacher.cached import RecordedSignals
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
+Outputs = dict[str, np.ndarray]
+"""Of each model (num_rows, C)."""
 
-def evaluate(
-    context: Context, teacher: TeacherIdentity, recorded: Recorded, student: Artifact, baseline: Artifact | None
-) -> Artifact:
+
+def evaluate(context: Context, models: Models, recorded: Recorded) -> Artifact:
     """Store every model's outputs on validation and test rows, and its size and speed."""
     with context.report.phase("evaluate"):
-        digests = {"student": student.digest, "teacher": teacher.digest}
-        if baseline is not None:
-            digests["baseline"] = baseline.digest
         speed = "latency, by size" if context.config.evaluate.latency else ""
-        recipe = {**digests, "tokens": context.job.tokens.digest, "dtype": context.device.dtype, "measured": speed}
+        tokens = context.job.tokens.digest
+        recipe = {**models.digests, "tokens": tokens, "dtype": context.device.dtype, "measured": speed}
         artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
         if context.report.has(artifact, "evaluation"):
             return artifact
-        folders = {"teacher": teacher.folder, "student": student.local() / "model"}
-        if baseline is not None:
-            folders["baseline"] = baseline.local() / "model"
-        outputs = {split: predict_split(context, split, recorded, folders) for split in ("validation", "test")}
+        outputs = predict_splits(context, ("validation", "test"), recorded, models.folders)
         known = context.rows["validation"].targets
         tasks = {
             name: context.task.fitted(found[known.labeled], known.values[known.labeled])
             for name, found in outputs["validation"].items()
         }
-        if context.group.is_first:
-            context.job.owner.check()
-            parents = {"student": student.digest, **teacher.parents}
-            parents |= {"baseline": baseline.digest} if baseline else {}
-            with artifact.write(recipe, parents) as folder:
-                for split, by_model in outputs.items():
-                    rows = context.rows[split]
-                    write_predictions(
-                        folder,
-                        split,
-                        context.hashes(split),
-                        rows.targets,
-                        by_model,
-                        tasks,
-                        example_ids=rows.example_ids,
-                    )
-                (folder / "models.json").write_text(json.dumps(describe_models(context, folders)))
-        context.group.barrier()
+        with written(context, artifact, recipe, models) as folder:
+            if folder is not None:
+                keep(context, folder, outputs, tasks)
+                (folder / "models.json").write_text(json.dumps(describe_models(context, models.folders)))
     return artifact
 
 
-def predict_split(context: Context, split: str, recorded: Recorded, folders: dict[str, Path]) -> dict[str, np.ndarray]:
-    """Every model's outputs (num_rows, C) on a split, in the units of the targets."""
-    num_rows = context.rows[split].num_rows
-    signals = RecordedSignals(recorded[split], num_rows)
-    outputs = {"teacher": context.task.restored(signals.rows(np.arange(num_rows))[LOGITS].numpy())}
-    for name in (name for name in folders if name != "teacher"):  # in the same order on every rank, as a set is not
+def evaluate_perturbed(context: Context, models: Models, recorded: Recorded, evaluation: Artifact) -> Artifact | None:
+    """Store every model's outputs on the perturbed test rows; None where ``evaluate.robustness`` is off.
+
+    ``evaluation``: of the rows as they are, with what the models' answers need.
+    """
+    rows = context.job.perturbed
+    if rows is None:
+        return None
+    with context.report.phase("robustness"):
+        recipe = {**models.digests, "tokens": rows.digest, "dtype": context.device.dtype}
+        artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
+        if context.report.has(artifact, "robustness"):
+            return artifact
+        outputs = predict_splits(context, context.perturbed, recorded, models.folders)
+        with written(context, artifact, recipe, models) as folder:
+            if folder is not None:
+                keep(context, folder, outputs, read_predictions(evaluation.local(), "test").tasks)
+    return artifact
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that a run compares."""
+
+    teacher: TeacherIdentity
+    trained: Mapping[str, Artifact]
+    """``student``, and ``baseline`` where there is one."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {"teacher": self.teacher.digest} | {name: made.digest for name, made in self.trained.items()}
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {name: made.digest for name, made in self.trained.items()} | self.teacher.parents
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where they lie on this node, the teacher first."""
+        return {"teacher": self.teacher.folder} | {name: made.local() / "model" for name, made in self.trained.items()}
+
+
+@contextmanager
+def written(context: Context, artifact: Artifact, recipe: Recipe, models: Models) -> Iterator[Path | None]:
+    """A folder for rank 0 to fill, which becomes the artefact; None on other ranks, which wait until it is there."""
+    if context.group.is_first:
+        context.job.owner.check()
+        with artifact.write(recipe, models.parents) as folder:
+            yield folder
+    else:
+        yield None
+    context.group.barrier()
+
+
+def keep(context: Context, folder: Path, outputs: Mapping[str, Outputs], tasks: Mapping[str, Task]) -> None:
+    """Write all models' outputs on each split into a folder."""
+    for split, by_model in outputs.items():
+        rows, hashes = context.rows[split], context.hashes(split if split in SPLITS else "test")
+        write_predictions(folder, split, hashes, rows.targets, by_model, tasks, example_ids=rows.example_ids)
+
+
+def predict_splits(
+    context: Context, splits: Sequence[str], recorded: Recorded, folders: Mapping[str, Path]
+) -> dict[str, Outputs]:
+    """By split every model's outputs (num_rows, C), in the units of the targets. Each model is loaded once."""
+    outputs: dict[str, Outputs] = {}
+    for split in splits:
+        num_rows = context.rows[split].num_rows
+        logits = RecordedSignals(recorded[split], num_rows).rows(np.arange(num_rows))[LOGITS]
+        outputs[split] = {"teacher": context.task.restored(logits.numpy())}
+    for name in (name for name in folders if name != "teacher" and splits):  # in the same order on every rank
         model = context.load(folders[name], dropout=0.0)
-        outputs[name] = context.predict(model, split)
+        for split in splits:
+            outputs[split][name] = context.predict(model, split)
     return outputs
 
 

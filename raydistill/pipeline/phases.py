@@ -23,7 +23,7 @@ from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.failures import known
 from raydistill.pipeline.job import Job
-from raydistill.pipeline.measure import evaluate
+from raydistill.pipeline.measure import Models, evaluate, evaluate_perturbed
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.stages import (
     StageReport,
@@ -46,6 +46,8 @@ class PhaseResults:
     student: Artifact
     baseline: Artifact | None
     evaluation: Artifact
+    robustness: Artifact | None
+    """Outputs on the perturbed test rows, where they are asked for."""
     seconds: dict[str, float]
     reused: list[str]
     notes: list[str]
@@ -57,11 +59,13 @@ def run_phases(context: Context) -> PhaseResults:
     mode, recorded = record_teacher(context, teacher)
     student = train_student(context, teacher, mode, recorded)
     baseline = train_baseline(context, teacher)
-    evaluation = evaluate(context, teacher, recorded, student, baseline)
-    report = context.report
+    models = Models(teacher, {"student": student} | ({"baseline": baseline} if baseline is not None else {}))
+    evaluation = evaluate(context, models, recorded)
+    robustness = evaluate_perturbed(context, models, recorded, evaluation)
+    report, made = context.report, (teacher, student, baseline, evaluation, robustness)
     report.flush()
     report.notes += OUTAGES.take_notes()
-    return PhaseResults(teacher, student, baseline, evaluation, report.seconds, report.reused, report.notes)
+    return PhaseResults(*made, report.seconds, report.reused, report.notes)
 
 
 def run_local(job: Job, show: Show, stop: threading.Event) -> PhaseResults:

@@ -42,7 +42,7 @@ def run_with_pool(job: Job, show: Show, stop: Stop) -> PhaseResults:
     run = PooledRun(job, show, stop)
     teacher = run.teacher()
     mode, _, needs = teacher_mode(run.context, teacher, job.config)
-    wanted = find_unrecorded(run.context, teacher, recorded_signals(mode, needs))
+    wanted = find_unrecorded(run.context, teacher, recorded_signals(run.context, mode, needs))
     feeds = mode.needs_pool and not run.context.report.has(student_artifact(run.context, teacher, mode)[0], "student")
     if wanted or feeds:
         with run.pool(teacher, feeds=feeds) as pool:

@@ -17,6 +17,7 @@ from raydistill.config.losses import TaskLoss
 from raydistill.config.plugins import registered
 from raydistill.config.section import known
 from raydistill.config.tree import Config
+from raydistill.data.perturbations import perturb_rows
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import load_tokenizer, read_texts, tokenize_data
 from raydistill.data.size import Texts, token_needs
@@ -57,6 +58,13 @@ class Prepared:
     dtype: str
     run_key: str
     reused: tuple[str, ...]
+    perturbed: Artifact | None = None
+    """Tokens of the perturbed test rows, where ``evaluate.robustness`` is on."""
+
+    @property
+    def made(self) -> list[Artifact]:
+        """What the driver has made for the workers."""
+        return [self.data, self.tokens, *([self.perturbed] if self.perturbed is not None else [])]
 
     def job(self, owner: Owner, run: RunRef) -> Job:
         """What the workers are handed."""
@@ -64,7 +72,7 @@ class Prepared:
 
         data, tokens, task = self.data, self.tokens, self.info.task
         shared = (self.config, self.run_key, self.storage, owner, data, tokens, task, self.dtype, run)
-        return Job(*shared, plugins=registered())
+        return Job(*shared, plugins=registered(), perturbed=self.perturbed)
 
 
 def prepare(config: Config, storage: Storage) -> Prepared:
@@ -82,10 +90,12 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     if (tuning := known(config.teacher.finetune)) is not None and tuning.method != "full":
         pooled_class(models.teacher)  # refuses a family that has none
     tokens = tokenize_data(data, source, known(config.data.max_length), storage)
+    is_perturbed = config.evaluate.robustness
+    perturbed = perturb_rows(data, tokens, source, config.seed, storage) if is_perturbed else None
     dtype = compute_dtype(config.train.dtype, device_type(config))
     reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
     key = run_key(config, tokens, source, dtype)
-    return Prepared(config, choices, storage, data, tokens, info, source, dtype, key, tuple(reused))
+    return Prepared(config, choices, storage, data, tokens, info, source, dtype, key, tuple(reused), perturbed)
 
 
 def complete(config: Config, models: Models, info: DataInfo, texts: Texts, source: Path) -> tuple[Config, list[Choice]]:

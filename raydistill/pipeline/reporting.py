@@ -41,7 +41,7 @@ class Reporter:
         self.notes: list[str] = []
         self._tracker: Tracker | None = None
         self._loop = ("", 0, 0.0)
-        self._referred = [job.data, job.tokens]
+        self._referred = [job.data, job.tokens, *([job.perturbed] if job.perturbed is not None else [])]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

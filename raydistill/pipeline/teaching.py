@@ -65,11 +65,11 @@ def teacher_artifact(context: Context, source: TeacherIdentity) -> tuple[Artifac
 
 
 def record_teacher(context: Context, teacher: TeacherIdentity) -> tuple[Mode, Recorded]:
-    """Record what the losses need on training rows (unless online), and the logits of validation and test rows."""
+    """Record what the losses need on training rows (unless online), and the logits of all others."""
     with context.report.phase("record"):
         mode, why, needs = teacher_mode(context, teacher, context.config)
         context.report.notes.append(f"Teacher mode {mode.name}: {why}.")
-        recorded = record_splits(context, teacher, recorded_signals(mode, needs))
+        recorded = record_splits(context, teacher, recorded_signals(context, mode, needs))
     return mode, recorded
 
 
@@ -86,10 +86,10 @@ def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, 
     }
 
 
-def recorded_signals(mode: Mode, needs: frozenset[Signal]) -> dict[str, frozenset[Signal]]:
+def recorded_signals(context: Context, mode: Mode, needs: frozenset[Signal]) -> dict[str, frozenset[Signal]]:
     """Which signals of which split are recorded: of the training rows where the mode needs it."""
-    logits = frozenset({LOGITS})
-    return {"train": needs if mode.needs_recording else frozenset(), "validation": logits, "test": logits}
+    logits = dict.fromkeys(["validation", "test", *context.perturbed], frozenset({LOGITS}))
+    return {"train": needs if mode.needs_recording else frozenset(), **logits}
 
 
 def check_chance(context: Context, recorded: dict[Signal, Artifact], notice: str | None = None) -> None:
@@ -168,7 +168,7 @@ def reopen_split(context: Context, split: str, wanted: dict[Signal, Wanted]) -> 
 
 
 def wanted_signal(context: Context, teacher: TeacherIdentity, signal: Signal, split: str) -> Wanted:
-    tokens = context.job.tokens.digest
+    tokens = context.job.tokens_of(split).digest
     artifact, recipe = signal_artifact(
         context.job.storage,
         signal,

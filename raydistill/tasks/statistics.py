@@ -23,6 +23,16 @@ def weighted_auc(scores: Array, is_positive: Array, weights: Array) -> Array:
         return pairs / (weights[positive].sum(axis=0, dtype=np.float64) * below[-1])
 
 
+def average_precision(scores: Array, is_positive: Array) -> float:
+    """Area under the precision-recall curve of scores (N,): the mean precision at the positives, equal scores together,
+    without interpolation, as scikit-learn's; some row has to be positive."""
+    order = np.argsort(-scores, kind="stable")
+    ordered, hits = scores[order], is_positive[order].cumsum()
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of the rows with a score
+    found = hits[last]
+    return float((np.diff(found, prepend=0) * found / (last + 1)).sum() / found[-1])
+
+
 def weighted_ranks(values: Array, weights: Array) -> Array:
     """Ranks of values (N,) in each resample, ties sharing their mean, (N, S)."""
     order = np.argsort(values, kind="stable")

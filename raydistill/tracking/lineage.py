@@ -122,6 +122,8 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
         # of the weights that were kept; "<name>/validation/…" is the curve over the steps
         models[name]["best_validation"] = model.get("validation")
     student, rest = models.pop("student"), {name: results.get(name) for name in ("ratios", "seconds")}
+    perturbations = (results.get("robustness") or {}).get("perturbations", {})
+    rest["robustness"] = {name: one["models"] for name, one in perturbations.items()}
     return dict(_numbers(student | models | rest)) | headline(results)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit.outcomes import multi_label_outcome, outcome, outcome_of, regression_outcome
+from kit.outcomes import multi_label_outcome, outcome, outcome_of, regression_outcome, with_perturbed
 from kit.servers import make_config
 from rich.console import Console
 
 from raydistill.cli.show.labels import print_labels
 from raydistill.cli.show.results import print_next_steps, print_results
+from raydistill.config.metrics import metric
 from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.results import RunMeasurements, SplitRows, build_results
 from raydistill.evaluate.scoreboard import Scoreboard
@@ -29,6 +30,7 @@ def results() -> dict[str, Any]:
 
 
 MODELS = ("teacher", "student", "baseline")
+SHARE = metric("accuracy")
 
 
 def printed(results: dict[str, Any], width: int = 80) -> str:
@@ -127,6 +129,28 @@ def test_table_fits_80_columns(results: dict[str, Any]) -> None:
     assert "Latency of 1 row, speed at 32 rows, of 16 tokens: 2 CPU threads, float32." in prose
     assert prose.startswith(results["verdict"])
     assert "\x1b" not in text
+
+
+def test_rows_written_otherwise_are_in_the_table() -> None:
+    made = with_perturbed(outcome(num_rows=600), {"upper": (0.5, 2.5), "typos": (0.5, 0.5)})
+    champion = replace(made.student, latency=None, latency_by_shape=None, more={"version": 3})
+    beside = printed(build_results(replace(made, champion=champion)))
+    assert max(map(len, beside.splitlines())) <= 80
+    assert "…" not in beside
+    (line,) = [line for line in beside.splitlines() if line.startswith("with typos, %")]
+    assert line.split()[-1] == "-"  # what the champion says of these rows nobody knows
+    results = build_results(made)
+    text = printed(results)
+    lines = {line[:16].strip(): line[16:].split() for line in text.splitlines() if line[:16].strip()}
+    assert max(map(len, text.splitlines())) <= 80
+    for name, words in (("upper", "upper-cased, %"), ("typos", "with typos, %")):
+        models = results["robustness"]["perturbations"][name]["models"]
+        assert lines[words] == [*(f"{100 * models[model]['value']:.1f}" for model in MODELS)]
+        bounds = [", ".join(SHARE.text(models[m]["change"][end]) for end in ("low", "high")) for m in MODELS]
+        assert all(bound in text for bound in bounds)
+    said = " ".join(text.split())
+    assert "Upper-cased, with typos: accuracy on the test rows so written, and the interval of its change." in said
+    assert "Lower-cased: every model reads the same as before" in said
 
 
 def test_champion_has_a_column_of_its_own() -> None:

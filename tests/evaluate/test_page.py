@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from kit.browser import HOSTILE, Tags, assert_fetches_nothing, assert_harmless, browse, figures_of, traces
 from kit.finished import NUMBERS, TAGS, WRITERS, finish
-from kit.outcomes import multi_label_outcome, outcome, regression_outcome
+from kit.outcomes import multi_label_outcome, outcome, regression_outcome, with_perturbed
 from kit.results import CONFIG, LAYERS, disagreement, make_results
 from kit.tiny import save_tiny
 
@@ -165,6 +165,54 @@ def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:
     found = comparison.matrices(run.run_contenders(results), results["labels"])
     assert {f"class {i}" for i in range(20, 59)} <= set(found.names)  # 19 and 59 have half as many
     assert len(set(found.names) & {"class 19", "class 59"}) == 1
+
+
+@pytest.mark.parametrize(("num_classes", "shown"), [(2, 2), (30, 30), (60, 40)])
+def test_matrices_of_pairs(num_classes: int, shown: int) -> None:
+    results = make_results(num_classes)
+    found = comparison.pair_matrices(run.run_contenders(results), results["labels"])
+    assert (len(found.names), found.hidden) == (shown, num_classes - shown)
+    places = [results["labels"].index(name) for name in found.names]
+    for contender, squares in found.tables:
+        values = contender.model["pairwise_pr_auc"]
+        support = [entry["support"] for entry in contender.model["per_class"]]
+        for i, row in zip(places, squares, strict=True):
+            assert [cell.value for cell in row] == [values[i][j] for j in places]
+            for j, cell in zip(places, row, strict=True):
+                assert cell.random == pytest.approx(support[i] / (support[i] + support[j]))
+                assert bool(cell.style) == (i != j and values[i][j] < 1)
+    flat = sorted(
+        (v, i, j) for i, row in enumerate(results["baseline"]["pairwise_pr_auc"]) for j, v in enumerate(row) if v
+    )
+    cells = {(c.label, c.other): c for _, rows in found.tables[2:] for row in rows for c in row}
+    (_, i, j), names = flat[0], results["labels"]
+    hardest = cells[names[i], names[j]]  # the hardest of all pairs is among the classes that are shown
+    assert hardest.lost == max(cell.lost for cell in cells.values()) or num_classes > 2
+    assert hardest.text == f"{flat[0][0]:.2f}"
+
+
+def test_rows_written_otherwise_are_told(tmp_path: Path) -> None:
+    made = with_perturbed(outcome(num_rows=600), {"upper": (0.5, 2.5), "typos": (0.5, 0.5)})
+    results = make_results(made=made)
+    page = write(results, tmp_path)
+    said = Tags(page.split('<section id="robustness">')[1].split("</section>")[0]).text
+    for name, words in (("upper", "upper-cased"), ("typos", "with typos")):
+        one = results["robustness"]["perturbations"][name]
+        assert f"{words}: accuracy" in said
+        for model in ("teacher", "student", "baseline"):
+            figure = one["models"][model]
+            assert f"{100 * figure['value']:.1f} {100 * figure['low']:.1f} to {100 * figure['high']:.1f}" in said
+            assert f"{100 * figure['change']['value']:+.1f}" in said
+    assert "Upper-cased: 50 % of the rows read otherwise; the student is more fragile than its teacher" in said
+    assert "With typos: 50 % of the rows read otherwise; the student is not measurably more fragile" in said
+    assert "Lower-cased: every model reads the same as before" in said
+    assert "cut to half:" not in said
+    assert '<section id="robustness"' not in write(make_results(), tmp_path)
+    old = {name: value for name, value in make_results().items() if name != "robustness"}
+    for name in ("teacher", "student", "baseline"):
+        del old[name]["pairwise_pr_auc"]
+    for part in ("robustness", "pairs"):  # of a run of an earlier version
+        assert f'<section id="{part}"' not in write(old, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What runs of known strength found: models' outputs on rows, for results, pages and cards."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,22 @@ def regression_outcome(
         for name, size in zip(("teacher", "student", "baseline"), noise, strict=True)
     }
     return outcome_of(TextRegression(float(targets.mean()), float(targets.std())), targets, found)
+
+
+def with_perturbed(run: RunMeasurements, lost: dict[str, tuple[float, float]], seed: int = 1) -> RunMeasurements:
+    """The run with test rows written otherwise: by perturbation the noise that it adds to the teacher's outputs and to
+    those of the others. ``lower`` is there too, and changes nothing."""
+    rng = np.random.default_rng(seed)
+    names, num_rows = ("teacher", "student", "baseline"), len(run.test.targets)
+
+    def perturbed(model: ModelOutcome, place: int) -> ModelOutcome:
+        noisy = {k: model.test + sizes[place > 0] * rng.normal(size=model.test.shape) for k, sizes in lost.items()}
+        return replace(model, perturbed=noisy)
+
+    models = {name: perturbed(getattr(run, name), place) for place, name in enumerate(names)}
+    counts = {"lower": {"texts": num_rows, "tokens": 0}}
+    counts |= {kind: {"texts": num_rows, "tokens": num_rows // 2} for kind in lost}
+    return replace(run, perturbed=counts, **models)
 
 
 def outcome_of(task: Task, values: np.ndarray, outputs: dict[str, np.ndarray]) -> RunMeasurements:

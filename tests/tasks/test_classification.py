@@ -106,6 +106,31 @@ def test_values_equal_hand_computed_ones() -> None:
     assert details["reliability"] == [{"confidence": sure, "accuracy": pytest.approx(0.8), "rows": 20}]
 
 
+@pytest.mark.parametrize(("num_classes", "digits"), [(2, 8), (5, 0), (5, 8)])
+def test_each_class_against_each_other_is_scikit_learn_s(num_classes: int, digits: int) -> None:
+    """By probabilities of the two classes alone; with ``digits`` 0 many rows have the same."""
+    logits, labels = rows(300, num_classes, seed=num_classes)
+    logits = logits.round(digits)
+    found = scores(logits, labels).details()["pairwise_pr_auc"]
+    for i in range(num_classes):
+        assert found[i][i] is None
+        for j in set(range(num_classes)) - {i}:
+            both = (labels == i) | (labels == j)
+            probs = softmax(logits[both][:, [i, j]].astype(float), axis=1)[:, 0].round(12)
+            expected = library.average_precision_score(labels[both] == i, probs)
+            assert found[i][j] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_without_a_row_is_told_from_no_other() -> None:
+    logits, labels = from_confusion([[3, 1, 0], [2, 2, 0], [0, 0, 0]])
+    found = scores(logits, labels).details()["pairwise_pr_auc"]
+    assert [[value is None for value in row] for row in found] == [
+        [True, False, True],
+        [False, True, True],
+        [True, True, True],
+    ]
+
+
 def test_a_class_that_never_occurs_has_zeros() -> None:
     """In the table and in the counts it keeps its place; the averages go over the others."""
     logits, labels = from_confusion([[3, 1, 0], [2, 2, 0], [0, 0, 0]])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raydistill.cli.show.labels import print_labels
 from raydistill.config.metrics import Metric, metric
 from raydistill.evaluate.report.scales import scale
+from raydistill.evaluate.robustness import WORDS, listed, same_sentences
 from raydistill.evaluate.verdict import BASELINE_STARTS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         heading = _heading(name, model)
         heading = heading.replace(" ", "\n") if len(models) > 3 else heading
         table.add_column(heading, justify="right", style=style, no_wrap=True, vertical="bottom")
-    for label, cells in _rows(models, results).items():
+    for label, cells in _rows(models, results):
         table.add_row(label, *cells, style="dim" if label.startswith(" ") else None)
     return table
 
@@ -62,32 +63,54 @@ def _heading(name: str, model: Model) -> str:
     return name
 
 
-def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> dict[str, list[str]]:
+def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     from rich.filesize import decimal
 
     task, share = results["task"], scale("agreement")
     main, *others = task["metrics"]
     about, teacher = metric(main), results["teacher"]["test"][main]["value"]
-    rows = {about.title: [_reached(m, main) for m in models.values()]}
     between = ",\n" if len(models) > 3 else ", "
-    rows["  95 % interval"] = [_bounds(about, m["test"][main], between) for m in models.values()]
+    rows = [
+        (about.title, [_reached(m, main) for m in models.values()]),
+        ("  95 % interval", [_bounds(about, m["test"][main], between) for m in models.values()]),
+    ]
     for name in others:
         values = [m["test"][name]["value"] for m in models.values()]
-        rows[metric(name).title] = [ABSENT if v is None else metric(name).text(v) for v in values]
-    rows["agreement, %"] = [ABSENT if n == "teacher" else share.text(m["agreement"]) for n, m in models.items()]
+        rows.append((metric(name).title, [ABSENT if v is None else metric(name).text(v) for v in values]))
+    rows += _perturbed_rows(models, results.get("robustness"), between)
+    agreements = [ABSENT if n == "teacher" else share.text(m["agreement"]) for n, m in models.items()]
+    rows.append(("agreement, %", agreements))
     if about.is_retained:
-        rows["share, %"] = [
+        shares = [
             ABSENT if n == "teacher" or not teacher > 0 else share.text(m["test"][main]["value"] / teacher)
             for n, m in models.items()
         ]
-    rows["parameters"] = [_count(m["num_parameters"]) for m in models.values()]
-    rows["size"] = [decimal(m["bytes"]) for m in models.values()]
+        rows.append(("share, %", shares))
+    rows.append(("parameters", [_count(m["num_parameters"]) for m in models.values()]))
+    rows.append(("size", [decimal(m["bytes"]) for m in models.values()]))
     if any(m["latency_ms"] for m in models.values()):
-        rows["latency p50, ms"] = [_latency(m, "p50") for m in models.values()]
-        rows["latency p95, ms"] = [_latency(m, "p95") for m in models.values()]
-        rows["rows a second"] = [
-            ABSENT if m["throughput"] is None else f"{m['throughput']:,.0f}" for m in models.values()
-        ]
+        speeds = [ABSENT if m["throughput"] is None else f"{m['throughput']:,.0f}" for m in models.values()]
+        rows += [(f"latency {q}, ms", [_latency(m, q) for m in models.values()]) for q in ("p50", "p95")]
+        rows.append(("rows a second", speeds))
+    return rows
+
+
+def _perturbed_rows(
+    models: Mapping[str, Model], found: Mapping[str, Any] | None, between: str
+) -> list[tuple[str, list[str]]]:
+    """The main metric on the test rows written otherwise, and below it the interval of its change."""
+    rows: list[tuple[str, list[str]]] = []
+    if found is None:
+        return rows
+    about = metric(found["metric"])
+    for name, one in found["perturbations"].items():
+        if one["models"] is not None:
+            known = [one["models"].get(model) for model in models]
+            title = f"{WORDS[name]}, %" if about.is_share else WORDS[name]
+            rows.append((title, [ABSENT if m is None else about.text(m["value"]) for m in known]))
+            # without brackets, as two signs take their place: all models fit
+            changes = [ABSENT if m is None else _bounds(about, m["change"], between)[1:-1] for m in known]
+            rows.append(("  change, 95 %", changes))
     return rows
 
 
@@ -118,6 +141,11 @@ def conditions(results: Mapping[str, Any]) -> str:
         text += f" Without teacher: trained on labels alone, from {start}."
     if words := results.get("tfidf"):
         text += f" TF-IDF: {words['model']} on words and pairs of words, fitted to {words['num_rows']:,} labelled rows."
+    if found := results.get("robustness"):
+        about_rows = f"{about.words} on the test rows so written, and the interval of its change"
+        names = [WORDS[name] for name, one in found["perturbations"].items() if one["models"] is not None]
+        text += f" {listed(names)}: {about_rows}." if names else ""
+        text += "".join(f" {sentence}" for sentence in same_sentences(found))
     if any(m and m["chance"]["at_chance"] for m in map(results.get, MODELS)):
         text += f" *: {results['task']['guessing']}."
     setting = next(

@@ -30,6 +30,7 @@ COLORS = {
     "champion": GREEN,
 }
 COSTS = ("num_parameters", "bytes", "p50", "p95", "throughput")
+RIGHT, WRONG = "31, 100, 180", "184, 80, 26"
 MAX_NUMBERED = 10  # classes up to which a cell of a confusion matrix has room for its number
 MAX_CLASSES = 40  # that a confusion matrix shows
 MAX_ROW_NAME, MAX_COLUMN_NAME = 18, 14  # characters of a class name at a confusion matrix
@@ -45,7 +46,7 @@ class Contender:
     """What else its column's head says; may be empty."""
     model: Mapping[str, Any]
     """With num_parameters, bytes, latency_ms, throughput, and what the task has of per_class, confusion, reliability,
-    scatter."""
+    pairwise_pr_auc, scatter."""
     figures: Mapping[str, Mapping[str, float | None]]
     """Metric -> {value, low, high} on the rows of the page."""
     is_main: bool = False
@@ -146,8 +147,17 @@ class Square:
     is_right: bool
 
     @property
+    def text(self) -> str:
+        return str(self.count or "")
+
+    @property
+    def title(self) -> str:
+        taken = "" if self.is_right else f" taken for {self.prediction}"
+        return f"{self.count:,}: {self.label}{taken}, {100 * self.share:.1f} %"
+
+    @property
     def style(self) -> str:
-        color = "31, 100, 180" if self.is_right else "184, 80, 26"
+        color = RIGHT if self.is_right else WRONG
         return f"background: rgba({color}, {0.12 + 0.88 * self.share**0.8:.2f})" if self.count else ""
 
     @property
@@ -157,15 +167,49 @@ class Square:
 
 
 @dataclass(frozen=True)
+class PairSquare:
+    """A cell of a matrix of pairwise precision-recall areas."""
+
+    value: float | None
+    random: float
+    """What random scores reach: the share of the label in the rows of both."""
+    label: str
+    other: str
+
+    @property
+    def lost(self) -> float:
+        """Share of what there is to gain over random scores that is missed, 0 to 1."""
+        return 0.0 if self.value is None else min(1.0, max(0.0, (1 - self.value) / (1 - self.random)))
+
+    @property
+    def text(self) -> str:
+        return "" if self.value is None else f"{self.value:.2f}"
+
+    @property
+    def title(self) -> str:
+        if self.value is None:
+            return ""
+        return f"{self.value:.3f}: {self.label} against {self.other}; random scores reach {self.random:.2f}"
+
+    @property
+    def style(self) -> str:
+        return f"background: rgba({WRONG}, {self.lost**0.6:.2f})" if self.lost else ""
+
+    @property
+    def is_strong(self) -> bool:
+        return self.lost > 0.3
+
+
+@dataclass(frozen=True)
 class Matrices:
-    """Confusion matrices of all contenders over the same classes."""
+    """Matrices of all contenders over the same classes."""
 
     names: Sequence[str]
     shown: Sequence[tuple[str, str]]
     """The names as they fit beside a row and over a column."""
     hidden: int
     """Classes that are left out."""
-    tables: Sequence[tuple[Contender, Sequence[Sequence[Square]]]]
+    tables: Sequence[tuple[Contender, Sequence[Sequence[Square | PairSquare]]]]
 
     @property
     def is_numbered(self) -> bool:
@@ -178,13 +222,36 @@ class Matrices:
 
 
 def matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matrices:
-    """Rows are labels, columns predictions. Of very many classes those with the most errors are shown."""
+    """Confusion matrices: rows are labels, columns predictions. Of very many classes those with the most errors are
+    shown."""
     counts = {contender.name: np.array(contender.model["confusion"]) for contender in contenders}
-    kept = list(range(len(names)))
-    if len(names) > MAX_CLASSES:
-        wrong = sum(table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal() for table in counts.values())
-        kept = sorted(np.argsort(-np.asarray(wrong), kind="stable")[:MAX_CLASSES].tolist())
+    wrong = sum(table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal() for table in counts.values())
+    kept = worst(np.asarray(wrong))
     tables = [(contender, squares(counts[contender.name], kept, names)) for contender in contenders]
+    return laid_out(names, kept, tables)
+
+
+def pair_matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matrices:
+    """How well each class (down) is told from each other (across). Of very many classes the hardest are shown."""
+    values = {contender.name: np.array(contender.model["pairwise_pr_auc"], float) for contender in contenders}
+    support = np.array([entry["support"] for entry in contenders[0].model["per_class"]], float)
+    random = support[:, None] / np.maximum(support[:, None] + support, 1)
+    missed = sum(np.nansum(1 - table, axis=0) + np.nansum(1 - table, axis=1) for table in values.values())
+    kept = worst(np.asarray(missed))
+
+    def square(value: float, i: int, j: int) -> PairSquare:
+        return PairSquare(None if np.isnan(value) else float(value), float(random[i, j]), names[i], names[j])
+
+    tables = [(c, [[square(values[c.name][i, j], i, j) for j in kept] for i in kept]) for c in contenders]
+    return laid_out(names, kept, tables)
+
+
+def worst(badness: np.ndarray) -> list[int]:
+    """The classes that a matrix has room for, in their order: all, or the worst ones."""
+    return sorted(np.argsort(-badness, kind="stable")[:MAX_CLASSES].tolist())
+
+
+def laid_out(names: Sequence[str], kept: Sequence[int], tables: Sequence[Any]) -> Matrices:
     shown = [(cut_middle(names[i], MAX_ROW_NAME), cut_middle(names[i], MAX_COLUMN_NAME)) for i in kept]
     return Matrices([names[i] for i in kept], shown, len(names) - len(kept), tables)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from raydistill.evaluate.report.comparison import (
     cost_rows,
     interval,
     measured,
+    pair_matrices,
     quality_rows,
     side_by_side,
 )
@@ -26,6 +28,7 @@ from raydistill.evaluate.report.figures import Picture
 from raydistill.evaluate.report.glossary import glossary
 from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
 from raydistill.evaluate.report.scales import ABSENT, cut, scale
+from raydistill.evaluate.robustness import WORDS, listed, same_sentences
 from raydistill.evaluate.rules import signed
 from raydistill.evaluate.verdict import BASELINE_STARTS
 from raydistill.tasks import Task, task_of
@@ -74,6 +77,8 @@ def page_text(results: Mapping[str, Any]) -> str:
         facts=facts(shown),
         **side_by_side(contenders, shown["labels"]),
         groups=[quality, relation_rows(shown, contenders), cost_rows(contenders)],
+        pairs=pair_matrices(contenders, shown["labels"]) if "pairwise_pr_auc" in student else None,
+        robustness=robustness_section(shown, contenders),
         disagreements=[judged(row) for row in shown["disagreements"]],
         errors=[judged(row) for row in shown["errors"]],
         layers=layer_rows(shown["layers"]),
@@ -220,6 +225,29 @@ def ahead(name: str, difference: Mapping[str, float | None] | None) -> Cell:
     if difference is None or difference["value"] is None:
         return Cell(ABSENT)
     return Cell(signed(metric(name), difference["value"]), interval(name, difference))
+
+
+def robustness_section(results: Mapping[str, Any], contenders: Sequence[Contender]) -> dict[str, Any] | None:
+    """The main metric on test rows written otherwise, and how it changes; None where it was not measured."""
+    found = results.get("robustness")
+    if not found:
+        return None
+    main, groups, told = found["metric"], [], same_sentences(found)
+    own = [replace(one, note="") for one in contenders if one.name in ("teacher", "student", "baseline")]
+    for name, one in found["perturbations"].items():
+        if one["models"] is None:
+            continue
+        known = [one["models"][contender.name] for contender in own]
+        reached = Row(f"{WORDS[name]}: {scale(main).label}", [measured(main, figure) for figure in known])
+        groups.append([reached, Row("its change", [ahead(main, figure["change"]) for figure in known])])
+        extra = ahead(main, one["student_minus_teacher"])
+        beyond = "more" if one["is_more_fragile"] else "not measurably more"
+        told.append(
+            f"{listed([WORDS[name]])}: {100 * one['rows_changed']:.0f} % of the rows read otherwise; "
+            f"the student is {beyond} fragile than its teacher (its change minus the teacher's: {extra.text}, 95 % "
+            f"interval {extra.detail})."
+        )
+    return {"contenders": own, "groups": groups, "told": told}
 
 
 def layer_rows(layers: Mapping[str, Any]) -> list[tuple[str, str]]:

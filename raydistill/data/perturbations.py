@@ -1,0 +1,169 @@
+"""The test rows written otherwise, to see how much of an answer hangs on how a text is written (evaluate.robustness).
+
+``lower``  all letters lower-cased
+``upper``  all letters upper-cased
+``typos``  each word of two letters or more has, with probability ``TYPO_SHARE``, one typo of a kind that is drawn: two
+           neighbouring letters swapped, a letter dropped, doubled, or replaced by its neighbour on a US keyboard. What
+           is drawn depends on the seed and the row alone.
+``half``   the first half of its tokens, rounded up, of each text; counted after the cut to ``data.max_length``, so
+           that it is half of what a model reads
+
+A perturbed row is a row like any other: a split of an artefact of tokens, with the targets of the row that it was.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistill.data.prepare import write_batch
+from raydistill.data.rows import ROWS_PER_CALL, encode_texts, load_tokenizer, map_batch, read_texts
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.locks import lock
+from raydistill.storage.manifest import recipe_key
+from raydistill.storage.storage import Storage
+
+PERTURBATIONS = ("lower", "upper", "typos", "half")
+TYPO_SHARE = 0.1
+"""One word in ten: 10 to 15 % of the queries that people type into a search engine hold an error (Cucerzan and Brill
+2004), which here a text of one or two words does."""
+RULES = 1
+"""Raised when rows are perturbed otherwise: they are then written, and predicted, anew."""
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+
+
+def _neighbours() -> dict[str, str]:
+    """The letters beside each letter; a key lies between the two above it, as rows are shifted by half a key."""
+    place = {(row, i): key for row, keys in enumerate(_KEYBOARD) for i, key in enumerate(keys)}
+    beside = ((0, -1), (0, 1), (-1, 0), (-1, 1), (1, -1), (1, 0))
+    return {key: "".join(place.get((row + r, i + c), "") for r, c in beside) for (row, i), key in place.items()}
+
+
+NEIGHBOURS = _neighbours()
+
+
+def split_of(perturbation: str) -> str:
+    """The name of the split with the test rows so perturbed."""
+    return f"test-{perturbation}"
+
+
+def perturb_rows(data: Artifact, tokens: Artifact, tokenizer_folder: Path, seed: int, storage: Storage) -> Artifact:
+    """The artefact of the perturbed test rows, of kind ``tokens``; made if it is not there.
+
+    A split each, as ``tokenize_data`` writes them, but for perturbations that change no row. info.json has
+    ``pad_token_id`` and ``perturbed``: by name the numbers of test rows whose text and whose tokens are changed.
+    """
+    recipe = {**tokens.manifest().recipe, "perturbed": {"rules": RULES, "seed": seed}}
+    artifact = Artifact(storage, "tokens", recipe_key(recipe))
+    if artifact.exists():
+        return artifact
+    with lock(storage, "tokens", artifact.key + ".lock"):
+        if not artifact.exists():
+            with artifact.write(recipe, {"data": data.digest, "tokens": tokens.digest}) as folder:
+                _write(data, tokens, tokenizer_folder, seed, folder)
+    return artifact
+
+
+def perturbed_counts(artifact: Artifact) -> dict[str, dict[str, int]]:
+    """By perturbation ``texts`` and ``tokens``: test rows of which these are changed."""
+    found: dict[str, dict[str, int]] = artifact.storage.read_json(artifact.kind, artifact.key, "info.json")["perturbed"]
+    return found
+
+
+def perturbed_splits(artifact: Artifact) -> list[str]:
+    """The splits that there are: of perturbations that change a row."""
+    return [split_of(name) for name, changed in perturbed_counts(artifact).items() if changed["tokens"]]
+
+
+def _write(data: Artifact, tokens: Artifact, tokenizer_folder: Path, seed: int, folder: Path) -> None:
+    source = tokens.local()
+    info, before = json.loads((source / "info.json").read_text()), map_batch(source / "test.arrow")
+    length, pad, texts = info["max_length"], info["pad_token_id"], read_texts(data, "test")
+    tokenizer = load_tokenizer(tokenizer_folder, length)
+    counts = {}
+    for name in PERTURBATIONS:
+        if name == "half":
+            written, columns = texts, halve(tokenizer, texts, length, pad)
+        else:
+            written = rewrite(texts, name, seed)
+            columns, _ = encode_texts(tokenizer, written, length, pad)
+        other = [pc.not_equal(old, new).to_numpy(zero_copy_only=False) for old, new in zip(texts, written, strict=True)]
+        ids = zip(before.column("input_ids"), columns["input_ids"], strict=True)
+        changed = sum(not old.values.equals(new.values) for old, new in ids)
+        counts[name] = {"texts": int(np.any(other, axis=0).sum()), "tokens": changed}
+        if changed:
+            columns |= {column: before.column(column) for column in ("target", "example_id")}
+            write_batch(folder / f"{split_of(name)}.arrow", columns)
+    (folder / "info.json").write_text(json.dumps({"pad_token_id": pad, "max_length": length, "perturbed": counts}))
+
+
+def rewrite(texts: Sequence[pa.Array], perturbation: str, seed: int) -> list[pa.Array]:
+    """The texts of all rows, one column or two, ``lower``, ``upper`` or with ``typos``."""
+    made: list[list[str]] = [[] for _ in texts]
+    for number, row in enumerate(zip(*(column.to_pylist() for column in texts), strict=True)):
+        draw = random.Random(f"{seed} {number}")
+        for column, text in zip(made, row, strict=True):
+            column.append(with_typos(text, draw) if perturbation == "typos" else getattr(text, perturbation)())
+    return [pa.array(column, old.type) for column, old in zip(made, texts, strict=True)]
+
+
+def with_typos(text: str, draw: random.Random) -> str:
+    """A text of which each word has a typo with probability ``TYPO_SHARE``."""
+    return _WORD.sub(lambda word: typo(word[0], draw) if draw.random() < TYPO_SHARE else word[0], text)
+
+
+def typo(word: str, draw: random.Random) -> str:
+    """A word of two letters or more with one typo, of the kinds that change it each as likely."""
+    places = {
+        "swap": [i for i in range(len(word) - 1) if word[i] != word[i + 1]],
+        "drop": range(len(word)),
+        "double": range(len(word)),
+        "neighbour": [i for i, letter in enumerate(word) if letter.lower() in NEIGHBOURS],
+    }
+    kind = draw.choice([kind for kind, found in places.items() if found])
+    i = draw.choice(places[kind])
+    letter, before, after = word[i], word[:i], word[i + 1 :]
+    if kind == "swap":
+        return before + after[0] + letter + after[1:]
+    if kind == "drop":
+        return before + after
+    if kind == "double":
+        return before + 2 * letter + after
+    other = draw.choice(NEIGHBOURS[letter.lower()])
+    return before + (other if letter.islower() else other.upper()) + after
+
+
+def halve(tokenizer: Any, texts: Sequence[pa.Array], max_length: int, pad: int) -> dict[str, pa.Array]:
+    """Token ids as ``encode_texts`` gives them, of each text the first half alone; special tokens stay."""
+    found: dict[str, list[list[int]]] = {}
+    for start in range(0, len(texts[0]), ROWS_PER_CALL):
+        columns = [column.slice(start, ROWS_PER_CALL).to_pylist() for column in texts]
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, verbose=False)
+        kept = [first_half(row.sequence_ids) for row in encoded.encodings]
+        for name, empty in (("input_ids", [pad]), ("token_type_ids", [0])):
+            rows = zip(encoded.get(name, ()), kept, strict=False)
+            found.setdefault(name, []).extend([values[i] for i in places] or empty for values, places in rows)
+    return {name: pa.array(rows, pa.list_(pa.int32())) for name, rows in found.items() if rows}
+
+
+def first_half(sequence_ids: Sequence[int | None]) -> list[int]:
+    """Which tokens of a row to keep. ``sequence_ids``: of which text each is, 0 or 1; None for special tokens."""
+    count = Counter(sequence_ids)
+    left = {text: (number + 1) // 2 for text, number in count.items() if text is not None}
+    kept = []
+    for i, text in enumerate(sequence_ids):
+        if text is not None:
+            left[text] -= 1
+        if text is None or left[text] >= 0:
+            kept.append(i)
+    return kept
