@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag
 
@@ -65,6 +65,13 @@ class LossSection(Section):
     role: ClassVar[Role] = "distillation"
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value")
     """Kinds of predictions that it can learn from."""
+    compares: ClassVar[str] = "logits"
+    """What it looks at in student and teacher."""
+
+    @property
+    def fewest_classes(self) -> int:
+        """Classes of a categorical prediction below which it says nothing."""
+        return 2
 
     weight: Weight = 1.0
     """Factor of this term in the sum of all losses; 0 switches its gradient off. A number, or a schedule."""
@@ -74,6 +81,7 @@ class LayerLossSection(LossSection):
     """A term that compares mapped layers of student and teacher."""
 
     role: ClassVar[Role] = "representation"
+    compares: ClassVar[str] = "hidden states"
 
     layers: Layers = "auto"
     """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
@@ -83,6 +91,7 @@ class TaskLoss(LossSection):
     """The task's own loss on labelled rows."""
 
     role: ClassVar[Role] = "task"
+    compares: ClassVar[str] = "logits, labels"
 
     type: Literal["task"] = "task"
     class_weights: ClassWeights = None
@@ -95,12 +104,11 @@ class TaskLoss(LossSection):
         return [(("class_weights",), "names no class.")] if self.class_weights == {} else []
 
 
-class ForwardKl(LossSection):
-    """Soft targets: T² · KL(teacher ‖ student), over the classes, or for each label."""
+class SoftLossSection(LossSection):
+    """A term on the two models' probabilities at a temperature."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli")
 
-    type: Literal["forward_kl"] = "forward_kl"
     temperature: Temperature = 2.0
     """T, by which the logits of both are divided: the higher, the more the less likely classes count. A number, or a
     schedule."""
@@ -109,6 +117,68 @@ class ForwardKl(LossSection):
         if isinstance(self.temperature, Schedule) and not min(self.temperature.start, self.temperature.end) > 0:
             return [(("temperature",), "has to stay above 0; the logits are divided by it.")]
         return []
+
+
+class ForwardKl(SoftLossSection):
+    """Soft targets: T² · KL(teacher ‖ student), over the classes, or for each label."""
+
+    type: Literal["forward_kl"] = "forward_kl"
+
+
+class ReverseKl(SoftLossSection):
+    """T² · KL(student ‖ teacher): the student leaves out what it cannot follow, where forward_kl spreads over it."""
+
+    type: Literal["reverse_kl"] = "reverse_kl"
+
+
+class Jsd(SoftLossSection):
+    """T² · Jensen-Shannon divergence: bounded, so that rows of which the teacher is wildly sure pull less."""
+
+    type: Literal["jsd"] = "jsd"
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the teacher in the mixture that both are compared with."""
+
+
+class SoftCrossEntropy(SoftLossSection):
+    """T² · cross entropy of the student under the teacher's probabilities: forward_kl and a constant, with the same
+    gradient."""
+
+    type: Literal["soft_cross_entropy"] = "soft_cross_entropy"
+
+
+class Dkd(SoftLossSection):
+    """Decoupled soft targets: T² · (alpha · KL of right against other + beta · KL among the other classes)."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
+    compares: ClassVar[str] = "logits, labels"
+
+    type: Literal["dkd"] = "dkd"
+    alpha: float = Field(default=1.0, ge=0)
+    """Weight of how sure the teacher is of the right class."""
+    beta: float = Field(default=2.0, ge=0)
+    """Weight of how it shares the rest among the other classes."""
+
+    @property
+    def fewest_classes(self) -> int:
+        return 3
+
+
+class Dist(SoftLossSection):
+    """T² · (inter · (1 - correlation of a row's probabilities) + intra · (1 - correlation of a class's over rows))."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
+
+    type: Literal["dist"] = "dist"
+    inter: float = Field(default=1.0, ge=0)
+    """Weight of the correlation over the classes of each row."""
+    intra: float = Field(default=1.0, ge=0)
+    """Weight of the correlation over the rows of a group, for each class."""
+    group_size: int = Field(default=16, ge=2)
+    """So many rows of a batch are correlated; ``train.global_batch_size`` is a multiple of it."""
+
+    @property
+    def fewest_classes(self) -> int:
+        return 3
 
 
 class LogitMse(LossSection):
@@ -136,17 +206,30 @@ class CosinePairs(LossSection):
 
     role: ClassVar[Role] = "task"
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
+    compares: ClassVar[str] = "hidden states, labels"
 
     type: Literal["cosine_pairs"] = "cosine_pairs"
     group_size: int = Field(default=16, ge=2)
     """So many rows of a batch are compared with each other; ``train.global_batch_size`` is a multiple of it."""
 
 
-Loss = Annotated[TaskLoss | ForwardKl | LogitMse | HiddenMse | HiddenCosine | CosinePairs, Field(discriminator="type")]
+Loss = Annotated[
+    TaskLoss
+    | ForwardKl
+    | ReverseKl
+    | Jsd
+    | SoftCrossEntropy
+    | Dkd
+    | Dist
+    | LogitMse
+    | HiddenMse
+    | HiddenCosine
+    | CosinePairs,
+    Field(discriminator="type"),
+]
 
 SECTIONS: dict[str, type[LossSection]] = {
-    kind.model_fields["type"].default: kind
-    for kind in (TaskLoss, ForwardKl, LogitMse, HiddenMse, HiddenCosine, CosinePairs)
+    kind.model_fields["type"].default: kind for kind in get_args(get_args(Loss)[0])
 }
 """Every loss by its ``type``."""
 

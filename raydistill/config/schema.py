@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from raydistill.config import tasks
+from raydistill.config.losses import LossSection
 from raydistill.config.section import Section
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
@@ -131,13 +133,20 @@ def plain_words(text: str | None) -> str:
 
 
 def list_losses() -> dict[str, dict[str, Any]]:
-    """Every loss type with what it is and its settings (default and meaning)."""
+    """Every loss type: what it is, looks at and is for, and its settings (default and meaning)."""
     found: dict[str, dict[str, Any]] = {}
     for section in sections(entry_type(Stage.model_fields["losses"].annotation)):
+        assert issubclass(section, LossSection)
         settings = {
             name: {"default": field.default, "about": plain_words(field.description)}
             for name, field in section.model_fields.items()
             if name != "type"
         }
-        found[type_tag(section) or section.__name__] = {"about": (section.__doc__ or "").strip(), "settings": settings}
+        found[type_tag(section) or section.__name__] = {
+            "about": (section.__doc__ or "").strip(),
+            "role": section.role,
+            "compares": section.compares,
+            "tasks": [task for task, known in tasks.SECTIONS.items() if known.kind in section.kinds],
+            "settings": settings,
+        }
     return found

@@ -13,7 +13,7 @@ from raydistill.config.training import Stage
 from raydistill.losses.base import Loss, Losses
 from raydistill.losses.contrastive import CosinePairs
 from raydistill.losses.hidden import HiddenCosine, HiddenMse
-from raydistill.losses.logits import ForwardKl, LogitMse
+from raydistill.losses.logits import Dist, Dkd, ForwardKl, Jsd, LogitMse, ReverseKl, SoftCrossEntropy, SoftLoss
 from raydistill.losses.task import TaskLoss
 from raydistill.models.layer_map import layer_map
 from raydistill.models.signals import Signal
@@ -22,14 +22,28 @@ from raydistill.tasks import Targets, Task
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+SOFT: dict[str, type[SoftLoss]] = {
+    "forward_kl": ForwardKl,
+    "reverse_kl": ReverseKl,
+    "jsd": Jsd,
+    "soft_cross_entropy": SoftCrossEntropy,
+    "dkd": Dkd,
+    "dist": Dist,
+}
+
 __all__ = [
     "CosinePairs",
+    "Dist",
+    "Dkd",
     "ForwardKl",
     "HiddenCosine",
     "HiddenMse",
+    "Jsd",
     "LogitMse",
     "Loss",
     "Losses",
+    "ReverseKl",
+    "SoftCrossEntropy",
     "TaskLoss",
     "build_losses",
     "build_stages",
@@ -76,6 +90,11 @@ def signal_sizes(
     return {signal: signal.num_bytes(teacher, num_rows, num_tokens) for signal in sorted(needs)}
 
 
+def options(term: settings.SoftLossSection) -> dict[str, Any]:
+    """A term's settings beyond those that all of its family have."""
+    return term.model_dump(exclude=set(settings.SoftLossSection.model_fields) | {"type"})
+
+
 def build_loss(
     term: settings.Loss,
     task: Task,
@@ -88,8 +107,8 @@ def build_loss(
         case settings.TaskLoss():
             weights = class_weights(term, task, targets)
             return TaskLoss(task, term.weight, weights, term.label_smoothing)
-        case settings.ForwardKl():
-            return ForwardKl(term.weight, term.temperature, task.kind)
+        case settings.SoftLossSection() if term.type in SOFT:
+            return SOFT[term.type](term.weight, term.temperature, task.kind, **options(term))
         case settings.LogitMse():
             return LogitMse(term.weight)
         case settings.CosinePairs():

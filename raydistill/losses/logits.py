@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,11 @@ class RowLoss(Loss):
         return batch.num_rows
 
 
-class ForwardKl(RowLoss):
-    """Soft targets, T² · KL(p_T ‖ p_S) of the predictions at temperature T.
+class SoftLoss(RowLoss):
+    """T² times a divergence of the predictions at temperature T.
 
-    ``categorical`` predictions are softmax(z/T), the divergence is summed over the classes; ``bernoulli`` ones are
-    sigmoid(z/T) for each label, the mean over the labels, as the task's own loss is. T² keeps the size of the gradient
-    about constant over T. Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
+    ``categorical`` predictions are softmax(z/T); ``bernoulli`` ones are sigmoid(z/T) for each label, and the mean over
+    the labels is taken, as the task's own loss does. T² keeps the size of the gradient about constant over T.
     """
 
     temperature: float
@@ -45,11 +46,104 @@ class ForwardKl(RowLoss):
         z_student, z_teacher = (side[LOGITS].float() / self.temperature for side in (student, teacher))
         if self.kind == "bernoulli":  # the two outcomes of each label are a distribution over z and 0
             z_student, z_teacher = (torch.stack([z, torch.zeros_like(z)], dim=-1) for z in (z_student, z_teacher))
-        log_student, log_teacher = F.log_softmax(z_student, dim=-1), F.log_softmax(z_teacher, dim=-1)
-        divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+        divergence = self.divergence(F.log_softmax(z_student, dim=-1), F.log_softmax(z_teacher, dim=-1), batch)
         if self.kind == "bernoulli":
             divergence = divergence.mean(-1)
         return divergence * self.temperature**2
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Compare log-probabilities (…, C), by which they are reduced."""
+        raise NotImplementedError
+
+
+class ForwardKl(SoftLoss):
+    """Soft targets, T² · KL(p_T ‖ p_S). Hinton et al. 2015, https://arxiv.org/abs/1503.02531."""
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return kl(teacher, student)
+
+
+class ReverseKl(SoftLoss):
+    """T² · KL(p_S ‖ p_T), which seeks a mode. MiniLLM, https://arxiv.org/abs/2306.08543."""
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return kl(student, teacher)
+
+
+class Jsd(SoftLoss):
+    """T² · (β KL(p_T ‖ m) + (1 - β) KL(p_S ‖ m)), m = β p_T + (1 - β) p_S. GKD, https://arxiv.org/abs/2306.13649."""
+
+    def __init__(self, *arguments: Any, beta: float = 0.5) -> None:
+        super().__init__(*arguments)
+        self.beta = beta
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        mixture = torch.logaddexp(teacher + math.log(self.beta), student + math.log(1 - self.beta))
+        return self.beta * kl(teacher, mixture) + (1 - self.beta) * kl(student, mixture)
+
+
+class SoftCrossEntropy(SoftLoss):
+    """T² · -Σ p_T log p_S: ``ForwardKl`` plus the teacher's entropy, so it is subsumed by it."""
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return -(teacher.exp() * student).sum(-1)
+
+
+class Dkd(SoftLoss):
+    """Decoupled soft targets, T² · (α KL of the binary target/other + β KL among the others). Zhao et al. 2022,
+    https://arxiv.org/abs/2203.08679.
+
+    The target is a row's label, and where it has none the teacher's most likely class. With β = 1 - p_T(target), row by
+    row, it would be ``ForwardKl``; of two classes the second part is empty.
+    """
+
+    def __init__(self, *arguments: Any, alpha: float = 1.0, beta: float = 2.0) -> None:
+        super().__init__(*arguments)
+        self.alpha, self.beta = alpha, beta
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        labels, labeled = (
+            torch.as_tensor(values, device=teacher.device) for values in (batch.targets.values, batch.targets.labeled)
+        )
+        target = torch.where(labeled, labels, teacher.argmax(-1))[:, None]
+        is_other = torch.ones_like(teacher, dtype=torch.bool).scatter(1, target, False)
+        pairs, others = [], []
+        for log_p in (teacher, student):
+            rest = log_p[is_other].view(len(log_p), -1)
+            total = rest.logsumexp(-1, keepdim=True)
+            pairs.append(torch.cat([log_p.gather(1, target), total], dim=1))
+            others.append(rest - total)
+        return self.alpha * kl(*pairs) + self.beta * kl(*others)
+
+
+class Dist(SoftLoss):
+    """T² · (inter · (1 - ρ of a row's probabilities) + intra · the mean over classes of 1 - ρ over a group's rows), ρ
+    being Pearson's correlation. DIST, https://arxiv.org/abs/2205.10536.
+
+    A group of one row has no correlation over rows, and only the first part.
+    """
+
+    def __init__(self, *arguments: Any, inter: float = 1.0, intra: float = 1.0, group_size: int = 16) -> None:
+        super().__init__(*arguments)
+        self.inter, self.intra, self.group_size = inter, intra, group_size
+
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        p_student, p_teacher = student.exp(), teacher.exp()
+        over_rows = [
+            (1 - correlation(a.T, b.T)).mean().expand(len(a)) if len(a) > 1 else a.new_zeros(1)
+            for a, b in zip(p_student.split(self.group_size), p_teacher.split(self.group_size), strict=True)
+        ]
+        return self.inter * (1 - correlation(p_student, p_teacher)) + self.intra * torch.cat(over_rows)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) of log-probabilities (…, C), summed over the classes."""
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of each row of (R, N) with that of the other; (R,)."""
+    return F.cosine_similarity(a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True), dim=-1)
 
 
 class LogitMse(RowLoss):

@@ -101,7 +101,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
 def complete(config: Config, models: Models, info: DataInfo, texts: Texts, source: Path) -> tuple[Config, list[Choice]]:
     """The config with everything chosen that it leaves open; texts are read only where their length is asked for."""
     train, task = info.counts["train"], task_of(info.task)
-    check_class_weights(config, task)
+    check_classes(config, task)
     needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
     facts = Facts(
         has_head=config.teacher.finetune is not None and has_head(source, config.teacher.trust_remote_code),
@@ -120,15 +120,23 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
     return choose(config, facts)
 
 
-def check_class_weights(config: Config, task: Task) -> None:
-    """ConfigError for a weight of a class that the data does not have."""
+def check_classes(config: Config, task: Task) -> None:
+    """ConfigError for a loss that says nothing of so few classes, or a weight of a class that the data does not
+    have."""
     for stage_name, stage in config.stages.items():
         for name, loss in stage.losses.items():
+            place = f"stages.{stage_name}.losses.{name}"
             given = loss.class_weights if isinstance(loss, TaskLoss) else None
             for unknown in sorted(given.keys() - set(task.outputs)) if isinstance(given, dict) else ():
                 raise ConfigError(
-                    f"stages.{stage_name}.losses.{name}.class_weights names {unknown!r}, which the data does not have. "
+                    f"{place}.class_weights names {unknown!r}, which the data does not have. "
                     f"{did_you_mean(unknown, task.outputs)}"
+                )
+            if task.kind == "categorical" and len(task.outputs) < loss.fewest_classes:
+                raise ConfigError(
+                    f"{place}: {loss.type} needs {loss.fewest_classes} classes or more, and there are "
+                    f"{len(task.outputs)}: the others than one are then a single one, which has nothing to say. Use "
+                    "forward_kl."
                 )
 
 

@@ -314,7 +314,9 @@ def test_schema_and_losses(capfd: pytest.CaptureFixture[str]) -> None:
     code, found = call_json(capfd, "losses")
     assert code == 0
     assert found["losses"]["forward_kl"]["settings"]["temperature"]["default"] == 2.0
-    assert "forward_kl  Soft targets" in call(capfd, "losses")[1]
+    shown = call(capfd, "losses")[1]
+    assert "forward_kl  Soft targets" in shown
+    assert ["dist", "logits", "yes", "-", "-"] in [line.split() for line in shown.splitlines()]
 
 
 def test_cache_lists_frees_and_refuses(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

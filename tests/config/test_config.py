@@ -386,7 +386,12 @@ def test_data_section_alone() -> None:
 
 def test_losses_are_described() -> None:
     found = list_losses()
-    assert list(found) == ["task", "forward_kl", "logit_mse", "hidden_mse", "hidden_cosine", "cosine_pairs"]
+    soft = ["forward_kl", "reverse_kl", "jsd", "soft_cross_entropy", "dkd", "dist"]
+    assert list(found) == ["task", *soft, "logit_mse", "hidden_mse", "hidden_cosine", "cosine_pairs"]
+    everywhere = ["text_classification", "text_regression", "multi_label_classification"]
+    assert {n for n, loss in found.items() if loss["tasks"] == everywhere} >= {"task", "logit_mse", "hidden_mse"}
+    assert found["jsd"]["tasks"] == ["text_classification", "multi_label_classification"]
+    assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (["text_classification"], "logits, labels")
     assert found["forward_kl"]["settings"]["temperature"]["default"] == 2.0
     assert all(loss["about"] for loss in found.values())
 

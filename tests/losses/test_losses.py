@@ -17,11 +17,16 @@ from raydistill.config.training import Stage as StageSettings
 from raydistill.data.batches import Batch
 from raydistill.losses import (
     CosinePairs,
+    Dist,
+    Dkd,
     ForwardKl,
     HiddenCosine,
     HiddenMse,
+    Jsd,
     LogitMse,
     Losses,
+    ReverseKl,
+    SoftCrossEntropy,
     TaskLoss,
     build_losses,
     build_stages,
@@ -418,3 +423,116 @@ def test_cosine_pairs_draw_equal_labels_together_and_need_no_teacher():
     assert (unit @ unit.T)[0, 2::2].min() > 0.95
     assert (unit @ unit.T)[0, 1::2].abs().max() < 0.1
     assert not loss.teacher_needs
+
+
+def softmax_by_hand(row: list[float], temperature: float) -> list[float]:
+    largest = max(row)
+    powers = [math.exp((z - largest) / temperature) for z in row]
+    return [power / math.fsum(powers) for power in powers]
+
+
+def kl_of(p: list[float], q: list[float]) -> float:
+    return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def pearson_of(a: list[float], b: list[float]) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def soft_by_hand(
+    name: str, p_teacher: list[list[float]], p_student: list[list[float]], labels: list[int]
+) -> list[float]:
+    """Each loss from its definition, row by row in float64, without T²."""
+    values = []
+    for i, (p, q) in enumerate(zip(p_teacher, p_student, strict=True)):
+        target = labels[i] if labels[i] >= 0 else p.index(max(p))
+        match name:
+            case "reverse_kl":
+                values.append(kl_of(q, p))
+            case "jsd":
+                mixture = [0.3 * a + 0.7 * b for a, b in zip(p, q, strict=True)]
+                values.append(0.3 * kl_of(p, mixture) + 0.7 * kl_of(q, mixture))
+            case "soft_cross_entropy":
+                values.append(-math.fsum(a * math.log(b) for a, b in zip(p, q, strict=True)))
+            case "dkd":
+                rest = [[x / (1 - row[target]) for c, x in enumerate(row) if c != target] for row in (p, q)]
+                pair = [[row[target], 1 - row[target]] for row in (p, q)]
+                values.append(0.5 * kl_of(*pair) + 3.0 * kl_of(*rest))
+            case "dist":
+                start = i // 4 * 4
+                groups = [
+                    [row[start : start + 4] for row in zip(*side, strict=True)] for side in (p_teacher, p_student)
+                ]
+                over_rows = [1 - pearson_of(list(a), list(b)) for a, b in zip(*groups, strict=True) if len(a) > 1]
+                values.append(2.0 * (1 - pearson_of(p, q)) + 0.5 * (sum(over_rows) / len(p)))
+    return values
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("reverse_kl", {}),
+        ("jsd", {"beta": 0.3}),
+        ("soft_cross_entropy", {}),
+        ("dkd", {"alpha": 0.5, "beta": 3.0}),
+        ("dist", {"inter": 2.0, "intra": 0.5, "group_size": 4}),
+    ],
+)
+def test_soft_losses_equal_their_definitions(name, settings, temperature):
+    labels = [0, 4, -1, 2, -1, 1, 3, 0, 2]  # with groups of four a last one of a single row
+    student, teacher = random_logits(9, 5, 0), random_logits(9, 5, 1)
+    stage = StageSettings.model_validate({"losses": {"kd": {"type": name, "temperature": temperature, **settings}}})
+    (loss,) = build_losses(stage.losses, TextClassification("abcde"), BertConfig(), BertConfig(), seed=0).terms.values()
+    batch = make_batch(labels)
+    values = loss({"logits": student}, {"logits": teacher}, batch)
+    sides = [[softmax_by_hand(row, temperature) for row in z.tolist()] for z in (teacher, student)]
+    expected = [temperature**2 * value for value in soft_by_hand(name, *sides, labels)]
+    assert loss.count(batch) == 9
+    assert values.tolist() == pytest.approx(expected, rel=2e-4, abs=1e-5)
+
+
+def test_decoupled_soft_targets_are_forward_kl_where_the_second_weight_is_what_the_teacher_leaves_to_others():
+    student, teacher = random_logits(1, 6, 0), random_logits(1, 6, 1)
+    left = 1 - float((teacher / 2).softmax(-1)[0, 3])
+    parts = ({"logits": student}, {"logits": teacher}, make_batch([3]))
+    assert Dkd(1.0, 2.0, beta=left)(*parts).item() == pytest.approx(ForwardKl()(*parts).item(), rel=1e-4)
+
+
+def test_jsd_is_symmetric_and_bounded_and_cross_entropy_has_the_gradient_of_forward_kl():
+    student, teacher = random_logits(4, 3, 0) * 20, random_logits(4, 3, 1) * 20
+    batch = make_batch([0] * 4)
+    both = [Jsd(1.0, 1.0)({"logits": a}, {"logits": b}, batch) for a, b in ((student, teacher), (teacher, student))]
+    assert torch.allclose(*both, atol=1e-5)
+    assert both[0].max() <= math.log(2) + 1e-5
+    gradients = []
+    for kind in (ForwardKl, SoftCrossEntropy):
+        leaf = (student / 20).requires_grad_()
+        kind()({"logits": leaf}, {"logits": teacher / 20}, batch).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ReverseKl, Jsd, SoftCrossEntropy])
+def test_soft_losses_of_several_labels_are_means_over_pairs_of_outcomes(kind):
+    student, teacher = random_logits(3, 4, 0), random_logits(3, 4, 1)
+    batch = make_batch([0] * 3)
+    several = kind(1.0, 2.0, "bernoulli")({"logits": student}, {"logits": teacher}, batch)
+    one_by_one = []
+    for label in range(4):
+        pairs = [torch.stack([z[:, label], torch.zeros(3)], dim=1) for z in (student, teacher)]
+        one_by_one.append(kind(1.0, 2.0)({"logits": pairs[0]}, {"logits": pairs[1]}, batch))
+    assert torch.allclose(several, torch.stack(one_by_one).mean(0), atol=1e-5)
+
+
+def test_all_soft_losses_but_cross_entropy_vanish_for_equal_logits_and_teach_the_teacher():
+    teacher, batch = random_logits(8, 5, 1), make_batch([0, 1, 2, 3, 4, -1, -1, 0])
+    for kind in (ForwardKl, ReverseKl, Jsd, Dkd, Dist):
+        assert kind()({"logits": teacher + 2}, {"logits": teacher}, batch).abs().max() < 1e-4
+        student = (random_logits(8, 5, 2) * 0.1).requires_grad_()
+        optimizer = torch.optim.Adam([student], lr=0.1)
+        for _ in range(200):
+            optimizer.zero_grad()
+            kind()({"logits": student}, {"logits": teacher}, batch).sum().backward()
+            optimizer.step()
+        assert (student.argmax(-1) == teacher.argmax(-1)).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from raydistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 @app.command()
@@ -142,5 +143,17 @@ def losses(json: Json = False) -> CommandResult:
             for setting, value in loss["settings"].items():
                 line = f"    {setting}: {value['default']}    {value['about']}"
                 console.print(line, markup=False, style="dim", soft_wrap=True)
+        console.print(table_of_losses(found))
 
     return CommandResult(lambda: {"losses": found}, show)
+
+
+def table_of_losses(found: dict[str, dict[str, Any]]) -> Table:
+    """What each loss compares, and for which tasks."""
+    from rich.table import Table
+
+    tasks = list(dict.fromkeys(task for loss in found.values() for task in loss["tasks"]))
+    table = Table("loss", "compares", *(task.replace("_", "\n") for task in tasks), box=None)
+    for name, loss in found.items():
+        table.add_row(name, loss["compares"], *("yes" if task in loss["tasks"] else "-" for task in tasks))
+    return table
