@@ -37,6 +37,11 @@ class Metric:
         """A value for a sentence: in percent where the metric is a share."""
         return f"{self.text(value)} %" if self.is_share else self.text(value)
 
+    def around(self, spread: Mapping[str, float | None]) -> str:
+        """``87.0 ± 0.6``, of a mean and a standard deviation."""
+        mean, sd = spread["mean"], spread["sd"]
+        return "-" if mean is None or sd is None else f"{self.text(mean)} ± {self.text(sd)}"
+
     def amount(self, difference: float) -> str:
         """A difference for a sentence: points where the metric is a share."""
         return f"{self.text(difference)} points" if self.is_share else self.text(difference)

@@ -34,6 +34,9 @@ class Evaluate(Section):
         False
     )
     """Also train the student without a teacher: labels only, the same number of steps."""
+    seeds: int = Field(default=1, ge=1, le=100)
+    """So many times student and baseline are trained, each time with the next seed: tables show the mean and the
+    spread, and the median student by the validation metric is the one that counts."""
     tfidf: bool = True
     """Also fit a linear model on TF-IDF of one and two words to the labelled rows, in seconds, where the task has one:
     what a transformer has to be better than."""

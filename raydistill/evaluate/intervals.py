@@ -7,7 +7,8 @@ their paired differences Tango's (1998), which hold their level on few rows too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -47,6 +48,14 @@ def tango(only_first: float, only_second: float, num: float) -> tuple[float, flo
     low = brentq(lambda d: score(d) - Z, -edge, value) if value > -edge else -1.0
     high = brentq(lambda d: score(d) + Z, value, edge) if value < edge else 1.0
     return float(low), float(high)
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation; None where there are too few values."""
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+    }
 
 
 def turned(found: Mapping[str, Any]) -> dict[str, Any]:

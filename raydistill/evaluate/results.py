@@ -21,6 +21,9 @@ baseline            a model, and its ``steps`` and ``start``: the same student t
 tfidf               a model, without path, latency and throughput, and its ``model``, in words, and ``num_rows``, the
                     labelled rows that it was fitted to: a linear model on TF-IDF of one and two words; or null
 champion            a model, and its registry ``version``; or null
+seeds               null, or with evaluate.seeds {num, student, baseline}; each null or {seed: of the median one by the
+                    validation metric, which is the one above; test: {metric: {mean, sd}}, sd of a sample; values: list
+                    of {seed, metric: value on test}}
 retention           student ÷ teacher on test: {metric: value} of those for which that makes sense; null where the
                     teacher's is <= 0
 agreement           how far student and teacher say the same on test rows, labelled or not; 1 where they always do
@@ -162,6 +165,8 @@ class RunMeasurements:
     """{student, teacher, start, losses}, as in results.json."""
     perturbed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By perturbation the test rows whose ``texts`` and ``tokens`` are changed; empty where none is asked for."""
+    seeds: Mapping[str, Any] | None = None
+    """As in results.json."""
     config: Mapping[str, Any] = field(default_factory=dict)
     num_samples: int = 1000
     seed: int = 0
@@ -192,6 +197,7 @@ def build_results(outcome: RunMeasurements) -> dict[str, Any]:
         },
         "bootstrap": {"samples": outcome.num_samples, "level": LEVEL},
         **{name: sections.get(name) for name in named},
+        "seeds": outcome.seeds,
         "retention": retention(test.scores["student"].values, test.scores["teacher"].values),
         "agreement": sections["student"]["agreement"],
         "differences": {

@@ -25,8 +25,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         third = f"The teacher itself is {guessing}, so there is little to learn from it: {teacher['chance']['why']}."
     else:
         third = _kept(results)
-    own = (third, fragile_sentence(results))
-    told = (_gain(results), _against_words(results), _gate(results), *own, _against_champion(results))
+    rivals, own = (_gain(results), _over_seeds(results), _against_words(results)), (third, fragile_sentence(results))
+    told = (*rivals, _gate(results), *own, _against_champion(results))
     return " ".join(s for s in told if s)
 
 
@@ -98,6 +98,17 @@ def _gain(results: Mapping[str, Any]) -> str:
     if found["high"] < 0:
         return f"The teacher does harm here: {reached}."
     return f"The teacher brings no measurable gain: {reached}."
+
+
+def _over_seeds(results: Mapping[str, Any]) -> str:
+    """The means over the seeds, where several were trained."""
+    seeds, (name, about) = results.get("seeds"), _main(results)
+    if seeds is None:
+        return ""
+    reached = [about.around(seeds[model]["test"][name]) for model in ("student", "baseline") if seeds[model]]
+    reached[0] += " %" if about.is_share else ""
+    without = f" with the teacher, {reached[1]} without" if len(reached) > 1 else ""
+    return f"Over {seeds['num']} seeds, mean ± standard deviation: {about.words} {reached[0]}{without}."
 
 
 def _against_words(results: Mapping[str, Any]) -> str:

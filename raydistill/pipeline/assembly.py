@@ -17,6 +17,7 @@ from raydistill.models.shape import start_layers
 from raydistill.pipeline.defaults import few_rows, told
 from raydistill.pipeline.recipes import baseline_settings
 from raydistill.pipeline.rivals import find_champion
+from raydistill.pipeline.seeds import seeds_section
 from raydistill.pipeline.stages import read_history
 from raydistill.tasks import task_of
 
@@ -85,10 +86,14 @@ def assemble(
         errors=describe_rows(find_errors(test), test, texts),
         layers=describe_layers(config, outcome),
         perturbed=counts,
+        seeds=seeds_section(list(outcome.seeds), outcome.student, outcome.baseline),
         config=config.model_dump(mode="json"),
         num_samples=config.evaluate.bootstrap_samples,
         seed=config.seed,
     )
+    if seeds := measured.seeds:
+        taken = [f"the {name} of seed {seeds[name]['seed']}" for name in ("student", "baseline") if seeds[name]]
+        notes = [*notes, f"Of {seeds['num']} seeds, shown by the median validation metric: {', '.join(taken)}."]
     busy = busy_note(model.latency for model in models.values())
     chosen = [*told(prepared.choices), *few_rows(prepared.info.counts["validation"].labeled)]
     notes = [*prepared.info.notes, *chosen, *outcome.notes, *notes, *([busy] if busy else [])]

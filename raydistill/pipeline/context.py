@@ -17,6 +17,7 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.metrics import score
 from raydistill.config.plugins import register
+from raydistill.config.tree import Config
 from raydistill.data.perturbations import perturbed_splits
 from raydistill.data.rows import Rows
 from raydistill.evaluate.bootstrap import bootstrap
@@ -89,6 +90,10 @@ class Context:
         self.job, self.config = job, job.config
         self.report = Reporter(job, self.group, board, self.report.observed)
 
+    def turn_to(self, config: Config, series: str) -> None:
+        """Go on with this config, which differs in its seed; its checkpoints and metrics are kept under ``series``."""
+        self.config, self.report.series = config, series
+
     @property
     def board(self) -> Board:
         return self.report.board
@@ -145,7 +150,9 @@ class Context:
         return self.teacher_model
 
     def checkpoints(self, *parts: str) -> Checkpoints:
-        return Checkpoints(self.job.storage, (*self.job.run_parts, *parts), self.job.owner)
+        kind, *stage = parts
+        series = f"-{self.report.series}" if self.report.series else ""
+        return Checkpoints(self.job.storage, (*self.job.run_parts, kind + series, *stage), self.job.owner)
 
     def history(self, kind: str, stage: str) -> list[dict[str, Any]]:
         return self.group.broadcast(self.checkpoints(kind, stage).history() if self.group.is_first else None)

@@ -18,6 +18,7 @@ from raydistill.errors import Interrupted, TrackingError
 from raydistill.evaluate.results import SCHEMA
 from raydistill.pipeline.assembly import assemble
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
+from raydistill.pipeline.seeds import series_of
 from raydistill.pipeline.stopping import Stop, stoppable
 from raydistill.pipeline.tfidf import tfidf_outcome
 from raydistill.storage.board import Show
@@ -99,6 +100,9 @@ def drain_histories(ref: RunRef, outcome: PhaseResults) -> None:
     from raydistill.tracking.journal import write_history
 
     models = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
+    for index, made in enumerate(outcome.seeds):
+        series = series_of(index, made.seed)
+        models |= {series or "student": made.student, f"{series}/baseline".lstrip("/"): made.baseline}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"
         write_history(path, {kind: read_history(a) for kind, a in models.items() if a is not None})

@@ -51,10 +51,10 @@ def run_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Spee
     """Seconds of ``teacher`` (fine-tuning and recording), ``student`` and ``baseline``; none of what is there."""
     missing = missing_phases(plan)
     found = {"teacher": teacher_seconds(config, size, plan, speed)}
-    if "student" in missing:
-        found["student"] = student_seconds(config, size, speed)
-    if "baseline" in missing:  # as many steps, without a teacher beside it
-        found["baseline"] = student_seconds(config, size, replace(speed, online=0.0))
+    students, baselines = (sum(name.startswith(model) for name in missing) for model in ("student", "baseline"))
+    found["student"] = students * student_seconds(config, size, speed) if students else 0.0
+    if baselines:  # as many steps, without a teacher beside it
+        found["baseline"] = baselines * student_seconds(config, size, replace(speed, online=0.0))
     return {name: seconds for name, seconds in found.items() if seconds}
 
 

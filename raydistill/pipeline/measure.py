@@ -33,10 +33,10 @@ Outputs = dict[str, np.ndarray]
 """Of each model (num_rows, C)."""
 
 
-def evaluate(context: Context, models: Models, recorded: Recorded) -> Artifact:
-    """Store every model's outputs on validation and test rows, and its size and speed."""
+def evaluate(context: Context, models: Models, recorded: Recorded, *, latency: bool) -> Artifact:
+    """Store every model's outputs on validation and test rows, its size and, with ``latency``, its speed."""
     with context.report.phase("evaluate"):
-        speed = "latency, by size" if context.config.evaluate.latency else ""
+        speed = "latency, by size" if latency else ""
         tokens = context.job.tokens.digest
         recipe = {**models.digests, "tokens": tokens, "dtype": context.device.dtype, "measured": speed}
         artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
@@ -51,7 +51,8 @@ def evaluate(context: Context, models: Models, recorded: Recorded) -> Artifact:
         with written(context, artifact, recipe, models) as folder:
             if folder is not None:
                 keep(context, folder, outputs, tasks)
-                (folder / "models.json").write_text(json.dumps(describe_models(context, models.folders)))
+                about = describe_models(context, models.folders, latency=latency)
+                (folder / "models.json").write_text(json.dumps(about))
     return artifact
 
 
@@ -82,6 +83,10 @@ class Models:
     teacher: TeacherIdentity
     trained: Mapping[str, Artifact]
     """``student``, and ``baseline`` where there is one."""
+
+    @classmethod
+    def of(cls, teacher: TeacherIdentity, student: Artifact, baseline: Artifact | None) -> Models:
+        return cls(teacher, {"student": student} | ({"baseline": baseline} if baseline is not None else {}))
 
     @property
     def digests(self) -> dict[str, str]:
@@ -132,8 +137,8 @@ def predict_splits(
     return outputs
 
 
-def describe_models(context: Context, folders: dict[str, Path]) -> dict[str, Any]:
-    """Size on disk, parameters and, where asked for, speed of each model; speeds are measured interleaved."""
+def describe_models(context: Context, folders: dict[str, Path], *, latency: bool) -> dict[str, Any]:
+    """Size on disk, parameters and, with ``latency``, speed of each model; speeds are measured interleaved."""
     models = {name: context.load(folder, dropout=0.0) for name, folder in folders.items()}
     about: dict[str, Any] = {
         name: {
@@ -144,14 +149,14 @@ def describe_models(context: Context, folders: dict[str, Path]) -> dict[str, Any
         }
         for name, model in models.items()
     }
-    if context.config.evaluate.latency:
+    if latency:
         shapes = context.latency_inputs()
         for model in models.values():
             nn.Module.to(model, context.device.torch_device)
         entries = {name: (model, *shapes) for name, model in models.items()}
         measured = measure_models(entries, dtype=context.device.dtype)
-        for name, latency in measured.items():
-            about[name]["latency"] = latency
+        for name, found in measured.items():
+            about[name]["latency"] = found
         compared = {name: models[name] for name in ("teacher", "student")}  # a baseline has the student's shape
         longest = known(context.config.data.max_length)
         blocks = shapes_to_time(context.rows["validation"], measured["student"]["length"], longest)

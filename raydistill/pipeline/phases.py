@@ -25,6 +25,7 @@ from raydistill.pipeline.failures import known
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.measure import Models, evaluate, evaluate_perturbed
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
+from raydistill.pipeline.seeds import MODELS, Seeded, median, with_seeds
 from raydistill.pipeline.stages import (
     StageReport,
     publish,
@@ -51,21 +52,57 @@ class PhaseResults:
     seconds: dict[str, float]
     reused: list[str]
     notes: list[str]
+    seeds: tuple[Seeded, ...] = ()
+    """What each seed made, where there are several; ``student`` and ``baseline`` are among it."""
 
 
 def run_phases(context: Context) -> PhaseResults:
     """Run all phases on this rank; every rank returns the same outcome."""
     teacher = fit_teacher(context)
     mode, recorded = record_teacher(context, teacher)
-    student = train_student(context, teacher, mode, recorded)
-    baseline = train_baseline(context, teacher)
-    models = Models(teacher, {"student": student} | ({"baseline": baseline} if baseline is not None else {}))
-    evaluation = evaluate(context, models, recorded)
+    students = with_seeds(context, lambda: train_student(context, teacher, mode, recorded))
+    if context.feed is not None:
+        context.feed.close()  # teachers hold devices that others may wait for
+    baselines = with_seeds(context, lambda: train_baseline(context, teacher))
+    seeds = evaluate_seeds(context, teacher, recorded, students, baselines)
+    student, baseline = choose(context, seeds) if seeds else (students[0], baselines[0])
+    models = Models.of(teacher, student, baseline)
+    evaluation = evaluate(context, models, recorded, latency=context.config.evaluate.latency)
     robustness = evaluate_perturbed(context, models, recorded, evaluation)
     report, made = context.report, (teacher, student, baseline, evaluation, robustness)
     report.flush()
-    report.notes += OUTAGES.take_notes()
-    return PhaseResults(*made, report.seconds, report.reused, report.notes)
+    notes = [*dict.fromkeys(report.notes), *OUTAGES.take_notes()]
+    return PhaseResults(*made, report.seconds, report.reused, notes, seeds)
+
+
+def evaluate_seeds(
+    context: Context,
+    teacher: TeacherIdentity,
+    recorded: Recorded,
+    students: list[Artifact],
+    baselines: list[Artifact | None],
+) -> tuple[Seeded, ...]:
+    """Every seed's models on validation and test rows, without their speed; none where there is one seed."""
+    if len(students) == 1:
+        return ()
+    pairs = list(zip(students, baselines, strict=True))
+    left = (Models.of(teacher, *pair) for pair in pairs)
+    evaluations = with_seeds(context, lambda: evaluate(context, next(left), recorded, latency=False))
+    configs = recipes.seeded(context.job.config)
+    return tuple(
+        Seeded(recipes.student_seed(config), *pair, evaluation)
+        for config, pair, evaluation in zip(configs, pairs, evaluations, strict=True)
+    )
+
+
+def choose(context: Context, seeds: tuple[Seeded, ...]) -> tuple[Artifact, Artifact | None]:
+    """The median student and the median baseline by the validation metric, as rank 0 sees them."""
+    metric, found = context.config.epoch_metric, list(seeds)
+    numbers = None
+    if context.group.is_first:
+        numbers = [median(found, model, metric) for model in MODELS[: 1 + (found[0].baseline is not None)]]
+    student, *rest = context.group.broadcast(numbers)
+    return found[student].student, found[rest[0]].baseline if rest else None
 
 
 def run_local(job: Job, show: Show, stop: threading.Event) -> PhaseResults:
@@ -93,8 +130,6 @@ def train_student(context: Context, teacher: TeacherIdentity, mode: Mode, record
         else:
             for _ in student_reports(context, teacher, mode, recorded["train"]):
                 pass
-        if context.feed is not None:
-            context.feed.close()  # teachers hold devices that others may wait for
     return artifact
 
 

@@ -148,14 +148,17 @@ def phases(
         teacher = recipes.fine_tuned(plain, tuned) if tuned is not None and tuned.exists() else None
     recorded = sorted(needs) if mode.needs_recording else []
     has_baseline = recipes.baseline_settings(config) is not None
-    names = [*(f"signal {signal}" for signal in recorded), "student", *(["baseline"] if has_baseline else [])]
+    configs = recipes.seeded(config)
+    trained = ["student", *(["baseline"] if has_baseline else [])]
+    later = [f" (seed {recipes.student_seed(one)})" for one in configs[1:]]
+    names = [f"signal {signal}" for signal in recorded] + [name + seed for name in trained for seed in ("", *later)]
     found: list[Artifact | None] = [None] * len(names)
     if teacher is not None and tokens is not None:
-        given = (config, storage, teacher, tokens.digest, dtype)
+        given = (storage, teacher, tokens.digest, dtype)
         digests = {"teacher_digest": teacher.digest, "tokens_digest": tokens.digest, "dtype": dtype}
         found = [signal_artifact(storage, signal, "train", **digests)[0] for signal in recorded]
-        found += [recipes.student_artifact(*given, mode)[0]]
-        found += [recipes.baseline_artifact(*given)[0]] if has_baseline else []
+        found += [recipes.student_artifact(one, *given, mode)[0] for one in configs]
+        found += [recipes.baseline_artifact(one, *given)[0] for one in configs] if has_baseline else []
     for name, artifact in zip(names, found, strict=True):
         add(name, artifact, "teacher")
     return made

@@ -11,13 +11,14 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.cluster.placement import teacher_options
 from raydistill.cluster.resources import check_teachers, teachers_beside, worker_resources
-from raydistill.config.teacher import Pool
+from raydistill.config.teacher import Mode, Pool
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.phases import PhaseResults, run_phases, student_artifact
 from raydistill.pipeline.pool_teacher import Teacher
 from raydistill.pipeline.recipes import TeacherIdentity, fine_tuned, identify_teacher
+from raydistill.pipeline.seeds import with_seeds
 from raydistill.pipeline.stopping import Stop
 from raydistill.pipeline.teaching import (
     check_chance,
@@ -43,7 +44,7 @@ def run_with_pool(job: Job, show: Show, stop: Stop) -> PhaseResults:
     teacher = run.teacher()
     mode, _, needs = teacher_mode(run.context, teacher, job.config)
     wanted = find_unrecorded(run.context, teacher, recorded_signals(run.context, mode, needs))
-    feeds = mode.needs_pool and not run.context.report.has(student_artifact(run.context, teacher, mode)[0], "student")
+    feeds = mode.needs_pool and not all(with_seeds(run.context, partial(is_trained, run.context, teacher, mode)))
     if wanted or feeds:
         with run.pool(teacher, feeds=feeds) as pool:
             run.record(pool, teacher, wanted)
@@ -51,6 +52,11 @@ def run_with_pool(job: Job, show: Show, stop: Stop) -> PhaseResults:
                 phases = partial(run_fed, feed=PoolFeed(pool.directory, run.settings.max_ahead_bytes))
                 return run.completed(run_workers(job, show, stop, phases, watch=pool.supervise, pool=run.settings))
     return run.completed(run_workers(job, show, stop, run_phases))
+
+
+def is_trained(context: Context, teacher: TeacherIdentity, mode: Mode) -> bool:
+    """Whether the student of the present seed is there."""
+    return context.report.has(student_artifact(context, teacher, mode)[0], "student")
 
 
 class PooledRun:

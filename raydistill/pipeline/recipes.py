@@ -75,6 +75,13 @@ def student_seed(config: Config) -> int:
     return config.seed if config.train.seed is None else config.train.seed
 
 
+def seeded(config: Config) -> list[Config]:
+    """The config with each of its ``evaluate.seeds``, its own first."""
+    first, train = student_seed(config), config.train
+    later = [train.model_copy(update={"seed": first + i}) for i in range(1, config.evaluate.seeds)]
+    return [config, *(config.model_copy(update={"train": settings}) for settings in later)]
+
+
 def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe:
     return {
         "tokens": tokens_digest,

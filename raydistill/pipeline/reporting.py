@@ -39,6 +39,9 @@ class Reporter:
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         self.notes: list[str] = []
+        self.series = ""
+        """Of the models that are trained now: their metrics are prefixed by it."""
+        self._made: set[Artifact] = set()
         self._tracker: Tracker | None = None
         self._loop = ("", 0, 0.0)
         self._referred = [job.data, job.tokens, *([job.perturbed] if job.perturbed is not None else [])]
@@ -55,10 +58,13 @@ class Reporter:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
 
     def has(self, artifact: Artifact, name: str) -> bool:
-        """Whether storage holds the artefact, as rank 0 sees it; noted as reused."""
+        """Whether storage holds the artefact, as rank 0 sees it; noted as reused, unless it was made in this run."""
         self._refer(artifact)
         present: bool = self.group.broadcast(artifact.exists() if self.group.is_first else None)
-        if present and name not in self.reused:
+        name += f" ({self.series})" if self.series else ""
+        if not present:
+            self._made.add(artifact)
+        elif name not in self.reused and artifact not in self._made:
             self.reused.append(name)
         return present
 
@@ -71,7 +77,7 @@ class Reporter:
 
     def observe(self, kind: str, report: Report, offset: int) -> None:
         """Track and show a report. The student's metrics keep their plain names, others are prefixed."""
-        prefix = "" if kind == "student" else f"{kind}/"
+        prefix = self._prefix(kind)
         metrics = {f"{prefix}{name}": value for name, value in report.metrics.items()}
         if self.group.is_first:
             if self.tracker is not None:
@@ -80,9 +86,13 @@ class Reporter:
             key = f"validation/{self.config.epoch_metric}"
             note = f"{key.split('/')[1]} {report.metrics[key]:.4f}" if report.validated else ""
             loss = f"loss {report.metrics['train/loss']:.4f}"
-            self.board.post(kind, report.step, report.num_steps, "steps", rate, note or loss, force=report.validated)
+            note = " ".join(filter(None, [self.series, note or loss]))
+            self.board.post(kind, report.step, report.num_steps, "steps", rate, note, force=report.validated)
         if report.validated:
             self.observed(metrics)
+
+    def _prefix(self, kind: str) -> str:
+        return "".join(f"{name}/" for name in (self.series, "" if kind == "student" else kind) if name)
 
     def _steps_per_second(self, kind: str, step: int) -> float:
         """Steps a second since the first report of the loop that ``kind`` runs now."""
@@ -120,7 +130,7 @@ class Reporter:
 
     def replay(self, kind: str, history: list[dict[str, Any]]) -> None:
         """Track the history of a model that an earlier run trained; what the run has already is not sent again."""
-        prefix = "" if kind == "student" else f"{kind}/"
+        prefix = self._prefix(kind)
         for entry in history:
             metrics = {f"{prefix}{name}": v for name, v in entry.items() if "/" in name}
             if self.tracker is not None:

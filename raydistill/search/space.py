@@ -57,6 +57,8 @@ def check_space(config: Config) -> None:
     space = sweep_of(config).space
     if config.train.num_workers == 0:
         raise ConfigError("train.num_workers: a sweep runs on Ray; write 1 or more (0 is for distill alone).")
+    if config.evaluate.seeds > 1:
+        raise ConfigError("evaluate.seeds is for distill: a sweep trains its finalists with sweep.final_seeds.")
     if config.teacher.feeds_student:
         raise ConfigError(
             "teacher.mode: pool feeds one student, and a sweep trains many. Write cached, which records once for all "

@@ -56,6 +56,7 @@ from raydistill.config.sweep import Distribution, Sweep
 from raydistill.config.syntax import as_yaml
 from raydistill.config.tree import Config
 from raydistill.errors import ModelError
+from raydistill.evaluate.intervals import spread
 from raydistill.evaluate.results import strict_json
 from raydistill.search.front import first_validation, has_values, keeps_constraints
 from raydistill.search.ledger import Params, State, Trial
@@ -228,14 +229,6 @@ def finalist_section(finalist: Finalist, trial: Trial) -> dict[str, Any]:
     found = {metric: trial.values.get(f"validation/{metric}") for metric in means}  # means: those on test
     shrinkage = {metric: value - means[metric] for metric, value in found.items() if value is not None}
     return section | {"shrinkage": strict_json(shrinkage)}
-
-
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation; null where there are too few values."""
-    return {
-        "mean": statistics.fmean(values) if values else None,
-        "sd": statistics.stdev(values) if len(values) > 1 else None,
-    }
 
 
 def winner_section(config: Config, trial: Trial, outcome: SeedOutcome) -> dict[str, Any]:

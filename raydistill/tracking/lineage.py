@@ -121,7 +121,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
         models[name] = {part: model.get(part) for part in MODEL_FIGURES}
         # of the weights that were kept; "<name>/validation/…" is the curve over the steps
         models[name]["best_validation"] = model.get("validation")
-    student, rest = models.pop("student"), {name: results.get(name) for name in ("ratios", "seconds")}
+    student, rest = models.pop("student"), {name: results.get(name) for name in ("ratios", "seconds", "seeds")}
     perturbations = (results.get("robustness") or {}).get("perturbations", {})
     rest["robustness"] = {name: one["models"] for name, one in perturbations.items()}
     return dict(_numbers(student | models | rest)) | headline(results)

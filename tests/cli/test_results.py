@@ -15,7 +15,7 @@ from rich.console import Console
 
 from raydistill.cli.show.labels import print_labels
 from raydistill.cli.show.results import print_next_steps, print_results
-from raydistill.config.metrics import metric
+from raydistill.config.metrics import METRICS, metric
 from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.results import RunMeasurements, SplitRows, build_results
 from raydistill.evaluate.scoreboard import Scoreboard
@@ -197,6 +197,30 @@ def test_the_linear_model_has_a_column_of_its_own() -> None:
     prose = " ".join(printed(both).split())
     assert "logistic regression on words and pairs of words, fitted to 150 labelled rows." in prose
     assert "macro precision, %" in printed(both)
+
+
+@pytest.mark.parametrize(
+    "made", [outcome(), multi_label_outcome(), regression_outcome()], ids=lambda made: made.task.type
+)
+def test_several_seeds_are_told_by_mean_and_spread(made: RunMeasurements) -> None:
+    main = made.task.Settings.metrics[0]
+    one = {"seed": 1, "test": {main: {"mean": 0.8765, "sd": 0.0124}}, "values": []}
+    told = "87.6 ± 1.2" if made.task.kind != "value" else "0.876 ± 0.012"
+    for seeds in ({"num": 3, "student": one, "baseline": one}, {"num": 3, "student": one, "baseline": None}):
+        narrow = replace(with_words(made, 1.0), champion=replace(made.baseline, more={"version": 12}))
+        narrow = replace(narrow, tfidf=replace(made.baseline, path=None, latency=None, more=narrow.tfidf.more))
+        for run in (made, narrow):
+            results = build_results(replace(run, seeds=seeds))
+            text = printed(results)
+            assert max(map(len, text.splitlines())) <= 80
+            assert "…" not in text
+            (at,) = [i for i, line in enumerate(text.splitlines()) if line.startswith("  3 seeds, mean")]
+            row = " ".join(text.splitlines()[at : at + 2]).split()
+            assert row.count(told.split()[0]) == 1 + (seeds["baseline"] is not None)
+        unit = " %" if made.task.kind != "value" else ""
+        ends = f" with the teacher, {told} without." if seeds["baseline"] else "."
+        said = f"Over 3 seeds, mean ± standard deviation: {METRICS[main].words} {told}{unit}{ends}"
+        assert said in results["verdict"]
 
 
 @pytest.mark.parametrize(("strength", "said"), [(1.6, None), (2.3, "does as well as"), (3.2, "is better than")])

@@ -119,6 +119,13 @@ def test_too_many_students_that_may_need_their_own_teacher_outputs() -> None:
     check_space(sweeping(space | {"student.num_heads": {"integer": [1, 25]}}))
 
 
+def test_seeds_of_distill_are_none_of_a_sweep() -> None:
+    config = sweeping({"student.num_layers": {"choice": [2]}})
+    several = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"seeds": 3})})
+    with pytest.raises(ConfigError, match=r"evaluate\.seeds is for distill.*sweep\.final_seeds"):
+        check_space(several)
+
+
 def test_config_without_sweep() -> None:
     config = load_config(sweeping({"student.num_layers": {"choice": [2]}}).model_copy(update={"sweep": None}))
     with pytest.raises(ConfigError, match="sweep: is missing"):

@@ -74,6 +74,10 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> list[tuple
         (about.title, [_reached(m, main) for m in models.values()]),
         ("  95 % interval", [_bounds(about, m["test"][main], between) for m in models.values()]),
     ]
+    if seeds := results.get("seeds"):
+        spreads = {name: seeds[name]["test"][main] for name in ("student", "baseline") if seeds[name]}
+        around = {name: about.around(found).replace(" ± ", f"{between[1:]}± ") for name, found in spreads.items()}
+        rows.append((f"  {seeds['num']} seeds, mean", [around.get(name, ABSENT) for name in models]))
     for name in others:
         values = [m["test"][name]["value"] for m in models.values()]
         rows.append((metric(name).title, [ABSENT if v is None else metric(name).text(v) for v in values]))

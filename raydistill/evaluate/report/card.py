@@ -184,6 +184,8 @@ def trained(results: Mapping[str, Any]) -> str:
         line += ", with settings that change on the way" if stage["changes"] else ""
         lines.append(line + ".")
     seed = config["seed"] if train["seed"] is None else train["seed"]
+    seeds = results.get("seeds")
+    seed = f"{seeds['student']['seed']}, the median of {seeds['num']}" if seeds else seed
     steps = max((point["step"] for point in results["curves"]["student"]), default=None)
     taken = "Optimizer steps" if steps is None else f"{steps:,} optimizer steps"
     picked = metric(config["evaluate"]["metric"] or results["task"]["main_metric"]).words

@@ -216,6 +216,10 @@ def relation_rows(results: Mapping[str, Any], contenders: Sequence[Contender]) -
         difference = (results["differences"].get(f"student_minus_{contender.name}") or {}).get(main)
         lead.append(Cell("") if contender.is_main else ahead(main, difference))
     rows = [Row("agreement with the teacher, %", agreement)]
+    if seeds := results.get("seeds"):
+        spreads = {name: about.around(seeds[name]["test"][main]) for name in ("student", "baseline") if seeds[name]}
+        cells = [Cell(spreads.get(contender.name, "")) for contender in contenders]
+        rows.append(Row(f"mean {scale(main).label} of {seeds['num']} seeds ± deviation", cells))
     rows += [Row(f"share of the teacher's {about.words}, %", kept)] if about.is_retained else []
     points = ", points" if about.is_share else ""
     return [*rows, Row(f"student's {about.words} above it{points}", lead)]
