@@ -67,6 +67,13 @@ class LossSection(Section):
     """Kinds of predictions that it can learn from."""
     compares: ClassVar[str] = "logits"
     """What it looks at in student and teacher."""
+    compares_rows: ClassVar[bool] = False
+    """Whether it compares rows with each other, of which each has one prediction then."""
+
+    @classmethod
+    def takes(cls, kind: Kind, has_units: bool) -> bool:
+        """Whether it can learn from predictions of this kind; ``has_units``: of which rows have any number."""
+        return kind in cls.kinds and not (has_units and cls.compares_rows)
 
     @property
     def fewest_classes(self) -> int:
@@ -167,6 +174,7 @@ class Dist(SoftLossSection):
     """T² · (inter · (1 - correlation of a row's probabilities) + intra · (1 - correlation of a class's over rows))."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
+    compares_rows: ClassVar[bool] = True
 
     type: Literal["dist"] = "dist"
     inter: float = Field(default=1.0, ge=0)
@@ -207,6 +215,7 @@ class CosinePairs(LossSection):
     role: ClassVar[Role] = "task"
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
     compares: ClassVar[str] = "hidden states, labels"
+    compares_rows: ClassVar[bool] = True
 
     type: Literal["cosine_pairs"] = "cosine_pairs"
     group_size: int = Field(default=16, ge=2)

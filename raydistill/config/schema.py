@@ -146,7 +146,7 @@ def list_losses() -> dict[str, dict[str, Any]]:
             "about": (section.__doc__ or "").strip(),
             "role": section.role,
             "compares": section.compares,
-            "tasks": [task for task, known in tasks.SECTIONS.items() if known.kind in section.kinds],
+            "tasks": [n for n, known in tasks.SECTIONS.items() if section.takes(known.kind, known.has_units)],
             "settings": settings,
         }
     return found

@@ -20,6 +20,8 @@ class TaskSection(Section):
     """Those that tables show, the one that everything is judged by first."""
     tuning_metrics: ClassVar[tuple[str, ...]]
     """Those that may pick an epoch, or be what a sweep looks for."""
+    has_units: ClassVar[bool] = False
+    """Whether rows have any number of predictions."""
     teacher_metric: ClassVar[str]
     """Picks a teacher's best epoch: its soft targets have to be good, not only its answers."""
 

@@ -155,16 +155,16 @@ def check_metrics(config: Config) -> list[Mistake]:
 
 def check_kinds(config: Config) -> list[Mistake]:
     """Losses on predictions of another kind than the task's."""
-    kind = config.task.kind
-    return [
-        (
-            ("stages", stage_name, "losses", name),
-            f"{loss.type} cannot compare the numbers of {config.task.type}; logit_mse can.",
-        )
-        for stage_name, stage in config.stages.items()
-        for name, loss in stage.losses.items()
-        if kind not in loss.kinds
-    ]
+    task = config.task
+    found: list[Mistake] = []
+    for stage_name, stage in config.stages.items():
+        for name, loss in stage.losses.items():
+            place = ("stages", stage_name, "losses", name)
+            if task.kind not in loss.kinds:
+                found.append((place, f"{loss.type} cannot compare the numbers of {task.type}; logit_mse can."))
+            elif loss.compares_rows and task.has_units:
+                found.append((place, f"{loss.type} needs one class a row; {task.type} has one for each word."))
+    return found
 
 
 def check_task_losses(config: Config) -> list[Mistake]:
@@ -181,9 +181,14 @@ def check_task_losses(config: Config) -> list[Mistake]:
 
 
 def check_pairs(config: Config) -> list[Mistake]:
-    """A contrastive training without pairs."""
+    """A contrastive training without pairs; a head on the mean of a row's states for words."""
     finetune, size = config.teacher.finetune, config.train.global_batch_size
-    if not isinstance(finetune, Finetune) or finetune.method != "contrastive":
+    if not isinstance(finetune, Finetune) or finetune.method not in ("contrastive", "probe"):
+        return []
+    if config.task.has_units:
+        why = f"{finetune.method} needs one prediction a row; {config.task.type} has one for each word. Set full."
+        return [(("teacher", "finetune", "method"), why)]
+    if finetune.method == "probe":
         return []
     if config.task.kind != "categorical":
         return [(("teacher", "finetune", "method"), f"contrastive needs one class a row; {config.task.type} has none.")]

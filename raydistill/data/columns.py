@@ -71,7 +71,7 @@ def usual_names(role: str, chosen: Mapping[str, str], task: TaskSection | None) 
     if role == "text_pair":
         return (PAIR_NAMES.get(chosen["text"].lower(), "text_pair"),)
     if role == "text":
-        return TEXT_NAMES
+        return (*(kind_of(task).text_columns if task is not None else ()), *TEXT_NAMES)
     return kind_of(task).label_columns if task is not None else ()
 
 
@@ -86,8 +86,9 @@ def canonical(
 ) -> pa.Table:
     """The chosen columns of a raw table under the names text, text_pair, label. Raises DataError for a wrong type."""
     out = {}
-    for role, name in chosen.items():
-        column = table.column(name)
+    raw = {role: table.column(name) for role, name in chosen.items()}
+    for role, column in kind_of(task).aligned(task, raw, where, class_names).items():
+        name = chosen[role]
         if role == "label":
             out[role] = kind_of(task).column(task, column, f"Column {name!r} of {where}", class_names)
         else:

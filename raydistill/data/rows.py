@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,15 @@ import pyarrow as pa
 from raydistill.data.batches import Batch
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import read_info, write_batch
+from raydistill.data.windows import encode_windows
 from raydistill.errors import ConfigError, ModelError
+from raydistill.models.signals import UNITS
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
-from raydistill.tasks import Targets
+from raydistill.tasks import Targets, task_of
+from raydistill.tasks.targets import Ragged, Values, of_column, units_of
 
 if TYPE_CHECKING:
     import torch
@@ -89,16 +92,24 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> Any:
 def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int) -> None:
     source = data.local()
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    num_tokens, num_cut = {}, {}
+    facts = read_info(data).task
+    task = task_of(facts)
+    num_tokens, num_cut, num_windows = {}, {}, {}
     for split in SPLITS:
         batch, texts = map_batch(source / f"{split}.arrow"), read_texts(data, split)
-        columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
-        num_cut[split] = int(is_cut.sum())
+        if task.has_units:
+            whole = texts[0].to_pylist()
+            units = task.units(whole, of_column(batch.column("target")))
+            columns = encode_windows(tokenizer, whole, units, max_length, task.overlap(max_length), pad)
+            num_cut[split], num_windows[split] = 0, len(columns["input_ids"])
+        else:
+            columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
+            num_cut[split] = int(is_cut.sum())
+            columns |= {name: batch.column(name) for name in ("target", "example_id")}
         num_tokens[split] = len(columns["input_ids"].values)
-        columns |= {name: batch.column(name) for name in ("target", "example_id")}
         write_batch(folder / f"{split}.arrow", columns)
-    counts = {"num_tokens": num_tokens, "num_cut": num_cut}
-    info = {"pad_token_id": pad, "max_length": max_length, **counts, "task": read_info(data).task}
+    counts = {"num_tokens": num_tokens, "num_cut": num_cut, **({"num_windows": num_windows} if num_windows else {})}
+    info = {"pad_token_id": pad, "max_length": max_length, **counts, "task": facts}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 
@@ -198,25 +209,48 @@ class Rows:
     values: dict[str, npt.NDArray[np.int32]]
     """All tokens of all rows one after another: input_ids[, token_type_ids]."""
     pad_token_id: int
+    units: Ragged | None = None
+    """Where rows have several predictions, the position in its row of each one's token, (M,)."""
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
         """Map ``split`` of a tokens artefact's local folder."""
         batch = map_batch(folder / f"{split}.arrow")
-        names = [name for name in ("input_ids", "token_type_ids") if name in batch.schema.names]
-        offsets = batch.column("input_ids").offsets.to_numpy()
+        pad = json.loads((folder / "info.json").read_text())["pad_token_id"]
+        return cls.of(dict(zip(batch.schema.names, batch.columns, strict=True)), pad)
+
+    @classmethod
+    def of(cls, columns: Mapping[str, pa.Array], pad: int) -> Rows:
+        """Rows of the columns of a tokens artefact."""
+        names = [name for name in ("input_ids", "token_type_ids") if name in columns]
+        offsets = columns["input_ids"].offsets.to_numpy()
         return cls(
             lengths=np.diff(offsets).astype(np.int32),
-            targets=Targets.of_arrow(batch.column("target")),
-            example_ids=batch.column("example_id").to_numpy(),
+            targets=Targets.of_arrow(columns["target"]),
+            example_ids=columns["example_id"].to_numpy(),
             starts=offsets[:-1].astype(np.int64),
-            values={name: batch.column(name).values.to_numpy() for name in names},
-            pad_token_id=json.loads((folder / "info.json").read_text())["pad_token_id"],
+            values={name: columns[name].values.to_numpy() for name in names},
+            pad_token_id=pad,
+            units=of_column(columns["unit"]) if "unit" in columns else None,
         )
 
     @property
     def num_rows(self) -> int:
         return len(self.lengths)
+
+    @property
+    def examples(self) -> tuple[Targets, npt.NDArray[np.int64]]:
+        """Targets and ids of the examples that the rows were made from, in their order."""
+        if self.units is None:
+            return self.targets, self.example_ids
+        ids, first = np.unique(self.example_ids, return_index=True)
+        return Targets(self.targets.values.joined(self.example_ids), self.targets.labeled[first]), ids
+
+    def by_example(self, outputs: Values) -> Values:
+        """Outputs of all rows, (num_rows, C), or those of their units, (M, C) or Ragged, as outputs of the examples."""
+        if self.units is None:
+            return outputs
+        return Ragged(units_of(outputs), self.units.lengths).joined(self.example_ids)
 
     def batch(self, row_ids: npt.NDArray[np.integer[Any]]) -> Batch:
         """Some rows with their model inputs, as one forward pass takes them."""
@@ -236,4 +270,7 @@ class Rows:
             padded[real] = values[source]
             out[name] = torch.from_numpy(padded)
         out["attention_mask"] = torch.from_numpy(real.astype(np.int64))
+        if self.units is not None:
+            units = self.units[row_ids]
+            out[UNITS] = torch.from_numpy(units.rows * real.shape[1] + units.flat)
         return out

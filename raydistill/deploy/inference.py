@@ -32,8 +32,9 @@ def answer_rows(
     """
     left, task = iter(rows), predictor.task
     while chunk := list(islice(left, batch)):
-        outputs = predictor.outputs([text for _, text in chunk if not is_empty(text)])
-        answers = iter(task.answers(outputs))
+        texts = [text for _, text in chunk if not is_empty(text)]
+        units = task.units(texts) if task.has_units else None
+        answers = iter(task.of_rows(texts, units).answers(predictor.outputs(texts, units)))
         for row, text in chunk:
             named = {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
             yield row, {**named, **(dict.fromkeys(task.answer_columns) if is_empty(text) else next(answers))}
@@ -61,7 +62,7 @@ def evaluate_model(
     """
     predictor = open_model(model, max_length, storage)
     rows = find_test_rows(model, predictor.task, data, split, storage)
-    scores = predictor.task.scores(predictor.outputs(rows.texts), rows.targets.values)
+    scores = predictor.task.scores(predictor.outputs(rows.texts, rows.targets.values), rows.targets.values)
     found = {
         "model": model,
         "data": rows.source,

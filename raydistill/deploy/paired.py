@@ -18,7 +18,7 @@ from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.scoreboard import Scoreboard, describe_task
 from raydistill.models.head import output_order
 from raydistill.tasks import Task, task_of
-from raydistill.tasks.targets import Array
+from raydistill.tasks.targets import Values
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +79,16 @@ def compare_paired(
 
 def predict_alike(
     predictors: Mapping[str, Predictor], rows: TestRows
-) -> tuple[dict[str, Task], dict[str, Array], list[str | None]]:
+) -> tuple[dict[str, Task], dict[str, Values], list[str | None]]:
     """Every model's task, its outputs (N, C) in the order and under the names of the rows' task, and notices."""
     tasks: dict[str, Task] = {}
-    outputs: dict[str, Array] = {}
+    outputs: dict[str, Values] = {}
     notices = []
     for name, predictor in predictors.items():
         order, notice = own_order(name, predictor.task, next(iter(predictors)), rows.task)
         own = predictor.task.reordered(order).facts()
         tasks[name] = task_of({**own, "outputs": list(rows.task.outputs)})
-        outputs[name] = predictor.outputs(rows.texts)[:, list(order)]
+        outputs[name] = predictor.outputs(rows.texts, rows.targets.values)[:, list(order)]
         notices.append(notice)
     return tasks, outputs, notices
 

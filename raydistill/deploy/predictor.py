@@ -14,15 +14,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 import yaml
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from raydistill.data.rows import Rows
+from raydistill.data.windows import encode_windows
 from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
-from raydistill.models.load import load_model, quiet, read_config
+from raydistill.models.load import auto_class, load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
+from raydistill.models.signals import UNITS
 from raydistill.tasks import task_of_model
+from raydistill.tasks.targets import Ragged, Values
 
 Text = str | tuple[str, str]
 Inputs = Mapping[str, torch.Tensor]
@@ -64,14 +68,37 @@ class Predictor(ABC):
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """Outputs (B, C) of encoded texts, float32."""
 
-    def outputs(self, texts: Sequence[Text]) -> np.ndarray:
-        """Outputs (N, C) in the order of the texts; the forward passes go by length, which saves padding."""
+    def outputs(self, texts: Sequence[Text], values: Values = None) -> Values:
+        """Outputs (N, C) in the order of the texts; the forward passes go by length, which saves padding.
+
+        ``values``: of the texts' targets, or their units, where a text has several predictions, see ``Task.units``.
+        """
+        if self.task.has_units:
+            return self._unit_outputs(cast("Sequence[str]", texts), self.task.units(texts, values))
         order = np.argsort([len("".join(text)) for text in texts], kind="stable")
         result = np.empty((len(texts), len(self.task.outputs)), dtype=np.float32)
         for start in range(0, len(texts), BATCH_ROWS):
             rows = order[start : start + BATCH_ROWS]
             result[rows] = self.forward(self.encode([texts[row] for row in rows])).cpu().numpy()
         return result
+
+    def _unit_outputs(self, texts: Sequence[str], units: Ragged) -> Ragged:
+        """Outputs of each text's ``units``, (M, C), from windows where it is longer than a row."""
+        width, length = len(self.task.outputs), self.max_length
+        if not len(texts):
+            return Ragged(np.empty((0, width), np.float32), units.lengths)
+        pad = self.tokenizer.pad_token_id or 0
+        columns = encode_windows(self.tokenizer, texts, units, length, self.task.overlap(length), pad)
+        rows = Rows.of(columns, pad)
+        assert rows.units is not None
+        found = Ragged(np.empty((len(units.flat), width), np.float32), rows.units.lengths)
+        order = np.argsort(rows.lengths, kind="stable")
+        for start in range(0, rows.num_rows, BATCH_ROWS):
+            ids = order[start : start + BATCH_ROWS]
+            inputs = {name: tensor.to(self.device) for name, tensor in rows.inputs(ids).items()}
+            places = inputs.pop(UNITS)
+            found.put(ids, self.forward(inputs).flatten(0, 1).index_select(0, places).cpu().numpy())
+        return Ragged(found.flat, units.lengths)
 
 
 class TorchPredictor(Predictor):
@@ -124,4 +151,4 @@ def stored_length(folder: Path) -> int | None:
 def position_limit(config: Any) -> int | None:
     """Tokens that the model has positions for; None where it counts them in another way."""
     with quiet(), torch.device("meta"):  # built without weights, 0.03 s: families differ in where positions begin
-        return num_positions(AutoModelForSequenceClassification.from_config(config))
+        return num_positions(auto_class(config).from_config(config))

@@ -15,7 +15,7 @@ from raydistill.errors import ArtifactError
 from raydistill.tasks import task_of
 from raydistill.tasks.base import Task
 from raydistill.tasks.scores import Floor
-from raydistill.tasks.targets import Array, Targets
+from raydistill.tasks.targets import Array, Targets, Values, as_column, of_column
 
 
 def retention(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float | None]:
@@ -69,7 +69,7 @@ class Predictions:
     targets: Targets
     example_ids: Array
     """(N,) int64."""
-    outputs: dict[str, Array]
+    outputs: dict[str, Values]
     """Model name -> (N, C) float32."""
     tasks: dict[str, Task]
     """Model name -> the task with that model's thresholds, if it has any."""
@@ -97,7 +97,7 @@ def write_predictions(
     split: str,
     hashes: Sequence[str],
     targets: Targets,
-    outputs: Mapping[str, Array],
+    outputs: Mapping[str, Values],
     tasks: Mapping[str, Task],
     *,
     example_ids: Array | None = None,
@@ -110,13 +110,12 @@ def write_predictions(
     ids = np.arange(len(targets)) if example_ids is None else example_ids
     columns: dict[str, pa.Array] = {
         "hash": pa.array(list(hashes), pa.string()),
-        "target": Targets(targets.values, np.ones(len(targets), bool)).to_arrow(),
+        "target": as_column(targets.values),
         "labeled": pa.array(targets.labeled),
         "example_id": pa.array(np.asarray(ids, dtype=np.int64)),
     }
     for name, values in outputs.items():
-        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
-        columns[f"logits.{name}"] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        columns[f"logits.{name}"] = as_column(values, np.float32)
     facts = {name: tasks[name].facts() for name in outputs}
     table = pa.table(columns).replace_schema_metadata({"tasks": json.dumps(facts)})
     path = Path(folder) / f"predictions-{split}.parquet"
@@ -134,13 +133,13 @@ def read_predictions(folder: Path, split: str) -> Predictions:
         table = pq.read_table(path)
         tasks = {name: task_of(facts) for name, facts in json.loads(table.schema.metadata[b"tasks"]).items()}
         hashes, ids = table["hash"].to_pylist(), table["example_id"].to_numpy()
-        targets = Targets(Targets.of_arrow(table["target"].combine_chunks()).values, table["labeled"].to_numpy())
+        targets = Targets(of_column(table["target"].combine_chunks()), table["labeled"].to_numpy())
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"Predictions cannot be read from {path}: {error}. Evaluate the model again to write them."
         ) from error
     outputs = {
-        name.removeprefix("logits."): table[name].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        name.removeprefix("logits."): of_column(table[name].combine_chunks())
         for name in table.column_names
         if name.startswith("logits.")
     }

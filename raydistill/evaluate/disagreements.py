@@ -44,16 +44,19 @@ def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[d
     ``split`` is the prepared split's Arrow file, whose rows are those that were predicted: texts longer than 500
     characters are cut.
     """
-    spoken = {side: kept.tasks[side].spoken(kept.outputs[side][rows]) for side in SIDES}
-    targets, task = kept.targets.take(np.asarray(rows, int)), kept.tasks["student"]
+    read, targets = read_texts(split, rows), kept.targets.take(np.asarray(rows, int))
+    texts = [texts["text"] for texts in read]
+    tasks = {side: kept.tasks[side].of_rows(texts, targets.values) for side in SIDES}
+    spoken = {side: tasks[side].spoken(kept.outputs[side][rows]) for side in SIDES}
+    named = [tasks["student"].of_rows([text], targets.values[[i]]) for i, text in enumerate(texts)]
     return [
         {
             "row": row,
-            **texts,
-            "label": task.spoken_target(targets.values[i]) if targets.labeled[i] else None,
+            **{name: shortened(text) for name, text in read[i].items()},
+            "label": named[i].spoken_target(targets.values[i]) if targets.labeled[i] else None,
             **{side: dict(zip(("answer", "sure"), told[i], strict=True)) for side, told in spoken.items()},
         }
-        for i, (row, texts) in enumerate(zip(rows, read_texts(split, rows), strict=True))
+        for i, row in enumerate(rows)
     ]
 
 
@@ -65,7 +68,7 @@ def read_texts(split: Path, rows: Sequence[int]) -> list[dict[str, str | None]]:
         table = pa.ipc.open_file(source).read_all().take(pa.array(rows, pa.int64()))
     pairs = table["text_pair"] if "text_pair" in table.column_names else pa.nulls(len(rows), pa.string())
     return [
-        {"text": shortened(text), "text_pair": shortened(pair)}
+        {"text": text, "text_pair": pair}
         for text, pair in zip(table["text"].to_pylist(), pairs.to_pylist(), strict=True)
     ]
 

@@ -15,6 +15,7 @@ from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
 from raydistill.models.capture import capture
 from raydistill.models.signals import LOGITS
+from raydistill.tasks.targets import Ragged, Values
 
 
 def predict(
@@ -26,8 +27,9 @@ def predict(
     group: Group,
     should_stop: Callable[[], bool] = lambda: False,
     row_ids: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return a model's outputs (num_rows, C), float32, the same on every rank; of ``row_ids`` alone where given.
+) -> Values:
+    """Return a model's outputs (num_rows, C), float32, the same on every rank; of ``row_ids`` alone where given. Ragged
+    where rows have several predictions.
 
     Rows are taken in order of length, in batches of at most ``tokens`` padded tokens. Raises Interrupted, on every
     rank, where one of them should stop.
@@ -47,7 +49,13 @@ def predict(
     if group.sum([float(stopped)])[0]:
         raise Interrupted("The run was stopped while a model was evaluated; everything finished so far is kept.")
     gathered = [part for rank_parts in group.gather(parts) for part in rank_parts]
-    result = np.empty((rows.num_rows, gathered[0][1].shape[1] if gathered else 0), dtype=np.float32)
+    width = gathered[0][1].shape[1] if gathered else 0
+    if rows.units is not None:
+        units = Ragged(np.empty((len(rows.units.flat), width), np.float32), rows.units.lengths)
+        for ids, logits in gathered:
+            units.put(ids, logits)
+        return units if row_ids is None else units[row_ids]
+    result = np.empty((rows.num_rows, width), dtype=np.float32)
     for ids, logits in gathered:
         result[ids] = logits
     return result if row_ids is None else result[row_ids]

@@ -83,11 +83,11 @@ def build_stages(
 
 
 def signal_sizes(
-    stages: Mapping[str, Losses], teacher: PretrainedConfig, num_rows: int, num_tokens: int
+    stages: Mapping[str, Losses], teacher: PretrainedConfig, num_units: int, num_tokens: int
 ) -> dict[Signal, int]:
     """The signals that the stages' losses ask of the teacher, and the bytes that each takes where it is recorded."""
     needs = frozenset[Signal]().union(*(losses.teacher_needs for losses in stages.values()))
-    return {signal: signal.num_bytes(teacher, num_rows, num_tokens) for signal in sorted(needs)}
+    return {signal: signal.num_bytes(teacher, num_units, num_tokens) for signal in sorted(needs)}
 
 
 def options(term: settings.SoftLossSection) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Losses on the logits of a row: soft targets and squared differences."""
+"""Losses on the logits of a row, or of each of its units: soft targets and squared differences."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from raydistill.losses.base import Loss
 from raydistill.models.signals import LOGITS, Signal
 
 
-class RowLoss(Loss):
-    """A loss with one value a row, from the logits of both models, (B, C)."""
+class LogitLoss(Loss):
+    """A loss with one value a row, or a unit of one, from the logits of both models, (B, C)."""
 
     student_needs = frozenset({LOGITS})
     teacher_needs = frozenset({LOGITS})
 
     def count(self, batch: Batch) -> int:
-        return batch.num_rows
+        return batch.targets.num_units
 
 
-class SoftLoss(RowLoss):
+class SoftLoss(LogitLoss):
     """T² times a divergence of the predictions at temperature T.
 
     ``categorical`` predictions are softmax(z/T); ``bernoulli`` ones are sigmoid(z/T) for each label, and the mean over
@@ -102,8 +102,9 @@ class Dkd(SoftLoss):
         self.alpha, self.beta = alpha, beta
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        targets = batch.targets
         labels, labeled = (
-            torch.as_tensor(values, device=teacher.device) for values in (batch.targets.values, batch.targets.labeled)
+            torch.as_tensor(values, device=teacher.device) for values in (targets.labels(), targets.labeled_units())
         )
         target = torch.where(labeled, labels, teacher.argmax(-1))[:, None]
         is_other = torch.ones_like(teacher, dtype=torch.bool).scatter(1, target, False)
@@ -146,7 +147,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True), dim=-1)
 
 
-class LogitMse(RowLoss):
+class LogitMse(LogitLoss):
     """Squared difference of the logits, averaged over classes. Ba & Caruana 2014, https://arxiv.org/abs/1312.6184."""
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:

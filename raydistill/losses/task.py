@@ -13,10 +13,11 @@ from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.tasks import Task
+from raydistill.tasks.targets import units_of
 
 
 class TaskLoss(Loss):
-    """The task's loss, one value a labelled row; rows without a label are not counted.
+    """The task's loss, one value a labelled row, or a unit of one; rows without a label are not counted.
 
     ``class_weights``: of each output, in their order (C,). A row's value is multiplied by the weight of its class; the
     sum is divided by the number of labelled rows, not of weights, so that the count needs no forward pass and one
@@ -39,15 +40,15 @@ class TaskLoss(Loss):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def count(self, batch: Batch) -> int:
-        return batch.num_labeled
+        return int(batch.targets.labeled_units().sum())
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         logits, targets = student[LOGITS], batch.targets
-        labeled = torch.as_tensor(targets.labeled, device=logits.device)
+        labeled = torch.as_tensor(targets.labeled_units(), device=logits.device)
         more: dict[str, Any] = {}  # a task without classes takes neither
         if self.class_weights is not None:
             more["class_weights"] = self.class_weights.to(logits.device)
         if self.label_smoothing:
             more["label_smoothing"] = self.label_smoothing
-        values = torch.as_tensor(targets.values, device=logits.device)[labeled]
+        values = torch.as_tensor(units_of(targets.values), device=logits.device)[labeled]
         return self.task.loss_values(logits[labeled], values, **more)

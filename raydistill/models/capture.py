@@ -11,18 +11,22 @@ from torch import Tensor, nn
 
 from raydistill.errors import ConfigError
 from raydistill.models.layers import projection
-from raydistill.models.signals import LOGITS, PROJECTIONS, Signal
+from raydistill.models.signals import LOGITS, PROJECTIONS, UNITS, Signal
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
     """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded.
 
-    ``logits``: (B, C) float32. ``hidden_states[i]`` and the projections: (N, width) of the N real tokens, row after row
-    without padding, in the dtype the model computes in; heads lie beside each other. Hidden states are outputs of the
-    model, projections are caught by hooks, so that attention stays as fast as it is. Mode, grad and autocast are the
-    caller's. Raises ConfigError or ModelError for a signal that the model does not have.
+    ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``. ``hidden_states[i]`` and the projections:
+    (N, width) of the N real tokens, row after row without padding, in the dtype the model computes in; heads lie beside
+    each other. Hidden states are outputs of the model, projections are caught by hooks, so that attention stays as fast
+    as it is. Mode, grad and autocast are the caller's. Raises ConfigError or ModelError for a signal that the model
+    does not have.
     """
     wanted = [Signal(signal) for signal in signals]
+    units = inputs.get(UNITS)
+    if units is not None:
+        inputs = {name: tensor for name, tensor in inputs.items() if name != UNITS}
     caught: dict[Signal, Tensor] = {}
     with ExitStack() as hooks:
         for signal in wanted:
@@ -33,7 +37,8 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[
     found = {}
     for signal in wanted:
         if signal == LOGITS:
-            found[signal] = output.logits.float()
+            logits = output.logits.float()
+            found[signal] = logits if units is None else logits.flatten(0, 1).index_select(0, units)
         elif signal in caught:
             found[signal] = _flat(caught[signal], tokens)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import ModelError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # tasks know heads, and pages and tables know tasks: none of 
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
+SEQUENCE, TOKEN = "SequenceClassification", "TokenClassification"
 _GENERIC = re.compile(r"LABEL_\d+", re.IGNORECASE)
 
 
@@ -26,6 +27,8 @@ class Head:
     """As Hugging Face's configs call it."""
     scale: tuple[float, float] = (0.0, 1.0)
     """Center and scale: a model that is trained answers in units in which these are 0 and 1. On disk it never does."""
+    kind: str = SEQUENCE
+    """What a prediction is of: the rest of ``transformers.AutoModelFor…``."""
 
 
 def output_names(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -35,8 +38,17 @@ def output_names(config: PreTrainedConfig) -> tuple[str, ...]:
 
 def head_of(model: PreTrainedModel) -> Head:
     """Return the head that a loaded model has."""
-    problem = getattr(model.config, "problem_type", None)
-    return Head(output_names(model.config), problem, getattr(model, "output_scale", (0.0, 1.0)))
+    return replace(head_in(model.config), scale=getattr(model, "output_scale", (0.0, 1.0)))
+
+
+def head_in(config: PreTrainedConfig) -> Head:
+    """Return the head that a model's config speaks of."""
+    return Head(output_names(config), getattr(config, "problem_type", None), kind=kind_of_head(config))
+
+
+def kind_of_head(config: PreTrainedConfig) -> str:
+    """Return the kind of head that a model's config speaks of; a plain encoder gets one for whole rows."""
+    return TOKEN if any(TOKEN in name for name in config.architectures or []) else SEQUENCE
 
 
 def set_head(config: PreTrainedConfig, head: Head) -> None:
@@ -45,6 +57,8 @@ def set_head(config: PreTrainedConfig, head: Head) -> None:
     config.label2id = {name: index for index, name in enumerate(head.outputs)}
     kind: Any = head.problem_type
     config.problem_type = kind
+    if kind_of_head(config) != head.kind:
+        config.architectures = [head.kind]  # by which a model of this config is made; its class, once it is saved
 
 
 def check_problem(config: PreTrainedConfig, head: Head) -> None:

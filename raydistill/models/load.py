@@ -10,20 +10,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from raydistill.errors import ModelError
 from raydistill.models.checks import check_report, check_vocabulary, first_line
 from raydistill.models.fields import set_dropout_config
 from raydistill.models.folder import TOKENIZER_FILES, tokenizer_digest, weight_files, weight_names
 from raydistill.models.head import (
+    SEQUENCE,
     Head,
     check_problem,
+    kind_of_head,
     output_layer,
     output_names,
     output_order,
@@ -56,7 +53,7 @@ def load_model(
     check_vocabulary(folder, config)
     if pooled:
         set_pooled(config, True)
-    fine_tuned = _has_head(folder, config, trust_remote_code)
+    fine_tuned = _has_head(folder, config, trust_remote_code, head.kind if head else kind_of_head(config))
     if head is None and not fine_tuned:
         raise ModelError(f"{folder} is an encoder without a classification head; a new one needs labels. Name them.")
     order: tuple[int, ...] = ()
@@ -85,7 +82,7 @@ def _load(
     weight_files(folder)
     try:
         with quiet(), seeded(seed):
-            kind: Any = pooled_class(config) if is_pooled(config) else AutoModelForSequenceClassification
+            kind: Any = pooled_class(config) if is_pooled(config) else auto_class(config)
             return kind.from_pretrained(
                 folder,
                 config=config,
@@ -123,7 +120,7 @@ def new_model(
     trusted = any(type(made).__module__.startswith("transformers_modules.") for made in (config, like))
     try:
         with quiet(), seeded(seed):
-            model = AutoModelForSequenceClassification.from_config(
+            model = auto_class(config).from_config(
                 config,
                 dtype=torch.float32,
                 trust_remote_code=trusted,
@@ -134,20 +131,27 @@ def new_model(
     return model.eval()
 
 
-def has_head(folder: Path, trust_remote_code: bool = False) -> bool:
-    """Return whether the folder holds the trained weights of a sequence classification head."""
-    return _has_head(folder, read_config(folder, trust_remote_code), trust_remote_code)
+def auto_class(config: PreTrainedConfig) -> Any:
+    """Return the class of transformers that makes models with the kind of head that a config speaks of."""
+    return getattr(transformers, f"AutoModelFor{kind_of_head(config)}")
 
 
-def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> bool:
+def has_head(folder: Path, trust_remote_code: bool = False, kind: str = SEQUENCE) -> bool:
+    """Return whether the folder holds the trained weights of a head of this kind, see ``models.head``."""
+    return _has_head(folder, read_config(folder, trust_remote_code), trust_remote_code, kind)
+
+
+def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool, kind: str) -> bool:
     if is_pooled(config):
         return f"{HEAD}.weight" in weight_names(folder)
     architectures = config.architectures or []
-    if architectures and not any("SequenceClassification" in name for name in architectures):
-        return False  # a token classifier's head has the same names
+    if architectures and not any(kind in name for name in architectures):
+        return False  # heads for tokens and for rows have the same names
     try:
         with quiet(), torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+            model = getattr(transformers, f"AutoModelFor{kind}").from_config(
+                config, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
         raise ModelError(
             f"The model in {folder} (type {config.model_type!r}) cannot be used with a classification head: "
@@ -161,7 +165,7 @@ def order_notice(folder: Path, head: Head, trust_remote_code: bool = False) -> s
     """Return a sentence where a model's outputs are only assumed to be those of ``head``; ModelError where they
     differ."""
     config = read_config(folder, trust_remote_code)
-    if not _has_head(folder, config, trust_remote_code):
+    if not _has_head(folder, config, trust_remote_code, head.kind):
         return None
     check_problem(config, head)
     return output_order(output_names(config), head.outputs)[1]

@@ -12,7 +12,7 @@ from raydistill.config.student import Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
 from raydistill.models.folder import resolve_model
-from raydistill.models.head import Head, output_names, set_head
+from raydistill.models.head import head_in, set_head
 from raydistill.models.layer_map import choose_layers
 from raydistill.models.load import new_model, read_config
 from raydistill.models.pooled import set_pooled
@@ -26,7 +26,7 @@ def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTra
     """
     if is_checkpoint(student):
         source = read_config(resolve_model(student.start))
-        set_head(source, Head(output_names(teacher_config), getattr(teacher_config, "problem_type", None)))
+        set_head(source, head_in(teacher_config))
         return shape(source, student)
     return shape(teacher_config, student)
 

@@ -66,9 +66,12 @@ class Signal(str):
         size = int(config.hidden_size)
         return size * shared // heads if self.name in ("keys", "values") else size
 
-    def num_bytes(self, config: Any, num_rows: int, num_tokens: int) -> int:
-        """What so many rows of so many tokens take in storage."""
-        return self.width(config) * (2 * num_tokens if self.is_token_level else 4 * num_rows)
+    def num_bytes(self, config: Any, num_units: int, num_tokens: int) -> int:
+        """What it takes in storage of rows that have so many predictions (one a row, or several) and tokens."""
+        return self.width(config) * (2 * num_tokens if self.is_token_level else 4 * num_units)
 
 
 LOGITS = Signal("logits")
+UNITS = "unit_positions"
+"""Among a batch's inputs where rows have several predictions: positions (M,) of their tokens in the flattened (B · L)
+batch, row after row."""

@@ -24,13 +24,14 @@ from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.predict import predict
 from raydistill.models.load import load_model, read_config
 from raydistill.models.precision import attention_implementation
-from raydistill.models.signals import Signal
+from raydistill.models.signals import UNITS, Signal
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.recipes import TeacherIdentity
 from raydistill.pipeline.reporting import Reporter
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.tasks import task_of
+from raydistill.tasks.targets import Values
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.train.checkpoint import Checkpoints
 from raydistill.train.loop import Validation
@@ -157,9 +158,9 @@ class Context:
     def history(self, kind: str, stage: str) -> list[dict[str, Any]]:
         return self.group.broadcast(self.checkpoints(kind, stage).history() if self.group.is_first else None)
 
-    def predict(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> np.ndarray:
-        """A model's outputs for a split, (num_rows, C) in the targets' unit, on every rank. Interrupted where it is to
-        stop."""
+    def predict(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> Values:
+        """A model's outputs for the examples of a split, (N, C) in the targets' unit, on every rank. Interrupted where
+        it is to stop."""
         outputs = predict(
             model,
             self.rows[split],
@@ -168,7 +169,7 @@ class Context:
             group=self.group,
             should_stop=self.board.should_stop if may_stop else lambda: False,
         )
-        return self.task.restored(outputs)
+        return self.rows[split].by_example(self.task.restored(outputs))
 
     def validate(self, model: PreTrainedModel, metric: str) -> Validation:
         """Metrics on the validation rows, of which ``metric`` picks the weights; the training loop around it obeys a
@@ -182,9 +183,9 @@ class Context:
         sign = score(metric, {metric: 1.0})
         return Validation(metrics, score(metric, metrics), sign * np.nan_to_num(found[metric], nan=metrics[metric]))
 
-    def labeled(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def labeled(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> tuple[Values, Values]:
         """A model's outputs on the labelled rows of a split, and their targets, on every rank."""
-        targets = self.rows[split].targets
+        targets, _ = self.rows[split].examples
         outputs = self.predict(model, split, may_stop=may_stop)
         return outputs[targets.labeled], targets.values[targets.labeled]
 
@@ -199,7 +200,7 @@ class Context:
         order = np.argsort(rows.lengths, kind="stable")
         middle = len(order) // 2
         many = order[max(0, middle - 16) : middle + 16]
-        return (
-            self.device.move(rows.inputs(order[middle : middle + 1])),
-            self.device.move(rows.inputs(np.resize(many, 32))),
-        )
+        one, several = (rows.inputs(ids) for ids in (order[middle : middle + 1], np.resize(many, 32)))
+        for inputs in (one, several):
+            inputs.pop(UNITS, None)
+        return self.device.move(one), self.device.move(several)

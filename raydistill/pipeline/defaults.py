@@ -56,6 +56,8 @@ class Facts:
     """Tokens that 99 % of the training rows need."""
     limit: int
     """Tokens that the models and the tokenizer take at most."""
+    has_units: bool = False
+    """Whether a row has several predictions."""
     metric: tuple[str, str] | None = None
     """What should pick the best epoch where the task's first metric says little of these rows, and why."""
 
@@ -102,7 +104,8 @@ def length_choice(facts: Facts) -> Choice:
     wanted = max(FEWEST_TOKENS, MULTIPLE * ceil(facts.num_tokens / MULTIPLE))
     if wanted <= facts.limit:
         return Choice("data.max_length", wanted, "99 % of the texts stay whole")
-    return Choice("data.max_length", facts.limit, "the models take no more, longer texts lose their end")
+    rest = "are read in windows" if facts.has_units else "lose their end"
+    return Choice("data.max_length", facts.limit, f"the models take no more, longer texts {rest}")
 
 
 def finetune_choices(settings: Any, facts: Facts, batch: int) -> list[Choice]:
@@ -126,7 +129,12 @@ def method_choice(facts: Facts, batch: int) -> tuple[str, str]:
     labels = f"{facts.num_labeled:,} labels"
     if facts.has_head or facts.is_foreign:
         return "full", "it has a trained head" if facts.has_head else "it brings its own code"
-    if facts.kind != "categorical" or facts.num_outputs > FEW_CLASSES or pair_group(batch) < FEWEST_PAIRED:
+    if (
+        facts.kind != "categorical"
+        or facts.has_units
+        or facts.num_outputs > FEW_CLASSES
+        or pair_group(batch) < FEWEST_PAIRED
+    ):
         return "full", f"{labels}, and no pairs can be made of such targets"
     return ("contrastive" if facts.num_labeled <= FEW_LABELS else "full"), labels
 

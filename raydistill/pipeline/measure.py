@@ -25,11 +25,12 @@ from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task
+from raydistill.tasks.targets import Values
 from raydistill.teacher.cached import RecordedSignals
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
-Outputs = dict[str, np.ndarray]
+Outputs = dict[str, Values]
 """Of each model (num_rows, C)."""
 
 
@@ -43,7 +44,7 @@ def evaluate(context: Context, models: Models, recorded: Recorded, *, latency: b
         if context.report.has(artifact, "evaluation"):
             return artifact
         outputs = predict_splits(context, ("validation", "test"), recorded, models.folders)
-        known = context.rows["validation"].targets
+        known, _ = context.rows["validation"].examples
         tasks = {
             name: context.task.fitted(found[known.labeled], known.values[known.labeled])
             for name, found in outputs["validation"].items()
@@ -117,19 +118,19 @@ def written(context: Context, artifact: Artifact, recipe: Recipe, models: Models
 def keep(context: Context, folder: Path, outputs: Mapping[str, Outputs], tasks: Mapping[str, Task]) -> None:
     """Write all models' outputs on each split into a folder."""
     for split, by_model in outputs.items():
-        rows, hashes = context.rows[split], context.hashes(split if split in SPLITS else "test")
-        write_predictions(folder, split, hashes, rows.targets, by_model, tasks, example_ids=rows.example_ids)
+        (targets, ids), hashes = context.rows[split].examples, context.hashes(split if split in SPLITS else "test")
+        write_predictions(folder, split, hashes, targets, by_model, tasks, example_ids=ids)
 
 
 def predict_splits(
     context: Context, splits: Sequence[str], recorded: Recorded, folders: Mapping[str, Path]
 ) -> dict[str, Outputs]:
-    """By split every model's outputs (num_rows, C), in the units of the targets. Each model is loaded once."""
+    """By split every model's outputs (N, C) for its examples, in the units of the targets. Each model is loaded once."""
     outputs: dict[str, Outputs] = {}
     for split in splits:
-        num_rows = context.rows[split].num_rows
-        logits = RecordedSignals(recorded[split], num_rows).rows(np.arange(num_rows))[LOGITS]
-        outputs[split] = {"teacher": context.task.restored(logits.numpy())}
+        rows = context.rows[split]
+        logits = RecordedSignals(recorded[split], rows.num_rows).rows(np.arange(rows.num_rows))[LOGITS]
+        outputs[split] = {"teacher": rows.by_example(context.task.restored(logits.numpy()))}
     for name in (name for name in folders if name != "teacher" and splits):  # in the same order on every rank
         model = context.load(folders[name], dropout=0.0)
         for split in splits:

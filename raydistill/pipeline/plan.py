@@ -183,7 +183,7 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
     if config.teacher.trust_remote_code:
         found.append(f"teacher.trust_remote_code: code that comes with {config.teacher.model} will be run.")
     if config.teacher.finetune is None:
-        if has_head(source, config.teacher.trust_remote_code):
+        if has_head(source, config.teacher.trust_remote_code, size.task.head_kind):
             notice = order_notice(source, size.task.head, config.teacher.trust_remote_code)
             found += [f"teacher.model: {notice}"] if notice else []
         else:

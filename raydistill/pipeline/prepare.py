@@ -103,11 +103,13 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
     train, task = info.counts["train"], task_of(info.task)
     check_classes(config, task)
     needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
+    trusted = config.teacher.trust_remote_code
     facts = Facts(
-        has_head=config.teacher.finetune is not None and has_head(source, config.teacher.trust_remote_code),
-        is_foreign=config.teacher.trust_remote_code,
+        has_head=config.teacher.finetune is not None and has_head(source, trusted, task.head_kind),
+        is_foreign=trusted,
         kind=task.kind,
         num_outputs=len(task.outputs),
+        has_units=task.has_units,
         width=models.teacher.hidden_size,
         teacher_layers=models.teacher.num_hidden_layers,
         student_layers=models.student.num_hidden_layers,

@@ -22,6 +22,7 @@ from raydistill.pipeline.finetuning import tune
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.stages import publish, read_history
 from raydistill.storage.artifacts import Artifact
+from raydistill.tasks import kind_of
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import reopen_damaged, signal_artifact
@@ -51,7 +52,8 @@ def fit_teacher(context: Context) -> TeacherIdentity:
 def source_teacher(config: Config) -> TeacherIdentity:
     """The teacher before any fine-tuning. Raises ModelError for a plain encoder that would not get any."""
     source = recipes.identify_teacher(config.teacher, None)
-    if config.teacher.finetune is None and not has_head(source.folder, config.teacher.trust_remote_code):
+    trusted, kind = config.teacher.trust_remote_code, kind_of(config.task).head_kind
+    if config.teacher.finetune is None and not has_head(source.folder, trusted, kind):
         raise ModelError(
             f"teacher.model: {config.teacher.model} is an encoder without a trained classification head. "
             "Leave teacher.finetune out, which trains it first, or name a fine-tuned classifier."
@@ -99,12 +101,13 @@ def check_chance(context: Context, recorded: dict[Signal, Artifact], notice: str
     if settings.allow_chance:
         return
     rows = context.rows["validation"]
-    kept = np.flatnonzero(rows.targets.labeled)
-    outputs = context.task.restored(RecordedSignals(recorded, rows.num_rows).rows(kept)[LOGITS].numpy())
-    targets = rows.targets.values[kept]
+    logits = RecordedSignals(recorded, rows.num_rows).rows(np.arange(rows.num_rows))[LOGITS].numpy()
+    truth, ids = rows.examples
+    outputs = rows.by_example(context.task.restored(logits))[truth.labeled]
+    targets = truth.values[truth.labeled]
     scores = context.task.fitted(outputs, targets).scores(outputs, targets)
     num_samples = context.config.evaluate.bootstrap_samples
-    tested = chance(intervals(scores, num_samples, example_ids=rows.example_ids[kept]), scores.floor())
+    tested = chance(intervals(scores, num_samples, example_ids=ids[truth.labeled]), scores.floor())
     if tested["reason"] in (None, "floor_only"):  # better, or it has learned something all the same
         return
     finetune = known(settings.finetune)
@@ -130,7 +133,7 @@ def teacher_mode(context: Context, teacher: TeacherIdentity, config: Config) -> 
     student = student_config(teacher_config, config.student)
     losses = build_stages(config.stages, context.task, student, teacher_config, seed=recipes.student_seed(config))
     rows = context.rows["train"]
-    sizes = signal_sizes(losses, teacher_config, rows.num_rows, int(rows.lengths.sum()))
+    sizes = signal_sizes(losses, teacher_config, rows.targets.num_units, int(rows.lengths.sum()))
     return *config.teacher.choose_mode(sum(sizes.values())), frozenset(sizes)
 
 

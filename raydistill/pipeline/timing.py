@@ -36,6 +36,7 @@ from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline.context import CPU_INFERENCE_TOKENS
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Task
+from raydistill.tasks.targets import Ragged
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints
 from raydistill.train.loop import Schedule, Setup, StageRun, Validation
@@ -58,13 +59,16 @@ class Sample:
         """Rows of random tokens, all labelled."""
         draw = np.random.default_rng(0)
         size = num_rows * self.length
+        targets = self.task.blank(num_rows)
+        values = targets.values
         return Rows(
             lengths=np.full(num_rows, self.length, np.int32),
-            targets=self.task.blank(num_rows),
+            targets=targets,
             example_ids=np.arange(num_rows, dtype=np.int64),
             starts=np.arange(0, size, self.length, dtype=np.int64),
             values={"input_ids": draw.integers(0, vocab_size, size, dtype=np.int32)},
             pad_token_id=0,
+            units=Ragged(values.rows * 0, values.lengths) if isinstance(values, Ragged) else None,
         )
 
     @property
@@ -195,7 +199,7 @@ class EmptySignals(Signals):
 
     def read(self, batch: Batch) -> dict[Signal, Tensor]:
         return {
-            signal: torch.zeros(batch.num_tokens if signal.is_token_level else batch.num_rows, width)
+            signal: torch.zeros(batch.num_tokens if signal.is_token_level else batch.targets.num_units, width)
             for signal, width in self.widths.items()
         }
 

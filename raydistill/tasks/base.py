@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from raydistill.config.losses import Kind
 from raydistill.config.tasks import TaskSection
-from raydistill.models.head import Head
+from raydistill.models.head import SEQUENCE, Head
 from raydistill.tasks.linear import Linear
 from raydistill.tasks.scores import Scores
-from raydistill.tasks.targets import Array, Targets
+from raydistill.tasks.targets import Array, Ragged, Targets, Values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,12 @@ class Task(ABC):
     kind: ClassVar[Kind]
     Settings: ClassVar[builtins.type[TaskSection]]
     """Its section of the config."""
-    problem_type: ClassVar[str]
-    """What Hugging Face's configs call it; a model's folder says by it which task it is for."""
+    problem_type: ClassVar[str | None]
+    """What Hugging Face's configs call it: a model's folder says by it, or by its head, which task it is for."""
+    head_kind: ClassVar[str] = SEQUENCE
+    """What a prediction is of, see ``models.head``."""
+    text_columns: ClassVar[tuple[str, ...]] = ()
+    """Usual names of the column with the text, before those that any task knows."""
     label_columns: ClassVar[tuple[str, ...]] = ("label", "labels", "class", "category", "target")
     """Usual names of the column with the target."""
     pipeline_tag: ClassVar[str] = "text-classification"
@@ -68,6 +72,8 @@ class Task(ABC):
     """What ``fit_linear`` fits, in words; empty where no linear model on words is a rival."""
     is_fitted: ClassVar[bool] = False
     """Whether ``fitted`` chooses anything."""
+    has_units: ClassVar[bool] = False
+    """Whether rows have any number of predictions: outputs and targets are then Ragged, and a long text is not cut."""
     outputs: tuple[str, ...]
     """Names of a model's outputs, in their order."""
     output_scale: tuple[float, float] = (0.0, 1.0)
@@ -76,9 +82,19 @@ class Task(ABC):
     @property
     def head(self) -> Head:
         """What a model of the task ends with."""
-        return Head(self.outputs, self.problem_type, self.output_scale)
+        return Head(self.outputs, self.problem_type, self.output_scale, self.head_kind)
 
     # reading
+
+    @classmethod
+    def aligned(
+        cls, settings: Any, columns: Mapping[str, pa.ChunkedArray], where: str, names: Sequence[str] | None
+    ) -> Mapping[str, pa.ChunkedArray]:
+        """Raw columns by role, where texts and labels have to be read together: texts, and what ``column`` takes.
+
+        ``names``: of a ClassLabel; ``where``: where they stand. Raises DataError for what does not fit together.
+        """
+        return columns
 
     @classmethod
     @abstractmethod
@@ -138,6 +154,18 @@ class Task(ABC):
         """Labelled rows by output; empty where that has no meaning."""
         return {}
 
+    def units(self, texts: Sequence[Any], values: Values = None) -> Ragged:
+        """The units of rows, where the task ``has_units``: begin and end in the text and label (-1: none), (M, 3).
+
+        ``values``: of the rows' targets, which have them but for rows that came without labels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has one prediction a row")
+
+    def overlap(self, max_length: int) -> int:
+        """Tokens by which neighbouring windows of ``max_length`` tokens of a long text overlap, where rows have
+        ``units``."""
+        return 0
+
     @abstractmethod
     def blank(self, num_rows: int) -> Targets:
         """Targets of made-up rows, all labelled, to time a model on."""
@@ -166,17 +194,17 @@ class Task(ABC):
 
     # scoring
 
-    def restored(self, outputs: Array) -> Array:
+    def restored(self, outputs: Values) -> Values:
         """Outputs of a model in training, in the units of the targets."""
         center, scale = self.output_scale
         return outputs if (center, scale) == (0.0, 1.0) else (center + scale * outputs).astype(outputs.dtype)
 
     @abstractmethod
-    def scores(self, outputs: Array, targets: Array) -> Scores:
+    def scores(self, outputs: Values, targets: Values) -> Scores:
         """A model's outputs (N, C) on rows with these targets (N, …). Raises DataError, ModelError for what no metric
         can be computed from."""
 
-    def fitted(self, outputs: Array, targets: Array) -> Self:
+    def fitted(self, outputs: Values, targets: Values) -> Self:
         """The task with what a model's answers need beside its outputs, chosen on validation rows."""
         return self
 
@@ -184,26 +212,30 @@ class Task(ABC):
         """What ``fitted`` has chosen, to be kept in the model's config.json."""
         return {}
 
-    def unit(self, outputs: Array) -> float:
+    def unit(self, outputs: Values) -> float:
         """What a difference of two outputs is large or small in comparison to; 1 for logits."""
         return 1.0
 
     @abstractmethod
-    def agreement(self, a: Array, b: Array, other: Task | None = None) -> float:
+    def agreement(self, a: Values, b: Values, other: Task | None = None) -> float:
         """How far two models' outputs (N, C) say the same, 1 where they always do; ``other``: the second one's task."""
 
     @abstractmethod
-    def disagreements(self, a: Array, b: Array, other: Task | None = None) -> Array:
+    def disagreements(self, a: Values, b: Values, other: Task | None = None) -> Array:
         """How plainly two models' outputs contradict each other, (N,); 0 where they do not."""
 
     @abstractmethod
-    def errors(self, outputs: Array, targets: Array) -> Array:
+    def errors(self, outputs: Values, targets: Values) -> Array:
         """How plainly outputs contradict the targets, (N,); 0 where they do not."""
 
     # answering
 
+    def of_rows(self, texts: Sequence[Any], values: Values) -> Self:
+        """The task for these very rows, where what is said of outputs needs them: texts, and targets or ``units``."""
+        return self
+
     @abstractmethod
-    def answers(self, outputs: Array) -> list[dict[str, Any]]:
+    def answers(self, outputs: Values) -> list[dict[str, Any]]:
         """What ``predict`` says of outputs (N, C), a dict of ``answer_columns`` each."""
 
     @property
@@ -212,7 +244,7 @@ class Task(ABC):
         """Names of the columns that a prediction adds to a table."""
 
     @abstractmethod
-    def spoken(self, outputs: Array) -> list[tuple[str, float | None]]:
+    def spoken(self, outputs: Values) -> list[tuple[str, float | None]]:
         """The answer to each of the outputs (N, C) in words, and how sure it is, 0 to 1; None where that has no
         meaning."""
 

@@ -1,10 +1,11 @@
-"""What is to be predicted, row by row, and the forms that a label column may have."""
+"""What is to be predicted, row by row, and the forms that a label column may have; rows of any number of units."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -12,34 +13,136 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Values: TypeAlias = Any
+"""An Array (N, …), or a Ragged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Numbers of rows that have any number of units each, words say: ``flat`` (M, …) holds those of all rows one after
+    another, ``lengths`` (N,) int64 how many each has. Rows are picked, and columns of units, as in an array."""
+
+    flat: Array
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Array], like: Array) -> Ragged:
+        """Rows given one by one; ``like``: units (0, …) of their form."""
+        return cls(np.concatenate([like, *rows]), np.array([len(row) for row in rows], np.int64))
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each row begins in ``flat``, (N,)."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row of each unit, (M,)."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.flat.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A row's units (m, …) by its number; several rows by numbers, a mask or a slice, as a Ragged; ``[rows,
+        columns]`` of their units."""
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        if isinstance(rows, int | np.integer):
+            start = self.starts[rows]
+            units = self.flat[start : start + self.lengths[rows]]
+            return units if columns == slice(None) else units[:, columns]
+        picked = np.arange(len(self))[rows]
+        flat = self.flat[self._places(picked)]
+        return Ragged(flat if columns == slice(None) else flat[:, columns], self.lengths[picked])
+
+    def put(self, rows: Array, flat: Array) -> None:
+        """Set the units of some rows, by their numbers."""
+        self.flat[self._places(rows)] = flat
+
+    def _places(self, rows: Array) -> Array:
+        lengths = self.lengths[rows]
+        return np.arange(lengths.sum()) + np.repeat(self.starts[rows] - (np.cumsum(lengths) - lengths), lengths)
+
+    def joined(self, groups: Array) -> Ragged:
+        """Rows that stand together and are of one group (N,), ascending, as one."""
+        first = np.flatnonzero(np.diff(groups, prepend=groups[:1] - 1))
+        return Ragged(self.flat, np.add.reduceat(self.lengths, first) if len(first) else self.lengths)
+
+
+def units_of(values: Values) -> Array:
+    """All numbers, a row or a unit each: (N, …), or (M, …) of a Ragged."""
+    return values.flat if isinstance(values, Ragged) else values
+
+
+def concatenated(parts: Sequence[Values]) -> Values:
+    """Rows of several, one after another."""
+    if isinstance(parts[0], Ragged):
+        return Ragged(np.concatenate([part.flat for part in parts]), np.concatenate([part.lengths for part in parts]))
+    return np.concatenate(parts)
+
+
+def as_column(values: Values, dtype: Any = None) -> pa.Array:
+    """A column of numbers, of lists of one length, or of lists of such lists; ``dtype``: of the numbers."""
+    flat = np.ascontiguousarray(units_of(values), dtype)
+    column = pa.array(flat.ravel())
+    if flat.ndim > 1:
+        column = pa.FixedSizeListArray.from_arrays(column, flat.shape[1])
+    if isinstance(values, Ragged):
+        ends = np.concatenate(([0], np.cumsum(values.lengths)))
+        column = pa.LargeListArray.from_arrays(pa.array(ends), column)
+    return column
+
+
+def of_column(column: pa.Array) -> Values:
+    """Read what ``as_column`` wrote; numbers without meaning where it is null."""
+    if pa.types.is_large_list(column.type):
+        units = column.flatten()
+        return Ragged(of_column(units), np.diff(column.offsets.to_numpy()))
+    if pa.types.is_fixed_size_list(column.type):
+        flat = column.flatten() if not column.null_count else column.values
+        return flat.to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    return column.fill_null(0).to_numpy(zero_copy_only=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What is to be predicted, a row each: ``values`` (N, …); without meaning where not ``labeled`` (N,)."""
+    """What is to be predicted, a row each: ``values`` (N, …); without meaning where not ``labeled`` (N,).
 
-    values: Array
+    Ragged ones are integers (M, K) that also say which units a row without a label has; the last of K is the label, -1
+    for none.
+    """
+
+    values: Values
     labeled: NDArray[np.bool_]
 
     @classmethod
     def none(cls, num_rows: int, like: Targets) -> Targets:
         """Rows without a label, to be joined with ``like``."""
-        return cls(np.zeros((num_rows, *like.values.shape[1:]), like.values.dtype), np.zeros(num_rows, bool))
+        labeled = np.zeros(num_rows, bool)
+        if isinstance(like.values, Ragged):
+            return cls(Ragged(like.values.flat[:0], np.zeros(num_rows, np.int64)), labeled)
+        return cls(np.zeros((num_rows, *like.values.shape[1:]), like.values.dtype), labeled)
 
     @classmethod
     def of_arrow(cls, column: pa.Array) -> Targets:
         """Read what ``to_arrow`` wrote."""
-        labeled = column.is_valid().to_numpy(zero_copy_only=False)
-        if pa.types.is_fixed_size_list(column.type):
-            flat = column.flatten() if not column.null_count else column.values
-            values = flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
-        else:
-            values = column.fill_null(0).to_numpy(zero_copy_only=False)
-        return cls(values, labeled)
+        values = of_column(column)
+        if isinstance(values, Ragged):
+            known = np.bincount(values.rows[values.flat[:, -1] >= 0], minlength=len(values))
+            return cls(values, known > 0)
+        return cls(values, column.is_valid().to_numpy(zero_copy_only=False))
 
     def to_arrow(self) -> pa.Array:
-        """A column of numbers, or of lists of one length; null where a row is not labelled."""
+        """See ``as_column``; null where a row is not labelled, ragged ones are then without their labels."""
         mask = pa.array(~self.labeled)
+        if isinstance(self.values, Ragged):
+            flat = self.values.flat.copy()
+            flat[~self.labeled[self.values.rows], -1] = -1
+            return as_column(Ragged(flat, self.values.lengths))
         if self.values.ndim == 1:
             return pa.array(self.values, mask=~self.labeled)
         flat = pa.array(np.ascontiguousarray(self.values).ravel())
@@ -57,12 +160,31 @@ class Targets:
         return Targets(self.values, self.labeled & kept)
 
     def plus(self, other: Targets) -> Targets:
-        return Targets(np.concatenate([self.values, other.values]), np.concatenate([self.labeled, other.labeled]))
+        labeled = np.concatenate([self.labeled, other.labeled])
+        return Targets(concatenated([self.values, other.values]), labeled)
+
+    def labeled_units(self) -> NDArray[np.bool_]:
+        """Which predictions have a target: ``labeled`` (N,), of ragged ones a unit each, (M,)."""
+        return self.labeled[self.values.rows] if isinstance(self.values, Ragged) else self.labeled
+
+    def labels(self) -> Array:
+        """The label of each row (N,), or unit (M,); without meaning where it has none."""
+        return self.values.flat[:, -1].astype(np.int64) if isinstance(self.values, Ragged) else self.values
+
+    @property
+    def num_units(self) -> int:
+        """How many predictions the rows ask for: one a row, or a unit."""
+        return len(units_of(self.values))
 
     def ids(self) -> NDArray[np.int64]:
-        """A number for each row, equal for equal targets and in their order, -1 for a row without a label."""
+        """A number for each row, equal for equal targets (and in the order of those that are not ragged), -1 for a row
+        without a label."""
         ids = np.full(len(self), -1, np.int64)
-        if self.labeled.any():
+        if isinstance(self.values, Ragged):
+            known: dict[bytes, int] = {}
+            for row in np.flatnonzero(self.labeled):
+                ids[row] = known.setdefault(self.values[row].tobytes(), len(known))
+        elif self.labeled.any():
             _, found = np.unique(self.values[self.labeled], axis=0, return_inverse=True)
             ids[self.labeled] = found.ravel()
         return ids

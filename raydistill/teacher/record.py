@@ -120,7 +120,8 @@ def record_shard(
     with tempfile.TemporaryDirectory() as folder:
         for signal, item in wanted.items():
             path = Path(folder) / "shard.arrow"
-            write_shard(path, row_ids, rows.lengths[row_ids], torch.cat(parts[signal]), signal)
+            units = None if rows.units is None else rows.units.lengths[row_ids]
+            write_shard(path, row_ids, rows.lengths[row_ids], torch.cat(parts[signal]), signal, units)
             name = shard_name(index, file_digest(path))
             files[signal] = (name, item.artifact.put(path, name))
     return files

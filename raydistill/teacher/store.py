@@ -62,16 +62,25 @@ def signal_artifact(
     return Artifact(storage, "signals", recipe_key(recipe)), recipe
 
 
-def write_shard(path: Path, row_ids: np.ndarray, lengths: np.ndarray, values: Tensor, signal: Signal) -> None:
-    """Write one signal of one shard. ``values`` are (B, C) or, for token-level signals, (N, width) in row order."""
-    if signal.is_token_level:
-        flat = values.to(torch.float16).numpy()
-        if not np.isfinite(flat).all():
+def write_shard(
+    path: Path,
+    row_ids: np.ndarray,
+    lengths: np.ndarray,
+    values: Tensor,
+    signal: Signal,
+    units: np.ndarray | None = None,
+) -> None:
+    """Write one signal of one shard. ``values`` are (B, C) or, for token-level signals, (N, width) in row order; (M, C)
+    of rows that have so many ``units`` (B,), a prediction each."""
+    counts = lengths if signal.is_token_level else units
+    if counts is not None:
+        flat = values.to(getattr(torch, signal.dtype)).numpy()
+        if signal.is_token_level and not np.isfinite(flat).all():
             raise ArtifactError(
                 f"{signal} of this teacher exceeds half precision (65504), so it cannot be recorded exactly. "
                 "Set teacher.mode: online."
             )
-        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))) * flat.shape[1]
+        offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64))) * flat.shape[1]
         column: pa.Array = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat.reshape(-1)))
     else:
         array = values.to(torch.float32).numpy()
@@ -140,9 +149,9 @@ class Shard:
 
     row_ids: np.ndarray
     values: np.ndarray
-    """(rows, C), or (tokens, width) of a token-level signal."""
+    """(rows, C), or (tokens, width) of a token-level signal, or (units, C)."""
     offsets: np.ndarray | None
-    """Of a token-level signal, where each row's tokens begin, and the last ones end."""
+    """Where each row's tokens, or units, begin, and the last ones end; None where each has one row of numbers."""
 
     @classmethod
     def open(cls, path: Path) -> Shard:

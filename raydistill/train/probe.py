@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.tasks import Targets, Task
+from raydistill.tasks.targets import units_of
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Values of C that cross-validation chooses from: the task's loss summed over the rows, and |W|² / 2C."""
@@ -46,7 +47,7 @@ def fit_head(
 
 def constant_loss(task: Task, targets: Targets) -> float:
     """The task's mean loss, over the labelled rows, of the best answer that does not look at a row."""
-    values = torch.as_tensor(targets.values[targets.labeled])
+    values = torch.as_tensor(units_of(targets.values[targets.labeled]))
     nothing = torch.zeros(len(values), 0)
     _, bias = _fitted(task, len(task.outputs), nothing, values, 1.0)
     return float(task.loss_values(bias.expand(len(values), -1), values).mean())

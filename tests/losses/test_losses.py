@@ -232,7 +232,7 @@ def test_every_type_of_the_config_becomes_its_loss():
     built = build_stages(stages, task, student, teacher, seed=3)
     assert torch.equal(torch.random.get_rng_state(), state)  # the caller's draws do not depend on its losses
     assert list(built) == ["one", "two"]
-    sizes = signal_sizes(built, teacher, num_rows=10, num_tokens=70)
+    sizes = signal_sizes(built, teacher, num_units=10, num_tokens=70)
     assert sizes == {"logits": 2 * 4 * 10, "hidden_states[4]": 12 * 2 * 70, "hidden_states[2]": 12 * 2 * 70}
     losses = built["one"].terms
     assert {name: loss.role for name, loss in losses.items()} == {name: term.role for name, (_, term) in KINDS.items()}

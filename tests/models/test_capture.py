@@ -4,11 +4,12 @@ import pytest
 import torch
 from kit.tiny import FAMILIES, HIDDEN_SIZE, tiny_classifier, tiny_config, tiny_inputs
 from torch import Tensor
+from transformers import AutoModelForTokenClassification
 
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.capture import capture
 from raydistill.models.layers import layer_stack
-from raydistill.models.signals import LOGITS, PROJECTIONS, Signal
+from raydistill.models.signals import LOGITS, PROJECTIONS, UNITS, Signal
 
 SIGNALS = ("logits", "hidden_states[0]", "hidden_states[2]", "hidden_states[4]")
 
@@ -26,6 +27,18 @@ def test_signals_equal_hugging_faces_own_under_the_mask(family: str) -> None:
     for index in (0, 2, 4):
         assert torch.equal(found[f"hidden_states[{index}]"], reference.hidden_states[index][mask])
         assert found[f"hidden_states[{index}]"].shape == (mask.sum(), HIDDEN_SIZE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_units_are_those_of_their_tokens(family: str) -> None:
+    model, inputs = AutoModelForTokenClassification.from_config(tiny_config(family)).eval(), tiny_inputs(family)
+    length = inputs["input_ids"].shape[1]
+    units = [(0, 1), (0, 3), (2, 2), (4, 1), (4, 1)]
+    with torch.no_grad():
+        found = capture(model, {**inputs, UNITS: torch.tensor([r * length + t for r, t in units])}, SIGNALS)
+        reference = model(**inputs).logits
+    assert torch.equal(found[LOGITS], torch.stack([reference[row, token] for row, token in units]))
+    assert len(found[Signal("hidden_states[2]")]) == inputs["attention_mask"].sum()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

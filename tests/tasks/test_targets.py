@@ -19,6 +19,7 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets, task_of
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.regression import TextRegression
+from raydistill.tasks.targets import Ragged, concatenated
 
 NUMBERS = {"type": "text_regression"}
 LABELS = {"type": "multi_label_classification"}
@@ -46,6 +47,40 @@ def test_a_column_holds_targets_and_which_rows_have_one(labeled: list[bool], dty
     for i in np.flatnonzero(read.labeled):
         same = [np.array_equal(values[i], values[j]) for j in np.flatnonzero(read.labeled)]
         assert same == (ids[read.labeled] == ids[i]).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=12), st.randoms())
+def test_rows_of_any_number_of_units_are_picked_joined_and_kept_as_lists_are(
+    shapes: list[tuple[int, bool]], draw: Any
+) -> None:
+    rows = [[[draw.randrange(9), draw.randrange(9), draw.randrange(3)] for _ in range(size)] for size, _ in shapes]
+    labeled = np.array([is_labeled and size > 0 for size, is_labeled in shapes])
+    values = Ragged.of([np.array(row, np.int32).reshape(-1, 3) for row in rows], np.zeros((0, 3), np.int32))
+    assert [row.tolist() for row in values] == rows
+    picked = [draw.randrange(len(rows)) for _ in range(7)]
+    assert [row.tolist() for row in values[picked]] == [rows[i] for i in picked]
+    assert [row.tolist() for row in values[:, [2, 0]]] == [[[unit[2], unit[0]] for unit in row] for row in rows]
+    assert [row.tolist() for row in values[labeled]] == [row for row, kept in zip(rows, labeled, strict=True) if kept]
+    groups = np.sort([draw.randrange(4) for _ in rows])
+    joined = {int(g): [unit for row, own in zip(rows, groups, strict=True) if own == g for unit in row] for g in groups}
+    assert [row.tolist() for row in values.joined(groups)] == list(joined.values())
+    put = Ragged(values.flat * 0, values.lengths)
+    order = draw.sample(range(len(rows)), len(rows))
+    put.put(np.array(order), values[order].flat)
+    assert np.array_equal(put.flat, values.flat)
+    assert np.array_equal(concatenated([values[:2], values[2:]]).flat, values.flat)
+    targets = Targets(values, labeled)
+    column = targets.to_arrow()
+    read = Targets.of_arrow(pa.concat_arrays([column.slice(0, 1), column.slice(1)]))
+    assert read.labeled.tolist() == labeled.tolist()
+    for i, row in enumerate(rows):  # of a row without a label only what units it has is kept
+        assert read.values[i].tolist() == [[a, b, c if labeled[i] else -1] for a, b, c in row]
+    ids = targets.ids()
+    assert [[rows[i] == rows[j] for j in np.flatnonzero(labeled)] for i in np.flatnonzero(labeled)] == [
+        (ids[labeled] == ids[i]).tolist() for i in np.flatnonzero(labeled)
+    ]
+    assert targets.num_units == sum(map(len, rows))
+    assert targets.labeled_units().tolist() == [kept for row, kept in zip(rows, labeled, strict=True) for _ in row]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

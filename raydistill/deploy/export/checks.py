@@ -16,7 +16,7 @@ from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError, ModelError, nearest
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.scoreboard import Scoreboard
-from raydistill.tasks.targets import Array
+from raydistill.tasks.targets import Ragged, Values, concatenated, units_of
 
 TOLERANCE = 1e-3
 """float32 on another runtime, in ``Task.unit``: six families of tiny models differ by 2e-6 at most, a MiniLM of six
@@ -32,13 +32,13 @@ NUM_SAMPLES = 1000
 TORCH = "torch"
 
 
-def measure_base(source: Predictor, rows: TestRows, metric: str) -> Array:
+def measure_base(source: Predictor, rows: TestRows, metric: str) -> Values:
     """The outputs (N, C) of the torch model, which the exports are compared to.
 
     Raises ModelError where the model is broken, DataError where the rows do not fit it, ConfigError for a metric that
     its task does not have, or these rows do not define.
     """
-    outputs = source.outputs(rows.texts)
+    outputs = source.outputs(rows.texts, rows.targets.values)
     if lost := num_lost(outputs):
         raise ModelError(
             f"The model's own outputs of {lost} of {rows.num_rows:,} rows are not finite, so no export of it can be "
@@ -59,7 +59,7 @@ def check_exports(
     rows: TestRows,
     metric: str,
     margin: float,
-    base: Array,
+    base: Values,
     *,
     latency: bool = True,
 ) -> dict[str, dict[str, Any]]:
@@ -71,7 +71,10 @@ def check_exports(
     reasons, notes, latency_ratio (export ÷ torch, one row, median over the rounds)}. What is not finite is null.
     ``base``: outputs of the model ``torch`` on these rows. Raises ModelError where an export cannot compute at all.
     """
-    outputs = {name: base if name == TORCH else one.outputs(rows.texts) for name, one in predictors.items()}
+    outputs = {
+        name: base if name == TORCH else one.outputs(rows.texts, rows.targets.values)
+        for name, one in predictors.items()
+    }
     sound = {name: found for name, found in outputs.items() if not num_lost(found)}
     board = Scoreboard(dict.fromkeys(sound, rows.task), sound, rows.targets, num_samples=NUM_SAMPLES, wanted={metric})
     speeds, rounds = measure_speed(predictors, rows.texts) if latency else ({}, {})
@@ -92,9 +95,15 @@ def check_exports(
     return checked
 
 
-def num_lost(outputs: Array) -> int:
+def num_lost(outputs: Values) -> int:
     """Rows whose outputs are not finite."""
-    return int((~np.isfinite(outputs).all(axis=1)).sum())
+    lost = ~np.isfinite(units_of(outputs)).all(axis=1)
+    return len(np.unique(outputs.rows[lost])) if isinstance(outputs, Ragged) else int(lost.sum())
+
+
+def largest_difference(a: Values, b: Values) -> float:
+    """Between two outputs of the same rows."""
+    return float(np.abs(units_of(a) - units_of(b)).max())
 
 
 def refused(lost: int) -> dict[str, Any]:
@@ -107,7 +116,7 @@ def judge(form: str, board: Scoreboard, metric: str, margin: float) -> dict[str,
     """The fields of an export in ``check_exports`` that say how it compares to torch."""
     task, base, outputs = board.tasks[TORCH], board.outputs[TORCH], board.outputs[form]
     difference = board.differences(TORCH, form)[metric]
-    largest = float(np.abs(outputs - base).max())
+    largest = largest_difference(outputs, base)
     reasons, notes = judge_metric(difference, metric, margin)
     if form in EXACT:
         limit = TOLERANCE * task.unit(base)
@@ -121,20 +130,20 @@ def judge(form: str, board: Scoreboard, metric: str, margin: float) -> dict[str,
     return {**compared, "reasons": reasons, "notes": notes}
 
 
-def judge_shapes(form: str, predictor: Predictor, rows: TestRows, outputs: Array) -> list[str]:
+def judge_shapes(form: str, predictor: Predictor, rows: TestRows, outputs: Values) -> list[str]:
     """Reasons to refuse where single rows, or a short padded batch, give other outputs than all rows (N, C) did."""
     if num_lost(outputs):
         return []  # a reason of its own
     order = np.argsort([len("".join(text)) for text in rows.texts], kind="stable")
     picked = order[[0, len(order) // 2, -1]]
-    texts = [rows.texts[row] for row in picked]
-    alone = np.concatenate([predictor.outputs(texts[:1]), predictor.outputs(texts[-1:])])
+    texts, values = [rows.texts[row] for row in picked], rows.targets.values[picked]
+    alone = concatenated([predictor.outputs([texts[i]], values[[i]]) for i in (0, -1)])
     differences = {
-        "one row alone": np.abs(alone - outputs[picked[[0, -1]]]).max(),
-        "a padded batch of 3 rows": np.abs(predictor.outputs(texts) - outputs[picked]).max(),
+        "one row alone": largest_difference(alone, outputs[picked[[0, -1]]]),
+        "a padded batch of 3 rows": largest_difference(predictor.outputs(texts, values), outputs[picked]),
     }
     unit = rows.task.unit(outputs)
-    limit = TOLERANCE * unit if form in EXACT else SHAPE_TOLERANCES[form] * max(float(np.ptp(outputs)), unit)
+    limit = TOLERANCE * unit if form in EXACT else SHAPE_TOLERANCES[form] * max(float(np.ptp(units_of(outputs))), unit)
     return [
         f"In {name} an output differs by {difference:.2g} from the same row's in a large batch, more than {limit:.2g}."
         for name, difference in differences.items()
