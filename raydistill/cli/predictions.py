@@ -65,12 +65,18 @@ def line(answer: Mapping[str, Any], task: Task) -> str:
 def _spelled(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if not 0 < abs(value) < 1e-3 else f"{value:.4g}"
+    if isinstance(value, list):
+        value = [f"{item['text']} ({item['label']})" if isinstance(item, dict) else item for item in value]
     return _joined(value) or "-"
 
 
 def _joined(value: Any) -> Any:
     """A list as text, for what has no lists."""
-    return ", ".join(value) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    if any(isinstance(item, dict) for item in value):
+        return json.dumps(value, ensure_ascii=False)
+    return ", ".join(value)
 
 
 def write_predictions(

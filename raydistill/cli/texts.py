@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 from raydistill.config.data import Columns
 from raydistill.data.columns import choose_columns
@@ -84,7 +84,7 @@ def _text_columns(
 def _with_texts(rows: Iterable[Row], columns: Sequence[str], where: str) -> Iterator[tuple[Row, Text]]:
     """Each row with its text, or its two; an empty cell is an empty text. DataError for what is no text."""
     for number, row in enumerate(rows, 1):
-        texts = ["" if row.get(name) is None else row[name] for name in columns]
+        texts = ["" if row.get(name) is None else joined(row[name]) for name in columns]
         for name, text in zip(columns, texts, strict=True):
             if not isinstance(text, str):
                 raise DataError(
@@ -92,6 +92,12 @@ def _with_texts(rows: Iterable[Row], columns: Sequence[str], where: str) -> Iter
                     "text. Name the column of the text with --column."
                 )
         yield row, texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def joined(cell: Any) -> Any:
+    """A cell; of a list of words the text that they are."""
+    is_words = isinstance(cell, list) and all(isinstance(word, str) for word in cell)
+    return " ".join(cell) if is_words else cell
 
 
 def _opened(file: Path) -> IO[bytes]:

@@ -48,8 +48,9 @@ class Data(Section):
 
     path: str = Field(min_length=1)
     """A file, a folder, ``pkg://package/path`` or the name of a data set on the Hugging Face hub."""
-    format: Literal["auto", "text_folder", "parquet", "csv", "jsonl", "datasets", "hub"] = "auto"
-    """``text_folder``: a folder a class, a text file a document. ``datasets``: a folder written by ``save_to_disk``."""
+    format: Literal["auto", "text_folder", "parquet", "csv", "jsonl", "conll", "datasets", "hub"] = "auto"
+    """``text_folder``: a folder a class, a text file a document. ``datasets``: a folder written by ``save_to_disk``.
+    ``conll``: a word a line, its labels beside it."""
     revision: str | None = None
     """Commit, tag or branch of a hub data set."""
     columns: Columns = Columns()

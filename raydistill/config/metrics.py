@@ -66,6 +66,10 @@ def _averages() -> dict[str, Metric]:
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", is_share=True, bounds=(0, 1), is_retained=True, hub="accuracy"),
     **_averages(),
+    "entity_precision": Metric("entity precision", is_share=True, bounds=(0, 1), hub="precision"),
+    "entity_recall": Metric("entity recall", is_share=True, bounds=(0, 1), hub="recall"),
+    "entity_f1": Metric("entity F1", is_share=True, bounds=(0, 1), is_retained=True, hub="f1"),
+    "token_accuracy": Metric("token accuracy", is_share=True, bounds=(0, 1), is_retained=True, hub="accuracy"),
     "exact_match": Metric("all labels right", is_share=True, bounds=(0, 1), is_retained=True, hub="exact_match"),
     "auc": Metric("AUC", bounds=(0, 1), is_retained=True, hub="roc_auc"),
     "mcc": Metric("MCC", bounds=(-1, 1), is_retained=True, hub="matthews_correlation"),

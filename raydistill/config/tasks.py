@@ -90,8 +90,33 @@ class MultiLabelClassification(TaskSection):
         return repeated(self.labels)
 
 
+class TokenClassification(TaskSection):
+    """A label for each word: named entities, parts of speech."""
+
+    kind = "categorical"
+    has_classes = True
+    has_units = True
+    metrics = ("entity_f1", "entity_precision", "entity_recall", "token_accuracy", "log_loss")
+    tuning_metrics = ("entity_f1", "macro_f1", "token_accuracy", "log_loss")
+    teacher_metric = "log_loss"
+
+    type: Literal["token_classification"] = "token_classification"
+    labels: tuple[str, ...] | None = None
+    """Labels of words in the order of the logits; by default taken from the data, sorted."""
+    scheme: Literal["auto", "iob2", "iob1", "io", "words"] = "auto"
+    """What labels say. ``iob2``: an entity begins with B- and goes on with I- (BILOU and BIOES are read as that);
+    ``iob1``: it needs no B- after another label; ``io``: neighbours with one label are one entity; ``words``: each word
+    is one, as parts of speech are. ``auto``: by the labels."""
+    stride: int | None = Field(default=None, ge=0)
+    """Tokens by which windows of a text longer than ``data.max_length`` overlap; by default a quarter of it."""
+
+    def mistakes(self) -> list[Mistake]:
+        return repeated(self.labels)
+
+
 SECTIONS: dict[str, type[TaskSection]] = {
-    kind.model_fields["type"].default: kind for kind in (TextClassification, TextRegression, MultiLabelClassification)
+    kind.model_fields["type"].default: kind
+    for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification)
 }
 """Every kind of problem by its ``type``."""
 
@@ -106,6 +131,7 @@ def type_of(given: Any) -> Any:
 Task = Annotated[
     Annotated[TextClassification, Tag("text_classification")]
     | Annotated[TextRegression, Tag("text_regression")]
-    | Annotated[MultiLabelClassification, Tag("multi_label_classification")],
+    | Annotated[MultiLabelClassification, Tag("multi_label_classification")]
+    | Annotated[TokenClassification, Tag("token_classification")],
     Discriminator(type_of),
 ]

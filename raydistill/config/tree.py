@@ -110,6 +110,7 @@ class Config(Section):
             check_kinds,
             check_task_losses,
             check_pairs,
+            check_robustness,
         )
         return [mistake for check in checks for mistake in check(self)]
 
@@ -195,6 +196,13 @@ def check_pairs(config: Config) -> list[Mistake]:
     if pair_group(size) < FEWEST_PAIRED:
         return [(("train", "global_batch_size"), f"{size} is not a multiple of {FEWEST_PAIRED}, which pairs need.")]
     return []
+
+
+def check_robustness(config: Config) -> list[Mistake]:
+    """Rows written otherwise have no labels for their words: these are elsewhere, or gone."""
+    if not (config.evaluate.robustness and config.task.has_units):
+        return []
+    return [(("evaluate", "robustness"), f"is of whole texts; {config.task.type} labels their words. Leave it out.")]
 
 
 def check_layer_maps(config: Config) -> list[Mistake]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
 from raydistill.errors import ConfigError, DataError, did_you_mean
-from raydistill.tasks import kind_of
+from raydistill.tasks import TASKS, kind_of
 from raydistill.tasks.targets import decoded, is_string
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "review", "content", "premise", "question", "question1")
@@ -71,7 +71,9 @@ def usual_names(role: str, chosen: Mapping[str, str], task: TaskSection | None) 
     if role == "text_pair":
         return (PAIR_NAMES.get(chosen["text"].lower(), "text_pair"),)
     if role == "text":
-        return (*(kind_of(task).text_columns if task is not None else ()), *TEXT_NAMES)
+        if task is None:
+            return (*TEXT_NAMES, *(name for kind in TASKS.values() for name in kind.text_columns))
+        return (*kind_of(task).text_columns, *TEXT_NAMES)
     return kind_of(task).label_columns if task is not None else ()
 
 

@@ -18,6 +18,7 @@ SUFFIXES = {
     "parquet": (".parquet", ".pq"),
     "csv": (".csv", ".tsv"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
+    "conll": (".conll", ".conllu", ".bio", ".iob", ".iob2"),
 }
 _UNLABELED_FOLDERS = {"unsup", "unsupervised", "unlabeled", "unlabelled"}
 

@@ -22,7 +22,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
-from raydistill.tasks import Targets, task_of
+from raydistill.tasks import Targets, Task, task_of
 from raydistill.tasks.targets import Ragged, Values, of_column, units_of
 
 if TYPE_CHECKING:
@@ -98,9 +98,8 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int)
     for split in SPLITS:
         batch, texts = map_batch(source / f"{split}.arrow"), read_texts(data, split)
         if task.has_units:
-            whole = texts[0].to_pylist()
-            units = task.units(whole, of_column(batch.column("target")))
-            columns = encode_windows(tokenizer, whole, units, max_length, task.overlap(max_length), pad)
+            known = of_column(batch.column("target"))
+            columns = encode_task(tokenizer, task, texts[0], known, max_length, pad)
             num_cut[split], num_windows[split] = 0, len(columns["input_ids"])
         else:
             columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
@@ -122,6 +121,14 @@ def read_texts(data: Artifact, split: str) -> list[pa.Array]:
 def map_batch(path: Path) -> pa.RecordBatch:
     """The one record batch of an Arrow IPC file, as views of the mapped file."""
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+
+
+def encode_task(
+    tokenizer: Any, task: Task, texts: pa.Array, values: Values, max_length: int, pad: int
+) -> dict[str, pa.Array]:
+    """Windows of texts whose units the task knows, see ``encode_windows``; ``values``: of the texts' targets."""
+    whole = texts.to_pylist()
+    return encode_windows(tokenizer, whole, task.units(whole, values), max_length, task.overlap(max_length), pad)
 
 
 def encode_texts(

@@ -16,7 +16,7 @@ from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft, whole
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import DataInfo, info_of, read_info
-from raydistill.data.rows import encode_texts, load_tokenizer, read_texts
+from raydistill.data.rows import encode_task, encode_texts, load_tokenizer, read_texts
 from raydistill.models.load import quiet
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task, task_of
@@ -41,6 +41,18 @@ class Size:
     num_cut: dict[str, int]
     """Rows with more than ``data.max_length`` tokens."""
     is_estimate: bool
+    num_windows: dict[str, int] | None = None
+    """Rows that models read, where long texts are read in windows."""
+
+    @property
+    def num_inputs(self) -> dict[str, int]:
+        """Rows that models read."""
+        return self.num_windows or self.num_rows
+
+    @property
+    def num_labeled_inputs(self) -> int:
+        """Those of the training rows with a label; where texts are read in windows, in the mean."""
+        return round(self.num_labeled * self.num_inputs["train"] / max(self.num_rows["train"], 1))
 
     @property
     def num_rows(self) -> dict[str, int]:
@@ -73,7 +85,8 @@ def token_needs(texts: Sequence[pa.Array], tokenizer_folder: Path) -> tuple[int,
 
 def measured_size(data: Artifact, tokens: Artifact) -> Size:
     counted = json.loads((tokens.local() / "info.json").read_text())
-    return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False)
+    windows = counted.get("num_windows")
+    return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False, num_windows=windows)
 
 
 def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
@@ -90,13 +103,19 @@ def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
 def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_folder: Path) -> Size:
     """The rows of the splits, and their tokens from a sample. Raises ConfigError for a length to which the tokenizer
     cannot cut."""
-    tokenizer = load_tokenizer(tokenizer_folder, max_length)
-    num_tokens, num_cut = {}, {}
+    tokenizer, task = load_tokenizer(tokenizer_folder, max_length), task_of(info.task)
+    num_tokens, num_cut, num_windows = {}, {}, {}
     for split in SPLITS:
         whole_columns = texts(split)
         num_rows = len(whole_columns[0])
         rows = np.sort(np.random.default_rng(0).permutation(num_rows)[:SAMPLE_ROWS])
-        columns, is_cut = encode_texts(tokenizer, [c.take(pa.array(rows)) for c in whole_columns], max_length, pad=0)
+        sample = [column.take(pa.array(rows)) for column in whole_columns]
+        if task.has_units:
+            columns = encode_task(tokenizer, task, sample[0], None, max_length, pad=0)
+            num_windows[split] = round(num_rows * len(columns["input_ids"]) / len(rows))
+            num_cut[split] = 0
+        else:
+            columns, is_cut = encode_texts(tokenizer, sample, max_length, pad=0)
+            num_cut[split] = round(num_rows * float(is_cut.mean()))
         num_tokens[split] = round(num_rows * len(columns["input_ids"].values) / len(rows))
-        num_cut[split] = round(num_rows * float(is_cut.mean()))
-    return Size(info, num_tokens, num_cut, is_estimate=True)
+    return Size(info, num_tokens, num_cut, is_estimate=True, num_windows=num_windows or None)

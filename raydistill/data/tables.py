@@ -29,6 +29,9 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 HEAD_ROWS = 100
 """Rows that say which columns there are: an object of a JSON file may lack some."""
 
+CONLLU = ("id", "tokens", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+"""Columns of CoNLL-U."""
+
 Row = dict[str, Any]
 
 
@@ -68,7 +71,7 @@ def read_table(
 
     Raises DataError when the file is empty, broken or not UTF-8, or lacks a column; ConfigError for a configured one.
     """
-    parse = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_json}[kind]
+    parse = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_json, "conll": _read_conll}[kind]
     with readable(file.name, kind):
         if file.size() == 0:
             raise DataError(f"{file.name} is empty (0 bytes). Remove it, or write it again.")
@@ -135,24 +138,38 @@ def delimiter_of(name: str, header: str) -> str:
     return "," if "," in header else next((d for d in ("\t", ";", "|") if d in header), ",")
 
 
-def _read_json(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
-    rows = rows_of(file, "jsonl")
+def _read_json(file: DataFile, choose: Choose, kind: str = "jsonl") -> tuple[pa.Table, dict[str, str]]:
+    rows = rows_of(file, kind)
     head = list(islice(rows, HEAD_ROWS))
     chosen = choose(list(dict.fromkeys(name for row in head for name in row)), where=file.name)
     cells: dict[str, list[Any]] = {name: [] for name in chosen.values()}
     for row in chain(head, rows):
         for name, column in cells.items():
-            column.append(row.get(name))
+            column.append(with_names(row.get(name)))
     try:
         return pa.table(cells), chosen
     except (TypeError, pa.ArrowInvalid) as error:
         raise DataError(f"{file.name} mixes types within a column: {error}.") from error
 
 
+def _read_conll(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
+    return _read_json(file, choose, "conll")
+
+
+def with_names(cell: Any) -> Any:
+    """A cell; spans as some annotation tools write them, [start, end, label], which no column can hold, with names."""
+    triples = isinstance(cell, list) and all(isinstance(item, list) and len(item) == 3 for item in cell)
+    if not triples or not any(isinstance(item[2], str) for item in cell):
+        return cell
+    return [dict(zip(("start", "end", "label"), item, strict=True)) for item in cell]
+
+
 def rows_of(file: DataFile, kind: str) -> Iterator[Row]:
     """The rows of a table one at a time; cells of CSV are texts. DataError names the line of what is broken."""
     with readable(file.name, kind), _stream(file) as raw:
-        yield from {"csv": _csv_rows, "jsonl": _json_rows, "parquet": _parquet_rows}[kind](raw, file.name)
+        yield from {"csv": _csv_rows, "jsonl": _json_rows, "conll": _conll_rows, "parquet": _parquet_rows}[kind](
+            raw, file.name
+        )
 
 
 def _csv_rows(raw: Any, name: str) -> Iterator[Row]:
@@ -208,6 +225,34 @@ def _json_rows(raw: Any, name: str) -> Iterator[Row]:
         if not isinstance(found, dict):
             raise DataError(f"{where} is not an object. Write one with a text, and a label, for each row.")
         yield found
+
+
+def _conll_rows(raw: Any, name: str) -> Iterator[Row]:
+    """Sentences of a word a line, an empty line between them: columns tokens, 2, 3, … and, the last one, labels.
+
+    Those of CoNLL-U by their names, without its ranges and empty nodes. A comment has other columns than words do.
+    """
+    is_conllu = ".conllu" in name.lower()
+    sentence: list[list[str]] = []
+    width = 0
+    for number, line in enumerate(chain(io.TextIOWrapper(raw, encoding="utf-8-sig"), [""]), 1):
+        cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+        is_comment = line.startswith("#") and not sentence and (is_conllu or len(cells) != width)
+        if is_comment or cells[:1] == ["-DOCSTART-"] or (is_conllu and cells and not cells[0].isdigit()):
+            continue
+        if cells and any(cells):
+            width = width or len(cells)
+            if len(cells) != width or (is_conllu and width != len(CONLLU)):
+                raise DataError(
+                    f"{name}, line {number}: {len(cells)} columns, where {len(CONLLU) if is_conllu else width} are "
+                    "expected. Write a word a line with its labels beside it, and an empty line between sentences."
+                )
+            sentence.append(cells)
+        elif sentence:
+            middle = [str(i) for i in range(2, width)]
+            names = CONLLU if is_conllu else ["tokens", *middle, "labels"][:width]
+            yield dict(zip(names, map(list, zip(*sentence, strict=True)), strict=True))
+            sentence = []
 
 
 def _parquet_rows(raw: Any, name: str) -> Iterator[Row]:

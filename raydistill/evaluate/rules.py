@@ -200,7 +200,8 @@ def judge_classes(gate: Gate, facts: Facts) -> Ruling:
     judged = [entry for entry in facts.challenger["per_class"] if entry["support"]]
     worst = min(judged, key=lambda entry: entry["recall"])
     below = [entry for entry in judged if floor is not None and entry["recall"] < floor]
-    why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} rows" for e in below or [worst])
+    what = facts.task.get("counted", "rows")
+    why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} {what}" for e in below or [worst])
     unjudged = [entry["name"] for entry in facts.challenger["per_class"] if not entry["support"]]
     if unjudged:
         why += f"; without a row, so not judged: {', '.join(unjudged)}"

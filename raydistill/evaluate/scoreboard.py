@@ -100,12 +100,14 @@ class Scoreboard:
 
 def describe_task(task: Task) -> dict[str, Any]:
     """What pages and tables have to know of a task: {type, metrics (shown, the main one first), main_metric, guessing,
-    facts}."""
+    facts}, and ``counted``, what ``per_class`` has the number of where it is not rows."""
     metrics = task.Settings.metrics
+    counted = {"counted": task.counted} if task.has_units else {}
     return {
         "type": task.type,
         "metrics": list(metrics),
         "main_metric": metrics[0],
         "guessing": task.guessing,
         "facts": task.facts(),
+        **counted,
     }

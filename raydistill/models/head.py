@@ -48,7 +48,12 @@ def head_in(config: PreTrainedConfig) -> Head:
 
 def kind_of_head(config: PreTrainedConfig) -> str:
     """Return the kind of head that a model's config speaks of; a plain encoder gets one for whole rows."""
-    return TOKEN if any(TOKEN in name for name in config.architectures or []) else SEQUENCE
+    return kind_of_architectures(config.architectures)
+
+
+def kind_of_architectures(names: Sequence[str] | None) -> str:
+    """Return the kind of head of such classes, as config.json names them."""
+    return TOKEN if any(TOKEN in name for name in names or []) else SEQUENCE
 
 
 def set_head(config: PreTrainedConfig, head: Head) -> None:

@@ -5,10 +5,13 @@ MLflow calls :func:`_load_pyfunc` with the folder of the model version, which is
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 
 BATCH_ROWS = 32
 NO_LIMIT = 10**9
@@ -16,12 +19,14 @@ NO_LIMIT = 10**9
 
 
 class Scorer:
-    """Texts in, answers out: what they look like depends on the ``problem_type`` in config.json."""
+    """Texts in, answers out: what they look like depends on the head, and ``problem_type``, in config.json."""
 
     def __init__(self, folder: str, max_length: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder).to(self.device).eval()
+        self.is_tagger = "TokenClassification" in str(AutoConfig.from_pretrained(folder).architectures)
+        auto = getattr(transformers, f"AutoModelFor{'Token' if self.is_tagger else 'Sequence'}Classification")
+        self.model = auto.from_pretrained(folder).to(self.device).eval()
         limits = [max_length, self.tokenizer.model_max_length, num_positions(self.model)]
         self.max_length = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
         """Tokens that a row is cut to; None for a model that takes any number."""
@@ -38,10 +43,13 @@ class Scorer:
         """A DataFrame with a column ``text`` [and ``text_pair``], or one column of any name.
 
         A row gives ``{"label", "score"}``, the best label and its probability; with any number of labels a row
-        ``{"labels", "scores"}``, those given and the probabilities of all; or ``{"value"}``, a number.
+        ``{"labels", "scores"}``, those given and the probabilities of all; or ``{"value"}``, a number. A tagger of
+        words gives ``{"entities"}``, a list of {label, text, start, end, score} in the text's order.
         """
         columns = list(model_input.columns)
         texts = model_input["text" if "text" in columns else columns[0]].astype(str).tolist()
+        if self.is_tagger:
+            return [{"entities": self._entities(text)} for text in texts]
         pairs = None
         if "text_pair" in columns:
             pairs = model_input["text_pair"].astype(str).tolist()
@@ -74,6 +82,59 @@ class Scorer:
 
     def _value(self, logits: torch.Tensor) -> list[dict[str, Any]]:
         return [{"value": value} for value in logits[:, 0].tolist()]
+
+    @torch.inference_mode()
+    def _entities(self, text: str) -> list[dict[str, Any]]:
+        settings = self.model.config.token_classification
+        words = [found.span() for found in re.finditer(settings["words"], text)]
+        if not words:
+            return []
+        probs = self._probabilities(text, words, settings)
+        tagged = [self.names[int(row.argmax())] for row in probs]
+        entities: list[dict[str, Any]] = []
+        open_kind, scores = None, [float(row.max()) for row in probs]
+        for i, tag in enumerate(tagged):
+            prefixed = settings["scheme"] == "iob2"
+            begins, kind = (tag[:2] == "B-", tag[2:]) if prefixed else (settings["scheme"] == "words", tag)
+            if tag == "O" or (prefixed and not begins and kind != open_kind):
+                open_kind = None
+            elif begins or kind != open_kind:
+                open_kind = kind
+                entities.append({"label": kind, "words": [i]})
+            else:
+                entities[-1]["words"].append(i)
+        for entity in entities:
+            inside = entity.pop("words")
+            start, end = words[inside[0]][0], words[inside[-1]][1]
+            entity |= {"text": text[start:end], "start": start, "end": end}
+            entity["score"] = sum(scores[i] for i in inside) / len(inside)
+        return entities
+
+    def _probabilities(self, text: str, words: list[tuple[int, int]], settings: dict[str, Any]) -> list[torch.Tensor]:
+        """Of each word's first token, in the window of a long text in which it is farthest from a border."""
+        length, stride = self.max_length, settings["stride"]
+        cut = {} if length is None else {"max_length": length, "truncation": True}
+        if length is not None:
+            cut |= {"return_overflowing_tokens": True, "stride": length // 4 if stride is None else stride}
+        shown = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        encoded = self.tokenizer([text], padding=True, return_tensors="pt", **shown, **cut)
+        encoded.pop("overflow_to_sample_mapping", None)
+        offsets, special = encoded.pop("offset_mapping").tolist(), encoded.pop("special_tokens_mask").tolist()
+        probs = self.model(**encoded.to(self.device)).logits.double().softmax(-1).cpu()
+        best = [(-1.0, probs[0, 0])] * len(words)
+        for row, marks in enumerate(special):
+            own = [i for i, mark in enumerate(marks) if not mark]
+            ends = [offsets[row][i][1] for i in own]
+            for word, (start, _) in enumerate(words):
+                place = bisect_right(ends, start)
+                is_inside = (row == 0 or offsets[row][own[0]][0] <= start) if own else False
+                if is_inside and (place < len(own) or row == len(special) - 1):
+                    place = min(place, len(own) - 1)
+                    left = float("inf") if row == 0 else place
+                    right = float("inf") if row == len(special) - 1 else len(own) - 1 - place
+                    if min(left, right) > best[word][0]:
+                        best[word] = (min(left, right), probs[row, own[place]])
+        return [found for _, found in best]
 
 
 def num_positions(model: torch.nn.Module) -> int | None:

@@ -62,7 +62,7 @@ def measure(
     config: Config, teacher: PretrainedConfig, size: Size, planned: Mapping[str, Any], computer: Machine
 ) -> Speed:
     """Time the teacher, and the config's student in the stage that trains longest."""
-    length = max(4, round(size.num_tokens["train"] / max(size.num_rows["train"], 1)))
+    length = max(4, round(size.num_tokens["train"] / max(size.num_inputs["train"], 1)))
     device = Device(computer.device, planned["dtype"])
     trial = Sample(length, size.task, device, computer.threads)
     stage = max(config.stages.values(), key=lambda stage: known(stage.num_epochs) * num_rows(stage, size))
@@ -78,7 +78,7 @@ def measure(
 
 def num_rows(stage: Stage, size: Size) -> int:
     """Rows that a stage of the student trains on."""
-    return size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
+    return size.num_inputs["train"] if recipes.teacher_speaks(stage) else size.num_labeled_inputs
 
 
 def student_seconds(config: Config, size: Size, speed: Speed) -> float:
@@ -88,25 +88,25 @@ def student_seconds(config: Config, size: Size, speed: Speed) -> float:
         rows, epochs = num_rows(stage, size), known(stage.num_epochs)
         schedule = Schedule.of_epochs(rows, config.train.global_batch_size, epochs)
         validations = math.ceil(schedule.num_steps / schedule.validate_steps)
-        seconds += validations * size.num_rows["validation"] * speed.student * FORWARD_SHARE
+        seconds += validations * size.num_inputs["validation"] * speed.student * FORWARD_SHARE
         seconds += epochs * rows * (speed.student + speed.online * recipes.teacher_speaks(stage))
     return seconds
 
 
 def teacher_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> float:
     """What is left to do of fitting the teacher and recording its signals."""
-    missing, validation = missing_phases(plan), size.num_rows["validation"]
+    missing, validation = missing_phases(plan), size.num_inputs["validation"]
     is_recorded = not any(name.startswith("signal ") for name in missing)
     rows, finetune = 0.0, known(config.teacher.finetune)
     if finetune is not None and "teacher" in missing:
         epochs = finetune.epochs
         rows = (
-            size.num_labeled * (finetune.method == "probe")
-            + epochs * size.num_labeled / FORWARD_SHARE
+            size.num_labeled_inputs * (finetune.method == "probe")
+            + epochs * size.num_labeled_inputs / FORWARD_SHARE
             + math.ceil(epochs) * validation
         )
     if not is_recorded:
-        rows += size.num_rows["train"]
+        rows += size.num_inputs["train"]
     if "teacher" in missing or not is_recorded:
         rows += validation
     return rows * speed.teacher

@@ -125,7 +125,7 @@ def keep(context: Context, folder: Path, outputs: Mapping[str, Outputs], tasks: 
 def predict_splits(
     context: Context, splits: Sequence[str], recorded: Recorded, folders: Mapping[str, Path]
 ) -> dict[str, Outputs]:
-    """By split every model's outputs (N, C) for its examples, in the units of the targets. Each model is loaded once."""
+    """By split every model's outputs (N, C) for its examples, in the units of the targets. A model is loaded once."""
     outputs: dict[str, Outputs] = {}
     for split in splits:
         rows = context.rows[split]

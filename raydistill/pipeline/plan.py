@@ -68,7 +68,8 @@ def make_plan(
     task = size.task
     set_head(source_config, task.head)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
-    sizes = signal_sizes(losses, source_config, size.num_rows["train"], size.num_tokens["train"])
+    num_units = size.num_tokens["train"] if task.has_units else size.num_rows["train"]  # at most
+    sizes = signal_sizes(losses, source_config, num_units, size.num_tokens["train"])
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
@@ -170,9 +171,9 @@ def steps(config: Config, size: Size) -> dict[str, int]:
     made = {}
     finetune = known(config.teacher.finetune)
     if finetune is not None and finetune.epochs:
-        made["teacher"] = Schedule.of_epochs(size.num_labeled, batch, finetune.epochs).num_steps
+        made["teacher"] = Schedule.of_epochs(size.num_labeled_inputs, batch, finetune.epochs).num_steps
     for name, stage in config.stages.items():
-        rows = size.num_rows["train"] if recipes.teacher_speaks(stage) else size.num_labeled
+        rows = size.num_inputs["train"] if recipes.teacher_speaks(stage) else size.num_labeled_inputs
         made[f"student.{name}"] = Schedule.of_epochs(rows, batch, known(stage.num_epochs)).num_steps
     return made | {key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key != "teacher"}
 

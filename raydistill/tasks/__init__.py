@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from raydistill.config.plugins import find
 from raydistill.config.tasks import TaskSection
 from raydistill.errors import ConfigError
-from raydistill.models.head import output_names
+from raydistill.models.head import TOKEN, kind_of_head, output_names
 from raydistill.tasks.base import Task
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.regression import TextRegression
 from raydistill.tasks.targets import Targets
 from raydistill.tasks.text_classification import TextClassification
+from raydistill.tasks.token_classification import TokenClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -23,7 +24,7 @@ __all__ = ["TASKS", "TASK_TYPE", "Targets", "Task", "kind_of", "task_of", "task_
 TASK_TYPE = "task_type"
 """In a student's config.json: the task that it was trained for."""
 TASKS: dict[str, type[Task]] = {
-    kind.type: kind for kind in (TextClassification, TextRegression, MultiLabelClassification)
+    kind.type: kind for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification)
 }
 
 
@@ -52,7 +53,9 @@ def task_of_model(config: PreTrainedConfig) -> Task:
     by ``problem_type``, else by the number of its outputs."""
     outputs = output_names(config)
     own: Any = find("tasks", str(getattr(config, TASK_TYPE, None)))
-    known = {task.problem_type: task for task in TASKS.values()}
-    usual = TextRegression if len(outputs) == 1 else TextClassification
-    task: type[Task] = own or known.get(str(getattr(config, "problem_type", None)), usual)
+    known = {task.problem_type: task for task in TASKS.values() if task.problem_type}
+    usual: type[Task] = TextRegression if len(outputs) == 1 else TextClassification
+    if kind_of_head(config) == TOKEN:
+        known, usual = {}, TokenClassification
+    task = own or known.get(str(getattr(config, "problem_type", None)), usual)
     return task.of_model(outputs, config.to_dict())

@@ -70,6 +70,8 @@ class Task(ABC):
     """What ``strata`` are called, in the plural."""
     linear: ClassVar[str] = ""
     """What ``fit_linear`` fits, in words; empty where no linear model on words is a rival."""
+    counted: ClassVar[str] = "rows"
+    """What ``per_class`` of the details has the number of."""
     is_fitted: ClassVar[bool] = False
     """Whether ``fitted`` chooses anything."""
     has_units: ClassVar[bool] = False
@@ -229,6 +231,10 @@ class Task(ABC):
         """How plainly outputs contradict the targets, (N,); 0 where they do not."""
 
     # answering
+
+    def pipeline_arguments(self, max_length: int) -> list[str]:
+        """Of ``transformers.pipeline``, as they are written, to read texts as in training."""
+        return [*("truncation=True", f"max_length={max_length}"), *filter(None, [self.pipeline_options])]
 
     def of_rows(self, texts: Sequence[Any], values: Values) -> Self:
         """The task for these very rows, where what is said of outputs needs them: texts, and targets or ``units``."""

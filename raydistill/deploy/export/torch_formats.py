@@ -1,4 +1,4 @@
-"""Folders that ``AutoModelForSequenceClassification.from_pretrained`` loads: bfloat16, and int8 by torchao.
+"""Folders that ``AutoModelFor….from_pretrained`` loads: bfloat16, and int8 by torchao.
 
 int8 is torchao's dynamic quantisation of linear layers, one scale a row of activations and one a channel of weights,
 without a pickle: safetensors, with the tensor's kind in the file's metadata. On a CPU with VNNI, without compiling, one
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from raydistill.deploy.export.packages import need, release
 from raydistill.deploy.export.silence import silent
 from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.errors import ModelError
 from raydistill.models.checks import first_line
-from raydistill.models.load import save_model
+from raydistill.models.load import auto_class, read_config, save_model
 
 
 def write_bfloat16(source: Predictor, folder: Path) -> None:
@@ -45,7 +45,7 @@ def load_as_is(folder: Path, **settings: Any) -> PreTrainedModel:
     """What a user's own ``from_pretrained`` gives, silently, in eval mode. Raises ModelError."""
     with silent():
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model = auto_class(read_config(folder)).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, **settings
             )
         except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError

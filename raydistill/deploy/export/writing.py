@@ -14,6 +14,7 @@ from raydistill.evaluate.report.naming import source_of
 from raydistill.models.folder import TOKENIZER_FILES, model_digest
 from raydistill.storage.paths import is_url, resolve_path
 from raydistill.storage.redaction import redact
+from raydistill.tasks import Task
 
 OF_ENCODING = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Model input -> attribute of ``tokenizers.Encoding``."""
@@ -38,12 +39,17 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
         "max_length": source.max_length,
         "opset": None,
         "inputs": [{"name": name, "dtype": "int64", "axes": ["batch", "length"]} for name in inputs],
-        "outputs": [{"name": "logits", "dtype": dtype, "axes": ["batch", len(source.task.outputs)]}],
+        "outputs": [{"name": "logits", "dtype": dtype, "axes": axes(source.task)}],
         **made,
         "load": load_lines(form, source, inputs),
     }
     write_about(folder, content)
     return content
+
+
+def axes(task: Task) -> list[str | int]:
+    """Of the logits: a row each, or a token of each row."""
+    return ["batch", *(["length"] if task.has_units else []), len(task.outputs)]
 
 
 def write_weights(form: str, source: TorchPredictor, folder: Path) -> dict[str, Any]:
@@ -96,12 +102,11 @@ def write_about(folder: Path, content: Mapping[str, Any]) -> None:
 
 def load_lines(form: str, source: Predictor, inputs: Sequence[str]) -> list[str]:
     """Python that gives logits of two texts in the exported folder, without raydistill."""
-    length, tokenizer = source.max_length, source.tokenizer
+    length, tokenizer, model = source.max_length, source.tokenizer, f"AutoModelFor{source.task.head_kind}"
     if not form.startswith("onnx"):
         return [
-            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-            'tokenizer, model = (kind.from_pretrained(".") for kind in (AutoTokenizer, '
-            "AutoModelForSequenceClassification))",
+            f"from transformers import {model}, AutoTokenizer",
+            f'tokenizer, model = (kind.from_pretrained(".") for kind in (AutoTokenizer, {model}))',
             'rows = tokenizer(["a text", "another one"], padding=True, truncation=True, '
             f'max_length={length}, return_tensors="pt")',
             "logits = model(**rows).logits",

@@ -49,6 +49,14 @@ TERMS = (
     "share of the teacher's",
 )
 LABEL_TERMS = ("F1", "precision", "recall")
+ENTITIES = {
+    "exact": "found",
+    "wrong_type": "another type",
+    "wrong_border": "other words",
+    "overlapped": "another type, other words",
+    "missed": "missed",
+    "invented": "named where none is",
+}
 SIDES = ("student", "teacher")
 MAX_NAME = 60  # characters of an answer beside a text
 
@@ -87,12 +95,21 @@ def page_text(results: Mapping[str, Any]) -> str:
         loading_note=task.pipeline_note,
         registered=registered_code(shown),
         max_length=max_length,
+        is_cut=not task.has_units,
+        entities=entity_rows(contenders),
+        counted=shown["task"].get("counted", "rows"),
         num_labeled=shown["data"]["labeled"]["test"],
         notes=shown["notes"],
         config=yaml_text(config),
         times=TIMES,
         glossary=glossary(terms(shown)),
     )
+
+
+def entity_rows(contenders: Sequence[Any]) -> list[tuple[str, list[int]]]:
+    """What became of the labelled entities, and the number of them, model by model; none where a task has none."""
+    counts = [one.model.get("entity_errors") for one in contenders]
+    return [(words, [found[name] for found in counts]) for name, words in ENTITIES.items()] if all(counts) else []
 
 
 def terms(results: Mapping[str, Any]) -> list[str]:
@@ -107,10 +124,9 @@ def terms(results: Mapping[str, Any]) -> list[str]:
 def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = False) -> str:
     """Three lines that cut texts as in training."""
     name = json.dumps(model, ensure_ascii=False)
-    options = ["truncation=True", f"max_length={max_length}", task.pipeline_options]
     return (
         "from transformers import pipeline\n"
-        f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(filter(None, options))})\n'
+        f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(task.pipeline_arguments(max_length))})\n'
         f"print(model({example_row(has_pairs)}))"
     )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import TrackingError
 from raydistill.models.folder import CARD
+from raydistill.models.head import TOKEN, kind_of_architectures
 from raydistill.storage.manifest import file_digest, folder_digest
 from raydistill.tracking.lineage import headline
 from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
@@ -64,7 +65,8 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
 
     named = ("text", "text_pair") if has_pairs else (None,)  # one unnamed column: predict takes a list of strings
     inputs = Schema([ColSpec("string", name) for name in named])
-    outputs = answer_schema(json.loads((student / "config.json").read_text(encoding="utf-8")))
+    config = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    outputs, kind = answer_schema(config), kind_of_architectures(config.get("architectures"))
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # advice to add an input example, which would load torch
         # named by its content: one process may load versions of two releases, and Python keeps one module of a name
@@ -88,11 +90,11 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     model.add_flavor(
         "transformers",
         transformers_version=_release("transformers"),
-        task="text-classification",
-        instance_type="TextClassificationPipeline",
+        task="token-classification" if kind == TOKEN else "text-classification",
+        instance_type=f"{'Token' if kind == TOKEN else 'Text'}ClassificationPipeline",
         framework="pt",
         source_model_name=FOLDER,
-        pipeline_model_type="AutoModelForSequenceClassification",
+        pipeline_model_type=f"AutoModelFor{kind}",
         model_binary=".",
         components=["tokenizer"],
         tokenizer_type="AutoTokenizer",
@@ -104,8 +106,12 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
 def answer_schema(config: Mapping[str, Any]) -> Schema:
     """The columns that the stored scorer answers with, by a model's config.json; see ``models.scorer``."""
     from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import Array, DataType, Map
+    from mlflow.types.schema import Array, DataType, Map, Object, Property
 
+    if kind_of_architectures(config.get("architectures")) == TOKEN:
+        parts = {"label": "string", "text": "string", "start": "long", "end": "long", "score": "double"}
+        entity = Object([Property(name, DataType[kind]) for name, kind in parts.items()])
+        return Schema([ColSpec(Array(entity), "entities")])
     num_outputs = len(config.get("id2label") or "ab")  # two are not written
     columns: dict[str, Any] = {"label": "string", "score": "double"}
     match config.get("problem_type") or ("regression" if num_outputs == 1 else ""):

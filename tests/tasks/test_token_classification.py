@@ -1,0 +1,359 @@
+"""Words with labels: forms in which they come, entities, metrics, and what a finished tagger says of texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
+from kit.rows_on_disk import make_config
+from kit.scores import assert_interval_is_scipy_s, assert_values_are, assert_weights_count_rows
+from kit.tagged import LABELS, tagged_rows, write_jsonl
+from sklearn.metrics import accuracy_score, log_loss
+
+from raydistill.config.tree import Config
+from raydistill.data.draft import make_draft
+from raydistill.errors import ConfigError, DataError
+from raydistill.tasks.targets import Ragged
+from raydistill.tasks.text_classification.scoring import probabilities
+from raydistill.tasks.token_classification import TokenClassification
+from raydistill.tasks.token_classification.scoring import EntityScores
+from raydistill.tasks.token_classification.words import FINE, WHOLE, Scheme, split, stray, to_iob2
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def config_of(path: Path, **task: Any) -> Config:
+    return make_config(path, task={"type": "token_classification", **task})
+
+
+def sequences(num_rows: int, seed: int, outputs: tuple[str, ...] = TAGS, valid: bool = True) -> list[list[str]]:
+    """Random labels of rows of 1 to 12 words; ``valid``: an I- continues an entity of its type."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        row: list[str] = []
+        for _ in range(rng.integers(1, 13)):
+            allowed = [tag for tag in outputs if not valid or stray([*row, tag]) is None]
+            row.append(str(rng.choice(allowed)))
+        rows.append(row)
+    return rows
+
+
+def entities_by_hand(tags: list[str], scheme: str) -> set[tuple[int, int, str]]:
+    """First word, the one after the last, type: word by word."""
+    found, start = set(), None
+    for i, tag in enumerate([*tags, "O"]):
+        kind = tag[2:] if scheme == "iob2" else tag
+        before = None if start is None else tags[start][2:] if scheme == "iob2" else tags[start]
+        goes_on = start is not None and kind == before and tag != "O" and scheme != "words"
+        if scheme == "iob2":
+            goes_on = goes_on and tag.startswith("I-")
+        if start is not None and not goes_on:
+            found.add((start, i, before))
+            start = None
+        if start is None and tag != "O" and (scheme != "iob2" or tag.startswith("B-")):
+            start = i
+    return found
+
+
+@pytest.mark.parametrize(
+    ("scheme", "outputs"), [("iob2", TAGS), ("io", ("O", "PER", "LOC")), ("words", ("NOUN", "VERB", "O"))]
+)
+def test_entities_are_those_found_word_by_word(scheme: str, outputs: tuple[str, ...]) -> None:
+    rows = sequences(200, 3, outputs, valid=False)  # of a model, which may give an I- that continues nothing
+    known = Scheme(scheme, outputs)
+    tags = np.array([outputs.index(tag) for row in rows for tag in row])
+    number = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    first = np.searchsorted(number, np.arange(len(rows)))
+    found: list[set[tuple[int, int, str]]] = [set() for _ in rows]
+    for start, end, kind in zip(*known.entities(tags, number), strict=True):
+        row = number[start]
+        found[row].add((int(start - first[row]), int(end - first[row]), known.types[kind]))
+    assert found == [entities_by_hand(row, scheme) for row in rows]
+    assert Scheme.of(outputs) == ("io" if scheme == "words" else scheme)
+
+
+def made_scores(rows: np.ndarray, given: list[list[str]], truth: list[list[str]], seed: int = 0) -> EntityScores:
+    rng = np.random.default_rng(seed)
+    noise = [rng.normal(size=(len(row), len(TAGS))) for row in truth]
+    sure = [4 * np.eye(len(TAGS))[[TAGS.index(tag) for tag in row]] for row in given]
+    outputs = [a + np.clip(b, -1.9, 1.9) for a, b in zip(sure, noise, strict=True)]
+    values = [np.array([[0, 1, TAGS.index(tag)] for tag in row], np.int32) for row in truth]
+    like = np.zeros((0, len(TAGS))), np.zeros((0, 3), np.int32)
+    told, asked = Ragged.of([outputs[i] for i in rows], like[0]), Ragged.of([values[i] for i in rows], like[1])
+    return EntityScores(told, asked, TAGS, Scheme("iob2", TAGS))
+
+
+def mixed(num_rows: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Labels, and answers that are right for two rows of three."""
+    truth, other = sequences(num_rows, 1), sequences(4 * num_rows, 2)
+    given = []
+    for i, row in enumerate(truth):
+        same = [tags for tags in other if len(tags) == len(row)]
+        given.append(row if i % 3 else same[i % len(same)])
+    return given, truth
+
+
+def apart(own: set[tuple[int, int, str]], other: set[tuple[int, int, str]]) -> int:
+    """Entities that share no word with any of the others."""
+    return sum(not any(a < end and start < b for a, b, _ in other) for start, end, _ in own)
+
+
+def test_metrics_are_those_of_the_libraries() -> None:
+    nervaluate = pytest.importorskip("nervaluate")
+    given, truth = mixed(120)
+    scores = made_scores(np.arange(120), given, truth)
+    judged = nervaluate.Evaluator(truth, given, tags=["PER", "LOC"], loader="list").evaluate()
+    strict, types = judged["overall"]["strict"], {name: one["strict"] for name, one in judged["entities"].items()}
+    flat = [TAGS.index(tag) for row in truth for tag in row]
+    expected = {
+        "entity_precision": strict.precision,
+        "entity_recall": strict.recall,
+        "entity_f1": strict.f1,
+        "macro_f1": np.mean([one.f1 for one in types.values()]),
+        "token_accuracy": accuracy_score(flat, scores.given),
+        "log_loss": log_loss(flat, probabilities(scores.logits), labels=range(len(TAGS))),
+    }
+    assert 0.4 < strict.f1 < 0.9
+    assert_values_are(scores, expected)
+    for entry in scores.details()["per_class"]:
+        one = types[entry["name"]]
+        assert (entry["precision"], entry["recall"], entry["f1"]) == pytest.approx((one.precision, one.recall, one.f1))
+        assert (entry["support"], entry["predicted"]) == (one.possible, one.actual)
+    errors = scores.details()["entity_errors"]
+    assert errors["exact"] == strict.correct
+    assert sum(errors.values()) - errors["invented"] == strict.possible
+    hand = [[entities_by_hand(row, "iob2") for row in rows] for rows in (truth, given)]
+    assert errors["missed"] == sum(map(apart, *hand))
+    assert errors["invented"] == sum(map(apart, *hand[::-1]))
+    same_place = [[{one[:2] for one in row} for row in rows] for rows in hand]
+    found = sum(len(a & b) for a, b in zip(*same_place, strict=True))
+    assert errors["exact"] + errors["wrong_type"] == found
+
+
+def test_resampled_metrics_are_those_of_the_rows_drawn() -> None:
+    given, truth = mixed(40)
+    assert_weights_count_rows(lambda rows: made_scores(rows, given, truth), 40)
+    assert_interval_is_scipy_s(lambda rows: made_scores(rows, given, truth), 40, "entity_f1")
+
+
+def test_a_tagger_that_finds_nothing_is_at_the_floor() -> None:
+    truth = sequences(30, 1)
+    scores = made_scores(np.arange(30), [["O"] * len(row) for row in truth], truth)
+    floor = scores.floor()
+    assert (floor.metric, floor.value) == ("entity_f1", 0.0)
+    assert floor.constant == '"O"'
+    assert scores.values["entity_f1"] == 0.0
+
+
+# forms
+
+ROWS = [
+    {"tokens": ["the", "bank", "of", "minister", "bank"], "ner_tags": ["B-ORG", "I-ORG", "O", "B-PER", "I-PER"]},
+    {"tokens": ["no", "name", "here"], "ner_tags": ["O", "O", "O"]},
+]
+
+
+def targets_of(config: Config) -> tuple[TokenClassification, list[tuple[str, list[tuple[str, str]]]]]:
+    """The task, and each row of all splits as its text and its words with labels."""
+    draft = make_draft(config)
+    task: Any = draft.task
+    told = []
+    for part in draft.parts.values():
+        for text, words in zip(part.texts["text"].to_pylist(), part.targets.values, strict=True):
+            told.append((text, [(text[a:b], task.outputs[tag]) for a, b, tag in words]))
+    return task, sorted(told)
+
+
+def many(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ten of each, told apart by their first word."""
+    return [
+        {**row, "tokens": [f"w{i}", *row["tokens"]], "ner_tags": ["O", *row["ner_tags"]]}
+        for i in range(10)
+        for row in rows
+    ]
+
+
+def test_all_forms_of_labelled_words_are_read_alike(tmp_path: Path) -> None:
+    rows = many(ROWS)
+    task, expected = targets_of(config_of(write_jsonl(tmp_path / "lists.jsonl", rows)))
+    assert task.outputs == ("O", "B-ORG", "I-ORG", "B-PER", "I-PER")
+    assert expected[0] == (
+        "w0 no name here",
+        [("w0", "O"), ("no", "O"), ("name", "O"), ("here", "O")],
+    )
+    assert ("bank", "I-ORG") in expected[1][1]
+    texts = [{"text": " ".join(row["tokens"]), "labels": " ".join(row["ner_tags"])} for row in rows]
+    pd.DataFrame(texts).to_csv(tmp_path / "rows.csv", index=False)
+    bilou = [
+        {**row, "ner_tags": [tag.replace("I-", "L-") for tag in row["ner_tags"]]} for row in rows
+    ]  # all entities have two words
+    numbered = [{**row, "ner_tags": [LABELS.index(tag) for tag in row["ner_tags"]]} for row in rows]
+    features = Features({"tokens": Sequence(Value("string")), "ner_tags": Sequence(ClassLabel(names=list(LABELS)))})
+    Dataset.from_list(numbered, features=features).save_to_disk(str(tmp_path / "saved"))
+    Dataset.from_list(numbered, features=features).to_parquet(str(tmp_path / "rows.parquet"))
+    for path in (tmp_path / "rows.csv", write_jsonl(tmp_path / "bilou.jsonl", bilou), tmp_path / "rows.parquet"):
+        assert targets_of(config_of(path))[1] == expected
+    own, found = targets_of(config_of(tmp_path / "saved"))
+    assert own.outputs == LABELS
+    assert found == expected
+
+
+def test_columns_of_conll_files(tmp_path: Path) -> None:
+    rows = many(ROWS)
+    _, expected = targets_of(config_of(write_jsonl(tmp_path / "lists.jsonl", rows)))
+    lines = ["-DOCSTART- -X- O O", ""]
+    for i, row in enumerate(rows):
+        lines += [f"# id {i} domain=en"]
+        lines += [
+            f"{word} {'XY'[len(word) % 2]} {tag}" for word, tag in zip(row["tokens"], row["ner_tags"], strict=True)
+        ] + ["", ""][: 1 + i % 2]
+    path = tmp_path / "rows.conll"
+    path.write_text("\n".join(lines))
+    assert targets_of(config_of(path))[1] == expected
+    other = make_draft(make_config(path, task={"type": "token_classification"}, columns={"label": "2"}))
+    assert other.task.outputs == ("X", "Y")
+
+
+def test_parts_of_speech_of_conllu_files(tmp_path: Path) -> None:
+    sentence = "# text = Vamos al mar {0}\n1\tVamos\tir\tVERB" + "\t_" * 6 + "\n2-3\tal\t_\t_" + "\t_" * 6
+    for number, word, kind in ((2, "a", "ADP"), (3, "el", "DET"), (4, "mar{0}", "NOUN")):
+        sentence += f"\n{number}\t{word}\t_\t{kind}" + "\t_" * 6
+    path = tmp_path / "rows.conllu"
+    path.write_text("\n\n".join(sentence.format(i) for i in range(20)))
+    task, found = targets_of(config_of(path))
+    assert task.scheme.name == "words"
+    assert found[0] == ("Vamos a el mar0", [("Vamos", "VERB"), ("a", "ADP"), ("el", "DET"), ("mar0", "NOUN")])
+    path.write_text("1\tVamos\tVERB\n")
+    with pytest.raises(DataError, match=r"rows.conllu, line 1: 3 columns, where 10 are expected"):
+        targets_of(config_of(path))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda spans: {"entities": [{"start": s, "end": e, "label": kind} for s, e, kind in spans]},
+        lambda spans: {"spans": [{"id": 1, "start_offset": s, "end_offset": e, "label": kind} for s, e, kind in spans]},
+        lambda spans: {"label": [list(span) for span in spans]},
+    ],
+)
+def test_spans_of_characters_become_words_that_are_cut_at_their_borders(form: Any, tmp_path: Path) -> None:
+    text = "New York-based IBM's iPhone5 {}."
+    spans = [(0, 8, "LOC"), (15, 18, "ORG"), (21, 27, "PRODUCT")]
+    rows = [{"text": text.format(i), **form(spans)} for i in range(20)]
+    rows += [{"text": f"nothing {i} here", **form([])} for i in range(20)]
+    task, found = targets_of(config_of(write_jsonl(tmp_path / "spans.jsonl", rows)))
+    words = dict(found)[text.format(3)]
+    assert words[:4] == [("New", "B-LOC"), ("York", "I-LOC"), ("-", "O"), ("based", "O")]
+    assert words[4:7] == [("IBM", "B-ORG"), ("'", "O"), ("s", "O")]
+    assert words[7:9] == [("iPhone", "B-PRODUCT"), ("5", "O")]
+    assert {tag for _, tag in dict(found)["nothing 3 here"]} == {"O"}
+    assert task.words == FINE
+
+
+def test_words_of_a_plain_text_are_as_the_data_had_them(tmp_path: Path) -> None:
+    task, _ = targets_of(config_of(write_jsonl(tmp_path / "x.jsonl", many(ROWS))))
+    assert task.words == WHOLE
+    text = "Mr. O'Brien's U.S.-based 3.5 m e-mail (東京)."
+
+    def told(pattern: str) -> list[str]:
+        return [text[start:end] for start, end in split(text, pattern)]
+
+    assert told(WHOLE) == [
+        "Mr",
+        ".",
+        "O'Brien's",
+        "U.S",
+        ".",
+        "-",
+        "based",
+        "3.5",
+        "m",
+        "e-mail",
+        "(",
+        "東",
+        "京",
+        ")",
+        ".",
+    ]
+    assert "".join(told(FINE)) == text.replace(" ", "")
+    assert "O'Brien" not in told(FINE)
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "message"),
+    [
+        ({"ner_tags": ["O", "O"]}, {}, r"row 3: 5 words have 2 labels. Each word needs one"),
+        (
+            {"ner_tags": ["I-ORG", "I-ORG", "O", "O", "O"]},
+            {},
+            r"row 3: I-ORG at its beginning \(word 1, 'the'\) lacks its",
+        ),
+        ({"ner_tags": ["B-ORG", "I-PER", "O", "O", "O"]}, {}, r"I-PER after B-ORG \(word 2, 'bank'\) lacks its B-"),
+        ({"ner_tags": ["B-ORG", "ORG", "O", "O", "O"]}, {}, r"no prefix \(B-, I-\).*'ORG'"),
+        ({"ner_tags": ["B-ORG", None, "O", "O", "O"]}, {}, r"row 3: a word has no label. Use O"),
+        ({"tokens": ["the", " ", "of", "a", "b"]}, {}, r"row 3: a word is empty"),
+        ({}, {"labels": ["O", "B-ORG", "I-ORG"]}, r"task.labels lacks 'B-PER', 'I-PER'"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named_by_row(row: Any, task: Any, message: str, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [*ROWS, {**ROWS[0], **row}])
+    with pytest.raises((DataError, ConfigError), match=message):
+        make_draft(config_of(path, **task))
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([(0, 3, "A"), (2, 5, "B")], r"row 2: the spans 0–3 \(A\) and 2 \(B\) overlap"),
+        ([(0, 40, "A")], r"row 2: the span 0–40 \(A\) lies outside the text of 10 characters"),
+        ([(3, 3, "A")], r"row 2: the span 3–3 \(A\) lies outside the text of 10 characters, or is empty"),
+        ([(3, 4, "A")], r"row 2: the span 3–4 \(A\) holds no word"),
+        ([(0, 3, "")], r"row 2: a span lacks its start, end or label"),
+    ],
+)
+def test_spans_that_do_not_fit_are_named_by_row(spans: Any, message: str, tmp_path: Path) -> None:
+    rows = [{"text": "one two", "spans": [{"start": 0, "end": 3, "label": "A"}]}]
+    rows += [{"text": "two threes", "spans": [{"start": s, "end": e, "label": kind} for s, e, kind in spans]}]
+    with pytest.raises(DataError, match=message):
+        make_draft(config_of(write_jsonl(tmp_path / "x.jsonl", rows)))
+
+
+def test_iob1_is_read_where_the_config_says_so() -> None:
+    tags = ["I-PER", "I-PER", "B-PER", "O", "I-LOC", "I-PER"]
+    assert to_iob2(tags, is_iob1=True) == ["B-PER", "I-PER", "B-PER", "O", "B-LOC", "B-PER"]
+
+
+def test_answers_say_where_entities_stand_in_their_text() -> None:
+    task = TokenClassification(TAGS)
+    texts = ["Ada Lovelace saw Paris.", "Nothing."]
+    units = task.units(texts)
+    given = ["B-PER", "I-PER", "O", "B-LOC", "O", "I-LOC", "O"]
+    outputs = Ragged(3 * np.eye(len(TAGS))[[TAGS.index(tag) for tag in given]], units.lengths)
+    first, second = task.of_rows(texts, units).answers(outputs)
+    sure = np.exp(3) / (np.exp(3) + 4)
+    assert first["entities"] == [
+        {"label": "PER", "text": "Ada Lovelace", "start": 0, "end": 12, "score": pytest.approx(sure)},
+        {"label": "LOC", "text": "Paris", "start": 17, "end": 22, "score": pytest.approx(sure)},
+    ]
+    assert second["entities"] == []  # an I- that continues nothing is no entity
+    json.dumps([first, second])
+    assert task.of_rows(texts, units).spoken(outputs)[0][0] == "Ada Lovelace (PER), Paris (LOC)"
+
+
+def test_rows_are_grouped_by_their_rarest_entity(tmp_path: Path) -> None:
+    draft = make_draft(config_of(write_jsonl(tmp_path / "x.jsonl", tagged_rows(200))))
+    targets, task = draft.parts["train"].targets, draft.task
+    kinds = [
+        {kind for _, _, kind in entities_by_hand([LABELS[tag] for tag in row[:, 2]], "iob2")} for row in targets.values
+    ]
+    number = {"ORG": 1, "PER": 2}
+    rare = min(("ORG", "PER"), key=lambda kind: sum(kind in found for found in kinds))
+    expected = [number[rare] if rare in found else number[next(iter(found))] if found else 0 for found in kinds]
+    assert task.strata(targets).tolist() == expected
+    assert task.counts(targets)["B-ORG"] == sum(int((row[:, 2] == 1).sum()) for row in targets.values)
