@@ -196,6 +196,11 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
         found.append("student.start: a random student needs far more rows and steps than one cut from its teacher.")
     if size.num_labeled < size.num_rows["train"] and not any(map(recipes.teacher_speaks, config.stages.values())):
         found.append("stages: no loss asks the teacher, so the unlabelled rows are not used.")
+    if size.num_windows and (windows := size.num_windows["train"]) > (rows := size.num_rows["train"]):
+        about = "about " if size.is_estimate else ""
+        found.append(
+            f"data.max_length: longer texts are read in windows, {about}{windows:,} for {rows:,} training rows."
+        )
     for name, stage in config.stages.items():
         for term, loss in stage.losses.items():
             if largest(loss.weight) == 0:
