@@ -67,6 +67,7 @@ def setup_of(toy: Toy, name: str, row_ids: np.ndarray, signals: Signals | None =
     terms = {
         "kd": {"type": "forward_kl"},
         "logits": {"type": "logit_mse", "weight": 0.1},
+        "decoupled": {"type": "dkd", "weight": 0.1},
         "hidden": {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.2},
         "task": {"type": "task", "weight": 0.5},
     }
@@ -102,6 +103,7 @@ def test_losses_go_by_words_and_labelled_words(toy: Toy) -> None:
     assert counts == {
         "kd": words.sum(),
         "logits": words.sum(),
+        "decoupled": words.sum(),
         "hidden": rows.lengths[:40].sum(),
         "task": words[labeled].sum(),
     }
@@ -273,6 +275,8 @@ def test_what_needs_one_prediction_a_row_is_refused(tmp_path: Path) -> None:
     loss = {"pairs": {"type": "cosine_pairs"}}
     for changes, message in (
         ({"stages__distill__losses": loss}, "cosine_pairs needs one class a row"),
+        ({"stages__distill__losses": {"kd": {"type": "dist"}}}, "dist needs one class a row"),
+        ({"evaluate__robustness": True}, "is of whole texts; token_classification labels their words"),
         ({"teacher__finetune": {"method": "probe"}}, "probe needs one prediction a row"),
         ({"evaluate__metric": "accuracy"}, "accuracy is no metric of token_classification"),
     ):
