@@ -388,10 +388,12 @@ def test_losses_are_described() -> None:
     found = list_losses()
     soft = ["forward_kl", "reverse_kl", "jsd", "soft_cross_entropy", "dkd", "dist"]
     assert list(found) == ["task", *soft, "logit_mse", "hidden_mse", "hidden_cosine", "cosine_pairs"]
-    everywhere = ["text_classification", "text_regression", "multi_label_classification"]
+    everywhere = ["text_classification", "text_regression", "multi_label_classification", "token_classification"]
     assert {n for n, loss in found.items() if loss["tasks"] == everywhere} >= {"task", "logit_mse", "hidden_mse"}
-    assert found["jsd"]["tasks"] == ["text_classification", "multi_label_classification"]
-    assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (["text_classification"], "logits, labels")
+    assert found["jsd"]["tasks"] == [name for name in everywhere if name != "text_regression"]
+    words = ["text_classification", "token_classification"]
+    assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (words, "logits, labels")
+    assert found["dist"]["tasks"] == found["cosine_pairs"]["tasks"] == ["text_classification"]
     assert found["forward_kl"]["settings"]["temperature"]["default"] == 2.0
     assert all(loss["about"] for loss in found.values())
 

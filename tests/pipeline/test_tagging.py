@@ -120,9 +120,9 @@ def test_the_task_loss_is_cross_entropy_at_first_tokens_of_labelled_rows(toy: To
         total, count = 0.0, 0
         for row in ids[rows.targets.labeled[ids]]:
             labels = torch.full((1, int(rows.lengths[row])), -100)
-            labels[0, rows.units[row]] = torch.tensor(rows.targets.values[row][:, 2]).long()
+            labels[0, rows.units[row].tolist()] = torch.tensor(rows.targets.values[row][:, 2]).long()
             inputs = {
-                "input_ids": torch.tensor(rows.values["input_ids"][rows.starts[row] :][: rows.lengths[row]])[
+                "input_ids": torch.tensor(rows.values["input_ids"][rows.starts[row] :][: rows.lengths[row]].tolist())[
                     None
                 ].long()
             }
