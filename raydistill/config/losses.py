@@ -209,6 +209,61 @@ class HiddenCosine(LayerLossSection):
     """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
 
 
+class HiddenKl(LayerLossSection):
+    """T² · KL between hidden states of mapped layers, each a distribution over its width, over real tokens."""
+
+    type: Literal["hidden_kl"] = "hidden_kl"
+    temperature: float = Field(default=1.0, gt=0)
+    """T, by which the states of both are divided before the softmax."""
+
+
+class EmbeddingMse(LossSection):
+    """Mean squared difference of what goes into the first layers, over real tokens."""
+
+    role: ClassVar[Role] = "representation"
+    compares: ClassVar[str] = "hidden states"
+
+    type: Literal["embedding_mse"] = "embedding_mse"
+
+
+class Pkd(LayerLossSection):
+    """Squared difference of the first tokens' hidden states of mapped layers, each of length 1, a row each."""
+
+    type: Literal["pkd"] = "pkd"
+    layers: Layers = "uniform"
+    """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
+
+
+class PooledCosine(LayerLossSection):
+    """1 - cosine of the mean hidden states of a row, of mapped layers."""
+
+    type: Literal["pooled_cosine"] = "pooled_cosine"
+    layers: Layers = "last"
+    """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
+
+
+class RelationLossSection(LossSection):
+    """A term on how rows lie to each other, by their mean last hidden states."""
+
+    role: ClassVar[Role] = "representation"
+    compares: ClassVar[str] = "hidden states"
+
+    group_size: int = Field(default=16, ge=3)
+    """So many rows of a batch are compared with each other; ``train.global_batch_size`` is a multiple of it."""
+
+
+class RkdDistance(RelationLossSection):
+    """Distances between rows, in units of their mean: the student's width is free."""
+
+    type: Literal["rkd_distance"] = "rkd_distance"
+
+
+class RkdAngle(RelationLossSection):
+    """Angles between the directions from a row to two others: the student's width is free."""
+
+    type: Literal["rkd_angle"] = "rkd_angle"
+
+
 class CosinePairs(LossSection):
     """Rows with the same label are to have similar mean hidden states, rows with different ones dissimilar ones."""
 
@@ -233,6 +288,12 @@ Loss = Annotated[
     | LogitMse
     | HiddenMse
     | HiddenCosine
+    | HiddenKl
+    | EmbeddingMse
+    | Pkd
+    | PooledCosine
+    | RkdDistance
+    | RkdAngle
     | CosinePairs,
     Field(discriminator="type"),
 ]

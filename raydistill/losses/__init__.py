@@ -12,8 +12,9 @@ from raydistill.config.plugins import find
 from raydistill.config.training import Stage
 from raydistill.losses.base import Loss, Losses
 from raydistill.losses.contrastive import CosinePairs
-from raydistill.losses.hidden import HiddenCosine, HiddenMse
+from raydistill.losses.hidden import HiddenCosine, HiddenKl, HiddenLoss, HiddenMse, Pkd, PooledCosine
 from raydistill.losses.logits import Dist, Dkd, ForwardKl, Jsd, LogitMse, ReverseKl, SoftCrossEntropy, SoftLoss
+from raydistill.losses.relations import RkdAngle, RkdDistance
 from raydistill.losses.task import TaskLoss
 from raydistill.models.layer_map import layer_map
 from raydistill.models.signals import Signal
@@ -31,18 +32,32 @@ SOFT: dict[str, type[SoftLoss]] = {
     "dist": Dist,
 }
 
+HIDDEN: dict[str, type[HiddenLoss]] = {
+    "hidden_mse": HiddenMse,
+    "hidden_cosine": HiddenCosine,
+    "hidden_kl": HiddenKl,
+    "embedding_mse": HiddenMse,
+    "pkd": Pkd,
+    "pooled_cosine": PooledCosine,
+}
+
 __all__ = [
     "CosinePairs",
     "Dist",
     "Dkd",
     "ForwardKl",
     "HiddenCosine",
+    "HiddenKl",
     "HiddenMse",
     "Jsd",
     "LogitMse",
     "Loss",
     "Losses",
+    "Pkd",
+    "PooledCosine",
     "ReverseKl",
+    "RkdAngle",
+    "RkdDistance",
     "SoftCrossEntropy",
     "TaskLoss",
     "build_losses",
@@ -113,11 +128,17 @@ def build_loss(
             return LogitMse(term.weight)
         case settings.CosinePairs():
             return CosinePairs(student.num_hidden_layers, term.group_size, term.weight)
-        case settings.HiddenMse() | settings.HiddenCosine():
+        case settings.RkdDistance() | settings.RkdAngle():
             assert teacher is not None
-            pairs = layer_map(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
-            kind = HiddenMse if isinstance(term, settings.HiddenMse) else HiddenCosine
-            return kind(pairs, student.hidden_size, teacher.hidden_size, term.weight)
+            depths = (student.num_hidden_layers, teacher.num_hidden_layers)
+            relation = RkdDistance if isinstance(term, settings.RkdDistance) else RkdAngle
+            return relation(*depths, term.group_size, term.weight)
+        case settings.LayerLossSection() | settings.EmbeddingMse() if term.type in HIDDEN:
+            assert teacher is not None
+            depths = (student.num_hidden_layers, teacher.num_hidden_layers)
+            pairs = layer_map(term.layers, *depths) if isinstance(term, settings.LayerLossSection) else ((0, 0),)
+            more = {"temperature": term.temperature} if isinstance(term, settings.HiddenKl) else {}
+            return HIDDEN[term.type](pairs, student.hidden_size, teacher.hidden_size, term.weight, **more)
         case _:
             joined: Any = find("losses", term.type)
             assert joined is not None, f"no loss of type {term.type}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
+from raydistill.losses.rows import groups_of, row_means
 from raydistill.models.signals import Signal
 
 
@@ -37,16 +38,13 @@ class CosinePairs(Loss):
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         states = student[self.states].float()
-        lengths = torch.as_tensor(batch.lengths, dtype=torch.long, device=states.device)
-        sums = states.new_zeros(batch.num_rows, states.shape[1])
-        sums = sums.index_add(0, torch.arange(batch.num_rows, device=states.device).repeat_interleave(lengths), states)
-        embeddings = F.normalize(sums, dim=-1)  # the length of the mean does not count
+        embeddings = F.normalize(row_means(states, batch.lengths), dim=-1)
         return torch.cat([self._values(embeddings, batch, rows) for rows in self._groups(batch)])
 
     def _groups(self, batch: Batch) -> list[np.ndarray]:
         """Places in the batch of each group's labelled rows, where there are two or more."""
         places = np.arange(batch.num_rows)
-        groups = [places[i : i + self.group_size] for i in range(0, batch.num_rows, self.group_size)]
+        groups = [places[rows] for rows in groups_of(batch.num_rows, self.group_size, 2)]
         labeled = [rows[batch.targets.labeled[rows]] for rows in groups]
         return [rows for rows in labeled if len(rows) > 1]
 

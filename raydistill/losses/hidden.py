@@ -1,8 +1,9 @@
-"""Losses on hidden states of mapped layers, over real tokens; padding never enters (tensors are flat)."""
+"""Losses on hidden states of mapped layers, of real tokens or of rows; padding never enters (tensors are flat)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
+from raydistill.losses.rows import first_tokens, row_means
 from raydistill.models.signals import Signal
 
 
@@ -41,15 +43,18 @@ class HiddenLoss(Loss):
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         values = [
             self.distance(
-                projection(student[Signal.of("hidden_states", s)]).float(),
-                teacher[Signal.of("hidden_states", t)].float(),
+                projection(self.reduced(student[Signal.of("hidden_states", s)], batch)).float(),
+                self.reduced(teacher[Signal.of("hidden_states", t)].float(), batch),
             )
             for (s, t), projection in zip(self.pairs, self.projections, strict=True)
         ]
         return torch.stack(values).mean(0)
 
-    @staticmethod
-    def distance(student: Tensor, teacher: Tensor) -> Tensor:
+    def reduced(self, states: Tensor, batch: Batch) -> Tensor:
+        """What of the states (N, width) is compared."""
+        return states
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare (N, width) with (N, width); shape (N,)."""
         raise NotImplementedError
 
@@ -57,14 +62,52 @@ class HiddenLoss(Loss):
 class HiddenMse(HiddenLoss):
     """Squared difference of hidden states, averaged over the width. TinyBERT, https://arxiv.org/abs/1909.10351."""
 
-    @staticmethod
-    def distance(student: Tensor, teacher: Tensor) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return (student - teacher).square().mean(-1)
 
 
 class HiddenCosine(HiddenLoss):
     """1 - cosine of hidden states. DistilBERT, https://arxiv.org/abs/1910.01108."""
 
-    @staticmethod
-    def distance(student: Tensor, teacher: Tensor) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(student, teacher, dim=-1)
+
+
+class HiddenKl(HiddenLoss):
+    """T² · KL of the hidden states, each a distribution over its width by softmax(h/T)."""
+
+    def __init__(self, *arguments: Any, temperature: float = 1.0) -> None:
+        super().__init__(*arguments)
+        self.temperature = temperature
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        log_student, log_teacher = (F.log_softmax(states / self.temperature, dim=-1) for states in (student, teacher))
+        divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+        return divergence * self.temperature**2
+
+
+class Pkd(HiddenLoss):
+    """Squared difference of the first tokens' hidden states, each of length 1; one value a row. Patient knowledge
+    distillation, Sun et al. 2019, https://arxiv.org/abs/1908.09355, equation 7."""
+
+    def count(self, batch: Batch) -> int:
+        return batch.num_rows
+
+    def reduced(self, states: Tensor, batch: Batch) -> Tensor:
+        return first_tokens(states, batch.lengths)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (F.normalize(student, dim=-1) - F.normalize(teacher, dim=-1)).square().sum(-1)
+
+
+class PooledCosine(HiddenLoss):
+    """1 - cosine of the mean hidden states of a row; one value a row. What sentence encoders are compared by."""
+
+    def count(self, batch: Batch) -> int:
+        return batch.num_rows
+
+    def reduced(self, states: Tensor, batch: Batch) -> Tensor:
+        return row_means(states.float(), batch.lengths)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(student, teacher, dim=-1)

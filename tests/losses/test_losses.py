@@ -536,3 +536,114 @@ def test_all_soft_losses_but_cross_entropy_vanish_for_equal_logits_and_teach_the
             kind()({"logits": student}, {"logits": teacher}, batch).sum().backward()
             optimizer.step()
         assert (student.argmax(-1) == teacher.argmax(-1)).all()
+
+
+def built(terms, student=None, teacher=None):
+    configs = [BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=n) for n in (2, 4)]
+    losses = build_losses(
+        StageSettings.model_validate({"losses": {"it": terms}}).losses,
+        TextClassification("ab"),
+        student or configs[0],
+        teacher or configs[1],
+        seed=0,
+    )
+    return losses.terms["it"]
+
+
+def tokens_of(states: torch.Tensor, lengths: list[int]) -> list[np.ndarray]:
+    """Rows of a flat tensor, float64."""
+    return np.split(states.double().numpy(), np.cumsum(lengths)[:-1])
+
+
+def huber(x: float) -> float:
+    return x * x / 2 if abs(x) < 1 else abs(x) - 0.5
+
+
+LENGTHS = [3, 1, 4, 2, 5, 2, 3]
+
+
+def hidden_by_hand(name: str, own: torch.Tensor, other: torch.Tensor) -> list[float]:
+    """Each loss on one pair of layers from its definition, in float64."""
+    rows = list(zip(tokens_of(own, LENGTHS), tokens_of(other, LENGTHS), strict=True))
+    match name:
+        case "hidden_kl":
+            pairs = [(s, t) for a, b in rows for s, t in zip(a, b, strict=True)]
+            return [4 * kl_of(softmax_by_hand(t.tolist(), 2.0), softmax_by_hand(s.tolist(), 2.0)) for s, t in pairs]
+        case "embedding_mse":
+            return [float(((s - t) ** 2).mean()) for a, b in rows for s, t in zip(a, b, strict=True)]
+        case "pkd":
+            firsts = [(a[0] / np.linalg.norm(a[0]), b[0] / np.linalg.norm(b[0])) for a, b in rows]
+            return [float(((s - t) ** 2).sum()) for s, t in firsts]
+        case "pooled_cosine":
+            means = [(a.mean(0), b.mean(0)) for a, b in rows]
+            return [1 - float(s @ t / np.linalg.norm(s) / np.linalg.norm(t)) for s, t in means]
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", ["hidden_kl", "embedding_mse", "pkd", "pooled_cosine"])
+def test_losses_on_states_equal_their_definitions(name):
+    own, other = (torch.randn(sum(LENGTHS), 8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    layers = {} if name == "embedding_mse" else {"layers": [[1, 3]]}
+    loss = built({"type": name, **layers, **({"temperature": 2.0} if name == "hidden_kl" else {})})
+    place = (0, 0) if name == "embedding_mse" else (1, 3)
+    batch = make_batch([0, -1, 1, 0, -1, 1, 1], LENGTHS)
+    values = loss({f"hidden_states[{place[0]}]": own}, {f"hidden_states[{place[1]}]": other}, batch)
+    assert values.tolist() == pytest.approx(hidden_by_hand(name, own, other), rel=1e-4, abs=1e-6)
+    assert loss.count(batch) == len(values)
+    same = loss({f"hidden_states[{place[0]}]": own}, {f"hidden_states[{place[1]}]": own}, batch)
+    assert same.abs().max() < 1e-5
+    narrow = built({"type": name, **layers}, student=BertConfig(hidden_size=4, num_attention_heads=2))
+    assert [p.shape for p in narrow.projections.parameters()] == [(8, 4), (8,)]
+
+
+def relations_by_hand(name: str, own: torch.Tensor, other: torch.Tensor, group: int) -> list[float]:
+    values = []
+    sides = [[row.mean(0) for row in tokens_of(states, LENGTHS)] for states in (own, other)]
+    for start in range(0, len(LENGTHS), group):
+        members = range(start, min(start + group, len(LENGTHS)))
+        if len(members) < (2 if name == "rkd_distance" else 3):
+            continue
+        if name == "rkd_distance":
+            far = [{(i, j): np.linalg.norm(r[i] - r[j]) for i in members for j in members if i != j} for r in sides]
+            units = [sum(found.values()) / len(found) for found in far]
+            for i in members:
+                gaps = [huber(far[0][i, j] / units[0] - far[1][i, j] / units[1]) for j in members if j != i]
+                values.append(sum(gaps) / len(gaps))
+            continue
+        for j in members:
+            gaps = []
+            for i in members:
+                for k in members:
+                    if len({i, j, k}) == 3:
+                        pair = [((r[i] - r[j]), (r[k] - r[j])) for r in sides]
+                        cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pair]
+                        gaps.append(huber(float(cosines[0] - cosines[1])))
+            values.append(sum(gaps) / len(gaps))
+    return values
+
+
+@pytest.mark.parametrize("group", [3, 4, 7])
+@pytest.mark.parametrize("name", ["rkd_distance", "rkd_angle"])
+def test_relations_equal_their_definitions_at_any_width(name, group):
+    draws = [torch.Generator().manual_seed(i) for i in (0, 1)]
+    own, other = (torch.randn(sum(LENGTHS), w, generator=g) * 2 for w, g in zip((5, 8), draws, strict=True))
+    student = BertConfig(hidden_size=5, num_attention_heads=1, num_hidden_layers=2)
+    loss = built({"type": name, "group_size": group}, student=student)
+    batch = make_batch([-1] * 7, LENGTHS)
+    values = loss({"hidden_states[2]": own}, {"hidden_states[4]": other}, batch)
+    assert values.tolist() == pytest.approx(relations_by_hand(name, own, other, group), rel=1e-4, abs=1e-6)
+    assert (loss.count(batch), loss.group_size) == (len(values), group)
+    turned = loss(
+        {"hidden_states[2]": other @ torch.linalg.qr(torch.randn(8, 8))[0] * 3}, {"hidden_states[4]": other}, batch
+    )
+    assert turned.abs().max() < 1e-4  # relations know neither direction nor unit
+    assert not list(loss.parameters())
+
+
+def test_gradients_of_relations_are_finite_where_rows_coincide():
+    states = torch.ones(4, 3).requires_grad_()
+    for name in ("rkd_distance", "rkd_angle"):
+        loss = built({"type": name, "group_size": 4})
+        batch = make_batch([0] * 4, [1] * 4)
+        loss({"hidden_states[2]": states}, {"hidden_states[4]": torch.randn(4, 8)}, batch).sum().backward()
+        assert torch.isfinite(states.grad).all()
