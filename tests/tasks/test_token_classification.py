@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nervaluate
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,7 +106,6 @@ def apart(own: set[tuple[int, int, str]], other: set[tuple[int, int, str]]) -> i
 
 
 def test_metrics_are_those_of_the_libraries() -> None:
-    nervaluate = pytest.importorskip("nervaluate")
     given, truth = mixed(120)
     scores = made_scores(np.arange(120), given, truth)
     judged = nervaluate.Evaluator(truth, given, tags=["PER", "LOC"], loader="list").evaluate()
