@@ -83,7 +83,8 @@ def one_line(text: str) -> str:
 
 def about(survey: Survey) -> list[str]:
     """What is in the data, as comments."""
-    counts, total = survey.counts, max(survey.num_labels, 1)
+    counts = survey.counts
+    total = max(sum(counts.values()) if survey.task.has_units else survey.num_labels, 1)
     lines = [*note(rows_in_words(survey)), *note(lengths_in_words(survey))]
     if not counts:
         lines += note(f"The target: {survey.summary}.")

@@ -58,9 +58,13 @@ def choose_columns(
                 able = [name for name, few in (cells or {}).items() if name not in taken and fits(few)]
                 if len(able) != 1:
                     many = f"; it could be any of {', '.join(able)}" if able else ""
+                    other = [
+                        kind.type for kind in TASKS.values() if role == "text" and lower.keys() & set(kind.text_columns)
+                    ]
+                    hint = f" For lists of words set task.type: {other[0]}." if other and not many else ""
                     raise DataError(
                         f"{where} has no column that is recognised as the {role} ({', '.join(usual)}){many}. "
-                        f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}."
+                        f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}.{hint}"
                     )
                 chosen[role] = able[0]
     return chosen

@@ -288,3 +288,11 @@ def test_a_student_says_by_itself_what_it_is(finished: tuple[dict[str, Any], Pat
     config = json.loads((Path(finished[0]["student"]["path"]) / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"]
     assert config["id2label"] == {str(i): name for i, name in enumerate(LABELS)}
+
+
+def test_its_card_speaks_of_words(finished: tuple[dict[str, Any], Path]) -> None:
+    card = (Path(finished[0]["student"]["path"]) / "README.md").read_text()
+    assert "pipeline_tag: token-classification" in card
+    assert f'"FOLDER_OR_REPO", aggregation_strategy="first", stride={LENGTH // 4})' in card
+    assert f"Longer texts are read in windows of {LENGTH} tokens." in card
+    assert "Labelled words by label:" in card

@@ -227,14 +227,21 @@ def data_section(results: Mapping[str, Any]) -> list[str]:
     told = f"Source: {data_source(data).link('datasets/')}."
     if data["unlabeled"]:
         told += f" Texts without labels from {source_of(data['unlabeled']).link('datasets/')} joined the training rows."
-    told += f" Rows are cut to {data['max_length']} tokens."
+    has_units = "counted" in results["task"]
+    cut = "Longer texts are read in windows of" if has_units else "Rows are cut to"
+    told += f" {cut} {data['max_length']} tokens."
     splits = list(counts["num_rows"])
     rows = [[s, f"{counts['num_rows'][s]:,}", f"{counts['labeled'].get(s, 0):,}"] for s in splits]
     parts = [told, table(["split", "rows", "labelled"], rows)]
     if any(counts["per_class"].values()):
         names, more = shown_names(results["labels"])
         cells = [[escape(n), *(f"{counts['per_class'][s].get(n, 0):,}" for s in splits)] for n in names]
-        return [*parts, "Labelled rows by label:", table(["label", *splits], cells), *([more] if more else [])]
+        return [
+            *parts,
+            f"Labelled {'words' if has_units else 'rows'} by label:",
+            table(["label", *splits], cells),
+            *([more] if more else []),
+        ]
     return [*parts, *([f"Targets of the training rows: {escape(counts['summary'])}."] if counts["summary"] else [])]
 
 
