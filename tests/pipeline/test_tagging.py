@@ -25,6 +25,7 @@ from raydistill.config.student import Student
 from raydistill.config.training import Stage
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import tokenize_data
+from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import ConfigError
 from raydistill.evaluate.predict import predict
@@ -296,3 +297,18 @@ def test_its_card_speaks_of_words(finished: tuple[dict[str, Any], Path]) -> None
     assert f'"FOLDER_OR_REPO", aggregation_strategy="first", stride={LENGTH // 4})' in card
     assert f"Longer texts are read in windows of {LENGTH} tokens." in card
     assert "Labelled words by label:" in card
+
+
+def test_an_export_says_the_same_of_long_texts_too(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    results, folder = finished
+    model, out = results["student"]["path"], tmp_path / "exported"
+    found = export(model, ["onnx"], out, storage=str(folder / "storage"), max_length=LENGTH, latency=False)
+    assert found["good"], found
+    about = json.loads((out / "export.json").read_text())
+    assert about["outputs"] == [{"name": "logits", "dtype": "float32", "axes": ["batch", "length", len(LABELS)]}]
+    texts = [" ".join(row["tokens"]) for row in tagged_rows(20, seed=9, longest=30)]
+    own, others = (list(predict_texts(path, texts, max_length=LENGTH)) for path in (model, out))
+    for first, second in zip(own, others, strict=True):
+        assert [{**entity, "score": 0} for entity in first["entities"]] == [
+            {**entity, "score": 0} for entity in second["entities"]
+        ]
