@@ -68,7 +68,9 @@ validation, test    {metric: {value, low, high}}, all metrics of the task; valid
 agreement           with the teacher on test
 chance              {at_chance, reason, why, metric, value, answer}, see ``evaluate.compare.chance``
 per_class           test: list of {name, precision, recall, f1, support, predicted}, with several labels a row also
-                    {auc, threshold}; this and the next three only where the task has them
+                    {auc, threshold}, of words a type of entity each; this and what follows only where the task has them
+entity_errors       test: labelled entities {exact, wrong_type, wrong_border, overlapped (both), missed}, and those
+                    ``invented`` where none is
 confusion           test: rows counted [label][prediction]
 pairwise_pr_auc     test: area under the precision-recall curve (average precision) of telling class i from class j,
                     [i][j], on the rows of these two; null where i = j or one has no row. Random scores reach the share

@@ -181,13 +181,13 @@ def in_scheme(rows: Sequence[Row], settings: Settings, where: str) -> list[Row]:
 
 
 def as_form(rows: Sequence[Row]) -> pa.Array:
-    cells = [
-        None
-        if row.tags is None
-        else [{"start": start, "end": end, "tag": tag} for (start, end), tag in zip(row.places, row.tags, strict=True)]
-        for row in rows
-    ]
-    return pa.array(cells, FORM)
+    places = np.array([place for row in rows for place in row.places], WORD_TYPE).reshape(-1, 2)
+    tags = pa.array([tag for row in rows for tag in row.tags or ()], pa.large_string())
+    words = pa.StructArray.from_arrays(
+        [pa.array(places[:, 0]), pa.array(places[:, 1]), tags], fields=list(FORM.value_type)
+    )
+    ends = np.cumsum([0, *(len(row.places) for row in rows)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), words, mask=pa.array([row.tags is None for row in rows]))
 
 
 def tags_of(columns: Mapping[str, pa.ChunkedArray]) -> dict[str, set[str]]:
