@@ -54,6 +54,9 @@ class Data(Section):
     revision: str | None = None
     """Commit, tag or branch of a hub data set."""
     columns: Columns = Columns()
+    symmetric: bool = False
+    """The order of a pair's texts means nothing: models are trained on both orders of each pair, as rows of their own,
+    and answer with the mean of both. For paraphrases and similarity, not for premise and hypothesis."""
     max_length: OrAuto[Annotated[int, Field(ge=4)]] = "auto"
     """Tokens a row is cut to. ``auto``: what 99 % of the training rows need, as far as the models take so many."""
     max_labeled: int | None = Field(default=None, ge=2)
@@ -61,3 +64,8 @@ class Data(Section):
     unlabeled: str | None = None
     """Another file or folder whose texts join the distillation without labels."""
     split: Split = Split()
+
+    @property
+    def num_orders(self) -> int:
+        """Training rows that a row of the source becomes."""
+        return 2 if self.symmetric else 1

@@ -41,8 +41,8 @@ class Part:
     hashes: npt.NDArray[np.bytes_]
 
     @classmethod
-    def of(cls, table: pa.Table, targets: Targets) -> tuple[Part, int]:
-        """The rows of a table whose texts are not empty, and how many are."""
+    def of(cls, table: pa.Table, targets: Targets, *, symmetric: bool = False) -> tuple[Part, int]:
+        """The rows of a table whose texts are not empty, and how many are. ``symmetric``: see ``row_hashes``."""
         names = [name for name in ("text", "text_pair") if name in table.column_names]
         texts = pa.table({name: whole(table.column(name)) for name in names})
         visible = np.ones(texts.num_rows, bool)
@@ -50,7 +50,7 @@ class Part:
             found = pc.fill_null(pc.match_substring_regex(column, _VISIBLE), False)
             visible &= whole(found).to_numpy(zero_copy_only=False)
         texts = texts if visible.all() else texts.filter(pa.array(visible))
-        return cls(texts, targets.take(visible), row_hashes(texts)), int((~visible).sum())
+        return cls(texts, targets.take(visible), row_hashes(texts, symmetric=symmetric)), int((~visible).sum())
 
     @property
     def num_rows(self) -> int:
@@ -75,8 +75,11 @@ def whole(column: pa.ChunkedArray) -> pa.Array:
     return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], column.type)])
 
 
-def row_hashes(texts: pa.Table) -> npt.NDArray[np.bytes_]:
-    """32 hex characters a row: the first half of SHA-256 over text, and NUL and text_pair where there is one."""
+def row_hashes(texts: pa.Table, *, symmetric: bool = False) -> npt.NDArray[np.bytes_]:
+    """32 hex characters a row: the first half of SHA-256 over text, and NUL and text_pair where there is one.
+
+    ``symmetric``: of a pair's two orders the one whose first text sorts first, so that both have one hash.
+    """
     columns = []
     for column in texts.columns:
         array = whole(column)
@@ -85,11 +88,14 @@ def row_hashes(texts: pa.Table) -> npt.NDArray[np.bytes_]:
         columns.append((ends.tolist(), memoryview(values or b"")))
     out = np.zeros(texts.num_rows, "S32")
     for row in range(texts.num_rows):
+        parts = [values[ends[row] : ends[row + 1]] for ends, values in columns]
+        if symmetric:
+            parts.sort(key=bytes)
         digest = hashlib.sha256()
-        for i, (ends, values) in enumerate(columns):
+        for i, part in enumerate(parts):
             if i:
                 digest.update(b"\0")
-            digest.update(values[ends[row] : ends[row + 1]])
+            digest.update(part)
         out[row] = digest.hexdigest()[:32].encode()
     return out
 
@@ -144,8 +150,15 @@ def read_draft(config: Config) -> Draft:
     with_pair = {split for split, table in source.tables.items() if "text_pair" in table.column_names}
     if with_pair and with_pair != source.tables.keys():
         raise DataError(f"Only {', '.join(sorted(with_pair))} has a second text. Name the columns in data.columns.")
+    symmetric = config.data.symmetric
+    if symmetric and not with_pair:
+        raise ConfigError(
+            "data.symmetric says that the order of a pair's texts means nothing, but the rows have one text each. Name "
+            "the column of the second one in data.columns.text_pair (and that of the first in data.columns.text), or "
+            "leave data.symmetric out."
+        )
     for split in (name for name in SPLITS if name in source.tables):
-        part, empty = Part.of(source.tables[split], read.targets[split])
+        part, empty = Part.of(source.tables[split], read.targets[split], symmetric=symmetric)
         draft.skip(empty, "empty text", split)
         if split != "train":
             labeled = part.targets.labeled
@@ -231,7 +244,7 @@ def join_unlabeled(draft: Draft, config: Config) -> None:
     draft.notes += extra.notes
     for reason, count in extra.skipped.items():
         draft.skipped[reason] = draft.skipped.get(reason, 0) + count
-    part, empty = Part.of(table, Targets.none(table.num_rows, train.targets))
+    part, empty = Part.of(table, Targets.none(table.num_rows, train.targets), symmetric=config.data.symmetric)
     draft.skip(empty, "empty text", "data.unlabeled")
     held_out = np.concatenate([draft.parts["validation"].hashes, draft.parts["test"].hashes])
     leaked = np.isin(part.hashes, held_out)

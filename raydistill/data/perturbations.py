@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistill.data.prepare import write_batch
-from raydistill.data.rows import ROWS_PER_CALL, encode_texts, load_tokenizer, map_batch, read_texts
+from raydistill.data.rows import ROWS_PER_CALL, SWAPPED, encode_texts, load_tokenizer, map_batch, read_texts
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
@@ -89,21 +89,27 @@ def _write(data: Artifact, tokens: Artifact, tokenizer_folder: Path, seed: int, 
     source = tokens.local()
     info, before = json.loads((source / "info.json").read_text()), map_batch(source / "test.arrow")
     length, pad, texts = info["max_length"], info["pad_token_id"], read_texts(data, "test")
-    tokenizer = load_tokenizer(tokenizer_folder, length)
+    tokenizer, symmetric = load_tokenizer(tokenizer_folder, length), (source / f"test{SWAPPED}.arrow").exists()
     counts = {}
+
+    def tokens_of(name: str, texts: Sequence[pa.Array]) -> dict[str, pa.Array]:
+        return (
+            halve(tokenizer, texts, length, pad) if name == "half" else encode_texts(tokenizer, texts, length, pad)[0]
+        )
+
     for name in PERTURBATIONS:
-        if name == "half":
-            written, columns = texts, halve(tokenizer, texts, length, pad)
-        else:
-            written = rewrite(texts, name, seed)
-            columns, _ = encode_texts(tokenizer, written, length, pad)
+        written = texts if name == "half" else rewrite(texts, name, seed)
+        columns = tokens_of(name, written)
         other = [pc.not_equal(old, new).to_numpy(zero_copy_only=False) for old, new in zip(texts, written, strict=True)]
         ids = zip(before.column("input_ids"), columns["input_ids"], strict=True)
         changed = sum(not old.values.equals(new.values) for old, new in ids)
         counts[name] = {"texts": int(np.any(other, axis=0).sum()), "tokens": changed}
         if changed:
-            columns |= {column: before.column(column) for column in ("target", "example_id")}
-            write_batch(folder / f"{split_of(name)}.arrow", columns)
+            known = {column: before.column(column) for column in ("target", "example_id")}
+            write_batch(folder / f"{split_of(name)}.arrow", columns | known)
+            if symmetric:
+                swapped = tokens_of(name, written[::-1])
+                write_batch(folder / f"{split_of(name)}{SWAPPED}.arrow", swapped | known)
     (folder / "info.json").write_text(json.dumps({"pad_token_id": pad, "max_length": length, "perturbed": counts}))
 
 

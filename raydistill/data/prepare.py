@@ -30,6 +30,8 @@ from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Task
 
+INCLUDED = {"columns", "split", "max_labeled"}
+"""Settings of the data section that decide what its rows are."""
 CHECKS = 2
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
 
@@ -76,7 +78,9 @@ def data_key(config: Config) -> str:
 def _recipe(config: Config) -> dict[str, Any]:
     return {
         "source": source_identity(config.data),
-        "data": config.data.model_dump(mode="json", include={"columns", "split", "max_labeled"}),
+        "data": config.data.model_dump(
+            mode="json", include=INCLUDED | ({"symmetric"} if config.data.symmetric else set())
+        ),
         "task": config.task.model_dump(mode="json"),
         "seed": config.seed,
         "checks": CHECKS,

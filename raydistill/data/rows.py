@@ -35,32 +35,45 @@ COUNTS = ["num_tokens", "num_cut"]
 """What a tokens artefact's info.json counts by split; in its key, so that a later version never misses one."""
 
 
-def tokens_key(data_digest: str, tokenizer_digest: str, max_length: int) -> str:
+SWAPPED = "-swapped"
+"""Ends the name of a split whose pairs are in the other order."""
+
+
+def tokens_recipe(data_digest: str, tokenizer_digest: str, max_length: int, symmetric: bool = False) -> dict[str, Any]:
+    """What a data set's token ids depend on."""
+    recipe = {"data": data_digest, "tokenizer": tokenizer_digest, "max_length": max_length, "has": COUNTS}
+    return recipe | ({"symmetric": True} if symmetric else {})
+
+
+def tokens_key(data_digest: str, tokenizer_digest: str, max_length: int, symmetric: bool = False) -> str:
     """Key of a data set's token ids."""
-    return recipe_key({"data": data_digest, "tokenizer": tokenizer_digest, "max_length": max_length, "has": COUNTS})
+    return recipe_key(tokens_recipe(data_digest, tokenizer_digest, max_length, symmetric))
 
 
-def tokenize_data(data: Artifact, tokenizer_folder: Path, max_length: int, storage: Storage) -> Artifact:
+def tokenize_data(
+    data: Artifact, tokenizer_folder: Path, max_length: int, storage: Storage, *, symmetric: bool = False
+) -> Artifact:
     """The tokens artefact of a data artefact; made if it is not there.
 
     {split}.arrow: input_ids list<int32>[, token_type_ids list<int32>], target, example_id int64; info.json has
     pad_token_id, max_length, by split num_tokens and num_cut (rows with more than ``max_length`` tokens), and the
     task's facts: targets mean nothing without them, so the digest, by which all that is made from the rows is known,
-    covers both. Raises ModelError for a folder without a fast tokenizer, ConfigError when ``max_length`` is more than
-    the model takes.
+    covers both. Of ``symmetric`` pairs the training split has all rows in their own order and then in the other one,
+    the same example in both; validation and test have a second split each, ``<split>-swapped``. Raises ModelError for a
+    folder without a fast tokenizer, ConfigError when ``max_length`` is more than the model takes.
     """
     from raydistill.models.folder import tokenizer_digest
 
     parents = {"data": data.digest, "tokenizer": tokenizer_digest(tokenizer_folder)}
-    recipe = {**parents, "max_length": max_length, "has": COUNTS}
-    artifact = Artifact(storage, "tokens", tokens_key(parents["data"], parents["tokenizer"], max_length))
+    recipe = tokens_recipe(parents["data"], parents["tokenizer"], max_length, symmetric)
+    artifact = Artifact(storage, "tokens", recipe_key(recipe))
     if artifact.exists():
         return artifact
     with lock(storage, "tokens", artifact.key + ".lock"):
         if not artifact.exists():
             tokenizer = load_tokenizer(tokenizer_folder, max_length)
             with artifact.write(recipe, parents) as folder:
-                _write_tokens(tokenizer, data, folder, max_length)
+                _write_tokens(tokenizer, data, folder, max_length, symmetric)
     return artifact
 
 
@@ -89,7 +102,7 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> Any:
     return tokenizer
 
 
-def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int) -> None:
+def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int, symmetric: bool) -> None:
     source = data.local()
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     facts = read_info(data).task
@@ -103,13 +116,28 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int)
             num_cut[split], num_windows[split] = 0, len(columns["input_ids"])
         else:
             columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
-            num_cut[split] = int(is_cut.sum())
             columns |= {name: batch.column(name) for name in ("target", "example_id")}
+            if symmetric:
+                swapped, _ = encode_texts(tokenizer, texts[::-1], max_length, pad)
+                swapped |= {name: columns[name] for name in ("target", "example_id")}
+                if split == "train":
+                    columns = {name: _joined(own, swapped[name]) for name, own in columns.items()}
+                    is_cut = np.tile(is_cut, 2)
+                else:
+                    write_batch(folder / f"{split}{SWAPPED}.arrow", swapped)
+            num_cut[split] = int(is_cut.sum())
         num_tokens[split] = len(columns["input_ids"].values)
         write_batch(folder / f"{split}.arrow", columns)
     counts = {"num_tokens": num_tokens, "num_cut": num_cut, **({"num_windows": num_windows} if num_windows else {})}
     info = {"pad_token_id": pad, "max_length": max_length, **counts, "task": facts}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
+
+
+def _joined(a: pa.Array, b: pa.Array) -> pa.Array:
+    """Two columns one after the other, also where they have more tokens together than a list column can count."""
+    if pa.types.is_list(a.type) and len(a.values) + len(b.values) > _MAX_INT32:
+        a, b = (column.cast(pa.large_list(pa.int32())) for column in (a, b))
+    return pa.concat_arrays([a, b])
 
 
 def read_texts(data: Artifact, split: str) -> list[pa.Array]:

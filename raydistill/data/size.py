@@ -43,11 +43,13 @@ class Size:
     is_estimate: bool
     num_windows: dict[str, int] | None = None
     """Rows that models read, where long texts are read in windows."""
+    num_orders: int = 1
+    """Training rows that models read of a pair, see ``data.symmetric``."""
 
     @property
     def num_inputs(self) -> dict[str, int]:
         """Rows that models read."""
-        return self.num_windows or self.num_rows
+        return self.num_windows or self.num_rows | {"train": self.num_orders * self.num_rows["train"]}
 
     @property
     def num_labeled_inputs(self) -> int:
@@ -83,10 +85,10 @@ def token_needs(texts: Sequence[pa.Array], tokenizer_folder: Path) -> tuple[int,
     return most, int(tokenizer.model_max_length)
 
 
-def measured_size(data: Artifact, tokens: Artifact) -> Size:
+def measured_size(data: Artifact, tokens: Artifact, num_orders: int = 1) -> Size:
     counted = json.loads((tokens.local() / "info.json").read_text())
-    windows = counted.get("num_windows")
-    return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False, num_windows=windows)
+    more: dict[str, Any] = {"num_windows": counted.get("num_windows"), "num_orders": num_orders}
+    return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False, **more)
 
 
 def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
@@ -100,7 +102,7 @@ def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
     return info_of(draft), lambda split: [whole(column) for column in draft.parts[split].texts.columns]
 
 
-def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_folder: Path) -> Size:
+def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_folder: Path, num_orders: int = 1) -> Size:
     """The rows of the splits, and their tokens from a sample. Raises ConfigError for a length to which the tokenizer
     cannot cut."""
     tokenizer, task = load_tokenizer(tokenizer_folder, max_length), task_of(info.task)
@@ -109,13 +111,15 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
         whole_columns = texts(split)
         num_rows = len(whole_columns[0])
         rows = np.sort(np.random.default_rng(0).permutation(num_rows)[:SAMPLE_ROWS])
-        sample = [column.take(pa.array(rows)) for column in whole_columns]
+        sample, inputs = [column.take(pa.array(rows)) for column in whole_columns], num_rows
         if task.has_units:
             columns = encode_task(tokenizer, task, sample[0], None, max_length, pad=0)
             num_windows[split] = round(num_rows * len(columns["input_ids"]) / len(rows))
             num_cut[split] = 0
         else:
             columns, is_cut = encode_texts(tokenizer, sample, max_length, pad=0)
-            num_cut[split] = round(num_rows * float(is_cut.mean()))
-        num_tokens[split] = round(num_rows * len(columns["input_ids"].values) / len(rows))
-    return Size(info, num_tokens, num_cut, is_estimate=True, num_windows=num_windows or None)
+            inputs *= num_orders if split == "train" else 1
+            num_cut[split] = round(inputs * float(is_cut.mean()))
+        num_tokens[split] = round(inputs * len(columns["input_ids"].values) / len(rows))
+    more: dict[str, Any] = {"num_windows": num_windows or None, "num_orders": num_orders}
+    return Size(info, num_tokens, num_cut, is_estimate=True, **more)

@@ -27,6 +27,7 @@ def find_test_rows(model: str, task: Task, data: Data | None, split: str, storag
     """
     if data is not None:
         section = section_of(model, task, storage)
+        data = data.model_copy(update={"symmetric": data.symmetric or has_symmetric_pairs(model, storage)})
         return read_named_rows(data, task, split, columns_of(model, storage), section)
     place = Storage(storage)
     run_key = run_key_of(model, place)
@@ -59,6 +60,11 @@ def read_named_rows(data: Data, task: Task, split: str, names: Columns, section:
 def columns_of(model: str, storage: str) -> Columns:
     """How the columns were named in the data of the run that a model comes from; no names where it cannot be told."""
     return Columns(**settings_of(model, storage, "data.columns", Columns))
+
+
+def has_symmetric_pairs(model: str, storage: str) -> bool:
+    """Whether both orders of a pair are one row to the run that a model comes from; False where it cannot be told."""
+    return str(settings_of(model, storage, "data", Data).get("symmetric")).lower() == "true"
 
 
 def section_of(model: str, task: Task, storage: str) -> TaskSection:

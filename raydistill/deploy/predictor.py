@@ -25,7 +25,7 @@ from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
 from raydistill.models.load import auto_class, load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
 from raydistill.models.signals import UNITS
-from raydistill.tasks import task_of_model
+from raydistill.tasks import SYMMETRIC, task_of_model
 from raydistill.tasks.targets import Ragged, Values
 
 Text = str | tuple[str, str]
@@ -45,7 +45,7 @@ class Predictor(ABC):
         self.folder = folder
         config = read_config(folder)
         self.tokenizer = open_tokenizer(folder)
-        self.task = task_of_model(config)
+        self.task, self.is_symmetric = task_of_model(config), bool(getattr(config, SYMMETRIC, False))
         limits = [self.tokenizer.model_max_length, position_limit(config)]
         longest = min(limit for limit in (*limits, NO_LIMIT) if limit)
         if max_length is not None and max_length > longest:
@@ -69,12 +69,19 @@ class Predictor(ABC):
         """Outputs (B, C) of encoded texts, float32."""
 
     def outputs(self, texts: Sequence[Text], values: Values = None) -> Values:
-        """Outputs (N, C) in the order of the texts; the forward passes go by length, which saves padding.
+        """Outputs (N, C) in the order of the texts; of a model of symmetric pairs those of both orders in the mean.
 
         ``values``: of the texts' targets, or their units, where a text has several predictions, see ``Task.units``.
         """
         if self.task.has_units:
             return self._unit_outputs(cast("Sequence[str]", texts), self.task.units(texts, values))
+        swapped = [(text[1], text[0]) for text in texts if not isinstance(text, str)]
+        if self.is_symmetric and swapped and len(swapped) == len(texts):
+            return self.task.averaged([self._outputs(texts), self._outputs(swapped)])
+        return self._outputs(texts)
+
+    def _outputs(self, texts: Sequence[Text]) -> np.ndarray:
+        """The forward passes go by length, which saves padding."""
         order = np.argsort([len("".join(text)) for text in texts], kind="stable")
         result = np.empty((len(texts), len(self.task.outputs)), dtype=np.float32)
         for start in range(0, len(texts), BATCH_ROWS):

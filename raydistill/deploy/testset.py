@@ -62,7 +62,7 @@ def read_test_rows(data: Data, task: Task, split: str = "test", section: TaskSec
             "The data has no labels, so nothing can be measured. Name the column: --set data.columns.label=…"
         )
     numbers = np.arange(table.num_rows)
-    part, _ = Part.of(table, Targets(numbers, np.ones(len(numbers), bool)))
+    part, _ = Part.of(table, Targets(numbers, np.ones(len(numbers), bool)), symmetric=data.symmetric)
     targets, told = task.read_for(table.column("label").take(pa.array(part.targets.values)), source.label_names)
     notes += told
     kept = targets.labeled

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
@@ -35,6 +36,8 @@ class Scorer:
         self.answers = {"regression": self._value, "multi_label_classification": self._labels}.get(
             self.model.config.problem_type or usual, self._label
         )
+        self.is_symmetric = bool(getattr(self.model.config, "symmetric_pairs", False))
+        """Whether a pair's answer is the mean of its two orders."""
         thresholds = getattr(self.model.config, "thresholds", None) or [0.5] * len(self.names)
         self.thresholds = torch.tensor(thresholds, dtype=torch.float64)
         """Probabilities from which on a label is given, where a row has any number of them."""
@@ -61,9 +64,23 @@ class Scorer:
 
     @torch.inference_mode()
     def _score(self, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
+        outputs = self._outputs(texts, pairs)
+        if self.is_symmetric and pairs is not None:
+            outputs = self._mean(torch.stack([outputs, self._outputs(pairs, texts)]).double())
+        return self.answers(outputs)
+
+    def _outputs(self, texts: list[str], pairs: list[str] | None) -> torch.Tensor:
         cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
         inputs = self.tokenizer(texts, pairs, padding=True, return_tensors="pt", **cut)
-        return self.answers(self.model(**inputs.to(self.device)).logits.float().cpu())
+        return self.model(**inputs.to(self.device)).logits.float().cpu()
+
+    def _mean(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Outputs (N, C) that say what several ones (K, N, C) say in the mean: of numbers, or of probabilities."""
+        if self.answers == self._value:
+            return outputs.mean(0)
+        if self.answers == self._label:
+            return outputs.log_softmax(-1).logsumexp(0)
+        return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
 
     def _label(self, logits: torch.Tensor) -> list[dict[str, Any]]:
         scores, labels = logits.softmax(-1).max(-1)

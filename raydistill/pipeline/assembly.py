@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from raydistill.tracking.runs import RunRef
 
 
+BOTH_ORDERS = (
+    "The order of a pair means nothing (data.symmetric): all models were trained on both orders, and answer with the "
+    "mean of both, which takes two calls; latencies and rows a second are those of one."
+)
+
+
 def assemble(
     prepared: Prepared, ref: RunRef, outcome: PhaseResults, tfidf: ModelOutcome | None, clock: Clock
 ) -> dict[str, Any]:
@@ -96,6 +102,8 @@ def assemble(
         notes = [*notes, f"Of {seeds['num']} seeds, shown by the median validation metric: {', '.join(taken)}."]
     busy = busy_note(model.latency for model in models.values())
     chosen = [*told(prepared.choices), *few_rows(prepared.info.counts["validation"].labeled)]
+    if config.data.symmetric:
+        notes.append(BOTH_ORDERS)
     notes = [*prepared.info.notes, *chosen, *outcome.notes, *notes, *([busy] if busy else [])]
     return build_results(measured) | {"notes": notes, "choices": [vars(choice) for choice in prepared.choices]}
 

@@ -19,14 +19,14 @@ from raydistill.config.metrics import score
 from raydistill.config.plugins import register
 from raydistill.config.tree import Config
 from raydistill.data.perturbations import perturbed_splits
-from raydistill.data.rows import Rows
+from raydistill.data.rows import SWAPPED, Rows
 from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.predict import predict
 from raydistill.models.load import load_model, read_config
 from raydistill.models.precision import attention_implementation
-from raydistill.models.signals import UNITS, Signal
+from raydistill.models.signals import LOGITS, UNITS, Signal
 from raydistill.pipeline.job import Job
-from raydistill.pipeline.recipes import TeacherIdentity
+from raydistill.pipeline.recipes import Recorded, TeacherIdentity
 from raydistill.pipeline.reporting import Reporter
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
@@ -158,18 +158,32 @@ class Context:
     def history(self, kind: str, stage: str) -> list[dict[str, Any]]:
         return self.group.broadcast(self.checkpoints(kind, stage).history() if self.group.is_first else None)
 
-    def predict(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> Values:
-        """A model's outputs for the examples of a split, (N, C) in the targets' unit, on every rank. Interrupted where
-        it is to stop."""
-        outputs = predict(
-            model,
-            self.rows[split],
-            tokens=self.inference_tokens,
-            device=self.device,
-            group=self.group,
-            should_stop=self.board.should_stop if may_stop else lambda: False,
+    def predict(self, model: PreTrainedModel, split: str, *, may_stop: bool = True, one_order: bool = False) -> Values:
+        """A model's outputs for the examples of a split, (N, C) in the targets' unit, on every rank: where
+        ``data.symmetric`` is on those of both orders in the mean, or of one alone. Interrupted where it is to stop."""
+        should_stop = self.board.should_stop if may_stop else lambda: False
+        options: Any = {"tokens": self.inference_tokens, "device": self.device, "group": self.group}
+        orders = [split] if one_order else self.orders(split)
+        return self._answers(
+            {one: predict(model, self.rows[one], **options, should_stop=should_stop) for one in orders}
         )
-        return self.rows[split].by_example(self.task.restored(outputs))
+
+    def recorded_outputs(self, recorded: Recorded, split: str) -> Values:
+        """The same of the teacher's, from the store."""
+        found = {}
+        for one in self.orders(split):
+            num_rows = self.rows[one].num_rows
+            found[one] = RecordedSignals(recorded[one], num_rows).rows(np.arange(num_rows))[LOGITS].numpy()
+        return self._answers(found)
+
+    def _answers(self, outputs: dict[str, np.ndarray]) -> Values:
+        """Outputs in training's units of the orders of a split as those of its examples."""
+        return self.task.averaged([self.rows[one].by_example(self.task.restored(own)) for one, own in outputs.items()])
+
+    def orders(self, split: str) -> list[str]:
+        """Where a model's answers to a split come from: it, and where ``data.symmetric`` is on its pairs the other way
+        round. Of training rows both are in one."""
+        return [split, split + SWAPPED] if self.config.data.symmetric and split != "train" else [split]
 
     def validate(self, model: PreTrainedModel, metric: str) -> Validation:
         """Metrics on the validation rows, of which ``metric`` picks the weights; the training loop around it obeys a
@@ -183,10 +197,12 @@ class Context:
         sign = score(metric, {metric: 1.0})
         return Validation(metrics, score(metric, metrics), sign * np.nan_to_num(found[metric], nan=metrics[metric]))
 
-    def labeled(self, model: PreTrainedModel, split: str, *, may_stop: bool = True) -> tuple[Values, Values]:
+    def labeled(
+        self, model: PreTrainedModel, split: str, *, may_stop: bool = True, one_order: bool = False
+    ) -> tuple[Values, Values]:
         """A model's outputs on the labelled rows of a split, and their targets, on every rank."""
         targets, _ = self.rows[split].examples
-        outputs = self.predict(model, split, may_stop=may_stop)
+        outputs = self.predict(model, split, may_stop=may_stop, one_order=one_order)
         return outputs[targets.labeled], targets.values[targets.labeled]
 
     def hashes(self, split: str) -> list[str]:

@@ -58,6 +58,8 @@ class Facts:
     """Tokens that the models and the tokenizer take at most."""
     has_units: bool = False
     """Whether a row has several predictions."""
+    num_orders: int = 1
+    """Rows that are trained on for each of these."""
     metric: tuple[str, str] | None = None
     """What should pick the best epoch where the task's first metric says little of these rows, and why."""
 
@@ -95,7 +97,7 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
         found += finetune_choices(tuning, facts, batch)
     for name, stage in config.stages.items():
         rows = facts.num_rows if teacher_speaks(stage) else facts.num_labeled
-        steps = (ceil(max(rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
+        steps = (ceil(max(facts.num_orders * rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
         found += training_choices(f"stages.{name}", stage, steps, facts.rate, facts.width)
     return load_config(config, [f"{choice.name}={json.dumps(choice.value)}" for choice in found]), found
 
@@ -121,7 +123,7 @@ def finetune_choices(settings: Any, facts: Facts, batch: int) -> list[Choice]:
     if method == "full" and is_open and getattr(settings, "max_attempts", None) is None:
         found.append(Choice(f"{section}.max_attempts", MAX_ATTEMPTS, "its learning rate is open"))
     rate = facts.rate * (PAIRS_RATE if method == "contrastive" else 1.0)
-    steps = (ceil(max(facts.num_labeled, 1) / batch), TEACHER_STEPS, MOST_TEACHER_EPOCHS)
+    steps = (ceil(max(facts.num_orders * facts.num_labeled, 1) / batch), TEACHER_STEPS, MOST_TEACHER_EPOCHS)
     return found + training_choices(section, settings, steps, rate, facts.width)
 
 

@@ -141,7 +141,8 @@ def calibrate(context: Context, model: PreTrainedModel) -> None:
     """Divide the logits by the temperature that fits the validation rows best: a student learns the probabilities."""
     if context.task.kind == "value":
         return
-    outputs, targets = context.labeled(model, "validation")
+    parts = [context.labeled(model, split, one_order=True) for split in context.orders("validation")]
+    outputs, targets = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     temperature = fit_temperature(context.task, outputs, targets)
     layer = output_layer(model)
     with torch.no_grad():

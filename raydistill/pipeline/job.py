@@ -7,6 +7,7 @@ from typing import Any
 
 from raydistill.config.tree import Config
 from raydistill.data.paths import SPLITS
+from raydistill.data.rows import SWAPPED
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
@@ -36,7 +37,7 @@ class Job:
 
     def tokens_of(self, split: str) -> Artifact:
         """Where the rows of a split lie."""
-        return self.tokens if split in SPLITS or self.perturbed is None else self.perturbed
+        return self.tokens if split.removesuffix(SWAPPED) in SPLITS or self.perturbed is None else self.perturbed
 
     @property
     def run_parts(self) -> tuple[str, ...]:

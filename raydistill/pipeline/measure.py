@@ -19,14 +19,12 @@ from raydistill.data.rows import Rows
 from raydistill.evaluate.compare import read_predictions, write_predictions
 from raydistill.evaluate.latency import measure_models, measure_shapes
 from raydistill.models.folder import is_model_file
-from raydistill.models.signals import LOGITS
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task
 from raydistill.tasks.targets import Values
-from raydistill.teacher.cached import RecordedSignals
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
@@ -128,9 +126,7 @@ def predict_splits(
     """By split every model's outputs (N, C) for its examples, in the units of the targets. A model is loaded once."""
     outputs: dict[str, Outputs] = {}
     for split in splits:
-        rows = context.rows[split]
-        logits = RecordedSignals(recorded[split], rows.num_rows).rows(np.arange(rows.num_rows))[LOGITS]
-        outputs[split] = {"teacher": rows.by_example(context.task.restored(logits.numpy()))}
+        outputs[split] = {"teacher": context.recorded_outputs(recorded, split)}
     for name in (name for name in folders if name != "teacher" and splits):  # in the same order on every rank
         model = context.load(folders[name], dropout=0.0)
         for split in splits:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     Estimate: TypeAlias = Callable[[Config, PreTrainedConfig, Size, Mapping[str, Any], str], dict[str, Any]]
 
 
+BOTH = "Each training pair is read in both orders (data.symmetric), so an epoch has twice as many rows."
+
+
 def make_plan(
     config: Config, check: bool = False, state: State | None = None, *, estimate: Estimate | None = None
 ) -> dict[str, Any]:
@@ -63,12 +66,15 @@ def make_plan(
     info, texts = look(config, data)
     config, choices = complete(config, models, info, texts, source)
     length = known(config.data.max_length)
-    tokens = find_tokens(storage, data, source, length)
-    size = estimated_size(info, texts, length, source) if tokens is None else measured_size(data, tokens)
+    orders = config.data.num_orders
+    tokens = find_tokens(storage, data, source, length, config.data.symmetric)
+    size = (
+        estimated_size(info, texts, length, source, orders) if tokens is None else measured_size(data, tokens, orders)
+    )
     task = size.task
     set_head(source_config, task.head)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
-    num_units = size.num_tokens["train"] if task.has_units else size.num_rows["train"]  # at most
+    num_units = size.num_tokens["train"] if task.has_units else size.num_inputs["train"]  # at most
     sizes = signal_sizes(losses, source_config, num_units, size.num_tokens["train"])
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
     plan: dict[str, Any] = {
@@ -81,7 +87,7 @@ def make_plan(
             "tokens": size.num_tokens,
             "cut": size.num_cut,
             "max_length": length,
-            "notes": list(size.info.notes),
+            "notes": [*size.info.notes, *([BOTH] if config.data.symmetric else [])],
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
@@ -109,11 +115,13 @@ def make_plan(
     return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
 
 
-def find_tokens(storage: Storage, data: Artifact, tokenizer: Path, max_length: int) -> Artifact | None:
+def find_tokens(
+    storage: Storage, data: Artifact, tokenizer: Path, max_length: int, symmetric: bool = False
+) -> Artifact | None:
     """The tokens of the data; None while it is not prepared."""
     if not data.exists():
         return None
-    tokens = Artifact(storage, "tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length))
+    tokens = Artifact(storage, "tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length, symmetric))
     return tokens if tokens.exists() else None
 
 

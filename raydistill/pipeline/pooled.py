@@ -95,13 +95,14 @@ class PooledRun:
     ) -> None:
         """Record what is wanted of each split: the validation rows first, which tell whether the teacher is of use."""
         with self.context.report.phase("record"):
-            for splits in ({"validation"}, set(wanted) - {"validation"}):
+            validation = set(self.context.orders("validation"))
+            for splits in (validation, set(wanted) - validation):
                 part = {split: signals for split, signals in wanted.items() if split in splits}
                 if part:
                     record_in_pool(pool, self.context.rows, part, owner=self.job.owner, stop=self.stop, show=self.show)
-                if "validation" in splits:
-                    item = wanted_signal(self.context, teacher, LOGITS, "validation")
-                    check_chance(self.context, {LOGITS: item.artifact})
+                if splits == validation:
+                    items = {split: wanted_signal(self.context, teacher, LOGITS, split) for split in splits}
+                    check_chance(self.context, {split: {LOGITS: item.artifact} for split, item in items.items()})
         self.seconds["record"] = self.context.report.seconds["record"]
         self.made |= {f"signals of {split}" for split in wanted}
 

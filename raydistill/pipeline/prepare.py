@@ -89,7 +89,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     config, choices = complete(config, models, info, partial(read_texts, data), source)
     if (tuning := known(config.teacher.finetune)) is not None and tuning.method != "full":
         pooled_class(models.teacher)  # refuses a family that has none
-    tokens = tokenize_data(data, source, known(config.data.max_length), storage)
+    tokens = tokenize_data(data, source, known(config.data.max_length), storage, symmetric=config.data.symmetric)
     is_perturbed = config.evaluate.robustness
     perturbed = perturb_rows(data, tokens, source, config.seed, storage) if is_perturbed else None
     dtype = compute_dtype(config.train.dtype, device_type(config))
@@ -115,6 +115,7 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
         student_layers=models.student.num_hidden_layers,
         num_rows=train.rows,
         num_labeled=train.labeled,
+        num_orders=config.data.num_orders,
         num_tokens=needed,
         limit=min(limit, models.positions or limit),
         metric=task.advised_metric(train.per_class),

@@ -22,7 +22,7 @@ from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import TeacherIdentity
 from raydistill.storage.artifacts import Artifact
-from raydistill.tasks import TASK_TYPE
+from raydistill.tasks import SYMMETRIC, TASK_TYPE
 from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
 from raydistill.train.dropout import check_dropout
 from raydistill.train.loop import Report, Schedule, Setup, Validation, train
@@ -184,7 +184,8 @@ def publish(
     task = context.task
     if task.is_fitted:
         task = task.fitted(*context.labeled(model, "validation", may_stop=False))
-    model.config.update({TASK_TYPE: task.type, **task.model_settings()})
+    order = {SYMMETRIC: True} if context.config.data.symmetric else {}
+    model.config.update({TASK_TYPE: task.type, **order, **task.model_settings()})
     context.group.barrier()  # until every rank has read its best weights from these checkpoints
     if context.group.is_first:
         context.job.owner.check()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
-
 from raydistill.config.section import known
 from raydistill.config.teacher import Mode
 from raydistill.config.tree import Config
@@ -23,7 +21,6 @@ from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.stages import publish, read_history
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import kind_of
-from raydistill.teacher.cached import RecordedSignals
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import reopen_damaged, signal_artifact
 
@@ -77,33 +74,31 @@ def record_teacher(context: Context, teacher: TeacherIdentity) -> tuple[Mode, Re
 
 def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, frozenset[Signal]]) -> Recorded:
     """Record the signals of each split that are missing, after a look at what the teacher says of validation rows."""
-    validation = record_split(context, teacher, "validation", splits["validation"])
+    first = {split: record_split(context, teacher, split, splits[split]) for split in context.orders("validation")}
     notice = order_notice(teacher.folder, context.task.head, context.config.teacher.trust_remote_code)
     if notice is not None:
         context.report.notes.append(f"teacher.model: {notice}")
-    check_chance(context, validation, notice)
-    return {
-        split: validation if split == "validation" else record_split(context, teacher, split, signals)
-        for split, signals in splits.items()
-    }
+    check_chance(context, first, notice)
+    rest = {split: signals for split, signals in splits.items() if split not in first}
+    return first | {split: record_split(context, teacher, split, signals) for split, signals in rest.items()}
 
 
 def recorded_signals(context: Context, mode: Mode, needs: frozenset[Signal]) -> dict[str, frozenset[Signal]]:
     """Which signals of which split are recorded: of the training rows where the mode needs it."""
-    logits = dict.fromkeys(["validation", "test", *context.perturbed], frozenset({LOGITS}))
-    return {"train": needs if mode.needs_recording else frozenset(), **logits}
+    held_out = [one for split in ("validation", "test", *context.perturbed) for one in context.orders(split)]
+    recorded = needs if mode.needs_recording else frozenset()
+    return {"train": recorded, **dict.fromkeys(held_out, frozenset({LOGITS}))}
 
 
-def check_chance(context: Context, recorded: dict[Signal, Artifact], notice: str | None = None) -> None:
+def check_chance(context: Context, recorded: Recorded, notice: str | None = None) -> None:
     """ModelError where the teacher is no better than chance on the validation rows, by the test that results use; every
     rank sees the same logits. ``notice``: what was assumed of its labels."""
     settings = context.config.teacher
     if settings.allow_chance:
         return
     rows = context.rows["validation"]
-    logits = RecordedSignals(recorded, rows.num_rows).rows(np.arange(rows.num_rows))[LOGITS].numpy()
     truth, ids = rows.examples
-    outputs = rows.by_example(context.task.restored(logits))[truth.labeled]
+    outputs = context.recorded_outputs(recorded, "validation")[truth.labeled]
     targets = truth.values[truth.labeled]
     scores = context.task.fitted(outputs, targets).scores(outputs, targets)
     num_samples = context.config.evaluate.bootstrap_samples

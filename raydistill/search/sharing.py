@@ -97,7 +97,7 @@ def shared_signals(context: Context, teacher: TeacherIdentity) -> dict[str, froz
     for config in combinations(context.config, decides_signals):
         mode, _, wanted = teacher_mode(context, teacher, config)
         needs |= wanted if mode.needs_recording else set()
-    return {"train": frozenset(needs), "validation": frozenset({LOGITS})}
+    return {"train": frozenset(needs), **dict.fromkeys(context.orders("validation"), frozenset({LOGITS}))}
 
 
 def save_shared(shared: Shared) -> None:

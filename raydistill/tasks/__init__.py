@@ -19,10 +19,12 @@ from raydistill.tasks.token_classification import TokenClassification
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["TASKS", "TASK_TYPE", "Targets", "Task", "kind_of", "task_of", "task_of_model"]
+__all__ = ["SYMMETRIC", "TASKS", "TASK_TYPE", "Targets", "Task", "kind_of", "task_of", "task_of_model"]
 
 TASK_TYPE = "task_type"
 """In a student's config.json: the task that it was trained for."""
+SYMMETRIC = "symmetric_pairs"
+"""In a student's config.json, where ``data.symmetric`` was on: it answers with the mean of a pair's two orders."""
 TASKS: dict[str, type[Task]] = {
     kind.type: kind for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification)
 }

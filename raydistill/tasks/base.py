@@ -201,6 +201,10 @@ class Task(ABC):
         center, scale = self.output_scale
         return outputs if (center, scale) == (0.0, 1.0) else (center + scale * outputs).astype(outputs.dtype)
 
+    def averaged(self, outputs: Sequence[Array]) -> Array:
+        """Outputs (N, C) that say what several ones (K, N, C) say in the mean: of numbers it is their mean."""
+        return outputs[0] if len(outputs) == 1 else np.mean(outputs, axis=0).astype(outputs[0].dtype)
+
     @abstractmethod
     def scores(self, outputs: Values, targets: Values) -> Scores:
         """A model's outputs (N, C) on rows with these targets (N, …). Raises DataError, ModelError for what no metric

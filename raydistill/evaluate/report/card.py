@@ -20,7 +20,7 @@ from raydistill.evaluate.report.naming import (
     start_source,
     table,
 )
-from raydistill.evaluate.report.page import loading_code, relation_rows, run_contenders
+from raydistill.evaluate.report.page import loading_code, loading_note, relation_rows, run_contenders
 from raydistill.evaluate.report.scales import short_count
 from raydistill.evaluate.rules import percent
 from raydistill.models.folder import CARD
@@ -134,7 +134,8 @@ def summary(results: Mapping[str, Any], task: Task) -> str:
 
 def usage(results: Mapping[str, Any], task: Task, has_pairs: bool) -> str:
     code = loading_code(task, "FOLDER_OR_REPO", results["config"]["data"]["max_length"], has_pairs)
-    return f"```python\n{code}\n```" + (f"\n\n{task.pipeline_note}" if task.pipeline_note else "")
+    note = loading_note(task, results["config"])
+    return f"```python\n{code}\n```" + (f"\n\n{note}" if note else "")
 
 
 def reached(results: Mapping[str, Any]) -> list[str]:

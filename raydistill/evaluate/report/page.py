@@ -92,7 +92,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         layers=layer_rows(shown["layers"]),
         start=config["student"]["start"],
         loading=loading_code(task, student["path"], max_length, shows_pairs(shown)),
-        loading_note=task.pipeline_note,
+        loading_note=loading_note(task, config),
         registered=registered_code(shown),
         max_length=max_length,
         is_cut=not task.has_units,
@@ -129,6 +129,13 @@ def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = Fals
         f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(task.pipeline_arguments(max_length))})\n'
         f"print(model({example_row(has_pairs)}))"
     )
+
+
+def loading_note(task: Task, config: Mapping[str, Any]) -> str:
+    """What else there is to know of the answers of those lines; may be empty."""
+    is_symmetric = config["data"].get("symmetric", False)
+    order = "It answers for the order that a pair is given in; the mean of both orders is what was measured."
+    return " ".join(filter(None, [task.pipeline_note, order if is_symmetric else ""]))
 
 
 def example_row(has_pairs: bool) -> str:

@@ -13,7 +13,7 @@ from raydistill.config import tasks as config
 from raydistill.errors import ConfigError, DataError, did_you_mean
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.linear import Linear, fit_labels
-from raydistill.tasks.multi_label.scoring import LabelScores, best_threshold, probabilities
+from raydistill.tasks.multi_label.scoring import LabelScores, best_threshold, mean_logits, probabilities
 from raydistill.tasks.targets import Array, Targets, decoded, is_string, shown
 from raydistill.tasks.text_classification.classes import class_summary, look_alikes
 from raydistill.tasks.text_classification.reading import known_places
@@ -174,6 +174,10 @@ class MultiLabelClassification(Task):
 
     def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
         return fit_labels(features, targets, strength)
+
+    def averaged(self, outputs: Sequence[Array]) -> Array:
+        """The logits of the mean probabilities."""
+        return outputs[0] if len(outputs) == 1 else mean_logits(outputs)
 
     def scores(self, outputs: Array, targets: Array) -> LabelScores:
         return LabelScores(outputs, targets, self)

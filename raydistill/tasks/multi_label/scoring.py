@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -81,6 +81,15 @@ def probabilities(outputs: Array) -> Array:
     from scipy.special import expit
 
     return np.asarray(expit(np.asarray(outputs, np.float64)))
+
+
+def mean_logits(outputs: Sequence[Array]) -> Array:
+    """Logits (N, L) of the mean of the probabilities of several ones (K, N, L), in their precision."""
+    from scipy.special import log_expit, logsumexp
+
+    stacked = np.asarray(outputs, np.float64)
+    found = logsumexp(log_expit(stacked), axis=0) - logsumexp(log_expit(-stacked), axis=0)
+    return np.asarray(found, outputs[0].dtype)
 
 
 def best_threshold(probs: Array, targets: Array) -> float:

@@ -33,6 +33,14 @@ def probabilities(logits: Array) -> Array:
     return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=1))
 
 
+def mean_logits(logits: Sequence[Array]) -> Array:
+    """Logarithms (N, C) of the mean of the probabilities of several logits (K, N, C), in their precision."""
+    from scipy.special import log_softmax, logsumexp
+
+    found = logsumexp(log_softmax(np.asarray(logits, np.float64), axis=2), axis=0) - np.log(len(logits))
+    return np.asarray(found, logits[0].dtype)
+
+
 def _bins(confidence: Array) -> Array:
     """Bin of each confidence as torchmetrics puts it: single precision, a border belongs to the bin above it."""
     borders = np.linspace(0, 1, NUM_BINS + 1, dtype=np.float32)
