@@ -39,7 +39,7 @@ def test_a_run_on_s3_equals_one_on_a_local_disk(remote, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     results = distill(config)
     assert keys_by_kind(remote) == keys_by_kind(Storage(str(tmp_path / "storage")))
-    assert check_artifacts(remote) == 9
+    assert check_artifacts(remote) == 10
     for model in ("student", "teacher", "baseline"):
         assert results[model]["test"] == local[model]["test"]
         assert same_weights(read_weights(results[model]["path"]), read_weights(local[model]["path"]))
@@ -71,7 +71,7 @@ def test_two_processes_with_one_config_make_one_run(tmp_path):
     assert sorted([first["reused"], second["reused"]])[-1] == ["run"]
     assert [run.info.run_id for run in mlflow_runs(uri)] == [first["run_id"]]
     assert [int(version.version) for version in versions(uri)] == [1]
-    assert check_artifacts(Storage(str(tmp_path / "storage"))) == 9
+    assert check_artifacts(Storage(str(tmp_path / "storage"))) == 10
     steps = [line for line in (tmp_path / "counts").read_text().splitlines() if line.startswith("step ")]
     assert len(steps) == len({" ".join(line.split()[:3]) for line in steps})
 
