@@ -103,7 +103,7 @@ def assert_ended_like(whole: Whole, folder: Path, results: dict[str, Any]) -> No
     assert [int(version.version) for version in versions(tracking_uri(folder))] == [1]
     assert logged_steps(folder, run.info.run_id) == whole.logged
     storage = Storage(str(folder / "storage"))
-    assert check_artifacts(storage) == 11
+    assert check_artifacts(storage) == 12
     for key in storage.list("signals"):
         rows = recorded_rows(Artifact(storage, "signals", key))
         assert np.array_equal(rows, np.arange(len(rows)))

@@ -109,7 +109,7 @@ def test_one_of_two_runs_that_share_a_teacher_is_killed_again_and_again(tmp_path
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert left == []
     storage = Storage(str(tmp_path / "storage"))
-    assert check_artifacts(storage) == 1 + 1 + 1 + 3 + 2 * 3
+    assert check_artifacts(storage) == 1 + 1 + 1 + 1 + 3 + 2 * 3
     with Command(write_config(tmp_path, alone, "alone.yaml"), tmp_path / "alone-counts") as reference:
         results = reference.results()
     second = ends[1][1]

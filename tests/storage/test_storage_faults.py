@@ -306,7 +306,7 @@ def test_s3_that_goes_away_for_30_seconds_costs_30_seconds(s3, whole, tmp_path, 
     assert "answers again" in command.err.read_text()
     assert any("did not answer for" in note for note in results["notes"]), results["notes"]
     assert_same_models(results, whole)
-    assert check_artifacts(Storage("s3://bucket/away")) == 11
+    assert check_artifacts(Storage("s3://bucket/away")) == 12
     repeated = work_repeated(command)
     assert repeated["step"] == 0
     assert repeated["shard"] <= 1
@@ -392,7 +392,7 @@ def test_a_disk_that_is_full_is_told_breaks_nothing_and_with_more_room_the_run_g
         for model in MODELS:
             folder = disk.seen_from_here() / Path(results[model]["path"]).relative_to(disk.folder)
             assert same_weights(read_weights(folder), read_weights(whole[model]["path"])), model
-        assert check_artifacts(seen) == 11
+        assert check_artifacts(seen) == 12
     finally:
         left = command.clean_up()
         disk.close()

@@ -88,7 +88,7 @@ def test_two_students_at_once_share_teacher_and_signals(tmp_path):
     assert len(mine["signals"]) == 3
     assert first["teacher"]["test"] == second["teacher"]["test"]
     assert first["student"]["num_parameters"] > second["student"]["num_parameters"]
-    assert check_artifacts(storage) == 1 + 1 + 1 + 3 + 2 * 3
+    assert check_artifacts(storage) == 1 + 1 + 1 + 1 + 3 + 2 * 3
     uri = f"sqlite:///{tmp_path / 'storage' / 'mlflow.db'}"
     assert sorted(int(version.version) for version in versions(uri)) == [1, 2]
     assert {run.info.status for run in mlflow_runs(uri)} == {"FINISHED"}
