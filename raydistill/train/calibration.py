@@ -14,14 +14,22 @@ SPREAD = 0.5
 """Deviation of log T around 0 that is expected before any row is seen, so that ten rows that happen to be answered
 rightly do not make a model infinitely sure. On a thousand rows it moves T by less than 1 %."""
 
+LOWEST, HIGHEST = -3.0, 3.0
+"""Of log T."""
+
 
 def fit_temperature(task: Task, outputs: Values, targets: Values) -> float:
     """T by which logits (N, C) are to be divided: the most likely one given these rows, log T being normal."""
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import brentq
 
     logits, values = torch.as_tensor(units_of(outputs), dtype=torch.float64), torch.as_tensor(units_of(targets))
 
-    def cost(log_t: float) -> float:
-        return float(task.loss_values(logits / math.exp(log_t), values).sum()) + log_t**2 / (2 * SPREAD**2)
+    def slope(log_t: float) -> float:
+        """Of the cost over log T: single precision finds its root 1,000 times closer than the cost's minimum."""
+        at = torch.tensor(log_t, dtype=torch.float64, requires_grad=True)
+        cost = task.loss_values(logits / at.exp(), values).sum() + at.square() / (2 * SPREAD**2)
+        return float(torch.autograd.grad(cost, at)[0])
 
-    return math.exp(float(minimize_scalar(cost, bounds=(-3.0, 3.0), method="bounded").x))
+    if slope(LOWEST) >= 0 or slope(HIGHEST) <= 0:
+        return math.exp(LOWEST if slope(LOWEST) >= 0 else HIGHEST)
+    return math.exp(float(brentq(slope, LOWEST, HIGHEST, xtol=1e-9)))
