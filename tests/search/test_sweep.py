@@ -486,7 +486,7 @@ def at_most(seconds: int) -> Iterator[None]:
 def test_a_finished_sweep_goes_on_with_a_larger_budget(ray_cluster, tmp_path, mlflow_uri):
     """Its only trial, of the config's own values, fails: there is no winner. Then there is one, and then two to choose
     from, without anything being trained twice."""
-    space = {RATE: {"choice": [TOO_FAST, 1e-3, 4e-3]}}
+    space = {RATE: {"choice": [TOO_FAST, 1e-5, 4e-3]}}  # the last one is the better one, so that it is not stopped
     search = {"space": space, "search": "grid", "scheduler": "asha", "final_seeds": 1}  # asha asks for every score
     changes = {"teacher__finetune__num_epochs": 1, "train__num_workers": 1, "evaluate__baseline": False}
     config = load_config(toy_config(tmp_path, **changes, stages__distill__learning_rate=TOO_FAST, sweep=search))
