@@ -60,6 +60,10 @@ def _class(family: Any) -> type[PreTrainedModel]:
             setattr(self, HEAD, nn.Linear(config.hidden_size, len(config.id2label or ())))
             self.post_init()
 
+        def _init_weights(self, module: nn.Module) -> None:
+            if module is not self:  # ModernBERT would look for the head that is gone
+                super()._init_weights(module)
+
         def forward(self, output_hidden_states: bool = False, **inputs: Tensor) -> SequenceClassifierOutput:
             found = self.base_model(**inputs, output_hidden_states=output_hidden_states)
             embedding = mean_embedding(found[0], inputs)
