@@ -69,16 +69,13 @@ class LossSection(Section):
     """What it looks at in student and teacher."""
     compares_rows: ClassVar[bool] = False
     """Whether it compares rows with each other, of which each has one prediction then."""
+    fewest_classes: ClassVar[int] = 2
+    """Classes of a categorical prediction below which it says nothing."""
 
     @classmethod
     def takes(cls, kind: Kind, has_units: bool) -> bool:
         """Whether it can learn from predictions of this kind; ``has_units``: of which rows have any number."""
         return kind in cls.kinds and not (has_units and cls.compares_rows)
-
-    @property
-    def fewest_classes(self) -> int:
-        """Classes of a categorical prediction below which it says nothing."""
-        return 2
 
     weight: Weight = 1.0
     """Factor of this term in the sum of all losses; 0 switches its gradient off. A number, or a schedule."""
@@ -158,6 +155,7 @@ class Dkd(SoftLossSection):
 
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
     compares: ClassVar[str] = "logits, labels"
+    fewest_classes: ClassVar[int] = 3
 
     type: Literal["dkd"] = "dkd"
     alpha: float = Field(default=1.0, ge=0)
@@ -165,16 +163,13 @@ class Dkd(SoftLossSection):
     beta: float = Field(default=2.0, ge=0)
     """Weight of how it shares the rest among the other classes."""
 
-    @property
-    def fewest_classes(self) -> int:
-        return 3
-
 
 class Dist(SoftLossSection):
     """T² · (inter · (1 - correlation of a row's probabilities) + intra · (1 - correlation of a class's over rows))."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
     compares_rows: ClassVar[bool] = True
+    fewest_classes: ClassVar[int] = 3
 
     type: Literal["dist"] = "dist"
     inter: float = Field(default=1.0, ge=0)
@@ -183,10 +178,6 @@ class Dist(SoftLossSection):
     """Weight of the correlation over the rows of a group, for each class."""
     group_size: int = Field(default=16, ge=2)
     """So many rows of a batch are correlated; ``train.global_batch_size`` is a multiple of it."""
-
-    @property
-    def fewest_classes(self) -> int:
-        return 3
 
 
 class LogitMse(LossSection):

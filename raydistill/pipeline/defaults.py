@@ -39,7 +39,7 @@ class Facts:
     """What choices are made from."""
 
     has_head: bool
-    """Whether the teacher has a trained head."""
+    """Whether the teacher has a trained head; looked at where it is open how it is tuned."""
     is_foreign: bool
     """Whether its class is none of transformers'."""
     kind: Kind

@@ -104,8 +104,10 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
     check_classes(config, task)
     needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
     trusted = config.teacher.trust_remote_code
+    tuning = config.teacher.finetune
+    is_open = tuning is not None and (tuning == "auto" or tuning.method == "auto")
     facts = Facts(
-        has_head=config.teacher.finetune is not None and has_head(source, trusted, task.head_kind),
+        has_head=is_open and has_head(source, trusted, task.head_kind),
         is_foreign=trusted,
         kind=task.kind,
         num_outputs=len(task.outputs),

@@ -30,6 +30,8 @@ def fit_temperature(task: Task, outputs: Values, targets: Values) -> float:
         cost = task.loss_values(logits / at.exp(), values).sum() + at.square() / (2 * SPREAD**2)
         return float(torch.autograd.grad(cost, at)[0])
 
-    if slope(LOWEST) >= 0 or slope(HIGHEST) <= 0:
-        return math.exp(LOWEST if slope(LOWEST) >= 0 else HIGHEST)
+    if slope(LOWEST) >= 0:
+        return math.exp(LOWEST)
+    if slope(HIGHEST) <= 0:
+        return math.exp(HIGHEST)
     return math.exp(float(brentq(slope, LOWEST, HIGHEST, xtol=1e-9)))

@@ -14,7 +14,7 @@ from raydistill.tasks.base import Read, Task
 from raydistill.tasks.linear import Linear, fit_classes
 from raydistill.tasks.targets import Array, Targets
 from raydistill.tasks.text_classification import reading, scoring
-from raydistill.tasks.text_classification.classes import class_summary
+from raydistill.tasks.text_classification.classes import balanced_weights, class_summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,9 +119,7 @@ class TextClassification(Task):
         return cross_entropy(outputs.float(), targets, class_weights, reduction="none", label_smoothing=label_smoothing)
 
     def balanced_weights(self, targets: Targets) -> Array:
-        """Rows ÷ (classes · rows of the class), scikit-learn's: 1 on average over the rows. 1 for a class without."""
-        counts = np.array(list(self.counts(targets).values()))
-        return np.where(counts > 0, counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)), 1.0)
+        return balanced_weights(self.counts(targets))
 
     def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
         return fit_classes(features, targets, len(self.outputs), strength)

@@ -6,12 +6,20 @@ import math
 import unicodedata
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from raydistill.errors import DataError
-from raydistill.tasks.targets import shown
+from raydistill.tasks.targets import Array, shown
 
 MANY = 20
 """So many classes somebody has named; more that are numbers, or mostly single rows, are amounts, ids or texts."""
 FEW_ROWS = 5
+
+
+def balanced_weights(counts: Mapping[str, int]) -> Array:
+    """Rows ÷ (classes · rows of the class), scikit-learn's: 1 on average over the rows. 1 for a class without."""
+    rows = np.array(list(counts.values()))
+    return np.where(rows > 0, rows.sum() / ((rows > 0).sum() * np.maximum(rows, 1)), 1.0)
 
 
 def check_classes(counts: Mapping[str, int], *, configured: bool) -> list[str]:

@@ -18,7 +18,7 @@ from raydistill.errors import DataError
 from raydistill.models.head import TOKEN
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.targets import Array, Ragged, Targets, is_string, shown
-from raydistill.tasks.text_classification.classes import class_summary
+from raydistill.tasks.text_classification.classes import balanced_weights, class_summary
 from raydistill.tasks.text_classification.scoring import probabilities
 from raydistill.tasks.token_classification import reading
 from raydistill.tasks.token_classification.scoring import EntityScores
@@ -205,9 +205,7 @@ class TokenClassification(Task):
         return cross_entropy(outputs.float(), labels, class_weights, reduction="none", label_smoothing=smoothing)
 
     def balanced_weights(self, targets: Targets) -> Array:
-        """Words ÷ (labels · words with the label): 1 on average over the words. 1 for a label without."""
-        counts = np.array(list(self.counts(targets).values()))
-        return np.where(counts > 0, counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)), 1.0)
+        return balanced_weights(self.counts(targets))
 
     # scoring
 
