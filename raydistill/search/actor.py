@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.tune
 import torch
+from ray.util.queue import Empty, Queue
 
 from raydistill.cluster.connection import has_gpu
 from raydistill.cluster.device import Device, keep_freed_memory
@@ -18,13 +21,19 @@ from raydistill.cluster.group import Group
 from raydistill.cluster.resources import worker_resources
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.context import Context
-from raydistill.pipeline.job import Job
+from raydistill.pipeline.failures import explain
+from raydistill.pipeline.worker import make_trainer
 from raydistill.search.ledger import Params
 from raydistill.search.sharing import Shared
 from raydistill.search.trial import FOLDER, TrialBoard, TrialSpec, trial_job, trial_reports
+from raydistill.storage.board import Board
 
 SCHEDULE = "schedule.json"
 """In a trial's folder and its checkpoints under pbt: from which step on which settings held."""
+LOOK_S = 1.0
+"""At this interval a trial looks whether its group has ended without a word."""
+END_SECONDS = 60.0
+"""Within this time a group that is told to ends: a step, a checkpoint, and its processes."""
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 
 
@@ -122,32 +131,69 @@ class TrialActor(ray.tune.Trainable):
         self.context.report.flush()
 
 
-def train_in_group(config: dict[str, Any], shared: Shared) -> None:
-    """One trial as a Ray Train group of its own, for students that train on several workers."""
-    from ray.tune.integration.ray_train import TuneReportCallback
+class TrialGroup(ray.tune.Trainable):
+    """Trains a student in a Ray Train group of its own, on several workers.
 
-    from raydistill.pipeline.failures import explain
-    from raydistill.pipeline.worker import make_trainer
+    The group ends before this actor does. Ray would end it, too, but leaves its place on the nodes reserved where a
+    cluster has no dashboard, which its cleaner asks: no other group would ever find room.
+    """
 
-    spec = TrialSpec.from_plain(config["trial"])
-    job: Job = trial_job(shared, spec)
-    name = f"{job.run_key}-{job.owner.number}-{spec.name}"
-    resources = worker_resources(job.config.train, is_trial=True)
-    trainer = make_trainer(job, partial(report_trial, shared=shared), name, resources, [TuneReportCallback()])
-    try:
-        outcome = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        outcome = explain(error)
-    if isinstance(outcome, BaseException):
-        ray.tune.report({name: value for name, value in ended(outcome).items() if name != "done"})
+    def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]
+        self.spec = TrialSpec.from_plain(config["trial"])
+        self.job = trial_job(shared, self.spec)
+        self.reports = Queue(actor_options={"num_cpus": 0})
+        name = f"{self.job.run_key}-{self.job.owner.number}-{self.spec.name}"
+        resources = worker_resources(self.job.config.train, is_trial=True)
+        phases = partial(report_trial, shared=shared)
+        trainer = make_trainer(self.job, phases, name, resources, [pass_on(self.reports)])
+        thread = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+        self.fitting = thread.submit(lambda: trainer.fit().return_value)
+        thread.shutdown(wait=False)
+
+    def step(self) -> dict[str, Any]:
+        """The next validation, or how the trial ended."""
+        while not self.fitting.done() or self.reports.qsize():
+            with suppress(Empty):
+                entry: dict[str, Any] = self.reports.get(timeout=LOOK_S)
+                if not entry["finished"]:
+                    return entry
+                wait([self.fitting])
+                return {**entry, "done": True}
+        error = self.fitting.exception()
+        outcome = self.fitting.result() if error is None else explain(error)
+        if isinstance(outcome, BaseException):
+            return ended(outcome)
+        return {"done": True}
+
+    def cleanup(self) -> None:
+        board = Board(self.job.storage, self.job.run_parts, self.job.owner)
+        if not self.fitting.done():
+            board.request_stop()
+            wait([self.fitting], END_SECONDS)
+        if self.fitting.done():
+            board.withdraw_stop()  # Tune may begin this trial again
+        self.reports.shutdown()
+
+
+def pass_on(reports: Queue) -> Any:
+    """Hands what rank 0 reports to the trial."""
+    from ray.train import UserCallback
+
+    class PassOn(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            reports.put(metrics[0])
+
+    return PassOn()
 
 
 def report_trial(context: Context, shared: Shared) -> None:
     """What each worker of a trial's group runs."""
     import ray.train
 
+    job = context.job
     context.report.observed = lambda metrics: None
-    context.report.board = TrialBoard(context.job.storage, context.job.board_parts, context.job.owner)
+    own = Board(job.storage, job.run_parts, job.owner)
+    context.report.board = TrialBoard(job.storage, job.board_parts, job.owner, own)
     for entry in trial_reports(context, shared):
         ray.train.report(entry)
 

@@ -79,17 +79,21 @@ def trial_config(config: Config, schedule: Schedule, seed: int | None = None) ->
 
 
 class TrialBoard(Board):
-    """The sweep's request to stop, and when the first step was about to begin; progress is told by reports instead."""
+    """The sweep's request to stop, and when the first step was about to begin; progress is told by reports instead.
+
+    ``own``: where this trial alone is asked to stop.
+    """
 
     first_step_at: float | None = None
 
-    def __init__(self, storage: Storage, run: tuple[str, ...], owner: Owner) -> None:
+    def __init__(self, storage: Storage, run: tuple[str, ...], owner: Owner, own: Board | None = None) -> None:
         super().__init__(storage, run, owner, listener=lambda entry: None)
+        self.own = own
 
     def should_stop(self) -> bool:
         if self.first_step_at is None:
             self.first_step_at = time.perf_counter()
-        return super().should_stop()
+        return super().should_stop() or (self.own is not None and self.own.should_stop())
 
 
 def trial_job(shared: Shared, spec: TrialSpec) -> Job:

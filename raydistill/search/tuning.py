@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.worker import STOP_SECONDS, ray_storage
-from raydistill.search.actor import TrialActor, threads_of, train_in_group
+from raydistill.search.actor import TrialActor, TrialGroup, threads_of
 from raydistill.search.sharing import Shared
 from raydistill.search.sources import TrialSource
 from raydistill.storage.board import Board
@@ -136,7 +136,7 @@ def trial_function(shared: Shared, trial_resources: TrialResources, exchanges: b
         # The workers ask for themselves. Tune refuses a trial that asks for nothing, and a share of a CPU would leave
         # too little for two workers on two CPUs: one byte of memory is next to nothing.
         bundle = tune.PlacementGroupFactory([{"memory": 1}])
-        return tune.with_resources(tune.with_parameters(train_in_group, shared=shared), bundle)
+        return tune.with_resources(tune.with_parameters(TrialGroup, shared=shared), bundle)
     actor = tune.with_parameters(
         TrialActor, shared=shared, num_threads=threads_of(trial_resources.resources), exchanges=exchanges
     )
@@ -195,17 +195,17 @@ def supervise(tuner: tune.Tuner, board: Board, stop: threading.Event, watch: Cal
     fitting = pool.submit(tuner.fit)
     pool.shutdown(wait=False)
     asked_at: float | None = None
-    while not wait([fitting], timeout=0.5).done:
-        try:
+    try:
+        while not wait([fitting], timeout=0.5).done:
             watch()
-        except BaseException:
-            board.request_stop()  # a Ray that was there before this sweep stays, and its trials with it
-            raise
-        if stop.is_set() and asked_at is None:
-            asked_at = time.monotonic()
-            board.request_stop()
-        if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
-            break
+            if stop.is_set() and asked_at is None:
+                asked_at = time.monotonic()
+                board.request_stop()
+            if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
+                break
+    except BaseException:
+        board.request_stop()  # a Ray that was there before this sweep stays, and its trials with it
+        raise
     watch()
     if stop.is_set():
         raise Interrupted("The sweep was stopped; finished trials are kept, running ones have a checkpoint.")

@@ -72,6 +72,9 @@ class Board:
     def request_stop(self) -> None:
         self.storage.write_json({"owner": self.owner.number}, *self.run, "stop.json")
 
+    def withdraw_stop(self) -> None:
+        self.storage.delete(*self.run, "stop.json")
+
     def should_stop(self) -> bool:
         if self.stop is not None:
             return self.stop()

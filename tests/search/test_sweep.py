@@ -6,9 +6,8 @@ import itertools
 import json
 import os
 import signal
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from kit.toy import relative_difference, toy_config, without_key_biases
 from kit.toy import weights as module_weights
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from ray.util import placement_group_table
 
 from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
@@ -466,22 +466,6 @@ def test_nothing_of_a_trial_is_left_for_the_next_one_of_its_actor(tmp_path):
     assert "test" not in dict(actor.context.rows)
 
 
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """A deadlock fails the test instead of stopping the suite."""
-
-    def give_up(signum: int, frame: object) -> None:
-        raise TimeoutError(f"stands still after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.slow
 def test_a_finished_sweep_goes_on_with_a_larger_budget(ray_cluster, tmp_path, mlflow_uri):
     """Its only trial, of the config's own values, fails: there is no winner. Then there is one, and then two to choose
@@ -508,21 +492,26 @@ def test_a_finished_sweep_goes_on_with_a_larger_budget(ray_cluster, tmp_path, ml
 
 @pytest.mark.slow
 def test_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cluster, tmp_path):
-    """And give what one process gives, within rounding."""
-    space = {LAYERS: {"choice": [1, 2]}, RATE: {"loguniform": [5e-4, 5e-3]}}
-    settings = {"space": space, "search": "random", "scheduler": "asha", "num_trials": 3, "final_seeds": 1}
-    changes = SHAPES | {"stages__distill__num_epochs": 1, "train__num_workers": 2}
+    """Not even for one that asha stops half way: its workers' place is free again. And they give what one process
+    gives, within rounding."""
+    space = {RATE: {"choice": [1e-3, 1e-7, 4e-3]}}
+    settings = {"space": space, "search": "grid", "scheduler": "asha", "final_seeds": 1}
+    changes = SHAPES | {"stages__distill__num_epochs": 3, "train__num_workers": 2}
     config = load_config(toy_config(tmp_path, **changes, sweep=settings))
-    with at_most(900):
-        session = take_session(ray_cluster, config)
+    session = take_session(ray_cluster, config)
     assert session.summary["concurrency"] == 1
-    assert [trial.state for trial in session.trials.values()] == ["completed"] * 3
+    states = [trial.state for trial in session.trials.values()]
+    assert states[:2] == ["completed", "stopped"]
     ranks = Counter(line.split()[3] for line in session.lines if line.startswith("step student.distill "))
-    assert ranks == dict.fromkeys("01", STEPS_AN_EPOCH * (3 + len(session.finals)))
+    assert ranks["0"] == ranks["1"] >= STEPS_AN_EPOCH * (3 * states.count("completed") + 1 + 3 * len(session.finals))
     shards = Counter(line.split()[1] for line in session.lines if line.startswith("shard train/"))
     assert shards == {"train/hidden_states[2]+logits": 1}
+    deadline = time.monotonic() + 30
+    while held := [group for group in placement_group_table().values() if group["state"] != "REMOVED"]:
+        assert time.monotonic() < deadline, held
+        time.sleep(0.5)
 
-    trial = session.trials[2]
+    trial = session.trials[min(session.trials)]
     made = trial_config(config, ((0, trial.params),))
     one = made.model_copy(
         update={"storage": str(tmp_path / "one"), "train": made.train.model_copy(update={"num_workers": 0})}
