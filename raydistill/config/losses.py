@@ -14,6 +14,12 @@ Layers = Annotated[
     Annotated[LayerChoice, Tag("value")] | Annotated[tuple[tuple[int, int], ...], Tag("list")], Discriminator(form_of)
 ]
 
+Heads = Annotated[
+    Annotated[Literal["auto", "mean"], Tag("value")] | Annotated[tuple[tuple[int, int], ...], Tag("list")],
+    Discriminator(form_of),
+]
+RelationHeads = Literal["auto"] | Annotated[int, Field(ge=1)]
+
 Role = Literal["task", "distillation", "representation"]
 """What a loss learns from: labels, the teacher's predictions, or what the teacher computes on the way to them."""
 
@@ -86,6 +92,8 @@ class LayerLossSection(LossSection):
 
     role: ClassVar[Role] = "representation"
     compares: ClassVar[str] = "hidden states"
+    first_layer: ClassVar[int] = 0
+    """0 where embeddings count as a layer."""
 
     layers: Layers = "auto"
     """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
@@ -233,6 +241,56 @@ class PooledCosine(LayerLossSection):
     """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
 
 
+class AttentionLossSection(LayerLossSection):
+    """A term on how the tokens of a row attend to each other in mapped layers."""
+
+    compares: ClassVar[str] = "queries, keys"
+    first_layer: ClassVar[int] = 1
+
+    layers: Layers = "uniform"
+    """Layer map, or pairs [student layer, teacher layer], from 1."""
+    heads: Heads = "auto"
+    """Which heads are compared. ``auto``: each of the student's with the teacher's of the same number, where there are
+    as many, or the student's are the teacher's first ones; their means otherwise. ``mean``: the means of all. Or pairs
+    [student head, teacher head], from 0."""
+
+
+class AttentionMse(AttentionLossSection):
+    """Mean squared difference of attention scores before the softmax, over a row's tokens and the heads."""
+
+    type: Literal["attention_mse"] = "attention_mse"
+
+
+class AttentionKl(AttentionLossSection):
+    """KL(teacher ‖ student) of where each token attends to, averaged over the heads."""
+
+    type: Literal["attention_kl"] = "attention_kl"
+
+
+class Minilm(AttentionLossSection):
+    """attention_kl, and the same for relations between values: needs as many heads in student and teacher."""
+
+    compares: ClassVar[str] = "queries, keys, values"
+
+    type: Literal["minilm"] = "minilm"
+    layers: Layers = "last"
+    """Layer map, or pairs [student layer, teacher layer], from 1."""
+
+
+class MinilmV2(LayerLossSection):
+    """KL of the relations between a row's queries, its keys and its values: width, heads and depth are free."""
+
+    compares: ClassVar[str] = "queries, keys, values"
+    first_layer: ClassVar[int] = 1
+
+    type: Literal["minilm_v2"] = "minilm_v2"
+    layers: Layers = "last"
+    """Layer map, or pairs [student layer, teacher layer], from 1; of a deep teacher often one below the last."""
+    relation_heads: RelationHeads = "auto"
+    """Parts that queries, keys and values are cut into; divides the widths of both models. ``auto``: the most, up to
+    48."""
+
+
 class RelationLossSection(LossSection):
     """A term on how rows lie to each other, by their mean last hidden states."""
 
@@ -283,6 +341,10 @@ Loss = Annotated[
     | EmbeddingMse
     | Pkd
     | PooledCosine
+    | AttentionMse
+    | AttentionKl
+    | Minilm
+    | MinilmV2
     | RkdDistance
     | RkdAngle
     | CosinePairs,

@@ -217,8 +217,9 @@ def check_layer_maps(config: Config) -> list[Mistake]:
             if not loss.layers:
                 mistakes.append((place, "names no pair; write [[student, teacher], ...] or a layer map such as auto."))
             for pair in loss.layers:
-                if min(pair) < 0:
-                    mistakes.append((place, f"the pair {list(pair)} is negative; layers count from 0, the embeddings."))
+                if min(pair) < loss.first_layer:
+                    first = "layers count from 1 here" if loss.first_layer else "layers count from 0, the embeddings"
+                    mistakes.append((place, f"the pair {list(pair)} names layer {min(pair)}; {first}."))
                 elif isinstance(depth, int) and pair[0] > depth:
                     text = f"the pair {list(pair)} names student layer {pair[0]}, but student.num_layers is {depth}."
                     mistakes.append((place, text))

@@ -10,6 +10,7 @@ import torch
 from raydistill.config import losses as settings
 from raydistill.config.plugins import find
 from raydistill.config.training import Stage
+from raydistill.losses.attention import AttentionKl, AttentionLoss, AttentionMse, Minilm, MinilmV2
 from raydistill.losses.base import Loss, Losses
 from raydistill.losses.contrastive import CosinePairs
 from raydistill.losses.hidden import HiddenCosine, HiddenKl, HiddenLoss, HiddenMse, Pkd, PooledCosine
@@ -41,7 +42,15 @@ HIDDEN: dict[str, type[HiddenLoss]] = {
     "pooled_cosine": PooledCosine,
 }
 
+ATTENTION: dict[str, type[AttentionLoss]] = {
+    "attention_mse": AttentionMse,
+    "attention_kl": AttentionKl,
+    "minilm": Minilm,
+}
+
 __all__ = [
+    "AttentionKl",
+    "AttentionMse",
     "CosinePairs",
     "Dist",
     "Dkd",
@@ -53,6 +62,8 @@ __all__ = [
     "LogitMse",
     "Loss",
     "Losses",
+    "Minilm",
+    "MinilmV2",
     "Pkd",
     "PooledCosine",
     "ReverseKl",
@@ -133,6 +144,12 @@ def build_loss(
             depths = (student.num_hidden_layers, teacher.num_hidden_layers)
             relation = RkdDistance if isinstance(term, settings.RkdDistance) else RkdAngle
             return relation(*depths, term.group_size, term.weight)
+        case settings.AttentionLossSection() | settings.MinilmV2():
+            assert teacher is not None
+            pairs = layer_map(term.layers, student.num_hidden_layers, teacher.num_hidden_layers, term.first_layer)
+            if isinstance(term, settings.MinilmV2):
+                return MinilmV2(pairs, student, teacher, term.relation_heads, term.weight)
+            return ATTENTION[term.type](pairs, student, teacher, term.heads, term.weight)
         case settings.LayerLossSection() | settings.EmbeddingMse() if term.type in HIDDEN:
             assert teacher is not None
             depths = (student.num_hidden_layers, teacher.num_hidden_layers)

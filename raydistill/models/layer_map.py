@@ -40,18 +40,19 @@ def _prefer_global(even: tuple[int, ...], layer_types: Sequence[str]) -> tuple[i
 
 
 def layer_map(
-    layers: LayerChoice | Sequence[Sequence[int]], num_student: int, num_teacher: int
+    layers: LayerChoice | Sequence[Sequence[int]], num_student: int, num_teacher: int, first: int = 0
 ) -> tuple[tuple[int, int], ...]:
     """Return pairs (student, teacher) of hidden states to compare; 0 is the embeddings, i the output of layer i.
 
     ``uniform``: each student layer with the teacher layer at the same share of the depth (TinyBERT's g(m) = k·m, for
     any depths). ``auto``: uniform, and the embeddings. ``last``, ``first``: the outputs of the last, the first layers
-    of both. Or pairs by hand. Raises ConfigError for pairs outside the models.
+    of both. Or pairs by hand. ``first``: 1 where embeddings are no layer. Raises ConfigError for pairs outside the
+    models.
     """
     uniform = tuple((m, max(1, _rounded(m * num_teacher, num_student))) for m in range(1, num_student + 1))
     match layers:
         case "auto":
-            return ((0, 0), *uniform)
+            return uniform if first else ((0, 0), *uniform)
         case "uniform":
             return uniform
         case "last":
@@ -68,7 +69,9 @@ def layer_map(
 def layer_maps(config: Config, num_student: int, num_teacher: int) -> dict[str, list[list[int]]]:
     """Return the pairs (student, teacher) of hidden states of every loss that maps layers."""
     return {
-        f"stages.{stage}.losses.{name}": [list(pair) for pair in layer_map(loss.layers, num_student, num_teacher)]
+        f"stages.{stage}.losses.{name}": [
+            list(pair) for pair in layer_map(loss.layers, num_student, num_teacher, loss.first_layer)
+        ]
         for stage, settings in config.stages.items()
         for name, loss in settings.losses.items()
         if isinstance(loss, LayerLossSection)

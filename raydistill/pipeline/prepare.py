@@ -22,12 +22,15 @@ from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import load_tokenizer, read_texts, tokenize_data
 from raydistill.data.size import Texts, token_needs
 from raydistill.errors import ConfigError, did_you_mean
+from raydistill.losses import build_stages
 from raydistill.models.checks import has_position_table
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
+from raydistill.models.layers import projection
 from raydistill.models.load import has_head, new_model, read_config
 from raydistill.models.pooled import pooled_class
 from raydistill.models.scorer import num_positions
 from raydistill.models.shape import is_checkpoint, student_config
+from raydistill.models.signals import PROJECTIONS, Signal
 from raydistill.pipeline.defaults import Choice, Facts, choose
 from raydistill.pipeline.recipes import start_digest
 from raydistill.storage.artifacts import Artifact
@@ -102,6 +105,7 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
     """The config with everything chosen that it leaves open; texts are read only where their length is asked for."""
     train, task = info.counts["train"], task_of(info.task)
     check_classes(config, task)
+    check_signals(config, task, models)
     needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
     trusted = config.teacher.trust_remote_code
     tuning = config.teacher.finetune
@@ -143,6 +147,22 @@ def check_classes(config: Config, task: Task) -> None:
                     f"{len(task.outputs)}: the others than one are then a single one, which has nothing to say. Use "
                     "forward_kl."
                 )
+
+
+def check_signals(config: Config, task: Task, models: Models) -> None:
+    """RaydistillError for losses that these models cannot be compared by."""
+    stages = build_stages(config.stages, task, models.student, models.teacher, seed=config.seed)
+    teacher, student = (
+        frozenset[Signal]().union(*needs)
+        for needs in zip(*((losses.teacher_needs, losses.student_needs) for losses in stages.values()), strict=True)
+    )
+    for shaped, needs in ((models.teacher, teacher), (models.student, student)):
+        projected = [(signal.layer, signal.name) for signal in needs if signal.layer and signal.name in PROJECTIONS]
+        if projected:
+            with torch.device("meta"):
+                model = new_model(shaped, seed=0)
+            for layer, name in projected:
+                projection(model, layer, name)
 
 
 def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:

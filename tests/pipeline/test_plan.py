@@ -11,17 +11,18 @@ import torch
 from kit.tiny import FAMILIES, WORDS, save_tiny, without_tokenizer_limit
 from kit.toy import TOPICS, toy_config
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, FNetConfig
 
 from raydistill.cli.show.plan import print_plan
 from raydistill.config.loading import load_config
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, ModelError
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.plan import make_plan
-from raydistill.pipeline.prepare import check_models, prepare
+from raydistill.pipeline.prepare import Models, check_models, check_signals, prepare
 from raydistill.search.budget import estimate
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
+from raydistill.tasks import TextClassification
 
 
 def states(plan: dict[str, Any]) -> dict[str, str]:
@@ -178,3 +179,27 @@ def test_losses_on_the_other_classes_are_refused_where_there_is_one_before_any_w
     with pytest.raises(ConfigError, match=f"losses.kd: {name} needs 3 classes or more, and there are 2"):
         make_plan(load_config(config))
     assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize(
+    ("term", "why"),
+    [
+        ({"type": "minilm_v2", "relation_heads": 5}, "relation_heads is 5, which does not divide"),
+        ({"type": "attention_kl", "heads": [[0, 9]]}, "heads is"),
+        ({"type": "hidden_mse", "layers": [[1, 9]]}, "The layer map has the pair"),
+    ],
+)
+def test_what_models_of_these_shapes_cannot_be_compared_by_is_refused_before_any_work(term, why, tmp_path):
+    config = load_config(toy_config(tmp_path, stages__distill__losses__it=term))
+    for look in (make_plan, lambda config: prepare(config, Storage(config.storage))):
+        with pytest.raises(ConfigError, match=why):
+            look(config)
+
+
+def test_a_family_without_attention_is_refused_before_any_work(tmp_path):
+    term = {"type": "minilm_v2"}
+    config = load_config(toy_config(tmp_path, stages__distill__losses__it=term))
+    shaped = FNetConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2)
+    shaped.num_attention_heads = 2
+    with pytest.raises(ModelError, match="has no single linear layer that makes its"):
+        check_signals(config, TextClassification(tuple(TOPICS)), Models(shaped, shaped, None))
