@@ -313,6 +313,54 @@ class RkdAngle(RelationLossSection):
     type: Literal["rkd_angle"] = "rkd_angle"
 
 
+class GradientLossSection(LossSection):
+    """A term on the gradients of the predictions with respect to the token embeddings."""
+
+    role: ClassVar[Role] = "representation"
+    compares: ClassVar[str] = "gradients"
+
+
+class GradientMatch(GradientLossSection):
+    """Squared difference of the gradients with respect to the embeddings, as wide in both models; steps take longer."""
+
+    type: Literal["gradient_match"] = "gradient_match"
+
+
+class GradientAttention(GradientLossSection):
+    """Squared difference of how much each token weighs, by the length of its gradient: the student's width is free."""
+
+    type: Literal["gradient_attention"] = "gradient_attention"
+
+
+class GraphAttention(LossSection):
+    """The graph that attention, learned on the teacher's states, draws between rows or tokens, and its messages."""
+
+    role: ClassVar[Role] = "representation"
+    compares: ClassVar[str] = "hidden states"
+
+    type: Literal["graph_attention"] = "graph_attention"
+    nodes: Literal["rows", "tokens"] = "rows"
+    """Between what: the rows of a group, or the tokens of each row."""
+    heads: int = Field(default=4, ge=1)
+    """Graphs that are drawn side by side."""
+    group_size: int = Field(default=16, ge=2)
+    """So many rows of a batch are a graph; ``train.global_batch_size`` is a multiple of it."""
+
+
+class Crd(LossSection):
+    """A row is to be told by its teacher's mean hidden state from the others of its group: the student's width is
+    free."""
+
+    role: ClassVar[Role] = "representation"
+    compares: ClassVar[str] = "hidden states"
+
+    type: Literal["crd"] = "crd"
+    temperature: float = Field(default=0.1, gt=0)
+    """By which cosines are divided: the lower, the more the nearest of the others count."""
+    group_size: int = Field(default=16, ge=2)
+    """So many rows of a batch are told from each other; ``train.global_batch_size`` is a multiple of it."""
+
+
 class CosinePairs(LossSection):
     """Rows with the same label are to have similar mean hidden states, rows with different ones dissimilar ones."""
 
@@ -347,6 +395,10 @@ Loss = Annotated[
     | MinilmV2
     | RkdDistance
     | RkdAngle
+    | GradientMatch
+    | GradientAttention
+    | GraphAttention
+    | Crd
     | CosinePairs,
     Field(discriminator="type"),
 ]

@@ -12,13 +12,15 @@ from raydistill.config.plugins import find
 from raydistill.config.training import Stage
 from raydistill.losses.attention import AttentionKl, AttentionLoss, AttentionMse, Minilm, MinilmV2
 from raydistill.losses.base import Loss, Losses
-from raydistill.losses.contrastive import CosinePairs
+from raydistill.losses.contrastive import CosinePairs, Crd
+from raydistill.losses.gradients import GradientAttention, GradientMatch
+from raydistill.losses.graph import GraphAttention
 from raydistill.losses.hidden import HiddenCosine, HiddenKl, HiddenLoss, HiddenMse, Pkd, PooledCosine
 from raydistill.losses.logits import Dist, Dkd, ForwardKl, Jsd, LogitMse, ReverseKl, SoftCrossEntropy, SoftLoss
 from raydistill.losses.relations import RkdAngle, RkdDistance
 from raydistill.losses.task import TaskLoss
 from raydistill.models.layer_map import layer_map
-from raydistill.models.signals import Signal
+from raydistill.models.signals import GRADIENTS, Signal
 from raydistill.tasks import Targets, Task
 
 if TYPE_CHECKING:
@@ -52,9 +54,13 @@ __all__ = [
     "AttentionKl",
     "AttentionMse",
     "CosinePairs",
+    "Crd",
     "Dist",
     "Dkd",
     "ForwardKl",
+    "GradientAttention",
+    "GradientMatch",
+    "GraphAttention",
     "HiddenCosine",
     "HiddenKl",
     "HiddenMse",
@@ -150,6 +156,18 @@ def build_loss(
             if isinstance(term, settings.MinilmV2):
                 return MinilmV2(pairs, student, teacher, term.relation_heads, term.weight)
             return ATTENTION[term.type](pairs, student, teacher, term.heads, term.weight)
+        case settings.GradientMatch():
+            assert teacher is not None
+            return GradientMatch(GRADIENTS.width(student), GRADIENTS.width(teacher), term.weight)
+        case settings.GradientAttention():
+            return GradientAttention(term.weight)
+        case settings.GraphAttention() | settings.Crd():
+            assert teacher is not None
+            depths = (student.num_hidden_layers, teacher.num_hidden_layers)
+            widths = (student.hidden_size, teacher.hidden_size)
+            if isinstance(term, settings.Crd):
+                return Crd(depths, widths, term.group_size, term.temperature, weight=term.weight)
+            return GraphAttention(depths, widths, term.nodes, term.heads, term.group_size, term.weight)
         case settings.LayerLossSection() | settings.EmbeddingMse() if term.type in HIDDEN:
             assert teacher is not None
             depths = (student.num_hidden_layers, teacher.num_hidden_layers)

@@ -110,11 +110,15 @@ def scores(queries: Tensor, keys: Tensor, heads: int, key_heads: int | None = No
     return left @ right.transpose(2, 3) / math.sqrt(left.shape[-1])
 
 
-def divergence(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of scores (B, H, L, L) after the softmax over ``real`` tokens, mean over heads; (B, L)."""
-    hidden = ~real[:, None, None, :]
-    lowest = torch.finfo(student.dtype).min  # not -inf: the difference of two is not a number
-    own, other = (F.log_softmax(x.masked_fill(hidden, lowest), dim=-1) for x in (student, teacher))
+def log_attention(scores: Tensor, seen: Tensor) -> Tensor:
+    """Logarithm of the softmax of scores (B, H, L, L) over the tokens that are ``seen``, (B, 1 or L, L)."""
+    lowest = torch.finfo(scores.dtype).min  # not -inf: the difference of two is not a number
+    return F.log_softmax(scores.masked_fill(~seen[:, None], lowest), dim=-1)
+
+
+def divergence(student: Tensor, teacher: Tensor, seen: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of scores (B, H, L, L) after the softmax over what is ``seen``, mean over heads; (B, L)."""
+    own, other = log_attention(student, seen), log_attention(teacher, seen)
     return F.kl_div(own, other, reduction="none", log_target=True).sum(-1).mean(1)
 
 
@@ -166,14 +170,13 @@ class AttentionKl(AttentionLoss):
 
     def compare(self, student: Projections, teacher: Projections, real: Tensor) -> Tensor:
         own, other = self.attention(student, teacher)
+        seen = real[:, None, :]
         if self.head_pairs is None:  # the mean of distributions, not the distribution of mean scores
-            hidden = ~real[:, None, None, :]
             own, other = (
-                x.masked_fill(hidden, torch.finfo(x.dtype).min).softmax(-1).mean(1, keepdim=True).clamp_min(1e-12).log()
-                for x in (own, other)
+                log_attention(x, seen).exp().mean(1, keepdim=True).clamp_min(1e-12).log() for x in (own, other)
             )
-            return divergence(own, other, real)
-        return divergence(*self.matched(own, other), real)
+            return divergence(own, other, seen)
+        return divergence(*self.matched(own, other), seen)
 
 
 class Minilm(AttentionLoss):
@@ -201,8 +204,9 @@ class Minilm(AttentionLoss):
 
     def compare(self, student: Projections, teacher: Projections, real: Tensor) -> Tensor:
         values = [scores(side[2], side[2], n[1]) for side, n in zip((student, teacher), self.num_heads, strict=True)]
-        attention = divergence(*self.matched(*self.attention(student, teacher)), real)
-        return attention + divergence(values[0], values[1], real)
+        seen = real[:, None, :]
+        attention = divergence(*self.matched(*self.attention(student, teacher)), seen)
+        return attention + divergence(values[0], values[1], seen)
 
 
 class MinilmV2(TokenRelations):
@@ -233,10 +237,10 @@ class MinilmV2(TokenRelations):
         self.scores_per_token = self.relation_heads
 
     def compare(self, student: Projections, teacher: Projections, real: Tensor) -> Tensor:
-        found = [
-            divergence(scores(own, own, self.relation_heads), scores(other, other, self.relation_heads), real)
-            for own, other in zip(student, teacher, strict=True)
-        ]
+        found = []
+        for pair in zip(student, teacher, strict=True):
+            own, other = (scores(x, x, self.relation_heads) for x in pair)
+            found.append(divergence(own, other, real[:, None, :]))
         return torch.stack(found).sum(0)
 
 

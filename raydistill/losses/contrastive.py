@@ -1,4 +1,4 @@
-"""Losses on the similarity of rows with equal and with different labels."""
+"""Losses that pull some rows together and others apart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
@@ -57,3 +57,42 @@ class CosinePairs(Loss):
         means = [(squares * kind).sum(1) / kind.sum(1).clamp(min=1) for kind in (same & others, ~same)]
         kinds = (same & others).any(1).float() + (~same).any(1).float()
         return (means[0] + means[1]) / kinds
+
+
+class Crd(Loss):
+    """-log of the share that a row's teacher has among the teachers of its group, by exp(cosine / temperature) of
+    projected mean hidden states; one value a row. Contrastive representation distillation, Tian et al. 2020,
+    https://arxiv.org/abs/1910.10699, with the group's other rows as negatives instead of a memory of all.
+    """
+
+    role = "representation"
+
+    def __init__(
+        self,
+        depths: tuple[int, int],
+        widths: tuple[int, int],
+        group_size: int = 16,
+        temperature: float = 0.1,
+        size: int = 128,
+        weight: float | Schedule = 1.0,
+    ) -> None:
+        """``depths``, ``widths``: of student and teacher; ``size``: width of the common space."""
+        super().__init__(weight)
+        self.states = Signal.of("hidden_states", depths[0]), Signal.of("hidden_states", depths[1])
+        self.student_needs, self.teacher_needs = frozenset(self.states[:1]), frozenset(self.states[1:])
+        self.projections = nn.ModuleList(nn.Linear(width, size) for width in widths)
+        self.group_size, self.temperature = group_size, temperature
+
+    def count(self, batch: Batch) -> int:
+        return sum(rows.stop - rows.start for rows in groups_of(batch.num_rows, self.group_size, 2))
+
+    def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
+        own, other = (
+            F.normalize(projection(row_means(side[states].float(), batch.lengths)).float(), dim=-1)
+            for side, states, projection in zip((student, teacher), self.states, self.projections, strict=True)
+        )
+        values = []
+        for rows in groups_of(batch.num_rows, self.group_size, 2):
+            cosines = own[rows] @ other[rows].T
+            values.append(-F.log_softmax(cosines / self.temperature, dim=-1).diagonal())
+        return torch.cat(values)

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 
-def row_means(states: Tensor, lengths: np.ndarray) -> Tensor:
-    """Mean over each row's tokens: (N, width) of rows with ``lengths`` (B,) one after another -> (B, width)."""
+def row_sums(states: Tensor, lengths: np.ndarray) -> Tensor:
+    """Sum over each row's tokens: (N, width) of rows with ``lengths`` (B,) one after another -> (B, width)."""
     counts = torch.as_tensor(lengths, dtype=torch.long, device=states.device)
     rows = torch.arange(len(lengths), device=states.device).repeat_interleave(counts)
-    sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, rows, states)
-    return sums / counts[:, None]
+    return states.new_zeros(len(lengths), states.shape[1]).index_add(0, rows, states)
+
+
+def row_means(states: Tensor, lengths: np.ndarray) -> Tensor:
+    """Mean over each row's tokens: (N, width) -> (B, width)."""
+    return row_sums(states, lengths) / torch.as_tensor(lengths, dtype=torch.long, device=states.device)[:, None]
 
 
 def first_tokens(states: Tensor, lengths: np.ndarray) -> Tensor:

@@ -10,19 +10,42 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import ConfigError
+from raydistill.models.gradients import differentiable, input_gradients, of_unit_length
 from raydistill.models.layers import projection
-from raydistill.models.signals import LOGITS, PROJECTIONS, UNITS, Signal
+from raydistill.models.signals import GRADIENTS, LOGITS, PROJECTIONS, UNITS, Signal
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
     """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded.
 
-    ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``. ``hidden_states[i]`` and the projections:
-    (N, width) of the N real tokens, row after row without padding, in the dtype the model computes in; heads lie beside
-    each other. Hidden states are outputs of the model, projections are caught by hooks, so that attention stays as fast
-    as it is. Mode, grad and autocast are the caller's. Raises ConfigError or ModelError for a signal that the model
-    does not have.
+    ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``. All others: (N, width) of the N real tokens,
+    row after row without padding. ``hidden_states[i]`` and the projections are in the dtype the model computes in,
+    heads beside each other; hidden states are outputs of the model, projections are caught by hooks, so that attention
+    stays as fast as it is. ``gradients``: float32, see ``models.gradients``. Mode, grad and autocast are the caller's.
+    Raises ConfigError or ModelError for a signal that the model does not have.
     """
+    if GRADIENTS in signals:
+        return capture_with_gradients(model, inputs, signals)
+    return _capture(model, inputs, signals)
+
+
+def capture_with_gradients(
+    model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]
+) -> dict[Signal, Tensor]:
+    """As ``capture``; whether a loss can be trained through the gradients is the caller's grad mode."""
+    trained = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    with differentiable(model) as embedded:
+        inputs = {
+            name: tensor.clone() for name, tensor in inputs.items()
+        }  # made in inference mode, they cannot be used
+        found = _capture(model, inputs, [LOGITS, *(signal for signal in signals if signal != GRADIENTS)])
+        gradients = input_gradients(found[LOGITS], embedded[0], inputs, create_graph=trained)
+        found[GRADIENTS] = of_unit_length(_flat(gradients, real_tokens(inputs)), inputs)
+    kept = {signal: found[signal] for signal in map(Signal, signals)}
+    return kept if trained else {signal: values.detach() for signal, values in kept.items()}
+
+
+def _capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
     wanted = [Signal(signal) for signal in signals]
     units = inputs.get(UNITS)
     if units is not None:

@@ -9,14 +9,14 @@ from typing import Any
 from raydistill.errors import ConfigError
 
 _LAYER = re.compile(r"(\w+)\[(\d+)\]")
-ROW_LEVEL = ("logits",)
+OF_OUTPUTS = ("logits", "gradients")
 PROJECTIONS = ("queries", "keys", "values")
-TOKEN_LEVEL = ("hidden_states", *PROJECTIONS)
+OF_LAYERS = ("hidden_states", *PROJECTIONS)
 
 
 class Signal(str):
-    """``logits``, or ``hidden_states[i]``, ``queries[i]``, ``keys[i]``, ``values[i]``; it is its own text, as keys of
-    dicts, files and plans have it.
+    """``logits``, ``gradients``, or ``hidden_states[i]``, ``queries[i]``, ``keys[i]``, ``values[i]``; it is its own
+    text, as keys of dicts, files and plans have it.
 
     Hidden states count from 0, the embeddings, to the output of the last layer; projections belong to layer 1 to the
     last. Raises ConfigError for anything else.
@@ -25,8 +25,8 @@ class Signal(str):
     def __new__(cls, text: str) -> Signal:
         made = super().__new__(cls, text)
         known = made.layer is None or made.layer > 0 or made.name not in PROJECTIONS
-        if made.name not in (ROW_LEVEL if made.layer is None else TOKEN_LEVEL) or not known:
-            names = ", ".join([*ROW_LEVEL, *(f"{name}[i]" for name in TOKEN_LEVEL)])
+        if made.name not in (OF_OUTPUTS if made.layer is None else OF_LAYERS) or not known:
+            names = ", ".join([*OF_OUTPUTS, *(f"{name}[i]" for name in OF_LAYERS)])
             raise ConfigError(f"Unknown signal {text!r}. Known signals: {names}; projections count from 1.")
         return made
 
@@ -48,7 +48,7 @@ class Signal(str):
     @property
     def is_token_level(self) -> bool:
         """Whether it has one row of numbers a token; otherwise it has one a row of the data."""
-        return self.layer is not None
+        return self.name != "logits"
 
     @property
     def dtype(self) -> str:
@@ -57,8 +57,10 @@ class Signal(str):
 
     def width(self, config: Any) -> int:
         """Numbers a token, or a row, of a model with this config. Raises ConfigError beyond the model's layers."""
-        if self.layer is None:
+        if self.name == "logits":
             return len(config.id2label or ())
+        if self.layer is None:
+            return int(getattr(config, "embedding_size", None) or config.hidden_size)
         if self.layer > config.num_hidden_layers:
             raise ConfigError(f"There is no {self}: the model has {config.num_hidden_layers} layers.")
         heads = config.num_attention_heads
@@ -72,6 +74,8 @@ class Signal(str):
 
 
 LOGITS = Signal("logits")
+GRADIENTS = Signal("gradients")
+"""Of a combination of the logits with respect to the token embeddings, of length 1 over a row; see models.gradients."""
 UNITS = "unit_positions"
 """Among a batch's inputs where rows have several predictions: positions (M,) of their tokens in the flattened (B · L)
 batch, row after row."""

@@ -389,7 +389,8 @@ def test_losses_are_described() -> None:
     soft = ["forward_kl", "reverse_kl", "jsd", "soft_cross_entropy", "dkd", "dist"]
     hidden = ["hidden_mse", "hidden_cosine", "hidden_kl", "embedding_mse", "pkd", "pooled_cosine"]
     tokens = ["attention_mse", "attention_kl", "minilm", "minilm_v2"]
-    assert list(found) == ["task", *soft, "logit_mse", *hidden, *tokens, "rkd_distance", "rkd_angle", "cosine_pairs"]
+    relations = ["rkd_distance", "rkd_angle", "gradient_match", "gradient_attention", "graph_attention", "crd"]
+    assert list(found) == ["task", *soft, "logit_mse", *hidden, *tokens, *relations, "cosine_pairs"]
     everywhere = ["text_classification", "text_regression", "multi_label_classification", "token_classification"]
     assert {n for n, loss in found.items() if loss["tasks"] == everywhere} >= {"task", "logit_mse", "hidden_mse"}
     assert found["jsd"]["tasks"] == [name for name in everywhere if name != "text_regression"]

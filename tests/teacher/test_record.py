@@ -55,12 +55,14 @@ def record_all(toy: Toy, items: dict[str, Wanted], **options: Any) -> None:
     record(toy.teacher(), toy.rows(), items, **options)
 
 
-def assert_equal_online(toy: Toy, recorded: RecordedSignals, row_ids: np.ndarray) -> None:
+def assert_equal_online(
+    toy: Toy, recorded: RecordedSignals, row_ids: np.ndarray, signals: tuple[Signal, ...] = SIGNALS
+) -> None:
     rows = toy.rows()
-    online = OnlineSignals(toy.teacher(), SIGNALS, Device()).read(rows.batch(row_ids))
+    online = OnlineSignals(toy.teacher(), signals, Device()).read(rows.batch(row_ids))
     stored = recorded.rows(row_ids)
     assert stored.keys() == online.keys()
-    for signal in SIGNALS:
+    for signal in signals:
         assert stored[signal].shape == online[signal].shape
         tolerance = 1e-5 if signal == "logits" else 2e-3  # half precision: 2^-11 of values up to 4
         torch.testing.assert_close(stored[signal].float(), online[signal].float(), rtol=1e-3, atol=tolerance)
@@ -74,6 +76,16 @@ def test_cached_equals_online_for_every_row_in_any_order(toy, small_shards):
     for size in (1, 7, 32):
         for start in range(0, len(order), size):
             assert_equal_online(toy, recorded, order[start : start + size])
+
+
+def test_what_hooks_and_derivatives_give_is_recorded_as_it_is_online(toy, small_shards):
+    signals = tuple(map(Signal, ("gradients", "keys[4]", "queries[4]", "values[4]")))
+    items = wanted(toy, "hooks", signals)
+    record_all(toy, items)
+    recorded = RecordedSignals(artifacts(items), toy.rows().num_rows, verify=True)
+    order = np.random.default_rng(1).permutation(toy.rows().num_rows)
+    for start in range(0, len(order), 32):
+        assert_equal_online(toy, recorded, order[start : start + 32], signals)
 
 
 def test_the_teacher_speaks_in_evaluation_mode(toy, small_shards):
