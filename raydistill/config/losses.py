@@ -28,6 +28,11 @@ Kind = Literal["categorical", "bernoulli", "value"]
 """What a prediction is: a distribution over classes, one for each label, or a number."""
 
 
+SequenceHead = Literal["softmax", "crf", "constrained_crf"]
+"""What makes labels of the logits of a row's words: each word for itself, a CRF, or one that knows which label may not
+follow which."""
+
+
 class Schedule(Section):
     """A number that changes over the optimizer steps of a stage."""
 
@@ -75,13 +80,15 @@ class LossSection(Section):
     """What it looks at in student and teacher."""
     compares_rows: ClassVar[bool] = False
     """Whether it compares rows with each other, of which each has one prediction then."""
+    compares_sequences: ClassVar[bool] = False
+    """Whether it compares labels of whole rows, of which a CRF teacher has several."""
     fewest_classes: ClassVar[int] = 2
     """Classes of a categorical prediction below which it says nothing."""
 
     @classmethod
     def takes(cls, kind: Kind, has_units: bool) -> bool:
         """Whether it can learn from predictions of this kind; ``has_units``: of which rows have any number."""
-        return kind in cls.kinds and not (has_units and cls.compares_rows)
+        return kind in cls.kinds and not (cls.compares_rows if has_units else cls.compares_sequences)
 
     weight: Weight = 1.0
     """Factor of this term in the sum of all losses; 0 switches its gradient off. A number, or a schedule."""
@@ -186,6 +193,19 @@ class Dist(SoftLossSection):
     """Weight of the correlation over the rows of a group, for each class."""
     group_size: int = Field(default=16, ge=2)
     """So many rows of a batch are correlated; ``train.global_batch_size`` is a multiple of it."""
+
+
+class KBest(LossSection):
+    """Cross entropy of the student under the k most likely sequences of labels of a CRF teacher, by their
+    probability."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
+    compares: ClassVar[str] = "sequences of labels"
+    compares_sequences: ClassVar[bool] = True
+
+    type: Literal["k_best"] = "k_best"
+    k: int = Field(default=5, ge=1, le=100)
+    """Sequences of each row."""
 
 
 class LogitMse(LossSection):
@@ -382,6 +402,7 @@ Loss = Annotated[
     | SoftCrossEntropy
     | Dkd
     | Dist
+    | KBest
     | LogitMse
     | HiddenMse
     | HiddenCosine

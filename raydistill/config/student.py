@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from raydistill.config.losses import SequenceHead
 from raydistill.config.section import Mistake, OrAuto, Section
 
 
@@ -28,6 +29,10 @@ class EncoderStudent(Section):
     """Which of the teacher's layers (from 0) the student starts from."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
+
+    head: SequenceHead = "softmax"
+    """Of a tagger of words. ``softmax``: each word has the label that is likeliest for it; ``crf``: a row has the
+    likeliest sequence of labels, by a linear-chain CRF; ``constrained_crf``: one without an I- that lacks its B-."""
 
     def mistakes(self) -> list[Mistake]:
         found: list[Mistake] = []

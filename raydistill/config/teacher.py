@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from raydistill.config.losses import SequenceHead
 from raydistill.config.section import Mistake, OrAuto, Section, known
 from raydistill.config.training import Optimization, Resources
 
@@ -31,6 +32,8 @@ class Finetune(Optimization):
     """A ``full`` training that learns nothing is begun again, with another order of the rows and half the learning
     rate, until there were so many. By default 3, and 1 with a learning rate of your own."""
 
+    head: SequenceHead = "softmax"
+    """Of a tagger of words, see ``student.head``."""
     metric: str | None = None
     """Validation metric that picks the teacher's best epoch; by default one of its soft targets (log loss, RMSE): they
     are what a student learns, and at equal accuracy an early epoch's near-uniform ones teach little."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.data import Data
-from raydistill.config.losses import ForwardKl, LayerLossSection, TaskLoss
+from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMse, TaskLoss
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
 from raydistill.config.student import Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
@@ -109,6 +109,7 @@ class Config(Section):
             check_metrics,
             check_kinds,
             check_task_losses,
+            check_sequences,
             check_pairs,
             check_robustness,
         )
@@ -163,6 +164,8 @@ def check_kinds(config: Config) -> list[Mistake]:
             place = ("stages", stage_name, "losses", name)
             if task.kind not in loss.kinds:
                 found.append((place, f"{loss.type} cannot compare the numbers of {task.type}; logit_mse can."))
+            elif loss.compares_sequences and not task.has_units:
+                found.append((place, f"{loss.type} needs labels of words; {task.type} has one prediction a row."))
             elif loss.compares_rows and task.has_units:
                 found.append((place, f"{loss.type} needs one class a row; {task.type} has one for each word."))
     return found
@@ -179,6 +182,33 @@ def check_task_losses(config: Config) -> list[Mistake]:
         for setting in ("class_weights", "label_smoothing")
         if isinstance(loss, TaskLoss) and getattr(loss, setting)
     ]
+
+
+def check_sequences(config: Config) -> list[Mistake]:
+    """CRFs where there are no sequences, and losses that do not go together with them."""
+    task, student, tuning = config.task, config.student.head, config.teacher.finetune
+    tuned = tuning.head if isinstance(tuning, Finetune) else None
+    found: list[Mistake] = []
+    for place, head in ((("student", "head"), student), (("teacher", "finetune", "head"), tuned)):
+        if head not in (None, "softmax") and not task.has_units:
+            found.append((place, f"{head} reads labels of words; {task.type} has one prediction a row. Leave it out."))
+        elif head == "constrained_crf" and getattr(task, "scheme", "auto") in ("io", "words"):
+            found.append((place, f"no label is forbidden after another in the scheme {task.scheme}; take crf."))  # type: ignore[union-attr]
+    for stage_name, stage in config.stages.items():
+        for name, loss in stage.losses.items():
+            here = ("stages", stage_name, "losses", name)
+            if isinstance(loss, KBest) and tuned == "softmax":
+                found.append((here, f"{NO_SEQUENCES} Set teacher.finetune.head: crf, or take forward_kl."))
+            if isinstance(loss, LogitMse) and (student != "softmax" or tuned not in (None, "softmax")):
+                found.append((here, CRF_LOGITS))
+            if isinstance(loss, TaskLoss) and student != "softmax" and (loss.class_weights or loss.label_smoothing):
+                text = "the loss of a CRF is the likelihood of whole rows: no class_weights or label_smoothing."
+                found.append((here, text))
+    return found
+
+
+NO_SEQUENCES = "k_best compares sequences of labels, and the teacher is no CRF: it knows words one by one."
+CRF_LOGITS = "logits of a CRF say nothing without its transitions; take forward_kl, which compares its marginals."
 
 
 def check_pairs(config: Config) -> list[Mistake]:

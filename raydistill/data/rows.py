@@ -17,7 +17,7 @@ from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import read_info, write_batch
 from raydistill.data.windows import encode_windows
 from raydistill.errors import ConfigError, ModelError
-from raydistill.models.signals import UNITS
+from raydistill.models.signals import BEGINS, UNITS
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
@@ -308,4 +308,6 @@ class Rows:
         if self.units is not None:
             units = self.units[row_ids]
             out[UNITS] = torch.from_numpy(units.rows * real.shape[1] + units.flat)
+            own, before = (self.example_ids[ids] for ids in (row_ids, np.maximum(row_ids - 1, 0)))
+            out[BEGINS] = torch.from_numpy((row_ids == 0) | (own != before))
         return out

@@ -24,7 +24,7 @@ from raydistill.models.checks import first_line
 from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
 from raydistill.models.load import auto_class, load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
-from raydistill.models.signals import UNITS
+from raydistill.models.signals import BEGINS, UNITS
 from raydistill.tasks import SYMMETRIC, task_of_model
 from raydistill.tasks.targets import Ragged, Values
 
@@ -103,7 +103,7 @@ class Predictor(ABC):
         for start in range(0, rows.num_rows, BATCH_ROWS):
             ids = order[start : start + BATCH_ROWS]
             inputs = {name: tensor.to(self.device) for name, tensor in rows.inputs(ids).items()}
-            places = inputs.pop(UNITS)
+            places, _ = inputs.pop(UNITS), inputs.pop(BEGINS)
             found.put(ids, self.forward(inputs).flatten(0, 1).index_select(0, places).cpu().numpy())
         return Ragged(found.flat, units.lengths)
 

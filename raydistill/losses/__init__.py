@@ -18,7 +18,9 @@ from raydistill.losses.graph import GraphAttention
 from raydistill.losses.hidden import HiddenCosine, HiddenKl, HiddenLoss, HiddenMse, Pkd, PooledCosine
 from raydistill.losses.logits import Dist, Dkd, ForwardKl, Jsd, LogitMse, ReverseKl, SoftCrossEntropy, SoftLoss
 from raydistill.losses.relations import RkdAngle, RkdDistance
+from raydistill.losses.sequences import KBest, Likelihood
 from raydistill.losses.task import TaskLoss
+from raydistill.models.crf import is_crf, predictions
 from raydistill.models.layer_map import layer_map
 from raydistill.models.signals import GRADIENTS, Signal
 from raydistill.tasks import Targets, Task
@@ -65,6 +67,8 @@ __all__ = [
     "HiddenKl",
     "HiddenMse",
     "Jsd",
+    "KBest",
+    "Likelihood",
     "LogitMse",
     "Loss",
     "Losses",
@@ -136,11 +140,18 @@ def build_loss(
 ) -> Loss:
     """Build one loss: the one place that knows every type; others build themselves, see ``Loss.build``."""
     match term:
+        case settings.TaskLoss() if is_crf(student):
+            return Likelihood(term.weight)
         case settings.TaskLoss():
             weights = class_weights(term, task, targets)
             return TaskLoss(task, term.weight, weights, term.label_smoothing)
         case settings.SoftLossSection() if term.type in SOFT:
-            return SOFT[term.type](term.weight, term.temperature, task.kind, **options(term))
+            soft = SOFT[term.type](term.weight, term.temperature, task.kind, **options(term))
+            if teacher is not None:
+                soft.read(predictions(student), predictions(teacher))
+            return soft
+        case settings.KBest():
+            return KBest(term.weight, term.k)
         case settings.LogitMse():
             return LogitMse(term.weight)
         case settings.CosinePairs():

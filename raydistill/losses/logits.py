@@ -21,6 +21,13 @@ class LogitLoss(Loss):
 
     student_needs = frozenset({LOGITS})
     teacher_needs = frozenset({LOGITS})
+    signals = (LOGITS, LOGITS)
+    """Of student and teacher."""
+
+    def read(self, student: Signal, teacher: Signal) -> None:
+        """Compare these signals: of a CRF the logarithms of its marginals, which are what logits are elsewhere."""
+        self.signals = (student, teacher)
+        self.student_needs, self.teacher_needs = frozenset({student}), frozenset({teacher})
 
     def count(self, batch: Batch) -> int:
         return batch.targets.num_units
@@ -43,7 +50,8 @@ class SoftLoss(LogitLoss):
         self.kind = kind
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
-        z_student, z_teacher = (side[LOGITS].float() / self.temperature for side in (student, teacher))
+        sides = zip((student, teacher), self.signals, strict=True)
+        z_student, z_teacher = (side[signal].float() / self.temperature for side, signal in sides)
         if self.kind == "bernoulli":  # the two outcomes of each label are a distribution over z and 0
             z_student, z_teacher = (torch.stack([z, torch.zeros_like(z)], dim=-1) for z in (z_student, z_teacher))
         divergence = self.divergence(F.log_softmax(z_student, dim=-1), F.log_softmax(z_teacher, dim=-1), batch)

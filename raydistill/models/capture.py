@@ -10,19 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import ConfigError
+from raydistill.models.crf import Chains, read_chain
 from raydistill.models.gradients import differentiable, input_gradients, of_unit_length
 from raydistill.models.layers import projection
-from raydistill.models.signals import GRADIENTS, LOGITS, PROJECTIONS, UNITS, Signal
+from raydistill.models.signals import BEGINS, GRADIENTS, LOGITS, PROJECTIONS, UNITS, Signal
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
     """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded.
 
-    ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``. All others: (N, width) of the N real tokens,
-    row after row without padding. ``hidden_states[i]`` and the projections are in the dtype the model computes in,
-    heads beside each other; hidden states are outputs of the model, projections are caught by hooks, so that attention
-    stays as fast as it is. ``gradients``: float32, see ``models.gradients``. Mode, grad and autocast are the caller's.
-    Raises ConfigError or ModelError for a signal that the model does not have.
+    ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``; then there are those of ``models.crf``, too.
+    All others: (N, width) of the N real tokens, row after row without padding. ``hidden_states[i]`` and the projections
+    are in the dtype the model computes in, heads beside each other; hidden states are outputs of the model, projections
+    are caught by hooks, so that attention stays as fast as it is. ``gradients``: float32, see ``models.gradients``.
+    Mode, grad and autocast are the caller's. Raises ConfigError or ModelError for a signal that the model does not
+    have.
     """
     if GRADIENTS in signals:
         return capture_with_gradients(model, inputs, signals)
@@ -47,9 +49,8 @@ def capture_with_gradients(
 
 def _capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
     wanted = [Signal(signal) for signal in signals]
-    units = inputs.get(UNITS)
-    if units is not None:
-        inputs = {name: tensor for name, tensor in inputs.items() if name != UNITS}
+    units, begins = inputs.get(UNITS), inputs.get(BEGINS)
+    inputs = {name: tensor for name, tensor in inputs.items() if name not in (UNITS, BEGINS)}
     caught: dict[Signal, Tensor] = {}
     with ExitStack() as hooks:
         for signal in wanted:
@@ -58,10 +59,17 @@ def _capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection
         output = model(**inputs, output_hidden_states=any(signal.name == "hidden_states" for signal in wanted))
     tokens = real_tokens(inputs) if any(signal.is_token_level for signal in wanted) else None
     found = {}
+    if any(signal.is_prediction for signal in wanted):
+        logits = output.logits.float()
+        logits = logits if units is None else logits.flatten(0, 1).index_select(0, units)
     for signal in wanted:
         if signal == LOGITS:
-            logits = output.logits.float()
-            found[signal] = logits if units is None else logits.flatten(0, 1).index_select(0, units)
+            found[signal] = logits
+        elif signal.is_prediction:
+            assert units is not None
+            num_rows, length = output.logits.shape[:2]
+            lengths = torch.bincount(units // length, minlength=num_rows)
+            found[signal] = read_chain(model, signal, logits, Chains.of(lengths, begins))
         elif signal in caught:
             found[signal] = _flat(caught[signal], tokens)
         else:

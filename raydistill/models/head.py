@@ -116,6 +116,9 @@ def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
         layer.weight.copy_(layer.weight.index_select(0, rows))
         if layer.bias is not None:
             layer.bias.copy_(layer.bias.index_select(0, rows))
+    chain: Any = getattr(model, "crf", None)
+    if chain is not None:
+        chain.reorder(order)
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:

@@ -12,8 +12,10 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from raydistill.config.losses import SequenceHead
 from raydistill.errors import ModelError
 from raydistill.models.checks import check_report, check_vocabulary, first_line
+from raydistill.models.crf import add_crf, saved_settings, set_crf
 from raydistill.models.fields import set_dropout_config
 from raydistill.models.folder import TOKENIZER_FILES, tokenizer_digest, weight_files, weight_names
 from raydistill.models.head import (
@@ -40,13 +42,15 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     pooled: bool = False,
+    sequences: SequenceHead | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
     """Return the model in a folder, in float32 and eval mode, with its outputs in the order and unit of ``head``.
 
     A plain encoder gets a new head, drawn from ``seed`` without touching torch's global generator. ``head`` None keeps
     the model's own. ``dropout`` replaces every dropout of the config. ``pooled``: a new head on the mean of the
-    states (``models.pooled``) instead of any other. Raises ModelError for missing or unknown weights, outputs that do
+    states (``models.pooled``) instead of any other. ``sequences``: what makes labels of the logits of a row, instead of
+    what the folder says (``models.crf``). Raises ModelError for missing or unknown weights, outputs that do
     not match, a tokenizer that is larger than the embedding.
     """
     config = read_config(folder, trust_remote_code)
@@ -56,16 +60,19 @@ def load_model(
     fine_tuned = _has_head(folder, config, trust_remote_code, head.kind if head else kind_of_head(config))
     if head is None and not fine_tuned:
         raise ModelError(f"{folder} is an encoder without a classification head; a new one needs labels. Name them.")
-    order: tuple[int, ...] = ()
+    if sequences is not None:
+        set_crf(config, sequences)
+    names, order = output_names(config) if fine_tuned or head is None else head.outputs, tuple[int, ...]()
     if head is not None:
         if fine_tuned:
             check_problem(config, head)
-            order, _ = output_order(output_names(config), head.outputs)
+            order, _ = output_order(names, head.outputs)
         set_head(config, head)
     if dropout is not None:
         set_dropout_config(config, dropout)
     model, report = _load(folder, config, attn_implementation, trust_remote_code, seed)
     check_report(folder, model, report, fine_tuned)
+    add_crf(model, names)
     if order:
         reorder_outputs(model, order)
     elif not fine_tuned:
@@ -128,6 +135,7 @@ def new_model(
             )
     except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
         raise ModelError(f"Cannot build a {config.model_type} model of this shape: {first_line(error)}") from error
+    add_crf(model, output_names(config))
     return model.eval()
 
 
@@ -193,6 +201,7 @@ def save_model(model: PreTrainedModel, tokenizer_folder: Path, folder: Path) -> 
     tokenizer_digest(tokenizer_folder)  # raises where there is no tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     rescale(model, (0.0, 1.0))
+    saved_settings(model)
     with quiet():
         model.save_pretrained(folder)
     for name in TOKENIZER_FILES:

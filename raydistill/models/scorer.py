@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,10 +107,10 @@ class Scorer:
         words = [found.span() for found in re.finditer(settings["words"], text)]
         if not words:
             return []
-        probs = self._probabilities(text, words, settings)
-        tagged = [self.names[int(row.argmax())] for row in probs]
+        labels, probs = self._read(torch.stack(self._word_logits(text, words, settings)))
+        tagged = [self.names[label] for label in labels.tolist()]
         entities: list[dict[str, Any]] = []
-        open_kind, scores = None, [float(row.max()) for row in probs]
+        open_kind, scores = None, probs.gather(1, labels[:, None])[:, 0].tolist()
         for i, tag in enumerate(tagged):
             prefixed = settings["scheme"] == "iob2"
             begins, kind = (tag[:2] == "B-", tag[2:]) if prefixed else (settings["scheme"] == "words", tag)
@@ -127,7 +128,17 @@ class Scorer:
             entity["score"] = sum(scores[i] for i in inside) / len(inside)
         return entities
 
-    def _probabilities(self, text: str, words: list[tuple[int, int]], settings: dict[str, Any]) -> list[torch.Tensor]:
+    def _read(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The label of each word of a text (W,) and its probabilities of all, (W, C); of a CRF the likeliest sequence
+        of labels, each of which is the best one of the sequences through it, and the marginals."""
+        chain = getattr(self.model.config, "crf", None)
+        if chain is None:
+            return logits.argmax(-1), logits.softmax(-1)
+        scores = torch.tensor(chain["transitions"], dtype=torch.float64)
+        sums = passed(logits, scores, lambda ways: ways.logsumexp(0))
+        return passed(logits, scores, lambda ways: ways.amax(0)).argmax(-1), sums.softmax(-1)
+
+    def _word_logits(self, text: str, words: list[tuple[int, int]], settings: dict[str, Any]) -> list[torch.Tensor]:
         """Of each word's first token, in the window of a long text in which it is farthest from a border."""
         length, stride = self.max_length, settings["stride"]
         cut = {} if length is None else {"max_length": length, "truncation": True}
@@ -137,8 +148,8 @@ class Scorer:
         encoded = self.tokenizer([text], padding=True, return_tensors="pt", **shown, **cut)
         encoded.pop("overflow_to_sample_mapping", None)
         offsets, special = encoded.pop("offset_mapping").tolist(), encoded.pop("special_tokens_mask").tolist()
-        probs = self.model(**encoded.to(self.device)).logits.double().softmax(-1).cpu()
-        best = [(-1.0, probs[0, 0])] * len(words)
+        logits = self.model(**encoded.to(self.device)).logits.double().cpu()
+        best = [(-1.0, logits[0, 0])] * len(words)
         for row, marks in enumerate(special):
             own = [i for i, mark in enumerate(marks) if not mark]
             ends = [offsets[row][i][1] for i in own]
@@ -150,8 +161,20 @@ class Scorer:
                     left = float("inf") if row == 0 else place
                     right = float("inf") if row == len(special) - 1 else len(own) - 1 - place
                     if min(left, right) > best[word][0]:
-                        best[word] = (min(left, right), probs[row, own[place]])
+                        best[word] = (min(left, right), logits[row, own[place]])
         return [found for _, found in best]
+
+
+def passed(logits: torch.Tensor, scores: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Scores (W, C) of all sequences through each label of each word of a CRF, reduced: their log sum, or the best.
+
+    ``scores``: (C + 1, C), from a label to the next one, and in the last row from the beginning.
+    """
+    before, after = [scores[-1]], [torch.zeros_like(scores[-1])]
+    for forwards, backwards in zip(logits[:-1], logits.flip(0)[:-1], strict=True):
+        before.append(reduce((before[-1] + forwards)[:, None] + scores[:-1]))
+        after.append(reduce((after[-1] + backwards)[:, None] + scores[:-1].T))
+    return torch.stack(before) + logits + torch.stack(after[::-1])
 
 
 def num_positions(model: torch.nn.Module) -> int | None:

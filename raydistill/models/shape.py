@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from raydistill.config.student import Student
 from raydistill.errors import ConfigError, ModelError
+from raydistill.models.crf import set_crf
 from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
 from raydistill.models.folder import resolve_model
 from raydistill.models.head import head_in, set_head
@@ -63,6 +64,8 @@ def shape(source: PreTrainedConfig, student: Student) -> PreTrainedConfig:
     config = copy.deepcopy(source)
     config.dtype = torch.float32
     set_pooled(config, False)
+    for head in ("softmax", student.head):  # what the source has learned is copied with its weights, or not at all
+        set_crf(config, head)
     layers = start_layers(source, student)
     depth = len(layers) or num_layers(source, student)
     for field in LAYER_FIELDS:

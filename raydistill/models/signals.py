@@ -9,14 +9,17 @@ from typing import Any
 from raydistill.errors import ConfigError
 
 _LAYER = re.compile(r"(\w+)\[(\d+)\]")
-OF_OUTPUTS = ("logits", "gradients")
+PREDICTIONS = ("logits", "log_marginals", "transitions")
+SEQUENCES = "k_best"
+OF_OUTPUTS = (*PREDICTIONS, "gradients")
 PROJECTIONS = ("queries", "keys", "values")
 OF_LAYERS = ("hidden_states", *PROJECTIONS)
 
 
 class Signal(str):
     """``logits``, ``gradients``, or ``hidden_states[i]``, ``queries[i]``, ``keys[i]``, ``values[i]``; it is its own
-    text, as keys of dicts, files and plans have it.
+    text, as keys of dicts, files and plans have it. Of a CRF (``models.crf``) ``log_marginals``, ``k_best[k]`` and
+    ``transitions``, too.
 
     Hidden states count from 0, the embeddings, to the output of the last layer; projections belong to layer 1 to the
     last. Raises ConfigError for anything else.
@@ -24,9 +27,10 @@ class Signal(str):
 
     def __new__(cls, text: str) -> Signal:
         made = super().__new__(cls, text)
-        known = made.layer is None or made.layer > 0 or made.name not in PROJECTIONS
-        if made.name not in (OF_OUTPUTS if made.layer is None else OF_LAYERS) or not known:
-            names = ", ".join([*OF_OUTPUTS, *(f"{name}[i]" for name in OF_LAYERS)])
+        known = made.layer is None or made.layer > 0 or made.name not in (*PROJECTIONS, SEQUENCES)
+        indexed = (*OF_LAYERS, SEQUENCES)
+        if made.name not in (OF_OUTPUTS if made.layer is None else indexed) or not known:
+            names = ", ".join([*OF_OUTPUTS, *(f"{name}[i]" for name in indexed)])
             raise ConfigError(f"Unknown signal {text!r}. Known signals: {names}; projections count from 1.")
         return made
 
@@ -41,14 +45,19 @@ class Signal(str):
 
     @cached_property
     def layer(self) -> int | None:
-        """None for what has no layer."""
+        """None for what has no layer; of ``k_best`` k."""
         found = _LAYER.fullmatch(self)
         return int(found[2]) if found else None
 
     @property
     def is_token_level(self) -> bool:
-        """Whether it has one row of numbers a token; otherwise it has one a row of the data."""
-        return self.name != "logits"
+        """Whether it has one row of numbers a token; otherwise it has one a row of the data, or a unit of it."""
+        return not self.is_prediction
+
+    @property
+    def is_prediction(self) -> bool:
+        """Whether it is made from the model's logits."""
+        return self.name in (*PREDICTIONS, SEQUENCES)
 
     @property
     def dtype(self) -> str:
@@ -57,10 +66,12 @@ class Signal(str):
 
     def width(self, config: Any) -> int:
         """Numbers a token, or a row, of a model with this config. Raises ConfigError beyond the model's layers."""
-        if self.name == "logits":
+        if self.name in PREDICTIONS:
             return len(config.id2label or ())
         if self.layer is None:
             return int(getattr(config, "embedding_size", None) or config.hidden_size)
+        if self.name == SEQUENCES:
+            return 2 * self.layer
         if self.layer > config.num_hidden_layers:
             raise ConfigError(f"There is no {self}: the model has {config.num_hidden_layers} layers.")
         heads = config.num_attention_heads
@@ -76,6 +87,11 @@ class Signal(str):
 LOGITS = Signal("logits")
 GRADIENTS = Signal("gradients")
 """Of a combination of the logits with respect to the token embeddings, of length 1 over a row; see models.gradients."""
+LOG_MARGINALS = Signal("log_marginals")
+TRANSITIONS = Signal("transitions")
+"""A model's own, not a row's: it is never recorded."""
 UNITS = "unit_positions"
 """Among a batch's inputs where rows have several predictions: positions (M,) of their tokens in the flattened (B · L)
 batch, row after row."""
+BEGINS = "row_begins"
+"""Beside it, whether each row (B,) is the beginning of its text, not a later window of it."""

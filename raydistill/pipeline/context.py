@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
+from raydistill.config.losses import SequenceHead
 from raydistill.config.metrics import score
 from raydistill.config.plugins import register
 from raydistill.config.tree import Config
@@ -22,9 +23,10 @@ from raydistill.data.perturbations import perturbed_splits
 from raydistill.data.rows import SWAPPED, Rows
 from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.predict import predict
+from raydistill.models.crf import saved_settings
 from raydistill.models.load import load_model, read_config
 from raydistill.models.precision import attention_implementation
-from raydistill.models.signals import LOGITS, UNITS, Signal
+from raydistill.models.signals import BEGINS, LOGITS, UNITS, Signal
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.recipes import Recorded, TeacherIdentity
 from raydistill.pipeline.reporting import Reporter
@@ -132,7 +134,13 @@ class Context:
         return read_config(folder, self.config.teacher.trust_remote_code)
 
     def load(
-        self, folder: Path, *, dropout: float | None, pooled: bool = False, seed: int | None = None
+        self,
+        folder: Path,
+        *,
+        dropout: float | None,
+        pooled: bool = False,
+        sequences: SequenceHead | None = None,
+        seed: int | None = None,
     ) -> PreTrainedModel:
         return load_model(
             folder,
@@ -141,6 +149,7 @@ class Context:
             attn_implementation=self.attention,
             trust_remote_code=self.config.teacher.trust_remote_code,
             pooled=pooled,
+            sequences=sequences,
             seed=self.config.seed if seed is None else seed,
         )
 
@@ -189,7 +198,7 @@ class Context:
         """Metrics on the validation rows, of which ``metric`` picks the weights; the training loop around it obeys a
         request to stop, with a checkpoint."""
         outputs, targets = self.labeled(model, "validation", may_stop=False)
-        scores = self.task.fitted(outputs, targets).scores(outputs, targets)
+        scores = self.task.for_model(saved_settings(model)).fitted(outputs, targets).scores(outputs, targets)
         metrics = {name: value for name, value in scores.values.items() if not math.isnan(value)}
         if len(targets) > RESAMPLED_ROWS:
             return Validation(metrics, score(metric, metrics))
@@ -218,5 +227,6 @@ class Context:
         many = order[max(0, middle - 16) : middle + 16]
         one, several = (rows.inputs(ids) for ids in (order[middle : middle + 1], np.resize(many, 32)))
         for inputs in (one, several):
-            inputs.pop(UNITS, None)
+            for name in (UNITS, BEGINS):
+                inputs.pop(name, None)
         return self.device.move(one), self.device.move(several)

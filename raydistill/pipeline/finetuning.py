@@ -54,7 +54,8 @@ def full(context: Context, folder: Path, settings: Finetune) -> Tuned:
     for attempt in range(attempts):
         seed, rate = context.config.seed + attempt, known(settings.learning_rate) / 2**attempt
         name = "finetune" if attempt == 0 else f"attempt{attempt + 1}"
-        model, stages = context.load(folder, dropout=None, seed=seed), stage_of(name, settings, TASK_ALONE, rate)
+        model = context.load(folder, dropout=None, sequences=settings.head, seed=seed)
+        stages = stage_of(name, settings, TASK_ALONE, rate)
         losses = {entry["step"]: entry["train/loss"] for entry in context.history("teacher", name)}
         reports = partial(stage_reports, context, "teacher", model, stages, {}, None, labeled_only=True)
         is_last = attempt + 1 == attempts
@@ -121,7 +122,7 @@ def contrastive(context: Context, folder: Path, settings: Finetune) -> Tuned:
 
 
 def stage_of(name: str, settings: Finetune, losses: dict[str, Loss], rate: float, *frozen: str) -> dict[str, Stage]:
-    told = settings.model_dump(exclude={"metric", "method", "max_attempts", "learning_rate", "freeze"})
+    told = settings.model_dump(exclude={"metric", "method", "head", "max_attempts", "learning_rate", "freeze"})
     return {name: Stage(**told, losses=losses, learning_rate=rate, freeze=(*settings.freeze, *frozen))}
 
 
@@ -143,11 +144,12 @@ def calibrate(context: Context, model: PreTrainedModel) -> None:
         return
     parts = [context.labeled(model, split, one_order=True) for split in context.orders("validation")]
     outputs, targets = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-    temperature = fit_temperature(context.task, outputs, targets)
-    layer = output_layer(model)
+    chain = getattr(model, "crf", None)
+    temperature = fit_temperature(context.task, outputs, targets, None if chain is None else chain.scores())
     with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.div_(temperature)
+        for part in (output_layer(model), *([] if chain is None else [chain])):
+            for parameter in part.parameters():
+                parameter.div_(temperature)
     context.report.notes.append(
         f"The teacher's logits were divided by {temperature:.2f}, which fits its probabilities to the {len(targets):,} "
         "validation rows."

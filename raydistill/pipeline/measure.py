@@ -43,10 +43,10 @@ def evaluate(context: Context, models: Models, recorded: Recorded, *, latency: b
             return artifact
         outputs = predict_splits(context, ("validation", "test"), recorded, models.folders)
         known, _ = context.rows["validation"].examples
-        tasks = {
-            name: context.task.fitted(found[known.labeled], known.values[known.labeled])
-            for name, found in outputs["validation"].items()
-        }
+        tasks = {}
+        for name, found in outputs["validation"].items():
+            task = context.task.for_model(context.read_config(models.folders[name]).to_dict())
+            tasks[name] = task.fitted(found[known.labeled], known.values[known.labeled])
         with written(context, artifact, recipe, models) as folder:
             if folder is not None:
                 keep(context, folder, outputs, tasks)

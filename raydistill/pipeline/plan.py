@@ -231,7 +231,9 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     info = read_info(Artifact(storage, "data", data_key(config)))
     rows, task = Rows.open(tokens.local(), "train"), task_of(info.task)
     trusted = config.teacher.trust_remote_code
-    teacher = load_model(source, task.head, dropout=0.0, seed=config.seed, trust_remote_code=trusted)
+    tuning = known(config.teacher.finetune)
+    how: dict[str, Any] = {"dropout": 0.0, "seed": config.seed, "sequences": tuning and tuning.head}
+    teacher = load_model(source, task.head, trust_remote_code=trusted, **how)
     student = build_student(teacher, config.student, seed=config.seed)
     device = Device("cpu", dtype)
     found = []

@@ -102,7 +102,8 @@ class PooledRun:
                     record_in_pool(pool, self.context.rows, part, owner=self.job.owner, stop=self.stop, show=self.show)
                 if splits == validation:
                     items = {split: wanted_signal(self.context, teacher, LOGITS, split) for split in splits}
-                    check_chance(self.context, {split: {LOGITS: item.artifact} for split, item in items.items()})
+                    recorded = {split: {LOGITS: item.artifact} for split, item in items.items()}
+                    check_chance(self.context, teacher, recorded)
         self.seconds["record"] = self.context.report.seconds["record"]
         self.made |= {f"signals of {split}" for split in wanted}
 

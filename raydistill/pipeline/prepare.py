@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
-from raydistill.config.losses import TaskLoss
+from raydistill.config.losses import KBest, LogitMse, TaskLoss
 from raydistill.config.plugins import registered
 from raydistill.config.section import known
-from raydistill.config.tree import Config
+from raydistill.config.teacher import Finetune
+from raydistill.config.tree import CRF_LOGITS, NO_SEQUENCES, Config
 from raydistill.data.perturbations import perturb_rows
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import load_tokenizer, read_texts, tokenize_data
@@ -24,6 +25,7 @@ from raydistill.data.size import Texts, token_needs
 from raydistill.errors import ConfigError, did_you_mean
 from raydistill.losses import build_stages
 from raydistill.models.checks import has_position_table
+from raydistill.models.crf import is_crf, set_crf
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
 from raydistill.models.layers import projection
 from raydistill.models.load import has_head, new_model, read_config
@@ -126,7 +128,28 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
         limit=min(limit, models.positions or limit),
         metric=task.advised_metric(train.per_class),
     )
-    return choose(config, facts)
+    config, choices = choose(config, facts)
+    check_sequences(config, models.teacher, task)
+    return config, choices
+
+
+def check_sequences(config: Config, teacher: PreTrainedConfig, task: Task) -> None:
+    """ConfigError for what ``config.tree.check_sequences`` cannot know: the data's scheme, a teacher that is tuned."""
+    heads = {"student.head": config.student.head}
+    if (tuning := known(config.teacher.finetune)) is not None:
+        heads["teacher.finetune.head"] = tuning.head
+    scheme = getattr(task, "scheme", None)
+    for place, head in heads.items():
+        if head == "constrained_crf" and scheme is not None and scheme.name != "iob2":
+            why = f"in the labels of this data (scheme {scheme.name}) none is forbidden after another"
+            raise ConfigError(f"{place}: {why}. Take crf.")
+    for stage_name, stage in config.stages.items():
+        for name, loss in stage.losses.items():
+            place = f"stages.{stage_name}.losses.{name}"
+            if isinstance(loss, KBest) and not is_crf(teacher):
+                raise ConfigError(f"{place}: {NO_SEQUENCES} Name a CRF, or take forward_kl.")
+            if isinstance(loss, LogitMse) and is_crf(teacher):
+                raise ConfigError(f"{place}: {CRF_LOGITS}")
 
 
 def check_classes(config: Config, task: Task) -> None:
@@ -229,6 +252,8 @@ def check_models(config: Config, source: Path) -> Models:
     """What is known of the models. Raises RaydistillError where they cannot go together, or not read such rows."""
     check_tokenizers(config, source)
     teacher = read_config(source, config.teacher.trust_remote_code)
+    if isinstance(config.teacher.finetune, Finetune):
+        set_crf(teacher, config.teacher.finetune.head)
     student = student_config(teacher, config.student)
     length, limits = config.data.max_length, []
     for name, shaped in ((config.teacher.model, teacher), (config.student.start, student)):

@@ -98,7 +98,7 @@ def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype
     assert finetune is not None
     return {
         "source": source_digest,
-        "finetune": finetune.model_dump(mode="json"),
+        "finetune": _without_defaults(finetune.model_dump(mode="json")),
         **_common(config, config.seed, tokens_digest, dtype),
     }
 
@@ -111,7 +111,7 @@ def student_recipe(
         "start": start_digest,
         "teacher": teacher_digest,
         "mode": mode.name,
-        "student": config.student.model_dump(mode="json", exclude={"start"}),
+        "student": _student_recipe(config.student),
         "stages": {name: _stage_recipe(stage) for name, stage in config.stages.items()},
         **_common(config, student_seed(config), tokens_digest, dtype),
     }
@@ -123,7 +123,7 @@ def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype
     return {
         **({} if is_plain else {"task_losses": own}),
         "start": start_digest,
-        "student": config.student.model_dump(mode="json", exclude={"start"}),
+        "student": _student_recipe(config.student),
         "stages": {
             name: stage.model_dump(mode="json", exclude={"losses", "changes"}) for name, stage in config.stages.items()
         },
@@ -138,9 +138,13 @@ def _stage_recipe(stage: Stage) -> Recipe:
     return {**recipe, "losses": {name: _without_defaults(loss) for name, loss in recipe["losses"].items()}}
 
 
-def _without_defaults(loss: Recipe) -> Recipe:
-    later = {"class_weights": None, "label_smoothing": 0.0}
-    return {name: value for name, value in loss.items() if (name, value) not in later.items()}
+def _student_recipe(student: Student) -> Recipe:
+    return _without_defaults(student.model_dump(mode="json", exclude={"start"}))
+
+
+def _without_defaults(section: Recipe) -> Recipe:
+    later = {"class_weights": None, "label_smoothing": 0.0, "head": "softmax"}
+    return {name: value for name, value in section.items() if (name, value) not in later.items()}
 
 
 def start_digest(student: Student, teacher_digest: str) -> str:

@@ -78,7 +78,7 @@ def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, 
     notice = order_notice(teacher.folder, context.task.head, context.config.teacher.trust_remote_code)
     if notice is not None:
         context.report.notes.append(f"teacher.model: {notice}")
-    check_chance(context, first, notice)
+    check_chance(context, teacher, first, notice)
     rest = {split: signals for split, signals in splits.items() if split not in first}
     return first | {split: record_split(context, teacher, split, signals) for split, signals in rest.items()}
 
@@ -90,7 +90,7 @@ def recorded_signals(context: Context, mode: Mode, needs: frozenset[Signal]) -> 
     return {"train": recorded, **dict.fromkeys(held_out, frozenset({LOGITS}))}
 
 
-def check_chance(context: Context, recorded: Recorded, notice: str | None = None) -> None:
+def check_chance(context: Context, teacher: TeacherIdentity, recorded: Recorded, notice: str | None = None) -> None:
     """ModelError where the teacher is no better than chance on the validation rows, by the test that results use; every
     rank sees the same logits. ``notice``: what was assumed of its labels."""
     settings = context.config.teacher
@@ -100,7 +100,8 @@ def check_chance(context: Context, recorded: Recorded, notice: str | None = None
     truth, ids = rows.examples
     outputs = context.recorded_outputs(recorded, "validation")[truth.labeled]
     targets = truth.values[truth.labeled]
-    scores = context.task.fitted(outputs, targets).scores(outputs, targets)
+    task = context.task.for_model(context.read_config(teacher.folder).to_dict())
+    scores = task.fitted(outputs, targets).scores(outputs, targets)
     num_samples = context.config.evaluate.bootstrap_samples
     tested = chance(intervals(scores, num_samples, example_ids=ids[truth.labeled]), scores.floor())
     if tested["reason"] in (None, "floor_only"):  # better, or it has learned something all the same

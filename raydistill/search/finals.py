@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from raydistill.models.crf import saved_settings
 from raydistill.pipeline.assembly import assemble
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.distill import publish, take_over
@@ -159,6 +160,6 @@ def close(context: Context, students: Mapping[str, Artifact]) -> Closing:
         for key in sorted(students):  # in the same order on every rank
             model = context.load(students[key].local() / "model", dropout=0.0)
             known = {split: context.labeled(model, split) for split in ("validation", "test")}
-            task = context.task.fitted(*known["validation"])  # what its answers need is chosen there
+            task = context.task.for_model(saved_settings(model)).fitted(*known["validation"])  # what its answers need
             scores[key] = {split: task.scores(*pair).values for split, pair in known.items()}
     return Closing(outcome, scores)

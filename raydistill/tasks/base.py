@@ -210,6 +210,10 @@ class Task(ABC):
         """A model's outputs (N, C) on rows with these targets (N, …). Raises DataError, ModelError for what no metric
         can be computed from."""
 
+    def for_model(self, settings: Mapping[str, Any]) -> Self:
+        """The task with what answers need of a model beside its outputs, from its config.json."""
+        return self
+
     def fitted(self, outputs: Values, targets: Values) -> Self:
         """The task with what a model's answers need beside its outputs, chosen on validation rows."""
         return self

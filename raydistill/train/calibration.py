@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from raydistill.models.crf import Chains, log_likelihood
 from raydistill.tasks import Task
 from raydistill.tasks.targets import Values, units_of
 
@@ -18,16 +19,23 @@ LOWEST, HIGHEST = -3.0, 3.0
 """Of log T."""
 
 
-def fit_temperature(task: Task, outputs: Values, targets: Values) -> float:
-    """T by which logits (N, C) are to be divided: the most likely one given these rows, log T being normal."""
+def fit_temperature(task: Task, outputs: Values, targets: Values, transitions: torch.Tensor | None = None) -> float:
+    """T by which logits (N, C) are to be divided: the most likely one given these rows, log T being normal; of a CRF
+    its ``transitions``, too, by the likelihood of whole rows."""
     from scipy.optimize import brentq
 
     logits, values = torch.as_tensor(units_of(outputs), dtype=torch.float64), torch.as_tensor(units_of(targets))
 
+    def nats(t: torch.Tensor) -> torch.Tensor:
+        if transitions is None:
+            return task.loss_values(logits / t, values)
+        labels, chains = values[:, -1:].long(), Chains.of(torch.as_tensor(outputs.lengths))
+        return -log_likelihood(logits / t, transitions.detach().double() / t, chains, labels)
+
     def slope(log_t: float) -> float:
         """Of the cost over log T: single precision finds its root 1,000 times closer than the cost's minimum."""
         at = torch.tensor(log_t, dtype=torch.float64, requires_grad=True)
-        cost = task.loss_values(logits / at.exp(), values).sum() + at.square() / (2 * SPREAD**2)
+        cost = nats(at.exp()).sum() + at.square() / (2 * SPREAD**2)
         return float(torch.autograd.grad(cost, at)[0])
 
     if slope(LOWEST) >= 0:

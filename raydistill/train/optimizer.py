@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,11 +38,15 @@ def trainable(*modules: nn.Module) -> list[nn.Parameter]:
 
 
 def build_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> torch.optim.AdamW:
-    """AdamW; vectors (biases, norms) are not decayed. Fused: the foreach kind is 7 % slower a step on a CPU."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay, "decays": True},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "decays": False},
+    """AdamW; vectors (biases, norms) are not decayed. Fused: the foreach kind is 7 % slower a step on a CPU. Parameters
+    with a ``rate_factor`` learn so many times as fast, and are not decayed either."""
+    factors = {p: getattr(p, "rate_factor", None) for p in parameters}
+    usual = [p for p, factor in factors.items() if factor is None]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in usual if p.ndim >= 2], "weight_decay": settings.weight_decay, "decays": True},
+        {"params": [p for p in usual if p.ndim < 2], "weight_decay": 0.0, "decays": False},
     ]
+    groups += [{"params": [p], "weight_decay": 0.0, "factor": factor} for p, factor in factors.items() if factor]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=known(settings.learning_rate), fused=True)
 
 
@@ -63,6 +68,6 @@ def learning_rate(step: int, num_steps: int, settings: Optimization) -> float:
 def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
     """Let these hold for the next step; a restored optimizer has the weight decay of its checkpoint."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("factor", 1.0)
         if group.get("decays"):
             group["weight_decay"] = weight_decay

@@ -390,13 +390,14 @@ def test_losses_are_described() -> None:
     hidden = ["hidden_mse", "hidden_cosine", "hidden_kl", "embedding_mse", "pkd", "pooled_cosine"]
     tokens = ["attention_mse", "attention_kl", "minilm", "minilm_v2"]
     relations = ["rkd_distance", "rkd_angle", "gradient_match", "gradient_attention", "graph_attention", "crd"]
-    assert list(found) == ["task", *soft, "logit_mse", *hidden, *tokens, *relations, "cosine_pairs"]
+    assert list(found) == ["task", *soft, "k_best", "logit_mse", *hidden, *tokens, *relations, "cosine_pairs"]
     everywhere = ["text_classification", "text_regression", "multi_label_classification", "token_classification"]
     assert {n for n, loss in found.items() if loss["tasks"] == everywhere} >= {"task", "logit_mse", "hidden_mse"}
     assert found["jsd"]["tasks"] == [name for name in everywhere if name != "text_regression"]
     words = ["text_classification", "token_classification"]
     assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (words, "logits, labels")
     assert found["dist"]["tasks"] == found["cosine_pairs"]["tasks"] == ["text_classification"]
+    assert found["k_best"]["tasks"] == ["token_classification"]
     assert found["forward_kl"]["settings"]["temperature"]["default"] == 2.0
     assert all(loss["about"] for loss in found.values())
 

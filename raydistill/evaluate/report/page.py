@@ -135,7 +135,9 @@ def loading_note(task: Task, config: Mapping[str, Any]) -> str:
     """What else there is to know of the answers of those lines; may be empty."""
     is_symmetric = config["data"].get("symmetric", False)
     order = "It answers for the order that a pair is given in; the mean of both orders is what was measured."
-    return " ".join(filter(None, [task.pipeline_note, order if is_symmetric else ""]))
+    is_crf = config["student"].get("head", "softmax") != "softmax"
+    alone = "It takes each word by itself; raydistill predict and pyfunc read the CRF's transitions, too."
+    return " ".join(filter(None, [task.pipeline_note, order if is_symmetric else "", alone if is_crf else ""]))
 
 
 def example_row(has_pairs: bool) -> str:

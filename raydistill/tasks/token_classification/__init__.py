@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenClassification"]
 
+ROWS_AT_ONCE = 250
+"""Rows that a CRF is decoded for together."""
 OVERLAP = 4
 """Windows overlap by one of so many parts of their length, where nothing is set."""
 
@@ -37,7 +39,8 @@ class TokenClassification(Task):
     """Targets are begin and end in the text and label id of each word, Ragged (M, 3); outputs its logits (M, C).
 
     ``scheme``: what labels mean, see ``words.Scheme``; ``words``: a pattern that finds words in a
-    plain text; ``stride``: tokens by which windows overlap, None for a share of their length.
+    plain text; ``stride``: tokens by which windows overlap, None for a share of their length; ``transitions``: of a
+    CRF, whose outputs are emissions: texts get their likeliest sequence of labels, with the words' marginals.
     """
 
     type = "token_classification"
@@ -69,11 +72,16 @@ class TokenClassification(Task):
     strata_words = "kinds of rows by their rarest entity"
 
     def __init__(
-        self, outputs: Sequence[str], scheme: str | None = None, words: str = WHOLE, stride: int | None = None
+        self,
+        outputs: Sequence[str],
+        scheme: str | None = None,
+        words: str = WHOLE,
+        stride: int | None = None,
+        transitions: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self.outputs = tuple(outputs)
         self.scheme = Scheme(scheme or Scheme.of(self.outputs), self.outputs)
-        self.words, self.stride = words, stride
+        self.words, self.stride, self.transitions = words, stride, transitions
         self._texts: Sequence[str] | None = None
         self._places: Ragged | None = None
 
@@ -129,10 +137,15 @@ class TokenClassification(Task):
 
     @classmethod
     def of_model(cls, outputs: tuple[str, ...], settings: Mapping[str, Any]) -> Self:
-        return cls(outputs, **dict(settings.get(SETTINGS) or {}))
+        return cls(outputs, **dict(settings.get(SETTINGS) or {})).for_model(settings)
+
+    def for_model(self, settings: Mapping[str, Any]) -> Self:
+        chain = settings.get("crf") or {}
+        return type(self)(self.outputs, **self._more, transitions=chain.get("transitions"))
 
     def facts(self) -> dict[str, Any]:
-        return {"type": self.type, "outputs": list(self.outputs), **self._more}
+        chain = {} if self.transitions is None else {"transitions": self.transitions}
+        return {"type": self.type, "outputs": list(self.outputs), **self._more, **chain}
 
     @property
     def _more(self) -> dict[str, Any]:
@@ -142,7 +155,8 @@ class TokenClassification(Task):
         return {SETTINGS: self._more}
 
     def reordered(self, order: Sequence[int]) -> Self:
-        return type(self)([self.outputs[i] for i in order], **self._more)
+        chain = self.transitions and [[self.transitions[i][j] for j in order] for i in (*order, len(order))]
+        return type(self)([self.outputs[i] for i in order], **self._more, transitions=chain)
 
     # rows and words
 
@@ -210,20 +224,33 @@ class TokenClassification(Task):
     # scoring
 
     def scores(self, outputs: Ragged, targets: Ragged) -> EntityScores:
-        return EntityScores(outputs, targets, self.outputs, self.scheme)
+        given, logits = self.read_outputs(outputs)
+        return EntityScores(Ragged(logits, outputs.lengths), targets, self.outputs, self.scheme, given)
+
+    def read_outputs(self, outputs: Ragged) -> tuple[Array, Array]:
+        """Each word's label (M,), and logits (M, C) whose softmax are the probabilities of each."""
+        if self.transitions is None:
+            return outputs.flat.argmax(axis=1), outputs.flat
+        return decode(outputs, self.transitions)
 
     def agreement(self, a: Ragged, b: Ragged, other: Task | None = None) -> float:
         """Share of the words to which two models give the same label."""
-        return float((a.flat.argmax(axis=1) == b.flat.argmax(axis=1)).mean())
+        (first, _), (second, _) = self._both(a, b, other)
+        return float((first == second).mean())
+
+    def _both(self, a: Ragged, b: Ragged, other: Task | None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        second = other if isinstance(other, TokenClassification) else self
+        return self.read_outputs(a), second.read_outputs(b)
 
     def disagreements(self, a: Ragged, b: Ragged, other: Task | None = None) -> Array:
         """Of the word of a row where both are surest of different labels, the smaller one of the probabilities."""
-        sure = np.minimum(*(probabilities(outputs.flat).max(axis=1) for outputs in (a, b)))
-        return largest(a, np.where(a.flat.argmax(axis=1) != b.flat.argmax(axis=1), sure, 0.0))
+        both = self._both(a, b, other)
+        sure = np.minimum(*(chosen(*read) for read in both))
+        return largest(a, np.where(both[0][0] != both[1][0], sure, 0.0))
 
     def errors(self, outputs: Ragged, targets: Ragged) -> Array:
-        wrong = outputs.flat.argmax(axis=1) != targets.flat[:, -1]
-        return largest(outputs, np.where(wrong, probabilities(outputs.flat).max(axis=1), 0.0))
+        given, logits = self.read_outputs(outputs)
+        return largest(outputs, np.where(given != targets.flat[:, -1], chosen(given, logits), 0.0))
 
     # answering
 
@@ -238,9 +265,10 @@ class TokenClassification(Task):
     def answers(self, outputs: Ragged) -> list[dict[str, Any]]:
         """``entities`` of each row: label, text, start and end (characters), and score, the words' mean probability of
         what they were given. Of rows that the task is not bound to: numbers of words instead of characters."""
-        probs, found = probabilities(outputs.flat), [[] for _ in range(len(outputs))]  # type: ignore[var-annotated]
-        rows, best = outputs.rows, probs.max(axis=1)
-        for start, end, kind in zip(*self.scheme.entities(probs.argmax(axis=1), rows), strict=True):
+        given, logits = self.read_outputs(outputs)
+        found: list[list[dict[str, Any]]] = [[] for _ in range(len(outputs))]
+        rows, best = outputs.rows, chosen(given, logits)
+        for start, end, kind in zip(*self.scheme.entities(given, rows), strict=True):
             row = int(rows[start])
             entity = {"label": self.scheme.types[kind], **self._named(row, int(start), int(end), outputs)}
             found[row].append({**entity, "score": float(best[start:end].mean())})
@@ -268,8 +296,9 @@ class TokenClassification(Task):
         return told
 
     def spoken_target(self, target: Any) -> str:
-        sure = np.eye(len(self.outputs))[target[:, -1]]
-        (answer,) = self.answers(Ragged(sure, np.array([len(target)])))
+        plain, sure = copy.copy(self), np.eye(len(self.outputs))[target[:, -1]]
+        plain.transitions = None
+        (answer,) = plain.answers(Ragged(sure, np.array([len(target)])))
         return spoken(answer["entities"])
 
 
@@ -279,6 +308,30 @@ SETTINGS = "token_classification"
 
 def spoken(entities: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{entity['text']} ({entity['label']})" for entity in entities) or "no entity"
+
+
+def chosen(given: Array, logits: Array) -> Array:
+    """The probability of each word's own label, (M,)."""
+    return probabilities(logits)[np.arange(len(given)), given]
+
+
+def decode(outputs: Ragged, transitions: Sequence[Sequence[float]]) -> tuple[Array, Array]:
+    """As ``read_outputs``, by Viterbi and forward-backward; rows of like length together, so that little is padded."""
+    import torch
+
+    from raydistill.models.crf import Chains, best_sequences, log_marginals
+
+    scores = torch.tensor(transitions, dtype=torch.float64)
+    given = Ragged(np.zeros(len(outputs.flat), np.int64), outputs.lengths)
+    marginals = Ragged(np.zeros(outputs.flat.shape), outputs.lengths)
+    order = np.argsort(outputs.lengths, kind="stable")
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        ids = order[start : start + ROWS_AT_ONCE]
+        part = outputs[ids]
+        emissions, chains = torch.tensor(part.flat, dtype=torch.float64), Chains.of(torch.tensor(part.lengths))
+        given.put(ids, best_sequences(emissions, scores, chains)[0][:, 0].numpy())
+        marginals.put(ids, log_marginals(emissions, scores, chains).numpy())
+    return given.flat, marginals.flat
 
 
 def largest(rows: Ragged, values: Array) -> Array:

@@ -21,13 +21,18 @@ from raydistill.tasks.token_classification.words import Scheme
 
 
 class EntityScores(Scores):
-    """A tagger's logits, Ragged (M, C), on rows whose words are labelled, Ragged (M, 3) with the label last."""
+    """A tagger's logits, Ragged (M, C), on rows whose words are labelled, Ragged (M, 3) with the label last.
 
-    def __init__(self, outputs: Ragged, targets: Ragged, names: tuple[str, ...], scheme: Scheme) -> None:
+    ``given``: the label of each word (M,), where that is not the likeliest one.
+    """
+
+    def __init__(
+        self, outputs: Ragged, targets: Ragged, names: tuple[str, ...], scheme: Scheme, given: Array | None = None
+    ) -> None:
         fit_rows(outputs.flat, targets.flat)
         self.num_rows, self.names, self.scheme = len(targets), names, scheme
         self.logits, self.rows, self.labels = outputs.flat, targets.rows, targets.flat[:, -1]
-        self.given = self.logits.argmax(axis=1)
+        self.given = self.logits.argmax(axis=1) if given is None else given
 
     def weighted(self, weights: Array, wanted: Collection[str] | None = None) -> dict[str, Array]:
         hits, support, predicted = ((counts @ weights).astype(np.float64) for counts in self._counts)
