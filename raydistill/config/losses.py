@@ -24,8 +24,9 @@ Role = Literal["task", "distillation", "representation"]
 """What a loss learns from: labels, the teacher's predictions, or what the teacher computes on the way to them."""
 
 
-Kind = Literal["categorical", "bernoulli", "value"]
-"""What a prediction is: a distribution over classes, one for each label, or a number."""
+Kind = Literal["categorical", "bernoulli", "value", "span"]
+"""What a prediction is: a distribution over classes, one for each label, a number, or two distributions over the tokens
+of a row, where an answer begins and where it ends."""
 
 
 SequenceHead = Literal["softmax", "crf", "constrained_crf"]
@@ -74,7 +75,7 @@ class LossSection(Section):
     """One term of the student's loss."""
 
     role: ClassVar[Role] = "distillation"
-    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value")
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value", "span")
     """Kinds of predictions that it can learn from."""
     compares: ClassVar[str] = "logits"
     """What it looks at in student and teacher."""
@@ -126,7 +127,7 @@ class TaskLoss(LossSection):
 class SoftLossSection(LossSection):
     """A term on the two models' probabilities at a temperature."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli")
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "span")
 
     temperature: Temperature = 2.0
     """T, by which the logits of both are divided: the higher, the more the less likely classes count. A number, or a

@@ -114,9 +114,31 @@ class TokenClassification(TaskSection):
         return repeated(self.labels)
 
 
+class QuestionAnswering(TaskSection):
+    """The part of a text that answers a question about it, or that there is none."""
+
+    kind = "span"
+    has_units = True
+    metrics = ("answer_f1", "answer_exact_match", "has_answer_f1", "no_answer_accuracy", "log_loss")
+    tuning_metrics = ("answer_f1", "answer_exact_match", "log_loss")
+    teacher_metric = "log_loss"
+
+    type: Literal["question_answering"] = "question_answering"
+    answer_start: str | None = None
+    """Column of the place in the context where the answer begins, in characters; recognised name: answer_start. Without
+    one, and without places in the column of the answers, an answer is looked for in its context."""
+    stride: int | None = Field(default=None, ge=0)
+    """Tokens by which windows of a context overlap where question and context are longer than ``data.max_length``; by
+    default a quarter of it."""
+    max_answer_length: int = Field(default=30, ge=1)
+    """Tokens that an answer has at most."""
+    num_answers: int = Field(default=3, ge=1)
+    """Answers that ``predict`` names for a question, the best first."""
+
+
 SECTIONS: dict[str, type[TaskSection]] = {
     kind.model_fields["type"].default: kind
-    for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification)
+    for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification, QuestionAnswering)
 }
 """Every kind of problem by its ``type``."""
 
@@ -132,6 +154,7 @@ Task = Annotated[
     Annotated[TextClassification, Tag("text_classification")]
     | Annotated[TextRegression, Tag("text_regression")]
     | Annotated[MultiLabelClassification, Tag("multi_label_classification")]
-    | Annotated[TokenClassification, Tag("token_classification")],
+    | Annotated[TokenClassification, Tag("token_classification")]
+    | Annotated[QuestionAnswering, Tag("question_answering")],
     Discriminator(type_of),
 ]

@@ -112,6 +112,7 @@ class Config(Section):
             check_sequences,
             check_pairs,
             check_robustness,
+            check_symmetric,
         )
         return [mistake for check in checks for mistake in check(self)]
 
@@ -163,7 +164,9 @@ def check_kinds(config: Config) -> list[Mistake]:
         for name, loss in stage.losses.items():
             place = ("stages", stage_name, "losses", name)
             if task.kind not in loss.kinds:
-                found.append((place, f"{loss.type} cannot compare the numbers of {task.type}; logit_mse can."))
+                what = "places in texts" if task.kind == "span" else "numbers"
+                able = "forward_kl and logit_mse" if task.kind == "span" else "logit_mse"
+                found.append((place, f"{loss.type} cannot compare the {what} of {task.type}; {able} can."))
             elif loss.compares_sequences and not task.has_units:
                 found.append((place, f"{loss.type} needs labels of words; {task.type} has one prediction a row."))
             elif loss.compares_rows and task.has_units:
@@ -217,7 +220,7 @@ def check_pairs(config: Config) -> list[Mistake]:
     if not isinstance(finetune, Finetune) or finetune.method not in ("contrastive", "probe"):
         return []
     if config.task.has_units:
-        why = f"{finetune.method} needs one prediction a row; {config.task.type} has one for each word. Set full."
+        why = f"{finetune.method} needs one prediction a row; {config.task.type} has several. Set full."
         return [(("teacher", "finetune", "method"), why)]
     if finetune.method == "probe":
         return []
@@ -229,10 +232,17 @@ def check_pairs(config: Config) -> list[Mistake]:
 
 
 def check_robustness(config: Config) -> list[Mistake]:
-    """Rows written otherwise have no labels for their words: these are elsewhere, or gone."""
+    """Rows written otherwise have no labels for parts of them: these are elsewhere, or gone."""
     if not (config.evaluate.robustness and config.task.has_units):
         return []
-    return [(("evaluate", "robustness"), f"is of whole texts; {config.task.type} labels their words. Leave it out.")]
+    return [(("evaluate", "robustness"), f"is of whole texts; {config.task.type} is of parts of them. Leave it out.")]
+
+
+def check_symmetric(config: Config) -> list[Mistake]:
+    """A question and its context in the other order."""
+    if not (config.data.symmetric and config.task.kind == "span"):
+        return []
+    return [(("data", "symmetric"), "a question and its context are not of one kind. Leave it out.")]
 
 
 def check_layer_maps(config: Config) -> list[Mistake]:

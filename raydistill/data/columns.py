@@ -67,13 +67,14 @@ def choose_columns(
                         f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}.{hint}"
                     )
                 chosen[role] = able[0]
-    return chosen
+    return chosen | (kind_of(task).more_columns(task, names) if task is not None else {})
 
 
 def usual_names(role: str, chosen: Mapping[str, str], task: TaskSection | None) -> tuple[str, ...]:
     """Names by which a column of this role is recognised, beside those that are ``chosen`` already."""
     if role == "text_pair":
-        return (PAIR_NAMES.get(chosen["text"].lower(), "text_pair"),)
+        usual = PAIR_NAMES.get(chosen["text"].lower(), "text_pair")
+        return (usual, *(kind_of(task).pair_columns if task is not None else ()))
     if role == "text":
         if task is None:
             return (*TEXT_NAMES, *(name for kind in TASKS.values() for name in kind.text_columns))

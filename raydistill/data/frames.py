@@ -92,7 +92,8 @@ def table_of(rows: Any, columns: Columns | None, task: TaskSection | None, what:
     else:
         found = arrow_table(rows, what)
         found = found.select(chosen(found.column_names))
-    found = found.select([field.name for field in found.schema if is_plain(field.type)])
+    if columns is None:
+        found = found.select([field.name for field in found.schema if is_plain(field.type)])
     decoded = {name: plain(found.column(name)) for name in found.column_names}
     return pa.table(decoded).combine_chunks().replace_schema_metadata(metadata)
 

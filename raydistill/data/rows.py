@@ -112,7 +112,7 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int,
         batch, texts = map_batch(source / f"{split}.arrow"), read_texts(data, split)
         if task.has_units:
             known = of_column(batch.column("target"))
-            columns = encode_task(tokenizer, task, texts[0], known, max_length, pad)
+            columns = encode_task(tokenizer, task, texts, known, max_length, pad)
             num_cut[split], num_windows[split] = 0, len(columns["input_ids"])
         else:
             columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
@@ -152,11 +152,15 @@ def map_batch(path: Path) -> pa.RecordBatch:
 
 
 def encode_task(
-    tokenizer: Any, task: Task, texts: pa.Array, values: Values, max_length: int, pad: int
+    tokenizer: Any, task: Task, texts: Sequence[pa.Array], values: Values, max_length: int, pad: int
 ) -> dict[str, pa.Array]:
-    """Windows of texts whose units the task knows, see ``encode_windows``; ``values``: of the texts' targets."""
-    whole = texts.to_pylist()
-    return encode_windows(tokenizer, whole, task.units(whole, values), max_length, task.overlap(max_length), pad)
+    """Rows of examples that have several predictions: as the task makes them, or else windows of texts whose units it
+    knows, see ``encode_windows``. ``texts``: one column or two; ``values``: of the examples' targets."""
+    whole = [column.to_pylist() for column in texts]
+    if (columns := task.encoded(tokenizer, whole, values, max_length, pad)) is not None:
+        return columns
+    units, overlap = task.units(whole[0], values), task.overlap(max_length)
+    return encode_windows(tokenizer, whole[0], units, max_length, overlap, pad)
 
 
 def encode_texts(
@@ -246,6 +250,8 @@ class Rows:
     pad_token_id: int
     units: Ragged | None = None
     """Where rows have several predictions, the position in its row of each one's token, (M,)."""
+    example_targets: Targets | None = None
+    """Those of examples, with the first row of each, where they are not those of their rows one after another."""
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
@@ -267,6 +273,7 @@ class Rows:
             values={name: columns[name].values.to_numpy() for name in names},
             pad_token_id=pad,
             units=of_column(columns["unit"]) if "unit" in columns else None,
+            example_targets=Targets.of_arrow(columns["example_target"]) if "example_target" in columns else None,
         )
 
     @property
@@ -279,13 +286,16 @@ class Rows:
         if self.units is None:
             return self.targets, self.example_ids
         ids, first = np.unique(self.example_ids, return_index=True)
-        return Targets(self.targets.values.joined(self.example_ids), self.targets.labeled[first]), ids
+        targets = self.example_targets or self.targets
+        return Targets(targets.values.joined(self.example_ids), targets.labeled[first]), ids
 
     def by_example(self, outputs: Values) -> Values:
-        """Outputs of all rows, (num_rows, C), or those of their units, (M, C) or Ragged, as outputs of the examples."""
+        """Outputs of all rows, (num_rows, C), or those of their units, (M, C) or Ragged, as outputs of the examples;
+        with the units' places where examples have targets of their own."""
         if self.units is None:
             return outputs
-        return Ragged(units_of(outputs), self.units.lengths).joined(self.example_ids)
+        places = None if self.example_targets is None else self.targets.values.flat[:, :2]
+        return Ragged(units_of(outputs), self.units.lengths, places).joined(self.example_ids)
 
     def batch(self, row_ids: npt.NDArray[np.integer[Any]]) -> Batch:
         """Some rows with their model inputs, as one forward pass takes them."""

@@ -113,7 +113,7 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
         rows = np.sort(np.random.default_rng(0).permutation(num_rows)[:SAMPLE_ROWS])
         sample, inputs = [column.take(pa.array(rows)) for column in whole_columns], num_rows
         if task.has_units:
-            columns = encode_task(tokenizer, task, sample[0], None, max_length, pad=0)
+            columns = encode_task(tokenizer, task, sample, None, max_length, pad=0)
             num_windows[split] = round(num_rows * len(columns["input_ids"]) / len(rows))
             num_cut[split] = 0
         else:

@@ -210,6 +210,13 @@ def _misfit(cells: Sequence[str], header: Sequence[str]) -> str:
 def _json_rows(raw: Any, name: str) -> Iterator[Row]:
     first = raw.readline()
     is_array = first.lstrip()[:1] == b"["
+    if not is_array and not _is_row(first):  # one object over several lines, or SQuAD's in one
+        first += raw.read()
+        if (found := _parsed(first)) is not None and is_squad(found):
+            yield from squad_rows(found, name)
+            return
+        raw = io.BytesIO(first)
+        first = raw.readline()
     for number, row in enumerate(json.loads(first + raw.read()) if is_array else chain([first], raw), 1):
         if not is_array and not row.strip():
             continue
@@ -225,6 +232,44 @@ def _json_rows(raw: Any, name: str) -> Iterator[Row]:
         if not isinstance(found, dict):
             raise DataError(f"{where} is not an object. Write one with a text, and a label, for each row.")
         yield found
+
+
+def _parsed(text: bytes) -> Any:
+    """What JSON says; None where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _is_row(text: bytes) -> bool:
+    found = _parsed(text)
+    return found is not None and not is_squad(found)
+
+
+def is_squad(found: Any) -> bool:
+    """Whether an object has articles with paragraphs, as SQuAD's files do."""
+    articles = found.get("data") if isinstance(found, dict) else None
+    return isinstance(articles, list) and all(isinstance(one, dict) and "paragraphs" in one for one in articles)
+
+
+def squad_rows(found: Row, name: str) -> Iterator[Row]:
+    """Questions of a file of SQuAD 1.1 or 2.0, with columns id, title, question, context, answers. Raises DataError."""
+    for i, article in enumerate(found["data"], 1):
+        for j, paragraph in enumerate(article["paragraphs"], 1):
+            for k, asked in enumerate(paragraph.get("qas", ()), 1):
+                where = f"{name}, question {k} of paragraph {j} of article {i}"
+                if "question" not in asked or "context" not in paragraph:
+                    lacks = "question" if "question" not in asked else "context"
+                    raise DataError(f"{where} has no {lacks}. Write one, as SQuAD's files have it.")
+                answers = [] if asked.get("is_impossible") else asked.get("answers")
+                yield {
+                    "id": asked.get("id"),
+                    "title": article.get("title"),
+                    "question": asked["question"],
+                    "context": paragraph["context"],
+                    "answers": answers,
+                }
 
 
 def _conll_rows(raw: Any, name: str) -> Iterator[Row]:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 import yaml
 from transformers import AutoTokenizer, PreTrainedModel
 
-from raydistill.data.rows import Rows
-from raydistill.data.windows import encode_windows
+from raydistill.data.rows import Rows, encode_task
 from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
+from raydistill.models.head import logits_of
 from raydistill.models.load import auto_class, load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
 from raydistill.models.signals import BEGINS, UNITS
@@ -74,7 +75,7 @@ class Predictor(ABC):
         ``values``: of the texts' targets, or their units, where a text has several predictions, see ``Task.units``.
         """
         if self.task.has_units:
-            return self._unit_outputs(cast("Sequence[str]", texts), self.task.units(texts, values))
+            return self._unit_outputs(texts, self.task.units(texts, values))
         swapped = [(text[1], text[0]) for text in texts if not isinstance(text, str)]
         if self.is_symmetric and swapped and len(swapped) == len(texts):
             return self.task.averaged([self._outputs(texts), self._outputs(swapped)])
@@ -89,23 +90,24 @@ class Predictor(ABC):
             result[rows] = self.forward(self.encode([texts[row] for row in rows])).cpu().numpy()
         return result
 
-    def _unit_outputs(self, texts: Sequence[str], units: Ragged) -> Ragged:
-        """Outputs of each text's ``units``, (M, C), from windows where it is longer than a row."""
-        width, length = len(self.task.outputs), self.max_length
+    def _unit_outputs(self, texts: Sequence[Text], values: Ragged) -> Ragged:
+        """Outputs of each text's units, (M, C), from windows where it is longer than a row."""
+        width, pad = len(self.task.outputs), self.tokenizer.pad_token_id or 0
         if not len(texts):
-            return Ragged(np.empty((0, width), np.float32), units.lengths)
-        pad = self.tokenizer.pad_token_id or 0
-        columns = encode_windows(self.tokenizer, texts, units, length, self.task.overlap(length), pad)
-        rows = Rows.of(columns, pad)
+            return Ragged(np.empty((0, width), np.float32), values.lengths)
+        pairs = [(text,) if isinstance(text, str) else text for text in texts]
+        columns = [pa.array(column, pa.large_string()) for column in zip(*pairs, strict=True)]
+        rows = Rows.of(encode_task(self.tokenizer, self.task, columns, values, self.max_length, pad), pad)
         assert rows.units is not None
-        found = Ragged(np.empty((len(units.flat), width), np.float32), rows.units.lengths)
+        found = Ragged(np.empty((len(rows.units.flat), width), np.float32), rows.units.lengths)
         order = np.argsort(rows.lengths, kind="stable")
         for start in range(0, rows.num_rows, BATCH_ROWS):
             ids = order[start : start + BATCH_ROWS]
             inputs = {name: tensor.to(self.device) for name, tensor in rows.inputs(ids).items()}
             places, _ = inputs.pop(UNITS), inputs.pop(BEGINS)
             found.put(ids, self.forward(inputs).flatten(0, 1).index_select(0, places).cpu().numpy())
-        return Ragged(found.flat, units.lengths)
+        outputs: Ragged = rows.by_example(found)
+        return outputs
 
 
 class TorchPredictor(Predictor):
@@ -128,7 +130,7 @@ class TorchPredictor(Predictor):
 
     @torch.inference_mode()
     def forward(self, inputs: Inputs) -> torch.Tensor:
-        return cast(torch.Tensor, self.model(**inputs).logits.float())
+        return cast(torch.Tensor, logits_of(self.model(**inputs)).float())
 
 
 def open_tokenizer(folder: Path) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from raydistill.config.losses import Kind, Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
+from raydistill.models.ragged import padded
 from raydistill.models.signals import LOGITS, Signal
 
 
@@ -36,8 +37,9 @@ class LogitLoss(Loss):
 class SoftLoss(LogitLoss):
     """T² times a divergence of the predictions at temperature T.
 
-    ``categorical`` predictions are softmax(z/T); ``bernoulli`` ones are sigmoid(z/T) for each label, and the mean over
-    the labels is taken, as the task's own loss does. T² keeps the size of the gradient about constant over T.
+    ``categorical`` predictions are softmax(z/T); ``bernoulli`` ones are sigmoid(z/T) for each label, ``span`` ones
+    softmax(z/T) over the units of a row for each output (begin and end), a value a row; the mean over the labels, or
+    outputs, is taken, as the task's own loss does. T² keeps the size of the gradient about constant over T.
     """
 
     temperature: float
@@ -54,10 +56,16 @@ class SoftLoss(LogitLoss):
         z_student, z_teacher = (side[signal].float() / self.temperature for side, signal in sides)
         if self.kind == "bernoulli":  # the two outcomes of each label are a distribution over z and 0
             z_student, z_teacher = (torch.stack([z, torch.zeros_like(z)], dim=-1) for z in (z_student, z_teacher))
+        if self.kind == "span":
+            lengths = batch.targets.values.lengths
+            z_student, z_teacher = (padded(z, lengths) for z in (z_student, z_teacher))
         divergence = self.divergence(F.log_softmax(z_student, dim=-1), F.log_softmax(z_teacher, dim=-1), batch)
-        if self.kind == "bernoulli":
+        if divergence.dim() > 1:
             divergence = divergence.mean(-1)
         return divergence * self.temperature**2
+
+    def count(self, batch: Batch) -> int:
+        return batch.num_rows if self.kind == "span" else super().count(batch)
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Compare log-probabilities (…, C), by which they are reduced."""

@@ -17,7 +17,7 @@ from raydistill.tasks.targets import units_of
 
 
 class TaskLoss(Loss):
-    """The task's loss, one value a labelled row, or a unit of one; rows without a label are not counted.
+    """The task's loss, one value a labelled row, or a unit of one (``Task.count``); others are not counted.
 
     ``class_weights``: of each output, in their order (C,). A row's value is multiplied by the weight of its class; the
     sum is divided by the number of labelled rows, not of weights, so that the count needs no forward pass and one
@@ -40,7 +40,7 @@ class TaskLoss(Loss):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def count(self, batch: Batch) -> int:
-        return int(batch.targets.labeled_units().sum())
+        return self.task.count(batch.targets)
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         logits, targets = student[LOGITS], batch.targets

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raydistill.errors import ConfigError
 from raydistill.models.crf import Chains, read_chain
 from raydistill.models.gradients import differentiable, input_gradients, of_unit_length
+from raydistill.models.head import logits_of
 from raydistill.models.layers import projection
 from raydistill.models.signals import BEGINS, GRADIENTS, LOGITS, PROJECTIONS, UNITS, Signal
 
@@ -60,7 +61,7 @@ def _capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection
     tokens = real_tokens(inputs) if any(signal.is_token_level for signal in wanted) else None
     found = {}
     if any(signal.is_prediction for signal in wanted):
-        logits = output.logits.float()
+        logits = logits_of(output).float()
         logits = logits if units is None else logits.flatten(0, 1).index_select(0, units)
     for signal in wanted:
         if signal == LOGITS:

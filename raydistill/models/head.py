@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from raydistill.errors import ModelError
 
 if TYPE_CHECKING:  # tasks know heads, and pages and tables know tasks: none of them needs torch
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-SEQUENCE, TOKEN = "SequenceClassification", "TokenClassification"
+SEQUENCE, TOKEN, SPAN = "SequenceClassification", "TokenClassification", "QuestionAnswering"
 _GENERIC = re.compile(r"LABEL_\d+", re.IGNORECASE)
 
 
@@ -31,8 +31,14 @@ class Head:
     """What a prediction is of: the rest of ``transformers.AutoModelFor…``."""
 
 
+SPAN_OUTPUTS = ("start", "end")
+"""Of a model that answers questions, whatever its config calls them: its class says which is which."""
+
+
 def output_names(config: PreTrainedConfig) -> tuple[str, ...]:
     """Return the names of a model's outputs, in their order."""
+    if kind_of_head(config) == SPAN:
+        return SPAN_OUTPUTS
     return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
 
 
@@ -53,7 +59,7 @@ def kind_of_head(config: PreTrainedConfig) -> str:
 
 def kind_of_architectures(names: Sequence[str] | None) -> str:
     """Return the kind of head of such classes, as config.json names them."""
-    return TOKEN if any(TOKEN in name for name in names or []) else SEQUENCE
+    return next((kind for kind in (TOKEN, SPAN) if any(kind in name for name in names or [])), SEQUENCE)
 
 
 def set_head(config: PreTrainedConfig, head: Head) -> None:
@@ -74,6 +80,16 @@ def check_problem(config: PreTrainedConfig, head: Head) -> None:
             f"The model was trained for {own.replace('_', ' ')}, the task is {head.problem_type.replace('_', ' ')}. "
             "Set task.type, name another model, or start from a plain encoder."
         )
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return what a model's head computed, (B, C), or (B, L, C) of one with outputs for each token."""
+    if "logits" in output:
+        logits: Tensor = output.logits
+        return logits
+    import torch
+
+    return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
 def output_order(found: Sequence[str], labels: Sequence[str]) -> tuple[tuple[int, ...], str | None]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from raydistill.config.plugins import find
 from raydistill.config.tasks import TaskSection
 from raydistill.errors import ConfigError
-from raydistill.models.head import TOKEN, kind_of_head, output_names
+from raydistill.models.head import SEQUENCE, kind_of_head, output_names
 from raydistill.tasks.base import Task
 from raydistill.tasks.multi_label import MultiLabelClassification
+from raydistill.tasks.question_answering import QuestionAnswering
 from raydistill.tasks.regression import TextRegression
 from raydistill.tasks.targets import Targets
 from raydistill.tasks.text_classification import TextClassification
@@ -26,7 +27,8 @@ TASK_TYPE = "task_type"
 SYMMETRIC = "symmetric_pairs"
 """In a student's config.json, where ``data.symmetric`` was on: it answers with the mean of a pair's two orders."""
 TASKS: dict[str, type[Task]] = {
-    kind.type: kind for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification)
+    kind.type: kind
+    for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification, QuestionAnswering)
 }
 
 
@@ -57,7 +59,7 @@ def task_of_model(config: PreTrainedConfig) -> Task:
     own: Any = find("tasks", str(getattr(config, TASK_TYPE, None)))
     known = {task.problem_type: task for task in TASKS.values() if task.problem_type}
     usual: type[Task] = TextRegression if len(outputs) == 1 else TextClassification
-    if kind_of_head(config) == TOKEN:
-        known, usual = {}, TokenClassification
+    if (head := kind_of_head(config)) != SEQUENCE:
+        known, usual = {}, next(task for task in TASKS.values() if task.head_kind == head)
     task = own or known.get(str(getattr(config, "problem_type", None)), usual)
     return task.of_model(outputs, config.to_dict())

@@ -21,7 +21,7 @@ from raydistill.config.tasks import TaskSection
 from raydistill.models.head import SEQUENCE, Head
 from raydistill.tasks.linear import Linear
 from raydistill.tasks.scores import Scores
-from raydistill.tasks.targets import Array, Ragged, Targets, Values
+from raydistill.tasks.targets import Array, Ragged, Targets, Values, units_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,8 @@ class Task(ABC):
     """What a prediction is of, see ``models.head``."""
     text_columns: ClassVar[tuple[str, ...]] = ()
     """Usual names of the column with the text, before those that any task knows."""
+    pair_columns: ClassVar[tuple[str, ...]] = ()
+    """Usual names of the column with the second text, where rows have to be pairs."""
     label_columns: ClassVar[tuple[str, ...]] = ("label", "labels", "class", "category", "target")
     """Usual names of the column with the target."""
     pipeline_tag: ClassVar[str] = "text-classification"
@@ -87,6 +89,11 @@ class Task(ABC):
         return Head(self.outputs, self.problem_type, self.output_scale, self.head_kind)
 
     # reading
+
+    @classmethod
+    def more_columns(cls, settings: Any, names: Sequence[str]) -> dict[str, str]:
+        """Columns by role that ``aligned`` wants beside texts and label, of those with these names."""
+        return {}
 
     @classmethod
     def aligned(
@@ -168,6 +175,17 @@ class Task(ABC):
         ``units``."""
         return 0
 
+    def encoded(
+        self, tokenizer: Any, texts: Sequence[Sequence[str]], values: Values, max_length: int, pad: int
+    ) -> dict[str, pa.Array] | None:
+        """Columns of a tokens artefact, where the task makes rows in its own way; None: windows of ``units``.
+
+        ``texts``: one column or two; ``values``: of the examples' targets, None where they have none. The column
+        ``example_target`` has them again, with the first row of each example; ``target`` begins with each unit's begin
+        and end in the text, which go along with the outputs.
+        """
+        return None
+
     @abstractmethod
     def blank(self, num_rows: int) -> Targets:
         """Targets of made-up rows, all labelled, to time a model on."""
@@ -185,6 +203,14 @@ class Task(ABC):
     @abstractmethod
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The task's own loss of labelled rows, outputs (B, C) against targets (B, …): (B,), float32."""
+
+    def count(self, targets: Targets) -> int:
+        """How many values ``loss_values`` gives for the labelled ones of these rows."""
+        return int(targets.labeled_units().sum())
+
+    def values_of(self, outputs: Values, targets: Values) -> Array:
+        """Targets (M, …) of each of the outputs (M, C) of labelled examples, as ``loss_values`` takes them."""
+        return units_of(targets)
 
     def balanced_weights(self, targets: Targets) -> Array:
         """A weight for each output (C,), so that all classes of these rows count as much."""
@@ -243,6 +269,10 @@ class Task(ABC):
     def pipeline_arguments(self, max_length: int) -> list[str]:
         """Of ``transformers.pipeline``, as they are written, to read texts as in training."""
         return [*("truncation=True", f"max_length={max_length}"), *filter(None, [self.pipeline_options])]
+
+    def loading_code(self, model: str, max_length: int) -> str | None:
+        """Lines of Python by which a model's folder answers; None where ``transformers.pipeline`` loads it."""
+        return None
 
     def of_rows(self, texts: Sequence[Any], values: Values) -> Self:
         """The task for these very rows, where what is said of outputs needs them: texts, and targets or ``units``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -24,6 +24,10 @@ class Ragged:
 
     flat: Array
     lengths: NDArray[np.int64]
+    places: Array | None = None
+    """Begin and end in the row's text of each unit, (M, 2), where models have units of their own, tokens say."""
+    texts: pa.Array | None = None
+    """Of the rows, (N,), where what is said of them is a part of their text."""
 
     @classmethod
     def of(cls, rows: Sequence[Array], like: Array) -> Ragged:
@@ -56,21 +60,27 @@ class Ragged:
             units = self.flat[start : start + self.lengths[rows]]
             return units if columns == slice(None) else units[:, columns]
         picked = np.arange(len(self))[rows]
-        flat = self.flat[self._places(picked)]
-        return Ragged(flat if columns == slice(None) else flat[:, columns], self.lengths[picked])
+        units = self._units(picked)
+        return Ragged(
+            self.flat[units] if columns == slice(None) else self.flat[units][:, columns],
+            self.lengths[picked],
+            None if self.places is None else self.places[units],
+            None if self.texts is None else self.texts.take(pa.array(picked)),
+        )
 
     def put(self, rows: Array, flat: Array) -> None:
         """Set the units of some rows, by their numbers."""
-        self.flat[self._places(rows)] = flat
+        self.flat[self._units(rows)] = flat
 
-    def _places(self, rows: Array) -> Array:
+    def _units(self, rows: Array) -> Array:
         lengths = self.lengths[rows]
         return np.arange(lengths.sum()) + np.repeat(self.starts[rows] - (np.cumsum(lengths) - lengths), lengths)
 
     def joined(self, groups: Array) -> Ragged:
-        """Rows that stand together and are of one group (N,), ascending, as one."""
+        """Rows that stand together and are of one group (N,), ascending, as one, with the text of the first."""
         first = np.flatnonzero(np.diff(groups, prepend=groups[:1] - 1))
-        return Ragged(self.flat, np.add.reduceat(self.lengths, first) if len(first) else self.lengths)
+        lengths = np.add.reduceat(self.lengths, first) if len(first) else self.lengths
+        return Ragged(self.flat, lengths, self.places, None if self.texts is None else self.texts.take(pa.array(first)))
 
 
 def units_of(values: Values) -> Array:
@@ -81,12 +91,19 @@ def units_of(values: Values) -> Array:
 def concatenated(parts: Sequence[Values]) -> Values:
     """Rows of several, one after another."""
     if isinstance(parts[0], Ragged):
-        return Ragged(np.concatenate([part.flat for part in parts]), np.concatenate([part.lengths for part in parts]))
+        has_places, has_texts = parts[0].places is not None, parts[0].texts is not None
+        return Ragged(
+            np.concatenate([part.flat for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.places for part in parts]) if has_places else None,
+            pa.concat_arrays([part.texts for part in parts]) if has_texts else None,
+        )
     return np.concatenate(parts)
 
 
 def as_column(values: Values, dtype: Any = None) -> pa.Array:
-    """A column of numbers, of lists of one length, or of lists of such lists; ``dtype``: of the numbers."""
+    """A column of numbers, of lists of one length, or of lists of such lists; ``dtype``: of the numbers. Of ragged ones
+    that have places or texts, these stand beside them in a struct."""
     flat = np.ascontiguousarray(units_of(values), dtype)
     column = pa.array(flat.ravel())
     if flat.ndim > 1:
@@ -94,11 +111,20 @@ def as_column(values: Values, dtype: Any = None) -> pa.Array:
     if isinstance(values, Ragged):
         ends = np.concatenate(([0], np.cumsum(values.lengths)))
         column = pa.LargeListArray.from_arrays(pa.array(ends), column)
+        more = {} if values.places is None else {"places": as_column(Ragged(values.places, values.lengths))}
+        more |= {} if values.texts is None else {"text": values.texts}
+        if more:
+            return pa.StructArray.from_arrays([column, *more.values()], ["units", *more])
     return column
 
 
 def of_column(column: pa.Array) -> Values:
     """Read what ``as_column`` wrote; numbers without meaning where it is null."""
+    if pa.types.is_struct(column.type):
+        parts = {part.name: column.field(part.name) for part in column.type}
+        units = of_column(parts["units"])
+        places = of_column(parts["places"]).flat if "places" in parts else None
+        return Ragged(units.flat, units.lengths, places, parts.get("text"))
     if pa.types.is_large_list(column.type):
         units = column.flatten()
         return Ragged(of_column(units), np.diff(column.offsets.to_numpy()))
@@ -124,7 +150,8 @@ class Targets:
         """Rows without a label, to be joined with ``like``."""
         labeled = np.zeros(num_rows, bool)
         if isinstance(like.values, Ragged):
-            return cls(Ragged(like.values.flat[:0], np.zeros(num_rows, np.int64)), labeled)
+            texts = None if like.values.texts is None else pa.array([""] * num_rows, pa.large_string())
+            return cls(Ragged(like.values.flat[:0], np.zeros(num_rows, np.int64), None, texts), labeled)
         return cls(np.zeros((num_rows, *like.values.shape[1:]), like.values.dtype), labeled)
 
     @classmethod
@@ -142,7 +169,7 @@ class Targets:
         if isinstance(self.values, Ragged):
             flat = self.values.flat.copy()
             flat[~self.labeled[self.values.rows], -1] = -1
-            return as_column(Ragged(flat, self.values.lengths))
+            return as_column(replace(self.values, flat=flat))
         if self.values.ndim == 1:
             return pa.array(self.values, mask=~self.labeled)
         flat = pa.array(np.ascontiguousarray(self.values).ravel())

@@ -24,7 +24,8 @@ def fit_temperature(task: Task, outputs: Values, targets: Values, transitions: t
     its ``transitions``, too, by the likelihood of whole rows."""
     from scipy.optimize import brentq
 
-    logits, values = torch.as_tensor(units_of(outputs), dtype=torch.float64), torch.as_tensor(units_of(targets))
+    logits = torch.as_tensor(units_of(outputs), dtype=torch.float64)
+    values = torch.as_tensor(task.values_of(outputs, targets))
 
     def nats(t: torch.Tensor) -> torch.Tensor:
         if transitions is None:

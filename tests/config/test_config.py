@@ -391,7 +391,8 @@ def test_losses_are_described() -> None:
     tokens = ["attention_mse", "attention_kl", "minilm", "minilm_v2"]
     relations = ["rkd_distance", "rkd_angle", "gradient_match", "gradient_attention", "graph_attention", "crd"]
     assert list(found) == ["task", *soft, "k_best", "logit_mse", *hidden, *tokens, *relations, "cosine_pairs"]
-    everywhere = ["text_classification", "text_regression", "multi_label_classification", "token_classification"]
+    rows = ["text_classification", "text_regression", "multi_label_classification"]
+    everywhere = [*rows, "token_classification", "question_answering"]
     assert {n for n, loss in found.items() if loss["tasks"] == everywhere} >= {"task", "logit_mse", "hidden_mse"}
     assert found["jsd"]["tasks"] == [name for name in everywhere if name != "text_regression"]
     words = ["text_classification", "token_classification"]

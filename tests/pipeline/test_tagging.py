@@ -280,7 +280,7 @@ def test_what_needs_one_prediction_a_row_is_refused(tmp_path: Path) -> None:
     for changes, message in (
         ({"stages__distill__losses": loss}, "cosine_pairs needs one class a row"),
         ({"stages__distill__losses": {"kd": {"type": "dist"}}}, "dist needs one class a row"),
-        ({"evaluate__robustness": True}, "is of whole texts; token_classification labels their words"),
+        ({"evaluate__robustness": True}, "is of whole texts; token_classification is of parts of them"),
         ({"teacher__finetune": {"method": "probe"}}, "probe needs one prediction a row"),
         ({"evaluate__metric": "accuracy"}, "accuracy is no metric of token_classification"),
     ):

@@ -24,6 +24,11 @@ TERMS = {
     "F1": "The harmonic mean of a label's precision and recall.",
     "precision": "Of the rows given this label, the share that have it.",
     "recall": "Of the rows with this label, the share that are found.",
+    "answer F1": "How far the words of an answer are those of the right one: the harmonic mean of their precision and "
+    "recall, without articles, punctuation and case; 1 where no answer is given and there is none.",
+    "exact match": "Share of the answers with the words of a right one, without articles, punctuation and case.",
+    "F1 where there is an answer": "Answer F1 of the questions that have an answer.",
+    "right where there is none": "Of the questions without an answer in their text, the share that get none.",
     "entity F1": "The harmonic mean of entity precision and recall.",
     "entity precision": "Of the entities that the model names, the share that are there, with these words and type.",
     "entity recall": "Of the entities that are there, the share that the model names, with all words and type.",

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from raydistill.config.tasks import TokenClassification as Settings
 from raydistill.errors import ConfigError, DataError, ModelError, did_you_mean
+from raydistill.tasks.mistakes import Wrong, refuse
 from raydistill.tasks.targets import Ragged, Targets, decoded, is_string, shown
 from raydistill.tasks.token_classification.words import (
     OUTSIDE,
@@ -28,7 +29,6 @@ FORM = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("tag", p
 STARTS, ENDS, NAMES = ("start", "start_offset"), ("end", "end_offset"), ("label", "type", "entity")
 """What annotation tools call the parts of a span."""
 _WORD = re.compile(r"\S+")
-MOST_ROWS = 3
 IOB1 = "Mend them or, if the first word of an entity need not have a B-, set task.scheme: iob1."
 
 
@@ -38,10 +38,6 @@ class Row(NamedTuple):
     text: str
     places: Sequence[tuple[int, int]] = ()
     tags: Sequence[str] | None = None
-
-
-class Wrong(Exception):
-    """What is wrong with a row; it never leaves this module."""
 
 
 def aligned(
@@ -75,19 +71,6 @@ def aligned(
 
 def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def refuse(wrong: Mapping[str, Sequence[int]], where: str) -> None:
-    """DataError that names rows by their numbers, the most frequent reason first."""
-    if not wrong:
-        return
-    count = sum(map(len, wrong.values()))
-    ordered = sorted(wrong.items(), key=lambda entry: -len(entry[1]))[:MOST_ROWS]
-    told = [
-        f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:MOST_ROWS]))}{', …' * (len(rows) > MOST_ROWS)}: {why}"
-        for why, rows in ordered
-    ]
-    raise DataError(f"{count:,} row{'s' * (count > 1)} of {where} cannot be used; {'; '.join(told)}")
 
 
 def read_row(text: Any, label: Any, names: Sequence[str] | None) -> Row:

@@ -1,0 +1,229 @@
+"""Questions about texts, from rows to a registered student: windows, workers, cached signals, loading elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from kit.asked import asked_config
+from kit.runs import predictions
+from kit.toy import Toy, relative_difference, run_ranks, without_key_biases
+from transformers import AutoModelForQuestionAnswering
+
+import raydistill
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
+from raydistill.config.loading import load_config
+from raydistill.config.student import Student
+from raydistill.config.training import Stage
+from raydistill.data.prepare import prepare_data
+from raydistill.data.rows import tokenize_data
+from raydistill.errors import ConfigError
+from raydistill.evaluate.predict import predict
+from raydistill.losses import build_losses
+from raydistill.models.capture import capture
+from raydistill.models.load import load_model
+from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.student import build_student
+from raydistill.storage.storage import Storage
+from raydistill.tasks.question_answering import QuestionAnswering
+from raydistill.tasks.question_answering.encoding import BEGINS, ENDS
+from raydistill.teacher.cached import RecordedSignals
+from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.signals import OnlineSignals, Signals
+from raydistill.teacher.store import signal_artifact
+from raydistill.train.loop import Setup, StageRun
+
+LENGTH = 20
+"""Tokens of a window: half of the contexts need several."""
+TASK = QuestionAnswering()
+
+
+def make_asked(folder: Path) -> Toy:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load_config(asked_config(folder, data__max_length=LENGTH, data__max_labeled=100))
+    storage = Storage(config.storage)
+    tokens = tokenize_data(prepare_data(config, storage), folder / "encoder", LENGTH, storage)
+    return Toy(folder, storage, tokens, TASK.outputs)
+
+
+def teacher_of(toy: Toy) -> Any:
+    return load_model(toy.folder / "encoder", TASK.head, seed=3)
+
+
+def setup_of(toy: Toy, name: str, row_ids: np.ndarray, signals: Signals | None = None) -> Setup:
+    """A stage with every kind of loss that spans allow; the student is narrower than its teacher."""
+    teacher = teacher_of(toy)
+    student = build_student(teacher, Student(num_layers=2, hidden_size=16, num_heads=2), seed=0)
+    terms = {
+        "kd": {"type": "forward_kl"},
+        "logits": {"type": "logit_mse", "weight": 0.1},
+        "reverse": {"type": "reverse_kl", "weight": 0.1},
+        "jsd": {"type": "jsd", "weight": 0.1},
+        "hidden": {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.2},
+        "task": {"type": "task", "weight": 0.5},
+    }
+    losses = build_losses(Stage.model_validate({"losses": terms}).losses, TASK, student.config, teacher.config, seed=0)
+    online = OnlineSignals(teacher, losses.teacher_needs, Device())
+    return toy.setup(name, losses, student, signals=signals or online, row_ids=row_ids)
+
+
+def gradients(setup: Setup) -> dict[str, torch.Tensor]:
+    stage = StageRun(setup)
+    batches = stage.collate(0)
+    counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
+    stage.accumulate(0, batches, counts)
+    named = [*setup.model.named_parameters(), *setup.losses.named_parameters(prefix="losses")]
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    return make_asked(tmp_path_factory.mktemp("asked"))
+
+
+def test_losses_go_by_windows_and_labelled_windows(toy: Toy) -> None:
+    rows = toy.rows()
+    assert rows.units is not None
+    assert rows.num_rows > len(rows.examples[0]) > 100
+    setup = setup_of(toy, "counts", np.arange(rows.num_rows))
+    batch = rows.batch(np.arange(40))
+    counts = dict(zip(setup.losses.terms, setup.losses.counts([batch]), strict=True))
+    labeled = rows.targets.labeled[:40]
+    assert 0 < labeled.sum() < 40
+    soft = dict.fromkeys(("kd", "reverse", "jsd"), 40)
+    units = rows.units.lengths[:40].sum()
+    assert counts == {**soft, "logits": units, "hidden": rows.lengths[:40].sum(), "task": labeled.sum()}
+
+
+def alone(rows: Any, row: int) -> dict[str, torch.Tensor]:
+    part = slice(rows.starts[row], rows.starts[row] + rows.lengths[row])
+    return {name: torch.tensor(values[part].tolist())[None].long() for name, values in rows.values.items()}
+
+
+def test_losses_are_those_of_each_window_alone(toy: Toy) -> None:
+    """Soft targets: KL of begin and of end over the tokens of the context and [CLS], by hand, and only over these.
+    Task: cross entropy over them, which is transformers' own where nothing else has a logit."""
+    rows, teacher = toy.rows(), teacher_of(toy)
+    setup, ids = setup_of(toy, "hand", np.arange(30)), np.arange(30)
+    batch, student = rows.batch(ids), setup.model.eval()
+    with torch.no_grad():
+        sides = [capture(model, batch.inputs, {LOGITS}) for model in (student, teacher)]
+        kd, task = (setup.losses[name](*sides, batch) for name in ("kd", "task"))
+        expected_kd, expected_task = [], []
+        for row in ids:
+            units = torch.as_tensor(rows.units[row].tolist())
+            logits = []
+            for model in (student, teacher):
+                output = model(**alone(rows, row))
+                logits.append(torch.stack([output.start_logits[0], output.end_logits[0]])[:, units])
+            log_p = [F.log_softmax(one / 2.0, dim=-1) for one in logits]
+            divergence = (log_p[1].exp() * (log_p[1] - log_p[0])).sum(-1)
+            expected_kd.append(4.0 * float(divergence.mean()))
+            if rows.targets.labeled[row]:
+                bits = rows.targets.values[row][:, 2]
+                places = torch.tensor([int(np.flatnonzero(bits & bit)[0]) for bit in (BEGINS, ENDS)])
+                expected_task.append(float(F.cross_entropy(logits[0], places)))
+    assert kd.tolist() == pytest.approx(expected_kd, rel=1e-4, abs=1e-6)
+    assert task.tolist() == pytest.approx(expected_task, rel=1e-4)
+
+
+def test_recorded_signals_are_the_teachers_own(toy: Toy) -> None:
+    signals = [Signal("logits"), Signal("hidden_states[2]"), Signal("hidden_states[4]")]
+    wanted = {}
+    for signal in signals:
+        artifact, recipe = signal_artifact(
+            toy.storage, signal, "train", teacher_digest="t", tokens_digest=toy.tokens.digest, dtype="float32"
+        )
+        wanted[signal] = Wanted(artifact, recipe, {"teacher": "t"})
+    rows = toy.rows()
+    record(teacher_of(toy), rows, wanted, tokens=400, device=Device(), group=Group())
+    recorded = RecordedSignals({signal: item.artifact for signal, item in wanted.items()}, rows.num_rows)
+    ids = np.random.default_rng(0).permutation(rows.num_rows)[:50]
+    stored, own = recorded.rows(ids), OnlineSignals(teacher_of(toy), signals, Device()).read(rows.batch(ids))
+    assert stored[LOGITS].shape == (rows.units[ids].lengths.sum(), 2)
+    torch.testing.assert_close(stored[LOGITS], own[LOGITS], rtol=1e-3, atol=1e-5)
+    online = gradients(setup_of(toy, "online", np.arange(64)))
+    cached = gradients(setup_of(toy, "cached", np.arange(64), recorded))
+    difference = relative_difference(without_key_biases(online), without_key_biases(cached))
+    assert max(difference.values()) < 2e-3
+
+
+def rank_gradients(folder: Path) -> dict[str, Any]:
+    toy = make_asked(folder)
+    found = gradients(setup_of(toy, "ranks", np.arange(64)))
+    outputs = predict(teacher_of(toy), toy.rows("test"), tokens=100, device=Device(), group=Group())
+    return {"gradients": found, "outputs": outputs.flat, "rank": Group().rank}
+
+
+def test_two_workers_equal_one(tmp_path: Path) -> None:
+    make_asked(tmp_path / "two")
+    one = rank_gradients(tmp_path / "one")
+    first, second = run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
+    assert [first["rank"], second["rank"]] == [0, 1]
+    difference = relative_difference(without_key_biases(one["gradients"]), without_key_biases(first["gradients"]))
+    assert any("projections" in name for name in difference)
+    assert max(difference.values()) < 2e-5
+    assert all(torch.equal(first["gradients"][name], second["gradients"][name]) for name in first["gradients"])
+    assert np.array_equal(first["outputs"], second["outputs"])
+    assert np.allclose(one["outputs"], first["outputs"], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("finished")
+    changes = {
+        "teacher__finetune": {"num_epochs": 10, "learning_rate": 3e-3},
+        "stages__distill__num_epochs": 8,
+        "stages__distill__learning_rate": 3e-3,
+        "data__split": {"validation": 0.1, "test": 0.4},
+    }
+    config = asked_config(folder, 400, data__max_length=LENGTH, data__max_labeled=None, **changes)
+    return dict(raydistill.distill(config)), folder
+
+
+def test_a_student_learns_to_answer_from_its_teacher(finished: tuple[dict[str, Any], Path]) -> None:
+    results, folder = finished
+    student = results["student"]
+    assert student["test"]["answer_f1"]["low"] > 0.6
+    assert student["test"]["no_answer_accuracy"]["value"] > 0.8
+    assert results["retention"]["answer_f1"] > 0.85
+    assert not student["chance"]["at_chance"]
+    assert results["task"]["main_metric"] == "answer_f1"
+    kept = predictions(results, Storage(str(folder / "storage")))
+    num_rows = results["data"]["num_rows"]["test"]
+    assert len(kept.targets) == num_rows  # windows are questions again
+    errors = student["answer_errors"]
+    assert sum(errors.values()) == num_rows
+    assert errors["right"] / num_rows == pytest.approx(student["test"]["answer_exact_match"]["value"], abs=1e-4)
+    for row in results["errors"]:
+        assert row["label"] != row["student"]["answer"]
+        assert row["label"] in (row["text_pair"], "no answer") or row["label"] in row["text_pair"]
+
+
+def test_the_threshold_for_no_answer_is_kept_with_the_model(finished: tuple[dict[str, Any], Path]) -> None:
+    results, folder = finished
+    model = AutoModelForQuestionAnswering.from_pretrained(results["student"]["path"])
+    kept = predictions(results, Storage(str(folder / "storage")), "validation")
+    task = QuestionAnswering().fitted(kept.outputs["student"], kept.targets.values)
+    assert model.config.question_answering["null_threshold"] == pytest.approx(task.null_threshold, abs=1e-4)
+    assert model.config.id2label == {0: "start", 1: "end"}
+    assert type(model).__name__ == "BertForQuestionAnswering"
+
+
+def test_losses_that_spans_do_not_allow_are_refused(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"stages__distill__losses": {"kd": {"type": "dkd"}}}, "dkd cannot compare the places in texts"),
+        ({"stages__distill__losses": {"pairs": {"type": "cosine_pairs"}}}, "cosine_pairs cannot compare the places"),
+        ({"stages__distill__losses": {"task": {"type": "task", "label_smoothing": 0.1}}}, "has no classes"),
+        ({"evaluate__robustness": True}, "question_answering is of parts of them"),
+        ({"teacher__finetune": {"method": "probe"}}, "probe needs one prediction a row"),
+        ({"data__symmetric": True}, "a question and its context are not of one kind"),
+        ({"evaluate__metric": "accuracy"}, "accuracy is no metric of question_answering"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(asked_config(tmp_path, **changes))
