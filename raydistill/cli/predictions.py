@@ -66,8 +66,13 @@ def _spelled(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if not 0 < abs(value) < 1e-3 else f"{value:.4g}"
     if isinstance(value, list):
-        value = [f"{item['text']} ({item['label']})" if isinstance(item, dict) else item for item in value]
-    return _joined(value) or "-"
+        value = [f"{item['text']} ({_said(item)})" if isinstance(item, dict) else item for item in value]
+    return "-" if value in (None, "", []) else str(_joined(value))
+
+
+def _said(part: Mapping[str, Any]) -> str:
+    """What a model says of a part of a text."""
+    return str(part["label"]) if "label" in part else f"{part['score']:.4f}"
 
 
 def _joined(value: Any) -> Any:

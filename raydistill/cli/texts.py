@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from raydistill.config.data import Columns
+from raydistill.config.tasks import TaskSection
 from raydistill.data.columns import choose_columns
 from raydistill.data.location import family
 from raydistill.data.paths import DataFile
@@ -47,12 +48,18 @@ def decode_lines(stream: IO[bytes], name: str) -> Iterator[str]:
 
 
 def read_given(
-    given: Sequence[str] | None, file: Path | None, columns: Sequence[str], stdin: TextIO, known: Callable[[], Columns]
+    given: Sequence[str] | None,
+    file: Path | None,
+    columns: Sequence[str],
+    stdin: TextIO,
+    known: Callable[[], Columns],
+    section: Callable[[], TaskSection],
 ) -> tuple[Iterator[tuple[Row, Text]], tuple[str, ...]]:
     """Rows with their texts, to be read once, and all columns that they have: what ``predict`` is given by hand, as
     lines of a file or of stdin, or as a table, which its name tells.
 
-    A table's texts are in ``columns``, or in those of the names ``known()``, or of usual names. Raises ConfigError for
+    A table's texts are in ``columns``, or in those of the names ``known()``, or of usual names for a task of
+    ``section()``. Raises ConfigError for
     what does not go together or is not there, DataError for what cannot be read, some of it while the texts are read.
     """
     if file is None or family(file.name) is None or given:
@@ -65,18 +72,22 @@ def read_given(
     if not head:
         raise DataError(f"{file} holds no rows.")
     names = tuple(dict.fromkeys(name for row in head for name in row))
-    return _with_texts(chain(head, rows), _text_columns(names, columns, known, str(file)), str(file)), names
+    return _with_texts(chain(head, rows), _text_columns(names, columns, known, section, str(file)), str(file)), names
 
 
 def _text_columns(
-    names: Sequence[str], columns: Sequence[str], known: Callable[[], Columns], where: str
+    names: Sequence[str],
+    columns: Sequence[str],
+    known: Callable[[], Columns],
+    section: Callable[[], TaskSection],
+    where: str,
 ) -> tuple[str, ...]:
     if len(columns) > 2:
         raise ConfigError(f"--column was given {len(columns)} times; a row has one text, or two.")
     wanted = Columns(text=columns[0], text_pair=columns[1] if columns[1:] else None) if columns else known()
     if not columns and not {wanted.text, wanted.text_pair} - {None} <= set(names):
         wanted = Columns()  # the run's own data had other names
-    chosen = choose_columns(names, wanted, where, False, setting="--column")
+    chosen = choose_columns(names, wanted, where, False, section(), setting="--column")
     roles = ("text",) if len(columns) == 1 else ("text", "text_pair")
     return tuple(chosen[role] for role in roles if role in chosen)
 

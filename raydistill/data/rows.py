@@ -113,7 +113,8 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int,
         if task.has_units:
             known = of_column(batch.column("target"))
             columns = encode_task(tokenizer, task, texts, known, max_length, pad)
-            num_cut[split], num_windows[split] = 0, len(columns["input_ids"])
+            num_cut[split], num_windows[split] = num_cut_in(columns), len(columns["input_ids"])
+            columns.pop("is_cut", None)
         else:
             columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
             columns |= {name: batch.column(name) for name in ("target", "example_id")}
@@ -161,6 +162,11 @@ def encode_task(
         return columns
     units, overlap = task.units(whole[0], values), task.overlap(max_length)
     return encode_windows(tokenizer, whole[0], units, max_length, overlap, pad)
+
+
+def num_cut_in(columns: Mapping[str, pa.Array]) -> int:
+    """Rows of ``encode_task`` that lack a part of what they are about; windows lack nothing."""
+    return int(columns["is_cut"].true_count) if "is_cut" in columns else 0
 
 
 def encode_texts(

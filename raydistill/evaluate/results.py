@@ -71,6 +71,8 @@ per_class           test: list of {name, precision, recall, f1, support, predict
                     {auc, threshold}, of words a type of entity each; this and what follows only where the task has them
 entity_errors       test: labelled entities {exact, wrong_type, wrong_border, overlapped (both), missed}, and those
                     ``invented`` where none is
+answer_errors       test: questions answered {right, one_word_off, overlapping (with a right answer), elsewhere,
+                    not_answered (though there is an answer), invented (though there is none)}
 confusion           test: rows counted [label][prediction]
 pairwise_pr_auc     test: area under the precision-recall curve (average precision) of telling class i from class j,
                     [i][j], on the rows of these two; null where i = j or one has no row. Random scores reach the share

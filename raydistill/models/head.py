@@ -82,6 +82,11 @@ def check_problem(config: PreTrainedConfig, head: Head) -> None:
         )
 
 
+def logit_names(kind: str) -> list[str]:
+    """Return what a model with this kind of head calls its outputs."""
+    return [f"{name}_logits" for name in SPAN_OUTPUTS] if kind == SPAN else ["logits"]
+
+
 def logits_of(output: Any) -> Tensor:
     """Return what a model's head computed, (B, C), or (B, L, C) of one with outputs for each token."""
     if "logits" in output:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,8 +26,10 @@ class Scorer:
     def __init__(self, folder: str, max_length: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.is_tagger = "TokenClassification" in str(AutoConfig.from_pretrained(folder).architectures)
-        auto = getattr(transformers, f"AutoModelFor{'Token' if self.is_tagger else 'Sequence'}Classification")
+        named = str(AutoConfig.from_pretrained(folder).architectures)
+        heads = ("TokenClassification", "QuestionAnswering")
+        self.head = next((kind for kind in heads if kind in named), "SequenceClassification")
+        auto = getattr(transformers, f"AutoModelFor{self.head}")
         self.model = auto.from_pretrained(folder).to(self.device).eval()
         limits = [max_length, self.tokenizer.model_max_length, num_positions(self.model)]
         self.max_length = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
@@ -48,15 +50,21 @@ class Scorer:
 
         A row gives ``{"label", "score"}``, the best label and its probability; with any number of labels a row
         ``{"labels", "scores"}``, those given and the probabilities of all; or ``{"value"}``, a number. A tagger of
-        words gives ``{"entities"}``, a list of {label, text, start, end, score} in the text's order.
+        words gives ``{"entities"}``, a list of {label, text, start, end, score} in the text's order. A model that
+        answers questions (``text``) on contexts (``text_pair``) gives ``{"answer", "score", "start", "end",
+        "answers"}``: the answer and its place, "" and None where there is none, and the best ones in their order.
         """
         columns = list(model_input.columns)
         texts = model_input["text" if "text" in columns else columns[0]].astype(str).tolist()
-        if self.is_tagger:
+        if self.head == "TokenClassification":
             return [{"entities": self._entities(text)} for text in texts]
         pairs = None
         if "text_pair" in columns:
             pairs = model_input["text_pair"].astype(str).tolist()
+        if self.head == "QuestionAnswering":
+            if pairs is None:
+                raise ValueError("A row needs a question and a context: give columns text and text_pair.")
+            return [self._answer(*pair) for pair in zip(texts, pairs, strict=True)]
         scored: list[dict[str, Any]] = []
         for start in range(0, len(texts), BATCH_ROWS):
             rows = slice(start, start + BATCH_ROWS)
@@ -163,6 +171,59 @@ class Scorer:
                     if min(left, right) > best[word][0]:
                         best[word] = (min(left, right), logits[row, own[place]])
         return [found for _, found in best]
+
+    @torch.inference_mode()
+    def _answer(self, question: str, context: str) -> dict[str, Any]:
+        """Spans count the sum of two logits in a window, "no answer" the least of its token's; see the model's card."""
+        settings = getattr(self.model.config, "question_answering", None) or {}
+        places: dict[tuple[int, int], tuple[float, float]] = {}
+        none = (float("inf"), 1.0)
+        for logits, offsets in self._windows(question, context, settings.get("stride")):
+            sure = logits.log_softmax(0)
+            none = min(none, (float(logits[0].sum()), float(sure[0].sum().exp())))
+            count, most = len(offsets), settings.get("max_answer_length", 30)
+            allowed = torch.ones(count, count, dtype=torch.bool).triu().tril(most - 1)
+            sums = (logits[1:, :1] + logits[1:, 1]).masked_fill(~allowed, -float("inf")).flatten()
+            for cell in sums.topk(min(int(allowed.sum()), settings.get("num_answers", 3))).indices.tolist():
+                begin, end = divmod(cell, count)
+                place = (offsets[begin][0], offsets[end][1])
+                found = (float(sums[cell]), float((sure[1 + begin, 0] + sure[1 + end, 1]).exp()))
+                places[place] = max(found, places.get(place, found))
+        ordered = sorted(places, key=lambda place: -places[place][0])[: settings.get("num_answers", 3)]
+        answers = []
+        for start, end in ordered:
+            text = context[start:end]
+            begin, text = start + len(text) - len(text.lstrip()), text.strip()
+            answers.append({"text": text, "start": begin, "end": begin + len(text), "score": places[start, end][1]})
+        threshold = settings.get("null_threshold")
+        if not answers or (threshold is not None and none[0] - places[ordered[0]][0] > threshold):
+            return {"answer": "", "score": none[1], "start": None, "end": None, "answers": answers}
+        best = dict(answers[0])
+        return {"answer": best.pop("text"), **best, "answers": answers}
+
+    def _windows(
+        self, question: str, context: str, stride: int | None
+    ) -> Iterator[tuple[torch.Tensor, list[list[int]]]]:
+        """Of each window of a context the logits (1 + tokens, 2) of its first token, which says that there is no
+        answer, and of those of the context, and where these begin and end in it."""
+        cut: dict[str, Any] = {}
+        if self.max_length is not None:
+            half = (self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)) // 2
+            asked = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            question = question[: asked[half - 1][1]] if len(asked) > half else question
+            overlap = self.max_length // 4 if stride is None else stride
+            cut = {"truncation": "only_second", "max_length": self.max_length, "stride": overlap}
+        shown = {"return_offsets_mapping": True, "return_overflowing_tokens": bool(cut)}
+        encoded = self.tokenizer([question], [context], padding=True, return_tensors="pt", **shown, **cut)
+        encoded.pop("overflow_to_sample_mapping", None)
+        offsets = encoded.pop("offset_mapping").tolist()
+        parts = [encoded.sequence_ids(row) for row in range(len(offsets))]
+        output = self.model(**encoded.to(self.device))
+        logits = torch.stack([output.start_logits, output.end_logits], dim=-1).double().cpu()
+        for row, (ids, places) in enumerate(zip(encoded["input_ids"].tolist(), offsets, strict=True)):
+            first = ids.index(self.tokenizer.cls_token_id) if self.tokenizer.cls_token_id in ids else 0
+            inside = [i for i, part in enumerate(parts[row]) if part == 1 and places[i][1] > places[i][0]]
+            yield logits[row, [first, *inside]], [places[i] for i in inside]
 
 
 def passed(logits: torch.Tensor, scores: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

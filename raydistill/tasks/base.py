@@ -182,7 +182,7 @@ class Task(ABC):
 
         ``texts``: one column or two; ``values``: of the examples' targets, None where they have none. The column
         ``example_target`` has them again, with the first row of each example; ``target`` begins with each unit's begin
-        and end in the text, which go along with the outputs.
+        and end in the text, which go along with the outputs; ``is_cut`` is no column of the artefact.
         """
         return None
 

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import io
+import json
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from kit.asked import asked_config
+from kit.asked import as_squad, asked_config, asked_rows
+from kit.finished import predict_texts
 from kit.runs import predictions
+from kit.tagged import write_jsonl
 from kit.toy import Toy, relative_difference, run_ranks, without_key_biases
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import raydistill
+from raydistill.cli.main import execute
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
+from raydistill.config.data import Data
 from raydistill.config.loading import load_config
 from raydistill.config.student import Student
 from raydistill.config.training import Stage
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import tokenize_data
+from raydistill.deploy.comparison import compare_models
+from raydistill.deploy.export.export import export
+from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import ConfigError
 from raydistill.evaluate.predict import predict
 from raydistill.losses import build_losses
 from raydistill.models.capture import capture
 from raydistill.models.load import load_model
+from raydistill.models.scorer import Scorer
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.models.student import build_student
 from raydistill.storage.storage import Storage
@@ -213,6 +226,148 @@ def test_the_threshold_for_no_answer_is_kept_with_the_model(finished: tuple[dict
     assert model.config.question_answering["null_threshold"] == pytest.approx(task.null_threshold, abs=1e-4)
     assert model.config.id2label == {0: "start", 1: "end"}
     assert type(model).__name__ == "BertForQuestionAnswering"
+
+
+def questions(num_rows: int = 40, longest: int = 60) -> list[tuple[str, str]]:
+    """Pairs, also with contexts of many windows, a question longer than half a window, and odd characters."""
+    rows = [(row["question"], row["context"]) for row in asked_rows(num_rows, seed=9, longest=longest)]
+    return [*rows, ("the " * 30, rows[0][1]), ("the win", "  price – actor\n was … "), ("the win", "–")]
+
+
+def test_answers_are_the_same_everywhere(finished: tuple[dict[str, Any], Path]) -> None:
+    """``predict``, the stored scorer, and what is registered; and the places are those of the text."""
+    results, folder = finished
+    model, pairs = results["student"]["path"], questions()
+    own = list(predict_texts(model, pairs, max_length=LENGTH))
+    assert len({found["answer"] for found in own}) > 5
+    assert 5 < sum(found["answer"] == "" for found in own) < 40
+    for (_, context), found in zip(pairs, own, strict=True):
+        for one in found["answers"]:
+            assert context[one["start"] : one["end"]] == one["text"]
+        assert found["answer"] in ("", *(one["text"] for one in found["answers"][:1]))
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'storage'}/mlflow.db")
+    table = pd.DataFrame(pairs, columns=["text", "text_pair"])
+    stored = (Scorer(model, LENGTH), mlflow.pyfunc.load_model("models:/toy/1"))
+    for told in (scorer.predict(table) for scorer in stored):
+        for one, found in zip(told, own, strict=True):
+            assert [one[name] for name in ("answer", "start", "end")] == [
+                found[name] for name in ("answer", "start", "end")
+            ]
+            assert one["score"] == pytest.approx(found["score"], abs=1e-5)
+            assert [other["text"] for other in one["answers"]] == [other["text"] for other in found["answers"]]
+    with pytest.raises(ValueError, match="needs a question and a context"):
+        stored[0].predict(table[["text"]])
+
+
+def test_answers_are_those_of_the_official_procedure(finished: tuple[dict[str, Any], Path]) -> None:
+    """In windows as run_qa.py makes them, by loops over begins and ends, with transformers alone."""
+    model = finished[0]["student"]["path"]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForQuestionAnswering.from_pretrained(model).eval()
+    threshold = network.config.question_answering["null_threshold"]
+    pairs = questions(20)[:20]
+    for (question, context), found in zip(pairs, predict_texts(model, pairs, max_length=LENGTH), strict=True):
+        options = {"truncation": "only_second", "max_length": LENGTH, "stride": LENGTH // 4}
+        rows = tokenizer(
+            question, context, return_overflowing_tokens=True, return_offsets_mapping=True, padding=True, **options
+        )
+        best, none = (-np.inf, ""), np.inf
+        for row in range(len(rows["input_ids"])):
+            inputs = {name: torch.tensor([rows[name][row]]) for name in tokenizer.model_input_names}
+            with torch.no_grad():
+                output = network(**inputs)
+            begins, ends = output.start_logits[0].tolist(), output.end_logits[0].tolist()
+            none = min(none, begins[0] + ends[0])
+            inside = [i for i, part in enumerate(rows.sequence_ids(row)) if part == 1]
+            for i in inside:
+                for j in inside[inside.index(i) :][:30]:
+                    start, end = rows["offset_mapping"][row][i][0], rows["offset_mapping"][row][j][1]
+                    best = max(best, (begins[i] + ends[j], context[start:end]))
+        assert found["answer"] == ("" if none - best[0] > threshold else best[1])
+
+
+def test_a_finished_model_is_measured_on_its_own_rows_and_on_others(
+    finished: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    results, folder = finished
+    model, storage = results["student"]["path"], str(folder / "storage")
+    own = evaluate_model(model, storage=storage, max_length=LENGTH)
+    for name, found in results["student"]["test"].items():
+        assert own["metrics"][name]["value"] == pytest.approx(found["value"], abs=2e-4), name
+    assert own["answer_errors"] == results["student"]["answer_errors"]
+    rows = asked_rows(50, seed=5)
+    (tmp_path / "squad.json").write_text(json.dumps(as_squad(rows)))
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    values = [
+        evaluate_model(model, Data(path=str(tmp_path / name)), storage=storage)["metrics"]
+        for name in ("squad.json", "rows.jsonl")
+    ]
+    assert values[0] == values[1]
+    compared = compare_models([model, results["teacher"]["path"]], storage=storage, max_length=LENGTH, latency=False)
+    assert compared["pairs"][0]["agreement"] == pytest.approx(results["agreement"], abs=1e-4)
+    frame = pd.DataFrame(rows)
+    config = load_config(asked_config(folder, data__max_labeled=None))
+    plan = raydistill.plan(config, data=frame)
+    assert plan["data"]["rows"]["train"] == 40
+
+
+def test_the_page_and_the_card_speak_of_questions(finished: tuple[dict[str, Any], Path]) -> None:
+    results, folder = finished
+    (page,) = (path.read_text() for path in Path(folder / "storage" / "runs").glob("*/report.html"))
+    assert "What became of the questions" in page
+    assert "answered though there is none" in page
+    card = (Path(results["student"]["path"]) / "README.md").read_text()
+    assert "pipeline_tag: question-answering" in card
+    assert "AutoModelForQuestionAnswering" in card
+    assert f"Longer texts are read in windows of {LENGTH} tokens." in card
+    assert "first 20 tokens" not in card
+    code = card.partition("```python\n")[2].partition("```")[0].replace("FOLDER_OR_REPO", results["student"]["path"])
+    told = io.StringIO()
+    with redirect_stdout(told):
+        exec(code.replace('"…", "…"', '"the win", "price of market actor was"'))
+    assert told.getvalue().strip() in ("actor", "[CLS]", "market actor")
+
+
+def test_an_export_answers_as_the_model_does(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    results, folder = finished
+    model, out = results["student"]["path"], tmp_path / "exported"
+    storage, forms = str(folder / "storage"), ("onnx", "safetensors-bf16")
+    found = export(model, forms, out, storage=storage, max_length=LENGTH, latency=False)
+    assert found["good"], found
+    own, others = (list(predict_texts(path, questions(), max_length=LENGTH)) for path in (model, out / "onnx"))
+    for first, second in zip(own, others, strict=True):
+        assert [first[name] for name in ("answer", "start", "end")] == [
+            second[name] for name in ("answer", "start", "end")
+        ]
+    about = json.loads((out / "onnx" / "export.json").read_text())
+    assert [output["name"] for output in about["outputs"]] == ["start_logits", "end_logits"]
+    for form in forms:
+        lines = json.loads((out / form / "export.json").read_text())["load"]
+        names: dict[str, Any] = {}
+        with chdir(out / form):
+            exec("\n".join(lines), names)
+        assert names["start_logits"].shape == names["end_logits"].shape
+        assert names["start_logits"].shape[0] == 1
+
+
+def test_predict_reads_a_table_of_questions(
+    finished: tuple[dict[str, Any], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, rows = finished[0]["student"]["path"], asked_rows(8, seed=6)
+    table, out = str(tmp_path / "rows.csv"), str(tmp_path / "out.csv")
+    pd.DataFrame(rows).drop(columns="answers").assign(id=range(8)).to_csv(table, index=False)
+    assert execute(["predict", model, "--file", table, "--out", out]) == 0
+    written = pd.read_csv(out, keep_default_na=False)
+    assert list(written.columns) == ["question", "context", "id", "answer", "score", "start", "end", "answers"]
+    found = list(predict_texts(model, [(row["question"], row["context"]) for row in rows]))
+    assert written["answer"].tolist() == [one["answer"] for one in found]
+    assert [json.loads(cell) for cell in written["answers"]] == [one["answers"] for one in found]
+    capfd.readouterr()
+    assert execute(["predict", model, "--file", table]) == 0
+    lines = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == [one["answer"] or "-" for one in found]
+    assert execute(["predict", model, "--text", "the win"]) == 2
+    assert "needs a question and a context for each row" in capfd.readouterr().err
 
 
 def test_losses_that_spans_do_not_allow_are_refused(tmp_path: Path) -> None:

@@ -194,6 +194,8 @@ def test_a_question_that_would_leave_no_room_is_cut_and_no_context_ever_is() -> 
     ]
     rows = encoded(long, 16, 2)
     assert rows.lengths.tolist() == [6 + 3 + 3]
+    columns = encode(tiny_tokenizer(), ["film " * 40, "film"], ["a"] * 2, None, max_length=16, overlap=2, pad=0)
+    assert columns["is_cut"].to_pylist() == [True, False]
     with pytest.raises(ConfigError, match="leaves no room beside a question of 6 tokens"):
         encoded(ROWS, 16, 8)
 

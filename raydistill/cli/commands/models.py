@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raydistill.config.data import Columns
+    from raydistill.config.tasks import TaskSection
+    from raydistill.deploy.predictor import Predictor
 
 
 @app.command()
@@ -97,10 +100,19 @@ def predict(
 
         return columns_of(model, storage)
 
-    given, columns = texts.read_given(text, file, column or [], sys.stdin, known)
+    @cache
+    def opened() -> Predictor:
+        from raydistill.deploy import inference
+
+        return inference.open_model(model, max_length, storage)
+
+    def section() -> TaskSection:
+        return opened().task.Settings()
+
+    given, columns = texts.read_given(text, file, column or [], sys.stdin, known, section)
     from raydistill.deploy import inference
 
-    predictor = inference.open_model(model, max_length, storage)
+    predictor = opened()
     found = inference.answer_rows(predictor, given, batch_size)
     if out is not None:
         counts = predictions.write_predictions(found, predictor.task, columns, out)

@@ -38,7 +38,8 @@ def export_card(about: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     what = f"A {task.about.format(count=len(task.outputs))} in the format {form} ({FORMATS[form]}), made from"
     body = [
         f"# {escape(name)}: {form}",
-        f"{what} {escape(name)}. It reads the first {about['max_length']} tokens of a row.",
+        f"{what} {escape(name)}. It reads "
+        + ("windows of {} tokens." if task.has_units else "the first {} tokens of a row.").format(about["max_length"]),
         "## How to load",
         "In this folder:",
         "\n".join(["```python", *about["load"], "```"]),

@@ -19,6 +19,7 @@ from raydistill.deploy.export.silence import silent
 from raydistill.deploy.predictor import Inputs, Predictor, TorchPredictor
 from raydistill.errors import ModelError
 from raydistill.models.checks import first_line
+from raydistill.models.head import logit_names
 
 FILE = "model.onnx"
 EXTERNAL_BYTES = 1_500_000_000
@@ -36,7 +37,7 @@ def write_onnx(source: TorchPredictor, folder: Path) -> dict[str, Any]:
                 source.model,
                 kwargs=example,
                 dynamo=True,
-                output_names=["logits"],
+                output_names=logit_names(source.task.head_kind),
                 dynamic_shapes={name: {0: "batch", 1: "length"} for name in example},
                 verbose=False,
             )
@@ -131,7 +132,8 @@ class OnnxPredictor(Predictor):
     def forward(self, inputs: Inputs) -> torch.Tensor:
         feeds = {name: inputs[name].numpy() for name in self.inputs}
         try:
-            return torch.from_numpy(self.session.run(None, feeds)[0])
+            found = [torch.from_numpy(values) for values in self.session.run(None, feeds)]
+            return found[0] if len(found) == 1 else torch.stack(found, dim=-1)
         except Exception as error:  # onnxruntime's kinds derive from Exception or RuntimeError
             shape = " x ".join(map(str, feeds[self.inputs[0]].shape))
             raise ModelError(

@@ -12,12 +12,18 @@ from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
 from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.evaluate.report.naming import source_of
 from raydistill.models.folder import TOKENIZER_FILES, model_digest
+from raydistill.models.head import SPAN, logit_names
 from raydistill.storage.paths import is_url, resolve_path
 from raydistill.storage.redaction import redact
 from raydistill.tasks import Task
 
 OF_ENCODING = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Model input -> attribute of ``tokenizers.Encoding``."""
+
+
+EXAMPLES = ('["a text", "another one"]', '["a question"], ["its context"]')
+ENCODED = ('["a text", "another one"]', '[("a question", "its context")]')
+"""Two texts, or a pair, as transformers and tokenizers take them."""
 
 
 def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -> dict[str, Any]:
@@ -39,7 +45,9 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
         "max_length": source.max_length,
         "opset": None,
         "inputs": [{"name": name, "dtype": "int64", "axes": ["batch", "length"]} for name in inputs],
-        "outputs": [{"name": "logits", "dtype": dtype, "axes": axes(source.task)}],
+        "outputs": [
+            {"name": name, "dtype": dtype, "axes": axes(source.task)} for name in logit_names(source.task.head_kind)
+        ],
         **made,
         "load": load_lines(form, source, inputs),
     }
@@ -49,7 +57,8 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
 
 def axes(task: Task) -> list[str | int]:
     """Of the logits: a row each, or a token of each row."""
-    return ["batch", *(["length"] if task.has_units else []), len(task.outputs)]
+    is_one = len(logit_names(task.head_kind)) == 1
+    return ["batch", *(["length"] if task.has_units else []), *([len(task.outputs)] if is_one else [])]
 
 
 def write_weights(form: str, source: TorchPredictor, folder: Path) -> dict[str, Any]:
@@ -103,13 +112,15 @@ def write_about(folder: Path, content: Mapping[str, Any]) -> None:
 def load_lines(form: str, source: Predictor, inputs: Sequence[str]) -> list[str]:
     """Python that gives logits of two texts in the exported folder, without raydistill."""
     length, tokenizer, model = source.max_length, source.tokenizer, f"AutoModelFor{source.task.head_kind}"
+    names, is_pair = logit_names(source.task.head_kind), source.task.head_kind == SPAN
     if not form.startswith("onnx"):
         return [
             f"from transformers import {model}, AutoTokenizer",
             f'tokenizer, model = (kind.from_pretrained(".") for kind in (AutoTokenizer, {model}))',
-            'rows = tokenizer(["a text", "another one"], padding=True, truncation=True, '
-            f'max_length={length}, return_tensors="pt")',
-            "logits = model(**rows).logits",
+            f"rows = tokenizer({EXAMPLES[is_pair]}, "
+            f'padding=True, truncation=True, max_length={length}, return_tensors="pt")',
+            *([] if len(names) == 1 else ["output = model(**rows)"]),
+            *([f"logits = model(**rows).{names[0]}"] if len(names) == 1 else [f"{n} = output.{n}" for n in names]),
         ]
     feeds = ", ".join(f"{name!r}: numpy.array([row.{OF_ENCODING[name]} for row in rows])" for name in inputs)
     return [
@@ -119,6 +130,6 @@ def load_lines(form: str, source: Predictor, inputs: Sequence[str]) -> list[str]
         f"tokenizer.enable_truncation({length})",
         f"tokenizer.enable_padding(direction={str(tokenizer.padding_side)!r}, pad_id={tokenizer.pad_token_id}, "
         f"pad_type_id={tokenizer.pad_token_type_id}, pad_token={str(tokenizer.pad_token)!r})",
-        'rows = tokenizer.encode_batch(["a text", "another one"])',
-        f'logits = session.run(["logits"], {{{feeds}}})[0]',
+        f"rows = tokenizer.encode_batch({ENCODED[is_pair]})",
+        f"{', '.join(names)} = session.run({json.dumps(names)}, {{{feeds}}}){'[0]' * (len(names) == 1)}",
     ]

@@ -252,8 +252,9 @@ def limits(results: Mapping[str, Any], task: Task) -> list[str]:
     names, more = shown_names(results["labels"])
     listed = f"{', '.join(map(escape, names))}{', …' if more else ''}"
     support = results["data"]["labeled"]["test"]
+    cut = f"It reads the first {data['max_length']} tokens of a row; what comes after plays no part."
     found = [
-        f"It reads the first {data['max_length']} tokens of a row; what comes after plays no part.",
+        *([] if task.has_units else [cut]),
         task.limit.format(names=listed),
         f"All figures are of {support:,} labelled test rows from the source above. On other texts they are not known.",
     ]

@@ -49,13 +49,30 @@ TERMS = (
     "share of the teacher's",
 )
 LABEL_TERMS = ("F1", "precision", "recall")
-ENTITIES = {
-    "exact": "found",
-    "wrong_type": "another type",
-    "wrong_border": "other words",
-    "overlapped": "another type, other words",
-    "missed": "missed",
-    "invented": "named where none is",
+FATES = {
+    "entities": {
+        "exact": "found",
+        "wrong_type": "another type",
+        "wrong_border": "other words",
+        "overlapped": "another type, other words",
+        "missed": "missed",
+        "invented": "named where none is",
+    },
+    "questions": {
+        "right": "answered rightly",
+        "one_word_off": "off by one word",
+        "overlapping": "other words around right ones",
+        "elsewhere": "another part of the text",
+        "not_answered": "not answered though there is an answer",
+        "invented": "answered though there is none",
+    },
+}
+"""What can become of what a task counts: see ``details`` of its scores."""
+FATES_OF = {"entities": "entity_errors", "questions": "answer_errors"}
+CAPTIONS = {
+    "entities": "The labelled entities of the test rows: found, with another type, with other words (too many or too "
+    "few), with both, or missed; below, what a model names where no entity is.",
+    "questions": "The questions of the test rows, by the answer that a model gives and the right one that is nearest.",
 }
 SIDES = ("student", "teacher")
 MAX_NAME = 60  # characters of an answer beside a text
@@ -96,7 +113,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         registered=registered_code(shown),
         max_length=max_length,
         is_cut=not task.has_units,
-        entities=entity_rows(contenders),
+        fates=fates(shown["task"].get("counted", "rows"), contenders),
         counted=shown["task"].get("counted", "rows"),
         num_labeled=shown["data"]["labeled"]["test"],
         notes=shown["notes"],
@@ -106,10 +123,13 @@ def page_text(results: Mapping[str, Any]) -> str:
     )
 
 
-def entity_rows(contenders: Sequence[Any]) -> list[tuple[str, list[int]]]:
-    """What became of the labelled entities, and the number of them, model by model; none where a task has none."""
-    counts = [one.model.get("entity_errors") for one in contenders]
-    return [(words, [found[name] for found in counts]) for name, words in ENTITIES.items()] if all(counts) else []
+def fates(counted: str, contenders: Sequence[Any]) -> dict[str, Any] | None:
+    """What became of what the task counts, and the number of it, model by model; None where a task does not say."""
+    counts = [one.model.get(FATES_OF.get(counted, "")) for one in contenders]
+    if not all(counts):
+        return None
+    rows = [(words, [found[name] for found in counts]) for name, words in FATES[counted].items()]
+    return {"counted": counted, "caption": CAPTIONS[counted], "rows": rows}
 
 
 def terms(results: Mapping[str, Any]) -> list[str]:
@@ -122,9 +142,9 @@ def terms(results: Mapping[str, Any]) -> list[str]:
 
 
 def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = False) -> str:
-    """Three lines that cut texts as in training."""
+    """Three lines that cut texts as in training; or what a task says instead."""
     name = json.dumps(model, ensure_ascii=False)
-    return (
+    return task.loading_code(name, max_length) or (
         "from transformers import pipeline\n"
         f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(task.pipeline_arguments(max_length))})\n'
         f"print(model({example_row(has_pairs)}))"

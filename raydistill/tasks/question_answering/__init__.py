@@ -56,8 +56,12 @@ class QuestionAnswering(Task):
     pair_columns = ("context", "paragraph", "passage", "document", "text")
     label_columns = ("answers", "answer", "answer_text", "label", "labels")
     pipeline_tag = "question-answering"
+    pipeline_note = (
+        "transformers 5 has no pipeline for questions. These lines take the likeliest begin and end of one window; "
+        "windows of long contexts, and when there is no answer, `raydistill predict` and MLflow's model know."
+    )
     about = "model that finds answers in texts"
-    limit = "It answers with a part of the given text, never with words of its own; it says of every token {names}."
+    limit = "It answers with a part of the given text, never with words of its own."
     guessing = "no better than an answer that does not look at the question"
     strata_words = "kinds of questions (with and without an answer)"
 
@@ -243,6 +247,17 @@ class QuestionAnswering(Task):
         return Spans(outputs, self.max_answer_length).chosen(self.null_threshold)
 
     # answering
+
+    def loading_code(self, model: str, max_length: int) -> str:
+        return (
+            "from transformers import AutoModelForQuestionAnswering, AutoTokenizer\n"
+            "kinds = (AutoTokenizer, AutoModelForQuestionAnswering)\n"
+            f"tokenizer, model = (kind.from_pretrained({model}) for kind in kinds)\n"
+            f'row = tokenizer("…", "…", truncation="only_second", max_length={max_length}, return_tensors="pt")\n'
+            "output = model(**row)\n"
+            "begin, end = output.start_logits.argmax(), output.end_logits.argmax()\n"
+            'print(tokenizer.decode(row["input_ids"][0, begin : end + 1]))  # the first token alone: no answer'
+        )
 
     def of_rows(self, texts: Sequence[Any], values: Ragged) -> Self:
         bound = copy.copy(self)

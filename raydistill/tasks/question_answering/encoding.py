@@ -33,7 +33,7 @@ def encode(
     pad: int,
 ) -> dict[str, pa.Array]:
     """Columns input_ids[, token_type_ids], unit (its position in the row), target (begin and end of the unit in the
-    context, and its label), example_id, example_target: see ``Task.encoded``.
+    context, and its label), example_id, example_target, is_cut: see ``Task.encoded``.
 
     Raises ConfigError for an ``overlap`` that leaves no room.
     """
@@ -49,10 +49,13 @@ def encode(
     units: list[Array] = []
     targets: list[Array] = []
     examples: list[int] = []
+    is_cut: list[bool] = []
     for start in range(0, len(contexts), TEXTS_PER_CALL):
         part = slice(start, start + TEXTS_PER_CALL)
+        asked = shortened(tokenizer, questions[part], room // 2)
+        is_cut += [len(short) < len(question) for short, question in zip(asked, questions[part], strict=True)]
         encoded = tokenizer(
-            shortened(tokenizer, questions[part], room // 2),
+            asked,
             list(contexts[part]),
             truncation="only_second",
             max_length=max_length,
@@ -80,6 +83,7 @@ def encode(
     columns["unit"] = as_column(Ragged.of(units, np.zeros(0, PLACE)))
     columns["target"] = as_column(Ragged.of(targets, np.zeros((0, 3), PLACE)))
     columns["example_id"] = pa.array(examples, pa.int64())
+    columns["is_cut"] = pa.array([is_cut[example] for example in examples], pa.bool_())
     columns["example_target"] = as_column(spread(known, contexts, np.array(examples, np.int64)))
     return columns
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import TrackingError
 from raydistill.models.folder import CARD
-from raydistill.models.head import TOKEN, kind_of_architectures
+from raydistill.models.head import SPAN, TOKEN, kind_of_architectures
 from raydistill.storage.manifest import file_digest, folder_digest
 from raydistill.tracking.lineage import headline
 from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
@@ -86,6 +86,8 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     for file in student.iterdir():
         if file.is_file() and file.suffix != ".safetensors" and file.name != CARD:
             shutil.copyfile(file, tokenizer / file.name)
+    if kind == SPAN:  # transformers 5 has no pipeline for it
+        return
     model = Model.load(str(folder))
     model.add_flavor(
         "transformers",
@@ -112,14 +114,21 @@ def answer_schema(config: Mapping[str, Any]) -> Schema:
         parts = {"label": "string", "text": "string", "start": "long", "end": "long", "score": "double"}
         entity = Object([Property(name, DataType[kind]) for name, kind in parts.items()])
         return Schema([ColSpec(Array(entity), "entities")])
+    if kind_of_architectures(config.get("architectures")) == SPAN:
+        place = {"start": "long", "end": "long"}
+        parts = {"text": "string", **place, "score": "double"}
+        answer = Object([Property(name, DataType[kind]) for name, kind in parts.items()])
+        columns = [ColSpec(kind, name) for name, kind in {"answer": "string", "score": "double"}.items()]
+        columns += [ColSpec(kind, name, required=False) for name, kind in place.items()]
+        return Schema([*columns, ColSpec(Array(answer), "answers")])
     num_outputs = len(config.get("id2label") or "ab")  # two are not written
-    columns: dict[str, Any] = {"label": "string", "score": "double"}
+    named: dict[str, Any] = {"label": "string", "score": "double"}
     match config.get("problem_type") or ("regression" if num_outputs == 1 else ""):
         case "regression":
-            columns = {"value": "double"}
+            named = {"value": "double"}
         case "multi_label_classification":
-            columns = {"labels": Array(DataType.string), "scores": Map(DataType.double)}
-    return Schema([ColSpec(kind, name) for name, kind in columns.items()])
+            named = {"labels": Array(DataType.string), "scores": Map(DataType.double)}
+    return Schema([ColSpec(kind, name) for name, kind in named.items()])
 
 
 def register_student(
