@@ -258,3 +258,24 @@ def test_bench_of_defaults_runs_the_tool_itself(tmp_path: Path, monkeypatch: pyt
     assert set(found) == {"before teacher", "before student", "before no teacher", "search student"}
     assert all(0 <= one.accuracy <= 1 and one.seconds > 0 for one in found.values())
     assert found["before student"].most_gain is not None
+
+
+def test_bench_of_taggers_has_real_entities_and_pairs_differences() -> None:
+    import taggers
+
+    rows = taggers.news_sentences(300)
+    assert len({row["text"] for row in rows}) == 300
+    found = {(kind, row["text"][start:end]) for row in rows for start, end, kind in row["label"]}
+    assert {("LOC", "China"), ("PER", "Blair")} <= found
+    assert {kind for kind, _ in found} == {"PER", "MONEY", "DATE", "LOC"}
+    luck = np.random.default_rng(0).normal(size=1001) / 10
+    cells = [
+        {
+            "seed": seed,
+            "found": {taggers.REFERENCE: (0.6 + luck).tolist(), "better": (0.61 + 0.02 * seed + luck).tolist()},
+        }
+        for seed in (0, 1)
+    ]
+    console = Console(record=True, width=120)
+    taggers.qualities(cells, console)
+    assert "2.0 [2.0, 2.0]" in console.export_text()  # the mean of two seeds; what sentences do to both is taken out

