@@ -132,6 +132,12 @@ class SoftLossSection(LossSection):
     temperature: Temperature = 2.0
     """T, by which the logits of both are divided: the higher, the more the less likely classes count. A number, or a
     schedule."""
+    standardize: bool = False
+    """First bring the logits of each row to mean 0 and deviation 1, in both models: the student then learns how the
+    classes lie to each other, not how sure the teacher is. Says nothing of two classes."""
+    confidence: float = Field(default=0.0, ge=0)
+    """Power of the teacher's largest probability by which a row's value is multiplied: 0 counts all alike, at 2 a row
+    of which it is half sure counts a quarter."""
 
     def mistakes(self) -> list[Mistake]:
         if isinstance(self.temperature, Schedule) and not min(self.temperature.start, self.temperature.end) > 0:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.data import Data
-from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMse, TaskLoss
+from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMse, SoftLossSection, TaskLoss
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
 from raydistill.config.student import Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
@@ -171,6 +171,9 @@ def check_kinds(config: Config) -> list[Mistake]:
                 found.append((place, f"{loss.type} needs labels of words; {task.type} has one prediction a row."))
             elif loss.compares_rows and task.has_units:
                 found.append((place, f"{loss.type} needs one class a row; {task.type} has one for each word."))
+            elif isinstance(loss, SoftLossSection) and loss.standardize and task.kind != "categorical":
+                why = f"{task.type} has none: two outcomes, standardised, are always 1 and -1"
+                found.append(((*place, "standardize"), f"needs predictions of several classes; {why}. Leave it out."))
     return found
 
 

@@ -146,7 +146,8 @@ def build_loss(
             weights = class_weights(term, task, targets)
             return TaskLoss(task, term.weight, weights, term.label_smoothing)
         case settings.SoftLossSection() if term.type in SOFT:
-            soft = SOFT[term.type](term.weight, term.temperature, task.kind, **options(term))
+            shared = (term.weight, term.temperature, task.kind, term.standardize, term.confidence)
+            soft = SOFT[term.type](*shared, **options(term))
             if teacher is not None:
                 soft.read(predictions(student), predictions(teacher))
             return soft

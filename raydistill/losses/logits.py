@@ -40,26 +40,42 @@ class SoftLoss(LogitLoss):
     ``categorical`` predictions are softmax(z/T); ``bernoulli`` ones are sigmoid(z/T) for each label, ``span`` ones
     softmax(z/T) over the units of a row for each output (begin and end), a value a row; the mean over the labels, or
     outputs, is taken, as the task's own loss does. T² keeps the size of the gradient about constant over T.
+
+    ``standardize``: z is (z - mean) / deviation over the row's classes (Sun et al. 2024,
+    https://arxiv.org/abs/2403.01427). ``confidence``: a value is multiplied by this power of the teacher's largest
+    probability at T = 1.
     """
 
     temperature: float
 
     def __init__(
-        self, weight: float | Schedule = 1.0, temperature: float | Schedule = 2.0, kind: Kind = "categorical"
+        self,
+        weight: float | Schedule = 1.0,
+        temperature: float | Schedule = 2.0,
+        kind: Kind = "categorical",
+        standardize: bool = False,
+        confidence: float = 0.0,
     ) -> None:
         super().__init__(weight)
         self.set("temperature", temperature)
         self.kind = kind
+        self.standardize, self.confidence = standardize, confidence
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         sides = zip((student, teacher), self.signals, strict=True)
-        z_student, z_teacher = (side[signal].float() / self.temperature for side, signal in sides)
+        z_student, z_teacher = (side[signal].float() for side, signal in sides)
         if self.kind == "bernoulli":  # the two outcomes of each label are a distribution over z and 0
             z_student, z_teacher = (torch.stack([z, torch.zeros_like(z)], dim=-1) for z in (z_student, z_teacher))
         if self.kind == "span":
             lengths = batch.targets.values.lengths
             z_student, z_teacher = (padded(z, lengths) for z in (z_student, z_teacher))
-        divergence = self.divergence(F.log_softmax(z_student, dim=-1), F.log_softmax(z_teacher, dim=-1), batch)
+        sure = z_teacher.softmax(-1).amax(-1) ** self.confidence if self.confidence else None
+        if self.standardize:
+            z_student, z_teacher = (F.layer_norm(z, z.shape[-1:], eps=1e-7) for z in (z_student, z_teacher))
+        log_student, log_teacher = (F.log_softmax(z / self.temperature, dim=-1) for z in (z_student, z_teacher))
+        divergence = self.divergence(log_student, log_teacher, batch)
+        if sure is not None:
+            divergence = divergence * sure
         if divergence.dim() > 1:
             divergence = divergence.mean(-1)
         return divergence * self.temperature**2

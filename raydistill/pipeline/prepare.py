@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
-from raydistill.config.losses import KBest, LogitMse, TaskLoss
+from raydistill.config.losses import KBest, LogitMse, SoftLossSection, TaskLoss
 from raydistill.config.plugins import registered
 from raydistill.config.section import known
 from raydistill.config.teacher import Finetune
@@ -169,6 +169,11 @@ def check_classes(config: Config, task: Task) -> None:
                     f"{place}: {loss.type} needs {loss.fewest_classes} classes or more, and there are "
                     f"{len(task.outputs)}: the others than one are then a single one, which has nothing to say. Use "
                     "forward_kl."
+                )
+            if isinstance(loss, SoftLossSection) and loss.standardize and len(task.outputs) < 3:
+                raise ConfigError(
+                    f"{place}.standardize: standardised logits of two classes are always 1 and -1, so a student would "
+                    "learn nothing but which one is the larger. Leave it out."
                 )
 
 

@@ -647,3 +647,32 @@ def test_gradients_of_relations_are_finite_where_rows_coincide():
         batch = make_batch([0] * 4, [1] * 4)
         loss({"hidden_states[2]": states}, {"hidden_states[4]": torch.randn(4, 8)}, batch).sum().backward()
         assert torch.isfinite(states.grad).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_standardised_logits_tell_the_order_and_not_the_certainty(temperature):
+    student, teacher = random_logits(4, 5, 0), random_logits(4, 5, 1)
+    loss = ForwardKl(1.0, temperature, standardize=True)
+    values = loss({"logits": student}, {"logits": teacher}, make_batch([0] * 4))
+    sides = []
+    for z in (teacher, student):
+        rows = z.double().numpy()
+        sides.append(torch.tensor((rows - rows.mean(1, keepdims=True)) / rows.std(1, keepdims=True)))
+    assert values.tolist() == pytest.approx(kl_by_hand(*sides, temperature), rel=1e-4)
+    scaled = loss({"logits": 3 * teacher + 7}, {"logits": teacher}, make_batch([0] * 4))
+    assert scaled.abs().max() < 1e-4
+
+
+def test_rows_count_by_the_power_of_the_teachers_confidence():
+    student, teacher, batch = random_logits(4, 3, 0), random_logits(4, 3, 1), make_batch([0] * 4)
+    plain = ForwardKl(1.0, 2.0)({"logits": student}, {"logits": teacher}, batch)
+    weighed = ForwardKl(1.0, 2.0, confidence=2.0)({"logits": student}, {"logits": teacher}, batch)
+    surest = [max(softmax_by_hand(row, 1.0)) for row in teacher.tolist()]
+    assert weighed.tolist() == pytest.approx([v * p**2 for v, p in zip(plain.tolist(), surest, strict=True)], rel=1e-4)
+    coins = ForwardKl(1.0, 2.0, "bernoulli", confidence=1.0)({"logits": student}, {"logits": teacher}, batch)
+    expected = []
+    for own, other in zip(student.tolist(), teacher.tolist(), strict=True):
+        pairs = [(torch.tensor([[t, 0.0]]), torch.tensor([[s, 0.0]])) for s, t in zip(own, other, strict=True)]
+        sure = [1 / (1 + math.exp(-abs(t))) for t in other]
+        expected.append(sum(p * kl_by_hand(*pair, 2.0)[0] for p, pair in zip(sure, pairs, strict=True)) / 3)
+    assert coins.tolist() == pytest.approx(expected, rel=1e-4)

@@ -169,14 +169,24 @@ def test_it_reads_well_at_eighty_columns(tmp_path, capsys):
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-@pytest.mark.parametrize("name", ["dkd", "dist"])
-def test_losses_on_the_other_classes_are_refused_where_there_is_one_before_any_work(name: str, tmp_path: Path) -> None:
-    losses = {"kd": {"type": name}, "task": {"type": "task"}}
+@pytest.mark.parametrize(
+    ("term", "why"),
+    [
+        ({"type": "dkd"}, "losses.kd: dkd needs 3 classes or more, and there are 2"),
+        ({"type": "dist"}, "losses.kd: dist needs 3 classes or more, and there are 2"),
+        (
+            {"type": "forward_kl", "standardize": True},
+            "kd.standardize: standardised logits of two classes are always 1",
+        ),
+    ],
+)
+def test_losses_on_the_other_classes_are_refused_where_there_is_one_before_any_work(term, why, tmp_path: Path) -> None:
+    losses = {"kd": term, "task": {"type": "task"}}
     config = toy_config(tmp_path, stages__distill__losses=losses)
     assert make_plan(load_config(config))["phases"]
     table = Path(config["data"]["path"])
     table.write_text("\n".join(line for line in table.read_text().splitlines() if not line.endswith("sport")))
-    with pytest.raises(ConfigError, match=f"losses.kd: {name} needs 3 classes or more, and there are 2"):
+    with pytest.raises(ConfigError, match=why):
         make_plan(load_config(config))
     assert not (tmp_path / "storage").exists()
 
