@@ -65,6 +65,8 @@ def line(answer: Mapping[str, Any], task: Task) -> str:
 def _spelled(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if not 0 < abs(value) < 1e-3 else f"{value:.4g}"
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return f"{value[0]:.4f}, {value[1]:.4f}, … ({len(value)} numbers)"
     if isinstance(value, list):
         value = [f"{item['text']} ({_said(item)})" if isinstance(item, dict) else item for item in value]
     return "-" if value in (None, "", []) else str(_joined(value))
@@ -79,7 +81,7 @@ def _joined(value: Any) -> Any:
     """A list as text, for what has no lists."""
     if not isinstance(value, list):
         return value
-    if any(isinstance(item, dict) for item in value):
+    if not all(isinstance(item, str) for item in value):
         return json.dumps(value, ensure_ascii=False)
     return ", ".join(value)
 

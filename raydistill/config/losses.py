@@ -24,9 +24,9 @@ Role = Literal["task", "distillation", "representation"]
 """What a loss learns from: labels, the teacher's predictions, or what the teacher computes on the way to them."""
 
 
-Kind = Literal["categorical", "bernoulli", "value", "span"]
-"""What a prediction is: a distribution over classes, one for each label, a number, or two distributions over the tokens
-of a row, where an answer begins and where it ends."""
+Kind = Literal["categorical", "bernoulli", "value", "span", "vector"]
+"""What a prediction is: a distribution over classes, one for each label, a number, two distributions over the tokens of
+a row, where an answer begins and where it ends, or a vector to compare texts by."""
 
 
 SequenceHead = Literal["softmax", "crf", "constrained_crf"]
@@ -75,7 +75,7 @@ class LossSection(Section):
     """One term of the student's loss."""
 
     role: ClassVar[Role] = "distillation"
-    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value", "span")
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value", "span", "vector")
     """Kinds of predictions that it can learn from."""
     compares: ClassVar[str] = "logits"
     """What it looks at in student and teacher."""
@@ -217,6 +217,8 @@ class KBest(LossSection):
 
 class LogitMse(LossSection):
     """Mean squared difference of the logits, or of a regression's outputs."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value", "span")
 
     type: Literal["logit_mse"] = "logit_mse"
 
@@ -401,6 +403,33 @@ class CosinePairs(LossSection):
     """So many rows of a batch are compared with each other; ``train.global_batch_size`` is a multiple of it."""
 
 
+class VectorLossSection(LossSection):
+    """A term on the two models' vectors."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("vector",)
+    compares: ClassVar[str] = "vectors"
+
+
+class VectorMse(VectorLossSection):
+    """Squared length of the difference of the vectors."""
+
+    type: Literal["vector_mse"] = "vector_mse"
+
+
+class VectorCosine(VectorLossSection):
+    """1 - cosine of the vectors."""
+
+    type: Literal["vector_cosine"] = "vector_cosine"
+
+
+class SimilarityMatrix(VectorLossSection):
+    """Squared difference of the cosines between the texts of a group: the student's width is free."""
+
+    type: Literal["similarity_matrix"] = "similarity_matrix"
+    group_size: int = Field(default=32, ge=2)
+    """So many rows of a batch are compared with each other; ``train.global_batch_size`` is a multiple of it."""
+
+
 Loss = Annotated[
     TaskLoss
     | ForwardKl
@@ -427,7 +456,10 @@ Loss = Annotated[
     | GradientAttention
     | GraphAttention
     | Crd
-    | CosinePairs,
+    | CosinePairs
+    | VectorMse
+    | VectorCosine
+    | SimilarityMatrix,
     Field(discriminator="type"),
 ]
 

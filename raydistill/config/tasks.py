@@ -32,6 +32,11 @@ class TaskSection(Section):
     def main_metric(self) -> str:
         return self.metrics[0]
 
+    @property
+    def num_components(self) -> int | None:
+        """Numbers to which the teacher's predictions are brought; None where they stay as they are."""
+        return None
+
 
 def repeated(labels: tuple[str, ...] | None) -> list[Mistake]:
     """What is wrong with a list of names."""
@@ -136,9 +141,49 @@ class QuestionAnswering(TaskSection):
     """Answers that ``predict`` names for a question, the best first."""
 
 
+class Embeddings(TaskSection):
+    """A vector for a text, by which texts are compared: sentence embeddings."""
+
+    kind = "vector"
+    metrics = (
+        "similarity_spearman",
+        "neighbor_recall_1",
+        "neighbor_recall_10",
+        "cosine",
+        "spearman",
+        "pearson",
+        "ndcg_10",
+        "recall_1",
+        "recall_10",
+        "teacher_ndcg_10",
+        "teacher_recall_10",
+    )
+    tuning_metrics = metrics
+    teacher_metric = "spearman"
+
+    type: Literal["embeddings"] = "embeddings"
+    pooling: Literal["auto", "mean", "cls"] = "auto"
+    """How a text's states become one vector: their mean, or the first token's. ``auto``: as the modules of the
+    teacher's folder say, and the mean where it has none."""
+    width: int | None = Field(default=None, ge=2)
+    """Numbers of a vector, fewer than the teacher's has: it gets a projection to the principal components of its
+    vectors of the training texts, and the student learns those. By default as many as the teacher's."""
+
+    @property
+    def num_components(self) -> int | None:
+        return self.width
+
+
 SECTIONS: dict[str, type[TaskSection]] = {
     kind.model_fields["type"].default: kind
-    for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification, QuestionAnswering)
+    for kind in (
+        TextClassification,
+        TextRegression,
+        MultiLabelClassification,
+        TokenClassification,
+        QuestionAnswering,
+        Embeddings,
+    )
 }
 """Every kind of problem by its ``type``."""
 
@@ -155,6 +200,7 @@ Task = Annotated[
     | Annotated[TextRegression, Tag("text_regression")]
     | Annotated[MultiLabelClassification, Tag("multi_label_classification")]
     | Annotated[TokenClassification, Tag("token_classification")]
-    | Annotated[QuestionAnswering, Tag("question_answering")],
+    | Annotated[QuestionAnswering, Tag("question_answering")]
+    | Annotated[Embeddings, Tag("embeddings")],
     Discriminator(type_of),
 ]

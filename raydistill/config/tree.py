@@ -130,12 +130,15 @@ def with_method(data: dict[str, Any]) -> dict[str, Any]:
 
 def with_stages(data: dict[str, Any]) -> dict[str, Any]:
     """Plain data with the stages that it leaves out: there is one, and one without losses learns soft targets (or the
-    teacher's numbers, where there are no classes) and the task."""
+    teacher's numbers, where there are no classes) and the task; of embeddings the teacher's vectors and how they lie to
+    each other."""
     stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(type_of(data.get("task", {})))
     if not isinstance(stages, dict):
         return data
     soft = "forward_kl" if section is None or section.kind in ForwardKl.kinds else "logit_mse"
-    losses = {"kd": {"type": soft}, "task": {"type": "task", "weight": 0.5}}
+    losses: dict[str, Any] = {"kd": {"type": soft}, "task": {"type": "task", "weight": 0.5}}
+    if section is not None and section.kind == "vector":
+        losses = {"vectors": {"type": "vector_mse"}, "similarities": {"type": "similarity_matrix"}}
     filled = {n: {"losses": losses, **stage} if isinstance(stage, dict) else stage for n, stage in stages.items()}
     return {**data, "stages": filled}
 
@@ -164,8 +167,9 @@ def check_kinds(config: Config) -> list[Mistake]:
         for name, loss in stage.losses.items():
             place = ("stages", stage_name, "losses", name)
             if task.kind not in loss.kinds:
-                what = "places in texts" if task.kind == "span" else "numbers"
-                able = "forward_kl and logit_mse" if task.kind == "span" else "logit_mse"
+                what = {"span": "places in texts", "vector": "vectors"}.get(task.kind, "numbers")
+                able = {"span": "forward_kl and logit_mse", "vector": "vector_mse"}.get(task.kind, "logit_mse")
+                what = "predictions" if loss.kinds == ("vector",) else what
                 found.append((place, f"{loss.type} cannot compare the {what} of {task.type}; {able} can."))
             elif loss.compares_sequences and not task.has_units:
                 found.append((place, f"{loss.type} needs labels of words; {task.type} has one prediction a row."))
@@ -222,8 +226,9 @@ def check_pairs(config: Config) -> list[Mistake]:
     finetune, size = config.teacher.finetune, config.train.global_batch_size
     if not isinstance(finetune, Finetune) or finetune.method not in ("contrastive", "probe"):
         return []
-    if config.task.has_units:
-        why = f"{finetune.method} needs one prediction a row; {config.task.type} has several. Set full."
+    if config.task.has_units or config.task.kind == "vector":
+        each = "several" if config.task.has_units else "vectors, which no head makes"
+        why = f"{finetune.method} needs one prediction a row; {config.task.type} has {each}. Set full."
         return [(("teacher", "finetune", "method"), why)]
     if finetune.method == "probe":
         return []
@@ -242,10 +247,14 @@ def check_robustness(config: Config) -> list[Mistake]:
 
 
 def check_symmetric(config: Config) -> list[Mistake]:
-    """A question and its context in the other order."""
-    if not (config.data.symmetric and config.task.kind == "span"):
+    """Pairs whose two orders are not alike, or are read one text at a time."""
+    why = {
+        "span": "a question and its context are not of one kind",
+        "vector": f"says nothing of {config.task.type}, which reads each text by itself",
+    }
+    if not config.data.symmetric or config.task.kind not in why:
         return []
-    return [(("data", "symmetric"), "a question and its context are not of one kind. Leave it out.")]
+    return [(("data", "symmetric"), f"{why[config.task.kind]}. Leave it out.")]
 
 
 def check_layer_maps(config: Config) -> list[Mistake]:

@@ -15,7 +15,14 @@ from raydistill.tasks.targets import decoded, is_string
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "review", "content", "premise", "question", "question1")
 _LETTERS = 20  # a column of texts has more in the mean
-PAIR_NAMES = {"text": "text_pair", "sentence1": "sentence2", "premise": "hypothesis", "question1": "question2"}
+PAIR_NAMES = {
+    "text": "text_pair",
+    "sentence1": "sentence2",
+    "premise": "hypothesis",
+    "question1": "question2",
+    "query": "document",
+    "anchor": "positive",
+}
 
 
 def choose_columns(
@@ -38,6 +45,7 @@ def choose_columns(
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise DataError(f"{where} has more than one column named {twice[0]!r}. Rename one of them.")
+    need_label = need_label and (task is None or kind_of(task).needs_labels)
     chosen: dict[str, str] = {}
     lower = {name.lower(): name for name in reversed(names)}
     for role in ("text", "text_pair", "label"):
@@ -59,7 +67,9 @@ def choose_columns(
                 if len(able) != 1:
                     many = f"; it could be any of {', '.join(able)}" if able else ""
                     other = [
-                        kind.type for kind in TASKS.values() if role == "text" and lower.keys() & set(kind.text_columns)
+                        kind.type
+                        for kind in TASKS.values()
+                        if role == "text" and kind.has_units and lower.keys() & set(kind.text_columns)
                     ]
                     hint = f" For lists of words set task.type: {other[0]}." if other and not many else ""
                     raise DataError(
@@ -95,7 +105,7 @@ def canonical(
     out = {}
     raw = {role: table.column(name) for role, name in chosen.items()}
     for role, column in kind_of(task).aligned(task, raw, where, class_names).items():
-        name = chosen[role]
+        name = chosen.get(role)
         if role == "label":
             out[role] = kind_of(task).column(task, column, f"Column {name!r} of {where}", class_names)
         else:

@@ -17,7 +17,7 @@ from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import read_info, write_batch
 from raydistill.data.windows import encode_windows
 from raydistill.errors import ConfigError, ModelError
-from raydistill.models.signals import BEGINS, UNITS
+from raydistill.models.signals import BEGINS, SECOND, UNITS
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
@@ -55,7 +55,8 @@ def tokenize_data(
 ) -> Artifact:
     """The tokens artefact of a data artefact; made if it is not there.
 
-    {split}.arrow: input_ids list<int32>[, token_type_ids list<int32>], target, example_id int64; info.json has
+    {split}.arrow: input_ids list<int32>[, token_type_ids list<int32>], target, example_id int64[, second int64: where
+    the second text of a row begins that is read apart from the first]; info.json has
     pad_token_id, max_length, by split num_tokens and num_cut (rows with more than ``max_length`` tokens), and the
     task's facts: targets mean nothing without them, so the digest, by which all that is made from the rows is known,
     covers both. Of ``symmetric`` pairs the training split has all rows in their own order and then in the other one,
@@ -116,7 +117,8 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int,
             num_cut[split], num_windows[split] = num_cut_in(columns), len(columns["input_ids"])
             columns.pop("is_cut", None)
         else:
-            columns, is_cut = encode_texts(tokenizer, texts, max_length, pad)
+            encode = encode_apart if task.reads_apart and len(texts) > 1 else encode_texts
+            columns, is_cut = encode(tokenizer, texts, max_length, pad)
             columns |= {name: batch.column(name) for name in ("target", "example_id")}
             if symmetric:
                 swapped, _ = encode_texts(tokenizer, texts[::-1], max_length, pad)
@@ -190,6 +192,25 @@ def encode_texts(
     return {name: pa.concat_arrays(several) for name, several in parts.items() if several}, np.concatenate(cut)
 
 
+def encode_apart(
+    tokenizer: Any, texts: Sequence[pa.Array], max_length: int, pad: int
+) -> tuple[dict[str, pa.Array], npt.NDArray[np.bool_]]:
+    """As ``encode_texts``, two columns of texts that a model reads one by one: a row holds the tokens of both, one
+    after the other, each cut to ``max_length``; ``second``, where the second one begins."""
+    (first, first_cut), (other, other_cut) = (encode_texts(tokenizer, [column], max_length, pad) for column in texts)
+    joined: dict[str, pa.Array] = {}
+    for name in first:
+        rows, more = (Ragged(side[name].values.to_numpy(), np.diff(side[name].offsets)) for side in (first, other))
+        both = Ragged(np.empty(len(rows.flat) + len(more.flat), np.int32), rows.lengths + more.lengths)
+        is_first = np.arange(len(both.flat)) - np.repeat(both.starts, both.lengths) < np.repeat(
+            rows.lengths, both.lengths
+        )
+        both.flat[is_first], both.flat[~is_first] = rows.flat, more.flat
+        offsets = np.concatenate(([0], np.cumsum(both.lengths)))
+        joined[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(both.flat))
+    return {**joined, "second": pa.array(np.diff(first["input_ids"].offsets))}, first_cut | other_cut
+
+
 def _encoded(
     tokenizer: Any, texts: Sequence[pa.Array], max_length: int
 ) -> Iterator[tuple[list[list[int]], list[list[int]], npt.NDArray[np.bool_]]]:
@@ -258,6 +279,8 @@ class Rows:
     """Where rows have several predictions, the position in its row of each one's token, (M,)."""
     example_targets: Targets | None = None
     """Those of examples, with the first row of each, where they are not those of their rows one after another."""
+    second: npt.NDArray[np.int64] | None = None
+    """Where rows are two texts that are read apart, the position of the second one's first token, (num_rows,)."""
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
@@ -280,6 +303,7 @@ class Rows:
             pad_token_id=pad,
             units=of_column(columns["unit"]) if "unit" in columns else None,
             example_targets=Targets.of_arrow(columns["example_target"]) if "example_target" in columns else None,
+            second=columns["second"].to_numpy() if "second" in columns else None,
         )
 
     @property
@@ -326,4 +350,6 @@ class Rows:
             out[UNITS] = torch.from_numpy(units.rows * real.shape[1] + units.flat)
             own, before = (self.example_ids[ids] for ids in (row_ids, np.maximum(row_ids - 1, 0)))
             out[BEGINS] = torch.from_numpy((row_ids == 0) | (own != before))
+        if self.second is not None:
+            out[SECOND] = torch.from_numpy(self.second[row_ids])
         return out

@@ -16,7 +16,7 @@ from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft, whole
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import DataInfo, info_of, read_info
-from raydistill.data.rows import encode_task, encode_texts, load_tokenizer, num_cut_in, read_texts
+from raydistill.data.rows import encode_apart, encode_task, encode_texts, load_tokenizer, num_cut_in, read_texts
 from raydistill.models.load import quiet
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task, task_of
@@ -117,7 +117,8 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
             num_windows[split] = round(num_rows * len(columns["input_ids"]) / len(rows))
             num_cut[split] = round(num_rows * num_cut_in(columns) / len(rows))
         else:
-            columns, is_cut = encode_texts(tokenizer, sample, max_length, pad=0)
+            encode = encode_apart if task.reads_apart and len(sample) > 1 else encode_texts
+            columns, is_cut = encode(tokenizer, sample, max_length, pad=0)
             inputs *= num_orders if split == "train" else 1
             num_cut[split] = round(inputs * float(is_cut.mean()))
         num_tokens[split] = round(inputs * len(columns["input_ids"].values) / len(rows))

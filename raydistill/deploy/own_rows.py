@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from raydistill.config.data import Columns, Data
 from raydistill.config.section import Section
 from raydistill.config.tasks import TaskSection
 from raydistill.deploy.testset import TestRows, prepared_rows, read_test_rows
 from raydistill.errors import ConfigError, TrackingError
+from raydistill.evaluate.compare import read_predictions
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Missing
 from raydistill.storage.storage import Storage
@@ -37,14 +41,26 @@ def find_test_rows(model: str, task: Task, data: Data | None, split: str, storag
             "labelled rows with --data, or the run's storage with --storage."
         )
     with suppress(Missing):
-        for name in place.read_json("runs", run_key, "run.json")["artifacts"]:
-            kind, _, key = name.partition("/")
-            if kind == "data" and (made := Artifact(place, kind, key)).exists():
-                return prepared_rows(made, task, split)
+        names = place.read_json("runs", run_key, "run.json")["artifacts"]
+        made = [Artifact(place, *name.partition("/")[::2]) for name in names]
+        for data_of_run in (one for one in made if one.kind == "data" and one.exists()):
+            rows = prepared_rows(data_of_run, task, split)
+            return taught(rows, made) if task.is_taught else rows
     raise ConfigError(
         f"The data of run {run_key} is not in the storage {place.show()}. Name labelled rows with --data, or the run's "
         "storage with --storage."
     )
+
+
+def taught(rows: TestRows, made: list[Artifact]) -> TestRows:
+    """The rows with what the teacher said of them in the run that made these artefacts, where it is kept."""
+    for one in made:
+        if one.kind == "evaluation" and one.exists() and (one.local() / f"predictions-{rows.split}.parquet").is_file():
+            kept = read_predictions(one.local(), rows.split)
+            place = {value: row for row, value in enumerate(kept.hashes)}
+            if place.keys() >= set(rows.hashes):
+                return replace(rows, targets=kept.targets.take(np.array([place[value] for value in rows.hashes])))
+    return rows
 
 
 def read_named_rows(data: Data, task: Task, split: str, names: Columns, section: TaskSection) -> TestRows:

@@ -88,7 +88,8 @@ def predict_alike(
         order, notice = own_order(name, predictor.task, next(iter(predictors)), rows.task)
         own = predictor.task.reordered(order).facts()
         tasks[name] = task_of({**own, "outputs": list(rows.task.outputs)})
-        outputs[name] = predictor.outputs(rows.texts, rows.targets.values)[:, list(order)]
+        found = predictor.outputs(rows.texts, rows.targets.values)
+        outputs[name] = found[:, list(order)] if order else found
         notices.append(notice)
     return tasks, outputs, notices
 

@@ -22,7 +22,7 @@ from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
-from raydistill.models.head import logits_of
+from raydistill.models.head import EMBEDDING, logits_of, vector_width
 from raydistill.models.load import auto_class, load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
 from raydistill.models.signals import BEGINS, UNITS
@@ -47,6 +47,8 @@ class Predictor(ABC):
         config = read_config(folder)
         self.tokenizer = open_tokenizer(folder)
         self.task, self.is_symmetric = task_of_model(config), bool(getattr(config, SYMMETRIC, False))
+        self.width = vector_width(config) if self.task.head_kind == EMBEDDING else len(self.task.outputs)
+        """Numbers of an output."""
         limits = [self.tokenizer.model_max_length, position_limit(config)]
         longest = min(limit for limit in (*limits, NO_LIMIT) if limit)
         if max_length is not None and max_length > longest:
@@ -60,8 +62,11 @@ class Predictor(ABC):
         return sum(path.stat().st_size for path in self.folder.iterdir() if is_model_file(path.name))
 
     def encode(self, texts: Sequence[Text]) -> dict[str, torch.Tensor]:
-        """Token ids of texts, cut to ``max_length`` and padded to the longest, (B, L) on the device."""
+        """Token ids of texts, cut to ``max_length`` and padded to the longest, (B, L) on the device; of pairs that are
+        read apart two rows each."""
         batch: Any = list(texts)
+        if self.task.reads_apart:
+            batch = [part for text in texts for part in ((text,) if isinstance(text, str) else text)]
         inputs = self.tokenizer(batch, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
@@ -84,15 +89,16 @@ class Predictor(ABC):
     def _outputs(self, texts: Sequence[Text]) -> np.ndarray:
         """The forward passes go by length, which saves padding."""
         order = np.argsort([len("".join(text)) for text in texts], kind="stable")
-        result = np.empty((len(texts), len(self.task.outputs)), dtype=np.float32)
+        parts = []
         for start in range(0, len(texts), BATCH_ROWS):
             rows = order[start : start + BATCH_ROWS]
-            result[rows] = self.forward(self.encode([texts[row] for row in rows])).cpu().numpy()
-        return result
+            outputs = self.forward(self.encode([texts[row] for row in rows])).cpu().numpy()
+            parts.append(outputs.reshape(len(rows), -1).astype(np.float32))
+        return np.concatenate(parts)[np.argsort(order)] if parts else np.empty((0, self.width), np.float32)
 
     def _unit_outputs(self, texts: Sequence[Text], values: Ragged) -> Ragged:
         """Outputs of each text's units, (M, C), from windows where it is longer than a row."""
-        width, pad = len(self.task.outputs), self.tokenizer.pad_token_id or 0
+        width, pad = self.width, self.tokenizer.pad_token_id or 0
         if not len(texts):
             return Ragged(np.empty((0, width), np.float32), values.lengths)
         pairs = [(text,) if isinstance(text, str) else text for text in texts]

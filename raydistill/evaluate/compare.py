@@ -87,7 +87,10 @@ class Predictions:
             tuple(hashes),
             self.targets.take(rows),
             self.example_ids[rows],
-            {name: found[rows][:, orders[name]] for name, found in self.outputs.items()},
+            {
+                name: found[rows][:, orders[name]] if task.outputs else found[rows]
+                for name, found in self.outputs.items()
+            },
             {name: own.reordered(orders[name]) for name, own in self.tasks.items()},
         )
 

@@ -45,9 +45,17 @@ def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[d
     characters are cut.
     """
     read, targets = read_texts(split, rows), kept.targets.take(np.asarray(rows, int))
+    outputs = {side: kept.outputs[side][rows] for side in SIDES}
+    student, teacher = (kept.outputs[side] for side in SIDES)
+    others = kept.tasks["student"].counterparts(student, teacher, np.asarray(rows, int))
+    if others is not None:
+        read = [
+            {**own, "text_pair": o["text"]} for own, o in zip(read, read_texts(split, others.tolist()), strict=True)
+        ]
+        outputs = {side: np.concatenate([found, kept.outputs[side][others]], axis=1) for side, found in outputs.items()}
     texts = [texts["text"] for texts in read]
     tasks = {side: kept.tasks[side].of_rows(texts, targets.values) for side in SIDES}
-    spoken = {side: tasks[side].spoken(kept.outputs[side][rows]) for side in SIDES}
+    spoken = {side: tasks[side].spoken(outputs[side]) for side in SIDES}
     named = [tasks["student"].of_rows([text], targets.values[[i]]) for i, text in enumerate(texts)]
     return [
         {

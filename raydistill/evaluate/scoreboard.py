@@ -101,7 +101,7 @@ class Scoreboard:
 def describe_task(task: Task) -> dict[str, Any]:
     """What pages and tables have to know of a task: {type, metrics (shown, the main one first), main_metric, guessing,
     facts}, and ``counted``, what ``per_class`` has the number of where it is not rows."""
-    metrics = task.Settings.metrics
+    metrics = task.shown_metrics
     counted = {"counted": task.counted} if task.has_units else {}
     return {
         "type": task.type,

@@ -20,7 +20,9 @@ from raydistill.losses.logits import Dist, Dkd, ForwardKl, Jsd, LogitMse, Revers
 from raydistill.losses.relations import RkdAngle, RkdDistance
 from raydistill.losses.sequences import KBest, Likelihood
 from raydistill.losses.task import TaskLoss
+from raydistill.losses.vectors import SimilarityMatrix, VectorCosine, VectorMse
 from raydistill.models.crf import is_crf, predictions
+from raydistill.models.head import vector_width
 from raydistill.models.layer_map import layer_map
 from raydistill.models.signals import GRADIENTS, Signal
 from raydistill.tasks import Targets, Task
@@ -79,8 +81,11 @@ __all__ = [
     "ReverseKl",
     "RkdAngle",
     "RkdDistance",
+    "SimilarityMatrix",
     "SoftCrossEntropy",
     "TaskLoss",
+    "VectorCosine",
+    "VectorMse",
     "build_losses",
     "build_stages",
     "signal_sizes",
@@ -143,6 +148,7 @@ def build_loss(
         case settings.TaskLoss() if is_crf(student):
             return Likelihood(term.weight)
         case settings.TaskLoss():
+            task.check_loss()
             weights = class_weights(term, task, targets)
             return TaskLoss(task, term.weight, weights, term.label_smoothing)
         case settings.SoftLossSection() if term.type in SOFT:
@@ -155,6 +161,11 @@ def build_loss(
             return KBest(term.weight, term.k)
         case settings.LogitMse():
             return LogitMse(term.weight)
+        case settings.VectorMse() | settings.VectorCosine():
+            compared = VectorMse if isinstance(term, settings.VectorMse) else VectorCosine
+            return compared(vector_width(student), term.weight)
+        case settings.SimilarityMatrix():
+            return SimilarityMatrix(vector_width(student), term.group_size, term.weight)
         case settings.CosinePairs():
             return CosinePairs(student.num_hidden_layers, term.group_size, term.weight)
         case settings.RkdDistance() | settings.RkdAngle():

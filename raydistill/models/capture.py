@@ -14,19 +14,22 @@ from raydistill.models.crf import Chains, read_chain
 from raydistill.models.gradients import differentiable, input_gradients, of_unit_length
 from raydistill.models.head import logits_of
 from raydistill.models.layers import projection
-from raydistill.models.signals import BEGINS, GRADIENTS, LOGITS, PROJECTIONS, UNITS, Signal
+from raydistill.models.signals import BEGINS, GRADIENTS, LOGITS, PROJECTIONS, SECOND, UNITS, Signal
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
     """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded.
 
     ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``; then there are those of ``models.crf``, too.
-    All others: (N, width) of the N real tokens, row after row without padding. ``hidden_states[i]`` and the projections
-    are in the dtype the model computes in, heads beside each other; hidden states are outputs of the model, projections
-    are caught by hooks, so that attention stays as fast as it is. ``gradients``: float32, see ``models.gradients``.
-    Mode, grad and autocast are the caller's. Raises ConfigError or ModelError for a signal that the model does not
-    have.
+    Of rows of two texts that are read apart (``SECOND``): (B, 2 C). All others: (N, width) of the N real tokens, row
+    after row without padding. ``hidden_states[i]`` and the projections are in the dtype the model computes in, heads
+    beside each other; hidden states are outputs of the model, projections are caught by hooks, so that attention stays
+    as fast as it is. ``gradients``: float32, see ``models.gradients``. Mode, grad and autocast are the caller's. Raises
+    ConfigError or ModelError for a signal that the model does not have.
     """
+    if SECOND in inputs:
+        found = capture(model, texts_apart(inputs), signals)
+        return {s: values.reshape(-1, 2 * values.shape[1]) if s == LOGITS else values for s, values in found.items()}
     if GRADIENTS in signals:
         return capture_with_gradients(model, inputs, signals)
     return _capture(model, inputs, signals)
@@ -81,6 +84,21 @@ def _capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection
                 )
             found[signal] = _flat(states[layer], tokens)
     return found
+
+
+def texts_apart(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of two texts each, right padded, as rows of one: (B, L) -> (2 B, L'), a row's first text and then its
+    second, so that the real tokens stay in their order."""
+    first = inputs[SECOND]
+    lengths = torch.stack([first, inputs["attention_mask"].sum(1) - first], dim=1).flatten()
+    starts = torch.stack([torch.zeros_like(first), first], dim=1).flatten()
+    place = torch.arange(int(lengths.max()), device=first.device)
+    real = place < lengths[:, None]
+    rows = torch.arange(len(first), device=first.device).repeat_interleave(2)[:, None]
+    source = torch.where(real, starts[:, None] + place, inputs["attention_mask"].shape[1] - 1)
+    # a place behind a text takes the row's last token: padding, but in the longest row, where the mask hides it
+    apart = {name: tensor[rows, source] for name, tensor in inputs.items() if name not in (SECOND, "attention_mask")}
+    return {**apart, "attention_mask": real.long()}
 
 
 def _catch(model: Any, signal: Signal, caught: dict[Signal, Tensor]) -> Any:

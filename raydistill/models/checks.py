@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from raydistill.errors import ModelError
+from raydistill.models.embedding import LAYERS
 from raydistill.models.folder import TOKENIZER_FILES, weight_names
 
 
@@ -18,7 +19,8 @@ def check_report(folder: Path, model: PreTrainedModel, report: dict[str, Any], f
     mismatched = {key for key, *_ in report["mismatched_keys"]}
     wrong = set(report["missing_keys"]) | mismatched
     if not fine_tuned:
-        wrong = {key for key in wrong if key.startswith(inside) and ".pooler." not in key}
+        own = "" if model.base_model is model else inside  # a sentence encoder is the base model itself
+        wrong = {key for key in wrong if key.startswith(own) and "pooler." not in key and not key.startswith(LAYERS)}
     if wrong:
         raise ModelError(
             f"The weights in {folder} do not fit its config.json ({type(model).__name__}): missing or of another "

@@ -30,6 +30,8 @@ _VOCABULARIES = {
     name for name in TOKENIZER_FILES if "config" not in name and "special" not in name and "added" not in name
 }
 CARD = "README.md"
+MODULES = "modules.json"
+"""Of a sentence encoder, see ``models.embedding``."""
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -50,7 +52,7 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "*.safetensors", _INDEX, *TOKENIZER_FILES]
+    patterns = ["config.json", "*/config.json", "modules.json", "*.safetensors", _INDEX, *TOKENIZER_FILES]
     patterns += ["*.py"] if trust_remote_code else []
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
@@ -135,10 +137,14 @@ def weight_names(folder: Path) -> set[str]:
 
 
 def model_digest(folder: Path) -> str:
-    """Return the sha256 (hex) over the content of weights, config, tokenizer and code; a README does not count."""
+    """Return the sha256 (hex) over the content of weights, config, tokenizer and code, and of what a sentence encoder
+    has in folders of its own; a README does not count."""
     weights = weight_files(folder)
     names = {file.name for file in weights} | {"config.json"} | {file.name for file in folder.glob("*.py")}
     names |= {_INDEX} if len(weights) > 1 else set()
+    if (folder / MODULES).is_file():
+        beside = [*folder.glob("*/config.json"), *folder.glob("*/model.safetensors")]
+        names |= {MODULES, *(file.relative_to(folder).as_posix() for file in beside)}
     return _digest(folder, [*names, *TOKENIZER_FILES])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # tasks know heads, and pages and tables know tasks: none of 
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SEQUENCE, TOKEN, SPAN = "SequenceClassification", "TokenClassification", "QuestionAnswering"
+EMBEDDING = "SentenceEmbedding"
+EMBEDDING_FIELD = "sentence_embedding"
+"""Of the config.json of a sentence encoder, see ``models.embedding``."""
 _GENERIC = re.compile(r"LABEL_\d+", re.IGNORECASE)
 
 
@@ -28,7 +31,9 @@ class Head:
     scale: tuple[float, float] = (0.0, 1.0)
     """Center and scale: a model that is trained answers in units in which these are 0 and 1. On disk it never does."""
     kind: str = SEQUENCE
-    """What a prediction is of: the rest of ``transformers.AutoModelFor…``."""
+    """What a prediction is of: the rest of ``transformers.AutoModelFor…``, or EMBEDDING."""
+    embedding: Mapping[str, Any] | None = None
+    """Of vectors: {pooling, normalize, width}; what is missing or None is as the model has it."""
 
 
 SPAN_OUTPUTS = ("start", "end")
@@ -42,6 +47,12 @@ def output_names(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
 
 
+def vector_width(config: PreTrainedConfig) -> int:
+    """Return the width of a sentence encoder's vectors."""
+    layers = (getattr(config, EMBEDDING_FIELD, None) or {}).get("layers")
+    return int(layers[-1]["out_features"] if layers else config.hidden_size)
+
+
 def head_of(model: PreTrainedModel) -> Head:
     """Return the head that a loaded model has."""
     return replace(head_in(model.config), scale=getattr(model, "output_scale", (0.0, 1.0)))
@@ -49,12 +60,14 @@ def head_of(model: PreTrainedModel) -> Head:
 
 def head_in(config: PreTrainedConfig) -> Head:
     """Return the head that a model's config speaks of."""
+    if told := getattr(config, EMBEDDING_FIELD, None):
+        return Head((), None, kind=EMBEDDING, embedding={**told, "width": vector_width(config)})
     return Head(output_names(config), getattr(config, "problem_type", None), kind=kind_of_head(config))
 
 
 def kind_of_head(config: PreTrainedConfig) -> str:
     """Return the kind of head that a model's config speaks of; a plain encoder gets one for whole rows."""
-    return kind_of_architectures(config.architectures)
+    return EMBEDDING if getattr(config, EMBEDDING_FIELD, None) else kind_of_architectures(config.architectures)
 
 
 def kind_of_architectures(names: Sequence[str] | None) -> str:

@@ -16,9 +16,11 @@ from raydistill.config.losses import SequenceHead
 from raydistill.errors import ModelError
 from raydistill.models.checks import check_report, check_vocabulary, first_line
 from raydistill.models.crf import add_crf, saved_settings, set_crf
+from raydistill.models.embedding import embedding_class, set_embedding
 from raydistill.models.fields import set_dropout_config
 from raydistill.models.folder import TOKENIZER_FILES, tokenizer_digest, weight_files, weight_names
 from raydistill.models.head import (
+    EMBEDDING,
     SEQUENCE,
     Head,
     check_problem,
@@ -63,7 +65,10 @@ def load_model(
     if sequences is not None:
         set_crf(config, sequences)
     names, order = output_names(config) if fine_tuned or head is None else head.outputs, tuple[int, ...]()
-    if head is not None:
+    is_encoder = (head.kind if head else kind_of_head(config)) == EMBEDDING
+    if is_encoder:
+        set_embedding(config, folder, head.embedding if head else None)
+    elif head is not None:
         if fine_tuned:
             check_problem(config, head)
             order, _ = output_order(names, head.outputs)
@@ -71,13 +76,13 @@ def load_model(
     if dropout is not None:
         set_dropout_config(config, dropout)
     model, report = _load(folder, config, attn_implementation, trust_remote_code, seed)
-    check_report(folder, model, report, fine_tuned)
+    check_report(folder, model, report, fine_tuned and not is_encoder)
     add_crf(model, names)
     if order:
         reorder_outputs(model, order)
     elif not fine_tuned:
         _renew_output_layer(model, report, seed)
-    if head is not None:
+    if head is not None and not is_encoder:
         scaled(model, (0.0, 1.0) if fine_tuned else head.scale)  # a new head knows no unit
         rescale(model, head.scale)
     return model.eval()
@@ -140,7 +145,10 @@ def new_model(
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """Return the class of transformers that makes models with the kind of head that a config speaks of."""
+    """Return the class that makes models with the kind of head that a config speaks of: of transformers, or a sentence
+    encoder's."""
+    if kind_of_head(config) == EMBEDDING:
+        return embedding_class(config)
     return getattr(transformers, f"AutoModelFor{kind_of_head(config)}")
 
 
@@ -150,6 +158,8 @@ def has_head(folder: Path, trust_remote_code: bool = False, kind: str = SEQUENCE
 
 
 def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool, kind: str) -> bool:
+    if kind == EMBEDDING:
+        return True  # any encoder's states can be pooled
     if is_pooled(config):
         return f"{HEAD}.weight" in weight_names(folder)
     architectures = config.architectures or []
@@ -173,7 +183,7 @@ def order_notice(folder: Path, head: Head, trust_remote_code: bool = False) -> s
     """Return a sentence where a model's outputs are only assumed to be those of ``head``; ModelError where they
     differ."""
     config = read_config(folder, trust_remote_code)
-    if not _has_head(folder, config, trust_remote_code, head.kind):
+    if head.kind == EMBEDDING or not _has_head(folder, config, trust_remote_code, head.kind):
         return None
     check_problem(config, head)
     return output_order(output_names(config), head.outputs)[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,19 +27,26 @@ class Scorer:
     def __init__(self, folder: str, max_length: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        named = str(AutoConfig.from_pretrained(folder).architectures)
+        config = AutoConfig.from_pretrained(folder)
+        self.embedding = getattr(config, "sentence_embedding", None)
+        """Of a sentence encoder: {pooling, layers, normalize}."""
         heads = ("TokenClassification", "QuestionAnswering")
-        self.head = next((kind for kind in heads if kind in named), "SequenceClassification")
-        auto = getattr(transformers, f"AutoModelFor{self.head}")
+        self.head = next((kind for kind in heads if kind in str(config.architectures)), "SequenceClassification")
+        auto = getattr(transformers, "AutoModel" if self.embedding else f"AutoModelFor{self.head}")
         self.model = auto.from_pretrained(folder).to(self.device).eval()
+        self.layers = linear_layers(folder, self.embedding["layers"]) if self.embedding else []
         limits = [max_length, self.tokenizer.model_max_length, num_positions(self.model)]
         self.max_length = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
         """Tokens that a row is cut to; None for a model that takes any number."""
         self.names = [name for _, name in sorted(self.model.config.id2label.items())]
         usual = "regression" if len(self.names) == 1 else "single_label_classification"
-        self.answers = {"regression": self._value, "multi_label_classification": self._labels}.get(
-            self.model.config.problem_type or usual, self._label
-        )
+        usual = "sentence_embedding" if self.embedding else self.model.config.problem_type or usual
+        told = {
+            "regression": self._value,
+            "multi_label_classification": self._labels,
+            "sentence_embedding": self._vector,
+        }
+        self.answers = told.get(usual, self._label)
         self.is_symmetric = bool(getattr(self.model.config, "symmetric_pairs", False))
         """Whether a pair's answer is the mean of its two orders."""
         thresholds = getattr(self.model.config, "thresholds", None) or [0.5] * len(self.names)
@@ -52,7 +60,8 @@ class Scorer:
         ``{"labels", "scores"}``, those given and the probabilities of all; or ``{"value"}``, a number. A tagger of
         words gives ``{"entities"}``, a list of {label, text, start, end, score} in the text's order. A model that
         answers questions (``text``) on contexts (``text_pair``) gives ``{"answer", "score", "start", "end",
-        "answers"}``: the answer and its place, "" and None where there is none, and the best ones in their order.
+        "answers"}``: the answer and its place, "" and None where there is none, and the best ones in their order. A
+        sentence encoder gives ``{"vector"}``, a list of numbers.
         """
         columns = list(model_input.columns)
         texts = model_input["text" if "text" in columns else columns[0]].astype(str).tolist()
@@ -80,8 +89,18 @@ class Scorer:
 
     def _outputs(self, texts: list[str], pairs: list[str] | None) -> torch.Tensor:
         cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
-        inputs = self.tokenizer(texts, pairs, padding=True, return_tensors="pt", **cut)
-        return self.model(**inputs.to(self.device)).logits.float().cpu()
+        inputs = self.tokenizer(texts, pairs, padding=True, return_tensors="pt", **cut).to(self.device)
+        found = self.model(**inputs)
+        return (self._pooled(found[0], inputs["attention_mask"]) if self.embedding else found.logits).float().cpu()
+
+    def _pooled(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        told = self.embedding or {}
+        weights = mask[..., None].to(states.dtype)
+        vectors = states[:, 0] if told["pooling"] == "cls" else (states * weights).sum(1) / weights.sum(1)
+        for (weight, bias), about in zip(self.layers, told["layers"], strict=True):
+            vectors = F.linear(vectors, weight.to(vectors), None if bias is None else bias.to(vectors))
+            vectors = vectors.tanh() if about["activation"] == "Tanh" else vectors
+        return F.normalize(vectors, dim=-1) if told["normalize"] else vectors
 
     def _mean(self, outputs: torch.Tensor) -> torch.Tensor:
         """Outputs (N, C) that say what several ones (K, N, C) say in the mean: of numbers, or of probabilities."""
@@ -105,6 +124,9 @@ class Scorer:
             }
             for row, given in zip(scores.tolist(), (scores >= self.thresholds).tolist(), strict=True)
         ]
+
+    def _vector(self, vectors: torch.Tensor) -> list[dict[str, Any]]:
+        return [{"vector": vector} for vector in vectors.tolist()]
 
     def _value(self, logits: torch.Tensor) -> list[dict[str, Any]]:
         return [{"value": value} for value in logits[:, 0].tolist()]
@@ -236,6 +258,17 @@ def passed(logits: torch.Tensor, scores: torch.Tensor, reduce: Callable[[torch.T
         before.append(reduce((before[-1] + forwards)[:, None] + scores[:-1]))
         after.append(reduce((after[-1] + backwards)[:, None] + scores[:-1].T))
     return torch.stack(before) + logits + torch.stack(after[::-1])
+
+
+def linear_layers(folder: str, about: list[Any]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Weight and bias of each linear layer behind a sentence encoder's pooling."""
+    from safetensors.torch import load_file
+
+    found = Path(folder).glob("*_Dense/model.safetensors")
+    places = sorted(found, key=lambda path: int(path.parent.name.split("_")[0]))
+    assert len(places) == len(about), f"{folder} has {len(places)} of the {len(about)} layers that its config names"
+    read = [load_file(path) for path in places]
+    return [(one["linear.weight"], one.get("linear.bias")) for one in read]
 
 
 def num_positions(model: torch.nn.Module) -> int | None:

@@ -11,9 +11,10 @@ from transformers import PreTrainedConfig
 from raydistill.config.student import Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.crf import set_crf
+from raydistill.models.embedding import fit_layers, set_head_of
 from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
 from raydistill.models.folder import resolve_model
-from raydistill.models.head import head_in, set_head
+from raydistill.models.head import head_in
 from raydistill.models.layer_map import choose_layers
 from raydistill.models.load import new_model, read_config
 from raydistill.models.pooled import set_pooled
@@ -26,8 +27,9 @@ def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTra
     that starts from a checkpoint has that checkpoint's shape where the config does not say otherwise.
     """
     if is_checkpoint(student):
-        source = read_config(resolve_model(student.start))
-        set_head(source, head_in(teacher_config))
+        folder = resolve_model(student.start)
+        source = read_config(folder)
+        set_head_of(source, folder, head_in(teacher_config))
         return shape(source, student)
     return shape(teacher_config, student)
 
@@ -76,6 +78,7 @@ def shape(source: PreTrainedConfig, student: Student) -> PreTrainedConfig:
         _set(config, "num_hidden_layers", depth)
     _set_widths(config, source, student)
     _set_heads(config, source, student)
+    fit_layers(config, source)
     if student.start != "random":
         _check_not_wider(config, source)
         _check_projection(config, source)

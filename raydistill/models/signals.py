@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from raydistill.errors import ConfigError
+from raydistill.models.head import EMBEDDING, kind_of_head, vector_width
 
 _LAYER = re.compile(r"(\w+)\[(\d+)\]")
 PREDICTIONS = ("logits", "log_marginals", "transitions")
@@ -67,7 +68,7 @@ class Signal(str):
     def width(self, config: Any) -> int:
         """Numbers a token, or a row, of a model with this config. Raises ConfigError beyond the model's layers."""
         if self.name in PREDICTIONS:
-            return len(config.id2label or ())
+            return vector_width(config) if kind_of_head(config) == EMBEDDING else len(config.id2label or ())
         if self.layer is None:
             return int(getattr(config, "embedding_size", None) or config.hidden_size)
         if self.name == SEQUENCES:
@@ -95,3 +96,6 @@ UNITS = "unit_positions"
 batch, row after row."""
 BEGINS = "row_begins"
 """Beside it, whether each row (B,) is the beginning of its text, not a later window of it."""
+SECOND = "second_text"
+"""Among a batch's inputs where rows are two texts that a model reads apart: where the second begins in its row,
+(B,)."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from raydistill.config.student import Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
+from raydistill.models.embedding import start_layers as start_linear
 from raydistill.models.fields import head_width
 from raydistill.models.folder import resolve_model
 from raydistill.models.head import head_of, scaled
@@ -78,6 +79,7 @@ def _copy_weights(source: PreTrainedModel, model: PreTrainedModel, layers: tuple
         wide = given.get(origin[name])
         if wide is not None:  # ModernBERT's first layer has no attention norm: one that moves up keeps the fresh one
             tensor.copy_(cut(name, wide, tensor.shape, heads))
+    start_linear(model, given)
 
 
 def _origins(source: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> dict[str, str]:

@@ -24,9 +24,11 @@ from raydistill.data.rows import SWAPPED, Rows
 from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.predict import predict
 from raydistill.models.crf import saved_settings
+from raydistill.models.embedding import set_head_of
+from raydistill.models.head import EMBEDDING
 from raydistill.models.load import load_model, read_config
 from raydistill.models.precision import attention_implementation
-from raydistill.models.signals import BEGINS, LOGITS, UNITS, Signal
+from raydistill.models.signals import BEGINS, LOGITS, SECOND, UNITS, Signal
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.recipes import Recorded, TeacherIdentity
 from raydistill.pipeline.reporting import Reporter
@@ -131,7 +133,11 @@ class Context:
         return GPU_INFERENCE_FACTOR * self.config.train.tokens_per_micro_batch
 
     def read_config(self, folder: Path) -> PreTrainedConfig:
-        return read_config(folder, self.config.teacher.trust_remote_code)
+        """The config of a model in ``folder``, with what the vectors of a sentence encoder are."""
+        config = read_config(folder, self.config.teacher.trust_remote_code)
+        if self.task.head_kind == EMBEDDING:
+            set_head_of(config, folder, self.task.head)
+        return config
 
     def load(
         self,
@@ -227,6 +233,6 @@ class Context:
         many = order[max(0, middle - 16) : middle + 16]
         one, several = (rows.inputs(ids) for ids in (order[middle : middle + 1], np.resize(many, 32)))
         for inputs in (one, several):
-            for name in (UNITS, BEGINS):
+            for name in (UNITS, BEGINS, SECOND):  # a pair is as long as one text of its tokens
                 inputs.pop(name, None)
         return self.device.move(one), self.device.move(several)

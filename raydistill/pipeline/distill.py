@@ -158,11 +158,13 @@ def publish(prepared: Prepared, ref: RunRef, outcome: PhaseResults, results: dic
     from raydistill.evaluate.evidence import write_evidence
     from raydistill.evaluate.report.card import model_card, write_card
     from raydistill.pipeline.rivals import why_not_challenger
+    from raydistill.tasks import task_of
 
     student, name = outcome.student.local() / "model", prepared.config.registry.name
     card = model_card(results, prepared.info)
     write_card(card, outcome.student)
-    kept: Any = {"card": card, "max_length": prepared.config.data.max_length, "has_pairs": prepared.info.has_pairs}
+    has_pairs = prepared.info.has_pairs and not task_of(prepared.info.task).reads_apart
+    kept: Any = {"card": card, "max_length": prepared.config.data.max_length, "has_pairs": has_pairs}
     with tempfile.TemporaryDirectory() as folder:
         write_evidence(prepared.data, outcome.evaluation, Path(folder))
         log_files(ref, Path(folder))  # before there is a version: a gate may look at it at once

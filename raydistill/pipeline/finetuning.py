@@ -17,12 +17,13 @@ from raydistill.config.losses import TASK_ALONE, CosinePairs, Loss
 from raydistill.config.section import known
 from raydistill.config.teacher import Finetune, pair_group
 from raydistill.config.training import Stage
-from raydistill.errors import Diverged
+from raydistill.errors import ConfigError, Diverged
 from raydistill.evaluate.predict import predict
-from raydistill.models.head import output_layer
+from raydistill.models.embedding import add_layer
+from raydistill.models.head import output_layer, vector_width
 from raydistill.models.pooled import HEAD, headless
 from raydistill.pipeline.context import Context
-from raydistill.pipeline.stages import StageReport, stage_history, stage_reports
+from raydistill.pipeline.stages import StageReport, stage_history, stage_reports, untrained
 from raydistill.train.calibration import fit_temperature
 from raydistill.train.probe import STRENGTHS, constant_loss, fit_head
 
@@ -31,12 +32,26 @@ Tuned = tuple[PreTrainedModel, list[dict[str, Any]]]
 
 EARLY = 0.4
 """Share of the steps after which a training that has not begun to learn is given up."""
+MAX_COMPONENT_ROWS = 20_000
+"""Training rows by which principal components are found."""
 LEARNED = 0.98
 """Share of a constant answer's loss; a training above it has learned nothing."""
 
 
-def tune(context: Context, folder: Path, settings: Finetune) -> Tuned:
-    """The model in ``folder`` tuned on the labelled rows, its probabilities calibrated on the validation rows."""
+def tune(context: Context, folder: Path, settings: Finetune | None) -> Tuned:
+    """The model in ``folder`` tuned on the labelled rows, its probabilities calibrated on the validation rows; its
+    vectors brought to the width of the config."""
+    if settings is None:
+        model, history = context.load(folder, dropout=0.0), untrained()
+    else:
+        model, history = tuned(context, folder, settings)
+    if (width := context.config.task.num_components) is not None:
+        narrow(context, model, width)
+    return model, history
+
+
+def tuned(context: Context, folder: Path, settings: Finetune) -> Tuned:
+    """The model tuned and calibrated."""
     methods: dict[str, Callable[[Context, Path, Finetune], Tuned]] = {
         "full": full,
         "probe": probe,
@@ -49,7 +64,9 @@ def tune(context: Context, folder: Path, settings: Finetune) -> Tuned:
 
 def full(context: Context, folder: Path, settings: Finetune) -> Tuned:
     """Train all of it on the task's loss; once more, with another order and half the rate, where it learns nothing."""
-    floor = LEARNED * constant_loss(context.task, context.rows["train"].targets)
+    floor = math.inf  # an encoder compares texts already
+    if context.task.kind != "vector":
+        floor = LEARNED * constant_loss(context.task, context.rows["train"].targets)
     metric, attempts = settings.metric or context.config.task.teacher_metric, settings.max_attempts or 1
     for attempt in range(attempts):
         seed, rate = context.config.seed + attempt, known(settings.learning_rate) / 2**attempt
@@ -121,6 +138,31 @@ def contrastive(context: Context, folder: Path, settings: Finetune) -> Tuned:
     return model, stage_history(context, "teacher", stages)
 
 
+def narrow(context: Context, model: PreTrainedModel, width: int) -> None:
+    """Let a sentence encoder end with a projection to the principal components of its vectors of the training texts, as
+    sentence-transformers does it: without their mean. Raises ConfigError where they are too few."""
+    rows = context.rows["train"]
+    ids = np.sort(np.random.default_rng(context.config.seed).permutation(rows.num_rows)[:MAX_COMPONENT_ROWS])
+    found = predict(
+        model, rows, tokens=context.inference_tokens, device=context.device, group=context.group, row_ids=ids
+    )
+    vectors = found.reshape(-1, vector_width(model.config)).astype(np.float64)
+    most = min(vectors.shape[1] - 1, len(vectors))
+    if width > most:
+        raise ConfigError(
+            f"task.width: {width} principal components of {len(vectors):,} training texts, whose vectors have "
+            f"{vectors.shape[1]} numbers: set it to {most} or less, or leave it out."
+        )
+    values, components = np.linalg.eigh(np.cov(vectors, rowvar=False))  # ascending
+    signs = np.sign(components[np.abs(components).argmax(axis=0), np.arange(len(values))])
+    add_layer(model, torch.from_numpy((components * signs).T[::-1][:width].astype(np.float32).copy()))
+    kept = float(values[::-1][:width].sum() / values.sum())
+    context.report.notes.append(
+        f"The teacher's vectors were brought to {width} principal components, which have {100 * kept:.1f} % of the "
+        f"variance of the vectors of {len(vectors):,} training texts."
+    )
+
+
 def stage_of(name: str, settings: Finetune, losses: dict[str, Loss], rate: float, *frozen: str) -> dict[str, Stage]:
     told = settings.model_dump(exclude={"metric", "method", "head", "max_attempts", "learning_rate", "freeze"})
     return {name: Stage(**told, losses=losses, learning_rate=rate, freeze=(*settings.freeze, *frozen))}
@@ -140,7 +182,7 @@ def refit(context: Context, model: PreTrainedModel, strengths: tuple[float, ...]
 
 def calibrate(context: Context, model: PreTrainedModel) -> None:
     """Divide the logits by the temperature that fits the validation rows best: a student learns the probabilities."""
-    if context.task.kind == "value":
+    if context.task.kind in ("value", "vector"):
         return
     parts = [context.labeled(model, split, one_order=True) for split in context.orders("validation")]
     outputs, targets = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))

@@ -32,6 +32,7 @@ from raydistill.pipeline.stages import (
     read_history,
     stage_history,
     stage_reports,
+    untrained,
 )
 from raydistill.pipeline.teaching import fit_teacher, record_teacher
 from raydistill.storage.artifacts import Artifact
@@ -176,7 +177,8 @@ def student_reports(
 
 
 def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | None:
-    """Train the same student without a teacher: labelled rows only, as many steps, the same settings."""
+    """Train the same student without a teacher: labelled rows only, as many steps, the same settings. Where there are
+    no labels to learn from it stays as it was cut."""
     settings, config = recipes.baseline_settings(context.config), context.config
     if settings is None:
         return None
@@ -195,10 +197,11 @@ def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | Non
             seed = recipes.student_seed(config)
             model = build_student(start, config.student, seed=seed, attn_implementation=context.attention)
             context.teacher_model = None
-            stages = recipes.baseline_stages(config)
-            for _ in stage_reports(context, "baseline", model, stages, {}, None, labeled_only=True):
-                pass
-            history = stage_history(context, "baseline", stages)
+            stages, history = recipes.baseline_stages(config), untrained()
+            if context.task.has_loss:
+                for _ in stage_reports(context, "baseline", model, stages, {}, None, labeled_only=True):
+                    pass
+                history = stage_history(context, "baseline", stages)
             parents = {"tokens": context.job.tokens.digest, **teacher.parents}
             publish(context, artifact, recipe, parents, model, teacher.folder, history)
     return artifact

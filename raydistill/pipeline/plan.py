@@ -17,8 +17,8 @@ from raydistill.data.rows import Rows, tokens_key
 from raydistill.data.size import Size, estimated_size, look, measured_size
 from raydistill.errors import RaydistillError
 from raydistill.losses import Losses, build_losses, build_stages, signal_sizes
+from raydistill.models.embedding import set_head_of
 from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
-from raydistill.models.head import set_head
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import has_head, load_model, order_notice
 from raydistill.models.precision import compute_dtype
@@ -72,7 +72,7 @@ def make_plan(
         estimated_size(info, texts, length, source, orders) if tokens is None else measured_size(data, tokens, orders)
     )
     task = size.task
-    set_head(source_config, task.head)
+    set_head_of(source_config, source, task.head)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
     num_units = size.num_tokens["train"] if task.has_units else size.num_inputs["train"]  # at most
     sizes = signal_sizes(losses, source_config, num_units, size.num_tokens["train"])
@@ -147,7 +147,7 @@ def phases(
     digest, tuned = model_digest(source), None
     plain = recipes.TeacherIdentity(source, digest, digest, None)
     teacher: recipes.TeacherIdentity | None = plain
-    if config.teacher.finetune is None:
+    if not recipes.changes_teacher(config):
         made.append({"phase": "teacher", "state": "there"})
     else:
         if tokens is not None:

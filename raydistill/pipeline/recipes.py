@@ -93,12 +93,16 @@ def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe
     }
 
 
+def changes_teacher(config: Config) -> bool:
+    """Whether the teacher that speaks is made from the one that the config names."""
+    return config.teacher.finetune is not None or config.task.num_components is not None
+
+
 def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype: str) -> Recipe:
     finetune = known(config.teacher.finetune)
-    assert finetune is not None
     return {
         "source": source_digest,
-        "finetune": _without_defaults(finetune.model_dump(mode="json")),
+        "finetune": None if finetune is None else _without_defaults(finetune.model_dump(mode="json")),
         **_common(config, config.seed, tokens_digest, dtype),
     }
 

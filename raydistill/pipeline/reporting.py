@@ -84,7 +84,7 @@ class Reporter:
                 self.tracker.log(metrics, report.step + offset)
             rate = self._steps_per_second(kind, report.step)
             key = f"validation/{self.config.epoch_metric}"
-            note = f"{key.split('/')[1]} {report.metrics[key]:.4f}" if report.validated else ""
+            note = f"{key.split('/')[1]} {report.metrics[key]:.4f}" if key in report.metrics else ""
             loss = f"loss {report.metrics['train/loss']:.4f}"
             note = " ".join(filter(None, [self.series, note or loss]))
             self.board.post(kind, report.step, report.num_steps, "steps", rate, note, force=report.validated)

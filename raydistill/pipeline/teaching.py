@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from raydistill.config.section import known
 from raydistill.config.teacher import Mode
 from raydistill.config.tree import Config
+from raydistill.data.paths import SPLITS
 from raydistill.errors import ModelError
 from raydistill.evaluate.compare import chance
 from raydistill.evaluate.intervals import intervals
@@ -34,7 +36,7 @@ def fit_teacher(context: Context) -> TeacherIdentity:
     with context.report.phase("teacher"):
         source = source_teacher(context.config)
         settings = known(context.config.teacher.finetune)
-        if settings is None:
+        if not recipes.changes_teacher(context.config):
             return source
         artifact, recipe = teacher_artifact(context, source)
         if context.report.has(artifact, "teacher"):
@@ -75,12 +77,28 @@ def record_teacher(context: Context, teacher: TeacherIdentity) -> tuple[Mode, Re
 def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, frozenset[Signal]]) -> Recorded:
     """Record the signals of each split that are missing, after a look at what the teacher says of validation rows."""
     first = {split: record_split(context, teacher, split, splits[split]) for split in context.orders("validation")}
+    teach(context, teacher, "validation")
     notice = order_notice(teacher.folder, context.task.head, context.config.teacher.trust_remote_code)
     if notice is not None:
         context.report.notes.append(f"teacher.model: {notice}")
     check_chance(context, teacher, first, notice)
     rest = {split: signals for split, signals in splits.items() if split not in first}
-    return first | {split: record_split(context, teacher, split, signals) for split, signals in rest.items()}
+    found = first | {split: record_split(context, teacher, split, signals) for split, signals in rest.items()}
+    for split in found.keys() & {"test", *context.perturbed}:
+        teach(context, teacher, split)
+    return found
+
+
+def teach(context: Context, teacher: TeacherIdentity, split: str) -> None:
+    """Add to the targets of held-out rows what the recorded teacher says of them, where a task measures students by it:
+    of rows written otherwise what it says of them as they were."""
+    if not context.task.is_taught:
+        return
+    rows, source = context.rows[split], split if split in SPLITS else "test"
+    outputs = context.recorded_outputs(
+        {source: {LOGITS: wanted_signal(context, teacher, LOGITS, source).artifact}}, source
+    )
+    context.rows[split] = replace(rows, targets=context.task.taught(rows.targets, outputs))
 
 
 def recorded_signals(context: Context, mode: Mode, needs: frozenset[Signal]) -> dict[str, frozenset[Signal]]:

@@ -18,7 +18,7 @@ from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.phases import student_artifact, student_reports
 from raydistill.pipeline.stages import read_history, stage_history, stage_lengths
-from raydistill.pipeline.teaching import teacher_mode
+from raydistill.pipeline.teaching import teach, teacher_mode
 from raydistill.search.front import first_validation
 from raydistill.search.ledger import Params, Schedule, read_schedule
 from raydistill.search.sharing import Shared
@@ -114,6 +114,7 @@ def trial_reports(context: Context, shared: Shared, *, save_at_validation: bool 
     student's history.
     """
     started = time.perf_counter()
+    teach(context, shared.teacher, "validation")
     mode, _, needs = teacher_mode(context, shared.teacher, context.config)
     artifact, _ = student_artifact(context, shared.teacher, mode)
     progress = TrialProgress(context, started, first_validation(sweep_of(shared.job.config).objectives))

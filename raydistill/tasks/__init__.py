@@ -10,6 +10,7 @@ from raydistill.config.tasks import TaskSection
 from raydistill.errors import ConfigError
 from raydistill.models.head import SEQUENCE, kind_of_head, output_names
 from raydistill.tasks.base import Task
+from raydistill.tasks.embeddings import Embeddings
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.question_answering import QuestionAnswering
 from raydistill.tasks.regression import TextRegression
@@ -28,7 +29,14 @@ SYMMETRIC = "symmetric_pairs"
 """In a student's config.json, where ``data.symmetric`` was on: it answers with the mean of a pair's two orders."""
 TASKS: dict[str, type[Task]] = {
     kind.type: kind
-    for kind in (TextClassification, TextRegression, MultiLabelClassification, TokenClassification, QuestionAnswering)
+    for kind in (
+        TextClassification,
+        TextRegression,
+        MultiLabelClassification,
+        TokenClassification,
+        QuestionAnswering,
+        Embeddings,
+    )
 }
 
 

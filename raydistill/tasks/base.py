@@ -60,6 +60,8 @@ class Task(ABC):
     """Of a model on the hub, and of ``transformers.pipeline``."""
     pipeline_options: ClassVar[str] = ""
     """More arguments of that function, as they are written."""
+    library: ClassVar[str] = "transformers"
+    """Of which a model's folder is, as the hub names it."""
     pipeline_note: ClassVar[str] = ""
     """What else there is to know of its answers, a sentence."""
     about: ClassVar[str]
@@ -78,8 +80,15 @@ class Task(ABC):
     """Whether ``fitted`` chooses anything."""
     has_units: ClassVar[bool] = False
     """Whether rows have any number of predictions: outputs and targets are then Ragged, and a long text is not cut."""
+    needs_labels: ClassVar[bool] = True
+    """Whether nothing can be learned from texts alone."""
+    reads_apart: ClassVar[bool] = False
+    """Whether a model reads the two texts of a pair one by one: its outputs are then (N, 2 C), the first text's
+    first."""
+    is_taught: ClassVar[bool] = False
+    """Whether a student is measured by what its teacher says of held-out rows."""
     outputs: tuple[str, ...]
-    """Names of a model's outputs, in their order."""
+    """Names of a model's outputs, in their order; none of vectors, whose numbers have no names."""
     output_scale: tuple[float, float] = (0.0, 1.0)
     """Mean and deviation of the targets: a model is trained in units in which they are 0 and 1, and saved in theirs."""
 
@@ -87,6 +96,11 @@ class Task(ABC):
     def head(self) -> Head:
         """What a model of the task ends with."""
         return Head(self.outputs, self.problem_type, self.output_scale, self.head_kind)
+
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        """Metrics that tables show, the main one first: those of the section that such data defines."""
+        return self.Settings.metrics
 
     # reading
 
@@ -200,6 +214,19 @@ class Task(ABC):
 
     # learning
 
+    def check_loss(self) -> None:  # noqa: B027, most tasks always have one
+        """Refuse the task's own loss where the data has no labels for it. Raises ConfigError."""
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether labels say anything, without a teacher."""
+        return True
+
+    def taught(self, targets: Targets, outputs: Values) -> Targets:
+        """Targets of held-out rows with what the teacher says of them, its ``outputs``, where the task
+        ``is_taught``."""
+        return targets
+
     @abstractmethod
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The task's own loss of labelled rows, outputs (B, C) against targets (B, …): (B,), float32."""
@@ -259,6 +286,11 @@ class Task(ABC):
     @abstractmethod
     def disagreements(self, a: Values, b: Values, other: Task | None = None) -> Array:
         """How plainly two models' outputs contradict each other, (N,); 0 where they do not."""
+
+    def counterparts(self, a: Values, b: Values, rows: Array) -> Array | None:
+        """The row that each of ``rows`` is compared with where what is said of one speaks of another, too: ``spoken``
+        is then given the outputs of both beside each other. None: of a row alone."""
+        return None
 
     @abstractmethod
     def errors(self, outputs: Values, targets: Values) -> Array:

@@ -390,10 +390,14 @@ def test_losses_are_described() -> None:
     hidden = ["hidden_mse", "hidden_cosine", "hidden_kl", "embedding_mse", "pkd", "pooled_cosine"]
     tokens = ["attention_mse", "attention_kl", "minilm", "minilm_v2"]
     relations = ["rkd_distance", "rkd_angle", "gradient_match", "gradient_attention", "graph_attention", "crd"]
-    assert list(found) == ["task", *soft, "k_best", "logit_mse", *hidden, *tokens, *relations, "cosine_pairs"]
+    vectors = ["vector_mse", "vector_cosine", "similarity_matrix"]
+    assert list(found) == ["task", *soft, "k_best", "logit_mse", *hidden, *tokens, *relations, "cosine_pairs", *vectors]
     rows = ["text_classification", "text_regression", "multi_label_classification"]
     everywhere = [*rows, "token_classification", "question_answering"]
-    assert {n for n, loss in found.items() if loss["tasks"] == everywhere} >= {"task", "logit_mse", "hidden_mse"}
+    assert found["logit_mse"]["tasks"] == everywhere
+    both = [*everywhere, "embeddings"]
+    assert {n for n, loss in found.items() if loss["tasks"] == both} >= {"task", "hidden_mse", "rkd_angle"}
+    assert {n for n, loss in found.items() if loss["tasks"] == ["embeddings"]} == set(vectors)
     assert found["jsd"]["tasks"] == [name for name in everywhere if name != "text_regression"]
     words = ["text_classification", "token_classification"]
     assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (words, "logits, labels")

@@ -142,7 +142,8 @@ def conditions(results: Mapping[str, Any]) -> str:
     text += f", and share of its {about.words}." if about.is_retained else "."
     if baseline := results["baseline"]:
         start = BASELINE_STARTS.get(baseline["start"], "weights not known")
-        text += f" Without teacher: trained on labels alone, from {start}."
+        how = "trained on labels alone, from" if baseline["steps"] else "not trained, as nothing has a label:"
+        text += f" Without teacher: {how} {start}."
     if words := results.get("tfidf"):
         text += f" TF-IDF: {words['model']} on words and pairs of words, fitted to {words['num_rows']:,} labelled rows."
     if found := results.get("robustness"):

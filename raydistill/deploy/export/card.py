@@ -31,7 +31,7 @@ def export_card(about: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     is_onnx = form.startswith("onnx")
     head = {
         **{key: known[key] for key in KEPT if known.get(key)},
-        "library_name": "onnxruntime" if is_onnx else "transformers",
+        "library_name": "onnxruntime" if is_onnx else task.library,
         "pipeline_tag": task.pipeline_tag,
         "tags": ["raydistill", *(["onnx"] if is_onnx else []), *([form] if form != "onnx" else [])],
     }

@@ -12,10 +12,9 @@ from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
 from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.evaluate.report.naming import source_of
 from raydistill.models.folder import TOKENIZER_FILES, model_digest
-from raydistill.models.head import SPAN, logit_names
+from raydistill.models.head import EMBEDDING, SPAN, logit_names
 from raydistill.storage.paths import is_url, resolve_path
 from raydistill.storage.redaction import redact
-from raydistill.tasks import Task
 
 OF_ENCODING = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Model input -> attribute of ``tokenizers.Encoding``."""
@@ -46,7 +45,7 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
         "opset": None,
         "inputs": [{"name": name, "dtype": "int64", "axes": ["batch", "length"]} for name in inputs],
         "outputs": [
-            {"name": name, "dtype": dtype, "axes": axes(source.task)} for name in logit_names(source.task.head_kind)
+            {"name": name, "dtype": dtype, "axes": axes(source)} for name in logit_names(source.task.head_kind)
         ],
         **made,
         "load": load_lines(form, source, inputs),
@@ -55,10 +54,10 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
     return content
 
 
-def axes(task: Task) -> list[str | int]:
+def axes(source: Predictor) -> list[str | int]:
     """Of the logits: a row each, or a token of each row."""
-    is_one = len(logit_names(task.head_kind)) == 1
-    return ["batch", *(["length"] if task.has_units else []), *([len(task.outputs)] if is_one else [])]
+    is_one = len(logit_names(source.task.head_kind)) == 1
+    return ["batch", *(["length"] if source.task.has_units else []), *([source.width] if is_one else [])]
 
 
 def write_weights(form: str, source: TorchPredictor, folder: Path) -> dict[str, Any]:
@@ -113,6 +112,8 @@ def load_lines(form: str, source: Predictor, inputs: Sequence[str]) -> list[str]
     """Python that gives logits of two texts in the exported folder, without raydistill."""
     length, tokenizer, model = source.max_length, source.tokenizer, f"AutoModelFor{source.task.head_kind}"
     names, is_pair = logit_names(source.task.head_kind), source.task.head_kind == SPAN
+    if not form.startswith("onnx") and source.task.head_kind == EMBEDDING:
+        return (source.task.loading_code('"."', length) or "").splitlines()
     if not form.startswith("onnx"):
         return [
             f"from transformers import {model}, AutoTokenizer",

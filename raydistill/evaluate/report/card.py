@@ -96,7 +96,7 @@ def metadata(results: Mapping[str, Any], task: Task) -> ModelCardData:
     known = {name: metric(name).hub for name in results["task"]["metrics"] if test[name]["value"] is not None}
     hub = {name: kind for name, kind in known.items() if kind is not None}
     return ModelCardData(
-        library_name="transformers",
+        library_name=task.library,
         pipeline_tag=task.pipeline_tag,
         base_model=(bases if len(bases) > 1 else bases[0]) if bases else None,
         datasets=[data.repository] if data.repository else None,

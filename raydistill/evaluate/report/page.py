@@ -325,6 +325,8 @@ def without_gaps(text: str | None) -> str | None:
 
 def shows_pairs(results: Mapping[str, Any]) -> bool:
     """Whether a row is two texts, by the config or by a row that is shown."""
+    if task_of(results["task"]["facts"]).reads_apart:
+        return False
     return bool(results["config"]["data"]["columns"]["text_pair"]) or any(
         row["text_pair"] is not None for row in results["disagreements"]
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import TrackingError
 from raydistill.models.folder import CARD
-from raydistill.models.head import SPAN, TOKEN, kind_of_architectures
+from raydistill.models.head import EMBEDDING_FIELD, SPAN, TOKEN, kind_of_architectures
 from raydistill.storage.manifest import file_digest, folder_digest
 from raydistill.tracking.lineage import headline
 from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
@@ -67,6 +67,7 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     inputs = Schema([ColSpec("string", name) for name in named])
     config = json.loads((student / "config.json").read_text(encoding="utf-8"))
     outputs, kind = answer_schema(config), kind_of_architectures(config.get("architectures"))
+    is_encoder = EMBEDDING_FIELD in config
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # advice to add an input example, which would load torch
         # named by its content: one process may load versions of two releases, and Python keeps one module of a name
@@ -92,11 +93,9 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     model.add_flavor(
         "transformers",
         transformers_version=_release("transformers"),
-        task="token-classification" if kind == TOKEN else "text-classification",
-        instance_type=f"{'Token' if kind == TOKEN else 'Text'}ClassificationPipeline",
+        **pipeline_of(kind, is_encoder),
         framework="pt",
         source_model_name=FOLDER,
-        pipeline_model_type=f"AutoModelFor{kind}",
         model_binary=".",
         components=["tokenizer"],
         tokenizer_type="AutoTokenizer",
@@ -105,11 +104,24 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     model.save(str(folder / "MLmodel"))
 
 
+def pipeline_of(kind: str, is_encoder: bool) -> dict[str, str]:
+    """What MLflow's flavour of transformers calls the pipeline of a model."""
+    if is_encoder:
+        names = ("feature-extraction", "FeatureExtractionPipeline", "AutoModel")
+    elif kind == TOKEN:
+        names = ("token-classification", "TokenClassificationPipeline", f"AutoModelFor{kind}")
+    else:
+        names = ("text-classification", "TextClassificationPipeline", f"AutoModelFor{kind}")
+    return dict(zip(("task", "instance_type", "pipeline_model_type"), names, strict=True))
+
+
 def answer_schema(config: Mapping[str, Any]) -> Schema:
     """The columns that the stored scorer answers with, by a model's config.json; see ``models.scorer``."""
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import Array, DataType, Map, Object, Property
 
+    if EMBEDDING_FIELD in config:
+        return Schema([ColSpec(Array(DataType.double), "vector")])
     if kind_of_architectures(config.get("architectures")) == TOKEN:
         parts = {"label": "string", "text": "string", "start": "long", "end": "long", "score": "double"}
         entity = Object([Property(name, DataType[kind]) for name, kind in parts.items()])
