@@ -1,0 +1,325 @@
+"""Sentence encoders from rows to a registered student: workers, cached signals, projections, loading elsewhere."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from kit.finished import predict_texts
+from kit.runs import predictions
+from kit.tiny import WORDS, save_tiny
+from kit.toy import Toy, relative_difference, run_ranks, toy_config, without_key_biases
+from sentence_transformers import SentenceTransformer
+from sklearn.decomposition import PCA
+from transformers import AutoModel, AutoTokenizer
+
+import raydistill
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
+from raydistill.config.loading import load_config
+from raydistill.config.student import Student
+from raydistill.config.training import Stage
+from raydistill.data.prepare import prepare_data
+from raydistill.data.rows import tokenize_data
+from raydistill.deploy.export.export import export
+from raydistill.deploy.inference import evaluate_model
+from raydistill.errors import ConfigError
+from raydistill.evaluate.predict import predict
+from raydistill.losses import build_losses
+from raydistill.models.embedding import LAYERS
+from raydistill.models.load import load_model
+from raydistill.models.scorer import Scorer
+from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.student import build_student
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.storage import Storage
+from raydistill.tasks.embeddings import Embeddings
+from raydistill.tasks.embeddings.scoring import retrieval
+from raydistill.teacher.cached import RecordedSignals
+from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.signals import OnlineSignals, Signals
+from raydistill.teacher.store import signal_artifact
+from raydistill.train.loop import Setup, StageRun
+
+TASK = Embeddings(scores=(0.0, 1.0), pairs=True)
+
+
+def pair_rows(num_rows: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Two sentences and the share of words that both have."""
+    draw, rows = random.Random(seed), {}
+    while len(rows) < num_rows:
+        first = [draw.choice(WORDS) for _ in range(draw.randint(4, 14))]
+        second = [word if draw.random() < 0.6 else draw.choice(WORDS) for word in first]
+        score = len(set(first) & set(second)) / len(set(first) | set(second))
+        rows[" ".join(first)] = {"sentence1": " ".join(first), "sentence2": " ".join(second), "score": score}
+    return list(rows.values())
+
+
+def pair_config(folder: Path, num_rows: int = 240, kind: str = "scored", **changes: Any) -> dict[str, Any]:
+    """As ``toy_config``, on pairs that are ``scored``, on ``queries`` with documents, or on single ``texts``."""
+    path = folder / f"{kind}.jsonl"
+    if not path.exists():
+        names = {
+            "scored": {},
+            "queries": {"sentence1": "query", "sentence2": "document"},
+            "texts": {"sentence1": "text"},
+        }
+        kept = names[kind] or {name: name for name in ("sentence1", "sentence2", "score")}
+        rows = [{new: row[old] for old, new in kept.items()} for row in pair_rows(num_rows)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "toy.csv").write_text("")  # there already, says the toy
+        if not (folder / "encoder").exists():
+            save_tiny(folder / "encoder", "bert", classifier=False)
+    losses = {"vectors": {"type": "vector_mse"}, "similarities": {"type": "similarity_matrix", "group_size": 8}}
+    own = {
+        "data__path": str(path),
+        "data__max_labeled": None,
+        "task__type": "embeddings",
+        "teacher__finetune": None,
+        "stages__distill__losses": losses,
+        **changes,
+    }
+    return toy_config(folder, **own)
+
+
+def make_pairs(folder: Path) -> Toy:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load_config(pair_config(folder, data__max_labeled=120))
+    storage = Storage(config.storage)
+    tokens = tokenize_data(prepare_data(config, storage), folder / "encoder", 20, storage)
+    return Toy(folder, storage, tokens, ())
+
+
+def setup_of(toy: Toy, name: str, row_ids: np.ndarray, signals: Signals | None = None) -> Setup:
+    """A stage with every kind of loss that vectors allow; the student is narrower than its teacher."""
+    teacher = load_model(toy.folder / "encoder", TASK.head, seed=3)
+    student = build_student(teacher, Student(num_layers=2, hidden_size=16, num_heads=2), seed=0)
+    terms = {
+        "vectors": {"type": "vector_mse"},
+        "cosines": {"type": "vector_cosine", "weight": 0.3},
+        "similarities": {"type": "similarity_matrix", "group_size": 8},
+        "distances": {"type": "rkd_distance", "group_size": 4, "weight": 0.1},
+        "hidden": {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.2},
+        "task": {"type": "task", "weight": 0.5},
+    }
+    losses = build_losses(Stage.model_validate({"losses": terms}).losses, TASK, student.config, teacher.config, seed=0)
+    online = OnlineSignals(teacher, losses.teacher_needs, Device())
+    return toy.setup(name, losses, student, signals=signals or online, row_ids=row_ids)
+
+
+def gradients(setup: Setup) -> dict[str, torch.Tensor]:
+    stage = StageRun(setup)
+    batches = stage.collate(0)
+    counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
+    stage.accumulate(0, batches, counts)
+    named = [*setup.model.named_parameters(), *setup.losses.named_parameters(prefix="losses")]
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def test_recorded_vectors_of_pairs_are_the_teachers_own(tmp_path: Path) -> None:
+    toy = make_pairs(tmp_path)
+    rows = toy.rows()
+    assert rows.second is not None
+    signals = [LOGITS, Signal("hidden_states[2]"), Signal("hidden_states[4]")]
+    wanted = {}
+    for signal in signals:
+        artifact, recipe = signal_artifact(
+            toy.storage, signal, "train", teacher_digest="t", tokens_digest=toy.tokens.digest, dtype="float32"
+        )
+        wanted[signal] = Wanted(artifact, recipe, {"teacher": "t"})
+    teacher = load_model(toy.folder / "encoder", TASK.head, seed=3)
+    record(teacher, rows, wanted, tokens=400, device=Device(), group=Group())
+    recorded = RecordedSignals({signal: item.artifact for signal, item in wanted.items()}, rows.num_rows)
+    assert recorded.rows(np.arange(5))[LOGITS].shape == (5, 64)
+    online = gradients(setup_of(toy, "online", np.arange(64)))
+    cached = gradients(setup_of(toy, "cached", np.arange(64), recorded))
+    assert any(LAYERS in name for name in online)
+    difference = relative_difference(without_key_biases(online), without_key_biases(cached))
+    assert max(difference.values()) < 2e-3
+
+
+def rank_gradients(folder: Path) -> dict[str, Any]:
+    toy = make_pairs(folder)
+    found = gradients(setup_of(toy, "ranks", np.arange(64)))
+    teacher = load_model(toy.folder / "encoder", TASK.head)
+    outputs = predict(teacher, toy.rows("test"), tokens=100, device=Device(), group=Group())
+    return {"gradients": found, "outputs": outputs, "rank": Group().rank}
+
+
+def test_two_workers_equal_one(tmp_path: Path) -> None:
+    make_pairs(tmp_path / "two")
+    one = rank_gradients(tmp_path / "one")
+    first, second = run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
+    assert [first["rank"], second["rank"]] == [0, 1]
+    difference = relative_difference(without_key_biases(one["gradients"]), without_key_biases(first["gradients"]))
+    assert max(difference.values()) < 2e-5
+    assert all(torch.equal(first["gradients"][name], second["gradients"][name]) for name in first["gradients"])
+    assert np.array_equal(first["outputs"], second["outputs"])
+    assert np.allclose(one["outputs"], first["outputs"], atol=1e-5)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+TRAINED = {"stages__distill__num_epochs": 12, "stages__distill__learning_rate": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("finished")
+    narrow = {"student__hidden_size": 24, "student__num_heads": 3}
+    return dict(raydistill.distill(pair_config(folder, kind="texts", **narrow, **TRAINED))), folder
+
+
+def test_texts_alone_are_enough(finished: tuple[dict[str, Any], Path]) -> None:
+    results, folder = finished
+    student, teacher, baseline = (results[name]["test"] for name in ("student", "teacher", "baseline"))
+    assert teacher["similarity_spearman"]["value"] == pytest.approx(1.0)
+    assert teacher["cosine"]["value"] == pytest.approx(1.0)
+    assert student["similarity_spearman"]["low"] > baseline["similarity_spearman"]["high"]
+    assert student["cosine"]["value"] > baseline["cosine"]["value"]
+    assert results["baseline"]["steps"] == 0
+    assert student["spearman"]["value"] is None
+    assert results["retention"]["similarity_spearman"] == student["similarity_spearman"]["value"]
+    assert results["agreement"] == pytest.approx(student["similarity_spearman"]["value"], abs=1e-4)
+    assert results["disagreements"]
+    kept = predictions(results, Storage(str(folder / "storage")))
+    assert kept.targets.values.shape[1] == 3 + 32
+    for entry in results["disagreements"]:
+        values = [float(entry[side]["answer"]) for side in ("student", "teacher")]
+        assert entry["text_pair"] not in (None, entry["text"])
+        assert abs(values[0] - values[1]) > 0
+    pages = [path.read_text() for path in (folder / "storage" / "runs").glob("*/report.html")]
+    assert any("Spearman of similarities" in page for page in pages)
+
+
+def test_a_model_is_measured_on_its_runs_rows_again(finished: tuple[dict[str, Any], Path]) -> None:
+    results, folder = finished
+    own = evaluate_model(results["student"]["path"], storage=str(folder / "storage"))
+    for name, found in results["student"]["test"].items():
+        wanted = found["value"] if found["value"] is None else pytest.approx(found["value"], abs=2e-3)
+        assert own["metrics"][name]["value"] == wanted, name
+
+
+TEXTS = ["the market was good", "a bad film", "team and goal and win in the match of the game with a very good play"]
+
+
+def test_vectors_are_the_same_everywhere(finished: tuple[dict[str, Any], Path]) -> None:
+    """``predict``, the stored scorer, MLflow, plain transformers and the real sentence-transformers; long texts are cut
+    where training cut them."""
+    results, folder = finished
+    model = results["student"]["path"]
+    own = np.array([found["vector"] for found in predict_texts(model, TEXTS)])
+    assert own.shape == (3, 32)
+    assert np.allclose(np.linalg.norm(own, axis=1), 1, atol=1e-4)
+    stored = np.array([found["vector"] for found in Scorer(model, 20).predict(pd.DataFrame({"text": TEXTS}))])
+    sentence = SentenceTransformer(model, device="cpu")
+    assert sentence.max_seq_length == 20
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/storage/mlflow.db")
+    registered = np.array([found["vector"] for found in mlflow.pyfunc.load_model("models:/toy/1").predict(TEXTS)])
+    plain, tokenizer = AutoModel.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    inputs = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        states, mask = plain(**inputs)[0], inputs["attention_mask"][..., None]
+    pooled = (
+        (states * mask).sum(1) / mask.sum(1) @ getattr(load_model(Path(model), None), LAYERS)[0].weight.T
+    ).detach()
+    others = (stored, sentence.encode(TEXTS), registered, unit(pooled.numpy()))
+    assert all(np.allclose(own, other, atol=2e-6) for other in others)
+
+
+def test_exports_give_the_same_vectors(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    results, folder = finished
+    model = results["student"]["path"]
+    found = export(model, ["onnx", "onnx-int8"], tmp_path / "out", storage=str(folder / "storage"), latency=False)
+    assert found["formats"]["onnx"]["good"], found
+    own = np.array([one["vector"] for one in predict_texts(model, TEXTS)])
+    for form, least in (("onnx", 0.99999), ("onnx-int8", 0.95)):
+        other = np.array([one["vector"] for one in predict_texts(found["formats"][form]["path"], TEXTS)])
+        assert (own * unit(other)).sum(1).min() > least
+    about = json.loads((tmp_path / "out" / "onnx" / "export.json").read_text())
+    assert about["outputs"][0]["axes"] == ["batch", 32]
+
+
+def test_its_card_says_how_to_load_it(finished: tuple[dict[str, Any], Path]) -> None:
+    card = (Path(finished[0]["student"]["path"]) / "README.md").read_text()
+    assert "library_name: sentence-transformers" in card
+    assert "pipeline_tag: sentence-similarity" in card
+    assert 'SentenceTransformer("FOLDER_OR_REPO")' in card
+
+
+def test_scored_pairs_have_correlations_and_a_loss(tmp_path: Path) -> None:
+    losses = {"vectors": {"type": "vector_mse"}, "task": {"type": "task"}}
+    finetune = {"num_epochs": 4, "learning_rate": 1e-3, "method": "full"}
+    changes = {"stages__distill__losses": losses, "teacher__finetune": finetune, **TRAINED}
+    results = dict(raydistill.distill(pair_config(tmp_path, **changes)))
+    for name in ("teacher", "student", "baseline"):
+        assert results[name]["test"]["spearman"]["value"] > 0.3, name
+        assert results[name]["test"]["ndcg_10"]["value"] is None
+        assert len(results[name]["scatter"]) == results["data"]["labeled"]["test"]
+    assert results["baseline"]["steps"] > 0
+    assert results["retention"]["spearman"] is not None
+    assert all(entry["label"] is not None for entry in results["errors"])
+
+
+def test_queries_find_documents_also_the_teachers(tmp_path: Path) -> None:
+    results = dict(raydistill.distill(pair_config(tmp_path, kind="queries", evaluate__metric="ndcg_10")))
+    teacher, student = results["teacher"]["test"], results["student"]["test"]
+    assert teacher["ndcg_10"]["value"] == teacher["teacher_ndcg_10"]["value"] > 0.5
+    assert student["spearman"]["value"] is None
+    kept = predictions(results, Storage(str(tmp_path / "storage")))
+    own, other = (unit(kept.outputs[side].reshape(-1, 2, 32)) for side in ("student", "teacher"))
+    ids = kept.targets.values[:, 1:3]
+    for name, documents in (("ndcg_10", own), ("teacher_ndcg_10", other)):
+        wanted = retrieval(own[:, 0], documents[:, 1], ids)["ndcg_10"].mean()
+        assert student[name]["value"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_teacher_of_fewer_numbers_has_the_principal_components(tmp_path: Path) -> None:
+    """Directions and their order are scikit-learn's; the student begins with the teacher's projection."""
+    config = pair_config(tmp_path, kind="texts", task__width=6, stages__distill__num_epochs=1)
+    results = dict(raydistill.distill(config))
+    plain = load_model(tmp_path / "encoder", TASK.head)
+    made = load_model(Path(results["teacher"]["path"]), TASK.head)
+    storage = Storage(str(tmp_path / "storage"))
+    (tokens,) = [Artifact(storage, "tokens", key) for key in storage.list("tokens") if len(key) == 20]
+    rows = Toy(tmp_path, storage, tokens, ()).rows()
+    vectors = predict(plain, rows, tokens=4096, device=Device(), group=Group())
+    wanted = PCA(6).fit(vectors).components_
+    weight = getattr(made, LAYERS)[0].weight.detach().numpy()
+    assert np.allclose(np.abs((weight * wanted).sum(1)), 1, atol=1e-3)
+    narrow = predict(made, rows, tokens=4096, device=Device(), group=Group())
+    expected = vectors @ weight.T
+    assert np.allclose(narrow, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    assert results["student"]["test"]["cosine"]["value"] is not None
+    assert any("6 principal components" in note for note in results["notes"])
+    with pytest.raises(ConfigError, match=r"task.width: 40 principal components"):
+        raydistill.distill(pair_config(tmp_path, kind="texts", task__width=40))
+
+
+def test_what_says_nothing_of_vectors_is_refused(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"stages__distill__losses": {"kd": {"type": "forward_kl"}}}, "forward_kl cannot compare the vectors"),
+        ({"stages__distill__losses": {"kd": {"type": "logit_mse"}}}, "logit_mse cannot compare.*vector_mse can"),
+        ({"teacher__finetune": {"method": "probe"}}, "probe needs one prediction a row; embeddings has vectors"),
+        ({"data__symmetric": True}, "which reads each text by itself"),
+        ({"evaluate__metric": "accuracy"}, "accuracy is no metric of embeddings"),
+        ({"task__type": "text_regression"}, "vector_mse cannot compare the predictions of text_regression; logit_mse"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(pair_config(tmp_path, **changes))
+    without = pair_config(
+        tmp_path, kind="texts", stages__distill__losses={"task": {"type": "task"}}, evaluate__baseline=False
+    )
+    with pytest.raises(ConfigError, match="the rows have no scores"):
+        raydistill.plan(without)
+    with pytest.raises(ConfigError, match="the rows have no scores"):
+        raydistill.distill(without)
