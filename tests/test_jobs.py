@@ -15,17 +15,19 @@ import torch
 import yaml
 from kit import ROOT
 from kit.tiny import WORDS, save_tiny
-from kit.toy import TOPICS
+from kit.toy import TOPICS, toy_config
 from rich.console import Console
 
 from raydistill.cli.starters import list_starters
 from raydistill.config.gate import Gate
 from raydistill.config.loading import load_config, load_gate
 from raydistill.config.tree import Config
+from raydistill.pipeline.distill import distill
 from raydistill.pipeline.plan import make_plan
 
 JOBS = ROOT / "jobs"
 RECIPES = [starter.file for starter in list_starters().values() if starter.is_recipe]
+METHODS = ("distilbert", "tinybert", "minilm", "pkd")
 sys.path.insert(0, str(JOBS / "bench"))
 
 
@@ -69,6 +71,22 @@ def test_recipes_of_packages_can_be_planned(path: Path, tmp_path: Path, monkeypa
     assert all(steps > 0 for steps in plan["steps"].values())
     assert plan["findings"] == []  # a recipe of ours runs without a warning
     assert len(plan["student"]["teacher_layers"]) == plan["student"]["num_layers"]
+
+
+@pytest.mark.parametrize("path", [JOBS / f"{name}.yaml" for name in METHODS], ids=lambda path: path.stem)
+def test_recipes_of_papers_run(path: Path, tmp_path: Path, mlflow_uri: str) -> None:
+    """On the toy, an epoch a stage; each has at most 40 lines."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+    recipe, toy = yaml.safe_load(path.read_text(encoding="utf-8")), toy_config(tmp_path)
+    recipe |= {name: toy[name] for name in ("storage", "data", "teacher", "train", "evaluate", "tracking")}
+    for stage in recipe["stages"].values():
+        stage["num_epochs"] = 1
+        for loss in stage["losses"].values():
+            loss.pop("relation_heads", None)  # the toy's models are too narrow for so many
+    results = distill(load_config(recipe))
+    weighed = {key for entry in results["curves"]["student"] for key in entry["metrics"]}
+    losses = {name for stage in recipe["stages"].values() for name in stage["losses"]}
+    assert {f"train/loss/{name}" for name in losses} <= weighed
 
 
 def toy_rows(num_rows: int, seed: int) -> tuple[list[str], list[str]]:

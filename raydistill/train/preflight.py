@@ -20,6 +20,9 @@ from raydistill.teacher.signals import Signals
 GRADIENT_RATIO = 100.0
 """Terms whose gradients differ by more than this: the smaller one has no say (distillation.md lists it as a trap)."""
 
+RATIOS = (1.0, 3.0)
+"""Least and most that the gradient of the distillation is of that of the representation, by the rule of thumb."""
+
 NUM_ROWS = 16
 
 
@@ -39,7 +42,7 @@ def check_losses(
     ids = sample_rows(rows, row_ids)
     losses.at(0.5)  # in the middle, where no schedule is at an end that may be 0
     norms = gradient_norms(model, losses, signals, rows.batch(ids), device)
-    return [f"stages.{stage}: {finding}" for finding in [*_judge_sizes(norms), *judge_weights(losses)]]
+    return [f"stages.{stage}: {finding}" for finding in [*_judge_sizes(norms), *_judge_roles(norms, losses)]]
 
 
 def sample_rows(rows: Rows, row_ids: np.ndarray) -> np.ndarray:
@@ -84,6 +87,29 @@ def _judge_sizes(norms: dict[str, float]) -> list[str]:
                 f"Lower the weight of {largest!r} or raise that of {smallest!r}."
             )
     return findings
+
+
+def _judge_roles(norms: dict[str, float], losses: Losses) -> list[str]:
+    """How the terms that compare representations pull beside those that compare predictions."""
+    shares = {
+        role: sum(norms[name] for name, loss in losses.terms.items() if loss.role == role)
+        for role in ("distillation", "representation")
+    }
+    if not all(shares.values()):
+        return []
+    ratio = shares["distillation"] / shares["representation"]
+    told = ", ".join(f"{name} {norm:.2g}" for name, norm in norms.items())
+    shown = f"gradient norms on real rows: {told}; distillation {ratio:.2g} times representation"
+    if RATIOS[0] <= ratio <= RATIOS[1]:
+        return [f"{shown}."]
+    names = ", ".join(name for name, loss in losses.terms.items() if loss.role == "representation")
+    if ratio < RATIOS[0]:
+        advice = "the student learns the teacher's states before its predictions. Divide the weight of"
+        factor = RATIOS[0] / ratio
+    else:
+        advice = "the teacher's states have little say. Multiply the weight of"
+        factor = ratio / RATIOS[1]
+    return [f"{shown}, where 1 to 3 is the rule of thumb: {advice} {names} by {factor:.2g} or more."]
 
 
 def judge_weights(losses: Losses) -> list[str]:
