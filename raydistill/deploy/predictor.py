@@ -21,7 +21,7 @@ from raydistill.data.rows import Rows, encode_task
 from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
-from raydistill.models.folder import TOKENIZER_FILES, is_model_file, read_json
+from raydistill.models.folder import TOKENIZER_FILES, model_bytes, read_json
 from raydistill.models.head import EMBEDDING, logits_of, vector_width
 from raydistill.models.load import auto_class, load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
@@ -59,7 +59,7 @@ class Predictor(ABC):
     @property
     def num_bytes(self) -> int:
         """Size on disk of what is needed to compute: weights and config."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if is_model_file(path.name))
+        return model_bytes(self.folder)
 
     def encode(self, texts: Sequence[Text]) -> dict[str, torch.Tensor]:
         """Token ids of texts, cut to ``max_length`` and padded to the longest, (B, L) on the device; of pairs that are

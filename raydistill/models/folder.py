@@ -174,6 +174,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def model_bytes(folder: Path) -> int:
+    """Size on disk of what is needed to compute: weights and config, with the linear layers of a sentence encoder."""
+    files = [path for path in folder.iterdir() if is_model_file(path.name)]
+    return sum(path.stat().st_size for path in [*files, *folder.glob("*_Dense/model.safetensors")])
+
+
 def is_model_file(name: str) -> bool:
     """Whether a file of a model folder counts for its size on disk: weights and config."""
     return name.endswith((".safetensors", ".onnx", ".onnx.data")) or name == "config.json"

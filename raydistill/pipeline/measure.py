@@ -18,7 +18,7 @@ from raydistill.data.paths import SPLITS
 from raydistill.data.rows import Rows
 from raydistill.evaluate.compare import read_predictions, write_predictions
 from raydistill.evaluate.latency import measure_models, measure_shapes
-from raydistill.models.folder import is_model_file
+from raydistill.models.folder import model_bytes
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
@@ -140,7 +140,7 @@ def describe_models(context: Context, folders: dict[str, Path], *, latency: bool
     about: dict[str, Any] = {
         name: {
             "num_parameters": sum(p.numel() for p in model.parameters()),
-            "bytes": sum(path.stat().st_size for path in folders[name].iterdir() if is_model_file(path.name)),
+            "bytes": model_bytes(folders[name]),
             "latency": None,
             "latency_by_shape": None,
         }

@@ -13,6 +13,7 @@ from raydistill.cluster.placement import teacher_options
 from raydistill.cluster.resources import check_teachers, teachers_beside, worker_resources
 from raydistill.config.teacher import Mode, Pool
 from raydistill.models.signals import LOGITS, Signal
+from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.phases import PhaseResults, run_phases, student_artifact
@@ -25,6 +26,7 @@ from raydistill.pipeline.teaching import (
     fit_teacher,
     recorded_signals,
     source_teacher,
+    teach,
     teacher_artifact,
     teacher_mode,
     wanted_signal,
@@ -103,6 +105,7 @@ class PooledRun:
                 if splits == validation:
                     items = {split: wanted_signal(self.context, teacher, LOGITS, split) for split in splits}
                     recorded = {split: {LOGITS: item.artifact} for split, item in items.items()}
+                    teach(self.context, teacher, "validation")
                     check_chance(self.context, teacher, recorded)
         self.seconds["record"] = self.context.report.seconds["record"]
         self.made |= {f"signals of {split}" for split in wanted}
@@ -125,7 +128,7 @@ def driver_context(job: Job) -> Context:
 def find_teacher(context: Context) -> TeacherIdentity | None:
     """The teacher that speaks; None while it is still to be fine-tuned."""
     source = source_teacher(context.config)
-    if context.config.teacher.finetune is None:
+    if not recipes.changes_teacher(context.config):
         return source
     artifact, _ = teacher_artifact(context, source)
     return fine_tuned(source, artifact) if context.report.has(artifact, "teacher") else None

@@ -107,6 +107,7 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
     """The config with everything chosen that it leaves open; texts are read only where their length is asked for."""
     train, task = info.counts["train"], task_of(info.task)
     check_classes(config, task)
+    check_labels(config, task)
     check_signals(config, task, models)
     needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
     trusted = config.teacher.trust_remote_code
@@ -150,6 +151,18 @@ def check_sequences(config: Config, teacher: PreTrainedConfig, task: Task) -> No
                 raise ConfigError(f"{place}: {NO_SEQUENCES} Name a CRF, or take forward_kl.")
             if isinstance(loss, LogitMse) and is_crf(teacher):
                 raise ConfigError(f"{place}: {CRF_LOGITS}")
+
+
+def check_labels(config: Config, task: Task) -> None:
+    """ConfigError for what needs labels that this data has not: the task's loss, a metric."""
+    losses = [loss for stage in config.stages.values() for loss in stage.losses.values()]
+    if any(isinstance(loss, TaskLoss) for loss in losses) or isinstance(config.teacher.finetune, Finetune):
+        task.check_loss()
+    metric = config.evaluate.metric
+    if metric in {*task.Settings.metrics} - {*task.shown_metrics}:
+        raise ConfigError(
+            f"evaluate.metric: such rows do not define {metric}. They define {', '.join(task.shown_metrics)}."
+        )
 
 
 def check_classes(config: Config, task: Task) -> None:

