@@ -43,6 +43,19 @@ class Split(Section):
         return [((), f"validation and test take {held:g} of the rows; leave some for training.")] if held >= 1 else []
 
 
+Way = Literal["words", "crop", "typos", "lower", "upper"]
+
+
+class Augment(Section):
+    """Copies of the training texts, written otherwise, of which the student learns what the teacher says."""
+
+    copies: int = Field(default=2, ge=1, le=20)
+    """Of each training row. They have no label, whatever the row has."""
+    ways: tuple[Way, ...] = Field(default=("words", "crop"), min_length=1)
+    """How they are written, in turn: ``words`` replaced by others that the teacher's embeddings have nearby, a ``crop``
+    of half of the words or more, ``typos``, all in ``lower`` or ``upper`` case."""
+
+
 class Data(Section):
     """The texts and their labels."""
 
@@ -63,9 +76,16 @@ class Data(Section):
     """Keep the labels of this many training rows, stratified by class, and treat the rest as unlabelled."""
     unlabeled: str | None = None
     """Another file or folder whose texts join the distillation without labels."""
+    augment: Augment | None = None
+    """Training texts written otherwise, beside those that there are; for few texts."""
     split: Split = Split()
 
     @property
     def num_orders(self) -> int:
-        """Training rows that a row of the source becomes."""
+        """Labelled training rows that a labelled row of the source becomes."""
         return 2 if self.symmetric else 1
+
+    @property
+    def num_copies(self) -> int:
+        """Training rows that a row of the source becomes."""
+        return self.num_orders * (1 + (self.augment.copies if self.augment else 0))

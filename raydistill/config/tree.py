@@ -112,6 +112,7 @@ class Config(Section):
             check_sequences,
             check_pairs,
             check_robustness,
+            check_augment,
             check_symmetric,
         )
         return [mistake for check in checks for mistake in check(self)]
@@ -244,6 +245,15 @@ def check_robustness(config: Config) -> list[Mistake]:
     if not (config.evaluate.robustness and config.task.has_units):
         return []
     return [(("evaluate", "robustness"), f"is of whole texts; {config.task.type} is of parts of them. Leave it out.")]
+
+
+def check_augment(config: Config) -> list[Mistake]:
+    """Copies of rows of which more than one thing is predicted: their words are elsewhere, or others."""
+    if config.data.augment is None or not config.task.has_units:
+        return []
+    return [
+        (("data", "augment"), f"rewrites whole texts; {config.task.type} has labels for parts of them. Leave it out.")
+    ]
 
 
 def check_symmetric(config: Config) -> list[Mistake]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raydistill.data.augmentation import Augmentation
 from raydistill.data.batches import Batch
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import read_info, write_batch
@@ -39,19 +40,27 @@ SWAPPED = "-swapped"
 """Ends the name of a split whose pairs are in the other order."""
 
 
-def tokens_recipe(data_digest: str, tokenizer_digest: str, max_length: int, symmetric: bool = False) -> dict[str, Any]:
+def tokens_recipe(
+    data_digest: str,
+    tokenizer_digest: str,
+    max_length: int,
+    symmetric: bool = False,
+    augmentation: Augmentation | None = None,
+) -> dict[str, Any]:
     """What a data set's token ids depend on."""
     recipe = {"data": data_digest, "tokenizer": tokenizer_digest, "max_length": max_length, "has": COUNTS}
-    return recipe | ({"symmetric": True} if symmetric else {})
-
-
-def tokens_key(data_digest: str, tokenizer_digest: str, max_length: int, symmetric: bool = False) -> str:
-    """Key of a data set's token ids."""
-    return recipe_key(tokens_recipe(data_digest, tokenizer_digest, max_length, symmetric))
+    copies = {"augmented": augmentation.recipe()} if augmentation is not None else {}
+    return recipe | ({"symmetric": True} if symmetric else {}) | copies
 
 
 def tokenize_data(
-    data: Artifact, tokenizer_folder: Path, max_length: int, storage: Storage, *, symmetric: bool = False
+    data: Artifact,
+    tokenizer_folder: Path,
+    max_length: int,
+    storage: Storage,
+    *,
+    symmetric: bool = False,
+    augmentation: Augmentation | None = None,
 ) -> Artifact:
     """The tokens artefact of a data artefact; made if it is not there.
 
@@ -60,13 +69,14 @@ def tokenize_data(
     pad_token_id, max_length, by split num_tokens and num_cut (rows with more than ``max_length`` tokens), and the
     task's facts: targets mean nothing without them, so the digest, by which all that is made from the rows is known,
     covers both. Of ``symmetric`` pairs the training split has all rows in their own order and then in the other one,
-    the same example in both; validation and test have a second split each, ``<split>-swapped``. Raises ModelError for a
-    folder without a fast tokenizer, ConfigError when ``max_length`` is more than the model takes.
+    the same example in both; validation and test have a second split each, ``<split>-swapped``. Copies of
+    ``augmentation`` follow the training rows, the same examples without their targets. Raises ModelError for a folder
+    without a fast tokenizer, ConfigError when ``max_length`` is more than the model takes.
     """
     from raydistill.models.folder import tokenizer_digest
 
     parents = {"data": data.digest, "tokenizer": tokenizer_digest(tokenizer_folder)}
-    recipe = tokens_recipe(parents["data"], parents["tokenizer"], max_length, symmetric)
+    recipe = tokens_recipe(parents["data"], parents["tokenizer"], max_length, symmetric, augmentation)
     artifact = Artifact(storage, "tokens", recipe_key(recipe))
     if artifact.exists():
         return artifact
@@ -74,7 +84,7 @@ def tokenize_data(
         if not artifact.exists():
             tokenizer = load_tokenizer(tokenizer_folder, max_length)
             with artifact.write(recipe, parents) as folder:
-                _write_tokens(tokenizer, data, folder, max_length, symmetric)
+                _write_tokens(tokenizer, data, folder, max_length, symmetric, augmentation)
     return artifact
 
 
@@ -103,7 +113,14 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> Any:
     return tokenizer
 
 
-def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int, symmetric: bool) -> None:
+def _write_tokens(
+    tokenizer: Any,
+    data: Artifact,
+    folder: Path,
+    max_length: int,
+    symmetric: bool,
+    augmentation: Augmentation | None,
+) -> None:
     source = data.local()
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     facts = read_info(data).task
@@ -128,6 +145,14 @@ def _write_tokens(tokenizer: Any, data: Artifact, folder: Path, max_length: int,
                     is_cut = np.tile(is_cut, 2)
                 else:
                     write_batch(folder / f"{split}{SWAPPED}.arrow", swapped)
+            if augmentation is not None and split == "train":
+                unknown = pa.nulls(len(batch), batch.schema.field("target").type)
+                for written in augmentation.copies_of(texts, tokenizer):
+                    for order in (written, written[::-1]) if symmetric else (written,):
+                        copy, copy_cut = encode(tokenizer, order, max_length, pad)
+                        copy |= {"target": unknown, "example_id": batch.column("example_id")}
+                        columns = {name: _joined(own, copy[name]) for name, own in columns.items()}
+                        is_cut = np.concatenate([is_cut, copy_cut])
             num_cut[split] = int(is_cut.sum())
         num_tokens[split] = len(columns["input_ids"].values)
         write_batch(folder / f"{split}.arrow", columns)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raydistill.config.data import Data
 from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft, whole
 from raydistill.data.paths import SPLITS
@@ -44,16 +45,20 @@ class Size:
     num_windows: dict[str, int] | None = None
     """Rows that models read, where long texts are read in windows."""
     num_orders: int = 1
-    """Training rows that models read of a pair, see ``data.symmetric``."""
+    """Training rows that models read of a labelled pair, see ``data.symmetric``."""
+    num_copies: int = 1
+    """Training rows that models read of a row, see ``data.augment``."""
 
     @property
     def num_inputs(self) -> dict[str, int]:
         """Rows that models read."""
-        return self.num_windows or self.num_rows | {"train": self.num_orders * self.num_rows["train"]}
+        return self.num_windows or self.num_rows | {"train": self.num_copies * self.num_rows["train"]}
 
     @property
     def num_labeled_inputs(self) -> int:
         """Those of the training rows with a label; where texts are read in windows, in the mean."""
+        if self.num_windows is None:
+            return self.num_orders * self.num_labeled
         return round(self.num_labeled * self.num_inputs["train"] / max(self.num_rows["train"], 1))
 
     @property
@@ -85,9 +90,10 @@ def token_needs(texts: Sequence[pa.Array], tokenizer_folder: Path) -> tuple[int,
     return most, int(tokenizer.model_max_length)
 
 
-def measured_size(data: Artifact, tokens: Artifact, num_orders: int = 1) -> Size:
+def measured_size(data: Artifact, tokens: Artifact, settings: Data) -> Size:
     counted = json.loads((tokens.local() / "info.json").read_text())
-    more: dict[str, Any] = {"num_windows": counted.get("num_windows"), "num_orders": num_orders}
+    more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
+    more |= {"num_windows": counted.get("num_windows")}
     return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False, **more)
 
 
@@ -102,7 +108,7 @@ def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
     return info_of(draft), lambda split: [whole(column) for column in draft.parts[split].texts.columns]
 
 
-def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_folder: Path, num_orders: int = 1) -> Size:
+def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_folder: Path, settings: Data) -> Size:
     """The rows of the splits, and their tokens from a sample. Raises ConfigError for a length to which the tokenizer
     cannot cut."""
     tokenizer, task = load_tokenizer(tokenizer_folder, max_length), task_of(info.task)
@@ -119,8 +125,9 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
         else:
             encode = encode_apart if task.reads_apart and len(sample) > 1 else encode_texts
             columns, is_cut = encode(tokenizer, sample, max_length, pad=0)
-            inputs *= num_orders if split == "train" else 1
+            inputs *= settings.num_copies if split == "train" else 1
             num_cut[split] = round(inputs * float(is_cut.mean()))
         num_tokens[split] = round(inputs * len(columns["input_ids"].values) / len(rows))
-    more: dict[str, Any] = {"num_windows": num_windows or None, "num_orders": num_orders}
+    more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
+    more |= {"num_windows": num_windows or None}
     return Size(info, num_tokens, num_cut, is_estimate=True, **more)

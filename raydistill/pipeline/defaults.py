@@ -59,6 +59,7 @@ class Facts:
     has_units: bool = False
     """Whether a row has several predictions."""
     num_orders: int = 1
+    num_copies: int = 1
     """Rows that are trained on for each of these."""
     metric: tuple[str, str] | None = None
     """What should pick the best epoch where the task's first metric says little of these rows, and why."""
@@ -96,8 +97,9 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
     if tuning is not None:
         found += finetune_choices(tuning, facts, batch)
     for name, stage in config.stages.items():
-        rows = facts.num_rows if teacher_speaks(stage) else facts.num_labeled
-        steps = (ceil(max(facts.num_orders * rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
+        alone = facts.num_orders * facts.num_labeled
+        rows = facts.num_copies * facts.num_rows if teacher_speaks(stage) else alone
+        steps = (ceil(max(rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
         found += training_choices(f"stages.{name}", stage, steps, facts.rate, facts.width)
     return load_config(config, [f"{choice.name}={json.dumps(choice.value)}" for choice in found]), found
 

@@ -13,7 +13,7 @@ from raydistill.config.section import known
 from raydistill.config.teacher import Mode
 from raydistill.config.tree import Config
 from raydistill.data.prepare import data_key, read_info
-from raydistill.data.rows import Rows, tokens_key
+from raydistill.data.rows import Rows, tokens_recipe
 from raydistill.data.size import Size, estimated_size, look, measured_size
 from raydistill.errors import RaydistillError
 from raydistill.losses import Losses, build_losses, build_stages, signal_sizes
@@ -25,8 +25,9 @@ from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
 from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
-from raydistill.pipeline.prepare import check_models, complete, prepare
+from raydistill.pipeline.prepare import augmentation_of, check_models, complete, prepare
 from raydistill.storage.artifacts import Artifact
+from raydistill.storage.manifest import recipe_key
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
 from raydistill.tasks import task_of
@@ -42,6 +43,19 @@ if TYPE_CHECKING:
 
 
 BOTH = "Each training pair is read in both orders (data.symmetric), so an epoch has twice as many rows."
+
+
+def reading_notes(config: Config) -> list[str]:
+    """What becomes of the training rows before models read them."""
+    notes = [BOTH] if config.data.symmetric else []
+    if (augment := config.data.augment) is not None:
+        copies, label = ("a copy", "a label") if augment.copies == 1 else (f"{augment.copies} copies", "labels")
+        ways = ", ".join(augment.ways)
+        notes.append(
+            f"Each training row has {copies} written otherwise ({ways}: data.augment), without {label}: an epoch has "
+            f"{1 + augment.copies} times as many rows."
+        )
+    return notes
 
 
 def make_plan(
@@ -66,10 +80,11 @@ def make_plan(
     info, texts = look(config, data)
     config, choices = complete(config, models, info, texts, source)
     length = known(config.data.max_length)
-    orders = config.data.num_orders
-    tokens = find_tokens(storage, data, source, length, config.data.symmetric)
+    tokens = find_tokens(storage, data, source, length, config)
     size = (
-        estimated_size(info, texts, length, source, orders) if tokens is None else measured_size(data, tokens, orders)
+        estimated_size(info, texts, length, source, config.data)
+        if tokens is None
+        else measured_size(data, tokens, config.data)
     )
     task = size.task
     set_head_of(source_config, source, task.head)
@@ -87,7 +102,7 @@ def make_plan(
             "tokens": size.num_tokens,
             "cut": size.num_cut,
             "max_length": length,
-            "notes": [*size.info.notes, *([BOTH] if config.data.symmetric else [])],
+            "notes": [*size.info.notes, *reading_notes(config)],
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
@@ -115,13 +130,12 @@ def make_plan(
     return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
 
 
-def find_tokens(
-    storage: Storage, data: Artifact, tokenizer: Path, max_length: int, symmetric: bool = False
-) -> Artifact | None:
+def find_tokens(storage: Storage, data: Artifact, tokenizer: Path, max_length: int, config: Config) -> Artifact | None:
     """The tokens of the data; None while it is not prepared."""
     if not data.exists():
         return None
-    tokens = Artifact(storage, "tokens", tokens_key(data.digest, tokenizer_digest(tokenizer), max_length, symmetric))
+    known = (data.digest, tokenizer_digest(tokenizer), max_length, config.data.symmetric)
+    tokens = Artifact(storage, "tokens", recipe_key(tokens_recipe(*known, augmentation_of(config, tokenizer))))
     return tokens if tokens.exists() else None
 
 

@@ -18,6 +18,7 @@ from raydistill.config.plugins import registered
 from raydistill.config.section import known
 from raydistill.config.teacher import Finetune
 from raydistill.config.tree import CRF_LOGITS, NO_SEQUENCES, Config
+from raydistill.data.augmentation import Augmentation
 from raydistill.data.perturbations import perturb_rows
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import load_tokenizer, read_texts, tokenize_data
@@ -94,7 +95,8 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     config, choices = complete(config, models, info, partial(read_texts, data), source)
     if (tuning := known(config.teacher.finetune)) is not None and tuning.method != "full":
         pooled_class(models.teacher)  # refuses a family that has none
-    tokens = tokenize_data(data, source, known(config.data.max_length), storage, symmetric=config.data.symmetric)
+    how: dict[str, Any] = {"symmetric": config.data.symmetric, "augmentation": augmentation_of(config, source)}
+    tokens = tokenize_data(data, source, known(config.data.max_length), storage, **how)
     is_perturbed = config.evaluate.robustness
     perturbed = perturb_rows(data, tokens, source, config.seed, storage) if is_perturbed else None
     dtype = compute_dtype(config.train.dtype, device_type(config))
@@ -125,6 +127,7 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
         num_rows=train.rows,
         num_labeled=train.labeled,
         num_orders=config.data.num_orders,
+        num_copies=config.data.num_copies,
         num_tokens=needed,
         limit=min(limit, models.positions or limit),
         metric=task.advised_metric(train.per_class),
@@ -163,6 +166,14 @@ def check_labels(config: Config, task: Task) -> None:
         raise ConfigError(
             f"evaluate.metric: such rows do not define {metric}. They define {', '.join(task.shown_metrics)}."
         )
+
+
+def augmentation_of(config: Config, teacher: Path) -> Augmentation | None:
+    """How copies of the training rows are written, by the teacher's embeddings; None where there are none."""
+    augment = config.data.augment
+    if augment is None:
+        return None
+    return Augmentation(augment, config.seed, teacher, model_digest(teacher), config.teacher.trust_remote_code)
 
 
 def check_classes(config: Config, task: Task) -> None:

@@ -24,6 +24,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from raydistill.config.data import Data
 from raydistill.config.loading import load_config
 from raydistill.data.draft import row_hashes
 from raydistill.data.prepare import prepare_data
@@ -145,7 +146,7 @@ def test_rows_of_symmetric_pairs(tmp_path: Path, local: Storage) -> None:
             assert rows.example_ids[ids].tolist() == before.example_ids.tolist()
             assert rows.targets.take(ids).to_arrow().equals(before.targets.to_arrow())
         assert own.num_rows == len(first) * (2 if split == "train" else 1)
-    size = measured_size(data, tokens, 2)
+    size = measured_size(data, tokens, Data(path="x", symmetric=True))
     assert size.num_inputs["train"] == 2 * size.num_rows["train"] == Rows.open(folder, "train").num_rows
     assert size.num_tokens["train"] == int(Rows.open(folder, "train").lengths.sum())
 

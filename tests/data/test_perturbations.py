@@ -16,20 +16,17 @@ from tokenizers import normalizers
 
 from raydistill.data import perturbations
 from raydistill.data.perturbations import (
-    NEIGHBOURS,
     PERTURBATIONS,
-    TYPO_SHARE,
     halve,
     perturb_rows,
     perturbed_counts,
     perturbed_splits,
     rewrite,
     split_of,
-    typo,
-    with_typos,
 )
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import Rows, tokenize_data
+from raydistill.data.typos import NEIGHBOURS, TYPO_SHARE, typo, with_typos
 from raydistill.storage.storage import Storage
 
 
