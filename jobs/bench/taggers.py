@@ -163,7 +163,7 @@ def speed(console: Console) -> None:
             for some in (lengths, lengths.median()[None])
         ]
     for name, calls in timed.items():
-        table.add_row(name, *(f"{1000 * fastest(call):.2f}" for call in calls))
+        table.add_row(name, *(f"{1000 * min(seconds(call) for _ in range(5)):.2f}" for call in calls))
     console.print(table)
 
 
@@ -174,14 +174,10 @@ def batches(model: PreTrainedModel, num_rows: int) -> None:
         model(input_ids=torch.ones(min(50, num_rows - start), 27, dtype=torch.long))
 
 
-def fastest(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of three calls, or of as many as a second has room for."""
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < 1:
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return min(times)
+def seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -146,7 +146,7 @@ class SoftLossSection(LossSection):
 
 
 class ForwardKl(SoftLossSection):
-    """Soft targets: T² · KL(teacher ‖ student), over the classes, or for each label."""
+    """Soft targets: T² · KL(teacher ‖ student), over classes, for each label, or over begin and end of an answer."""
 
     type: Literal["forward_kl"] = "forward_kl"
 

@@ -198,7 +198,7 @@ def cut_missing(draft: Draft, split: Split, seed: int) -> None:
     for name in missing:
         train, share = draft.parts["train"], getattr(split, name)
         # both shares are of all rows, so the second is larger in relation to what the first has left
-        chosen = cut(draft.task.strata(train.targets), train.hashes, share / left, seed, name)
+        chosen = cut_rows(draft.task, train, share / left, seed, name)
         left -= share
         if not chosen.any():
             raise DataError(
@@ -211,6 +211,21 @@ def cut_missing(draft: Draft, split: Split, seed: int) -> None:
         missed = draft.task.names_in(train.targets) - there
         if rare := [name for name in draft.task.outputs if name in missed]:
             draft.notes.append(f"Too rare to be in the {name} split: {shown(rare)}.")
+
+
+def cut_rows(task: Task, part: Part, share: float, seed: int, name: str) -> npt.NDArray[np.bool_]:
+    """Rows that form a held-out split: stratified; or all labelled ones of some texts, where several rows are about one
+    text (``Task.grouped_by``) and there is more than one text."""
+    strata = task.strata(part.targets)
+    if task.grouped_by is not None:
+        hashes = row_hashes(part.texts.select([task.grouped_by]))
+        _, first, text = np.unique(hashes, return_index=True, return_inverse=True)
+        known = np.full(len(first), -1)
+        known[text[strata >= 0]] = 0
+        chosen = cut(known, hashes[first], share, seed, name)[text] & (strata >= 0)
+        if chosen.any():
+            return chosen
+    return cut(strata, part.hashes, share, seed, name)
 
 
 def hide_targets(draft: Draft, max_labeled: int, seed: int) -> None:

@@ -85,7 +85,8 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
     if columns:
         given, where = config.data.columns, found.files[0].name
         chosen = choose_columns(list(columns), given, where, True, config.task, cells=columns)
-        config = with_data(config, columns=Columns(**chosen))
+        named = {role: name for role, name in chosen.items() if role in Columns.model_fields}
+        config = with_data(config, columns=Columns(**named))
     draft = read_draft(config)
     drop_duplicates(draft)
     labeled = int(draft.parts["train"].targets.labeled.sum())

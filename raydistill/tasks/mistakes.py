@@ -20,7 +20,8 @@ def refuse(wrong: Mapping[str, Sequence[int]], where: str) -> None:
     count = sum(map(len, wrong.values()))
     ordered = sorted(wrong.items(), key=lambda entry: -len(entry[1]))[:MOST_ROWS]
     told = [
-        f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:MOST_ROWS]))}{', …' * (len(rows) > MOST_ROWS)}: {why}"
+        f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:MOST_ROWS]))}{', …' * (len(rows) > MOST_ROWS)}: "
+        + why.rstrip(".")
         for why, rows in ordered
     ]
-    raise DataError(f"{count:,} row{'s' * (count > 1)} of {where} cannot be used; {'; '.join(told)}")
+    raise DataError(f"{count:,} row{'s' * (count > 1)} of {where} cannot be used; {'; '.join(told)}.")

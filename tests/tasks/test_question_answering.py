@@ -22,6 +22,8 @@ from kit.tagged import write_jsonl
 from kit.tiny import tiny_tokenizer
 from torchmetrics.functional.text import squad
 
+from raydistill.cli.main import execute
+from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft
 from raydistill.data.rows import Rows
@@ -140,6 +142,36 @@ def test_data_without_contexts_or_without_any_answer_is_refused(tmp_path: Path) 
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     with pytest.raises(DataError, match="question 1 of paragraph 1 of article 1 has no context"):
         make_draft(config_of(tmp_path / "broken.json"))
+
+
+def test_all_questions_about_a_context_are_in_one_split(tmp_path: Path) -> None:
+    several = [{**row, "question": f"{row['question']} {i}"} for row in asked_rows(60) for i in range(3)]
+    draft = make_draft(config_of(write_jsonl(tmp_path / "rows.jsonl", several)))
+    contexts = {split: set(part.texts["text_pair"].to_pylist()) for split, part in draft.parts.items()}
+    assert {split: len(found) for split, found in contexts.items()} == {"train": 48, "validation": 6, "test": 6}
+    assert len(set().union(*contexts.values())) == 60
+    alone = [{**several[0], "question": f"the {i}"} for i in range(20)]
+    draft = make_draft(config_of(write_jsonl(tmp_path / "alone.jsonl", alone)))
+    assert {split: part.num_rows for split, part in draft.parts.items()} == {"train": 16, "validation": 2, "test": 2}
+
+
+def test_init_writes_a_config_for_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [row for row in asked_rows(160) if row["answers"]["text"]]
+    table = {
+        "question": [row["question"] for row in rows],
+        "context": [row["context"] for row in rows],
+        "answer": [row["answers"]["text"][0] for row in rows],
+        "answer_start": [row["answers"]["answer_start"][0] for row in rows],
+    }
+    pd.DataFrame(table).to_csv("rows.csv", index=False)
+    assert execute(["init", "--data", "rows.csv", "--set", "task.type=question_answering"]) == 0
+    config = load_config("rows.yaml")
+    assert config.data.columns.model_dump() == {"text": "question", "text_pair": "context", "label": "answer"}
+    assert config.task.type == "question_answering"
+    written = Path("rows.yaml").read_text()
+    assert f"{len(rows)} answers, " in written
+    assert sum(part.num_rows for part in make_draft(config).parts.values()) == len(rows)
 
 
 def encoded(rows: list[dict[str, Any]], max_length: int, overlap: int, family: str = "bert") -> Rows:

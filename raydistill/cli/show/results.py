@@ -12,6 +12,7 @@ from raydistill.config.metrics import Metric, metric
 from raydistill.evaluate.report.scales import scale
 from raydistill.evaluate.robustness import WORDS, listed, same_sentences
 from raydistill.evaluate.verdict import BASELINE_STARTS
+from raydistill.tasks import task_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -203,7 +204,8 @@ def print_next_steps(console: Console, results: Mapping[str, Any], config: Confi
         console.print(f"\n{registered(name, results)} Next:", markup=False)
     else:
         console.print("\nNext:")
-    console.print(f'  raydistill predict {results["student"]["path"]} --text "…"', markup=False, soft_wrap=True)
+    given = '--text "…"' if task_of(results["task"]["facts"]).grouped_by is None else "--file questions.csv"
+    console.print(f"  raydistill predict {results['student']['path']} {given}", markup=False, soft_wrap=True)
     if name is not None:
         place = "" if config.storage == STORAGE else f" --storage {redact(config.storage)}"
         console.print(f"  raydistill promote {name}{place}", markup=False, soft_wrap=True)

@@ -54,6 +54,7 @@ class QuestionAnswering(Task):
     counted = "questions"
     text_columns = ("question", "query")
     pair_columns = ("context", "paragraph", "passage", "document", "text")
+    grouped_by = "text_pair"
     label_columns = ("answers", "answer", "answer_text", "label", "labels")
     pipeline_tag = "question-answering"
     pipeline_note = (
