@@ -21,6 +21,7 @@ from raydistill.data.rows import Rows, encode_task
 from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
+from raydistill.models.embedding import recognise
 from raydistill.models.folder import TOKENIZER_FILES, model_bytes, read_json
 from raydistill.models.head import EMBEDDING, logits_of, vector_width
 from raydistill.models.load import auto_class, load_model, quiet, read_config
@@ -44,7 +45,7 @@ class Predictor(ABC):
 
     def __init__(self, folder: Path, max_length: int | None = None) -> None:
         self.folder = folder
-        config = read_config(folder)
+        config = recognise(read_config(folder), folder)
         self.tokenizer = open_tokenizer(folder)
         self.task, self.is_symmetric = task_of_model(config), bool(getattr(config, SYMMETRIC, False))
         self.width = vector_width(config) if self.task.head_kind == EMBEDDING else len(self.task.outputs)

@@ -50,6 +50,14 @@ def set_embedding(config: PreTrainedConfig, folder: Path, wanted: Mapping[str, A
         told["layers"] = [linear(config.hidden_size, width)]
 
 
+def recognise(config: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
+    """The config of a finished model, which speaks of a sentence encoder also where only the modules beside it do."""
+    is_plain = not any("For" in name for name in config.architectures or [])
+    if is_plain and (folder / MODULES).is_file() and not getattr(config, EMBEDDING_FIELD, None):
+        set_embedding(config, folder, None)
+    return config
+
+
 def set_head_of(config: PreTrainedConfig, folder: Path, head: Head) -> None:
     """Let the config in ``folder`` speak of a head, of whichever kind."""
     if head.kind == EMBEDDING:

@@ -16,7 +16,7 @@ from raydistill.config.losses import SequenceHead
 from raydistill.errors import ModelError
 from raydistill.models.checks import check_report, check_vocabulary, first_line
 from raydistill.models.crf import add_crf, saved_settings, set_crf
-from raydistill.models.embedding import embedding_class, set_embedding
+from raydistill.models.embedding import embedding_class, recognise, set_embedding
 from raydistill.models.fields import set_dropout_config
 from raydistill.models.folder import TOKENIZER_FILES, tokenizer_digest, weight_files, weight_names
 from raydistill.models.head import (
@@ -56,6 +56,7 @@ def load_model(
     not match, a tokenizer that is larger than the embedding.
     """
     config = read_config(folder, trust_remote_code)
+    config = recognise(config, folder) if head is None else config
     check_vocabulary(folder, config)
     if pooled:
         set_pooled(config, True)

@@ -62,6 +62,8 @@ class Task(ABC):
     """Of a model on the hub, and of ``transformers.pipeline``."""
     pipeline_options: ClassVar[str] = ""
     """More arguments of that function, as they are written."""
+    disagreeing: ClassVar[str] = "test rows on which they contradict each other most plainly"
+    """What a page shows of two models, in the plural."""
     library: ClassVar[str] = "transformers"
     """Of which a model's folder is, as the hub names it."""
     pipeline_note: ClassVar[str] = ""

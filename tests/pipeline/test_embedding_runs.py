@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from kit.finished import predict_texts
-from kit.runs import predictions
+from kit.runs import make_context, make_shared, predictions
 from kit.tiny import WORDS, save_tiny
 from kit.toy import Toy, relative_difference, run_ranks, toy_config, without_key_biases
 from sentence_transformers import SentenceTransformer
@@ -38,6 +39,7 @@ from raydistill.models.load import load_model
 from raydistill.models.scorer import Scorer
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.models.student import build_student
+from raydistill.search.trial import TrialSpec, trial_job, trial_reports
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 from raydistill.tasks.embeddings import Embeddings
@@ -247,6 +249,30 @@ def test_exports_give_the_same_vectors(finished: tuple[dict[str, Any], Path], tm
         assert (own * unit(other)).sum(1).min() > least
     about = json.loads((tmp_path / "out" / "onnx" / "export.json").read_text())
     assert about["outputs"][0]["axes"] == ["batch", 32]
+
+
+def test_a_trial_is_judged_beside_the_teacher_too(tmp_path: Path) -> None:
+    weight = "stages.distill.losses.vectors.weight"
+    plain = pair_config(tmp_path, kind="texts", train__num_workers=1, evaluate__baseline=False)
+    shared = make_shared(plain | {"sweep": {"space": {weight: {"choice": [1.0, 2.0]}}, "scheduler": "none"}})
+    spec = TrialSpec(0, "t0", ((0, {weight: 2.0}),))
+    *_, last = trial_reports(make_context(trial_job(shared, spec)), shared)
+    assert last["finished"]
+    assert last["score"] == last["validation/similarity_spearman"] > 0
+
+
+def test_a_folder_of_sentence_transformers_answers_as_it_is(finished: tuple[dict[str, Any], Path]) -> None:
+    """A published one: its config says nothing, its modules do."""
+    folder = Path(finished[0]["student"]["path"])
+    plain = folder.with_name("plain")
+    shutil.copytree(folder, plain)
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({n: v for n, v in config.items() if n not in OWN}))
+    own, other = ([found["vector"] for found in predict_texts(path, TEXTS)] for path in (folder, plain))
+    assert own == other
+
+
+OWN = ("sentence_embedding", "task_type")
 
 
 def test_its_card_says_how_to_load_it(finished: tuple[dict[str, Any], Path]) -> None:

@@ -105,6 +105,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         pairs=pair_matrices(contenders, shown["labels"]) if "pairwise_pr_auc" in student else None,
         robustness=robustness_section(shown, contenders),
         disagreements=[judged(row) for row in shown["disagreements"]],
+        disagreeing=task.disagreeing,
         errors=[judged(row) for row in shown["errors"]],
         layers=layer_rows(shown["layers"]),
         start=config["student"]["start"],

@@ -55,6 +55,7 @@ class Embeddings(Task):
     text_columns = ("query", "anchor")
     label_columns = ("score", "similarity_score", "similarity", "label")
     pipeline_tag = "sentence-similarity"
+    disagreeing = "pairs of test texts whose similarity moved most"
     library = "sentence-transformers"
     about = "sentence encoder"
     limit = "Its vectors are compared by their cosine; they mean nothing beside those of another model."
