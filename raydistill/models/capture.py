@@ -41,9 +41,7 @@ def capture_with_gradients(
     """As ``capture``; whether a loss can be trained through the gradients is the caller's grad mode."""
     trained = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     with differentiable(model) as embedded:
-        inputs = {
-            name: tensor.clone() for name, tensor in inputs.items()
-        }  # made in inference mode, they cannot be used
+        inputs = {name: tensor.clone() for name, tensor in inputs.items()}  # in inference mode they are no use as made
         found = _capture(model, inputs, [LOGITS, *(signal for signal in signals if signal != GRADIENTS)])
         gradients = input_gradients(found[LOGITS], embedded[0], inputs, create_graph=trained)
         found[GRADIENTS] = of_unit_length(_flat(gradients, real_tokens(inputs)), inputs)

@@ -138,11 +138,17 @@ def losses(json: Json = False) -> CommandResult:
     found = list_losses()
 
     def show(console: Console) -> None:
-        for name, loss in found.items():
-            console.print(f"[bold]{name}[/]  {loss['about']}", soft_wrap=True)
-            for setting, value in loss["settings"].items():
+        def tell(settings: dict[str, dict[str, Any]]) -> None:
+            for setting, value in settings.items():
                 line = f"    {setting}: {value['default']}    {value['about']}"
                 console.print(line, markup=False, style="dim", soft_wrap=True)
+
+        shared = {"weight": found["task"]["settings"]["weight"]}
+        console.print("All of them have")
+        tell(shared)
+        for name, loss in found.items():
+            console.print(f"[bold]{name}[/]  {loss['about']}", soft_wrap=True)
+            tell({setting: value for setting, value in loss["settings"].items() if setting not in shared})
         console.print(table_of_losses(found))
 
     return CommandResult(lambda: {"losses": found}, show)
