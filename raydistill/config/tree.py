@@ -201,8 +201,8 @@ def check_sequences(config: Config) -> list[Mistake]:
     tuned = tuning.head if isinstance(tuning, Finetune) else None
     found: list[Mistake] = []
     for place, head in ((("student", "head"), student), (("teacher", "finetune", "head"), tuned)):
-        if head not in (None, "softmax") and not task.has_units:
-            found.append((place, f"{head} reads labels of words; {task.type} has one prediction a row. Leave it out."))
+        if head not in (None, "softmax") and not (task.has_units and task.kind == "categorical"):
+            found.append((place, f"{head} reads labels of words; {task.type} has none. Leave it out."))
         elif head == "constrained_crf" and getattr(task, "scheme", "auto") in ("io", "words"):
             found.append((place, f"no label is forbidden after another in the scheme {task.scheme}; take crf."))  # type: ignore[union-attr]
     for stage_name, stage in config.stages.items():
