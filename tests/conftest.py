@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ def one_thread() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def own_tracking() -> Iterator[None]:
     """No module sees the tracking server of another, nor the settings of MLflow: both are in the environment."""
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        mlflow.set_tracking_uri(None)  # what a test before has set counts more than the environment
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         for name, value in DEFAULTS.items():

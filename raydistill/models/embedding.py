@@ -125,8 +125,18 @@ def _class(family: Any) -> type[PreTrainedModel]:
             self.post_init()
 
         @classmethod
-        def from_config(cls, config: PreTrainedConfig, trust_remote_code: bool = False, **options: Any) -> Any:
-            return cls._from_config(config, **options)
+        def from_config(
+            cls,
+            config: PreTrainedConfig,
+            *,
+            dtype: torch.dtype = torch.float32,
+            trust_remote_code: bool = False,
+            attn_implementation: str | None = None,
+        ) -> Any:
+            made = cls(config).to(dtype)
+            if attn_implementation is not None:
+                made.set_attn_implementation(attn_implementation)
+            return made
 
         @classmethod
         def from_pretrained(cls, folder: Any, *arguments: Any, **options: Any) -> Any:

@@ -11,9 +11,10 @@ import pytest
 from kit.rows_on_disk import make_config, splits_of, write_rows
 
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import Rows, encode_texts, load_tokenizer, tokenize_data, tokens_key
+from raydistill.data.rows import Rows, encode_texts, load_tokenizer, tokenize_data, tokens_recipe
 from raydistill.errors import ConfigError, ModelError
 from raydistill.storage.artifacts import Artifact
+from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
 
 
@@ -113,7 +114,7 @@ def test_reading_only_the_beginning_of_a_long_text_changes_no_token(
 def test_tokens_key_and_reuse(tokenizers: dict[str, Path], sentences: Artifact, local: Storage) -> None:
     first = tokenize_data(sentences, tokenizers["bert"], 12, local)
     parents = first.manifest().parents
-    assert first.key == tokens_key(parents["data"], parents["tokenizer"], 12)
+    assert first.key == recipe_key(tokens_recipe(parents["data"], parents["tokenizer"], 12))
     written = (first.local() / "train.arrow").stat().st_mtime_ns
     assert tokenize_data(sentences, tokenizers["bert"], 12, local).key == first.key
     assert (first.local() / "train.arrow").stat().st_mtime_ns == written

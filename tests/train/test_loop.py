@@ -70,7 +70,9 @@ def test_micro_batches_do_not_change_the_gradient(toy, num_labeled, dropout):
     assert max(relative_difference(cut[100_000][1], cut[160][1]).values()) < FP32_GRADIENT
 
 
-@pytest.mark.parametrize("kind", SECTIONS)
+@pytest.mark.parametrize(
+    "kind", [name for name, kind in SECTIONS.items() if kind.takes("categorical", has_units=False)]
+)
 def test_micro_batches_change_the_gradient_of_no_loss(toy, kind):
     """Nor does padding, which differs between them. A shift that means nothing has no gradient but rounding."""
     cut = []
