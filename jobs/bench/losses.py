@@ -23,7 +23,7 @@ from rich.table import Table
 
 from raydistill.cluster.device import Device
 from raydistill.config.losses import SECTIONS
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent as Student
 from raydistill.config.training import Stage
 from raydistill.data.rows import load_tokenizer
 from raydistill.losses import Losses, build_losses

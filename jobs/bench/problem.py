@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.data import Data
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent as Student
 from raydistill.config.tasks import TextClassification as TextSettings
 from raydistill.config.training import Optimization, Stage
 from raydistill.config.training import Train as TrainSettings

@@ -29,7 +29,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 import raydistill
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent as Student
 from raydistill.evaluate.evidence import read_kept_predictions
 from raydistill.models.crf import Chains, best_sequences, log_marginals
 from raydistill.models.folder import resolve_model

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.losses import SequenceHead
 from raydistill.config.section import Mistake, OrAuto, Section
+
+STARTS = ("teacher_layers", "teacher_embeddings", "random")
+"""What a student starts from, where it is no checkpoint."""
 
 
 class EncoderStudent(Section):
@@ -29,10 +33,14 @@ class EncoderStudent(Section):
     """Which of the teacher's layers (from 0) the student starts from."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
-
     head: SequenceHead = "softmax"
     """Of a tagger of words. ``softmax``: each word has the label that is likeliest for it; ``crf``: a row has the
     likeliest sequence of labels, by a linear-chain CRF; ``constrained_crf``: one without an I- that lacks its B-."""
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The folder or hub name that the student starts from; None where it starts from its teacher, or at random."""
+        return None if self.start in STARTS else self.start
 
     def mistakes(self) -> list[Mistake]:
         found: list[Mistake] = []
@@ -54,4 +62,43 @@ class EncoderStudent(Section):
         return found
 
 
-Student = EncoderStudent
+class ConvStudent(Section):
+    """A light network: embeddings, depthwise-separable convolutions, a mean, a linear head."""
+
+    type: Literal["conv"]
+    num_layers: int = Field(default=3, ge=1)
+    """Blocks of convolutions."""
+    hidden_size: int | None = Field(default=None, ge=1)
+    """Width of embeddings and states. None: that of the teacher's embeddings."""
+    kernel_size: int = Field(default=5, ge=1)
+    """Tokens that a block looks at, an odd number: the one in the middle and its neighbours."""
+    start: Literal["teacher_embeddings", "random"] = "teacher_embeddings"
+    """``teacher_embeddings`` (copied, or their principal components where the student is narrower), or ``random``."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
+    head: SequenceHead = "softmax"
+    """Of a tagger of words. ``softmax``: each word has the label that is likeliest for it; ``crf``: a row has the
+    likeliest sequence of labels, by a linear-chain CRF; ``constrained_crf``: one without an I- that lacks its B-."""
+
+    @property
+    def checkpoint(self) -> None:
+        """It starts from its teacher, or at random."""
+
+    def mistakes(self) -> list[Mistake]:
+        if self.kernel_size % 2:
+            return []
+        near = f"{self.kernel_size - 1} or {self.kernel_size + 1}"
+        return [(("kernel_size",), f"{self.kernel_size} has no token in the middle; write an odd number, {near}.")]
+
+
+def type_of(given: Any) -> Any:
+    """The type that a section names; an encoder is what one without a type means."""
+    if isinstance(given, Mapping):
+        return given.get("type", "encoder")
+    return getattr(given, "type", None)
+
+
+Student = Annotated[
+    Annotated[EncoderStudent, Tag("encoder")] | Annotated[ConvStudent, Tag("conv")],
+    Discriminator(type_of),
+]

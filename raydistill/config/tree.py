@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag
 from raydistill.config.data import Data
 from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMse, SoftLossSection, TaskLoss
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent, Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
 from raydistill.config.tasks import SECTIONS, Task, TextClassification, type_of
 from raydistill.config.teacher import FEWEST_PAIRED, Finetune, Teacher, pair_group
@@ -85,7 +85,8 @@ class Config(Section):
     task: Task = TextClassification()
     """What is to be predicted."""
     teacher: Teacher
-    student: Student = Student()
+    student: Student = EncoderStudent()
+    """The small model."""
     stages: dict[Name, Stage] = Field(default={}, min_length=1, validate_default=True)
     """Training stages of the student, in order; by default one, ``distill``."""
     train: Train = Train()
@@ -103,6 +104,7 @@ class Config(Section):
     def mistakes(self) -> list[Mistake]:
         checks = (
             check_layer_maps,
+            check_light,
             check_baseline,
             check_exchange,
             check_teachers,
@@ -286,6 +288,26 @@ def check_layer_maps(config: Config) -> list[Mistake]:
                     text = f"the pair {list(pair)} names student layer {pair[0]}, but student.num_layers is {depth}."
                     mistakes.append((place, text))
     return mistakes
+
+
+def check_light(config: Config) -> list[Mistake]:
+    """What needs attention, of a student that has none."""
+    if config.student.type != "conv":
+        return []
+    if config.task.type == "question_answering":
+        far = 1 + config.student.num_layers * (config.student.kernel_size - 1)
+        why = f"conv looks at {far} tokens at a time, so no token of a text knows the question. Write encoder."
+        return [(("student", "type"), why)]
+    if config.task.type == "embeddings":
+        why = "conv brings code of its own, which sentence-transformers does not run unasked. Write encoder."
+        return [(("student", "type"), why)]
+    why = "compares attention, and a student of type conv has none. Use hidden_mse, or student.type: encoder."
+    return [
+        (("stages", stage_name, "losses", name), f"{loss.type} {why}")
+        for stage_name, stage in config.stages.items()
+        for name, loss in stage.losses.items()
+        if "queries" in loss.compares
+    ]
 
 
 def check_baseline(config: Config) -> list[Mistake]:

@@ -37,4 +37,5 @@ def intermediate(config: PreTrainedConfig) -> tuple[str | None, int | None]:
 
 def head_width(config: PreTrainedConfig) -> int:
     """Return the width of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    heads = getattr(config, "num_attention_heads", 1)  # a network of convolutions has none
+    return int(getattr(config, "head_dim", None) or config.hidden_size // heads)

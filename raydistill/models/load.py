@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from raydistill.config.losses import SequenceHead
 from raydistill.errors import ModelError
+from raydistill.models import conv  # noqa: F401, transformers gets to know its models
 from raydistill.models.checks import check_report, check_vocabulary, first_line
 from raydistill.models.crf import add_crf, saved_settings, set_crf
 from raydistill.models.embedding import embedding_class, recognise, set_embedding

@@ -5,6 +5,7 @@ MLflow calls :func:`_load_pyfunc` with the folder of the model version, which is
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 BATCH_ROWS = 32
+OWN_TYPE = "raydistill_conv"
+"""Models of this type bring raydistill's code, which lies beside this file and is run with the same right."""
 NO_LIMIT = 10**9
 """A tokenizer that knows no limit says 10^30, which none of the fast ones takes as a length to cut to."""
 
@@ -26,14 +29,15 @@ class Scorer:
 
     def __init__(self, folder: str, max_length: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        config = AutoConfig.from_pretrained(folder)
-        self.embedding = getattr(config, "sentence_embedding", None)
+        written = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+        self.embedding = written.get("sentence_embedding")
         """Of a sentence encoder: {pooling, layers, normalize}."""
-        heads = ("TokenClassification", "QuestionAnswering")
-        self.head = next((kind for kind in heads if kind in str(config.architectures)), "SequenceClassification")
+        heads, named = ("TokenClassification", "QuestionAnswering"), str(written.get("architectures"))
+        self.head = next((kind for kind in heads if kind in named), "SequenceClassification")
         auto = getattr(transformers, "AutoModel" if self.embedding else f"AutoModelFor{self.head}")
-        self.model = auto.from_pretrained(folder).to(self.device).eval()
+        is_own = written.get("model_type") == OWN_TYPE
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=is_own)
+        self.model = auto.from_pretrained(folder, trust_remote_code=is_own).to(self.device).eval()
         self.layers = linear_layers(folder, self.embedding["layers"]) if self.embedding else []
         limits = [max_length, self.tokenizer.model_max_length, num_positions(self.model)]
         self.max_length = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)

@@ -8,8 +8,9 @@ import re
 import torch
 from transformers import PreTrainedConfig
 
-from raydistill.config.student import Student
+from raydistill.config.student import ConvStudent, EncoderStudent, Student
 from raydistill.errors import ConfigError, ModelError
+from raydistill.models.conv import conv_config
 from raydistill.models.crf import set_crf
 from raydistill.models.embedding import fit_layers, set_head_of
 from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
@@ -26,20 +27,17 @@ def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTra
     ``hidden_size`` alone keeps the heads' width where it divides, and the ratio of ``intermediate_size``. A student
     that starts from a checkpoint has that checkpoint's shape where the config does not say otherwise.
     """
-    if is_checkpoint(student):
-        folder = resolve_model(student.start)
+    if isinstance(student, ConvStudent):
+        return conv_config(teacher_config, student)
+    if student.checkpoint is not None:
+        folder = resolve_model(student.checkpoint)
         source = read_config(folder)
         set_head_of(source, folder, head_in(teacher_config))
         return shape(source, student)
     return shape(teacher_config, student)
 
 
-def is_checkpoint(student: Student) -> bool:
-    """Return whether the student starts from a folder or hub name of its own."""
-    return student.start not in ("teacher_layers", "random")
-
-
-def num_layers(source: PreTrainedConfig, student: Student) -> int:
+def num_layers(source: PreTrainedConfig, student: EncoderStudent) -> int:
     """Return how many layers a student of the model ``source`` has, where it does not say which."""
     depth: int = source.num_hidden_layers
     if student.num_layers == "auto":
@@ -48,8 +46,8 @@ def num_layers(source: PreTrainedConfig, student: Student) -> int:
 
 
 def start_layers(source: PreTrainedConfig, student: Student) -> tuple[int, ...]:
-    """Return the layers (from 0) of the source model that the student starts from; () for a random start."""
-    if student.start == "random":
+    """Return the layers (from 0) of the source model that the student starts from; () where it starts without."""
+    if isinstance(student, ConvStudent) or student.start == "random":
         return ()
     depth, chosen = source.num_hidden_layers, student.teacher_layers
     if chosen == "auto":
@@ -61,7 +59,7 @@ def start_layers(source: PreTrainedConfig, student: Student) -> tuple[int, ...]:
     return chosen
 
 
-def shape(source: PreTrainedConfig, student: Student) -> PreTrainedConfig:
+def shape(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig:
     """Return the config of a student that is cut from a model with the config ``source``."""
     config = copy.deepcopy(source)
     config.dtype = torch.float32
@@ -93,7 +91,7 @@ def _pattern(depth: int, source: PreTrainedConfig) -> tuple[int, ...]:
     return tuple(i % source.num_hidden_layers for i in range(depth))
 
 
-def _set_widths(config: PreTrainedConfig, source: PreTrainedConfig, student: Student) -> None:
+def _set_widths(config: PreTrainedConfig, source: PreTrainedConfig, student: EncoderStudent) -> None:
     field, before = intermediate(source)
     width, inner = student.hidden_size, student.intermediate_size
     if width is not None and width != source.hidden_size:
@@ -112,12 +110,15 @@ def _set_widths(config: PreTrainedConfig, source: PreTrainedConfig, student: Stu
         _set(config, field, inner)
 
 
-def _set_heads(config: PreTrainedConfig, source: PreTrainedConfig, student: Student) -> None:
+def _set_heads(config: PreTrainedConfig, source: PreTrainedConfig, student: EncoderStudent) -> None:
     width = config.hidden_size
     rotary = getattr(source, "rope_parameters", None) is not None
     valid = [n for n in range(1, width + 1) if width % n == 0 and not (rotary and (width // n) % 2)]
     heads = student.num_heads
-    if heads is None and width == source.hidden_size:
+    has_heads = hasattr(source, "num_attention_heads")
+    if heads is not None and not has_heads:
+        raise ConfigError(f"student.num_heads is {heads}, but a {source.model_type} model has none. Leave it out.")
+    if heads is None and (width == source.hidden_size or not has_heads):
         return
     if not valid or (heads is not None and heads not in valid):
         odd = " into heads of even width (rotary positions)" if rotary else ""

@@ -75,10 +75,11 @@ class Signal(str):
             return 2 * self.layer
         if self.layer > config.num_hidden_layers:
             raise ConfigError(f"There is no {self}: the model has {config.num_hidden_layers} layers.")
-        heads = config.num_attention_heads
-        shared = getattr(config, "num_key_value_heads", None) or heads
         size = int(config.hidden_size)
-        return size * shared // heads if self.name in ("keys", "values") else size
+        if self.name not in ("keys", "values"):
+            return size
+        heads = config.num_attention_heads
+        return size * (getattr(config, "num_key_value_heads", None) or heads) // heads
 
     def num_bytes(self, config: Any, num_units: int, num_tokens: int) -> int:
         """What it takes in storage of rows that have so many predictions (one a row, or several) and tokens."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from raydistill.config.student import Student
+from raydistill.config.student import ConvStudent, Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
+from raydistill.models.conv import conv_config, copy_embeddings
 from raydistill.models.embedding import start_layers as start_linear
 from raydistill.models.fields import head_width
 from raydistill.models.folder import resolve_model
 from raydistill.models.head import head_of, scaled
 from raydistill.models.layers import layer_stack
 from raydistill.models.load import load_model, new_model
-from raydistill.models.shape import is_checkpoint, shape, start_layers
+from raydistill.models.shape import shape, start_layers
 from raydistill.models.slices import Heads, cut
 
 
@@ -24,10 +25,17 @@ def build_student(
     """Return a student of the configured shape in float32 and eval mode, with the teacher's outputs.
 
     Layers, embeddings and head are copied where shapes allow, cut where the student is narrower (``slices.py``), or
-    random from ``seed``. With all layers and the full width it gives the teacher's logits bit for bit.
+    random from ``seed``. With all layers and the full width it gives the teacher's logits bit for bit. A light student
+    has the teacher's embeddings, and all else random.
     Raises ConfigError for a shape that cannot be, ModelError for a model without a stack of layers.
     """
-    source = _checkpoint(teacher, student, seed) if is_checkpoint(student) else teacher
+    if isinstance(student, ConvStudent):
+        light = new_model(conv_config(teacher.config, student), seed=seed)
+        scaled(light, head_of(teacher).scale)
+        if student.start != "random":
+            copy_embeddings(teacher, light)
+        return light
+    source = teacher if student.checkpoint is None else _checkpoint(teacher, student.checkpoint, seed)
     layers = start_layers(source.config, student)
     if layers and layers != tuple(range(source.config.num_hidden_layers)):
         layer_stack(source)  # refuse before anything is built
@@ -42,11 +50,11 @@ def build_student(
     return model
 
 
-def _checkpoint(teacher: PreTrainedModel, student: Student, seed: int) -> PreTrainedModel:
-    source = load_model(resolve_model(student.start), head_of(teacher), seed=seed)
+def _checkpoint(teacher: PreTrainedModel, start: str, seed: int) -> PreTrainedModel:
+    source = load_model(resolve_model(start), head_of(teacher), seed=seed)
     if source.config.vocab_size != teacher.config.vocab_size:
         raise ConfigError(
-            f"student.start {student.start} has {source.config.vocab_size} tokens, the teacher "
+            f"student.start {start} has {source.config.vocab_size} tokens, the teacher "
             f"{teacher.config.vocab_size}: they do not share a tokenizer. Start from a checkpoint with the teacher's "
             "tokenizer, or from teacher_layers."
         )

@@ -117,6 +117,8 @@ def describe_layers(config: Config, outcome: PhaseResults) -> dict[str, Any]:
     if config.student.start == "teacher_layers":
         chosen = start_layers(configs["teacher"], config.student)
         start = [[0, 0], *([i, layer + 1] for i, layer in enumerate(chosen, 1))]
+    elif config.student.start == "teacher_embeddings":
+        start = [[0, 0]]
     return {**depths, "start": start, "losses": layer_maps(config, depths["student"], depths["teacher"])}
 
 

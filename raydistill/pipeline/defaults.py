@@ -32,6 +32,8 @@ FEWEST_TOKENS, MULTIPLE = 16, 8
 RATES = ((768, 1e-4), (1024, 5e-5))
 """Learning rate of an encoder narrower than so many hidden units."""
 LOWEST_RATE = 2e-5
+LIGHT_RATE = 1e-3
+"""Of a student of type conv, all of which but the embeddings is new."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Facts:
         """The usual learning rate."""
         return next((rate for width, rate in RATES if self.width < width), LOWEST_RATE)
 
+    @property
+    def why(self) -> str:
+        """Why it is that one."""
+        return f"the teacher's width is {self.width}"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -100,7 +107,9 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
         alone = facts.num_orders * facts.num_labeled
         rows = facts.num_copies * facts.num_rows if teacher_speaks(stage) else alone
         steps = (ceil(max(rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
-        found += training_choices(f"stages.{name}", stage, steps, facts.rate, facts.width)
+        is_light = config.student.type == "conv"
+        rate, why = (LIGHT_RATE, "the student's layers are new") if is_light else (facts.rate, facts.why)
+        found += training_choices(f"stages.{name}", stage, steps, rate, why)
     return load_config(config, [f"{choice.name}={json.dumps(choice.value)}" for choice in found]), found
 
 
@@ -126,7 +135,7 @@ def finetune_choices(settings: Any, facts: Facts, batch: int) -> list[Choice]:
         found.append(Choice(f"{section}.max_attempts", MAX_ATTEMPTS, "its learning rate is open"))
     rate = facts.rate * (PAIRS_RATE if method == "contrastive" else 1.0)
     steps = (ceil(max(facts.num_orders * facts.num_labeled, 1) / batch), TEACHER_STEPS, MOST_TEACHER_EPOCHS)
-    return found + training_choices(section, settings, steps, rate, facts.width)
+    return found + training_choices(section, settings, steps, rate, facts.why)
 
 
 def method_choice(facts: Facts, batch: int) -> tuple[str, str]:
@@ -143,7 +152,7 @@ def method_choice(facts: Facts, batch: int) -> tuple[str, str]:
     return ("contrastive" if facts.num_labeled <= FEW_LABELS else "full"), labels
 
 
-def training_choices(section: str, settings: Any, steps: tuple[int, int, int], rate: float, width: int) -> list[Choice]:
+def training_choices(section: str, settings: Any, steps: tuple[int, int, int], rate: float, why: str) -> list[Choice]:
     """Length and learning rate of the teacher's fine-tuning or of a stage; ``settings`` {}: nothing is set.
 
     ``steps``: optimizer steps of an epoch, those that are wanted at least, and the most epochs for them.
@@ -154,7 +163,7 @@ def training_choices(section: str, settings: Any, steps: tuple[int, int, int], r
         epochs = min(max(FEWEST_EPOCHS, ceil(wanted / each)), most)
         found.append(Choice(f"{section}.num_epochs", epochs, f"{epochs * each:,} steps"))
     if getattr(settings, "learning_rate", "auto") == "auto":
-        found.append(Choice(f"{section}.learning_rate", rate, f"the teacher's width is {width}"))
+        found.append(Choice(f"{section}.learning_rate", rate, why))
     return found
 
 

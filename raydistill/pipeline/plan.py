@@ -112,7 +112,7 @@ def make_plan(
         "student": {
             "num_layers": student.num_hidden_layers,
             "hidden_size": student.hidden_size,
-            "num_heads": student.num_attention_heads,
+            "num_heads": getattr(student, "num_attention_heads", None),
             "teacher_layers": list(start_layers(source_config, config.student)),
         },
         "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),

@@ -32,7 +32,7 @@ from raydistill.models.layers import projection
 from raydistill.models.load import has_head, new_model, read_config
 from raydistill.models.pooled import pooled_class
 from raydistill.models.scorer import num_positions
-from raydistill.models.shape import is_checkpoint, student_config
+from raydistill.models.shape import student_config
 from raydistill.models.signals import PROJECTIONS, Signal
 from raydistill.pipeline.defaults import Choice, Facts, choose
 from raydistill.pipeline.recipes import start_digest
@@ -245,8 +245,8 @@ def with_absolute_paths(config: Config) -> Config:
     teacher, student = config.teacher, config.student
     if not teacher.model.startswith("pkg://") and (path := resolve_path(teacher.model)) is not None:
         teacher = teacher.model_copy(update={"model": str(path)})
-    if student.start not in ("teacher_layers", "random") and not student.start.startswith("pkg://"):
-        path = resolve_path(student.start)
+    if student.checkpoint is not None and not student.checkpoint.startswith("pkg://"):
+        path = resolve_path(student.checkpoint)
         student = student.model_copy(update={"start": str(path)}) if path is not None else student
     return config.model_copy(update={"teacher": teacher, "student": student})
 
@@ -300,9 +300,9 @@ def check_models(config: Config, source: Path) -> Models:
 
 def check_tokenizers(config: Config, teacher: Path) -> None:
     """Refuse a student that starts from a checkpoint with another tokenizer: it would read the teacher's token ids."""
-    if not is_checkpoint(config.student):
+    if config.student.checkpoint is None:
         return
-    start = resolve_model(config.student.start)
+    start = resolve_model(config.student.checkpoint)
     if tokenizer_digest(start) == tokenizer_digest(teacher):
         return
     if load_tokenizer(start).get_vocab() != load_tokenizer(teacher).get_vocab():

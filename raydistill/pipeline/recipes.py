@@ -153,11 +153,11 @@ def _without_defaults(section: Recipe) -> Recipe:
 
 def start_digest(student: Student, teacher_digest: str) -> str:
     """Identity of the weights a student starts from: the teacher's (or its shape alone), or a checkpoint's."""
-    if student.start in ("teacher_layers", "random"):
+    if student.checkpoint is None:
         return f"{student.start}:{teacher_digest}"
     from raydistill.models.folder import model_digest, resolve_model
 
-    return f"{teacher_digest}+{model_digest(resolve_model(student.start))}"
+    return f"{teacher_digest}+{model_digest(resolve_model(student.checkpoint))}"
 
 
 def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:

@@ -16,6 +16,7 @@ from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import busy_note, measure_models
 from raydistill.models.fields import intermediate
 from raydistill.models.load import new_model, read_config
+from raydistill.models.modeling_conv import ConvConfig
 from raydistill.models.shape import count_parameters, student_config
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
@@ -217,6 +218,8 @@ def time_models(context: Context, configs: dict[str, PretrainedConfig]) -> dict[
 
 def shape_name(config: PretrainedConfig) -> str:
     """A name that models of the same size and speed have in common."""
+    if isinstance(config, ConvConfig):
+        return f"{config.num_hidden_layers} conv layers, width {config.hidden_size}, kernel {config.kernel_size}"
     inner = intermediate(config)[1]
     return (
         f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, "

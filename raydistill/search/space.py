@@ -113,6 +113,8 @@ def why_refused(path: Sequence[str]) -> str | None:
         return f"changes how fast a student trains, not what it becomes; of train only {', '.join(TRAIN)} serve."
     if path[-1] == "type":
         section = dotted(tuple(path[:-1]))
+        if len(path) == 2:
+            return "changes which settings there are; make a sweep of each."
         return f"changes which settings there are; write {section}: {{choice: [{{type: …}}, …]}} instead."
     return None
 

@@ -17,7 +17,7 @@ from kit.tiny import WORDS, save_tiny, tiny_classifier
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent
 from raydistill.config.training import Optimization, Stage
 from raydistill.config.training import Train as TrainSettings
 from raydistill.config.tree import Config
@@ -131,7 +131,7 @@ class Toy:
         return tiny_classifier("bert", num_layers=4, seed=3, labels=self.labels)
 
     def student(self, **shape: Any) -> PreTrainedModel:
-        return build_student(self.teacher(), Student(num_layers=2, **shape), seed=0)
+        return build_student(self.teacher(), EncoderStudent(num_layers=2, **shape), seed=0)
 
     def losses(self, student: PreTrainedModel, **terms: dict[str, Any]) -> Losses:
         terms = terms or {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}

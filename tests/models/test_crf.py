@@ -15,7 +15,7 @@ from kit.tagged import LABELS
 from kit.tiny import save_tiny
 from torch import Tensor
 
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent
 from raydistill.config.training import Optimization
 from raydistill.models.crf import (
     FORBIDDEN,
@@ -219,7 +219,7 @@ def test_a_student_takes_over_its_teachers_transitions(tmp_path: Path) -> None:
         teacher.crf.transitions.normal_(generator=torch.Generator().manual_seed(0))
 
     def student(**shape: Any) -> Any:
-        return build_student(teacher, Student(num_layers=2, **shape), seed=0)
+        return build_student(teacher, EncoderStudent(num_layers=2, **shape), seed=0)
 
     assert torch.equal(student(head="crf").crf.transitions, teacher.crf.transitions)
     assert (student(head="crf", start="random").crf.transitions == 0).all()

@@ -12,7 +12,7 @@ from kit.tiny import FAMILIES, save_tiny, tiny_encoder, tiny_inputs
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent
 from raydistill.errors import ModelError
 from raydistill.models.capture import capture
 from raydistill.models.embedding import LAYERS, add_layer, read_modules
@@ -48,7 +48,7 @@ def test_a_folder_gives_the_same_vectors_and_its_encoder_is_a_plain_one(family: 
     """A narrower student reaches the teacher's width by a layer that is kept beside the encoder."""
     save_tiny(tmp_path / "teacher", family, classifier=False)
     teacher = load_model(tmp_path / "teacher", HEAD)
-    shape = Student(num_layers=2, hidden_size=16, num_heads=2)
+    shape = EncoderStudent(num_layers=2, hidden_size=16, num_heads=2)
     student = build_student(teacher, shape, seed=0)
     assert vector_width(student.config) == 32
     weight = getattr(student, LAYERS)[0].weight
@@ -76,9 +76,9 @@ def test_a_students_layer_is_cut_from_the_teachers_where_it_has_one(tmp_path: Pa
     teacher = load_model(tmp_path, HEAD)
     add_layer(teacher, torch.randn(8, 32, generator=torch.Generator().manual_seed(1)))
     assert vector_width(teacher.config) == 8
-    student = build_student(teacher, Student(num_layers=2, hidden_size=16, num_heads=2), seed=0)
+    student = build_student(teacher, EncoderStudent(num_layers=2, hidden_size=16, num_heads=2), seed=0)
     assert torch.equal(getattr(student, LAYERS)[0].weight, getattr(teacher, LAYERS)[0].weight[:, :16])
-    same = build_student(teacher, Student(num_layers=4), seed=0)
+    same = build_student(teacher, EncoderStudent(num_layers=4), seed=0)
     inputs = tiny_inputs("bert")
     with torch.no_grad():
         torch.testing.assert_close(same(**inputs).logits, teacher(**inputs).logits)

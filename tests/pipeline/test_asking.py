@@ -27,7 +27,7 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.data import Data
 from raydistill.config.loading import load_config
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent
 from raydistill.config.training import Stage
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import tokenize_data
@@ -71,7 +71,7 @@ def teacher_of(toy: Toy) -> Any:
 def setup_of(toy: Toy, name: str, row_ids: np.ndarray, signals: Signals | None = None) -> Setup:
     """A stage with every kind of loss that spans allow; the student is narrower than its teacher."""
     teacher = teacher_of(toy)
-    student = build_student(teacher, Student(num_layers=2, hidden_size=16, num_heads=2), seed=0)
+    student = build_student(teacher, EncoderStudent(num_layers=2, hidden_size=16, num_heads=2), seed=0)
     terms = {
         "kd": {"type": "forward_kl"},
         "logits": {"type": "logit_mse", "weight": 0.1},

@@ -25,7 +25,7 @@ import raydistill
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent
 from raydistill.config.training import Stage
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import tokenize_data
@@ -102,7 +102,7 @@ def make_pairs(folder: Path) -> Toy:
 def setup_of(toy: Toy, name: str, row_ids: np.ndarray, signals: Signals | None = None) -> Setup:
     """A stage with every kind of loss that vectors allow; the student is narrower than its teacher."""
     teacher = load_model(toy.folder / "encoder", TASK.head, seed=3)
-    student = build_student(teacher, Student(num_layers=2, hidden_size=16, num_heads=2), seed=0)
+    student = build_student(teacher, EncoderStudent(num_layers=2, hidden_size=16, num_heads=2), seed=0)
     terms = {
         "vectors": {"type": "vector_mse"},
         "cosines": {"type": "vector_cosine", "weight": 0.3},

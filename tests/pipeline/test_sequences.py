@@ -19,7 +19,7 @@ import raydistill
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent
 from raydistill.config.teacher import MODES
 from raydistill.config.training import Stage
 from raydistill.data.prepare import prepare_data
@@ -76,7 +76,7 @@ def setup_of(
     toy: Toy, name: str, row_ids: np.ndarray, signals: Signals | None = None, student_head: Any = "constrained_crf"
 ) -> Setup:
     teacher = teacher_of(toy)
-    student = build_student(teacher, Student(num_layers=2, head=student_head), seed=0)
+    student = build_student(teacher, EncoderStudent(num_layers=2, head=student_head), seed=0)
     terms = {
         "kd": {"type": "forward_kl", "temperature": 1.5},
         "decoupled": {"type": "dkd", "weight": 0.1},
@@ -136,7 +136,7 @@ def test_a_softmax_student_learns_marginals_and_a_crf_from_softmax(toy: Toy) -> 
     """What is compared are log-probabilities of single labels, whatever makes them."""
     rows, ids = toy.rows(), np.arange(20)
     batch, teacher = rows.batch(ids), teacher_of(toy)
-    plain = build_student(teacher, Student(num_layers=2), seed=0)
+    plain = build_student(teacher, EncoderStudent(num_layers=2), seed=0)
     for student, spoken in ((plain, teacher), (teacher, plain)):
         terms = Stage.model_validate({"losses": {"kd": {"type": "forward_kl", "temperature": 1.0}}}).losses
         losses = build_losses(terms, TASK, student.config, spoken.config, seed=0)
@@ -286,7 +286,7 @@ def test_a_constrained_student_gives_no_stray_label_where_softmax_does(toy: Toy,
     teacher = teacher_of(toy)
     counts = {}
     for head in ("softmax", "constrained_crf"):
-        model = build_student(teacher, Student(num_layers=2, head=head), seed=0)
+        model = build_student(teacher, EncoderStudent(num_layers=2, head=head), seed=0)
         save_model(model, toy.folder / "encoder", tmp_path / head)
         task = TASK.for_model(json.loads((tmp_path / head / "config.json").read_text()))
         emissions = Ragged(np.random.default_rng(0).normal(size=(200, len(LABELS))), np.full(20, 10))
@@ -364,7 +364,7 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str, t
 def test_what_only_data_and_models_tell_is_refused_before_any_work(
     finished: tuple[dict[str, Any], Path], toy: Toy, tmp_path: Path
 ) -> None:
-    plain = build_student(teacher_of(toy), Student(num_layers=2), seed=0)
+    plain = build_student(teacher_of(toy), EncoderStudent(num_layers=2), seed=0)
     save_model(plain, toy.folder / "encoder", tmp_path / "plain")
     tuned = {"teacher__finetune": None, "registry__name": None}
     k_best, mse = ({"x": {"type": kind}} for kind in ("k_best", "logit_mse"))

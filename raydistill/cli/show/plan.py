@@ -91,7 +91,8 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}; if no better than guessing, {chance}"
     )
     layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
-    shape = f"{student['num_layers']} layers, width {student['hidden_size']}, {student['num_heads']} heads"
+    shape = f"{student['num_layers']} layers, width {student['hidden_size']}"
+    shape += f", {student['num_heads']} heads" if student["num_heads"] else " of convolutions"
     console.print(f"student    {shape}{escape(layers)}")
     for name, pairs in plan["layer_maps"].items():
         console.print(f"layers     {name}: " + ", ".join(f"{s} ← {t}" for s, t in pairs))

@@ -133,13 +133,15 @@ def data_references(data: Data) -> list[Reference]:
 
 
 def config_references(config: Config) -> list[Reference]:
+    from raydistill.config.student import STARTS
+
     found = [Reference("storage", config.storage, "storage"), *data_references(config.data)]
     found.append(Reference("teacher.model", config.teacher.model, "model"))
-    if config.student.start not in ("teacher_layers", "random"):
-        found.append(Reference("student.start", config.student.start, "model"))
+    if config.student.checkpoint is not None:
+        found.append(Reference("student.start", config.student.checkpoint, "model"))
     starts = config.sweep.space.get("student.start") if config.sweep is not None else None
     for value in getattr(starts, "choice", None) or ():
-        if isinstance(value, str) and value not in ("teacher_layers", "random"):
+        if isinstance(value, str) and value not in STARTS:
             found.append(Reference("sweep.space.student.start", value, "model"))
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
 from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.evaluate.report.naming import source_of
-from raydistill.models.folder import TOKENIZER_FILES, model_digest
+from raydistill.models.folder import TOKENIZER_FILES, model_digest, read_json
 from raydistill.models.head import EMBEDDING, SPAN, logit_names
 from raydistill.storage.paths import is_url, resolve_path
 from raydistill.storage.redaction import redact
@@ -115,9 +115,11 @@ def load_lines(form: str, source: Predictor, inputs: Sequence[str]) -> list[str]
     if not form.startswith("onnx") and source.task.head_kind == EMBEDDING:
         return (source.task.loading_code('"."', length) or "").splitlines()
     if not form.startswith("onnx"):
+        has_code = "auto_map" in read_json(source.folder / "config.json")
+        trusted = ", trust_remote_code=True" if has_code else ""
         return [
             f"from transformers import {model}, AutoTokenizer",
-            f'tokenizer, model = (kind.from_pretrained(".") for kind in (AutoTokenizer, {model}))',
+            f'tokenizer, model = (kind.from_pretrained("."{trusted}) for kind in (AutoTokenizer, {model}))',
             f"rows = tokenizer({EXAMPLES[is_pair]}, "
             f'padding=True, truncation=True, max_length={length}, return_tensors="pt")',
             *([] if len(names) == 1 else ["output = model(**rows)"]),

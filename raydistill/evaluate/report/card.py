@@ -20,7 +20,7 @@ from raydistill.evaluate.report.naming import (
     start_source,
     table,
 )
-from raydistill.evaluate.report.page import loading_code, loading_note, relation_rows, run_contenders
+from raydistill.evaluate.report.page import brings_code, loading_code, loading_note, relation_rows, run_contenders
 from raydistill.evaluate.report.scales import short_count
 from raydistill.evaluate.rules import percent
 from raydistill.models.folder import CARD
@@ -133,8 +133,9 @@ def summary(results: Mapping[str, Any], task: Task) -> str:
 
 
 def usage(results: Mapping[str, Any], task: Task, has_pairs: bool) -> str:
-    code = loading_code(task, "FOLDER_OR_REPO", results["config"]["data"]["max_length"], has_pairs)
-    note = loading_note(task, results["config"])
+    config = results["config"]
+    code = loading_code(task, "FOLDER_OR_REPO", config["data"]["max_length"], has_pairs, brings_code(config))
+    note = loading_note(task, config)
     return f"```python\n{code}\n```" + (f"\n\n{note}" if note else "")
 
 
@@ -197,10 +198,14 @@ def trained(results: Mapping[str, Any]) -> str:
 
 def start_text(results: Mapping[str, Any]) -> str:
     student, start = results["config"]["student"], start_source(results["config"])
-    shape = ", ".join(f"{student[key]} {unit}" for key, unit in SHAPE.items() if student[key] is not None)
+    shape = ", ".join(f"{student[key]} {unit}" for key, unit in SHAPE.items() if student.get(key) is not None)
     shape = shape or "of the teacher's size"
     if start is not None:
         return f"{shape}, started from {start.link()}"
+    if student.get("type") == "conv":
+        shape = f"a convolutional network of {shape}, kernel {student['kernel_size']}"
+    if student["start"] == "teacher_embeddings":
+        return f"{shape}, started from the teacher's embeddings"
     if student["start"] == "random":
         return f"{shape}, started at random"
     taken = [str(layer) for _, layer in (results.get("layers") or {}).get("start", ()) if layer > 0]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from raydistill.config.student import STARTS
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report.scales import cut, visible
 from raydistill.storage.paths import is_url, resolve_path
@@ -53,7 +54,7 @@ def model_source(config: Mapping[str, Any]) -> Source:
 def start_source(config: Mapping[str, Any]) -> Source | None:
     """The checkpoint that the student started from; None where it was cut from the teacher or drawn at random."""
     start = config["student"]["start"]
-    return None if start in ("teacher_layers", "random") else source_of(start)
+    return None if start in STARTS else source_of(start)
 
 
 def data_source(data: Mapping[str, Any]) -> Source:

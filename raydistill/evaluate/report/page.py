@@ -109,7 +109,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         errors=[judged(row) for row in shown["errors"]],
         layers=layer_rows(shown["layers"]),
         start=config["student"]["start"],
-        loading=loading_code(task, student["path"], max_length, shows_pairs(shown)),
+        loading=loading_code(task, student["path"], max_length, shows_pairs(shown), brings_code(config)),
         loading_note=loading_note(task, config),
         registered=registered_code(shown),
         max_length=max_length,
@@ -142,14 +142,21 @@ def terms(results: Mapping[str, Any]) -> list[str]:
     return [*found, "latency p50"] if results["student"]["latency_ms"] else found
 
 
-def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = False) -> str:
-    """Three lines that cut texts as in training; or what a task says instead."""
+def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = False, has_code: bool = False) -> str:
+    """Three lines that cut texts as in training, or what a task says instead; ``has_code``: of a model that brings
+    Python code."""
     name = json.dumps(model, ensure_ascii=False)
+    arguments = [*task.pipeline_arguments(max_length), *(["trust_remote_code=True"] if has_code else [])]
     return task.loading_code(name, max_length) or (
         "from transformers import pipeline\n"
-        f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(task.pipeline_arguments(max_length))})\n'
+        f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(arguments)})\n'
         f"print(model({example_row(has_pairs)}))"
     )
+
+
+def brings_code(config: Mapping[str, Any]) -> bool:
+    """Whether the student's class is none of transformers', so that its folder has the code of it."""
+    return bool(config["student"].get("type") == "conv" or config["teacher"].get("trust_remote_code"))
 
 
 def loading_note(task: Task, config: Mapping[str, Any]) -> str:

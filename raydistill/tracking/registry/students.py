@@ -90,10 +90,12 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     if kind == SPAN:  # transformers 5 has no pipeline for it
         return
     model = Model.load(str(folder))
+    # MLflow runs the code in the folder for a class that transformers lacks
+    own_class = {"pipeline_model_type": config["architectures"][0]} if "auto_map" in config else {}
     model.add_flavor(
         "transformers",
         transformers_version=_release("transformers"),
-        **pipeline_of(kind, is_encoder),
+        **(pipeline_of(kind, is_encoder) | own_class),
         framework="pt",
         source_model_name=FOLDER,
         model_binary=".",
