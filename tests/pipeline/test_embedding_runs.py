@@ -15,8 +15,9 @@ import pytest
 import torch
 from kit.finished import predict_texts
 from kit.runs import make_context, make_shared, predictions
+from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tiny import WORDS, save_tiny
-from kit.toy import Toy, relative_difference, run_ranks, toy_config, without_key_biases
+from kit.toy import Toy, run_ranks, toy_config
 from sentence_transformers import SentenceTransformer
 from sklearn.decomposition import PCA
 from transformers import AutoModel, AutoTokenizer
@@ -26,14 +27,12 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.student import EncoderStudent
-from raydistill.config.training import Stage
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import tokenize_data
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import ConfigError
 from raydistill.evaluate.predict import predict
-from raydistill.losses import build_losses
 from raydistill.models.embedding import LAYERS
 from raydistill.models.load import load_model
 from raydistill.models.scorer import Scorer
@@ -44,11 +43,8 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 from raydistill.tasks.embeddings import Embeddings
 from raydistill.tasks.embeddings.scoring import retrieval
-from raydistill.teacher.cached import RecordedSignals
-from raydistill.teacher.record import Wanted, record
-from raydistill.teacher.signals import OnlineSignals, Signals
-from raydistill.teacher.store import signal_artifact
-from raydistill.train.loop import Setup, StageRun
+from raydistill.teacher.signals import Signals
+from raydistill.train.loop import Setup
 
 TASK = Embeddings(scores=(0.0, 1.0), pairs=True)
 
@@ -111,18 +107,7 @@ def setup_of(toy: Toy, name: str, row_ids: np.ndarray, signals: Signals | None =
         "hidden": {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.2},
         "task": {"type": "task", "weight": 0.5},
     }
-    losses = build_losses(Stage.model_validate({"losses": terms}).losses, TASK, student.config, teacher.config, seed=0)
-    online = OnlineSignals(teacher, losses.teacher_needs, Device())
-    return toy.setup(name, losses, student, signals=signals or online, row_ids=row_ids)
-
-
-def gradients(setup: Setup) -> dict[str, torch.Tensor]:
-    stage = StageRun(setup)
-    batches = stage.collate(0)
-    counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
-    stage.accumulate(0, batches, counts)
-    named = [*setup.model.named_parameters(), *setup.losses.named_parameters(prefix="losses")]
-    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+    return stage_setup(toy, name, (student, teacher), TASK, terms, row_ids, signals)
 
 
 def test_recorded_vectors_of_pairs_are_the_teachers_own(tmp_path: Path) -> None:
@@ -130,26 +115,18 @@ def test_recorded_vectors_of_pairs_are_the_teachers_own(tmp_path: Path) -> None:
     rows = toy.rows()
     assert rows.second is not None
     signals = [LOGITS, Signal("hidden_states[2]"), Signal("hidden_states[4]")]
-    wanted = {}
-    for signal in signals:
-        artifact, recipe = signal_artifact(
-            toy.storage, signal, "train", teacher_digest="t", tokens_digest=toy.tokens.digest, dtype="float32"
-        )
-        wanted[signal] = Wanted(artifact, recipe, {"teacher": "t"})
-    teacher = load_model(toy.folder / "encoder", TASK.head, seed=3)
-    record(teacher, rows, wanted, tokens=400, device=Device(), group=Group())
-    recorded = RecordedSignals({signal: item.artifact for signal, item in wanted.items()}, rows.num_rows)
+    recorded = record_signals(toy, load_model(toy.folder / "encoder", TASK.head, seed=3), signals)
     assert recorded.rows(np.arange(5))[LOGITS].shape == (5, 64)
-    online = gradients(setup_of(toy, "online", np.arange(64)))
-    cached = gradients(setup_of(toy, "cached", np.arange(64), recorded))
+    online = batch_gradients(setup_of(toy, "online", np.arange(64)))
+    cached = batch_gradients(setup_of(toy, "cached", np.arange(64), recorded))
     assert any(LAYERS in name for name in online)
-    difference = relative_difference(without_key_biases(online), without_key_biases(cached))
+    difference = gradient_differences(online, cached)
     assert max(difference.values()) < 2e-3
 
 
 def rank_gradients(folder: Path) -> dict[str, Any]:
     toy = make_pairs(folder)
-    found = gradients(setup_of(toy, "ranks", np.arange(64)))
+    found = batch_gradients(setup_of(toy, "ranks", np.arange(64)))
     teacher = load_model(toy.folder / "encoder", TASK.head)
     outputs = predict(teacher, toy.rows("test"), tokens=100, device=Device(), group=Group())
     return {"gradients": found, "outputs": outputs, "rank": Group().rank}
@@ -158,13 +135,7 @@ def rank_gradients(folder: Path) -> dict[str, Any]:
 def test_two_workers_equal_one(tmp_path: Path) -> None:
     make_pairs(tmp_path / "two")
     one = rank_gradients(tmp_path / "one")
-    first, second = run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
-    assert [first["rank"], second["rank"]] == [0, 1]
-    difference = relative_difference(without_key_biases(one["gradients"]), without_key_biases(first["gradients"]))
-    assert max(difference.values()) < 2e-5
-    assert all(torch.equal(first["gradients"][name], second["gradients"][name]) for name in first["gradients"])
-    assert np.array_equal(first["outputs"], second["outputs"])
-    assert np.allclose(one["outputs"], first["outputs"], atol=1e-5)
+    assert_ranks_equal_one(one, run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two"))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from kit.finished import predict_texts
+from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows
-from kit.toy import Toy, relative_difference, run_ranks, without_key_biases
+from kit.toy import Toy, run_ranks
 from transformers import AutoModelForTokenClassification, pipeline
 
 import raydistill
@@ -38,12 +39,9 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks.targets import Ragged
 from raydistill.tasks.token_classification import TokenClassification
 from raydistill.tasks.token_classification.words import stray
-from raydistill.teacher.cached import RecordedSignals
-from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.signals import OnlineSignals, Signals
-from raydistill.teacher.store import signal_artifact
 from raydistill.train.calibration import fit_temperature
-from raydistill.train.loop import Setup, StageRun
+from raydistill.train.loop import Setup
 
 LENGTH = 12
 """Tokens of a window: half of the rows need several."""
@@ -83,17 +81,7 @@ def setup_of(
         "best": {"type": "k_best", "k": 3},
         "task": {"type": "task", "weight": 0.5},
     }
-    losses = build_losses(Stage.model_validate({"losses": terms}).losses, TASK, student.config, teacher.config, seed=0)
-    online = OnlineSignals(teacher, losses.teacher_needs, Device())
-    return toy.setup(name, losses, student, signals=signals or online, row_ids=row_ids)
-
-
-def gradients(setup: Setup) -> dict[str, torch.Tensor]:
-    stage = StageRun(setup)
-    batches = stage.collate(0)
-    counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
-    stage.accumulate(0, batches, counts)
-    return {name: p.grad.clone() for name, p in setup.model.named_parameters() if p.grad is not None}
+    return stage_setup(toy, name, (student, teacher), TASK, terms, row_ids, signals)
 
 
 def test_rows_know_whether_they_begin_their_text(toy: Toy) -> None:
@@ -153,39 +141,29 @@ def test_a_softmax_student_learns_marginals_and_a_crf_from_softmax(toy: Toy) -> 
 
 
 def test_recorded_sequences_are_the_teachers_own(toy: Toy) -> None:
-    rows, teacher, wanted = toy.rows(), teacher_of(toy), {}
-    for signal in (LOG_MARGINALS, K_BEST):
-        artifact, recipe = signal_artifact(
-            toy.storage, signal, "train", teacher_digest="t", tokens_digest=toy.tokens.digest, dtype="float32"
-        )
-        wanted[signal] = Wanted(artifact, recipe, {"teacher": "t"})
-    record(teacher, rows, wanted, tokens=400, device=Device(), group=Group())
-    recorded = RecordedSignals({signal: item.artifact for signal, item in wanted.items()}, rows.num_rows)
+    rows, teacher, signals = toy.rows(), teacher_of(toy), (LOG_MARGINALS, K_BEST)
+    recorded = record_signals(toy, teacher, signals)
     ids = np.random.default_rng(0).permutation(rows.num_rows)[:50]
-    stored, own = recorded.rows(ids), OnlineSignals(teacher, [*wanted], Device()).read(rows.batch(ids))
+    stored, own = recorded.rows(ids), OnlineSignals(teacher, signals, Device()).read(rows.batch(ids))
     assert torch.equal(stored[K_BEST][:, :3], own[K_BEST][:, :3])
-    for signal in wanted:
+    for signal in signals:
         torch.testing.assert_close(stored[signal], own[signal], rtol=1e-4, atol=1e-4)
-    online = gradients(setup_of(toy, "online", np.arange(64)))
-    cached = gradients(setup_of(toy, "cached", np.arange(64), recorded))
-    difference = relative_difference(without_key_biases(online), without_key_biases(cached))
+    online = batch_gradients(setup_of(toy, "online", np.arange(64)))
+    cached = batch_gradients(setup_of(toy, "cached", np.arange(64), recorded))
+    difference = gradient_differences(online, cached)
     assert "crf.transitions" in difference
     assert max(difference.values()) < 1e-4
 
 
 def rank_gradients(folder: Path) -> dict[str, Any]:
-    return {"gradients": gradients(setup_of(make_tagged(folder), "ranks", np.arange(64))), "rank": Group().rank}
+    return {"gradients": batch_gradients(setup_of(make_tagged(folder), "ranks", np.arange(64))), "rank": Group().rank}
 
 
 def test_two_workers_equal_one(tmp_path: Path) -> None:
     make_tagged(tmp_path / "two")
     one = rank_gradients(tmp_path / "one")
-    first, second = run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
-    assert [first["rank"], second["rank"]] == [0, 1]
-    difference = relative_difference(without_key_biases(one["gradients"]), without_key_biases(first["gradients"]))
+    difference = assert_ranks_equal_one(one, run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two"))
     assert "crf.transitions" in difference
-    assert max(difference.values()) < 2e-5
-    assert all(torch.equal(first["gradients"][name], second["gradients"][name]) for name in first["gradients"])
 
 
 def test_the_temperature_of_a_crf_is_that_of_whole_rows() -> None:

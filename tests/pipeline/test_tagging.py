@@ -13,8 +13,9 @@ import pytest
 import torch
 from kit.finished import predict_texts
 from kit.runs import predictions
+from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows, write_jsonl
-from kit.toy import Toy, relative_difference, run_ranks, without_key_biases
+from kit.toy import Toy, run_ranks
 from transformers import pipeline
 
 import raydistill
@@ -23,14 +24,12 @@ from raydistill.cluster.group import Group
 from raydistill.config.data import Data
 from raydistill.config.loading import load_config
 from raydistill.config.student import EncoderStudent
-from raydistill.config.training import Stage
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import tokenize_data
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import ConfigError
 from raydistill.evaluate.predict import predict
-from raydistill.losses import build_losses
 from raydistill.models.capture import capture
 from raydistill.models.load import load_model
 from raydistill.models.scorer import Scorer
@@ -39,11 +38,8 @@ from raydistill.models.student import build_student
 from raydistill.storage.storage import Storage
 from raydistill.tasks.token_classification import TokenClassification
 from raydistill.tasks.token_classification.words import stray
-from raydistill.teacher.cached import RecordedSignals
-from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.signals import OnlineSignals, Signals
-from raydistill.teacher.store import signal_artifact
-from raydistill.train.loop import Setup, StageRun
+from raydistill.train.loop import Setup
 
 LENGTH = 12
 """Tokens of a window: half of the rows need several."""
@@ -73,18 +69,7 @@ def setup_of(toy: Toy, name: str, row_ids: np.ndarray, signals: Signals | None =
         "hidden": {"type": "hidden_mse", "layers": [[1, 2], [2, 4]], "weight": 0.2},
         "task": {"type": "task", "weight": 0.5},
     }
-    losses = build_losses(Stage.model_validate({"losses": terms}).losses, TASK, student.config, teacher.config, seed=0)
-    online = OnlineSignals(teacher, losses.teacher_needs, Device())
-    return toy.setup(name, losses, student, signals=signals or online, row_ids=row_ids)
-
-
-def gradients(setup: Setup) -> dict[str, torch.Tensor]:
-    stage = StageRun(setup)
-    batches = stage.collate(0)
-    counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
-    stage.accumulate(0, batches, counts)
-    named = [*setup.model.named_parameters(), *setup.losses.named_parameters(prefix="losses")]
-    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+    return stage_setup(toy, name, (student, teacher), TASK, terms, row_ids, signals)
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +121,8 @@ def test_the_task_loss_is_cross_entropy_at_first_tokens_of_labelled_rows(toy: To
 
 def test_recorded_signals_are_the_teachers_own(toy: Toy) -> None:
     signals = [Signal("logits"), Signal("hidden_states[2]"), Signal("hidden_states[4]")]
-    wanted = {}
-    for signal in signals:
-        artifact, recipe = signal_artifact(
-            toy.storage, signal, "train", teacher_digest="t", tokens_digest=toy.tokens.digest, dtype="float32"
-        )
-        wanted[signal] = Wanted(artifact, recipe, {"teacher": "t"})
     rows = toy.rows()
-    record(teacher_of(toy), rows, wanted, tokens=400, device=Device(), group=Group())
-    recorded = RecordedSignals({signal: item.artifact for signal, item in wanted.items()}, rows.num_rows)
+    recorded = record_signals(toy, teacher_of(toy), signals)
     ids = np.random.default_rng(0).permutation(rows.num_rows)[:50]
     stored, own = recorded.rows(ids), OnlineSignals(teacher_of(toy), signals, Device()).read(rows.batch(ids))
     assert stored[LOGITS].dtype == torch.float32
@@ -152,15 +130,15 @@ def test_recorded_signals_are_the_teachers_own(toy: Toy) -> None:
     for signal in signals:
         tolerance = 1e-5 if signal == LOGITS else 2e-3
         torch.testing.assert_close(stored[signal].float(), own[signal].float(), rtol=1e-3, atol=tolerance)
-    online = gradients(setup_of(toy, "online", np.arange(64)))
-    cached = gradients(setup_of(toy, "cached", np.arange(64), recorded))
-    difference = relative_difference(without_key_biases(online), without_key_biases(cached))
+    online = batch_gradients(setup_of(toy, "online", np.arange(64)))
+    cached = batch_gradients(setup_of(toy, "cached", np.arange(64), recorded))
+    difference = gradient_differences(online, cached)
     assert max(difference.values()) < 2e-3
 
 
 def rank_gradients(folder: Path) -> dict[str, Any]:
     toy = make_tagged(folder)
-    found = gradients(setup_of(toy, "ranks", np.arange(64)))
+    found = batch_gradients(setup_of(toy, "ranks", np.arange(64)))
     outputs = predict(teacher_of(toy), toy.rows("test"), tokens=100, device=Device(), group=Group())
     return {"gradients": found, "outputs": outputs.flat, "rank": Group().rank}
 
@@ -168,14 +146,8 @@ def rank_gradients(folder: Path) -> dict[str, Any]:
 def test_two_workers_equal_one(tmp_path: Path) -> None:
     make_tagged(tmp_path / "two")
     one = rank_gradients(tmp_path / "one")
-    first, second = run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
-    assert [first["rank"], second["rank"]] == [0, 1]
-    difference = relative_difference(without_key_biases(one["gradients"]), without_key_biases(first["gradients"]))
+    difference = assert_ranks_equal_one(one, run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two"))
     assert any("projections" in name for name in difference)
-    assert max(difference.values()) < 2e-5
-    assert all(torch.equal(first["gradients"][name], second["gradients"][name]) for name in first["gradients"])
-    assert np.array_equal(first["outputs"], second["outputs"])
-    assert np.allclose(one["outputs"], first["outputs"], atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from kit.stages import wanted_signals
 from kit.toy import Toy, make_toy, run_ranks
 
 from raydistill.cluster.device import Device
@@ -31,17 +32,11 @@ from raydistill.teacher.store import cut_shards, find_shards, signal_artifact
 SIGNALS = tuple(map(Signal, ("hidden_states[2]", "hidden_states[4]", "logits")))
 
 
-def wanted(toy: Toy, teacher: str = "t", signals: tuple[str, ...] = SIGNALS) -> dict[str, Wanted]:
-    made = {}
-    for signal in map(Signal, signals):
-        artifact, recipe = signal_artifact(
-            toy.storage, signal, "train", teacher_digest=teacher, tokens_digest=toy.tokens.digest, dtype="float32"
-        )
-        made[signal] = Wanted(artifact, recipe, {"teacher": teacher})
-    return made
+def wanted(toy: Toy, teacher: str, signals: tuple[str, ...] = SIGNALS) -> dict[Signal, Wanted]:
+    return wanted_signals(toy, signals, teacher)
 
 
-def artifacts(items: dict[str, Wanted]) -> dict[str, Artifact]:
+def artifacts(items: dict[Signal, Wanted]) -> dict[str, Artifact]:
     return {signal: item.artifact for signal, item in items.items()}
 
 
@@ -50,7 +45,7 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(store, "SHARD_ROWS", 40)
 
 
-def record_all(toy: Toy, items: dict[str, Wanted], **options: Any) -> None:
+def record_all(toy: Toy, items: dict[Signal, Wanted], **options: Any) -> None:
     options = {"tokens": 400, "device": Device(), "group": Group(), **options}
     record(toy.teacher(), toy.rows(), items, **options)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from kit.losses import PairDistance
+from kit.stages import batch_gradients
 from kit.toy import Toy, make_toy, relative_difference, run_ranks, weights, without_key_biases
 from scipy.linalg import hadamard
 
@@ -25,23 +26,13 @@ from raydistill.tasks import TextClassification
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.train import checkpoint, loop
 from raydistill.train.dropout import RowDropout
-from raydistill.train.loop import Schedule, Setup, StageRun, Validation, train
+from raydistill.train.loop import Schedule, StageRun, Validation, train
 
 FP32_GRADIENT = 5e-6
 """Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
 
 
 BF16_GRADIENT = 2e-2
-
-
-def batch_gradients(setup: Setup, step: int = 0) -> dict[str, torch.Tensor]:
-    """Return the gradients of one global batch, of the model and of the losses' projections."""
-    stage = StageRun(setup)
-    batches = stage.collate(step)
-    counts = setup.group.sum([float(n) for n in setup.losses.counts(batches)])
-    stage.accumulate(step, batches, counts)
-    named = [*setup.model.named_parameters(), *setup.losses.named_parameters(prefix="losses")]
-    return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 def all_terms(toy: Toy) -> Losses:
