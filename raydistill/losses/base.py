@@ -77,6 +77,23 @@ class Loss(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must return its unreduced values")
 
 
+class LastStates(Loss):
+    """A loss on the last hidden states of both models; ``depths``: layers of student and teacher."""
+
+    role = "representation"
+
+    def __init__(self, depths: tuple[int, int], weight: float | Schedule = 1.0) -> None:
+        super().__init__(weight)
+        own, other = (Signal.of("hidden_states", depth) for depth in depths)
+        self.signals = own, other
+        self.student_needs, self.teacher_needs = frozenset({own}), frozenset({other})
+
+    def states(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor]:
+        """Those of student and teacher, (N, width) each, float32."""
+        own, other = self.signals
+        return student[own].float(), teacher[other].float()
+
+
 class Losses(nn.ModuleDict):
     """The named losses of one training stage."""
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
-from raydistill.losses.base import Loss
-from raydistill.losses.rows import groups_of, row_means
+from raydistill.losses.base import LastStates, Loss
+from raydistill.losses.rows import groups_of, num_in_groups, row_means
 from raydistill.models.signals import Signal
 
 
@@ -59,13 +59,11 @@ class CosinePairs(Loss):
         return (means[0] + means[1]) / kinds
 
 
-class Crd(Loss):
+class Crd(LastStates):
     """-log of the share that a row's teacher has among the teachers of its group, by exp(cosine / temperature) of
     projected mean hidden states; one value a row. Contrastive representation distillation, Tian et al. 2020,
     https://arxiv.org/abs/1910.10699, with the group's other rows as negatives instead of a memory of all.
     """
-
-    role = "representation"
 
     def __init__(
         self,
@@ -77,19 +75,17 @@ class Crd(Loss):
         weight: float | Schedule = 1.0,
     ) -> None:
         """``depths``, ``widths``: of student and teacher; ``size``: width of the common space."""
-        super().__init__(weight)
-        self.states = Signal.of("hidden_states", depths[0]), Signal.of("hidden_states", depths[1])
-        self.student_needs, self.teacher_needs = frozenset(self.states[:1]), frozenset(self.states[1:])
+        super().__init__(depths, weight)
         self.projections = nn.ModuleList(nn.Linear(width, size) for width in widths)
         self.group_size, self.temperature = group_size, temperature
 
     def count(self, batch: Batch) -> int:
-        return sum(rows.stop - rows.start for rows in groups_of(batch.num_rows, self.group_size, 2))
+        return num_in_groups(batch.num_rows, self.group_size, 2)
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         own, other = (
-            F.normalize(projection(row_means(side[states].float(), batch.lengths)).float(), dim=-1)
-            for side, states, projection in zip((student, teacher), self.states, self.projections, strict=True)
+            F.normalize(projection(row_means(states, batch.lengths)).float(), dim=-1)
+            for states, projection in zip(self.states(student, teacher), self.projections, strict=True)
         )
         values = []
         for rows in groups_of(batch.num_rows, self.group_size, 2):

@@ -11,7 +11,7 @@ from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.errors import ConfigError
 from raydistill.losses.base import Loss
-from raydistill.losses.rows import row_sums
+from raydistill.models.ragged import row_sums
 from raydistill.models.signals import GRADIENTS, Signal
 
 
@@ -31,7 +31,8 @@ class GradientLoss(Loss):
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         own, other = (self.reduced(side[GRADIENTS].float()) for side in (student, teacher))
-        return row_sums((own - other).square().flatten(1).sum(1, keepdim=True), batch.lengths).squeeze(1)
+        lengths = torch.as_tensor(batch.lengths, dtype=torch.long, device=own.device)
+        return row_sums((own - other).square().sum(1), lengths)
 
     def reduced(self, gradients: Tensor) -> Tensor:
         """What of the gradients (N, width) is compared."""

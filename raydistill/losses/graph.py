@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.attention import by_row, log_attention
-from raydistill.losses.base import Loss
+from raydistill.losses.base import LastStates
 from raydistill.losses.rows import groups_of, row_means
 from raydistill.models.signals import Signal
 
@@ -42,7 +42,7 @@ class Graph(nn.Module):
         return edges, self.messages((edges.exp() @ values).transpose(1, 2).flatten(2))
 
 
-class GraphAttention(Loss):
+class GraphAttention(LastStates):
     """One value a node: how badly the teacher's graph tells a node from its neighbours, which is what draws the graph,
     and how far the student's graph and messages are from it: (1 - cos(m_T, h_T)) + KL(e_T ‖ e_S) + (1 - cos(m_S, m_T)),
     nothing of the last two reaching the teacher's graph. After Lee and Song 2019, https://arxiv.org/abs/1907.02226.
@@ -50,8 +50,6 @@ class GraphAttention(Loss):
     Nodes are the rows of a group, by their mean last hidden states, or the tokens of a row. No node is its own
     neighbour; one that is alone has no value.
     """
-
-    role = "representation"
 
     def __init__(
         self,
@@ -63,9 +61,7 @@ class GraphAttention(Loss):
         weight: float | Schedule = 1.0,
     ) -> None:
         """``depths``, ``widths``: of student and teacher."""
-        super().__init__(weight)
-        self.states = Signal.of("hidden_states", depths[0]), Signal.of("hidden_states", depths[1])
-        self.student_needs, self.teacher_needs = frozenset(self.states[:1]), frozenset(self.states[1:])
+        super().__init__(depths, weight)
         self.student, self.teacher = (Graph(width, widths[1], heads) for width in widths)
         self.nodes = nodes
         self.group_size = group_size if nodes == "rows" else 1
@@ -81,7 +77,7 @@ class GraphAttention(Loss):
         return [rows.stop - rows.start for rows in groups_of(batch.num_rows, self.group_size, 1)]
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
-        own, other = (side[states].float() for side, states in zip((student, teacher), self.states, strict=True))
+        own, other = self.states(student, teacher)
         if self.nodes == "rows":
             own, other = (row_means(states, batch.lengths) for states in (own, other))
         sizes = self.sizes(batch)

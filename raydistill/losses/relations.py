@@ -10,37 +10,31 @@ from torch import Tensor
 
 from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
-from raydistill.losses.base import Loss
-from raydistill.losses.rows import groups_of, row_means
+from raydistill.losses.base import LastStates
+from raydistill.losses.rows import groups_of, num_in_groups, row_means
 from raydistill.models.signals import Signal
 
 
-class RelationLoss(Loss):
+class RelationLoss(LastStates):
     """A loss with one value a row: how its relations to the other rows of its group differ between the two models.
 
     A row is the mean of the last hidden states of its tokens. Relations differ by Huber's loss.
     """
 
-    role = "representation"
     fewest: int
     """Rows that make a relation."""
 
     def __init__(
         self, student_layers: int, teacher_layers: int, group_size: int = 16, weight: float | Schedule = 1.0
     ) -> None:
-        super().__init__(weight)
-        self.states = Signal.of("hidden_states", student_layers), Signal.of("hidden_states", teacher_layers)
-        self.student_needs, self.teacher_needs = frozenset(self.states[:1]), frozenset(self.states[1:])
+        super().__init__((student_layers, teacher_layers), weight)
         self.group_size = group_size
 
     def count(self, batch: Batch) -> int:
-        return sum(rows.stop - rows.start for rows in groups_of(batch.num_rows, self.group_size, self.fewest))
+        return num_in_groups(batch.num_rows, self.group_size, self.fewest)
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
-        own, others = (
-            row_means(found[name].float(), batch.lengths)
-            for found, name in zip((student, teacher), self.states, strict=True)
-        )
+        own, others = (row_means(states, batch.lengths) for states in self.states(student, teacher))
         groups = groups_of(batch.num_rows, self.group_size, self.fewest)
         return torch.cat([self.differences(own[rows], others[rows]) for rows in groups])
 

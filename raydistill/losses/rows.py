@@ -6,23 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def row_sums(states: Tensor, lengths: np.ndarray) -> Tensor:
-    """Sum over each row's tokens: (N, width) of rows with ``lengths`` (B,) one after another -> (B, width)."""
-    counts = torch.as_tensor(lengths, dtype=torch.long, device=states.device)
-    rows = torch.arange(len(lengths), device=states.device).repeat_interleave(counts)
-    return states.new_zeros(len(lengths), states.shape[1]).index_add(0, rows, states)
+from raydistill.models.ragged import row_sums
 
 
 def row_means(states: Tensor, lengths: np.ndarray) -> Tensor:
-    """Mean over each row's tokens: (N, width) -> (B, width)."""
-    return row_sums(states, lengths) / torch.as_tensor(lengths, dtype=torch.long, device=states.device)[:, None]
+    """Mean over each row's tokens: (N, width) of rows with ``lengths`` (B,) one after another -> (B, width)."""
+    counts = torch.as_tensor(lengths, dtype=torch.long, device=states.device)
+    return row_sums(states, counts) / counts[:, None]
 
 
 def first_tokens(states: Tensor, lengths: np.ndarray) -> Tensor:
     """Each row's first token, [CLS] in most families: (N, width) -> (B, width)."""
     starts = torch.as_tensor(np.cumsum(lengths) - lengths, dtype=torch.long, device=states.device)
     return states.index_select(0, starts)
+
+
+def num_in_groups(num_rows: int, size: int, fewest: int) -> int:
+    """Rows of a batch that are in such a group."""
+    return sum(rows.stop - rows.start for rows in groups_of(num_rows, size, fewest))
 
 
 def groups_of(num_rows: int, size: int, fewest: int) -> list[slice]:

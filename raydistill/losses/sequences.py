@@ -12,6 +12,7 @@ from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
 from raydistill.models.crf import Chains, log_likelihood
+from raydistill.models.ragged import row_sums
 from raydistill.models.signals import BEGINS, LOGITS, SEQUENCES, TRANSITIONS, Signal
 
 
@@ -56,9 +57,8 @@ class KBest(SequenceLoss):
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         labels, nats = teacher[self.sequences].chunk(2, dim=1)
         lengths = torch.as_tensor(batch.targets.values.lengths, device=nats.device)
-        row = torch.arange(len(lengths), device=nats.device).repeat_interleave(lengths)
-        weights = nats.new_zeros(len(lengths), nats.shape[1]).index_add(0, row, nats).softmax(1)
-        return -(weights[row] * self.nats(student, batch, labels.long())).sum(1)
+        weights = row_sums(nats, lengths).softmax(1).repeat_interleave(lengths, 0)
+        return -(weights * self.nats(student, batch, labels.long())).sum(1)
 
 
 def chains_of(batch: Batch, device: torch.device) -> Chains:

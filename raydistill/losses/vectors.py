@@ -12,7 +12,7 @@ from torch import Tensor
 from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
-from raydistill.losses.rows import groups_of
+from raydistill.losses.rows import groups_of, num_in_groups
 from raydistill.models.signals import LOGITS, Signal
 
 
@@ -65,7 +65,7 @@ class SimilarityMatrix(VectorLoss):
         self.group_size = group_size
 
     def count(self, batch: Batch) -> int:
-        return sum(rows.stop - rows.start for rows in groups_of(batch.num_rows, self.group_size, 2))
+        return num_in_groups(batch.num_rows, self.group_size, 2)
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         values = []

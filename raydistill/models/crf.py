@@ -198,9 +198,9 @@ def best_sequences(emissions: Tensor, scores: Tensor, chains: Chains, k: int = 1
 def k_best(emissions: Tensor, scores: Tensor, chains: Chains, k: int) -> Tensor:
     """The k best sequences as units, (M, 2k): labels, and the log-probability of each given those before it."""
     labels, is_there = best_sequences(emissions, scores, chains, k)
-    row = torch.arange(len(is_there), device=labels.device).repeat_interleave(chains.real.sum(1))
+    is_there = is_there.repeat_interleave(chains.real.sum(1), 0)
     nats = log_likelihood(emissions, scores, chains, labels)
-    return torch.cat([labels.float(), torch.where(is_there[row], nats, FORBIDDEN)], 1)
+    return torch.cat([labels.float(), torch.where(is_there, nats, FORBIDDEN)], 1)
 
 
 def read_chain(model: nn.Module, signal: Signal, logits: Tensor, chains: Chains) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from raydistill.models.ragged import row_sums
 from raydistill.models.signals import UNITS
 
 
@@ -64,6 +65,5 @@ def of_unit_length(flat: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     mask = inputs.get("attention_mask")
     batch, length = inputs["input_ids"].shape
     counts = flat.new_full((batch,), length, dtype=torch.long) if mask is None else mask.sum(1)
-    rows = torch.arange(batch, device=flat.device).repeat_interleave(counts)
-    squares = flat.new_zeros(batch).index_add(0, rows, flat.square().sum(1))
-    return flat * (squares + 1e-24).rsqrt()[rows, None]
+    squares = row_sums(flat.square().sum(1), counts)
+    return flat * (squares + 1e-24).rsqrt().repeat_interleave(counts)[:, None]

@@ -10,6 +10,12 @@ NEVER = -1e4
 """A logit of what cannot be: its probability is 0 in any precision, and 0 times its logarithm is no NaN."""
 
 
+def row_sums(flat: Tensor, lengths: Tensor) -> Tensor:
+    """Sum over the units of each row: (M, …) of rows with ``lengths`` (B,) one after another -> (B, …)."""
+    rows = torch.arange(len(lengths), device=flat.device).repeat_interleave(lengths)
+    return flat.new_zeros(len(lengths), *flat.shape[1:]).index_add(0, rows, flat)
+
+
 def padded(logits: Tensor, lengths: np.ndarray) -> Tensor:
     """Logits (M, C) of rows that have any number of units, ``lengths`` (B,), one after another -> (B, C, the most),
     with ``NEVER`` behind a row's last one."""
