@@ -23,6 +23,11 @@ def form_of(value: Any) -> str:
     return "list" if isinstance(value, list | tuple) else "value"
 
 
+def type_of(given: Any, usual: str) -> Any:
+    """The ``type`` that a section names, plain or made; ``usual``: what one without a type means."""
+    return given.get("type", usual) if isinstance(given, Mapping) else getattr(given, "type", None)
+
+
 Auto = Literal["auto"]
 T = TypeVar("T")
 

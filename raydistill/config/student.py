@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.losses import SequenceHead
-from raydistill.config.section import Mistake, OrAuto, Section
+from raydistill.config.section import Mistake, OrAuto, Section, type_of
 
 STARTS = ("teacher_layers", "teacher_embeddings", "random")
 """What a student starts from, where it is no checkpoint."""
 
 
-class EncoderStudent(Section):
+class StudentSection(Section):
+    """What students of all types have."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
+    head: SequenceHead = "softmax"
+    """Of a tagger of words. ``softmax``: each word has the label that is likeliest for it; ``crf``: a row has the
+    likeliest sequence of labels, by a linear-chain CRF; ``constrained_crf``: one without an I- that lacks its B-."""
+
+
+class EncoderStudent(StudentSection):
     """A smaller encoder: its shape and start; what is not set is as in the teacher."""
 
     type: Literal["encoder"] = "encoder"
@@ -31,11 +40,6 @@ class EncoderStudent(Section):
     """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
     teacher_layers: OrAuto[tuple[int, ...]] = "auto"
     """Which of the teacher's layers (from 0) the student starts from."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
-    head: SequenceHead = "softmax"
-    """Of a tagger of words. ``softmax``: each word has the label that is likeliest for it; ``crf``: a row has the
-    likeliest sequence of labels, by a linear-chain CRF; ``constrained_crf``: one without an I- that lacks its B-."""
 
     @property
     def checkpoint(self) -> str | None:
@@ -62,7 +66,7 @@ class EncoderStudent(Section):
         return found
 
 
-class ConvStudent(Section):
+class ConvStudent(StudentSection):
     """A light network: embeddings, depthwise-separable convolutions, a mean, a linear head."""
 
     type: Literal["conv"]
@@ -74,11 +78,6 @@ class ConvStudent(Section):
     """Tokens that a block looks at, an odd number: the one in the middle and its neighbours."""
     start: Literal["teacher_embeddings", "random"] = "teacher_embeddings"
     """``teacher_embeddings`` (copied, or their principal components where the student is narrower), or ``random``."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout everywhere in the student; 0 by default, as the teacher's targets regularise."""
-    head: SequenceHead = "softmax"
-    """Of a tagger of words. ``softmax``: each word has the label that is likeliest for it; ``crf``: a row has the
-    likeliest sequence of labels, by a linear-chain CRF; ``constrained_crf``: one without an I- that lacks its B-."""
 
     @property
     def checkpoint(self) -> None:
@@ -91,14 +90,12 @@ class ConvStudent(Section):
         return [(("kernel_size",), f"{self.kernel_size} has no token in the middle; write an odd number, {near}.")]
 
 
-def type_of(given: Any) -> Any:
-    """The type that a section names; an encoder is what one without a type means."""
-    if isinstance(given, Mapping):
-        return given.get("type", "encoder")
-    return getattr(given, "type", None)
+def student_type(given: Any) -> Any:
+    """The type that a student's section names; an encoder is what one without a type means."""
+    return type_of(given, "encoder")
 
 
 Student = Annotated[
     Annotated[EncoderStudent, Tag("encoder")] | Annotated[ConvStudent, Tag("conv")],
-    Discriminator(type_of),
+    Discriminator(student_type),
 ]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.losses import Kind
-from raydistill.config.section import Mistake, Section
+from raydistill.config.section import Mistake, Section, type_of
 
 
 class TaskSection(Section):
@@ -188,11 +187,9 @@ SECTIONS: dict[str, type[TaskSection]] = {
 """Every kind of problem by its ``type``."""
 
 
-def type_of(given: Any) -> Any:
-    """The type that a section names; classification is what one without a type means."""
-    if isinstance(given, Mapping):
-        return given.get("type", "text_classification")
-    return getattr(given, "type", None)
+def task_type(given: Any) -> Any:
+    """The type that a task's section names; classification is what one without a type means."""
+    return type_of(given, "text_classification")
 
 
 Task = Annotated[
@@ -202,5 +199,5 @@ Task = Annotated[
     | Annotated[TokenClassification, Tag("token_classification")]
     | Annotated[QuestionAnswering, Tag("question_answering")]
     | Annotated[Embeddings, Tag("embeddings")],
-    Discriminator(type_of),
+    Discriminator(task_type),
 ]

@@ -12,7 +12,7 @@ from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMs
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
 from raydistill.config.student import EncoderStudent, Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
-from raydistill.config.tasks import SECTIONS, Task, TextClassification, type_of
+from raydistill.config.tasks import SECTIONS, Task, TextClassification, task_type
 from raydistill.config.teacher import FEWEST_PAIRED, Finetune, Teacher, pair_group
 from raydistill.config.training import Stage, Train
 from raydistill.errors import did_you_mean
@@ -113,8 +113,7 @@ class Config(Section):
             check_task_losses,
             check_sequences,
             check_pairs,
-            check_robustness,
-            check_augment,
+            check_whole_texts,
             check_symmetric,
         )
         return [mistake for check in checks for mistake in check(self)]
@@ -135,7 +134,7 @@ def with_stages(data: dict[str, Any]) -> dict[str, Any]:
     """Plain data with the stages that it leaves out: there is one, and one without losses learns soft targets (or the
     teacher's numbers, where there are no classes) and the task; of embeddings the teacher's vectors and how they lie to
     each other."""
-    stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(type_of(data.get("task", {})))
+    stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(task_type(data.get("task", {})))
     if not isinstance(stages, dict):
         return data
     soft = "forward_kl" if section is None or section.kind in ForwardKl.kinds else "logit_mse"
@@ -242,20 +241,18 @@ def check_pairs(config: Config) -> list[Mistake]:
     return []
 
 
-def check_robustness(config: Config) -> list[Mistake]:
+def check_whole_texts(config: Config) -> list[Mistake]:
     """Rows written otherwise have no labels for parts of them: these are elsewhere, or gone."""
-    if not (config.evaluate.robustness and config.task.has_units):
+    if not config.task.has_units:
         return []
-    return [(("evaluate", "robustness"), f"is of whole texts; {config.task.type} is of parts of them. Leave it out.")]
-
-
-def check_augment(config: Config) -> list[Mistake]:
-    """Copies of rows of which more than one thing is predicted: their words are elsewhere, or others."""
-    if config.data.augment is None or not config.task.has_units:
-        return []
-    return [
-        (("data", "augment"), f"rewrites whole texts; {config.task.type} has labels for parts of them. Leave it out.")
-    ]
+    found: list[Mistake] = []
+    if config.evaluate.robustness:
+        why = f"is of whole texts; {config.task.type} is of parts of them. Leave it out."
+        found.append((("evaluate", "robustness"), why))
+    if config.data.augment is not None:
+        why = f"rewrites whole texts; {config.task.type} has labels for parts of them. Leave it out."
+        found.append((("data", "augment"), why))
+    return found
 
 
 def check_symmetric(config: Config) -> list[Mistake]:

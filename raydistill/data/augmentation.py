@@ -12,7 +12,6 @@ What a copy says depends on the seed, the row and the copy's number alone.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,39 +21,39 @@ import numpy as np
 import pyarrow as pa
 
 from raydistill.config.data import Augment, Way
-from raydistill.data.typos import with_typos
+from raydistill.data.typos import WORD, with_typos
 
 WORD_SHARE = 0.2
 NEAREST = 8
 WORDS_PER_CALL = 1000
 RULES = 1
 """Raised when copies are written otherwise: they are then written, and everything from them made, anew."""
-_WORD = re.compile(r"[^\W\d_]{2,}")
 _BEGINS = ("Ġ", "▁")
 """What tokens begin with, in byte-level and SentencePiece vocabularies, that stand after a space."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What copies are made, and of which model the embeddings are: its folder, and the digest by which it is known."""
+    """What copies are made, and in which folder the model is whose embeddings say which words are near."""
 
     settings: Augment
     seed: int
     model: Path
-    digest: str
     trusted: bool = False
     """Whether the model's own code may run."""
 
     def recipe(self) -> dict[str, Any]:
         """What the copies depend on, beside the texts."""
+        from raydistill.models.folder import model_digest
+
         own = self.settings.model_dump(mode="json") | {"seed": self.seed, "rules": RULES}
-        return own | ({"model": self.digest} if "words" in self.settings.ways else {})
+        return own | ({"model": model_digest(self.model)} if "words" in self.settings.ways else {})
 
     def copies_of(self, texts: Sequence[pa.Array], tokenizer: Any) -> Iterator[list[pa.Array]]:
         """The texts of all rows, one column or two, once for each copy."""
         columns = [column.to_pylist() for column in texts]
         ways = self.settings.ways
-        used = {word for column in columns for text in column for word in _WORD.findall(text.lower())}
+        used = {word for column in columns for text in column for word in WORD.findall(text.lower())}
         others = similar_words(token_embeddings(self.model, self.trusted), tokenizer, used) if "words" in ways else {}
         for copy in range(self.settings.copies):
             way = ways[copy % len(ways)]
@@ -70,7 +69,7 @@ def written(text: str, way: Way, draw: random.Random, others: Mapping[str, Seque
     """A text in another way; ``others``: what words, lower-cased, may be replaced by."""
     match way:
         case "words":
-            return _WORD.sub(lambda found: replaced(found[0], draw, others), text)
+            return WORD.sub(lambda found: replaced(found[0], draw, others), text)
         case "crop":
             words = text.split()
             kept = draw.randint((len(words) + 1) // 2, len(words)) if words else 0
@@ -117,7 +116,7 @@ def whole_words(tokenizer: Any) -> dict[str, int]:
         if marks and not token.startswith(marks[0]):
             continue
         word = token.removeprefix(marks[0]) if marks else token
-        if _WORD.fullmatch(word):
+        if WORD.fullmatch(word):
             found.setdefault(word.lower(), number)
     return found
 

@@ -8,7 +8,7 @@ import re
 TYPO_SHARE = 0.1
 """One word in ten: 10 to 15 % of the queries that people type into a search engine hold an error (Cucerzan and Brill
 2004), which here a text of one or two words does."""
-_WORD = re.compile(r"[^\W\d_]{2,}")
+WORD = re.compile(r"[^\W\d_]{2,}")
 _KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
@@ -24,7 +24,7 @@ NEIGHBOURS = _neighbours()
 
 def with_typos(text: str, draw: random.Random) -> str:
     """A text of which each word has a typo with probability ``TYPO_SHARE``."""
-    return _WORD.sub(lambda word: typo(word[0], draw) if draw.random() < TYPO_SHARE else word[0], text)
+    return WORD.sub(lambda word: typo(word[0], draw) if draw.random() < TYPO_SHARE else word[0], text)
 
 
 def typo(word: str, draw: random.Random) -> str:

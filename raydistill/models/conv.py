@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from raydistill.config.student import ConvStudent
 from raydistill.errors import ConfigError
 from raydistill.models.crf import set_crf
+from raydistill.models.fields import embedding_width
 from raydistill.models.head import head_in, set_head
 from raydistill.models.modeling_conv import (
     ConvConfig,
@@ -28,7 +29,7 @@ for _kind in (ConvModel, ConvForSequenceClassification, ConvForTokenClassificati
 
 def conv_config(teacher: PreTrainedConfig, student: ConvStudent) -> ConvConfig:
     """Return the config of a light student with the teacher's outputs. Raises ConfigError for one that is too wide."""
-    widest = getattr(teacher, "embedding_size", None) or teacher.hidden_size
+    widest = embedding_width(teacher)
     width = student.hidden_size or widest
     if width > widest and student.start != "random":
         raise ConfigError(

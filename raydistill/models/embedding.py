@@ -215,9 +215,7 @@ def modules_of(folder: Path) -> list[tuple[str, Path]]:
         listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         return [(str(one["type"]).rpartition(".")[2], folder / one["path"]) for one in listed]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"Cannot read {folder / 'modules.json'}: {error}. Copy or download the model again."
-        ) from error
+        raise ModelError(f"Cannot read {folder / MODULES}: {error}. Copy or download the model again.") from error
 
 
 def read_pooling(own: Mapping[str, Any], folder: Path) -> str:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 INTERMEDIATE_FIELDS = ("intermediate_size", "hidden_dim", "ffn_dim", "d_inner", "n_inner")
 LAYER_FIELDS = ("layer_types", "attention_window")
 """Lists with one entry a layer: global and local attention of ModernBERT, windows of Longformer."""
 FOLLOWING_FIELDS = ("embedding_size", "input_embedding_size", "pooler_hidden_size")
 """Widths that go with hidden_size where they equal it in the teacher."""
+
+
+def embedding_width(config: PreTrainedConfig) -> int:
+    """Numbers of a token's embedding: fewer than a state has where a family projects them."""
+    return int(getattr(config, "embedding_size", None) or config.hidden_size)
 
 
 def set_dropout_config(config: PreTrainedConfig, value: float) -> None:

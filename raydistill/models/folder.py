@@ -52,7 +52,7 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "*/config.json", "modules.json", "*.safetensors", _INDEX, *TOKENIZER_FILES]
+    patterns = ["config.json", "*/config.json", MODULES, "*.safetensors", _INDEX, *TOKENIZER_FILES]
     patterns += ["*.py"] if trust_remote_code else []
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from raydistill.errors import ConfigError
+from raydistill.models.fields import embedding_width
 from raydistill.models.head import EMBEDDING, kind_of_head, vector_width
 
 _LAYER = re.compile(r"(\w+)\[(\d+)\]")
@@ -70,7 +71,7 @@ class Signal(str):
         if self.name in PREDICTIONS:
             return vector_width(config) if kind_of_head(config) == EMBEDDING else len(config.id2label or ())
         if self.layer is None:
-            return int(getattr(config, "embedding_size", None) or config.hidden_size)
+            return embedding_width(config)
         if self.name == SEQUENCES:
             return 2 * self.layer
         if self.layer > config.num_hidden_layers:

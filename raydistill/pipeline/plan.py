@@ -118,14 +118,10 @@ def make_plan(
         "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
         "steps": steps(config, size),
         "choices": [vars(choice) for choice in choices],
-        "findings": list(
-            dict.fromkeys(  # the check weighs the terms once more
-                [
-                    *findings(config, storage, source, size, losses),
-                    *(checked(config, storage, tokens, source, dtype) if check else []),
-                ]
-            )
-        ),
+        "findings": [
+            *findings(config, storage, source, size, losses),
+            *(checked(config, storage, tokens, source, dtype) if check else []),
+        ],
     }
     return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
 

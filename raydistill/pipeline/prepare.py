@@ -173,7 +173,7 @@ def augmentation_of(config: Config, teacher: Path) -> Augmentation | None:
     augment = config.data.augment
     if augment is None:
         return None
-    return Augmentation(augment, config.seed, teacher, model_digest(teacher), config.teacher.trust_remote_code)
+    return Augmentation(augment, config.seed, teacher, config.teacher.trust_remote_code)
 
 
 def check_classes(config: Config, task: Task) -> None:

@@ -93,7 +93,7 @@ def test_copies_hang_on_seed_row_and_copy_alone(encoder: Path) -> None:
     texts = [pa.array([" ".join(WORDS[i : i + 8]) for i in range(6)])]
 
     def copies(texts: list[pa.Array], **changes: Any) -> list[list[str]]:
-        made = Augmentation(Augment(copies=3), changes.get("seed", 0), encoder, "d")
+        made = Augmentation(Augment(copies=3), changes.get("seed", 0), encoder)
         return [columns[0].to_pylist() for columns in made.copies_of(texts, tokenizer)]
 
     first = copies(texts)
@@ -101,7 +101,7 @@ def test_copies_hang_on_seed_row_and_copy_alone(encoder: Path) -> None:
     assert copies(texts, seed=1) != first
     assert [copy[:3] for copy in copies([texts[0].slice(0, 3)])] == [copy[:3] for copy in first]
     assert first[0] != first[2]  # both of words, in other draws
-    recipes = [Augmentation(Augment(ways=ways), 0, encoder, "d").recipe() for ways in (("words",), ("crop",))]
+    recipes = [Augmentation(Augment(ways=ways), 0, encoder).recipe() for ways in (("words",), ("crop",))]
     assert ["model" in recipe for recipe in recipes] == [True, False]
 
 
