@@ -129,31 +129,29 @@ def _write_tokens(
     for split in SPLITS:
         batch, texts = map_batch(source / f"{split}.arrow"), read_texts(data, split)
         if task.has_units:
-            known = of_column(batch.column("target"))
-            columns = encode_task(tokenizer, task, texts, known, max_length, pad)
+            answers = of_column(batch.column("target"))
+            columns = encode_task(tokenizer, task, texts, answers, max_length, pad)
             num_cut[split], num_windows[split] = num_cut_in(columns), len(columns["input_ids"])
             columns.pop("is_cut", None)
         else:
             encode = encode_apart if task.reads_apart and len(texts) > 1 else encode_texts
-            columns, is_cut = encode(tokenizer, texts, max_length, pad)
-            columns |= {name: batch.column(name) for name in ("target", "example_id")}
+            known = {name: batch.column(name) for name in ("target", "example_id")}
+            own, is_cut = encode(tokenizer, texts, max_length, pad)
+            parts = [(own | known, is_cut)]
             if symmetric:
                 swapped, _ = encode_texts(tokenizer, texts[::-1], max_length, pad)
-                swapped |= {name: columns[name] for name in ("target", "example_id")}
                 if split == "train":
-                    columns = {name: _joined(own, swapped[name]) for name, own in columns.items()}
-                    is_cut = np.tile(is_cut, 2)
+                    parts.append((swapped | known, is_cut))
                 else:
-                    write_batch(folder / f"{split}{SWAPPED}.arrow", swapped)
+                    write_batch(folder / f"{split}{SWAPPED}.arrow", swapped | known)
             if augmentation is not None and split == "train":
-                unknown = pa.nulls(len(batch), batch.schema.field("target").type)
+                unlabeled = known | {"target": pa.nulls(len(batch), known["target"].type)}
                 for written in augmentation.copies_of(texts, tokenizer):
                     for order in (written, written[::-1]) if symmetric else (written,):
-                        copy, copy_cut = encode(tokenizer, order, max_length, pad)
-                        copy |= {"target": unknown, "example_id": batch.column("example_id")}
-                        columns = {name: _joined(own, copy[name]) for name, own in columns.items()}
-                        is_cut = np.concatenate([is_cut, copy_cut])
-            num_cut[split] = int(is_cut.sum())
+                        copy, is_cut = encode(tokenizer, order, max_length, pad)
+                        parts.append((copy | unlabeled, is_cut))
+            columns = {name: _joined([part[name] for part, _ in parts]) for name in parts[0][0]}
+            num_cut[split] = sum(int(is_cut.sum()) for _, is_cut in parts)
         num_tokens[split] = len(columns["input_ids"].values)
         write_batch(folder / f"{split}.arrow", columns)
     counts = {"num_tokens": num_tokens, "num_cut": num_cut, **({"num_windows": num_windows} if num_windows else {})}
@@ -161,11 +159,12 @@ def _write_tokens(
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 
-def _joined(a: pa.Array, b: pa.Array) -> pa.Array:
-    """Two columns one after the other, also where they have more tokens together than a list column can count."""
-    if pa.types.is_list(a.type) and len(a.values) + len(b.values) > _MAX_INT32:
-        a, b = (column.cast(pa.large_list(pa.int32())) for column in (a, b))
-    return pa.concat_arrays([a, b])
+def _joined(parts: Sequence[pa.Array]) -> pa.Array:
+    """Columns one after the other, also where they have more tokens together than a list column can count."""
+    is_list = any(pa.types.is_list(part.type) or pa.types.is_large_list(part.type) for part in parts)
+    if is_list and sum(len(part.values) for part in parts) > _MAX_INT32:
+        parts = [part.cast(pa.large_list(pa.int32())) for part in parts]
+    return pa.concat_arrays(parts)
 
 
 def read_texts(data: Artifact, split: str) -> list[pa.Array]:

@@ -120,8 +120,11 @@ class ConvModel(ConvPreTrainedModel):
         return BaseModelOutput(last_hidden_state=found[-1], hidden_states=tuple(found) if wants else None)
 
 
-class ConvForSequenceClassification(ConvPreTrainedModel):
-    """Outputs (B, C) from the mean of the states of real tokens."""
+class ConvClassifier(ConvPreTrainedModel):
+    """A linear head on what ``summary`` makes of the states."""
+
+    output: Any
+    """The class of what ``forward`` returns."""
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__(config)
@@ -138,41 +141,47 @@ class ConvForSequenceClassification(ConvPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         **unused: Any,
-    ) -> SequenceClassifierOutput:
+    ) -> Any:
         found = self.conv(input_ids, attention_mask, token_type_ids, output_hidden_states)
         states = found.last_hidden_state
         mask = real(input_ids, attention_mask).to(states.dtype)
-        mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-        logits = self.classifier(self.dropout(mean))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
+        logits = self.classifier(self.dropout(self.summary(states, mask)))
+        loss = None if labels is None else self.loss_of(logits, labels)
+        return self.output(loss=loss, logits=logits, hidden_states=found.hidden_states)
+
+    def summary(self, states: Tensor, mask: Tensor) -> Tensor:
+        """What of the states (B, L, width) is classified; ``mask`` (B, L, 1)."""
+        raise NotImplementedError
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """transformers' own loss of this head."""
+        raise NotImplementedError
 
 
-class ConvForTokenClassification(ConvPreTrainedModel):
+class ConvForSequenceClassification(ConvClassifier):
+    """Outputs (B, C) from the mean of the states of real tokens."""
+
+    output = SequenceClassifierOutput
+
+    def summary(self, states: Tensor, mask: Tensor) -> Tensor:
+        return (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return loss
+
+
+class ConvForTokenClassification(ConvClassifier):
     """Outputs (B, L, C), of each token."""
 
-    def __init__(self, config: ConvConfig) -> None:
-        super().__init__(config)
-        self.conv = ConvModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or ()))
-        self.post_init()
+    output = TokenClassifierOutput
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **unused: Any,
-    ) -> TokenClassifierOutput:
-        found = self.conv(input_ids, attention_mask, token_type_ids, output_hidden_states)
-        logits = self.classifier(self.dropout(found.last_hidden_state))
-        loss = None if labels is None else self.loss_function(logits, labels, self.config)
-        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
+    def summary(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self.loss_function(logits, labels, self.config)
+        return loss
 
 
 def real(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

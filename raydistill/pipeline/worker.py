@@ -74,15 +74,15 @@ def run_workers(
     """
     board = Board(job.storage, job.board_parts, job.owner)
     board.clear()
-    # In a thread of its own: Ray's handler for Ctrl-C, which kills workers after 12 s, is only set in the main thread.
-    thread = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
     name = f"{job.run_key}-{job.owner.number}-{next(GROUPS)}"
     callbacks = [lost_worker_callback(board)]
     resources = worker_resources(job.config.train, pool=pool, is_trial=bool(job.folder))
     waiting = Waiting(job.config.train, resources, show)
     waiting.look(True)
-    fitting = thread.submit(lambda: make_trainer(job, phases, name, resources, callbacks).fit().return_value)
-    thread.shutdown(wait=False)
+    # Ray's handler for Ctrl-C, which kills workers after 12 s, is only set in the main thread.
+    fitting = in_background(
+        "ray-train", lambda: make_trainer(job, phases, name, resources, callbacks).fit().return_value
+    )
     try:
         await_end(fitting, board, show, stop, watch, waiting.look)
     except BaseException:
@@ -94,6 +94,14 @@ def run_workers(
     if isinstance(outcome, RaydistillError):
         raise outcome
     return outcome
+
+
+def in_background(name: str, function: Callable[[], Any]) -> Future[Any]:
+    """Run ``function`` in a thread of its own, which ends with it."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+    found = thread.submit(function)
+    thread.shutdown(wait=False)
+    return found
 
 
 def await_end(

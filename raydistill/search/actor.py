@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from raydistill.cluster.resources import worker_resources
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.failures import explain
-from raydistill.pipeline.worker import make_trainer
+from raydistill.pipeline.worker import in_background, make_trainer
 from raydistill.search.ledger import Params
 from raydistill.search.sharing import Shared
 from raydistill.search.trial import FOLDER, TrialBoard, TrialSpec, trial_job, trial_reports
@@ -146,9 +146,7 @@ class TrialGroup(ray.tune.Trainable):
         resources = worker_resources(self.job.config.train, is_trial=True)
         phases = partial(report_trial, shared=shared)
         trainer = make_trainer(self.job, phases, name, resources, [pass_on(self.reports)])
-        thread = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
-        self.fitting = thread.submit(lambda: trainer.fit().return_value)
-        thread.shutdown(wait=False)
+        self.fitting = in_background("ray-train", lambda: trainer.fit().return_value)
 
     def step(self) -> dict[str, Any]:
         """The next validation, or how the trial ended."""

@@ -8,7 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from raydistill.errors import Interrupted, RaydistillError
-from raydistill.pipeline.worker import STOP_SECONDS, ray_storage
+from raydistill.pipeline.worker import STOP_SECONDS, in_background, ray_storage
 from raydistill.search.actor import TrialActor, TrialGroup, threads_of
 from raydistill.search.sharing import Shared
 from raydistill.search.sources import TrialSource
@@ -191,9 +191,7 @@ def run_trials(
 
 def supervise(tuner: tune.Tuner, board: Board, stop: threading.Event, watch: Callable[[], None]) -> None:
     """Wait for the tuner, in a thread of its own so that Ctrl-C stays ours."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-tune")
-    fitting = pool.submit(tuner.fit)
-    pool.shutdown(wait=False)
+    fitting = in_background("ray-tune", tuner.fit)
     asked_at: float | None = None
     try:
         while not wait([fitting], timeout=0.5).done:

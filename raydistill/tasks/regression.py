@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raydistill.config import tasks as config
 from raydistill.errors import DataError
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.linear import Linear, fit_numbers
+from raydistill.tasks.numbers import NUMBER, as_numbers, no_numbers, tenths
 from raydistill.tasks.scores import Floor, Scores, fit_rows
 from raydistill.tasks.statistics import weighted_pearson, weighted_ranks
 from raydistill.tasks.targets import Array, Targets, decoded, is_string, none_if_empty
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 FEW_VALUES = 3
 """A target of so few different values is rather a class."""
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-NUM_STRATA = 10
 MAX_POINTS = 500
 """Rows of a report's picture of outputs against targets."""
 
@@ -53,23 +50,19 @@ class TextRegression(Task):
             raise DataError(f"{what} holds classes or lists, not numbers. Name another, or set task.type.")
         if is_string(column.type):
             column = none_if_empty(column)
-            is_number = pc.match_substring_regex(column, f"^{_NUMBER.pattern}$")
-            wrong = column.filter(pc.invert(pc.fill_null(is_number, True)))
+            wrong = column.filter(pa.array(no_numbers(column)))
             if len(wrong):
                 raise DataError(
                     f"{what} holds {wrong[0].as_py()[:50]!r}, which is no number ({len(wrong):,} rows). Write numbers "
                     "with a decimal point, or leave the cell empty."
                 )
-        column = column.cast(pa.float64())
-        if pc.any(pc.is_inf(column)).as_py():
-            raise DataError(f"{what} holds infinite numbers. Leave out such rows.")
-        return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+        return as_numbers(column, f"{what} holds infinite numbers. Leave out such rows.")
 
     @classmethod
     def is_target(cls, cells: Sequence[Any]) -> bool:
         """Many different numbers."""
         known = [str(cell).strip() for cell in cells if cell is not None and str(cell).strip()]
-        return len(set(known)) > FEW_VALUES and all(_NUMBER.fullmatch(cell) for cell in known)
+        return len(set(known)) > FEW_VALUES and all(NUMBER.fullmatch(cell) for cell in known)
 
     @classmethod
     def read(cls, settings: Any, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None) -> Read:
@@ -101,9 +94,7 @@ class TextRegression(Task):
     def strata(self, targets: Targets) -> np.ndarray:
         """Tenths of the labelled rows by their target."""
         found = np.full(len(targets), -1, np.int64)
-        known = targets.values[targets.labeled]
-        ranks = np.searchsorted(np.sort(known), known)
-        found[targets.labeled] = ranks * NUM_STRATA // max(len(known), 1)
+        found[targets.labeled] = tenths(targets.values[targets.labeled])
         return found
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:

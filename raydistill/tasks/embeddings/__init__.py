@@ -19,7 +19,8 @@ from raydistill.models.head import EMBEDDING, EMBEDDING_FIELD, Head
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.embeddings import reading
 from raydistill.tasks.embeddings.reading import FIRST, KNOWN, SCORE, SECOND
-from raydistill.tasks.embeddings.scoring import MAX_TEXTS, EmbeddingScores, beside
+from raydistill.tasks.embeddings.scoring import MAX_TEXTS, EmbeddingScores, apart, beside, cosine_of_pairs
+from raydistill.tasks.numbers import tenths
 from raydistill.tasks.targets import Array, Targets
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Embeddings"]
 
-NUM_STRATA = 10
 FEWEST = 4
 """Texts of which one has neighbours to be ranked."""
 MAX_DIGITS = 6
@@ -133,9 +133,8 @@ class Embeddings(Task):
     def strata(self, targets: Targets) -> Array:
         """Tenths of the scored pairs by their score; one group of rows without."""
         found = np.where(targets.labeled, 0, -1)
-        known = targets.values[targets.labeled, SCORE]
         if self.scores_range is not None:
-            found[targets.labeled] = np.searchsorted(np.sort(known), known) * NUM_STRATA // max(len(known), 1)
+            found[targets.labeled] = tenths(targets.values[targets.labeled, SCORE])
         return found
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:
@@ -240,14 +239,12 @@ class Embeddings(Task):
 
 
 def _units(vectors: Array) -> Array:
-    vectors = vectors.astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return apart(vectors, 1)[:, 0]
 
 
 def _cosine_of_pairs(outputs: Array) -> Array:
     """Of rows (N, 2 C), (N,)."""
-    first, second = (_units(side) for side in np.split(outputs, 2, axis=1))
-    return (first * second).sum(1)
+    return cosine_of_pairs(apart(outputs, 2))
 
 
 def _moved(a: Array, b: Array, rows: Array) -> tuple[Array, Array]:

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistill.errors import DataError
+from raydistill.tasks.mistakes import MOST_ROWS
+from raydistill.tasks.numbers import as_numbers, no_numbers
 from raydistill.tasks.targets import Array, Targets, decoded, is_string, none_if_empty
 
 FORM = pa.struct([("score", pa.float64()), ("first", pa.int64()), ("second", pa.int64())])
@@ -17,8 +19,6 @@ FORM = pa.struct([("score", pa.float64()), ("first", pa.int64()), ("second", pa.
 SCORE, FIRST, SECOND = 0, 1, 2
 KNOWN = 3
 """Columns of targets; behind them stand the teacher's vectors of the row's texts, once it has spoken."""
-NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-MOST_ROWS = 3
 NO_SCORE = -np.inf
 """In place of a score; rows without one are equal in that, which NaN would not be."""
 
@@ -46,7 +46,7 @@ def _scores(column: pa.ChunkedArray, where: str) -> pa.Array:
         raise DataError(f"{where}: the score of a pair has to be a number; the column holds {column.type}.")
     if is_string(column.type):
         column = none_if_empty(column)
-        wrong = pc.invert(pc.fill_null(pc.match_substring_regex(column, NUMBER), True)).to_numpy()
+        wrong = no_numbers(column)
         if wrong.any():
             rows = np.flatnonzero(wrong)
             named = ", ".join(f"row {row + 1} holds {column[int(row)].as_py()[:50]!r}" for row in rows[:MOST_ROWS])
@@ -55,10 +55,7 @@ def _scores(column: pa.ChunkedArray, where: str) -> pa.Array:
                 f"{', …' if len(rows) > MOST_ROWS else ''} ({len(rows):,} of {len(column):,} rows). Write numbers with "
                 "a decimal point, leave the cell empty, or name another column: data.columns.label."
             )
-    column = column.cast(pa.float64())
-    if pc.any(pc.is_inf(column)).as_py():
-        raise DataError(f"{where} has scores that are infinite. Leave out such rows.")
-    column = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+    column = as_numbers(column, f"{where} has scores that are infinite. Leave out such rows.")
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 

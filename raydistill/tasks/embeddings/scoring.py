@@ -35,11 +35,16 @@ class EmbeddingScores(Scores):
         self.score, ids = targets[:, SCORE], targets[:, [FIRST, SECOND]]
         self.ids = ids if (ids[:, 1] >= 0).all() else ids[:, :1]
         self.are_pairs, self.is_scored = self.ids.shape[1] == 2, bool(np.isfinite(self.score).all())
-        self.texts = _apart(outputs, self.ids.shape[1])
+        self.texts = apart(outputs, self.ids.shape[1])
         known = targets[:, KNOWN:]
-        self.teacher = _apart(known.astype(np.float32), self.ids.shape[1]) if known.shape[1] else None
+        self.teacher = apart(known.astype(np.float32), self.ids.shape[1]) if known.shape[1] else None
         if self.teacher is not None and not np.isfinite(known).all():
             raise DataError("The teacher's vectors of these rows are not known. Evaluate the model on its run's rows.")
+
+    @cached_property
+    def cosine(self) -> Array:
+        """Of the two texts of each row, (N,)."""
+        return cosine_of_pairs(self.texts)
 
     @cached_property
     def by_row(self) -> dict[str, Array]:
@@ -64,7 +69,7 @@ class EmbeddingScores(Scores):
         values = {name: row @ weights / total for name, row in self.by_row.items()}
         values |= {"spearman": nothing, "pearson": nothing}
         if self.is_scored and self.are_pairs:
-            cosine = (self.texts[:, 0] * self.texts[:, 1]).sum(-1).astype(np.float64)
+            cosine = self.cosine.astype(np.float64)
             values["pearson"] = np.nan_to_num(weighted_pearson(cosine, self.score, weights))
             if wanted is None or "spearman" in wanted:
                 own, wanted_ranks = (weighted_ranks(side, weights) for side in (cosine, self.score))
@@ -85,14 +90,19 @@ class EmbeddingScores(Scores):
             return {}
         order = np.argsort(self.score, kind="stable")
         rows = order[np.linspace(0, len(order) - 1, min(500, len(order))).astype(int)]
-        cosine = (self.texts[rows, 0] * self.texts[rows, 1]).sum(-1)
-        return {"scatter": np.stack([self.score[rows], cosine], axis=1).tolist()}
+        return {"scatter": np.stack([self.score[rows], self.cosine[rows]], axis=1).tolist()}
 
 
-def _apart(vectors: Array, num_texts: int) -> Array:
+def apart(vectors: Array, num_texts: int) -> Array:
     """Rows (N, T C) as vectors of length 1 of each text, (N, T, C) float32."""
-    texts = vectors.astype(np.float32).reshape(len(vectors), num_texts, -1)
+    texts = vectors.astype(np.float32).reshape(len(vectors), num_texts, vectors.shape[1] // num_texts)
     return texts / np.maximum(np.linalg.norm(texts, axis=-1, keepdims=True), 1e-12)
+
+
+def cosine_of_pairs(texts: Array) -> Array:
+    """Of the two texts of each row, (N, 2, C) of length 1 -> (N,)."""
+    found: Array = (texts[:, 0] * texts[:, 1]).sum(-1)
+    return found
 
 
 def beside(own: Array, teacher: Array, ids: Array) -> dict[str, Array]:

@@ -1,0 +1,36 @@
+"""Columns of numbers, as numbers or as texts, and how rows are stratified by them."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydistill.errors import DataError
+from raydistill.tasks.targets import Array
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+NUM_STRATA = 10
+
+
+def no_numbers(column: pa.ChunkedArray) -> Array:
+    """Which cells of a column of texts are no numbers, (N,) bool; empty ones, null, are not meant."""
+    is_number = pc.match_substring_regex(column, f"^{NUMBER.pattern}$")
+    found: Array = pc.invert(pc.fill_null(is_number, True)).to_numpy()
+    return found
+
+
+def as_numbers(column: pa.ChunkedArray, infinite: str) -> pa.ChunkedArray:
+    """A column as float64, null for NaN. Raises DataError with the text ``infinite`` where one is."""
+    column = column.cast(pa.float64())
+    if pc.any(pc.is_inf(column)).as_py():
+        raise DataError(infinite)
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+
+
+def tenths(known: Array) -> Array:
+    """In which tenth of them, by size, numbers (N,) are; equal ones are together."""
+    found: Array = np.searchsorted(np.sort(known), known) * NUM_STRATA // max(len(known), 1)
+    return found
