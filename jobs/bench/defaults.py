@@ -3,7 +3,8 @@
     python jobs/bench/defaults.py --labels 100 300 --seeds 0 1 --cells cells.jsonl headlines bodies reviews.csv
 
 Of each data set 600 rows are the test, ``labels`` have a label, of which a tenth (ten at least) are the validation
-rows, and all others are texts alone. Every contender has these rows, the same small encoder, and a student of 2 layers:
+rows, and all others are texts alone; where ``labels`` is more than there are, all have one. Every contender has these
+rows, the same small encoder, and a student of 2 layers:
 
     before    3 epochs at 5e-5 for everything, the best epoch kept: what the defaults were
     defaults  a config of data.path and teacher.model
@@ -103,6 +104,7 @@ def table(path: Path) -> Iterator[tuple[str, str]]:
 def draw(source: str, num_labels: int, seed: int) -> Draw:
     texts, labels, length = read(source)
     order = np.random.default_rng(seed).permutation(len(texts))
+    num_labels = min(num_labels, len(texts) - TEST_ROWS)
     num_validation = max(num_labels // 10, FEWEST_VALIDATION)
     ends = np.cumsum([TEST_ROWS, num_validation])
     splits = dict(zip(("test", "validation", "train"), np.split(order, ends), strict=True))
