@@ -27,7 +27,7 @@ from raydistill.pipeline.plan import make_plan
 
 JOBS = ROOT / "jobs"
 RECIPES = [starter.file for starter in list_starters().values() if starter.is_recipe]
-METHODS = ("distilbert", "tinybert", "minilm", "pkd")
+METHODS = ("distilbert", "tinybert", "minilm", "pkd", "early", "late")
 sys.path.insert(0, str(JOBS / "bench"))
 
 

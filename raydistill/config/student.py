@@ -40,6 +40,9 @@ class EncoderStudent(StudentSection):
     """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
     teacher_layers: OrAuto[tuple[int, ...]] = "auto"
     """Which of the teacher's layers (from 0) the student starts from."""
+    share_layers: int | None = Field(default=None, ge=0)
+    """So many layers, and the embeddings, are the teacher's, in every stage: frozen, and not run in training, where the
+    teacher's states behind them are read instead. 0: the embeddings alone."""
 
     @property
     def checkpoint(self) -> str | None:
@@ -51,6 +54,7 @@ class EncoderStudent(StudentSection):
         width, heads, layers = self.hidden_size, self.num_heads, self.teacher_layers
         if width and heads and width % heads:
             found.append((("hidden_size",), f"{width} is not divisible by num_heads ({heads}); change one of them."))
+        found += self._sharing()
         if layers == "auto":
             return found
         place = ("teacher_layers",)
@@ -63,6 +67,26 @@ class EncoderStudent(StudentSection):
             found.append((place, text))
         if self.start != "teacher_layers":
             found.append((place, f"has no effect with start: {self.start}; remove one of the two."))
+        return found
+
+    def _sharing(self) -> list[Mistake]:
+        """Layers can be shared where the student has them as they are."""
+        shared, place = self.share_layers, ("share_layers",)
+        if shared is None:
+            return []
+        found: list[Mistake] = []
+        widths = [name for name in ("hidden_size", "num_heads", "intermediate_size") if getattr(self, name) is not None]
+        if widths:
+            found.append((place, f"layers of another width are not the teacher's; leave {' and '.join(widths)} out."))
+        if self.checkpoint is not None:
+            found.append((place, f"a student that starts from {self.start} has none of the teacher's layers."))
+        if self.dropout:
+            found.append((place, "what is recorded of shared layers has no dropout; set dropout to 0."))
+        if isinstance(self.num_layers, int) and shared > self.num_layers:
+            found.append((place, f"{shared} of {self.num_layers} layers (student.num_layers) cannot be shared."))
+        if self.teacher_layers != "auto" and self.teacher_layers[:shared] != tuple(range(shared)):
+            text = f"the first {shared} of teacher_layers must be 0 to {shared - 1}, got {list(self.teacher_layers)}."
+            found.append((place, text))
         return found
 
 

@@ -26,7 +26,8 @@ class Optimization(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
     freeze: tuple[str, ...] = ()
-    """Glob patterns of parameter names that are not trained, for example ``*embeddings*``."""
+    """Glob patterns of parameter names that are not trained, for example ``*embeddings*``; one that begins with ``!``
+    makes an exception of earlier ones: ``['*', '!classifier*']`` trains nothing but the head."""
 
 
 class Change(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,8 @@ from raydistill.losses.vectors import SimilarityMatrix, VectorCosine, VectorMse
 from raydistill.models.crf import is_crf, predictions
 from raydistill.models.head import vector_width
 from raydistill.models.layer_map import layer_map
-from raydistill.models.signals import GRADIENTS, Signal
+from raydistill.models.shared import num_shared
+from raydistill.models.signals import GRADIENTS, PROJECTIONS, Signal
 from raydistill.tasks import Targets, Task
 
 if TYPE_CHECKING:
@@ -108,7 +109,17 @@ def build_losses(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Losses({name: build_loss(term, task, student, teacher, targets) for name, term in terms.items()})
+        losses = Losses({name: build_loss(term, task, student, teacher, targets) for name, term in terms.items()})
+    if teacher is not None:
+        losses.begins_at = beginning(num_shared(student) or 0, losses.student_needs)
+    return losses
+
+
+def beginning(num_shared: int, needs: Collection[Signal]) -> Signal | None:
+    """The states behind the shared layers, where nothing that is needed of the student lies before them."""
+    first = {"hidden_states": num_shared, **dict.fromkeys(PROJECTIONS, num_shared + 1)}
+    inside = (signal == GRADIENTS or (signal.layer or 0) < first.get(signal.name, 0) for signal in needs)
+    return None if num_shared == 0 or any(inside) else Signal.of("hidden_states", num_shared)
 
 
 def build_stages(

@@ -97,6 +97,10 @@ class LastStates(Loss):
 class Losses(nn.ModuleDict):
     """The named losses of one training stage."""
 
+    begins_at: Signal | None = None
+    """The teacher's states from which the student goes on, where it shares all layers before them and no term looks at
+    one of these."""
+
     @property
     def terms(self) -> dict[str, Loss]:
         return {name: loss for name, loss in self.items() if isinstance(loss, Loss)}
@@ -107,7 +111,12 @@ class Losses(nn.ModuleDict):
 
     @property
     def teacher_needs(self) -> frozenset[Signal]:
-        return frozenset(Signal(name) for loss in self.terms.values() for name in loss.teacher_needs)
+        needs = frozenset(Signal(name) for loss in self.terms.values() for name in loss.teacher_needs)
+        return needs if self.begins_at is None else needs | {self.begins_at}
+
+    def begin(self, teacher: Mapping[Signal, Tensor]) -> dict[Signal, Tensor]:
+        """Where a student's forward pass begins (see ``models.capture``); empty: at the tokens."""
+        return {} if self.begins_at is None else {self.begins_at: teacher[self.begins_at]}
 
     @property
     def group_size(self) -> int:

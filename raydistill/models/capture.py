@@ -14,25 +14,32 @@ from raydistill.models.crf import Chains, read_chain
 from raydistill.models.gradients import differentiable, input_gradients, of_unit_length
 from raydistill.models.head import logits_of
 from raydistill.models.layers import projection
+from raydistill.models.shared import beginning_behind
 from raydistill.models.signals import BEGINS, GRADIENTS, LOGITS, PROJECTIONS, SECOND, UNITS, Signal
 
 
-def capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
+def capture(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    signals: Collection[str],
+    begin: Mapping[Signal, Tensor] | None = None,
+) -> dict[Signal, Tensor]:
     """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded.
 
     ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``; then there are those of ``models.crf``, too.
     Of rows of two texts that are read apart (``SECOND``): (B, 2 C). All others: (N, width) of the N real tokens, row
     after row without padding. ``hidden_states[i]`` and the projections are in the dtype the model computes in, heads
     beside each other; hidden states are outputs of the model, projections are caught by hooks, so that attention stays
-    as fast as it is. ``gradients``: float32, see ``models.gradients``. Mode, grad and autocast are the caller's. Raises
-    ConfigError or ModelError for a signal that the model does not have.
+    as fast as it is. ``gradients``: float32, see ``models.gradients``. ``begin``: hidden states of one layer (N, width)
+    from which the model goes on; the layers up to it are not run, and what they would give is not there. Mode, grad and
+    autocast are the caller's. Raises ConfigError or ModelError for a signal that the model does not have.
     """
     if SECOND in inputs:
-        found = capture(model, texts_apart(inputs), signals)
+        found = capture(model, texts_apart(inputs), signals, begin)
         return {s: values.reshape(-1, 2 * values.shape[1]) if s == LOGITS else values for s, values in found.items()}
     if GRADIENTS in signals:
         return capture_with_gradients(model, inputs, signals)
-    return _capture(model, inputs, signals)
+    return _capture(model, inputs, signals, begin)
 
 
 def capture_with_gradients(
@@ -49,17 +56,24 @@ def capture_with_gradients(
     return kept if trained else {signal: values.detach() for signal, values in kept.items()}
 
 
-def _capture(model: nn.Module, inputs: Mapping[str, Tensor], signals: Collection[str]) -> dict[Signal, Tensor]:
+def _capture(
+    model: Any, inputs: Mapping[str, Tensor], signals: Collection[str], begin: Mapping[Signal, Tensor] | None = None
+) -> dict[Signal, Tensor]:
     wanted = [Signal(signal) for signal in signals]
     units, begins = inputs.get(UNITS), inputs.get(BEGINS)
     inputs = {name: tensor for name, tensor in inputs.items() if name not in (UNITS, BEGINS)}
     caught: dict[Signal, Tensor] = {}
+    tokens = real_tokens(inputs) if begin or any(signal.is_token_level for signal in wanted) else None
     with ExitStack() as hooks:
+        for signal, states in (begin or {}).items():
+            assert signal.layer is not None
+            assert tokens is not None
+            padded = _padded(states, tokens, next(iter(inputs.values())).shape[:2])
+            hooks.enter_context(beginning_behind(model, signal.layer, padded))
         for signal in wanted:
             if signal.name in PROJECTIONS:
                 hooks.callback(_catch(model, signal, caught).remove)
         output = model(**inputs, output_hidden_states=any(signal.name == "hidden_states" for signal in wanted))
-    tokens = real_tokens(inputs) if any(signal.is_token_level for signal in wanted) else None
     found = {}
     if any(signal.is_prediction for signal in wanted):
         logits = logits_of(output).float()
@@ -123,3 +137,9 @@ def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
 def _flat(states: Tensor, tokens: Tensor | None) -> Tensor:
     flat = states.flatten(0, 1) if states.dim() == 3 else states
     return flat if tokens is None or tokens.numel() == flat.shape[0] else flat.index_select(0, tokens)
+
+
+def _padded(states: Tensor, tokens: Tensor, shape: torch.Size) -> Tensor:
+    """(N, width) -> (B, L, width) in float32, with zeros for padding."""
+    padded = states.new_zeros((shape.numel(), states.shape[1]), dtype=torch.float32)
+    return padded.index_copy_(0, tokens, states.float()).unflatten(0, shape)

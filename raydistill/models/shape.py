@@ -19,6 +19,7 @@ from raydistill.models.head import head_in
 from raydistill.models.layer_map import choose_layers
 from raydistill.models.load import new_model, read_config
 from raydistill.models.pooled import set_pooled
+from raydistill.models.shared import set_shared
 
 
 def student_config(teacher_config: PreTrainedConfig, student: Student) -> PreTrainedConfig:
@@ -41,7 +42,8 @@ def num_layers(source: PreTrainedConfig, student: EncoderStudent) -> int:
     """Return how many layers a student of the model ``source`` has, where it does not say which."""
     depth: int = source.num_hidden_layers
     if student.num_layers == "auto":
-        return (depth + 1) // 2 if student.start == "teacher_layers" and student.hidden_size is None else depth
+        half = max((depth + 1) // 2, student.share_layers or 0)
+        return half if student.start == "teacher_layers" and student.hidden_size is None else depth
     return student.num_layers or depth
 
 
@@ -51,7 +53,7 @@ def start_layers(source: PreTrainedConfig, student: Student) -> tuple[int, ...]:
         return ()
     depth, chosen = source.num_hidden_layers, student.teacher_layers
     if chosen == "auto":
-        return choose_layers(num_layers(source, student), depth, getattr(source, "layer_types", None))
+        return _shared_and_chosen(student.share_layers or 0, num_layers(source, student), source)
     if max(chosen) >= depth:
         raise ConfigError(
             f"student.teacher_layers is {list(chosen)}; the teacher has layers 0 to {depth - 1}. Name some of these."
@@ -59,19 +61,37 @@ def start_layers(source: PreTrainedConfig, student: Student) -> tuple[int, ...]:
     return chosen
 
 
+def _shared_and_chosen(num_shared: int, num_student: int, source: PreTrainedConfig) -> tuple[int, ...]:
+    """The first layers, as many as are shared, and those chosen of all others."""
+    kinds = getattr(source, "layer_types", None)
+    chosen = choose_layers(num_student, source.num_hidden_layers, kinds)  # refuses what cannot be
+    if num_shared == 0:
+        return chosen
+    rest = range(num_shared, source.num_hidden_layers)
+    if num_student == num_shared:
+        return tuple(range(num_shared))
+    own = choose_layers(num_student - num_shared, len(rest), kinds and kinds[num_shared:])
+    return (*range(num_shared), *(rest[i] for i in own))
+
+
 def shape(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig:
     """Return the config of a student that is cut from a model with the config ``source``."""
     config = copy.deepcopy(source)
     config.dtype = torch.float32
     set_pooled(config, False)
+    set_shared(config, student.share_layers)
     for head in ("softmax", student.head):  # what the source has learned is copied with its weights, or not at all
         set_crf(config, head)
+    if (student.share_layers or 0) > source.num_hidden_layers:
+        raise ConfigError(
+            f"student.share_layers is {student.share_layers}, but the teacher has {source.num_hidden_layers} layers."
+        )
     layers = start_layers(source, student)
     depth = len(layers) or num_layers(source, student)
     for field in LAYER_FIELDS:
         entries = getattr(source, field, None)
         if isinstance(entries, list) and len(entries) == source.num_hidden_layers:
-            setattr(config, field, [entries[i] for i in layers or _pattern(depth, source)])
+            setattr(config, field, [entries[i] for i in layers or _pattern(depth, source, student)])
     if depth != source.num_hidden_layers:
         _set(config, "num_hidden_layers", depth)
     _set_widths(config, source, student)
@@ -84,10 +104,10 @@ def shape(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig
     return config
 
 
-def _pattern(depth: int, source: PreTrainedConfig) -> tuple[int, ...]:
+def _pattern(depth: int, source: PreTrainedConfig, student: EncoderStudent) -> tuple[int, ...]:
     """Layers whose kind a random student takes: the same as a copied one's, or all of them again for a deeper one."""
     if depth <= source.num_hidden_layers:
-        return choose_layers(depth, source.num_hidden_layers, getattr(source, "layer_types", None))
+        return _shared_and_chosen(student.share_layers or 0, depth, source)
     return tuple(i % source.num_hidden_layers for i in range(depth))
 
 

@@ -16,6 +16,7 @@ from raydistill.models.head import head_of, scaled
 from raydistill.models.layers import layer_stack
 from raydistill.models.load import load_model, new_model
 from raydistill.models.shape import shape, start_layers
+from raydistill.models.shared import shared_parameters
 from raydistill.models.slices import Heads, cut
 
 
@@ -25,8 +26,8 @@ def build_student(
     """Return a student of the configured shape in float32 and eval mode, with the teacher's outputs.
 
     Layers, embeddings and head are copied where shapes allow, cut where the student is narrower (``slices.py``), or
-    random from ``seed``. With all layers and the full width it gives the teacher's logits bit for bit. A light student
-    has the teacher's embeddings, and all else random.
+    random from ``seed``; shared layers are the teacher's in any case. With all layers and the full width it gives the
+    teacher's logits bit for bit. A light student has the teacher's embeddings, and all else random.
     Raises ConfigError for a shape that cannot be, ModelError for a model without a stack of layers.
     """
     if isinstance(student, ConvStudent):
@@ -47,6 +48,8 @@ def build_student(
     scaled(model, head_of(teacher).scale)
     if student.start != "random":
         _copy_weights(source, model, layers)
+    elif student.share_layers is not None:
+        model.load_state_dict({name: source.get_parameter(name) for name in shared_parameters(model)}, strict=False)
     return model
 
 

@@ -23,6 +23,7 @@ from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import has_head, load_model, order_notice
 from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
+from raydistill.models.shared import num_shared
 from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.prepare import augmentation_of, check_models, complete, prepare
@@ -114,6 +115,7 @@ def make_plan(
             "hidden_size": student.hidden_size,
             "num_heads": getattr(student, "num_attention_heads", None),
             "teacher_layers": list(start_layers(source_config, config.student)),
+            "share_layers": num_shared(student),
         },
         "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
         "steps": steps(config, size),

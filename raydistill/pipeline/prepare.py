@@ -33,6 +33,7 @@ from raydistill.models.load import has_head, new_model, read_config
 from raydistill.models.pooled import pooled_class
 from raydistill.models.scorer import num_positions
 from raydistill.models.shape import student_config
+from raydistill.models.shared import check_shared, num_shared
 from raydistill.models.signals import PROJECTIONS, Signal
 from raydistill.pipeline.defaults import Choice, Facts, choose
 from raydistill.pipeline.recipes import start_digest
@@ -215,6 +216,8 @@ def check_signals(config: Config, task: Task, models: Models) -> None:
                 model = new_model(shaped, seed=0)
             for layer, name in projected:
                 projection(model, layer, name)
+    if num_shared(models.student):
+        check_shared(new_model(models.student, seed=0))
 
 
 def run_key(config: Config, tokens: Artifact, source: Path, dtype: str) -> str:

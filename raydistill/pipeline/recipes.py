@@ -147,7 +147,7 @@ def _student_recipe(student: Student) -> Recipe:
 
 
 def _without_defaults(section: Recipe) -> Recipe:
-    later = {"class_weights": None, "label_smoothing": 0.0, "head": "softmax"}
+    later = {"class_weights": None, "label_smoothing": 0.0, "head": "softmax", "share_layers": None}
     return {name: value for name, value in section.items() if (name, value) not in later.items()}
 
 

@@ -26,6 +26,7 @@ from raydistill.data.rows import Rows
 from raydistill.errors import ConfigError, Diverged, Interrupted
 from raydistill.losses.base import Losses
 from raydistill.models.capture import capture
+from raydistill.models.shared import shared_parameters
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints, TrainProgress
 from raydistill.train.dropout import RowDropout, has_dropout
@@ -140,7 +141,8 @@ class StageRun:
         setup.losses.to(setup.device.torch_device)
         kind, _, stage = setup.name.partition(".")
         section = "teacher.finetune" if kind == "teacher" else f"stages.{stage}"
-        freeze(setup.model, setup.optimization.freeze, f"{section}.freeze")
+        shared = () if kind == "teacher" else shared_parameters(setup.model)  # who was a student may learn all again
+        freeze(setup.model, (*setup.optimization.freeze, *shared), f"{section}.freeze")
         setup.group.synchronize(setup.model)
         setup.group.synchronize(setup.losses)
         self.parameters = trainable(setup.model, setup.losses)
@@ -245,7 +247,7 @@ class StageRun:
         batch = replace(batch, inputs=setup.device.move(batch.inputs))
         teacher = setup.device.move(setup.signals.read(batch))
         with setup.device.autocast():
-            student = capture(setup.model, batch.inputs, setup.losses.student_needs)
+            student = capture(setup.model, batch.inputs, setup.losses.student_needs, setup.losses.begin(teacher))
             return setup.losses(student, teacher, batch, counts)
 
     def _agree(self, batches: list[Batch], progress: TrainProgress) -> list[float]:

@@ -18,17 +18,20 @@ from raydistill.errors import ConfigError
 def freeze(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
     """Train all parameters of ``model`` but those whose name matches a glob pattern of ``setting``.
 
-    Raises ConfigError where a pattern matches nothing, or nothing is left to train.
+    A pattern that begins with ``!`` trains what an earlier one froze. Raises ConfigError where a pattern matches
+    nothing, or nothing is left to train.
     """
+    patterns = tuple(patterns)
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
             raise ConfigError(
                 f"{setting}: {pattern!r} matches no parameter of the model. Parameters are named like "
                 f"{names[0]!r} and {names[-1]!r}; '*' matches any part of a name."
             )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
+        matching = [pattern for pattern in patterns if fnmatchcase(name, pattern.removeprefix("!"))]
+        parameter.requires_grad_(not matching or matching[-1].startswith("!"))
     if names and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"{setting}: the patterns freeze every parameter; nothing is left to train.")
 

@@ -68,7 +68,7 @@ def gradient_norms(
             norms[name] = 0.0
             continue
         with device.autocast():
-            student = capture(model, batch.inputs, loss.student_needs)
+            student = capture(model, batch.inputs, loss.student_needs, losses.begin(teacher))
             value = loss(student, teacher, batch).sum() * (loss.weight / count)
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         norms[name] = math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))

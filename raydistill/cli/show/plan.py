@@ -91,6 +91,8 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}; if no better than guessing, {chance}"
     )
     layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
+    if (shared := student["share_layers"]) is not None:
+        layers += f"; the embeddings and the first {shared} are the teacher's and stay as they are"
     shape = f"{student['num_layers']} layers, width {student['hidden_size']}"
     shape += f", {student['num_heads']} heads" if student["num_heads"] else " of convolutions"
     console.print(f"student    {shape}{escape(layers)}")

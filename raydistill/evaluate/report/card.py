@@ -206,11 +206,13 @@ def start_text(results: Mapping[str, Any]) -> str:
         shape = f"a convolutional network of {shape}, kernel {student['kernel_size']}"
     if student["start"] == "teacher_embeddings":
         return f"{shape}, started from the teacher's embeddings"
+    shared = student.get("share_layers")
+    kept = "" if shared is None else f"; its embeddings and first {shared} layers are the teacher's, and did not learn"
     if student["start"] == "random":
-        return f"{shape}, started at random"
+        return f"{shape}, started at random{kept}"
     taken = [str(layer) for _, layer in (results.get("layers") or {}).get("start", ()) if layer > 0]
     which = f"layers {', '.join(taken)} of {results['layers']['teacher']}" if taken else "layers"
-    return f"{shape}, started from the teacher's {which}"
+    return f"{shape}, started from the teacher's {which}{kept}"
 
 
 def loss_text(name: str, loss: Mapping[str, Any]) -> str:
