@@ -296,5 +296,54 @@ def test_bench_of_taggers_has_real_entities_and_pairs_differences() -> None:
         for seed in (0, 1)
     ]
     console = Console(record=True, width=120)
-    taggers.qualities(cells, console)
+    taggers.qualities(cells, taggers.REFERENCE, "2 of 6 layers", console)
     assert "2.0 [2.0, 2.0]" in console.export_text()  # the mean of two seeds; what sentences do to both is taken out
+
+
+def test_bench_of_methods_has_every_loss_and_recipe(tmp_path: Path) -> None:
+    import methods
+
+    models = {"data": {"path": "x.csv"}, "teacher": {"model": "x"}}
+    for task, few in (("text_classification", {"rkd_angle", "tinybert.yaml"}), ("token_classification", {"hidden_kl"})):
+        found = methods.methods(task)
+        assert next(iter(found)) == methods.REFERENCE  # the first, so that others stand beside it
+        assert few < found.keys()
+        for name, settings in found.items():
+            config = load_config({**models, "task": {"type": task}, **settings})
+            assert name.endswith(".yaml") or config.stages["distill"].losses["own"].type == name
+
+
+@pytest.mark.slow
+def test_bench_of_methods_pairs_runs_by_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import methods
+
+    data, toy = tmp_path / "toy.csv", toy_config(tmp_path)
+    short = {
+        name: {"teacher": toy["teacher"], "stages": {"distill": {"num_epochs": 1, **settings["stages"]["distill"]}}}
+        for name, settings in methods.methods("text_classification").items()
+        if name in ("forward_kl", "dkd")
+    }
+    monkeypatch.setattr(methods, "methods", lambda task: short)
+    arguments = [str(data), "--labeled", "60", "--methods", "forward_kl", "dkd", "--storage", str(tmp_path / "s")]
+    cells = tmp_path / "cells.jsonl"
+    for _ in range(2):  # the second reads what the first computed
+        methods.main([*arguments, "--cells", str(cells)])
+    found = [json.loads(line) for line in cells.read_text().splitlines()]
+    assert [cell["method"] for cell in found] == ["forward_kl", "dkd"]
+    assert found[0]["found"].keys() == {"forward_kl", "no teacher", "teacher"}
+    assert "difference from forward_kl" in capsys.readouterr().out
+
+
+def test_bench_of_tasks_has_rows_of_every_kind(tmp_path: Path) -> None:
+    import tasks
+
+    rated = tmp_path / "rated.txt"
+    rated.write_text("".join(f"{i}\t{i % 9 - 4}.5\ta tweet of number {i}\n" for i in range(2600)))
+    for name, (read, labeled, settings) in tasks.TASKS.items():
+        rows = read(rated)
+        assert len(rows) >= tasks.TESTED + labeled, name
+        assert len({json.dumps(row) for row in rows}) > 0.9 * len(rows)
+        load_config({"data": {"path": "x.jsonl"}, "teacher": {"model": "x"}, **settings})
+    assert {row["label"] for row in tasks.pairs(rated)} == {"own", "other"}

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from raydistill.cluster.device import Device
 from raydistill.config.losses import SECTIONS
+from raydistill.config.schema import list_losses
 from raydistill.config.student import EncoderStudent as Student
 from raydistill.config.training import Stage
 from raydistill.data.rows import load_tokenizer
@@ -44,7 +45,8 @@ def main() -> None:
     parser.add_argument("losses", nargs="*", choices=[[], *SECTIONS], default=[])
     parser.add_argument("--tokens", type=int, default=64, help="longest row")
     given = parser.parse_args()
-    kinds = [name for name in given.losses or SECTIONS if name not in (ALONE, "task")]
+    known = [name for name, about in list_losses().items() if TextClassification.type in about["tasks"]]
+    kinds = [name for name in given.losses or known if name not in (ALONE, "task")]
 
     name = "cuda" if torch.cuda.is_available() else "cpu"
     device, source = Device(name, compute_dtype("auto", name)), resolve_model(ENCODER)
@@ -79,9 +81,8 @@ def main() -> None:
 
     shown = Table("loss", "ms a step", f"times {ALONE} alone")
     for kind, own in seconds.items():
-        ratios = [
-            a / b for a, b in zip(own[BATCHES:], seconds[ALONE][BATCHES:], strict=True)
-        ]  # the first round warms up
+        timed = zip(own[BATCHES:], seconds[ALONE][BATCHES:], strict=True)  # the first round warms up
+        ratios = [a / b for a, b in timed]
         shown.add_row(kind, f"{1e3 * statistics.median(own[BATCHES:]):.0f}", f"{statistics.median(ratios):.2f}")
     Console().print(shown)
 

