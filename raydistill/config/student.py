@@ -38,6 +38,9 @@ class EncoderStudent(StudentSection):
     """Width inside the feed-forward blocks. None: in proportion to ``hidden_size``."""
     start: str = Field(default="teacher_layers", min_length=1)
     """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
+    width_start: Literal["pca", "first"] = "pca"
+    """What a narrower student keeps of its start: ``pca``, the principal components of the hidden states and the heads
+    that matter most, on a sample of the training rows, with weights that make up for the rest; or the first entries."""
     teacher_layers: OrAuto[tuple[int, ...]] = "auto"
     """Which of the teacher's layers (from 0) the student starts from."""
     share_layers: int | None = Field(default=None, ge=0)
@@ -48,6 +51,12 @@ class EncoderStudent(StudentSection):
     def checkpoint(self) -> str | None:
         """The folder or hub name that the student starts from; None where it starts from its teacher, or at random."""
         return None if self.start in STARTS else self.start
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether what it keeps is measured on training rows, where it is narrower than what it starts from."""
+        sizes = (self.hidden_size, self.num_heads, self.intermediate_size)
+        return self.start != "random" and self.width_start == "pca" and any(size is not None for size in sizes)
 
     def mistakes(self) -> list[Mistake]:
         found: list[Mistake] = []

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 ROWS_PER_CALL = 1000  # of the tokenizer: bounds its memory, and costs 2 % against one call
+SAMPLE_ROWS, SAMPLE_TOKENS, SAMPLE_BATCH = 512, 8192, 32
 _WORD_PRE_TOKENIZERS = {"BertPreTokenizer", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
 _MAX_INT32 = 2**31 - 1
 COUNTS = ["num_tokens", "num_cut"]
@@ -333,6 +334,14 @@ class Rows:
     @property
     def num_rows(self) -> int:
         return len(self.lengths)
+
+    def sample(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield inputs of some rows, always the same, spread evenly over all: 512, fewer where rows are long."""
+        wanted = SAMPLE_TOKENS / max(1.0, float(self.lengths.mean()))
+        count = int(min(self.num_rows, max(SAMPLE_BATCH, min(SAMPLE_ROWS, wanted))))
+        ids = np.arange(count) * self.num_rows // count
+        for start in range(0, count, SAMPLE_BATCH):
+            yield self.inputs(ids[start : start + SAMPLE_BATCH])
 
     @property
     def examples(self) -> tuple[Targets, npt.NDArray[np.int64]]:

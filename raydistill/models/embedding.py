@@ -95,13 +95,16 @@ def add_layer(model: PreTrainedModel, weight: Tensor) -> None:
     getattr(model, LAYERS).append(layer)
 
 
-@torch.no_grad()
-def start_layers(model: PreTrainedModel, given: Mapping[str, Tensor]) -> None:
-    """Let linear layers that the source of a student's weights, ``given``, lacks begin as the identity of what goes
-    in."""
-    for i, layer in enumerate(getattr(model, LAYERS, ())):
-        if f"{LAYERS}.{i}.weight" not in given:
-            nn.init.eye_(layer.weight)
+def identities(model: PreTrainedModel, source: PreTrainedModel) -> dict[str, Tensor]:
+    """Weights by name, as wide as ``source``, of the linear layers that a student has and the source of its weights
+    lacks: they begin as the identity of what goes in."""
+    before = len(getattr(source, LAYERS, ()))
+    layers = list(getattr(model, LAYERS, ()))
+    return {
+        f"{LAYERS}.{i}.weight": torch.eye(layer.out_features, source.config.hidden_size)
+        for i, layer in enumerate(layers)
+        if i >= before
+    }
 
 
 def embedding_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

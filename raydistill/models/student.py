@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from raydistill.config.student import ConvStudent, Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.conv import conv_config, copy_embeddings
-from raydistill.models.embedding import start_layers as start_linear
+from raydistill.models.embedding import identities
 from raydistill.models.fields import head_width
 from raydistill.models.folder import resolve_model
 from raydistill.models.head import head_of, scaled
 from raydistill.models.layers import layer_stack
 from raydistill.models.load import load_model, new_model
+from raydistill.models.narrowing import narrowed
 from raydistill.models.shape import shape, start_layers
 from raydistill.models.shared import shared_parameters
-from raydistill.models.slices import Heads, cut
+from raydistill.models.slices import Heads, Kept, cut
 
 
 def build_student(
-    teacher: PreTrainedModel, student: Student, *, seed: int, attn_implementation: str | None = None
+    teacher: PreTrainedModel,
+    student: Student,
+    *,
+    seed: int,
+    attn_implementation: str | None = None,
+    sample: Iterable[Mapping[str, Tensor]] | None = None,
 ) -> PreTrainedModel:
     """Return a student of the configured shape in float32 and eval mode, with the teacher's outputs.
 
     Layers, embeddings and head are copied where shapes allow, cut where the student is narrower (``slices.py``), or
     random from ``seed``; shared layers are the teacher's in any case. With all layers and the full width it gives the
-    teacher's logits bit for bit. A light student has the teacher's embeddings, and all else random.
+    teacher's logits bit for bit. A light student has the teacher's embeddings, and all else random. ``sample``: batches
+    of model inputs of training rows, on which a narrower student measures what it keeps (``narrowing.py``); without
+    them it keeps the first entries.
     Raises ConfigError for a shape that cannot be, ModelError for a model without a stack of layers.
     """
     if isinstance(student, ConvStudent):
@@ -47,7 +58,7 @@ def build_student(
         _check_runs(model)
     scaled(model, head_of(teacher).scale)
     if student.start != "random":
-        _copy_weights(source, model, layers)
+        _copy_weights(source, model, layers, sample if student.is_measured else None)
     elif student.share_layers is not None:
         model.load_state_dict({name: source.get_parameter(name) for name in shared_parameters(model)}, strict=False)
     return model
@@ -78,19 +89,28 @@ def _check_runs(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _copy_weights(source: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> None:
-    given = source.state_dict()
+def _copy_weights(
+    source: PreTrainedModel,
+    model: PreTrainedModel,
+    layers: tuple[int, ...],
+    sample: Iterable[Mapping[str, Tensor]] | None,
+) -> None:
+    given = source.state_dict() | identities(model, source)
     origin = _origins(source, model, layers)
     heads = Heads(
         wide=head_width(source.config),
         narrow=head_width(model.config),
         rotary=any("rotary" in name.lower() for name, _ in source.named_modules()),
     )
+    kept, shapes = Kept(heads), {origin[name]: tensor.shape for name, tensor in model.state_dict().items()}
+    is_narrower = any(given[name].shape != shape for name, shape in shapes.items() if name in given)
+    if is_narrower and sample is not None:
+        kept, folded = narrowed(source, shapes, heads, model.config, sample)
+        given = given | folded
     for name, tensor in model.state_dict().items():
         wide = given.get(origin[name])
         if wide is not None:  # ModernBERT's first layer has no attention norm: one that moves up keeps the fresh one
-            tensor.copy_(cut(name, wide, tensor.shape, heads))
-    start_linear(model, given)
+            tensor.copy_(cut(origin[name], wide, tensor.shape, kept))
 
 
 def _origins(source: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> dict[str, str]:

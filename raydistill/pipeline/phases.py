@@ -159,6 +159,7 @@ def student_reports(
         config.student,
         seed=recipes.student_seed(config),
         attn_implementation=context.attention,
+        sample=context.rows["train"].sample(),
     )
     if not mode.keeps_teacher and not is_trial:
         context.teacher_model = None  # its memory is the student's now
@@ -194,8 +195,13 @@ def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | Non
             if not is_same:
                 source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
             start = context.teacher(teacher) if is_same else context.load(source, dropout=0.0)
-            seed = recipes.student_seed(config)
-            model = build_student(start, config.student, seed=seed, attn_implementation=context.attention)
+            model = build_student(
+                start,
+                config.student,
+                seed=recipes.student_seed(config),
+                attn_implementation=context.attention,
+                sample=context.rows["train"].sample(),
+            )
             context.teacher_model = None
             stages, history = recipes.baseline_stages(config), untrained()
             if context.task.has_loss:

@@ -246,7 +246,7 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     tuning = known(config.teacher.finetune)
     how: dict[str, Any] = {"dropout": 0.0, "seed": config.seed, "sequences": tuning and tuning.head}
     teacher = load_model(source, task.head, trust_remote_code=trusted, **how)
-    student = build_student(teacher, config.student, seed=config.seed)
+    student = build_student(teacher, config.student, seed=config.seed, sample=rows.sample())
     device = Device("cpu", dtype)
     found = []
     if config.teacher.finetune is not None:

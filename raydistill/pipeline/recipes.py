@@ -13,7 +13,7 @@ import numpy as np
 
 from raydistill.config.losses import TaskLoss
 from raydistill.config.section import known
-from raydistill.config.student import Student
+from raydistill.config.student import EncoderStudent, Student
 from raydistill.config.teacher import Mode, ModelTeacher
 from raydistill.config.training import Stage
 from raydistill.config.tree import Baseline, Config
@@ -143,7 +143,9 @@ def _stage_recipe(stage: Stage) -> Recipe:
 
 
 def _student_recipe(student: Student) -> Recipe:
-    return _without_defaults(student.model_dump(mode="json", exclude={"start"}))
+    """The student without what it starts from; with ``width_start`` where that decides what is kept."""
+    unused = {"start"} if isinstance(student, EncoderStudent) and student.is_measured else {"start", "width_start"}
+    return _without_defaults(student.model_dump(mode="json", exclude=unused))
 
 
 def _without_defaults(section: Recipe) -> Recipe:

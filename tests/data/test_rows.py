@@ -47,6 +47,22 @@ def sentences(tmp_path: Path, local: Storage) -> Artifact:
     return prepare_data(make_config(write_rows(tmp_path / "x.jsonl", rows)), local)
 
 
+def test_a_sample_is_spread_over_all_rows_and_bounded_in_tokens(
+    tokenizers: dict[str, Path], sentences: Artifact, local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Rows.open(tokenize_data(sentences, tokenizers["bert"], 12, local).local(), "train")
+
+    def taken() -> list[list[int]]:
+        batches = [batch["input_ids"] for batch in rows.sample()]
+        assert all(len(batch) <= 32 for batch in batches)
+        return [[i for i in row.tolist() if i] for batch in batches for row in batch]
+
+    every = [rows.inputs(np.array([i]))["input_ids"][0].tolist() for i in range(rows.num_rows)]
+    assert taken() == every
+    monkeypatch.setattr("raydistill.data.rows.SAMPLE_TOKENS", 40 * float(rows.lengths.mean()))
+    assert taken() == [every[i * rows.num_rows // 40] for i in range(40)]
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "bytes"])
 def test_rows_are_what_the_tokenizer_gives(
     name: str, tokenizers: dict[str, Path], sentences: Artifact, local: Storage

@@ -16,7 +16,7 @@ from raydistill.errors import ConfigError, ModelError
 from raydistill.models.fields import intermediate
 from raydistill.models.layers import layer_stack
 from raydistill.models.shape import student_config
-from raydistill.models.slices import Heads, cut
+from raydistill.models.slices import Heads, Kept, cut
 from raydistill.models.student import build_student
 
 STACKS = {
@@ -202,7 +202,7 @@ def test_rotary_heads_keep_the_pairs_of_matching_frequency() -> None:
 def test_fused_projection_that_alternates_by_head() -> None:
     """DeBERTa's in_proj holds each head's query, key and value side by side."""
     wide = torch.arange(2 * 3 * 4.0)[:, None].expand(24, 8)  # 2 heads of 4
-    part = cut("deberta.encoder.layer.0.attention.self.in_proj.weight", wide, torch.Size((12, 4)), Heads(4, 2))
+    part = cut("deberta.encoder.layer.0.attention.self.in_proj.weight", wide, torch.Size((12, 4)), Kept(Heads(4, 2)))
     assert part[:, 0].tolist() == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21]
 
 

@@ -133,7 +133,7 @@ def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
         "train": {"global_batch_size": 16, "max_grad_norm": 1.0, "early_stopping": None},
         "task": json.loads(config.task.model_dump_json()),
     }
-    student = json.loads(config.student.model_dump_json(exclude={"start", "head", "share_layers"}))
+    student = json.loads(config.student.model_dump_json(exclude={"start", "head", "share_layers", "width_start"}))
     stage = json.loads(config.stages["distill"].model_dump_json(exclude={"changes"}))
     stage["losses"]["task"] = {"type": "task", "weight": 0.5}  # what came later is there where it is set
     bare = {name: value for name, value in stage.items() if name != "losses"}
@@ -177,6 +177,22 @@ def test_a_stage_without_a_teacher_makes_another_baseline(folder: Path) -> None:
         for loss in (kd, task)
     )
     assert changed(keys(spoken, folder), keys(alone, folder)) == STUDENTS
+
+
+def test_what_is_kept_counts_where_a_student_is_narrower(folder: Path) -> None:
+    """Keys of all other students, and of those that keep the first entries, stay as they were without the setting."""
+
+    def changed_by_first(**given: Any) -> set[str]:
+        student = {f"student__{name}": value for name, value in given.items()}
+        before, after = (
+            keys(load_config(toy_config(folder, **student, **more)), folder)
+            for more in ({}, {"student__width_start": "first"})
+        )
+        return changed(before, after)
+
+    assert changed_by_first() == changed_by_first(start="random", hidden_size=16) == {"run"}
+    for narrower in ({"hidden_size": 16}, {"num_heads": 2}, {"intermediate_size": 32}):
+        assert changed_by_first(**narrower) == STUDENTS
 
 
 def test_a_student_that_starts_from_a_checkpoint_goes_by_its_content(folder: Path) -> None:
