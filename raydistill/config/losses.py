@@ -316,8 +316,8 @@ class MinilmV2(LayerLossSection):
     layers: Layers = "last"
     """Layer map, or pairs [student layer, teacher layer], from 1; of a deep teacher often one below the last."""
     relation_heads: RelationHeads = "auto"
-    """Parts that queries, keys and values are cut into; divides the widths of both models. ``auto``: the most, up to
-    48."""
+    """Parts that queries, keys and values are cut into; divides the widths of both models. ``auto``: of 16
+    numbers of the teacher each, or the next fewer that divide both."""
 
 
 class RelationLossSection(LossSection):

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 CHUNK = 2**25
 """Scores of one model that are made at a time, 128 MB: rows beyond it are computed again for the gradient."""
-RELATION_HEADS = 48
-"""MiniLMv2's number for models of width 768; more, and finer, relations than the models have heads."""
+RELATION_WIDTH = 16
+"""Numbers of the teacher in one of MiniLMv2's relations: 48 of them for a width of 768, 64 for 1,024."""
 
 Pairs = tuple[tuple[int, int], ...]
 Heads = Literal["auto", "mean"] | Sequence[Sequence[int]]
@@ -226,14 +226,17 @@ class MinilmV2(TokenRelations):
         super().__init__(pairs, weight)
         widths = [Signal.of(name, 1).width(config) for config in (student, teacher) for name in self.names]
         common = math.gcd(*widths)
-        fitting = [n for n in range(1, RELATION_HEADS + 1) if common % n == 0]
+        fitting = [n for n in range(1, common + 1) if common % n == 0]
         if isinstance(relation_heads, int) and common % relation_heads:
             raise ConfigError(
                 f"relation_heads is {relation_heads}, which does not divide the widths of both models' queries, keys "
                 f"and values ({', '.join(map(str, sorted(set(widths))))}). Set it to one of "
                 f"{', '.join(map(str, fitting))}, or to auto."
             )
-        self.relation_heads = relation_heads if isinstance(relation_heads, int) else fitting[-1]
+        most = max(1, teacher.hidden_size // RELATION_WIDTH)
+        self.relation_heads = (
+            relation_heads if isinstance(relation_heads, int) else max(n for n in fitting if n <= most)
+        )
         self.scores_per_token = self.relation_heads
 
     def compare(self, student: Projections, teacher: Projections, real: Tensor) -> Tensor:

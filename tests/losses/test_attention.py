@@ -212,7 +212,7 @@ def test_shared_keys_serve_several_queries():
 
 
 def test_relation_heads_divide_both_widths():
-    for widths, expected in {(768, 768): 48, (384, 768): 48, (192, 384): 48, (312, 768): 24, (384, 1024): 32}.items():
+    for widths, expected in {(768, 768): 48, (384, 768): 48, (192, 384): 24, (312, 768): 24, (384, 1024): 64}.items():
         student, teacher = (shape(width, 1, 2) for width in widths)
         assert built({"type": "minilm_v2"}, student, teacher).relation_heads == expected
     with pytest.raises(ConfigError, match=r"relation_heads is 3.* 1, 2, 4, or to auto"):
