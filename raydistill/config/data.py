@@ -43,7 +43,7 @@ class Split(Section):
         return [((), f"validation and test take {held:g} of the rows; leave some for training.")] if held >= 1 else []
 
 
-Way = Literal["words", "crop", "typos", "lower", "upper"]
+Way = Literal["words", "masked", "crop", "typos", "lower", "upper"]
 
 
 class Augment(Section):
@@ -52,8 +52,17 @@ class Augment(Section):
     copies: int = Field(default=2, ge=1, le=20)
     """Of each training row. They have no label, whatever the row has."""
     ways: tuple[Way, ...] = Field(default=("words", "crop"), min_length=1)
-    """How they are written, in turn: ``words`` replaced by others that the teacher's embeddings have nearby, a ``crop``
-    of half of the words or more, ``typos``, all in ``lower`` or ``upper`` case."""
+    """How they are written, in turn: ``words`` replaced by others that the teacher's embeddings have nearby, ``masked``
+    words guessed anew by ``masked_model``, a ``crop`` of half of the words or more, ``typos``, all in ``lower`` or
+    ``upper`` case."""
+    masked_model: str | None = Field(default=None, min_length=1)
+    """A masked language model: a folder, ``pkg://package/path``, or a name on the Hugging Face hub."""
+
+    def mistakes(self) -> list[Mistake]:
+        if ("masked" in self.ways) == (self.masked_model is not None):
+            return []
+        needs = "ways has masked, so name a model" if self.masked_model is None else "has no effect: ways lacks masked"
+        return [(("masked_model",), f"{needs}.")]
 
 
 class Data(Section):

@@ -3,6 +3,8 @@
 ``words``  each word of two letters or more that the vocabulary has whole is replaced, with probability ``WORD_SHARE``,
            by one of the ``NEAREST`` words whose token embeddings have the highest cosine with its own. After TinyBERT
            (https://arxiv.org/abs/1909.10351), which lets a masked language model guess where a word has several tokens
+``masked`` as many words are masked at once, and each replaced by one of the ``NEAREST`` words that a masked language
+           model finds likeliest there
 ``crop``   a run of half of the words or more, any as likely
 ``typos``, ``lower``, ``upper``: see ``perturbations``
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +44,15 @@ class Augmentation:
     model: Path
     trusted: bool = False
     """Whether the model's own code may run."""
+    masked: Path | None = None
+    """The folder of the masked language model, where words are guessed."""
 
     def recipe(self) -> dict[str, Any]:
         """What the copies depend on, beside the texts."""
         from raydistill.models.folder import model_digest
 
-        own = self.settings.model_dump(mode="json") | {"seed": self.seed, "rules": RULES}
+        own = self.settings.model_dump(mode="json", exclude={"masked_model"}) | {"seed": self.seed, "rules": RULES}
+        own |= {"masked_model": model_digest(self.masked)} if self.masked is not None else {}
         return own | ({"model": model_digest(self.model)} if "words" in self.settings.ways else {})
 
     def copies_of(self, texts: Sequence[pa.Array], tokenizer: Any) -> Iterator[list[pa.Array]]:
@@ -55,14 +61,28 @@ class Augmentation:
         ways = self.settings.ways
         used = {word for column in columns for text in column for word in WORD.findall(text.lower())}
         others = similar_words(token_embeddings(self.model, self.trusted), tokenizer, used) if "words" in ways else {}
+        guess = self._guesses()
         for copy in range(self.settings.copies):
             way = ways[copy % len(ways)]
-            made: list[list[str]] = [[] for _ in columns]
-            for number, row in enumerate(zip(*columns, strict=True)):
-                draw = random.Random(f"{self.seed} {copy} {number}")
-                for column, text in zip(made, row, strict=True):
-                    column.append(written(text, way, draw, others))
+            draws = [random.Random(f"{self.seed} {copy} {number}") for number in range(len(columns[0]))]
+            made = []
+            for column in columns:
+                if way == "masked":
+                    made.append(guess(column, draws))
+                else:
+                    made.append([written(text, way, draw, others) for text, draw in zip(column, draws, strict=True)])
             yield [pa.array(column, old.type) for column, old in zip(made, texts, strict=True)]
+
+    def _guesses(self) -> Any:
+        """What writes copies of texts in which words are guessed, given what draws for each."""
+        if self.masked is None:
+            return None
+        from raydistill.data.masked import MaskedModel, masked_copies
+        from raydistill.data.rows import load_tokenizer
+
+        tokenizer = load_tokenizer(self.masked)
+        model = MaskedModel(self.masked, tokenizer, whole_words(tokenizer))
+        return partial(masked_copies, model=model, share=WORD_SHARE, count=NEAREST, case=in_case)
 
 
 def written(text: str, way: Way, draw: random.Random, others: Mapping[str, Sequence[str]]) -> str:
@@ -77,7 +97,7 @@ def written(text: str, way: Way, draw: random.Random, others: Mapping[str, Seque
             return " ".join(words[start : start + kept])
         case "typos":
             return with_typos(text, draw)
-        case "lower" | "upper":
+        case _:  # lower, upper
             return str(getattr(text, way)())
 
 
@@ -86,7 +106,11 @@ def replaced(word: str, draw: random.Random, others: Mapping[str, Sequence[str]]
     near = others.get(word.lower())
     if draw.random() >= WORD_SHARE or not near:
         return word
-    other = draw.choice(near)
+    return in_case(word, draw.choice(near))
+
+
+def in_case(word: str, other: str) -> str:
+    """Another word, with a capital where the word has one."""
     return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
 

@@ -174,7 +174,8 @@ def augmentation_of(config: Config, teacher: Path) -> Augmentation | None:
     augment = config.data.augment
     if augment is None:
         return None
-    return Augmentation(augment, config.seed, teacher, config.teacher.trust_remote_code)
+    masked = None if augment.masked_model is None else resolve_model(augment.masked_model)
+    return Augmentation(augment, config.seed, teacher, config.teacher.trust_remote_code, masked)
 
 
 def check_classes(config: Config, task: Task) -> None:

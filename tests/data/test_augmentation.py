@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from kit.tiny import WORDS, save_tiny
+import torch
+from kit.tiny import VOCABULARY, WORDS, save_tiny
 from kit.toy import toy_config
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 import raydistill
 from raydistill.config.data import Augment
@@ -26,7 +28,7 @@ from raydistill.data.augmentation import (
     written,
 )
 from raydistill.data.rows import Rows
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, ModelError
 from raydistill.pipeline.plan import make_plan
 from raydistill.pipeline.prepare import prepare
 from raydistill.storage.storage import Storage
@@ -148,3 +150,76 @@ def test_a_run_with_copies_says_so_and_the_teacher_speaks_of_them(tmp_path: Path
 def test_texts_whose_words_have_labels_have_no_copies(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rewrites whole texts; token_classification has labels for parts of them"):
         load_config(toy_config(tmp_path, data__augment={}, task__type="token_classification"))
+
+
+LIKELY = ("film", "movie", "plot", "actor", "scene", "music", "song", "story", "book")
+
+
+@pytest.fixture(scope="module")
+def guesser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A masked language model that finds nine words likely, the first most of all, and after "bank" the first alone."""
+    folder = save_tiny(tmp_path_factory.mktemp("masked"), "bert", classifier=False)
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig.from_pretrained(folder))
+    with torch.no_grad():
+        model.cls.predictions.bias.fill_(-1e4)
+        for place, word in enumerate(LIKELY):
+            model.cls.predictions.bias[VOCABULARY[word]] = 1e4 - 100 * place
+    model.save_pretrained(folder)
+    return folder
+
+
+def copies(guesser: Path, texts: list[str], seed: int = 0) -> list[str]:
+    settings = Augment(copies=1, ways=("masked",), masked_model=str(guesser))
+    made = Augmentation(settings, seed, guesser, masked=guesser).copies_of([pa.array(texts)], None)
+    return next(made)[0].to_pylist()
+
+
+def test_words_are_guessed_among_the_likeliest_others(guesser: Path) -> None:
+    texts = [f"{word} bank, Market {'price ' * 20}film." for word in WORDS[3:40]]
+    made = copies(guesser, texts)
+    assert made == copies(guesser, texts)
+    assert made != copies(guesser, texts, seed=1)
+    assert made[5:7] == [copies(guesser, texts[:7])[i] for i in (5, 6)]  # whatever shares a forward pass with it
+    changed = [
+        (old, new)
+        for text, copy in zip(texts, made, strict=True)
+        for old, new in zip(re.findall(r"\w+", text), re.findall(r"\w+", copy), strict=True)
+        if old != new
+    ]
+    assert [re.sub(r"\w+", "", text) for text in made] == [re.sub(r"\w+", "", text) for text in texts]
+    assert len(changed) / sum(len(text.split()) for text in texts) == pytest.approx(WORD_SHARE, abs=0.03)
+    assert {new.lower() for _, new in changed} == set(
+        LIKELY
+    )  # the ninth where the word itself is one of the first eight
+    assert all(old[0].isupper() == new[0].isupper() for old, new in changed)
+    assert all(new != LIKELY[8] or old in LIKELY for old, new in changed)
+
+
+def test_words_behind_the_models_last_position_stay(guesser: Path) -> None:
+    text = "price " * 300
+    words = copies(guesser, [text])[0].split()
+    assert set(words[70:]) == {"price"}
+    assert set(words[:50]) > {"price"}
+
+
+def test_a_model_without_a_trained_head_is_refused(encoder: Path) -> None:
+    with pytest.raises(ModelError, match="is not a masked language model: it has no trained head"):
+        copies(encoder, ["a good film"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({"ways": ["masked"]}, "name a model"), ({"masked_model": "x"}, "ways lacks masked")]
+)
+def test_a_masked_model_goes_with_its_way(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(toy_config(tmp_path, data__augment=given))
+
+
+def test_guessed_texts_are_rows(guesser: Path, tmp_path: Path) -> None:
+    augment = {"copies": 1, "ways": ["masked"], "masked_model": str(guesser)}
+    config = load_config(toy_config(tmp_path, data__augment=augment))
+    rows = Rows.open(prepare(config, Storage(config.storage)).tokens.local(), "train")
+    size = rows.num_rows // 2
+    assert np.array_equal(rows.example_ids[:size], rows.example_ids[size:])
+    assert not rows.targets.labeled[size:].any()
