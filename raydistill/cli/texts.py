@@ -14,6 +14,7 @@ from raydistill.data.location import family
 from raydistill.data.paths import DataFile
 from raydistill.data.tables import HEAD_ROWS, Row, rows_of
 from raydistill.errors import ConfigError, DataError
+from raydistill.tasks import kind_of
 
 Text = str | tuple[str, str]
 
@@ -82,13 +83,16 @@ def _text_columns(
     section: Callable[[], TaskSection],
     where: str,
 ) -> tuple[str, ...]:
-    if len(columns) > 2:
-        raise ConfigError(f"--column was given {len(columns)} times; a row has one text, or two.")
+    reads_apart = kind_of(section()).reads_apart
+    if len(columns) > (1 if reads_apart else 2):
+        few = "this model reads one text at a time" if reads_apart else "a row has one text, or two"
+        raise ConfigError(f"--column was given {len(columns)} times; {few}.")
     wanted = Columns(text=columns[0], text_pair=columns[1] if columns[1:] else None) if columns else known()
+    wanted = wanted.model_copy(update={"text_pair": None}) if reads_apart else wanted
     if not columns and not {wanted.text, wanted.text_pair} - {None} <= set(names):
         wanted = Columns()  # the run's own data had other names
     chosen = choose_columns(names, wanted, where, False, section(), setting="--column")
-    roles = ("text",) if len(columns) == 1 else ("text", "text_pair")
+    roles = ("text",) if len(columns) == 1 or reads_apart else ("text", "text_pair")
     return tuple(chosen[role] for role in roles if role in chosen)
 
 

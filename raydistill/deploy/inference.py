@@ -69,7 +69,7 @@ def evaluate_model(
         "split": split,
         "num_rows": rows.num_rows,
         "max_length": predictor.max_length,
-        "task": describe_task(predictor.task),
+        "task": describe_task(predictor.task, [scores]),
         "labels": predictor.task.outputs,
         "metrics": intervals(scores, num_samples, seed),
         **scores.details(),
@@ -83,13 +83,13 @@ def evaluate_model(
 def print_scores(console: Console, scores: Mapping[str, Any]) -> None:
     """The headline metrics with their intervals, then those of each output."""
     print(f"{scores['model']} on {scores['num_rows']:,} rows of {scores['data']}")
-    for name in scores["task"]["metrics"]:
-        facts, found = metric(name), scores["metrics"][name]
-        if found["value"] is not None:
-            bounds = f"  [{facts.text(found['low'])}, {facts.text(found['high'])}]"
-            print(f"  {facts.title:20} {facts.text(found['value']):>6}{bounds}")
+    shown = [(metric(name), scores["metrics"][name]) for name in scores["task"]["metrics"]]
+    width = max(len(facts.title) for facts, _ in shown)
+    for facts, found in shown:
+        bounds = f"[{facts.text(found['low'])}, {facts.text(found['high'])}]"
+        print(f"  {facts.title:{width}}  {facts.text(found['value']):>6}  {bounds}")
     for entry in scores.get("per_class", ()):
-        shown = (f"{key} {value:.3f}" if isinstance(value, float) else str(value) for key, value in entry.items())
-        print("  " + "  ".join(shown))
+        named = (f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in entry.items())
+        print("  " + "  ".join(named).removeprefix("name "))
     for note in scores["notes"]:
         console.print(note, style="dim", markup=False)

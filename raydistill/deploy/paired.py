@@ -70,7 +70,7 @@ def compare_paired(
     alike = {name for name in others if latency and predictors[name].device.type == device}
     ratios = {name: latency_ratio(rounds[first], rounds[name]) for name in alike}
     pairs = [board.pair(first, name) | {"latency_ratio": ratios.get(name)} for name in others]
-    task = {"labels": list(rows.task.outputs), "task": describe_task(rows.task)}
+    task = {"labels": list(rows.task.outputs), "task": describe_task(rows.task, board.scores.values())}
     data = {"source": rows.source, "split": rows.split, "num_rows": rows.num_rows, **task}
     bootstrap = {"samples": num_samples, "level": LEVEL}
     summary = {"data": data, "bootstrap": bootstrap, "models": models, "pairs": pairs, "notes": notes}

@@ -103,9 +103,9 @@ def judge_labels(gate: Gate, facts: Facts) -> Ruling:
     about = "the champion's labels"
     if facts.champion_labels is None:
         return skipped("labels", about, "there is no champion")
+    if not facts.challenger.get("per_class"):
+        return skipped("labels", about, "the task has no labels")
     before, now = set(facts.champion_labels), set(facts.labels)
-    if len(before) == len(now) == 1:  # the name of a single output says nothing
-        before = now
     gone, new = sorted(before - now), sorted(now - before)
     said = [f"it lacks {', '.join(gone)}"] if gone else []
     said += [f"it adds {', '.join(new)}"] if new else []
@@ -134,7 +134,7 @@ def judge_leak(gate: Gate, facts: Facts) -> Ruling:
 def judge_chance(gate: Gate, facts: Facts) -> Ruling:
     chance = facts.chance
     low, about = facts.challenger["metrics"][chance["metric"]]["low"], metric(chance["metric"])
-    told = f"lower end of its {about.words}'s interval, against {chance['answer']}"
+    told = f"{about.words}, lower end of the interval, against {chance['answer']}"
     if not gate.above_chance:
         return ruling("above_chance", told, low, about.said(low), None, about.said)
     shown = {"value": about.said(low), "limit": f"> {about.said(chance['value'])}"}
@@ -145,7 +145,8 @@ def judge_chance(gate: Gate, facts: Facts) -> Ruling:
 def judge_retention(gate: Gate, facts: Facts) -> Ruling:
     name = compared_metric(gate, facts.task, facts.challenger["metrics"])
     found, value, shown = facts.retention, None, ""
-    why = "its run keeps no predictions of a teacher" if found is None else "the teacher's own is not above 0"
+    why = "the teacher's own is not above 0, or not defined"
+    why = "its run keeps no predictions of a teacher" if found is None else why
     if found is not None and found.value is not None:
         value, shown, why = found.value, percent(found.value), f"{found.num_rows:,} test rows of its run"
         if found.low is not None and found.high is not None:

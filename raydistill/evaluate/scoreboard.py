@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import permutations
 from typing import Any
 
@@ -12,6 +12,7 @@ from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.compare import chance
 from raydistill.evaluate.intervals import Interval, corrected, interval, model_intervals, num_examples, tango
 from raydistill.tasks.base import Task
+from raydistill.tasks.scores import Scores
 from raydistill.tasks.statistics import mcnemar
 from raydistill.tasks.targets import Array, Targets
 
@@ -98,14 +99,18 @@ class Scoreboard:
         return self.scores[name].details()
 
 
-def describe_task(task: Task) -> dict[str, Any]:
+def describe_task(task: Task, found: Iterable[Scores] = ()) -> dict[str, Any]:
     """What pages and tables have to know of a task: {type, metrics (shown, the main one first), main_metric, guessing,
-    facts}, and ``counted``, what ``per_class`` has the number of where it is not rows."""
-    metrics = task.shown_metrics
+    facts}, and ``counted``, what ``per_class`` has the number of where it is not rows.
+
+    ``found``: of models on the rows that are spoken of; metrics that none of them has are left out.
+    """
+    known = {name for scores in found for name, value in scores.values.items() if not np.isnan(value)}
+    metrics = [name for name in task.shown_metrics if not known or name in known]
     counted = {"counted": task.counted} if task.has_units else {}
     return {
         "type": task.type,
-        "metrics": list(metrics),
+        "metrics": metrics,
         "main_metric": metrics[0],
         "guessing": task.guessing,
         "facts": task.facts(),

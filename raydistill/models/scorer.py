@@ -72,6 +72,8 @@ class Scorer:
         if self.head == "TokenClassification":
             return [{"entities": self._entities(text)} for text in texts]
         pairs = None
+        if self.embedding and "text_pair" in columns:
+            raise ValueError("A sentence encoder reads one text a row: give a column text alone.")
         if "text_pair" in columns:
             pairs = model_input["text_pair"].astype(str).tolist()
         if self.head == "QuestionAnswering":

@@ -53,7 +53,7 @@ def run_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Spee
     found = {"teacher": teacher_seconds(config, size, plan, speed)}
     students, baselines = (sum(name.startswith(model) for name in missing) for model in ("student", "baseline"))
     found["student"] = students * student_seconds(config, size, speed) if students else 0.0
-    if baselines:  # as many steps, without a teacher beside it
+    if baselines and size.task.has_loss:  # as many steps, without a teacher beside it
         found["baseline"] = baselines * student_seconds(config, size, replace(speed, online=0.0))
     return {name: seconds for name, seconds in found.items() if seconds}
 

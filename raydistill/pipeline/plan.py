@@ -187,7 +187,8 @@ def phases(
 
 def steps(config: Config, size: Size) -> dict[str, int]:
     """Return the optimizer steps of every stage."""
-    batch, baseline = config.train.global_batch_size, recipes.baseline_settings(config)
+    batch = config.train.global_batch_size
+    baseline = recipes.baseline_settings(config) is not None and size.task.has_loss
     made = {}
     finetune = known(config.teacher.finetune)
     if finetune is not None and finetune.epochs:

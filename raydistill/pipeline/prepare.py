@@ -162,11 +162,16 @@ def check_labels(config: Config, task: Task) -> None:
     losses = [loss for stage in config.stages.values() for loss in stage.losses.values()]
     if any(isinstance(loss, TaskLoss) for loss in losses) or isinstance(config.teacher.finetune, Finetune):
         task.check_loss()
-    metric = config.evaluate.metric
-    if metric in {*task.Settings.metrics} - {*task.shown_metrics}:
-        raise ConfigError(
-            f"evaluate.metric: such rows do not define {metric}. They define {', '.join(task.shown_metrics)}."
-        )
+    places = {"evaluate.metric": config.evaluate.metric}
+    if config.sweep is not None:
+        places |= {f"sweep.objectives.{name}": name for name in config.sweep.objectives}
+        places |= {f"sweep.constraints.{name}": name for name in config.sweep.constraints}
+    for place, name in places.items():
+        metric = (name or "").removeprefix("validation/")
+        if metric in {*task.Settings.metrics} - {*task.shown_metrics}:
+            raise ConfigError(
+                f"{place}: such rows do not define {metric}. They define {', '.join(task.shown_metrics)}."
+            )
 
 
 def augmentation_of(config: Config, teacher: Path) -> Augmentation | None:

@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 from kit.finished import LENGTH, NUMBERS, TAGS, TOPIC, WRITERS, finish
-from kit.registered import client
+from kit.registered import client, judge_version, verdicts
 from kit.toy import toy_config
 
 from raydistill.config.gate import Gate
 from raydistill.config.loading import load_config, load_data
-from raydistill.deploy.gate.promotion import promote
 from raydistill.errors import ConfigError, ModelError
 from raydistill.pipeline.distill import distill
 from raydistill.storage.storage import Storage
-from raydistill.tracking.endpoint import tracking_uri
-from raydistill.tracking.registry.aliases import move_champion
 
 pytestmark = pytest.mark.usefixtures("quick_timing")
 
@@ -54,19 +51,8 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return kind, folder, results
 
 
-def judged(life: tuple[str, Path, dict[str, Any]], gate: Gate, version: int, champion: int | None, **more: Any) -> Any:
-    storage = str(life[1] / "storage")
-    if champion is not None:
-        move_champion("toy", champion, None, tracking_uri(Storage(storage)))
-    try:
-        return promote("toy", version=version, gate=gate, storage=storage, dry_run=True, **more)
-    finally:
-        if champion is not None:
-            client(Storage(storage)).delete_registered_model_alias("toy", "champion")
-
-
-def verdicts(found: dict[str, Any]) -> dict[str, str]:
-    return {rule["name"]: rule["verdict"] for rule in found["rules"]}
+def judged(life: tuple[str, Path, dict[str, Any]], *asked: Any, **more: Any) -> Any:
+    return judge_version(life[1] / "storage", *asked, **more)
 
 
 def test_a_student_is_judged_by_the_metric_of_its_task(life: tuple[str, Path, dict[str, Any]]) -> None:

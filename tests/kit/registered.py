@@ -1,17 +1,20 @@
-"""A registry with three versions of a toy student, and a look at its aliases."""
+"""A registry with three versions of a toy student, a look at its aliases, and what a gate says of a version."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 
 from kit.toy import toy_config, write_toy_csv
 from raydistill.config.gate import Gate
 from raydistill.config.loading import load_config
+from raydistill.deploy.gate.promotion import promote
 from raydistill.pipeline.distill import distill
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
+from raydistill.tracking.registry.aliases import move_champion
 
 # 48 test rows: intervals are wide, and tiny models are slow or fast by chance
 LENIENT = Gate(non_inferiority_margin=0.2, max_latency_ratio=20.0, max_calibration_error=0.5, min_rows=48)
@@ -44,3 +47,19 @@ def client(place: Storage) -> MlflowClient:
 def aliases(place: Storage, name: str = "toy") -> dict[str, int]:
     found = client(place).get_registered_model(name).aliases
     return {alias: int(version) for alias, version in found.items()}
+
+
+def judge_version(storage: Path, gate: Gate, version: int, champion: int | None, **more: Any) -> Any:
+    """What the gate says of a version of ``toy`` against another, which is the champion for as long."""
+    place = Storage(str(storage))
+    if champion is not None:
+        move_champion("toy", champion, None, tracking_uri(place))
+    try:
+        return promote("toy", version=version, gate=gate, storage=str(storage), dry_run=True, **more)
+    finally:
+        if champion is not None:
+            client(place).delete_registered_model_alias("toy", "champion")
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, str]:
+    return {rule["name"]: rule["verdict"] for rule in found["rules"]}

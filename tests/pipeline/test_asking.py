@@ -14,9 +14,12 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from fastapi import HTTPException
 from kit.asked import as_squad, asked_config, asked_rows
 from kit.finished import predict_texts
+from kit.registered import client, judge_version, verdicts
 from kit.runs import predictions
+from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import write_jsonl
 from kit.toy import Toy, run_ranks
@@ -27,6 +30,7 @@ from raydistill.cli.main import execute
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.data import Data
+from raydistill.config.gate import Gate
 from raydistill.config.loading import load_config
 from raydistill.config.student import EncoderStudent
 from raydistill.data.prepare import prepare_data
@@ -281,6 +285,25 @@ def test_a_finished_model_is_measured_on_its_own_rows_and_on_others(
     config = load_config(asked_config(folder, data__max_labeled=None))
     plan = raydistill.plan(config, data=frame)
     assert plan["data"]["rows"]["train"] == 40
+
+
+def test_the_serving_application_and_the_gate_know_questions(finished: tuple[dict[str, Any], Path]) -> None:
+    results, folder = finished
+    pairs = [pair for pair in questions(20) if pair[1] != "–"]
+    told = served(f"sqlite:///{folder}/storage/mlflow.db", "toy", pairs)
+    own = predict_texts(results["student"]["path"], pairs, max_length=LENGTH)
+    assert [[one[name] for name in ("answer", "start", "end")] for one in told] == [
+        [one[name] for name in ("answer", "start", "end")] for one in own
+    ]
+    with pytest.raises(HTTPException) as error:
+        served(f"sqlite:///{folder}/storage/mlflow.db", "toy", ["the win"])
+    assert (error.value.status_code, error.value.detail) == (422, "A row of this model is 2 text(s).")
+    client(Storage(str(folder / "storage"))).create_model_version("toy", results["baseline"]["path"])
+    found = judge_version(folder / "storage", Gate(min_rows=1, non_inferiority_margin=1, max_latency_ratio=None), 1, 2)
+    assert found["verdict"] == "passed", found["rules"]
+    skipped = {name for name, verdict in verdicts(found).items() if verdict == "skipped"}
+    assert skipped == {"labels", "class_recall", "calibration"}
+    assert found["comparison"]["data"]["task"]["main_metric"] == "answer_f1"
 
 
 def test_the_page_and_the_card_speak_of_questions(finished: tuple[dict[str, Any], Path]) -> None:

@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 import torch
 from kit.finished import predict_texts
+from kit.registered import client, judge_version, verdicts
 from kit.runs import make_context, make_shared, predictions
+from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tiny import WORDS, save_tiny
 from kit.toy import Toy, run_ranks, toy_config
@@ -23,15 +25,19 @@ from sklearn.decomposition import PCA
 from transformers import AutoModel, AutoTokenizer
 
 import raydistill
+from raydistill.cli.main import execute
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
-from raydistill.config.loading import load_config
+from raydistill.config.gate import Gate
+from raydistill.config.loading import load_config, load_data
+from raydistill.config.metrics import METRICS
 from raydistill.config.student import EncoderStudent
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import tokenize_data
+from raydistill.deploy.comparison import compare_models
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, DataError
 from raydistill.evaluate.predict import predict
 from raydistill.models.embedding import LAYERS
 from raydistill.models.load import load_model
@@ -222,6 +228,46 @@ def test_exports_give_the_same_vectors(finished: tuple[dict[str, Any], Path], tm
     assert about["outputs"][0]["axes"] == ["batch", 32]
 
 
+def test_the_serving_application_gives_the_same_vectors(finished: tuple[dict[str, Any], Path]) -> None:
+    results, folder = finished
+    found = served(f"sqlite:///{folder}/storage/mlflow.db", "toy", TEXTS)
+    own = [one["vector"] for one in predict_texts(results["student"]["path"], TEXTS)]
+    assert np.allclose([one["vector"] for one in found], own, atol=2e-6)
+
+
+def test_a_gate_judges_vectors_by_the_teachers(finished: tuple[dict[str, Any], Path]) -> None:
+    """On the rows of its own run; texts alone that are no test rows of it say nothing."""
+    results, folder = finished
+    storage = folder / "storage"
+    client(Storage(str(storage))).create_model_version("toy", results["baseline"]["path"])
+    gate = Gate(min_rows=1, max_latency_ratio=None, min_retention=0.1)
+    first = judge_version(storage, gate, 1, None)
+    assert first["verdict"] == "passed", first["rules"]
+    assert first["retention"]["value"] == pytest.approx(results["retention"]["similarity_spearman"], abs=1e-4)
+    assert first["comparison"]["data"]["task"]["metrics"][0] == "similarity_spearman"
+    second = judge_version(storage, gate, 1, 2)
+    assert verdicts(second) == verdicts(first) | {"non_inferiority": "passed", "latency": "off"}
+    assert verdicts(second)["labels"] == "skipped"
+    assert second["comparison"]["pairs"][0]["differences"]["similarity_spearman"]["low"] > 0
+    with pytest.raises(DataError, match="Texts alone say nothing of what their vectors should be"):
+        judge_version(storage, gate, 1, None, data=load_data(str(folder / "texts.jsonl")))
+
+
+def test_a_plan_promises_no_steps_without_labels(finished: tuple[dict[str, Any], Path]) -> None:
+    folder = finished[1]
+    plan = raydistill.plan(load_config(pair_config(folder, kind="texts", **TRAINED)))
+    assert plan["steps"] == {"student.distill": 144}
+    plan = raydistill.plan(load_config(pair_config(folder, **TRAINED)))
+    assert plan["steps"] == {"student.distill": 144, "baseline.distill": 144}
+
+
+def test_a_sweep_looks_for_what_rows_define(tmp_path: Path) -> None:
+    sweep = {"space": {"student.num_layers": {"choice": [1, 2]}}, "objectives": {"validation/ndcg_10": "max"}}
+    config = load_config(pair_config(tmp_path, kind="texts", train__num_workers=1) | {"sweep": sweep})
+    with pytest.raises(ConfigError, match=r"sweep\.objectives\.validation/ndcg_10: such rows do not define ndcg_10"):
+        raydistill.plan(config)
+
+
 def test_a_trial_is_judged_beside_the_teacher_too(tmp_path: Path) -> None:
     weight = "stages.distill.losses.vectors.weight"
     plain = pair_config(tmp_path, kind="texts", train__num_workers=1, evaluate__baseline=False)
@@ -278,6 +324,35 @@ def test_queries_find_documents_also_the_teachers(tmp_path: Path) -> None:
     for name, documents in (("ndcg_10", own), ("teacher_ndcg_10", other)):
         wanted = retrieval(own[:, 0], documents[:, 1], ids)["ndcg_10"].mean()
         assert student[name]["value"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_pairs_that_no_teacher_speaks_of_are_judged_by_what_they_say(
+    finished: tuple[dict[str, Any], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Queries by their documents, scored pairs by their scores; a file of pairs has the vectors of one column."""
+    models = [finished[0][name]["path"] for name in ("student", "baseline")]
+    for kind, metric in (("queries", "ndcg_10"), ("scored", "spearman")):
+        pair_config(tmp_path, num_rows=40, kind=kind)
+        data = load_data(str(tmp_path / f"{kind}.jsonl"))
+        summary = compare_models(models, data, latency=False)
+        assert summary["data"]["task"]["main_metric"] == metric
+        assert evaluate_model(models[0], data)["task"]["metrics"] == summary["data"]["task"]["metrics"]
+        assert execute(["compare", *models, "--data", data.path, "--no-latency"]) == 0
+        shown = capfd.readouterr().out
+        assert METRICS[metric].title in shown
+        assert "Spearman of similarities" not in shown
+    out, column = str(tmp_path / "out.jsonl"), ["--column", "document"]
+    assert execute(["predict", models[0], "--file", str(tmp_path / "queries.jsonl"), *column, "--out", out]) == 0
+    row = json.loads(Path(out).read_text().partition("\n")[0])
+    assert row["vector"] == next(predict_texts(models[0], [row["document"]]))["vector"]
+    assert execute(["predict", models[0], "--file", str(tmp_path / "queries.jsonl"), "--out", out]) == 0
+    row = json.loads(Path(out).read_text().partition("\n")[0])
+    assert row["vector"] == next(predict_texts(models[0], [row["query"]]))["vector"]
+    both = ["--column", "query", "--column", "document"]
+    assert execute(["predict", models[0], "--file", str(tmp_path / "queries.jsonl"), *both]) == 2
+    assert "this model reads one text at a time" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="reads one text a row"):
+        Scorer(models[0]).predict(pd.DataFrame({"text": ["a"], "text_pair": ["b"]}))
 
 
 def test_a_teacher_of_fewer_numbers_has_the_principal_components(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from kit.finished import predict_texts
+from kit.registered import client, judge_version, verdicts
+from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows
 from kit.toy import Toy, run_ranks
@@ -19,6 +21,7 @@ from transformers import AutoModelForTokenClassification, pipeline
 import raydistill
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
+from raydistill.config.gate import Gate
 from raydistill.config.loading import load_config
 from raydistill.config.student import EncoderStudent
 from raydistill.config.teacher import MODES
@@ -233,6 +236,27 @@ def test_answers_of_a_crf_are_the_same_everywhere(finished: tuple[dict[str, Any]
         for other in others:
             assert [{**entity, "score": 0} for entity in other] == [{**entity, "score": 0} for entity in first]
             assert [e["score"] for e in other] == pytest.approx([e["score"] for e in first], abs=1e-4)
+
+
+def test_the_serving_application_and_the_gate_read_sequences(
+    finished: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """Also against a champion that takes each word for itself."""
+    results, folder = finished
+    told = served(f"sqlite:///{folder}/storage/mlflow.db", "toy", TEXTS)
+    own = predict_texts(results["student"]["path"], TEXTS, max_length=LENGTH)
+    places = [
+        [[(entity["label"], entity["start"], entity["end"]) for entity in one["entities"]] for one in found]
+        for found in (told, own)
+    ]
+    assert places[0] == places[1]
+    save_model(load_model(folder / "encoder", TASK.head, seed=3), folder / "encoder", tmp_path / "plain")
+    client(Storage(str(folder / "storage"))).create_model_version("toy", str(tmp_path / "plain"))
+    gate = Gate(min_rows=1, min_class_recall=None, min_retention=None, max_latency_ratio=None)
+    found = judge_version(folder / "storage", gate, 1, 2)
+    assert "failed" not in verdicts(found).values(), [rule for rule in found["rules"] if rule["verdict"] == "failed"]
+    assert verdicts(found)["labels"] == "passed"
+    assert found["comparison"]["pairs"][0]["differences"]["entity_f1"]["low"] > 0
 
 
 def test_its_folder_is_a_plain_tagger_with_transitions_in_its_config(finished: tuple[dict[str, Any], Path]) -> None:

@@ -15,7 +15,7 @@ from raydistill.deploy.predictor import Predictor
 from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError, ModelError, nearest
 from raydistill.evaluate.results import strict_json
-from raydistill.evaluate.scoreboard import Scoreboard
+from raydistill.evaluate.scoreboard import Scoreboard, describe_task
 from raydistill.tasks.targets import Ragged, Values, concatenated, units_of
 
 TOLERANCE = 1e-3
@@ -32,8 +32,9 @@ NUM_SAMPLES = 1000
 TORCH = "torch"
 
 
-def measure_base(source: Predictor, rows: TestRows, metric: str) -> Values:
-    """The outputs (N, C) of the torch model, which the exports are compared to.
+def measure_base(source: Predictor, rows: TestRows, metric: str | None) -> tuple[Values, str]:
+    """The outputs (N, C) of the torch model, which the exports are compared to, and the metric to go by: ``metric``, or
+    the main one of these rows.
 
     Raises ModelError where the model is broken, DataError where the rows do not fit it, ConfigError for a metric that
     its task does not have, or these rows do not define.
@@ -44,14 +45,15 @@ def measure_base(source: Predictor, rows: TestRows, metric: str) -> Values:
             f"The model's own outputs of {lost} of {rows.num_rows:,} rows are not finite, so no export of it can be "
             "good. Train it again, with a lower learning rate for example."
         )
-    values = source.task.scores(outputs, rows.targets.values).values
+    scores = source.task.scores(outputs, rows.targets.values)
+    values, metric = scores.values, metric or describe_task(source.task, [scores])["main_metric"]
     if metric not in values:
         near = nearest(metric, values)
         hint = f"did you mean {near}? " if near else ""
         raise ConfigError(f"--metric {metric}: not known; {hint}Known: {', '.join(values)}.")
     if not math.isfinite(values[metric]):
         raise ConfigError(f"--metric {metric} is not defined on these rows. Take another, or other rows.")
-    return outputs
+    return outputs, metric
 
 
 def check_exports(

@@ -65,8 +65,7 @@ def export(
     source = TorchPredictor(folder, max_length, "cpu")
     rows = find_test_rows(model, source.task, data, split, storage)
     sample = some_rows(rows, max_rows)
-    metric = metric or source.task.Settings.metrics[0]
-    base = measure_base(source, sample, metric)
+    base, metric = measure_base(source, sample, metric)
     with workplace(out) as scratch:
         made = {}
         for form in wanted:

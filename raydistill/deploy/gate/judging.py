@@ -72,7 +72,8 @@ def measure(
     if not rows.num_rows:
         raise DataError(f"{rows.source} has no labelled row in {rows.split}, so nothing can be judged.")
     labels = {role: model.task.outputs for role, model in models.items()}
-    roles = [role for role in (CHAMPION, CHALLENGER) if same_outputs(labels.get(role, ()), labels[CHALLENGER])]
+    alike = {role for role, names in labels.items() if same_outputs(names, labels[CHALLENGER])}
+    roles = [role for role in (CHAMPION, CHALLENGER) if role in alike]
     paired = compare_paired({role: models[role] for role in roles}, rows, num_samples=gate.bootstrap_samples)
     summary, run_id = paired.summary, challenger.run_id
     own = summary["models"][CHALLENGER]

@@ -40,6 +40,12 @@ class EmbeddingScores(Scores):
         self.teacher = apart(known.astype(np.float32), self.ids.shape[1]) if known.shape[1] else None
         if self.teacher is not None and not np.isfinite(known).all():
             raise DataError("The teacher's vectors of these rows are not known. Evaluate the model on its run's rows.")
+        if self.teacher is None and not self.are_pairs:
+            raise DataError(
+                "Texts alone say nothing of what their vectors should be: the teacher's are known for the rows of a "
+                "model's own run only. Take those rows (without --data), or pairs: with a score, or queries with their "
+                "documents."
+            )
 
     @cached_property
     def cosine(self) -> Array:
