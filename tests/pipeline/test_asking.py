@@ -18,7 +18,7 @@ from fastapi import HTTPException
 from kit.asked import as_squad, asked_config, asked_rows
 from kit.finished import predict_texts
 from kit.registered import client, judge_version, verdicts
-from kit.runs import predictions
+from kit.runs import make_context, make_shared, predictions
 from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import write_jsonl
@@ -45,6 +45,8 @@ from raydistill.models.load import load_model
 from raydistill.models.scorer import Scorer
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.models.student import build_student
+from raydistill.search.trial import TrialSpec, trial_job, trial_reports
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 from raydistill.tasks.question_answering import QuestionAnswering
 from raydistill.tasks.question_answering.encoding import BEGINS, ENDS
@@ -363,6 +365,19 @@ def test_predict_reads_a_table_of_questions(
     assert [line[0] for line in lines] == [one["answer"] or "-" for one in found]
     assert execute(["predict", model, "--text", "the win"]) == 2
     assert "needs a question and a context for each row" in capfd.readouterr().err
+
+
+def test_a_trial_is_judged_by_its_answers(tmp_path: Path) -> None:
+    depth, finetune = "student.num_layers", {"num_epochs": 2, "learning_rate": 3e-3}
+    changes = {"train__num_workers": 1, "evaluate__baseline": False, "teacher__finetune": finetune}
+    plain = asked_config(tmp_path, 160, data__max_length=LENGTH, data__max_labeled=None, **changes)
+    shared = make_shared(plain | {"sweep": {"space": {depth: {"choice": [1, 2]}}, "scheduler": "none"}})
+    reports = list(trial_reports(make_context(trial_job(shared, TrialSpec(0, "t0", ((0, {depth: 1}),)))), shared))
+    assert reports[-1]["score"] == max(report["validation/answer_f1"] for report in reports) > 0
+    model = Artifact(Storage(plain["storage"]), "student", reports[-1]["student"]).local() / "model"
+    config = json.loads((model / "config.json").read_text())
+    assert config["num_hidden_layers"] == 1
+    assert config["question_answering"]["null_threshold"] is not None
 
 
 def test_losses_that_spans_do_not_allow_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from kit.finished import predict_texts
 from kit.registered import client, judge_version, verdicts
+from kit.runs import make_context, make_shared
 from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows
@@ -38,6 +39,8 @@ from raydistill.models.scorer import Scorer
 from raydistill.models.signals import LOG_MARGINALS, LOGITS, TRANSITIONS, Signal
 from raydistill.models.student import build_student
 from raydistill.pipeline import recipes
+from raydistill.search.trial import TrialSpec, trial_job, trial_reports
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 from raydistill.tasks.targets import Ragged
 from raydistill.tasks.token_classification import TokenClassification
@@ -282,6 +285,20 @@ def is_stray(before: tuple[str, ...], name: str) -> bool:
     """Whether a label may not follow; a word before it may be inside an entity that began earlier."""
     begun = [*(tag.replace("I-", "B-") for tag in before), *before]
     return stray([*begun, name]) == len(begun)
+
+
+def test_a_sweep_may_choose_the_head(tmp_path: Path) -> None:
+    finetune = {"num_epochs": 2, "learning_rate": 3e-3, "head": "crf"}
+    changes = {"train__num_workers": 1, "evaluate__baseline": False, "teacher__finetune": finetune}
+    plain = tagged_config(tmp_path, 160, data__max_length=LENGTH, **changes)
+    name, heads = "student.head", ("softmax", "crf")
+    shared = make_shared(plain | {"sweep": {"space": {name: {"choice": heads}}, "scheduler": "none"}})
+    for number, head in enumerate(heads):
+        spec = TrialSpec(number, f"t{number}", ((0, {name: head}),))
+        reports = list(trial_reports(make_context(trial_job(shared, spec)), shared))
+        assert reports[-1]["score"] == max(report["validation/entity_f1"] for report in reports)
+        made = Artifact(Storage(plain["storage"]), "student", reports[-1]["student"]).local() / "model"
+        assert ("crf" in json.loads((made / "config.json").read_text())) == (head == "crf")
 
 
 def test_a_constrained_student_gives_no_stray_label_where_softmax_does(toy: Toy, tmp_path: Path) -> None:

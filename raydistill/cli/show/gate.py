@@ -54,7 +54,8 @@ def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     about = metric(main)
     reached = ", ".join(f"{name} {about.text(m['metrics'][main]['value'])}" for name, m in summary["models"].items())
     text = f"{about.words} on {data['num_rows']:,} rows of {data['source']}: {reached}."
-    console.print(text[0].upper() + text[1:], markup=False, style="dim")
+    text = text if text[1].isupper() else text[0].upper() + text[1:]  # nDCG stays as it is
+    console.print(text, markup=False, style="dim")
 
 
 def print_versions(console: Console, name: str, versions: Sequence[Version]) -> None:
