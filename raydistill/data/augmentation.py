@@ -55,13 +55,14 @@ class Augmentation:
         own |= {"masked_model": model_digest(self.masked)} if self.masked is not None else {}
         return own | ({"model": model_digest(self.model)} if "words" in self.settings.ways else {})
 
-    def copies_of(self, texts: Sequence[pa.Array], tokenizer: Any) -> Iterator[list[pa.Array]]:
-        """The texts of all rows, one column or two, once for each copy."""
+    def copies_of(self, texts: Sequence[pa.Array], tokenizer: Any, masking: Any = None) -> Iterator[list[pa.Array]]:
+        """The texts of all rows, one column or two, once for each copy; ``masking``: the masked language model's
+        tokenizer."""
         columns = [column.to_pylist() for column in texts]
         ways = self.settings.ways
         used = {word for column in columns for text in column for word in WORD.findall(text.lower())}
         others = similar_words(token_embeddings(self.model, self.trusted), tokenizer, used) if "words" in ways else {}
-        guess = self._guesses()
+        guess = self._guesses(masking)
         for copy in range(self.settings.copies):
             way = ways[copy % len(ways)]
             draws = [random.Random(f"{self.seed} {copy} {number}") for number in range(len(columns[0]))]
@@ -73,14 +74,12 @@ class Augmentation:
                     made.append([written(text, way, draw, others) for text, draw in zip(column, draws, strict=True)])
             yield [pa.array(column, old.type) for column, old in zip(made, texts, strict=True)]
 
-    def _guesses(self) -> Any:
+    def _guesses(self, tokenizer: Any) -> Any:
         """What writes copies of texts in which words are guessed, given what draws for each."""
         if self.masked is None:
             return None
         from raydistill.data.masked import MaskedModel, masked_copies
-        from raydistill.data.rows import load_tokenizer
 
-        tokenizer = load_tokenizer(self.masked)
         model = MaskedModel(self.masked, tokenizer, whole_words(tokenizer))
         return partial(masked_copies, model=model, share=WORD_SHARE, count=NEAREST, case=in_case)
 

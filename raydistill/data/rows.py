@@ -147,7 +147,8 @@ def _write_tokens(
                     write_batch(folder / f"{split}{SWAPPED}.arrow", swapped | known)
             if augmentation is not None and split == "train":
                 unlabeled = known | {"target": pa.nulls(len(batch), known["target"].type)}
-                for written in augmentation.copies_of(texts, tokenizer):
+                masking = load_tokenizer(augmentation.masked) if augmentation.masked is not None else None
+                for written in augmentation.copies_of(texts, tokenizer, masking):
                     for order in (written, written[::-1]) if symmetric else (written,):
                         copy, is_cut = encode(tokenizer, order, max_length, pad)
                         parts.append((copy | unlabeled, is_cut))

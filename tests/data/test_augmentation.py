@@ -171,7 +171,8 @@ def guesser(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copies(guesser: Path, texts: list[str], seed: int = 0) -> list[str]:
     settings = Augment(copies=1, ways=("masked",), masked_model=str(guesser))
-    made = Augmentation(settings, seed, guesser, masked=guesser).copies_of([pa.array(texts)], None)
+    tokenizer = AutoTokenizer.from_pretrained(guesser)
+    made = Augmentation(settings, seed, guesser, masked=guesser).copies_of([pa.array(texts)], None, tokenizer)
     return next(made)[0].to_pylist()
 
 
