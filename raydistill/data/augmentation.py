@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from raydistill.config.data import Augment, Way
-from raydistill.data.typos import WORD, with_typos
+from raydistill.data.typos import WORD, in_case, with_typos
 
 WORD_SHARE = 0.2
 NEAREST = 8
@@ -81,7 +81,7 @@ class Augmentation:
         from raydistill.data.masked import MaskedModel, masked_copies
 
         model = MaskedModel(self.masked, tokenizer, whole_words(tokenizer))
-        return partial(masked_copies, model=model, share=WORD_SHARE, count=NEAREST, case=in_case)
+        return partial(masked_copies, model=model, share=WORD_SHARE, count=NEAREST)
 
 
 def written(text: str, way: Way, draw: random.Random, others: Mapping[str, Sequence[str]]) -> str:
@@ -106,11 +106,6 @@ def replaced(word: str, draw: random.Random, others: Mapping[str, Sequence[str]]
     if draw.random() >= WORD_SHARE or not near:
         return word
     return in_case(word, draw.choice(near))
-
-
-def in_case(word: str, other: str) -> str:
-    """Another word, with a capital where the word has one."""
-    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
 
 def similar_words(table: np.ndarray, tokenizer: Any, used: set[str]) -> dict[str, list[str]]:

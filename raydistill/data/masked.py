@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForMaskedLM
 
-from raydistill.data.typos import WORD
+from raydistill.data.typos import WORD, in_case
 from raydistill.errors import ModelError
 from raydistill.models.checks import first_line
+from raydistill.models.scorer import num_positions
 
 TEXTS_PER_CALL = 32
-
-Replace = Callable[[str, str], str]
-"""A word, and what a vocabulary has in its place, in the word's own case."""
 
 
 class MaskedModel:
@@ -43,7 +41,7 @@ class MaskedModel:
     def likely(self, texts: Sequence[str], count: int) -> list[list[list[str]]]:
         """The ``count`` likeliest words at each mask of each text, the likeliest first; texts are cut where the model
         ends, and masks behind that are not answered."""
-        limit = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512) - 2)
+        limit = min(self.tokenizer.model_max_length, num_positions(self.model) or 512)
         found: list[list[list[str]]] = []
         for start in range(0, len(texts), TEXTS_PER_CALL):
             some = list(texts[start : start + TEXTS_PER_CALL])
@@ -57,7 +55,7 @@ class MaskedModel:
 
 
 def masked_copies(
-    texts: Sequence[str], draws: Sequence[random.Random], model: MaskedModel, share: float, count: int, case: Replace
+    texts: Sequence[str], draws: Sequence[random.Random], model: MaskedModel, share: float, count: int
 ) -> list[str]:
     """Each text with a ``share`` of its words masked at once, and one of the ``count`` likeliest others in their place.
 
@@ -74,7 +72,7 @@ def masked_copies(
         words = [text[a:b] for a, b in own]
         for place, likely in enumerate(guessed[: len(own)]):
             others = [word for word in likely if word != words[place].lower()][:count]
-            words[place] = case(words[place], draw.choice(others)) if others else words[place]
+            words[place] = in_case(words[place], draw.choice(others)) if others else words[place]
         made.append(_with(text, own, words))
     return made
 

@@ -1,4 +1,4 @@
-"""Words as they are typed in a hurry."""
+"""Words, in the case of others, and as they are typed in a hurry."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def _neighbours() -> dict[str, str]:
 
 
 NEIGHBOURS = _neighbours()
+
+
+def in_case(word: str, other: str) -> str:
+    """Another word, with a capital where the word has one."""
+    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
 
 def with_typos(text: str, draw: random.Random) -> str:

@@ -145,8 +145,8 @@ def judge_chance(gate: Gate, facts: Facts) -> Ruling:
 def judge_retention(gate: Gate, facts: Facts) -> Ruling:
     name = compared_metric(gate, facts.task, facts.challenger["metrics"])
     found, value, shown = facts.retention, None, ""
-    why = "the teacher's own is not above 0, or not defined"
-    why = "its run keeps no predictions of a teacher" if found is None else why
+    lacks, low = "its run keeps no predictions of a teacher", "the teacher's own is not above 0, or not defined"
+    why = lacks if found is None else low
     if found is not None and found.value is not None:
         value, shown, why = found.value, percent(found.value), f"{found.num_rows:,} test rows of its run"
         if found.low is not None and found.high is not None:

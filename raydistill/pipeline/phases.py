@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
@@ -154,13 +155,7 @@ def student_reports(
     """
     config = context.config
     artifact, recipe = student_artifact(context, teacher, mode)
-    model = build_student(
-        context.teacher(teacher),
-        config.student,
-        seed=recipes.student_seed(config),
-        attn_implementation=context.attention,
-        sample=context.rows["train"].sample(),
-    )
+    model = untaught(context, context.teacher(teacher))
     if not mode.keeps_teacher and not is_trial:
         context.teacher_model = None  # its memory is the student's now
     yield from stage_reports(
@@ -175,6 +170,18 @@ def student_reports(
     )
     parents = {"tokens": context.job.tokens.digest, **teacher.parents}
     publish(context, artifact, recipe, parents, model, teacher.folder, stage_history(context, "student", config.stages))
+
+
+def untaught(context: Context, start: PreTrainedModel) -> PreTrainedModel:
+    """The student of the config as it is cut from ``start``, before any training."""
+    config = context.config
+    return build_student(
+        start,
+        config.student,
+        seed=recipes.student_seed(config),
+        attn_implementation=context.attention,
+        sample=context.rows["train"].sample(),
+    )
 
 
 def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | None:
@@ -195,13 +202,7 @@ def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | Non
             if not is_same:
                 source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
             start = context.teacher(teacher) if is_same else context.load(source, dropout=0.0)
-            model = build_student(
-                start,
-                config.student,
-                seed=recipes.student_seed(config),
-                attn_implementation=context.attention,
-                sample=context.rows["train"].sample(),
-            )
+            model = untaught(context, start)
             context.teacher_model = None
             stages, history = recipes.baseline_stages(config), untrained()
             if context.task.has_loss:

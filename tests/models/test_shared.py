@@ -9,6 +9,7 @@ import torch
 from kit.tiny import FAMILIES, tiny_classifier, tiny_config, tiny_inputs
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from raydistill.config.loading import load_config
 from raydistill.config.student import EncoderStudent as Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.losses import beginning
@@ -178,11 +179,6 @@ def test_last_states_that_are_normalised_are_no_place_to_begin() -> None:
     ],
 )
 def test_settings_that_share_nothing_are_refused(given: dict[str, Any], message: str) -> None:
+    config = {"data": {"path": "x.csv"}, "teacher": {"model": "x"}, "student": {"share_layers": 2, **given}}
     with pytest.raises(ConfigError, match=message):
-        load_student(given)
-
-
-def load_student(given: dict[str, Any]) -> Any:
-    from raydistill.config.loading import load_config
-
-    return load_config({"data": {"path": "x.csv"}, "teacher": {"model": "x"}, "student": {"share_layers": 2, **given}})
+        load_config(config)

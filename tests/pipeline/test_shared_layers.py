@@ -12,6 +12,7 @@ from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differe
 from kit.toy import Toy, make_toy, run_ranks, toy_config
 from safetensors.torch import load_file
 
+from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.student import EncoderStudent as Student
 from raydistill.models.layers import layer_stack
@@ -67,8 +68,6 @@ def test_a_step_does_not_run_shared_layers(toy: Toy) -> None:
 
 
 def rank_gradients(folder: Path) -> dict[str, Any]:
-    from raydistill.cluster.group import Group
-
     setup = setup_of(make_toy(folder), "student.ranks")
     return {"rank": Group().rank, "gradients": batch_gradients(setup)}
 
