@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paired import read_cells
 from rich.console import Console
 from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -314,7 +315,7 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=Path("cells.jsonl"))
     given = parser.parse_args()
     logging.disable(logging.WARNING)
-    cells = [json.loads(line) for line in given.cells.read_text().splitlines()] if given.cells.exists() else []
+    cells = read_cells(given.cells)
     done = {(cell["set"], cell["labels"], cell["seed"], cell["contender"]) for cell in cells}
     console = Console(width=200)
     wanted = [c for c in given.contenders if find_spec("setfit") or c not in ("setfit", "probe")]

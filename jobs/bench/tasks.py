@@ -4,7 +4,7 @@
 
 All texts are of BBC news (extra ``quickstart``), but those of ``--ratings``: a list of rated texts as in the source
 archive of vaderSentiment 0.5 (number, mean rating, text). The teacher is a MiniLM of 6 layers, students have 2 of these
-(3 for questions and vectors), and all else is what a config without settings gets. 600 rows are the test, of the others
+(3 for vectors), and all else is what a config without settings gets. 600 rows are the test, of the others
 a few hundred have labels. Each student and its baseline are trained with three seeds; the table has the mean of their
 test values, and the one with the median validation value for intervals, agreement and speed.
 
@@ -13,7 +13,6 @@ test values, and the one with the median validation value for intervals, agreeme
     labels      which kinds of entities a sentence has, by rule (micro F1)
     ratings     how glad a tweet is, the mean of twenty people (Pearson)
     entities    persons, amounts, dates and places in sentences, by rule (entity F1)
-    questions   who said it, how much, how many: by rule, a fifth without an answer (answer F1)
     vectors     headlines' vectors as the teacher has them (rank correlation of similarities), no labels
 """
 
@@ -28,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from paired import read_cells, write_rows
 from rich.console import Console
 from rich.table import Table
 from taggers import news_sentences
@@ -101,9 +101,8 @@ def run(name: str, path: Path, folder: Path) -> dict[str, Any]:
     read, labeled, settings = TASKS[name]
     rows = read(path)
     data = folder / "data"
-    data.mkdir(parents=True)
     for split, part in (("test", rows[:TESTED]), ("train", rows[TESTED:])):
-        write(data / f"{split}.jsonl", part)
+        write_rows(data / f"{split}.jsonl", part)
     config = {
         "storage": str(folder / "storage"),
         "data": {"path": str(data), **({"max_labeled": labeled} if labeled else {})},
@@ -129,10 +128,6 @@ def run(name: str, path: Path, folder: Path) -> dict[str, Any]:
         "agreement": results["agreement"],
         "latency_ms": {m: results[m]["latency_ms"]["p50"] for m in ("teacher", "student")},
     }
-
-
-def write(path: Path, rows: Rows) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def report(cells: Sequence[dict[str, Any]], console: Console) -> None:
@@ -169,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", type=Path, default=Path("tasks.jsonl"))
     given = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
-    cells = [json.loads(line) for line in given.cells.read_text().splitlines()] if given.cells.exists() else []
+    cells = read_cells(given.cells)
     for name in given.tasks:
         if name in {cell["task"] for cell in cells} or (name == "ratings" and given.ratings is None):
             continue
