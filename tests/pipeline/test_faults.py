@@ -240,7 +240,7 @@ def test_killed_workers_are_replaced_and_nothing_is_lost(tmp_path, measured):
         kill_worker(command, f"step student.distill {step} ", 1 - shard % 2, seen)
         results = command.results()
     starts = Counter(line.split()[3] for line in command.lines() if line.startswith("start "))
-    assert starts == {"0": 3, "1": 3}
+    assert starts == {"0": 3, "1": 3}, command.err.read_text()  # which says of every lost worker why
     assert_ended_like(whole, folder, results)
     steps = Counter(" ".join(line.split()[:4]) for line in command.lines() if line.startswith("step "))
     repeated = sum(n - 1 for n in steps.values())
