@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ JOBS = ROOT / "jobs"
 RECIPES = [starter.file for starter in list_starters().values() if starter.is_recipe]
 METHODS = ("distilbert", "tinybert", "minilm", "pkd", "early", "late")
 TOYS = dict.fromkeys(METHODS, toy_config) | {"question_answering": asked_config, "taggers": tagged_config}
-sys.path.insert(0, str(JOBS / "bench"))
 
 
 def test_every_config_is_a_recipe() -> None:
@@ -287,8 +285,9 @@ def test_bench_of_defaults_runs_the_tool_itself(tmp_path: Path, monkeypatch: pyt
 
 def test_bench_of_taggers_has_real_entities_and_pairs_differences() -> None:
     import taggers
+    from news import news_sentences
 
-    rows = taggers.news_sentences(300)
+    rows = news_sentences(300)
     assert len({row["text"] for row in rows}) == 300
     found = {(kind, row["text"][start:end]) for row in rows for start, end, kind in row["label"]}
     assert {("LOC", "China"), ("PER", "Blair")} <= found

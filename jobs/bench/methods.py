@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from news import news_sentences
 from paired import qualities, read_cells, resampled, write_rows
 from rich.console import Console
-from taggers import news_sentences
 
 import raydistill
 from raydistill.config.schema import list_losses

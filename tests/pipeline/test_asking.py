@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from fastapi import HTTPException
 from kit.asked import as_squad, asked_config, asked_rows
 from kit.finished import predict_texts
-from kit.news import distill_news, news_questions
+from kit.news import distill_news
 from kit.registered import client, judge_version, verdicts
 from kit.runs import make_context, make_shared, predictions
 from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import write_jsonl
 from kit.toy import Toy, run_ranks
+from news import news_questions
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import raydistill

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from kit.runs import predictions
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows, write_jsonl
 from kit.toy import Toy, run_ranks
+from news import news_sentences
 from transformers import pipeline
 
 import raydistill
@@ -291,9 +291,6 @@ def test_an_export_says_the_same_of_long_texts_too(finished: tuple[dict[str, Any
 @pytest.mark.slow
 def test_two_of_six_layers_find_the_entities_of_news(tmp_path: Path) -> None:
     """Real text and a real encoder; the rules need context (a title before a name), form and a list."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "jobs" / "bench"))
-    from taggers import news_sentences
-
     rate = {"num_epochs": 5, "learning_rate": 3e-4}
     data = {"max_length": 48, "split": {"validation": 0.1, "test": 0.3}}
     results = distill_news(tmp_path, news_sentences(1000), "token_classification", data, rate)
