@@ -8,7 +8,9 @@
 ``half``   the first half of its tokens, rounded up, of each text; counted after the cut to ``data.max_length``, so
            that it is half of what a model reads
 
-A perturbed row is a row like any other: a split of an artefact of tokens, with the targets of the row that it was.
+A perturbed row is a row like any other: a split of an artefact of tokens, with the targets of the row that it was. Of
+rows with any number of predictions the task says what is rewritten, and where its targets are then
+(``Task.rewritten``): of words each by itself, ``half`` of them; of questions and contexts only what leaves the answers.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +28,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydistill.data.prepare import write_batch
-from raydistill.data.rows import ROWS_PER_CALL, SWAPPED, encode_texts, load_tokenizer, map_batch, read_texts
+from raydistill.data.prepare import read_info, write_batch
+from raydistill.data.rows import (
+    ROWS_PER_CALL,
+    SWAPPED,
+    encode_task,
+    encode_texts,
+    load_tokenizer,
+    map_batch,
+    read_texts,
+)
 from raydistill.data.typos import with_typos
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Task, task_of
+from raydistill.tasks.rewriting import Rewrite
+from raydistill.tasks.targets import Ragged, Values, of_column
 
 PERTURBATIONS = ("lower", "upper", "typos", "half")
 RULES = 1
@@ -75,37 +90,75 @@ def _write(data: Artifact, tokens: Artifact, tokenizer_folder: Path, seed: int, 
     info, before = json.loads((source / "info.json").read_text()), map_batch(source / "test.arrow")
     length, pad, texts = info["max_length"], info["pad_token_id"], read_texts(data, "test")
     tokenizer, symmetric = load_tokenizer(tokenizer_folder, length), (source / f"test{SWAPPED}.arrow").exists()
-    counts = {}
+    task, counts = task_of(read_info(data).task), {}
+    values: Values = of_column(map_batch(data.local() / "test.arrow").column("target")) if task.has_units else None
+    known = {column: before.column(column) for column in ("target", "example_id")}
 
     def tokens_of(name: str, texts: Sequence[pa.Array]) -> dict[str, pa.Array]:
-        return (
+        found = (
             halve(tokenizer, texts, length, pad) if name == "half" else encode_texts(tokenizer, texts, length, pad)[0]
         )
+        return found | known
 
     for name in PERTURBATIONS:
-        written = texts if name == "half" else rewrite(texts, name, seed)
-        columns = tokens_of(name, written)
+        if name in task.unperturbed:
+            continue
+        if task.has_units:
+            written, units = rewrite_units(task, texts, values, name, seed)
+            columns = encode_task(tokenizer, task, written, units, length, pad)
+            columns.pop("is_cut", None)
+        else:
+            written = texts if name == "half" else rewrite(texts, name, seed)
+            columns = tokens_of(name, written)
         other = [pc.not_equal(old, new).to_numpy(zero_copy_only=False) for old, new in zip(texts, written, strict=True)]
-        ids = zip(before.column("input_ids"), columns["input_ids"], strict=True)
-        changed = sum(not old.values.equals(new.values) for old, new in ids)
+        pairs = zip(by_example(before), by_example(columns), strict=True)
+        changed = sum(old != new for old, new in pairs)
         counts[name] = {"texts": int(np.any(other, axis=0).sum()), "tokens": changed}
         if changed:
-            known = {column: before.column(column) for column in ("target", "example_id")}
-            write_batch(folder / f"{split_of(name)}.arrow", columns | known)
+            write_batch(folder / f"{split_of(name)}.arrow", columns)
             if symmetric:
-                swapped = tokens_of(name, written[::-1])
-                write_batch(folder / f"{split_of(name)}{SWAPPED}.arrow", swapped | known)
+                write_batch(folder / f"{split_of(name)}{SWAPPED}.arrow", tokens_of(name, written[::-1]))
     (folder / "info.json").write_text(json.dumps({"pad_token_id": pad, "max_length": length, "perturbed": counts}))
+
+
+def by_example(columns: Mapping[str, pa.Array] | pa.RecordBatch) -> Iterator[list[list[int]]]:
+    """The token ids of all rows of each example, one example after another."""
+    rows = zip(columns["example_id"], columns["input_ids"], strict=True)
+    for _, own in groupby(rows, lambda row: row[0].as_py()):
+        yield [ids.as_py() for _, ids in own]
+
+
+def rewrites(perturbation: str, seed: int, num_rows: int) -> Iterator[Rewrite]:
+    """Of each row what becomes of a piece of its text: ``lower``, ``upper``, or ``typos`` in one piece after another;
+    nothing under ``half``."""
+    for number in range(num_rows):
+        match perturbation:
+            case "typos":
+                yield partial(with_typos, draw=random.Random(f"{seed} {number}"))
+            case "half":
+                yield str
+            case _:
+                yield getattr(str, perturbation)
 
 
 def rewrite(texts: Sequence[pa.Array], perturbation: str, seed: int) -> list[pa.Array]:
     """The texts of all rows, one column or two, ``lower``, ``upper`` or with ``typos``."""
-    made: list[list[str]] = [[] for _ in texts]
-    for number, row in enumerate(zip(*(column.to_pylist() for column in texts), strict=True)):
-        draw = random.Random(f"{seed} {number}")
-        for column, text in zip(made, row, strict=True):
-            column.append(with_typos(text, draw) if perturbation == "typos" else getattr(text, perturbation)())
-    return [pa.array(column, old.type) for column, old in zip(made, texts, strict=True)]
+    rows = zip(*(column.to_pylist() for column in texts), strict=True)
+    made = [
+        [change(text) for text in row]
+        for change, row in zip(rewrites(perturbation, seed, len(texts[0])), rows, strict=True)
+    ]
+    return [pa.array([row[i] for row in made], old.type) for i, old in enumerate(texts)]
+
+
+def rewrite_units(
+    task: Task, texts: Sequence[pa.Array], values: Ragged, perturbation: str, seed: int
+) -> tuple[list[pa.Array], Ragged]:
+    """The same of a task whose rows have any number of predictions, by ``Task.rewritten``, with the ``values`` of their
+    targets."""
+    changes = list(rewrites(perturbation, seed, len(values)))
+    written, units = task.rewritten(perturbation, [column.to_pylist() for column in texts], values, changes)
+    return [pa.array(column, old.type) for column, old in zip(written, texts, strict=True)], units
 
 
 def halve(tokenizer: Any, texts: Sequence[pa.Array], max_length: int, pad: int) -> dict[str, pa.Array]:

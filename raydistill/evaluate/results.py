@@ -38,12 +38,13 @@ disagreements       up to 20 test rows on which student and teacher contradict e
                     {row, text, text_pair, label, student, teacher}; texts cut to 500 characters, ``text_pair`` may be
                     null, ``label`` is the target in words or null, a model {answer: in words, sure: 0 to 1 or null}
 errors              the same of up to 10 labelled test rows which the student answers wrongly, the plainest first
-robustness          {metric, perturbations: {lower, upper, typos, half}} of the test rows written otherwise, see
-                    ``data.perturbations``, or null; each {rows_changed: share of the rows that models read otherwise,
-                    same_because: why none is, or null, models: {teacher, student[, baseline]: {value, low, high of the
-                    metric, change: {value, low, high} against the rows as they are, paired}}, null where no row is
-                    changed, student_minus_teacher: {value, low, high} of the difference of their changes, paired,
-                    is_more_fragile: whether the student loses more beyond chance, see ``evaluate.robustness``}
+robustness          {metric, perturbations: {lower, upper, typos, half}, left_out: {perturbation: why it says nothing
+                    of such rows}} of the test rows written otherwise, see ``data.perturbations``, or null; each
+                    {rows_changed: share of the rows that models read otherwise, same_because: why none is, or null,
+                    models: {teacher, student[, baseline]: {value, low, high of the metric, change: {value, low, high}
+                    against the rows as they are, paired}}, null where no row is changed, student_minus_teacher: {value,
+                    low, high} of the difference of their changes, paired, is_more_fragile: whether the student loses
+                    more beyond chance, see ``evaluate.robustness``}
 layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
                     layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
                     {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states}
@@ -169,6 +170,8 @@ class RunMeasurements:
     """{student, teacher, start, losses}, as in results.json."""
     perturbed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By perturbation the test rows whose ``texts`` and ``tokens`` are changed; empty where none is asked for."""
+    perturbed_targets: Mapping[str, Targets] = field(default_factory=dict)
+    """By perturbation, of the test rows so written."""
     seeds: Mapping[str, Any] | None = None
     """As in results.json."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -244,6 +247,7 @@ def _robustness(outcome: RunMeasurements, models: Mapping[str, ModelOutcome]) ->
             changed["texts"],
             changed["tokens"],
             {name: model.perturbed[kind] for name, model in own.items()} if changed["tokens"] else {},
+            outcome.perturbed_targets.get(kind),
         )
         for kind, changed in outcome.perturbed.items()
     ]

@@ -1,5 +1,7 @@
 """What becomes of models on test rows that are written otherwise, see ``data.perturbations``.
 
+Rows of which only the first words are left are compared on these words, of which models have read all before.
+
 A student is called more fragile than its teacher where a perturbation takes more of the main metric from it, beyond
 chance: where the interval of (student's change - teacher's change), all four values from the same resamples of the
 rows, lies below 0. As several perturbations are looked at, that interval is one of 1 - 5 % / their number (Bonferroni):
@@ -25,7 +27,7 @@ UNTOUCHED = {
     "lower": "the texts have no upper-case letter",
     "upper": "the texts have no lower-case letter",
     "typos": "hardly a text has a word in it",
-    "half": "no text has more than one token",
+    "half": "no text is long enough",
 }
 """Why a perturbation changes no text."""
 NO_CASE = "the tokenizer makes no difference between cases"
@@ -42,6 +44,8 @@ class Perturbed:
     """Rows that a model reads otherwise than before."""
     outputs: Mapping[str, Array]
     """Of each model (N, C); empty where no row is changed."""
+    targets: Targets | None = None
+    """Those of the rows so written; None where they are the same."""
 
     @property
     def same_because(self) -> str | None:
@@ -62,10 +66,17 @@ def robustness(
     seed: int,
 ) -> dict[str, Any]:
     """The field ``robustness`` of results.json. ``outputs``: of each model (N, C) on the rows as they are."""
-    main = next(iter(tasks.values())).Settings.metrics[0]
-    measured = [one for one in perturbed if one.same_because is None]
+    task = next(iter(tasks.values()))
+    main, measured = task.Settings.metrics[0], [one for one in perturbed if one.same_because is None]
     every = {(name, ""): found for name, found in outputs.items()}
-    every |= {(name, one.name): found for one in measured for name, found in one.outputs.items()}
+    own: dict[str, Targets] = {}
+    for one in measured:
+        written = one.targets or targets
+        every |= {(name, one.name): found for name, found in one.outputs.items()}
+        own |= {f"{name} {one.name}": written for name in one.outputs}
+        if written.num_units < targets.num_units:
+            every |= {(name, f"before {one.name}"): found for name, found in outputs.items()}
+            own |= {f"{name} before {one.name}": written for name in outputs}
     board = Scoreboard(
         {f"{name} {kind}": tasks[name] for name, kind in every},
         {f"{name} {kind}": found for (name, kind), found in every.items()},
@@ -74,10 +85,12 @@ def robustness(
         num_samples=num_samples,
         seed=seed,
         wanted={main},
+        own=own,
     )
     return {
         "metric": main,
         "perturbations": {one.name: described(one, board, main, len(measured)) for one in perturbed},
+        "left_out": dict(task.unperturbed),
     }
 
 
@@ -94,7 +107,7 @@ def described(one: Perturbed, board: Scoreboard, main: str, num_measured: int) -
         return found
     models: dict[str, Any] = {}
     for name in one.outputs:
-        before, after = f"{name} ", f"{name} {one.name}"
+        before, after = compared(board, name, one.name)
         models[name] = {**board.intervals(after)[main], "change": board.differences(before, after)[main]}
     (own, own_samples), (others, others_samples) = (change(board, n, one.name, main) for n in ("student", "teacher"))
     value, samples = own - others, own_samples - others_samples
@@ -105,9 +118,16 @@ def described(one: Perturbed, board: Scoreboard, main: str, num_measured: int) -
     return found
 
 
+def compared(board: Scoreboard, model: str, perturbation: str) -> tuple[str, str]:
+    """Of a model on a scoreboard the names of its answers before and after: to what is left of the rows, where that is
+    not all."""
+    before = f"{model} before {perturbation}"
+    return before if before in board.scores else f"{model} ", f"{model} {perturbation}"
+
+
 def change(board: Scoreboard, model: str, perturbation: str, main: str) -> tuple[float, Array]:
     """What a perturbation adds to a model's metric: the value, and resamples of it (S,)."""
-    before, after = f"{model} ", f"{model} {perturbation}"
+    before, after = compared(board, model, perturbation)
     value = board.scores[after].values[main] - board.scores[before].values[main]
     return value, board.samples[after][main] - board.samples[before][main]
 
@@ -126,12 +146,13 @@ def fragile_sentence(results: Mapping[str, Any]) -> str:
 
 
 def same_sentences(found: Mapping[str, Any]) -> list[str]:
-    """Of perturbations that change no row, why, from the field ``robustness``."""
+    """Of perturbations that change no row, or are left out, why, from the field ``robustness``."""
     reasons: dict[str, list[str]] = {}
     for name, one in found["perturbations"].items():
         if one["same_because"] is not None:
             reasons.setdefault(one["same_because"], []).append(WORDS[name])
-    return [f"{listed(names)}: every model reads the same as before, as {why}." for why, names in reasons.items()]
+    same = [f"{listed(names)}: every model reads the same as before, as {why}." for why, names in reasons.items()]
+    return same + [f"{listed([WORDS[name]])}: left out, as {why}." for name, why in found.get("left_out", {}).items()]
 
 
 def listed(words: Sequence[str]) -> str:

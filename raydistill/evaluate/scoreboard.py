@@ -21,8 +21,9 @@ class Scoreboard:
     """Scores of several models on the labelled ones of the same rows.
 
     ``tasks``: of each model, with its own thresholds. ``outputs``: of each model (N, C), all in the order of the tasks'
-    outputs. Rows of one example, by ``example_ids`` (N,), are resampled together. Of metrics that are not ``wanted``
-    the slow ones may be left out. Raises DataError or ModelError for what no metric can be computed from.
+    outputs. Rows of one example, by ``example_ids`` (N,), are resampled together. ``own``: targets of models that read
+    the same rows in other words. Of metrics that are not ``wanted`` the slow ones may be left out. Raises DataError or
+    ModelError for what no metric can be computed from.
     """
 
     def __init__(
@@ -35,10 +36,13 @@ class Scoreboard:
         num_samples: int = 1000,
         seed: int = 0,
         wanted: Collection[str] | None = None,
+        own: Mapping[str, Targets] | None = None,
     ) -> None:
-        kept = targets.labeled
+        kept, read = targets.labeled, dict.fromkeys(outputs, targets) | dict(own or {})
         self.tasks, self.outputs = tasks, outputs
-        self.scores = {name: tasks[name].scores(found[kept], targets.values[kept]) for name, found in outputs.items()}
+        self.scores = {
+            name: tasks[name].scores(found[kept], read[name].values[kept]) for name, found in outputs.items()
+        }
         ids = None if example_ids is None else example_ids[kept]
         self.num_rows = int(kept.sum())
         self.num_examples = num_examples(ids, self.num_rows)

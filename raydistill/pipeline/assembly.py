@@ -92,6 +92,7 @@ def assemble(
         errors=describe_rows(find_errors(test), test, texts),
         layers=describe_layers(config, outcome),
         perturbed=counts,
+        perturbed_targets={name: found.targets for name, found in kept.items()},
         seeds=seeds_section(list(outcome.seeds), outcome.student, outcome.baseline),
         config=config.model_dump(mode="json"),
         num_samples=config.evaluate.bootstrap_samples,

@@ -20,11 +20,16 @@ from raydistill.config.losses import Kind
 from raydistill.config.tasks import TaskSection
 from raydistill.models.head import SEQUENCE, Head
 from raydistill.tasks.linear import Linear
+from raydistill.tasks.rewriting import Rewrite, first_half, unit_by_unit
 from raydistill.tasks.scores import Scores
 from raydistill.tasks.targets import Array, Ragged, Targets, Values, units_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+CASES = "all letters lower-cased or upper-cased"
+TYPOS = "one word in ten with a typo (two letters swapped, one dropped, doubled, or its neighbour on the keyboard)"
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,10 @@ class Task(ABC):
     reads_apart: ClassVar[bool] = False
     """Whether a model reads the two texts of a pair one by one: its outputs are then (N, 2 C), the first text's
     first."""
+    perturbed: ClassVar[str] = f"{CASES}; {TYPOS}; the first half of the tokens alone"
+    """What is done to test rows to see how much of an answer hangs on how they are written."""
+    unperturbed: ClassVar[Mapping[str, str]] = {}
+    """By perturbation (``data.perturbations``) that says nothing of such rows, why."""
     is_taught: ClassVar[bool] = False
     """Whether a student is measured by what its teacher says of held-out rows."""
     outputs: tuple[str, ...]
@@ -203,6 +212,16 @@ class Task(ABC):
         and end in the text, which go along with the outputs; ``is_cut`` is no column of the artefact.
         """
         return None
+
+    def rewritten(
+        self, perturbation: str, texts: Sequence[Sequence[str]], values: Values, rewrites: Sequence[Rewrite]
+    ) -> tuple[list[list[str]], Ragged]:
+        """The texts of rows, one column or two, under a perturbation, and their targets' values for them, where rows
+        have ``units``. ``rewrites``: what becomes of a piece of each row's text."""
+        units = self.units(texts[0], values)
+        half = perturbation == "half"
+        written, units = first_half(texts[0], units) if half else unit_by_unit(texts[0], units, rewrites)
+        return [written], units
 
     @abstractmethod
     def blank(self, num_rows: int) -> Targets:

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from kit.asked import asked_rows
 from kit.rows_on_disk import make_config, splits_of, write_rows
+from kit.tagged import tagged_rows, write_jsonl
 from kit.tiny import FAMILIES, WORDS, tiny_tokenizer
 from tokenizers import normalizers
 
+from raydistill.config.tree import Config
 from raydistill.data import perturbations
 from raydistill.data.perturbations import (
     PERTURBATIONS,
@@ -27,6 +31,7 @@ from raydistill.data.perturbations import (
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import Rows, tokenize_data
 from raydistill.data.typos import NEIGHBOURS, TYPO_SHARE, typo, with_typos
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 
 
@@ -143,13 +148,20 @@ def test_half_without_special_tokens_and_of_an_empty_row() -> None:
 
 
 def prepared(folder: Path, storage: Storage, texts: Sequence[str], *, uncased: bool, seed: int = 0):
+    rows = [(f"{text} {WORDS[i % 40]} {WORDS[i // 40]}", "ab"[i % 2]) for i, text in enumerate(texts)]
+    return perturbed_of(make_config(write_rows(folder / "x.jsonl", rows)), folder, storage, uncased=uncased, seed=seed)
+
+
+def perturbed_of(
+    config: Config, folder: Path, storage: Storage, *, uncased: bool, seed: int = 0, max_length: int = 8
+) -> tuple[Artifact, Artifact, Artifact]:
+    """Artefacts of the data, of its tokens, and of its perturbed rows."""
     tokenizer = tiny_tokenizer("bert")
     if uncased:
         tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.save_pretrained(folder / "tokenizer")
-    rows = [(f"{text} {WORDS[i % 40]} {WORDS[i // 40]}", "ab"[i % 2]) for i, text in enumerate(texts)]
-    data = prepare_data(make_config(write_rows(folder / "x.jsonl", rows)), storage)
-    tokens = tokenize_data(data, folder / "tokenizer", 8, storage)
+    data = prepare_data(config, storage)
+    tokens = tokenize_data(data, folder / "tokenizer", max_length, storage)
     return data, tokens, perturb_rows(data, tokens, folder / "tokenizer", seed, storage)
 
 
@@ -175,6 +187,47 @@ def test_perturbed_rows_are_splits_like_any_other(tmp_path: Path, local: Storage
             found = rows.inputs(range(rows.num_rows))
             assert all((found[name] == expected[name]).all() for name in found)
     assert not [name for name in artifact.names() if name.endswith(".arrow") and "lower" in name and uncased]
+
+
+@pytest.mark.parametrize("uncased", [True, False])
+def test_words_written_otherwise_are_rows_with_the_same_labels(tmp_path: Path, local: Storage, uncased: bool) -> None:
+    """Texts of several windows; what a tokenizer without cases makes of them is the same to the last token."""
+    rows = [{**row, "tokens": [row["tokens"][0].title(), *row["tokens"][1:]]} for row in tagged_rows(200)]
+    config = make_config(write_jsonl(tmp_path / "x.jsonl", rows), task={"type": "token_classification"})
+    data, tokens, artifact = perturbed_of(config, tmp_path, local, uncased=uncased)
+    before, count = Rows.open(tokens.local(), "test"), splits_of(data)["test"].num_rows
+    assert before.num_rows > count
+    counts, (old, ids) = perturbed_counts(artifact), before.examples
+    assert counts["lower"] == counts["upper"] == {"texts": count, "tokens": 0 if uncased else count}
+    assert 0 < counts["typos"]["tokens"] == counts["typos"]["texts"] < count
+    assert counts["half"] == {"texts": count, "tokens": count}
+    by_text = {" ".join(row["tokens"]): row for row in rows}
+    for split in perturbed_splits(artifact):
+        found, same = Rows.open(artifact.local(), split).examples
+        assert same.tolist() == ids.tolist()
+        for row, text in enumerate(splits_of(data)["test"]["text"].to_pylist()):
+            labels, own = old.values[row][:, 2].tolist(), found.values[row][:, 2].tolist()
+            assert len(labels) == len(by_text[text]["tokens"])
+            assert own == (labels[: (len(labels) + 1) // 2] if split == split_of("half") else labels)
+    if not uncased:  # each word is rewritten, at its place
+        outputs = Rows.open(artifact.local(), split_of("upper"))
+        word = tiny_tokenizer("bert").convert_tokens_to_ids("[UNK]")
+        assert (
+            outputs.values["input_ids"][(outputs.units.flat + np.repeat(outputs.starts, outputs.units.lengths))] == word
+        ).all()
+
+
+def test_contexts_are_neither_cut_nor_misspelt(tmp_path: Path, local: Storage) -> None:
+    rows = [{**row, "question": f"{row['question']} {i} {'market ' * 8}"} for i, row in enumerate(asked_rows(120))]
+    config = make_config(write_jsonl(tmp_path / "x.jsonl", rows), task={"type": "question_answering"})
+    data, _, artifact = perturbed_of(config, tmp_path, local, uncased=False, max_length=40)
+    table = splits_of(data)["test"]
+    assert list(perturbed_counts(artifact)) == ["lower", "upper", "typos"]
+    assert perturbed_splits(artifact) == ["test-upper", "test-typos"]  # all words are in lower case
+    assert perturbed_counts(artifact)["typos"]["texts"] > table.num_rows / 4
+    for split, rewritten in (("test-upper", str.upper), ("test-typos", str)):
+        targets, _ = Rows.open(artifact.local(), split).examples
+        assert targets.values.texts.to_pylist() == [rewritten(text) for text in table["text_pair"].to_pylist()]
 
 
 def test_other_seeds_and_other_rows_are_other_artefacts(tmp_path: Path, local: Storage) -> None:

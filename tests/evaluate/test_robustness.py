@@ -101,7 +101,7 @@ def test_what_no_model_reads_otherwise_is_no_finding(results: dict[str, Any]) ->
         ("lower", 0, 0, "the texts have no upper-case letter"),
         ("upper", 0, 0, "the texts have no lower-case letter"),
         ("typos", 0, 0, "hardly a text has a word in it"),
-        ("half", 0, 0, "no text has more than one token"),
+        ("half", 0, 0, "no text is long enough"),
         ("half", 0, 3, None),
         ("lower", 5, 1, None),
     ],
@@ -115,6 +115,12 @@ def test_nothing_is_asked_for_nothing_is_said() -> None:
     assert results["robustness"] is None
     assert "fragile" not in results["verdict"]
     assert not [name for name in figures(results) if "robustness" in name]
+
+
+def test_what_says_nothing_of_a_task_is_left_out_with_the_reason() -> None:
+    found = {"perturbations": {}, "left_out": {"half": "half of a context may lack the answer"}}
+    assert same_sentences(found) == ["Cut to half: left out, as half of a context may lack the answer."]
+    assert same_sentences({"perturbations": {}}) == []  # of an earlier version
 
 
 @pytest.mark.parametrize(("make", "main"), [(multi_label_outcome, "micro_f1"), (regression_outcome, "pearson")])

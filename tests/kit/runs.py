@@ -25,6 +25,7 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
+from raydistill.data.rows import read_texts
 from raydistill.evaluate.compare import Predictions, read_predictions
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.distill import distill
@@ -74,6 +75,22 @@ def keys_by_kind(storage: Storage, *without: str) -> dict[str, set[str]]:
     }
 
 
+def texts_of_test_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """The texts of a run's test rows, one column or two."""
+    storage = Storage(results["config"]["storage"])
+    (data,) = artifacts_of_run(storage, find_run(results, storage))["data"]
+    return [column.to_pylist() for column in read_texts(data, "test")]
+
+
+def perturbed_artifacts(results: Mapping[str, Any]) -> tuple[Artifact, Artifact]:
+    """The tokens of a run's perturbed rows, and what models say of them."""
+    storage = Storage(results["config"]["storage"])
+    made = artifacts_of_run(storage, find_run(results, storage))
+    (tokens,) = [one for one in made["tokens"] if "perturbed" in one.manifest().recipe]
+    (found,) = [one for one in made["evaluation"] if one.manifest().recipe["tokens"] == tokens.digest]
+    return tokens, found
+
+
 def check_artifacts(storage: Storage) -> int:
     """Verify every file of every artefact and return how many artefacts there are; nothing half-made may lie around."""
     found = [Artifact(storage, kind, key) for kind, keys in keys_by_kind(storage).items() for key in keys]
@@ -106,8 +123,9 @@ def find_run(results: dict[str, Any], storage: Storage) -> str:
 
 
 def predictions(results: dict[str, Any], storage: Storage, split: str = "test") -> Predictions:
-    """Stored logits of the run that made these results."""
-    (artifact,) = artifacts_of_run(storage, find_run(results, storage))["evaluation"]
+    """Stored logits of the run that made these results, of the rows as they are."""
+    made = artifacts_of_run(storage, find_run(results, storage))["evaluation"]
+    (artifact,) = [one for one in made if "measured" in one.manifest().recipe]
     return read_predictions(artifact.local(), split)
 
 

@@ -19,16 +19,19 @@ from kit.asked import as_squad, asked_config, asked_rows
 from kit.finished import predict_texts
 from kit.news import distill_news
 from kit.registered import client, judge_version, verdicts
-from kit.runs import make_context, make_shared, predictions
+from kit.runs import make_context, make_shared, perturbed_artifacts, predictions, texts_of_test_rows
 from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import write_jsonl
 from kit.toy import Toy, run_ranks
 from news import news_questions
+from rich.console import Console
+from torchmetrics.functional.text import squad
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import raydistill
 from raydistill.cli.main import execute
+from raydistill.cli.show.results import print_found
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.data import Data
@@ -40,7 +43,9 @@ from raydistill.data.rows import tokenize_data
 from raydistill.deploy.comparison import compare_models
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
+from raydistill.deploy.opening import open_folder
 from raydistill.errors import ConfigError
+from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.predict import predict
 from raydistill.models.capture import capture
 from raydistill.models.load import load_model
@@ -174,6 +179,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
         "stages__distill__num_epochs": 8,
         "stages__distill__learning_rate": 3e-3,
         "data__split": {"validation": 0.1, "test": 0.4},
+        "evaluate__robustness": True,
     }
     config = asked_config(folder, 400, data__max_length=LENGTH, data__max_labeled=None, **changes)
     return dict(raydistill.distill(config)), folder
@@ -196,6 +202,44 @@ def test_a_student_learns_to_answer_from_its_teacher(finished: tuple[dict[str, A
     for row in results["errors"]:
         assert row["label"] != row["student"]["answer"]
         assert row["label"] in (row["text_pair"], "no answer") or row["label"] in row["text_pair"]
+
+
+def test_models_are_measured_on_questions_written_otherwise(finished: tuple[dict[str, Any], Path]) -> None:
+    results, folder = finished
+    test, (_, found) = predictions(results, Storage(str(folder / "storage"))), perturbed_artifacts(results)
+    robustness, (asked, contexts) = results["robustness"], texts_of_test_rows(results)
+    assert robustness["metric"] == "answer_f1"
+    assert list(robustness["perturbations"]) == ["lower", "upper", "typos"]
+    assert robustness["perturbations"]["lower"]["same_because"] == "the texts have no upper-case letter"
+    for name in ("upper", "typos"):
+        own, one = read_predictions(found.local(), f"test-{name}"), robustness["perturbations"][name]
+        texts = [text.upper() for text in contexts] if name == "upper" else contexts
+        assert own.targets.values.texts.to_pylist() == texts
+        assert own.targets.values.flat.tolist() == test.targets.values.flat.tolist()
+        for model, figure in one["models"].items():
+            worth = []
+            for side in (test, own):
+                answers, truth = side.tasks[model].of_rows(asked, side.targets.values).answers(side.outputs[model]), []
+                for row, text in enumerate(side.targets.values.texts.to_pylist()):
+                    truth.append([text[a:b] for a, b, there in side.targets.values[row] if there] or [""])
+                preds = [{"prediction_text": told["answer"], "id": str(row)} for row, told in enumerate(answers)]
+                gold = [{"answers": {"text": t, "answer_start": [0]}, "id": str(row)} for row, t in enumerate(truth)]
+                worth.append(float(squad(preds, gold)["f1"]) / 100)
+            assert figure["value"] == pytest.approx(worth[1], rel=1e-4)
+            assert figure["change"]["value"] == pytest.approx(worth[1] - worth[0], abs=1e-5)
+    outputs = open_folder(Path(results["student"]["path"]), LENGTH, "cpu").outputs(
+        [(question.upper(), context.upper()) for question, context in zip(asked, contexts, strict=True)]
+    )
+    np.testing.assert_allclose(
+        read_predictions(found.local(), "test-upper").outputs["student"].flat, outputs.flat, atol=2e-3
+    )
+    console = Console(width=80)
+    with console.capture() as shown:
+        print_found(console, results)
+    assert "Cut to half: left out, as half of a context may lack the answer." in " ".join(shown.get().split())
+    page = Path(results["report"]).read_text("utf-8")
+    assert "question and context with all letters lower-cased or upper-cased; of the question one word in ten" in page
+    assert "Cut to half: left out, as half of a context may lack the answer." in page
 
 
 def test_the_threshold_for_no_answer_is_kept_with_the_model(finished: tuple[dict[str, Any], Path]) -> None:
@@ -387,7 +431,6 @@ def test_losses_that_spans_do_not_allow_are_refused(tmp_path: Path) -> None:
         ({"stages__distill__losses": {"kd": {"type": "dkd"}}}, "dkd cannot compare the places in texts"),
         ({"stages__distill__losses": {"pairs": {"type": "cosine_pairs"}}}, "cosine_pairs cannot compare the places"),
         ({"stages__distill__losses": {"task": {"type": "task", "label_smoothing": 0.1}}}, "has no classes"),
-        ({"evaluate__robustness": True}, "question_answering is of parts of them"),
         ({"teacher__finetune": {"method": "probe"}}, "probe needs one prediction a row"),
         ({"data__symmetric": True}, "a question and its context are not of one kind"),
         ({"evaluate__metric": "accuracy"}, "accuracy is no metric of question_answering"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.finished import NUMBERS, WRITERS
-from kit.runs import artifacts_of_run, check_artifacts, find_run, make_context
+from kit.runs import artifacts_of_run, check_artifacts, find_run, make_context, perturbed_artifacts
 from kit.tiny import tiny_tokenizer
 from kit.toy import TOPICS, run_ranks, toy_config
 from rich.console import Console
@@ -26,7 +26,6 @@ from raydistill.pipeline.distill import distill
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.phases import run_phases
 from raydistill.pipeline.prepare import prepare
-from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import collect_garbage
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
@@ -37,15 +36,6 @@ pytestmark = pytest.mark.usefixtures("mlflow_uri")
 
 def robust_config(folder: Path, **changes: Any) -> Config:
     return load_config(toy_config(folder, **{"evaluate__robustness": True, "data__split": {"test": 0.3}, **changes}))
-
-
-def kept(results: dict[str, Any]) -> tuple[Artifact, Artifact]:
-    """The tokens of a run's perturbed rows, and what models say of them."""
-    storage = Storage(results["config"]["storage"])
-    made = artifacts_of_run(storage, find_run(results, storage))
-    (tokens,) = [one for one in made["tokens"] if "perturbed" in one.manifest().recipe]
-    (found,) = [one for one in made["evaluation"] if one.manifest().recipe["tokens"] == tokens.digest]
-    return tokens, found
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +49,7 @@ def test_kept_outputs_are_the_models_answers_to_the_texts_so_written(
     ran: tuple[dict[str, Any], Storage, Path],
 ) -> None:
     results, storage, _ = ran
-    tokens, found = kept(results)
+    tokens, found = perturbed_artifacts(results)
     (data,) = artifacts_of_run(storage, find_run(results, storage))["data"]
     assert perturbed_splits(tokens) == ["test-upper", "test-typos", "test-half"]  # its words are in lower case
     for name in ("upper", "typos"):
@@ -73,7 +63,7 @@ def test_kept_outputs_are_the_models_answers_to_the_texts_so_written(
 
 def test_results_are_those_of_what_is_kept(ran: tuple[dict[str, Any], Storage, Path]) -> None:
     results, _, _ = ran
-    _, found = kept(results)
+    _, found = perturbed_artifacts(results)
     robustness = results["robustness"]
     assert robustness["perturbations"]["lower"]["same_because"] == "the texts have no upper-case letter"
     for name in ("upper", "typos", "half"):
@@ -99,7 +89,7 @@ def test_another_run_makes_nothing_twice_and_garbage_leaves_it(
 ) -> None:
     """Another student: the teacher has answered the perturbed rows; a run without them finds all that it needs."""
     results, storage, folder = ran
-    before = kept(results)
+    before = perturbed_artifacts(results)
     collect_garbage(storage, older_than_seconds=0)
     assert all(artifact.exists() for artifact in before)
     monkeypatch.setattr(record, "record_shard", None)
@@ -151,7 +141,7 @@ def phases_in_ranks(job: Job) -> dict[str, np.ndarray]:
 def test_two_workers_are_one(tmp_path: Path, ran: tuple[dict[str, Any], Storage, Path]) -> None:
     """The same models are at the rows again, their answers and the teacher's recording of them being gone."""
     results, storage, folder = ran
-    tokens, found = kept(results)
+    tokens, found = perturbed_artifacts(results)
     alone = {split: read_predictions(found.local(), split).outputs for split in perturbed_splits(tokens)}
     made = artifacts_of_run(storage, find_run(results, storage))["signals"]
     for artifact in [found, *(one for one in made if one.manifest().parents["tokens"] == tokens.digest)]:
@@ -180,7 +170,7 @@ def test_an_uncased_tokenizer_is_named_and_not_measured(tmp_path: Path) -> None:
         one = results["robustness"]["perturbations"][name]
         assert (one["rows_changed"], one["models"]) == (0.0, None)
         assert one["same_because"] == "the tokenizer makes no difference between cases"
-    tokens, _ = kept(results)
+    tokens, _ = perturbed_artifacts(results)
     assert perturbed_splits(tokens) == ["test-typos", "test-half"]
     assert set(results["labels"]) == set(TOPICS)
 
@@ -192,7 +182,7 @@ def test_numbers_are_compared_by_their_correlation(tmp_path: Path) -> None:
     results = distill(robust_config(tmp_path, **own, stages__distill__losses__kd=kd))
     robustness = results["robustness"]
     assert robustness["metric"] == "pearson"
-    _, found = kept(results)
+    _, found = perturbed_artifacts(results)
     outputs = read_predictions(found.local(), "test-half")
     value = np.corrcoef(outputs.outputs["student"][:, 0], outputs.targets.values)[0, 1]
     assert robustness["perturbations"]["half"]["models"]["student"]["value"] == pytest.approx(value, rel=1e-3)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from kit.finished import predict_texts
 from kit.news import distill_news
-from kit.runs import predictions
+from kit.runs import perturbed_artifacts, predictions, texts_of_test_rows
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows, write_jsonl
 from kit.toy import Toy, run_ranks
@@ -29,7 +29,9 @@ from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import tokenize_data
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
+from raydistill.deploy.opening import open_folder
 from raydistill.errors import ConfigError
+from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.predict import predict
 from raydistill.models.capture import capture
 from raydistill.models.load import load_model
@@ -159,6 +161,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
         "stages__distill__num_epochs": 8,
         "stages__distill__learning_rate": 3e-3,
         "data__split": {"validation": 0.1, "test": 0.4},
+        "evaluate__robustness": True,
     }
     config = tagged_config(folder, 400, data__max_length=LENGTH, data__max_labeled=None, **changes)
     return dict(raydistill.distill(config)), folder
@@ -226,6 +229,57 @@ def marks_of(words: list[str], tags: list[str]) -> list[tuple[int, int, str]]:
     return marks
 
 
+def test_models_are_measured_on_words_written_otherwise(finished: tuple[dict[str, Any], Path]) -> None:
+    """Of half of the words the change is that of these words alone, which models read with the others before."""
+    results, folder = finished
+    test, (_, found) = predictions(results, Storage(str(folder / "storage"))), perturbed_artifacts(results)
+    (texts,) = texts_of_test_rows(results)
+    sentences = [text.split() for text in texts]
+    robustness, labels = results["robustness"], test.targets.values
+    assert robustness["metric"] == "entity_f1"
+    assert robustness["left_out"] == {}
+    assert robustness["perturbations"]["lower"]["same_because"] == "the texts have no upper-case letter"
+    kept = (labels.lengths + 1) // 2
+    written = {"upper": [" ".join(words).upper() for words in sentences]}
+    written["half"] = [" ".join(words[:count]) for words, count in zip(sentences, kept, strict=True)]
+    for name in ("upper", "typos", "half"):
+        own, one = read_predictions(found.local(), f"test-{name}"), robustness["perturbations"][name]
+        counts = kept if name == "half" else labels.lengths
+        assert own.hashes == test.hashes
+        assert own.targets.values.lengths.tolist() == counts.tolist()
+        true = [labels[row][:count, 2] for row, count in enumerate(counts)]
+        assert all((own.targets.values[row][:, 2] == tags).all() for row, tags in enumerate(true))
+        for model, figure in one["models"].items():
+            before, after = (
+                f1_by_hand([side.outputs[model][row][: len(tags)].argmax(1) for row, tags in enumerate(true)], true)
+                for side in (test, own)
+            )
+            assert figure["value"] == pytest.approx(after, rel=1e-4)
+            assert figure["change"]["value"] == pytest.approx(after - before, abs=1e-5)
+            assert figure["change"]["low"] <= figure["change"]["value"] <= figure["change"]["high"]
+            if name in written:
+                outputs = open_folder(Path(results[model]["path"]), LENGTH, "cpu").outputs(written[name])
+                np.testing.assert_allclose(own.outputs[model].flat, outputs.flat, atol=2e-3)
+    said = Path(results["report"]).read_text("utf-8")
+    assert "the first half of the words alone, compared on these words" in said
+
+
+def f1_by_hand(given: list[np.ndarray], truth: list[np.ndarray]) -> float:
+    """Entity F1 of labels by row: a B-, and all I- of its type that follow."""
+    hits = total = 0
+    for pair in zip(given, truth, strict=True):
+        sides = []
+        for tags in pair:
+            names, marks = [LABELS[tag] for tag in tags], set()
+            for start, name in enumerate(names):
+                if name.startswith("B-"):
+                    rest = [following == f"I-{name[2:]}" for following in [*names[start + 1 :], "O"]]
+                    marks.add((start, start + 1 + rest.index(False), name[2:]))
+            sides.append(marks)
+        hits, total = hits + len(sides[0] & sides[1]), total + len(sides[0]) + len(sides[1])
+    return 2 * hits / total
+
+
 def test_a_finished_model_is_measured_on_its_own_rows_and_on_others(
     finished: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
@@ -251,7 +305,6 @@ def test_what_needs_one_prediction_a_row_is_refused(tmp_path: Path) -> None:
     for changes, message in (
         ({"stages__distill__losses": loss}, "cosine_pairs needs one class a row"),
         ({"stages__distill__losses": {"kd": {"type": "dist"}}}, "dist needs one class a row"),
-        ({"evaluate__robustness": True}, "is of whole texts; token_classification is of parts of them"),
         ({"teacher__finetune": {"method": "probe"}}, "probe needs one prediction a row"),
         ({"evaluate__metric": "accuracy"}, "accuracy is no metric of token_classification"),
     ):

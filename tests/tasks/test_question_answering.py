@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,41 @@ def test_resampled_metrics_are_those_of_the_rows_drawn() -> None:
     outputs, targets = made(40, 2)
     assert_weights_count_rows(lambda rows: scores_of(rows, outputs, targets), 40)
     assert_interval_is_scipy_s(lambda rows: scores_of(rows, outputs, targets), 40, "answer_f1")
+
+
+def test_questions_written_otherwise_keep_their_answers() -> None:
+    contexts = ["Die Stra\u00dfe \u0130st lang", "the Bank", ""]
+    answers = Ragged(
+        np.array([(4, 10, 1), (11, 14, 1), (-1, -1, 0), (-1, -1, 0)]), np.array([2, 1, 1]), texts=pa.array(contexts)
+    )
+    asked = ["Was ist GROSS", "who", "x"]
+    for name, rewrite in (("lower", str.lower), ("upper", str.upper)):
+        written, found = QuestionAnswering().rewritten(name, [asked, contexts], answers, [rewrite] * 3)
+        assert written == [[rewrite(text) for text in side] for side in (asked, contexts)]
+        assert found.texts.to_pylist() == written[1]
+        for row, context in enumerate(contexts):
+            for old, new in zip(answers[row], found[row], strict=True):
+                assert new[2] == old[2]
+                assert (
+                    new[0] < 0 if old[0] < 0 else written[1][row][new[0] : new[1]] == rewrite(context[old[0] : old[1]])
+                )
+    written, found = QuestionAnswering().rewritten("typos", [asked, contexts], answers, [str.swapcase] * 3)
+    assert written == [[text.swapcase() for text in asked], contexts]  # typos are in questions alone
+    assert found is answers
+    assert "half" in QuestionAnswering.unperturbed
+
+
+def test_answers_in_another_case_are_worth_as_much() -> None:
+    """A model that reads no case gives the same logits: its figures are the same to the last digit."""
+    outputs, targets = made(40, 3)
+    contexts = [text.title() for text in targets.texts.to_pylist()]
+    titled = replace(targets, texts=pa.array(contexts))
+    before = SpanScores(outputs, titled, 0.0, 30)
+    assert 0.2 < before.values["answer_f1"] < 0.95
+    for name, rewrite in (("lower", str.lower), ("upper", str.upper)):
+        _, written = QuestionAnswering().rewritten(name, [contexts, contexts], titled, [rewrite] * 40)
+        assert written.texts[0] != titled.texts[0]
+        assert SpanScores(outputs, written, 0.0, 30).values == before.values
 
 
 def test_the_threshold_for_no_answer_is_the_best_of_all() -> None:

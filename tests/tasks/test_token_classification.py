@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,63 @@ def test_spans_of_characters_become_words_that_are_cut_at_their_borders(form: An
     assert words[7:9] == [("iPhone", "B-PRODUCT"), ("5", "O")]
     assert {tag for _, tag in dict(found)["nothing 3 here"]} == {"O"}
     assert task.words == FINE
+
+
+def test_words_written_otherwise_keep_their_places_and_labels(tmp_path: Path) -> None:
+    """Also where words become longer, stand beside each other, or have several spaces between them."""
+    text = "Die Stra\u00dfe von  New York-based Groß.\n"
+    spans = [(4, 10, "LOC"), (16, 24, "LOC"), (31, 35, "PER")]
+    path = write_jsonl(
+        tmp_path / "x.jsonl", [{"text": f"{text}{i} here", "spans": [list(s) for s in spans]} for i in range(20)]
+    )
+    part = make_draft(config_of(path)).parts["train"]
+    texts, units = part.texts["text"].to_pylist(), part.targets.values
+    task = TokenClassification(("O", "B-LOC", "I-LOC", "B-PER"))
+    for name, rewrite in (("upper", str.upper), ("typos", lambda piece: piece[0] + piece), ("lower", str.lower)):
+        (written,), places = task.rewritten(name, [texts], units, [rewrite] * len(texts))
+        assert places.flat[:, 2].tolist() == units.flat[:, 2].tolist()
+        for row, (old, new) in enumerate(zip(texts, written, strict=True)):
+            pairs = zip(units[row], places[row], strict=True)
+            assert all(new[a:b] == rewrite(old[c:d]) for (c, d, _), (a, b, _) in pairs)
+            rest = [re.sub(r"[^\s]", "", side) for side in (old, new)]
+            assert rest[0] == rest[1]
+    assert (
+        "STRASSE VON  NEW YORK-BASED GROSS.\n"
+        in task.rewritten("upper", [texts], units, [str.upper] * len(texts))[0][0][0]
+    )
+
+
+def test_half_of_the_words_is_the_first_half_with_its_labels() -> None:
+    task = TokenClassification(TAGS)
+    texts = ["a bb c", "dd", "ee  f, "]
+    units = Ragged.of(
+        [
+            np.array([(0, 1, 1), (2, 4, 2), (5, 6, 0)]),
+            np.array([(0, 2, 3)]),
+            np.array([(0, 2, 1), (4, 5, 0), (5, 6, 0)]),
+        ],
+        np.zeros((0, 3), int),
+    )
+    (written,), kept = task.rewritten("half", [texts], units, [str] * 3)
+    assert written == ["a bb", "dd", "ee  f"]
+    assert [kept[row].tolist() for row in range(3)] == [[[0, 1, 1], [2, 4, 2]], [[0, 2, 3]], [[0, 2, 1], [4, 5, 0]]]
+
+
+@pytest.mark.parametrize("transitions", [None, np.random.default_rng(0).normal(size=(6, 5)).tolist()])
+def test_of_rows_of_which_half_is_asked_only_that_half_counts(transitions: Any) -> None:
+    """A model that has read all: of a CRF the likeliest labels of the whole rows, and of these the first half."""
+    draw, truth = np.random.default_rng(1), sequences(40, 5)
+    lengths = np.array([len(row) for row in truth])
+    outputs = Ragged(draw.normal(size=(lengths.sum(), 5)) * 3, lengths)
+    task = TokenClassification(TAGS, transitions=transitions)
+    given = Ragged(task.read_outputs(outputs)[0], lengths)
+    half = [row[: (len(row) + 1) // 2] for row in truth]
+    targets = Ragged.of([np.array([[0, 1, TAGS.index(tag)] for tag in row]) for row in half], np.zeros((0, 3), int))
+    told = [entities_by_hand([TAGS[tag] for tag in given[i][: len(row)]], "iob2") for i, row in enumerate(half)]
+    true = [entities_by_hand(row, "iob2") for row in half]
+    hits, sizes = (sum(map(len, pairs)) for pairs in ([a & b for a, b in zip(told, true, strict=True)], told + true))
+    assert hits > 5
+    assert task.scores(outputs, targets).values["entity_f1"] == pytest.approx(2 * hits / sizes)
 
 
 def test_words_of_a_plain_text_are_as_the_data_had_them(tmp_path: Path) -> None:

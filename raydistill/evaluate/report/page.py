@@ -104,6 +104,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         groups=[quality, relation_rows(shown, contenders), cost_rows(contenders)],
         pairs=pair_matrices(contenders, shown["labels"]) if "pairwise_pr_auc" in student else None,
         robustness=robustness_section(shown, contenders),
+        perturbed=task.perturbed,
         disagreements=[judged(row) for row in shown["disagreements"]],
         disagreeing=task.disagreeing,
         errors=[judged(row) for row in shown["errors"]],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +17,13 @@ import pyarrow as pa
 from raydistill.config import tasks as config
 from raydistill.errors import ConfigError, DataError
 from raydistill.models.head import SPAN, SPAN_OUTPUTS
-from raydistill.tasks.base import Read, Task
+from raydistill.tasks.base import CASES, TYPOS, Read, Task
 from raydistill.tasks.question_answering import reading
 from raydistill.tasks.question_answering.encoding import BEGINS, ENDS, encode, labels_of
 from raydistill.tasks.question_answering.reading import NONE, PLACE
 from raydistill.tasks.question_answering.scoring import SpanScores
 from raydistill.tasks.question_answering.spans import Spans
+from raydistill.tasks.rewriting import Rewrite, moved
 from raydistill.tasks.targets import Array, Ragged, Targets
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class QuestionAnswering(Task):
     problem_type = None
     head_kind = SPAN
     has_units = True
+    perturbed = f"question and context with {CASES}; of the question {TYPOS}"
+    unperturbed: ClassVar = {"half": "half of a context may lack the answer"}
     is_fitted = True
     counted = "questions"
     text_columns = ("question", "query")
@@ -163,6 +166,19 @@ class QuestionAnswering(Task):
         questions, contexts = texts
         overlap = self.overlap(max_length)
         return encode(tokenizer, questions, contexts, values, max_length=max_length, overlap=overlap, pad=pad)
+
+    def rewritten(
+        self, perturbation: str, texts: Sequence[Sequence[str]], values: Ragged, rewrites: Sequence[Rewrite]
+    ) -> tuple[list[list[str]], Ragged]:
+        """Typos in the question alone: in a context they would change the answers."""
+        questions = [rewrite(text) for rewrite, text in zip(rewrites, texts[0], strict=True)]
+        if perturbation == "typos":
+            return [questions, list(texts[1])], values
+        contexts = [rewrite(text) for rewrite, text in zip(rewrites, texts[1], strict=True)]
+        flat = values.flat.copy()
+        for answer, row in zip(flat, values.rows, strict=True):
+            answer[:2] = [moved(texts[1][row], int(place), rewrites[row]) for place in answer[:2]]
+        return [questions, contexts], Ragged(flat, values.lengths, texts=pa.array(contexts, pa.large_string()))
 
     def overlap(self, max_length: int) -> int:
         return max_length // OVERLAP if self.stride is None else self.stride

@@ -16,7 +16,8 @@ import pyarrow as pa
 from raydistill.config import tasks as config
 from raydistill.errors import DataError
 from raydistill.models.head import TOKEN
-from raydistill.tasks.base import Read, Task
+from raydistill.tasks.base import CASES, TYPOS, Read, Task
+from raydistill.tasks.rewriting import first_units
 from raydistill.tasks.targets import Array, Ragged, Targets, is_string, shown
 from raydistill.tasks.text_classification.classes import balanced_weights, class_summary
 from raydistill.tasks.token_classification import reading
@@ -47,6 +48,7 @@ class TokenClassification(Task):
     problem_type = None
     head_kind = TOKEN
     has_units = True
+    perturbed = f"{CASES}; {TYPOS}; the first half of the words alone, compared on these words"
     counted = "entities"
     text_columns = ("tokens", "words")
     label_columns = (
@@ -223,8 +225,11 @@ class TokenClassification(Task):
     # scoring
 
     def scores(self, outputs: Ragged, targets: Ragged) -> EntityScores:
+        """Of rows whose first words alone have targets, what a model says of those having read all."""
         given, logits = self.read_outputs(outputs)
-        return EntityScores(Ragged(logits, outputs.lengths), targets, self.outputs, self.scheme, given)
+        if (targets.lengths < outputs.lengths).any():
+            given, logits = (first_units(Ragged(v, outputs.lengths), targets.lengths).flat for v in (given, logits))
+        return EntityScores(Ragged(logits, targets.lengths), targets, self.outputs, self.scheme, given)
 
     def read_outputs(self, outputs: Ragged) -> tuple[Array, Array]:
         """Each word's label (M,), and logits (M, C) whose softmax are the probabilities of each."""
