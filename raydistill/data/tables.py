@@ -8,6 +8,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -28,6 +29,12 @@ _BLOCK_BYTES = 64 << 20  # a row must fit into one block; pyarrow's 1 MiB is les
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 HEAD_ROWS = 100
 """Rows that say which columns there are: an object of a JSON file may lack some."""
+
+_KINDS = {type(None): "", str: "a text", bool: "true or false", int: "a number", float: "a number"} | {
+    list: "a list",
+    dict: "an object",
+}
+"""What a cell of JSON is called; nothing where it is empty."""
 
 CONLLU = ("id", "tokens", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """Columns of CoNLL-U."""
@@ -149,7 +156,19 @@ def _read_json(file: DataFile, choose: Choose, kind: str = "jsonl") -> tuple[pa.
     try:
         return pa.table(cells), chosen
     except (TypeError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file.name} mixes types within a column: {error}.") from error
+        raise DataError(f"{file.name} mixes types within a column: {_odd_cell(cells) or error}") from error
+
+
+def _odd_cell(cells: dict[str, list[Any]]) -> str | None:
+    """The first cell that is not of its column's usual kind, in words; None where kinds differ within cells only."""
+    for name, column in cells.items():
+        kinds = [_KINDS.get(type(cell), "something else") for cell in column]
+        usual = Counter(kind for kind in kinds if kind).most_common(1)
+        for number, kind in enumerate(kinds, 1):
+            if kind and kind != usual[0][0]:
+                cell = json.dumps(column[number - 1], ensure_ascii=False)
+                return f"row {number} has {kind} under {name} ({cell[:40]}), other rows {usual[0][0]}. Mend the row."
+    return None
 
 
 def _read_conll(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:

@@ -193,7 +193,12 @@ BAD: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("x.json", b'[{"text": "a", "label": 1}, 3]', {}, "entry 2 is not an object"),
     ("x.json", b'[{"text": "a", "label": 1}', {}, "cannot be read as jsonl"),
     ("x.json", b'[{"text": 1, "label": 1}]', {}, "not text"),
-    ("x.jsonl", b'{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', {}, "mixes types within a column"),
+    (
+        "x.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n',
+        {},
+        "row 2 has a text under label",
+    ),
     ("x.jsonl", b'{"text": "a", "label": {"b": 1}}\n', {}, "one class a row"),
     ("x.parquet", b"PAR1 nonsense", {}, "x.parquet cannot be read as parquet"),
     ("x.docx", CSV, {}, "unknown file type"),

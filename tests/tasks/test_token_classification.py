@@ -346,7 +346,7 @@ def test_words_of_a_plain_text_are_as_the_data_had_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "task", "message"),
     [
-        ({"ner_tags": ["O", "O"]}, {}, r"row 3: 5 words have 2 labels. Each word needs one"),
+        ({"ner_tags": ["O", "O"]}, {}, r"row 3: there are 5 words and 2 labels. Each word needs one"),
         (
             {"ner_tags": ["I-ORG", "I-ORG", "O", "O", "O"]},
             {},
@@ -368,7 +368,7 @@ def test_labels_that_do_not_fit_are_named_by_row(row: Any, task: Any, message: s
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        ([(0, 3, "A"), (2, 5, "B")], r"row 2: the spans 0–3 \(A\) and 2 \(B\) overlap"),
+        ([(0, 3, "A"), (2, 5, "B")], r"row 2: the spans 0–3 \(A\) and 2–5 \(B\) overlap"),
         ([(0, 40, "A")], r"row 2: the span 0–40 \(A\) lies outside the text of 10 characters"),
         ([(3, 3, "A")], r"row 2: the span 3–3 \(A\) lies outside the text of 10 characters, or is empty"),
         ([(3, 4, "A")], r"row 2: the span 3–4 \(A\) holds no word"),

@@ -91,7 +91,7 @@ def read_row(text: Any, label: Any, names: Sequence[str] | None) -> Row:
     if not isinstance(tags, list):
         raise Wrong(f"its labels are {type(label).__name__}, not a list with a label for each word.")
     if len(tags) != len(places):
-        raise Wrong(f"{len(places)} words have {len(tags)} labels. Each word needs one.")
+        raise Wrong(f"there are {len(places)} words and {len(tags)} labels. Each word needs one.")
     return Row(text, places, [named(tag, names) for tag in tags])
 
 
@@ -108,11 +108,11 @@ def named(tag: Any, names: Sequence[str] | None) -> str:
 def with_spans(text: str, spans: Sequence[Mapping[str, Any]]) -> Row:
     """A text with spans of characters; its words are cut where spans begin and end."""
     found = sorted(read_span(text, span) for span in spans)
-    for (start, end, kind), (begin, _, other) in pairwise(found):
+    for (start, end, kind), (begin, until, other) in pairwise(found):
         if begin < end:
             raise Wrong(
-                f"the spans {start}–{end} ({kind}) and {begin} ({other}) overlap. A word can have one label only: keep "
-                "one of them."
+                f"the spans {start}–{end} ({kind}) and {begin}–{until} ({other}) overlap. A word can have one label "
+                "only: keep one of them."
             )
     places = split(text, borders=[border for start, end, _ in found for border in (start, end)])
     tags = [OUTSIDE] * len(places)
