@@ -103,8 +103,9 @@ class LayerLossSection(LossSection):
     first_layer: ClassVar[int] = 0
     """0 where embeddings count as a layer."""
 
-    layers: Layers = "auto"
-    """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
+    layers: Layers = "uniform"
+    """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i. ``auto`` takes
+    the layers that are most alike before any training."""
 
 
 class TaskLoss(LossSection):

@@ -47,7 +47,9 @@ robustness          {metric, perturbations: {lower, upper, typos, half}, left_ou
                     more beyond chance, see ``evaluate.robustness``}
 layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
                     layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
-                    {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states}
+                    {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states; similarities: where
+                    a loss has ``layers: auto`` the linear CKA of the student's hidden states, before any training, with
+                    the teacher's, [student][teacher], or null}
 config              the config of the run, without credentials, with everything chosen that it left open
 choices             list of {name, value, why}: what was chosen, added by the pipeline
 verdict             the result in a sentence or two
@@ -167,7 +169,7 @@ class RunMeasurements:
     """As ``evaluate.disagreements.describe_rows`` returns them, like ``errors``."""
     errors: Sequence[Mapping[str, Any]] = ()
     layers: Mapping[str, Any] | None = None
-    """{student, teacher, start, losses}, as in results.json."""
+    """{student, teacher, start, losses, similarities}, as in results.json."""
     perturbed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By perturbation the test rows whose ``texts`` and ``tokens`` are changed; empty where none is asked for."""
     perturbed_targets: Mapping[str, Targets] = field(default_factory=dict)

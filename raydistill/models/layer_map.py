@@ -45,9 +45,9 @@ def layer_map(
     """Return pairs (student, teacher) of hidden states to compare; 0 is the embeddings, i the output of layer i.
 
     ``uniform``: each student layer with the teacher layer at the same share of the depth (TinyBERT's g(m) = k·m, for
-    any depths). ``auto``: uniform, and the embeddings. ``last``, ``first``: the outputs of the last, the first layers
-    of both. Or pairs by hand. ``first``: 1 where embeddings are no layer. Raises ConfigError for pairs outside the
-    models.
+    any depths). ``last``, ``first``: the outputs of the last, the first layers of both. ``auto``: what stands for the
+    pairs by similarity (``closest_layers``) until both models are there, uniform and the embeddings. Or pairs by hand.
+    ``first``: 1 where embeddings are no layer. Raises ConfigError for pairs outside the models.
     """
     uniform = tuple((m, max(1, _rounded(m * num_teacher, num_student))) for m in range(1, num_student + 1))
     match layers:
@@ -64,6 +64,20 @@ def layer_map(
                 f"Unknown layer map {layers!r}. Known: auto, uniform, last, first, or pairs [student, teacher]."
             )
     return _checked_pairs(layers, num_student, num_teacher)
+
+
+def closest_layers(similarities: Sequence[Sequence[float]]) -> tuple[tuple[int, int], ...]:
+    """Return the pairs (student, teacher) of hidden states with the largest sum of ``similarities`` among those that
+    never go back to an earlier teacher layer; the embeddings, 0, are each other's. Of equal sums the earlier layers."""
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * len(similarities[0])
+    for row in similarities[1:]:
+        reached: list[tuple[float, tuple[int, ...]]] = []
+        for layer in range(1, len(row)):
+            total, chosen = max(best[1 : layer + 1], key=lambda one: one[0])
+            reached.append((total + row[layer], (*chosen, layer)))
+        best = [(0.0, ()), *reached]
+    _, chosen = max(best[1:], key=lambda one: one[0])
+    return ((0, 0), *enumerate(chosen, 1))
 
 
 def layer_maps(config: Config, num_student: int, num_teacher: int) -> dict[str, list[list[int]]]:

@@ -15,6 +15,8 @@ from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import read_config
 from raydistill.models.shape import start_layers
 from raydistill.pipeline.defaults import few_rows, told
+from raydistill.pipeline.layers import known_layers
+from raydistill.pipeline.layers import told as told_layers
 from raydistill.pipeline.recipes import baseline_settings
 from raydistill.pipeline.rivals import find_champion
 from raydistill.pipeline.seeds import seeds_section
@@ -69,7 +71,11 @@ def assemble(
         for name, path in paths.items()
     }
     task = task_of(prepared.info.task)
+    settled, similarities = known_layers(config, prepared.storage, outcome.teacher, prepared.tokens.digest)
+    layers = describe_layers(settled, outcome) | {"similarities": similarities}
     champion, notes = find_champion(config.registry.name, ref, test, task)
+    if similarities is not None:
+        notes = [told_layers(config, similarities), *notes]
     splits, texts = prepared.info.counts, prepared.data.local() / "test.arrow"
     measured = RunMeasurements(
         task=task,
@@ -90,7 +96,7 @@ def assemble(
         curves={name: curve(entries) for name, entries in history.items()},
         disagreements=describe_rows(find_disagreements(test), test, texts),
         errors=describe_rows(find_errors(test), test, texts),
-        layers=describe_layers(config, outcome),
+        layers=layers,
         perturbed=counts,
         perturbed_targets={name: found.targets for name, found in kept.items()},
         seeds=seeds_section(list(outcome.seeds), outcome.student, outcome.baseline),

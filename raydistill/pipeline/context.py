@@ -29,6 +29,7 @@ from raydistill.models.head import EMBEDDING
 from raydistill.models.load import load_model, read_config
 from raydistill.models.precision import attention_implementation
 from raydistill.models.signals import BEGINS, LOGITS, SECOND, UNITS, Signal
+from raydistill.models.student import build_student
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.recipes import Recorded, TeacherIdentity
 from raydistill.pipeline.reporting import Reporter
@@ -157,6 +158,16 @@ class Context:
             pooled=pooled,
             sequences=sequences,
             seed=self.config.seed if seed is None else seed,
+        )
+
+    def untaught(self, start: PreTrainedModel, config: Config, seed: int) -> PreTrainedModel:
+        """The student of a config as it is cut from ``start``, before any training."""
+        return build_student(
+            start,
+            config.student,
+            seed=seed,
+            attn_implementation=self.attention,
+            sample=self.rows["train"].sample(),
         )
 
     def teacher(self, teacher: TeacherIdentity) -> PreTrainedModel:

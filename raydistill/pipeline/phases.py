@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
@@ -19,11 +18,11 @@ from raydistill.config.teacher import Mode
 from raydistill.errors import RaydistillError
 from raydistill.models.folder import resolve_model
 from raydistill.models.signals import Signal
-from raydistill.models.student import build_student
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.failures import known
 from raydistill.pipeline.job import Job
+from raydistill.pipeline.layers import by_similarity, settle_layers
 from raydistill.pipeline.measure import Models, evaluate, evaluate_perturbed
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.seeds import MODELS, Seeded, median, with_seeds
@@ -61,6 +60,9 @@ class PhaseResults:
 def run_phases(context: Context) -> PhaseResults:
     """Run all phases on this rank; every rank returns the same outcome."""
     teacher = fit_teacher(context)
+    if any(by_similarity(context.config)):
+        with context.report.phase("layers"):
+            settle_layers(context, teacher)
     mode, recorded = record_teacher(context, teacher)
     students = with_seeds(context, lambda: train_student(context, teacher, mode, recorded))
     if context.feed is not None:
@@ -155,7 +157,7 @@ def student_reports(
     """
     config = context.config
     artifact, recipe = student_artifact(context, teacher, mode)
-    model = untaught(context, context.teacher(teacher))
+    model = context.untaught(context.teacher(teacher), config, recipes.student_seed(config))
     if not mode.keeps_teacher and not is_trial:
         context.teacher_model = None  # its memory is the student's now
     yield from stage_reports(
@@ -170,18 +172,6 @@ def student_reports(
     )
     parents = {"tokens": context.job.tokens.digest, **teacher.parents}
     publish(context, artifact, recipe, parents, model, teacher.folder, stage_history(context, "student", config.stages))
-
-
-def untaught(context: Context, start: PreTrainedModel) -> PreTrainedModel:
-    """The student of the config as it is cut from ``start``, before any training."""
-    config = context.config
-    return build_student(
-        start,
-        config.student,
-        seed=recipes.student_seed(config),
-        attn_implementation=context.attention,
-        sample=context.rows["train"].sample(),
-    )
 
 
 def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | None:
@@ -202,7 +192,7 @@ def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | Non
             if not is_same:
                 source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
             start = context.teacher(teacher) if is_same else context.load(source, dropout=0.0)
-            model = untaught(context, start)
+            model = context.untaught(start, config, recipes.student_seed(config))
             context.teacher_model = None
             stages, history = recipes.baseline_stages(config), untrained()
             if context.task.has_loss:

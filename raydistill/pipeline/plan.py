@@ -26,6 +26,7 @@ from raydistill.models.shape import start_layers
 from raydistill.models.shared import num_shared
 from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
+from raydistill.pipeline.layers import by_similarity, known_layers
 from raydistill.pipeline.prepare import augmentation_of, check_models, complete, prepare
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import recipe_key
@@ -89,6 +90,9 @@ def make_plan(
     )
     task = size.task
     set_head_of(source_config, source, task.head)
+    tuned, teacher = known_teacher(config, storage, tokens, source, dtype)
+    if teacher is not None and tokens is not None and config.sweep is None:  # trials have students of their own
+        config, _ = known_layers(config, storage, teacher, tokens.digest)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
     num_units = size.num_tokens["train"] if task.has_units else size.num_inputs["train"]  # at most
     sizes = signal_sizes(losses, source_config, num_units, size.num_tokens["train"])
@@ -107,7 +111,7 @@ def make_plan(
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
-        "phases": phases(config, storage, data, tokens, source, dtype, [*sizes], mode),
+        "phases": phases(config, storage, data, tokens, tuned, teacher, dtype, [*sizes], mode),
         "teacher": {"mode": mode.name, "why": why, "signal_bytes": sizes, "dtype": dtype}
         | {"allow_chance": config.teacher.allow_chance},
         "student": {
@@ -142,12 +146,14 @@ def phases(
     storage: Storage,
     data: Artifact,
     tokens: Artifact | None,
-    source: Path,
+    tuned: Artifact | None,
+    teacher: recipes.TeacherIdentity | None,
     dtype: str,
     needs: Collection[Signal],
     mode: Mode,
 ) -> list[dict[str, str]]:
-    """Return each phase with ``there``, ``to do`` or, where that hangs on an earlier phase, ``after <phase>``."""
+    """Return each phase with ``there``, ``to do`` or, where that hangs on an earlier phase, ``after <phase>``.
+    ``tuned``, ``teacher``: as ``known_teacher`` gives them."""
     made: list[dict[str, str]] = []
 
     def add(name: str, artifact: Artifact | None, after: str) -> None:
@@ -156,17 +162,10 @@ def phases(
 
     add("data", data, "")
     add("tokens", tokens, "data")
-    digest, tuned = model_digest(source), None
-    plain = recipes.TeacherIdentity(source, digest, digest, None)
-    teacher: recipes.TeacherIdentity | None = plain
     if not recipes.changes_teacher(config):
         made.append({"phase": "teacher", "state": "there"})
     else:
-        if tokens is not None:
-            recipe = recipes.teacher_recipe(config, digest, tokens.digest, dtype)
-            tuned = recipes.artifact_of(storage, "teacher", recipe)
         add("teacher", tuned, "tokens")
-        teacher = recipes.fine_tuned(plain, tuned) if tuned is not None and tuned.exists() else None
     recorded = sorted(needs) if mode.needs_recording else []
     has_baseline = recipes.baseline_settings(config) is not None
     configs = recipes.seeded(config)
@@ -183,6 +182,20 @@ def phases(
     for name, artifact in zip(names, found, strict=True):
         add(name, artifact, "teacher")
     return made
+
+
+def known_teacher(
+    config: Config, storage: Storage, tokens: Artifact | None, source: Path, dtype: str
+) -> tuple[Artifact | None, recipes.TeacherIdentity | None]:
+    """Where the fine-tuned teacher lies, or will, and who speaks; None where none is tuned, or it is not known yet."""
+    digest = model_digest(source)
+    plain = recipes.TeacherIdentity(source, digest, digest, None)
+    if not recipes.changes_teacher(config):
+        return None, plain
+    if tokens is None:
+        return None, None
+    tuned = recipes.artifact_of(storage, "teacher", recipes.teacher_recipe(config, digest, tokens.digest, dtype))
+    return tuned, recipes.fine_tuned(plain, tuned) if tuned.exists() else None
 
 
 def steps(config: Config, size: Size) -> dict[str, int]:
@@ -221,6 +234,11 @@ def findings(config: Config, storage: Storage, source: Path, size: Size, losses:
         about = "about " if size.is_estimate else ""
         found.append(
             f"data.max_length: longer texts are read in windows, {about}{windows:,} for {rows:,} training rows."
+        )
+    for name, term in by_similarity(config):
+        found.append(
+            f"stages.{name}.losses.{term}: which layers are compared is measured when the teacher is ready; until then "
+            "a uniform map stands for it."
         )
     for name, stage in config.stages.items():
         for term, loss in stage.losses.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,10 +12,12 @@ from raydistill.cluster.group import Group
 from raydistill.cluster.placement import teacher_options
 from raydistill.cluster.resources import check_teachers, teachers_beside, worker_resources
 from raydistill.config.teacher import Mode, Pool
+from raydistill.config.tree import Config
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
+from raydistill.pipeline.layers import by_similarity, known_layers, settle_layers, with_layers
 from raydistill.pipeline.phases import PhaseResults, run_phases, student_artifact
 from raydistill.pipeline.pool_teacher import Teacher
 from raydistill.pipeline.recipes import TeacherIdentity, fine_tuned, identify_teacher
@@ -43,8 +45,9 @@ from raydistill.teacher.record import Wanted
 def run_with_pool(job: Job, show: Show, stop: Stop) -> PhaseResults:
     """Run all phases with teachers in actors of their own; phases whose artefacts are there are skipped."""
     run = PooledRun(job, show, stop)
-    teacher = run.teacher()
-    mode, _, needs = teacher_mode(run.context, teacher, job.config)
+    teacher = run.teacher([job.config])
+    settle_layers(run.context, teacher)
+    mode, _, needs = teacher_mode(run.context, teacher, run.context.config)
     wanted = find_unrecorded(run.context, teacher, recorded_signals(run.context, mode, needs))
     feeds = mode.needs_pool and not all(with_seeds(run.context, partial(is_trained, run.context, teacher, mode)))
     if wanted or feeds:
@@ -74,14 +77,21 @@ class PooledRun:
         self.seconds: dict[str, float] = {}
         self.made: set[str] = set()
 
-    def teacher(self) -> TeacherIdentity:
-        """The teacher that speaks; a worker group of its own fine-tunes it where that is still to be done."""
+    def teacher(self, configs: Sequence[Config]) -> TeacherIdentity:
+        """The teacher that speaks; a worker group of its own fine-tunes it, and measures which of its layers are
+        compared under these configs, where that is still to be done."""
         found = find_teacher(self.context)
-        if found is None:
-            self.seconds["teacher"], artifact = run_workers(self.job, self.show, self.stop, fine_tune)
-            self.made.add("teacher")
-            found = identify_teacher(self.job.config.teacher, artifact)
+        if found is None or not all(self._knows_layers(config, found) for config in configs):
+            made = run_workers(self.job, self.show, self.stop, partial(fine_tune, configs=configs))
+            if found is None:
+                self.seconds["teacher"] = made[0]
+                self.made.add("teacher")
+            found = identify_teacher(self.job.config.teacher, made[1])
         return found
+
+    def _knows_layers(self, config: Config, teacher: TeacherIdentity) -> bool:
+        settled, _ = known_layers(config, self.job.storage, teacher, self.job.tokens.digest)
+        return not any(by_similarity(settled))
 
     def pool(self, teacher: TeacherIdentity, *, feeds: bool) -> TeacherPool:
         """The pool, to be entered. ``feeds``: training workers take their place at the same time."""
@@ -134,9 +144,11 @@ def find_teacher(context: Context) -> TeacherIdentity | None:
     return fine_tuned(source, artifact) if context.report.has(artifact, "teacher") else None
 
 
-def fine_tune(context: Context) -> tuple[float, Artifact | None]:
+def fine_tune(context: Context, configs: Sequence[Config]) -> tuple[float, Artifact | None]:
     """What each worker of the first group runs; seconds, and where the teacher lies."""
     teacher = fit_teacher(context)
+    for config in configs:
+        with_layers(context, teacher, config)
     context.report.flush()
     return context.report.seconds["teacher"], teacher.artifact
 

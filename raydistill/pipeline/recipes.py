@@ -185,6 +185,21 @@ def baseline_artifact(
     return artifact_of(storage, "baseline", recipe), recipe
 
 
+def layers_artifact(
+    config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str
+) -> tuple[Artifact, Recipe]:
+    """How alike the layers of the student, before it is taught, and of the teacher are. Dropout and the seed of the
+    training have no part in it: trials and seeds that differ in these compare the same layers."""
+    recipe = {
+        "start": start_digest(config.student, teacher.digest),
+        "student": {name: value for name, value in _student_recipe(config.student).items() if name != "dropout"},
+        "tokens": tokens_digest,
+        "seed": config.seed,
+        "measure": "linear_cka",
+    }
+    return artifact_of(storage, "layers", recipe), recipe
+
+
 def teacher_speaks(stage: Stage) -> bool:
     return any(loss.role != "task" for loss in stage.losses.values())
 

@@ -22,6 +22,7 @@ from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
+from raydistill.pipeline.layers import with_layers
 from raydistill.pipeline.pooled import PooledRun, find_unrecorded
 from raydistill.pipeline.recipes import TeacherIdentity
 from raydistill.pipeline.stopping import Stop
@@ -96,7 +97,7 @@ def shared_signals(context: Context, teacher: TeacherIdentity) -> dict[str, froz
     """
     needs: set[Signal] = set()
     for config in combinations(context.config, decides_signals):
-        mode, _, wanted = teacher_mode(context, teacher, config)
+        mode, _, wanted = teacher_mode(context, teacher, with_layers(context, teacher, config))
         needs |= wanted if mode.needs_recording else set()
     return {"train": frozenset(needs), **dict.fromkeys(context.orders("validation"), frozenset({LOGITS}))}
 
@@ -231,7 +232,7 @@ def share_with_pool(job: Job, show: Show, stop: Stop) -> Shared:
     """What all trials of a sweep share, the signals recorded by a pool."""
 
     run = PooledRun(job, show, stop)
-    teacher = run.teacher()
+    teacher = run.teacher([*combinations(job.config, decides_signals)])
     wanted = find_unrecorded(run.context, teacher, shared_signals(run.context, teacher))
     if wanted:
         with run.pool(teacher, feeds=False) as pool:

@@ -16,6 +16,7 @@ from raydistill.config.training import Change
 from raydistill.config.tree import Config
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
+from raydistill.pipeline.layers import settle_layers
 from raydistill.pipeline.phases import student_artifact, student_reports
 from raydistill.pipeline.stages import read_history, stage_history, stage_lengths
 from raydistill.pipeline.teaching import teach, teacher_mode
@@ -115,6 +116,7 @@ def trial_reports(context: Context, shared: Shared, *, save_at_validation: bool 
     """
     started = time.perf_counter()
     teach(context, shared.teacher, "validation")
+    settle_layers(context, shared.teacher)
     mode, _, needs = teacher_mode(context, shared.teacher, context.config)
     artifact, _ = student_artifact(context, shared.teacher, mode)
     progress = TrialProgress(context, started, first_validation(sweep_of(shared.job.config).objectives))

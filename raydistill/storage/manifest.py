@@ -16,7 +16,7 @@ from raydistill.storage.storage import check_name
 FORMAT_VERSION = 3
 """Goes into every key: raise it when the content of any artefact changes meaning, and all of them are made anew."""
 MANIFEST = "manifest.json"
-KINDS = ("tables", "data", "tokens", "teacher", "signals", "student", "baseline", "tfidf", "evaluation")
+KINDS = ("tables", "data", "tokens", "teacher", "layers", "signals", "student", "baseline", "tfidf", "evaluation")
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """What a kind or key looks like: one name, not hidden."""
 

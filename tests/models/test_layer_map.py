@@ -1,9 +1,12 @@
+from itertools import combinations_with_replacement
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistill.errors import ConfigError
-from raydistill.models.layer_map import choose_layers, layer_map
+from raydistill.models.layer_map import choose_layers, closest_layers, layer_map
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,23 @@ def test_uniform_map_ends_with_both_last_layers_and_never_goes_back(num_student:
     assert [g for _, g in pairs] == sorted(g for _, g in pairs)
     assert pairs[-1] == (num_student, num_teacher)
     assert pairs[0][1] >= 1
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 10_000))
+def test_the_closest_layers_are_the_best_of_all_maps_that_never_go_back(
+    num_student: int, num_teacher: int, seed: int
+) -> None:
+    found = np.random.default_rng(seed).random((num_student + 1, num_teacher + 1))
+    pairs = closest_layers(found.tolist())
+    assert pairs[0] == (0, 0)
+    assert [student for student, _ in pairs] == list(range(num_student + 1))
+    every = combinations_with_replacement(range(1, num_teacher + 1), num_student)
+    best = max(every, key=lambda layers: sum(found[i, layer] for i, layer in enumerate(layers, 1)))
+    assert [teacher for _, teacher in pairs[1:]] == list(best)
+
+
+def test_of_equally_close_layers_the_earlier_ones_are_taken() -> None:
+    assert closest_layers([[0.5] * 4] * 3) == ((0, 0), (1, 1), (2, 1))
 
 
 @pytest.mark.parametrize("pairs", [((3, 1),), ((1, 13),), ((-1, 0),), ((1,),), ()])

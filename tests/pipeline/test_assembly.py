@@ -35,7 +35,7 @@ from raydistill.tracking.runs import open_client
 @pytest.fixture(scope="module")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Storage, str]:
     folder = tmp_path_factory.mktemp("run")
-    hidden = {"type": "hidden_mse", "layers": "auto"}
+    hidden = {"type": "hidden_mse", "layers": "uniform"}
     config = load_config(toy_config(folder, evaluate__latency=True, stages__distill__losses__hidden=hidden))
     results, storage = distill(config), Storage(config.storage)
     (key,) = storage.list("runs")
@@ -53,7 +53,8 @@ def test_a_run_leaves_its_page_and_what_it_shows(toy_run: tuple[dict[str, Any], 
         "student": 2,
         "teacher": 4,
         "start": [[0, 0], [1, 1], [2, 4]],
-        "losses": {"stages.distill.losses.hidden": [[0, 0], [1, 2], [2, 4]]},
+        "losses": {"stages.distill.losses.hidden": [[1, 2], [2, 4]]},
+        "similarities": None,
     }
     errors = results["errors"]
     wrong = sum(map(sum, results["student"]["confusion"])) - sum(

@@ -60,6 +60,7 @@ def test_it_learns_and_is_told_of(classes: tuple[dict[str, Any], Path, Path]) ->
         "teacher": 4,
         "start": [[0, 0]],
         "losses": {"stages.distill.losses.hidden": [[2, 4]]},
+        "similarities": None,
     }
     card = (folder / "README.md").read_text()
     assert "trust_remote_code=True" in card

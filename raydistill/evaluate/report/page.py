@@ -36,6 +36,7 @@ from raydistill.tasks import Task, task_of
 TIMES = {
     "prepare": "data",
     "teacher": "teacher",
+    "layers": "similarity of layers",
     "record": "recording of the teacher",
     "train": "student",
     "baseline": "the same without a teacher",
