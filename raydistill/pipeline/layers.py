@@ -23,6 +23,8 @@ from raydistill.storage.storage import Storage
 Similarities = list[list[float]]
 """Of each hidden state of the student with each of the teacher, 0 being the embeddings."""
 FILE = "similarities.json"
+REUSED = "layer similarities"
+"""What they are called in a run that finds them in storage."""
 
 
 def by_similarity(config: Config) -> Iterator[tuple[str, str]]:
@@ -45,7 +47,7 @@ def with_layers(context: Context, teacher: TeacherIdentity, config: Config) -> C
         return config
     job = context.job
     artifact, recipe = recipes.layers_artifact(config, job.storage, teacher, job.tokens.digest)
-    if not context.report.has(artifact, "layer similarities"):
+    if not context.report.has(artifact, REUSED):
         if context.group.is_first:
             job.owner.check()
             start, sample = context.teacher(teacher), context.rows["train"].sample

@@ -17,7 +17,7 @@ from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
-from raydistill.pipeline.layers import by_similarity, known_layers, settle_layers, with_layers
+from raydistill.pipeline.layers import REUSED, by_similarity, known_layers, settle_layers, with_layers
 from raydistill.pipeline.phases import PhaseResults, run_phases, student_artifact
 from raydistill.pipeline.pool_teacher import Teacher
 from raydistill.pipeline.recipes import TeacherIdentity, fine_tuned, identify_teacher
@@ -83,6 +83,7 @@ class PooledRun:
         found = find_teacher(self.context)
         if found is None or not all(self._knows_layers(config, found) for config in configs):
             made = run_workers(self.job, self.show, self.stop, partial(fine_tune, configs=configs))
+            self.made.add(REUSED)
             if found is None:
                 self.seconds["teacher"] = made[0]
                 self.made.add("teacher")

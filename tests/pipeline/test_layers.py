@@ -194,6 +194,7 @@ def test_the_driver_of_a_pool_measures_nothing_itself(tmp_path: Path, monkeypatc
     run = PooledRun(job, lambda entry: None, None)  # type: ignore[arg-type]
     teacher = run.teacher([config])
     assert started == ["fine_tune"]
+    assert run.made == {"teacher", "layer similarities"}  # so that they are not called reused
     monkeypatch.setattr(layers, "layer_similarities", never)
     assert run.teacher([config]).digest == teacher.digest
     settle_layers(run.context, teacher)
