@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,11 @@ def tango(only_first: float, only_second: float, num: float) -> tuple[float, flo
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation; None where there are too few values."""
+    """Mean and sample standard deviation; None where there are too few values, or one that is not defined."""
+    known = values if all(map(isfinite, values)) else ()
     return {
-        "mean": statistics.fmean(values) if values else None,
-        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "mean": statistics.fmean(known) if known else None,
+        "sd": statistics.stdev(known) if len(known) > 1 else None,
     }
 
 

@@ -181,6 +181,14 @@ def test_texts_alone_are_enough(finished: tuple[dict[str, Any], Path]) -> None:
     assert any("Spearman of similarities" in page for page in pages)
 
 
+def test_metrics_that_texts_alone_do_not_define_have_no_mean_over_seeds(tmp_path: Path) -> None:
+    config = pair_config(tmp_path, 80, "texts", evaluate__seeds=2, evaluate__baseline=True)
+    seeds = raydistill.distill(config)["seeds"]
+    assert seeds["student"]["test"]["spearman"] == {"mean": None, "sd": None}
+    assert 0 < seeds["student"]["test"]["similarity_spearman"]["sd"] < 0.2
+    assert seeds["baseline"]["test"]["similarity_spearman"]["sd"] == 0  # nothing trains it
+
+
 def test_a_model_is_measured_on_its_runs_rows_again(finished: tuple[dict[str, Any], Path]) -> None:
     results, folder = finished
     own = evaluate_model(results["student"]["path"], storage=str(folder / "storage"))
