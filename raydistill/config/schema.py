@@ -117,11 +117,15 @@ def unknown_name(path: tuple[str | int, ...], annotation: Any, value: Any) -> st
     *above, last = path
     prefix = "".join(f"{part}." for part in above)
     known = list(fields_below(annotation, value))
-    elsewhere = list(dict.fromkeys(name for name in dotted_names() if name.rpartition(".")[2] == last))
+    names = set(dotted_names())
+    elsewhere = [name for name in dict.fromkeys(dotted_names()) if name.rpartition(".")[2] == last]
+    elsewhere = [name for name in elsewhere if ".members.*" not in name or name.replace(".members.*", "") not in names]
     # part of a name is nearer than a place elsewhere: student.layers means num_layers
     near = next((name for name in known if name.endswith(f"_{last}")), None) or nearest(str(last), known)
     if near and (not elsewhere or near.endswith(f"_{last}")):
         return f"unknown name; did you mean {prefix}{near}?"
+    if f"{prefix}{last}" in elsewhere:
+        return f"unknown name for this type of {above[-1]}. Known here: {', '.join(known)}."
     if elsewhere:
         return f"unknown name here; it belongs to {', '.join(elsewhere[:3])}. Known here: {', '.join(known)}."
     return f"unknown name. Known here: {', '.join(known)}." if known else "unknown name: nothing goes below this one."

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.losses import SequenceHead
-from raydistill.config.section import Mistake, OrAuto, Section, known
+from raydistill.config.section import Mistake, Name, OrAuto, Section, known, type_of
 from raydistill.config.training import Optimization, Resources
 
 FEWEST_PAIRED = 4
@@ -86,10 +86,9 @@ MODES = {
 }
 
 
-class ModelTeacher(Section):
-    """A classifier, or an encoder that is fine-tuned first, and how its outputs reach the student."""
+class TeacherModel(Section):
+    """A classifier, or an encoder that is fine-tuned first."""
 
-    type: Literal["model"] = "model"
     model: str = Field(min_length=1)
     """A folder, ``pkg://package/path`` or a hub name: a fine-tuned classifier, or a plain encoder with ``finetune``."""
     revision: str | None = None
@@ -99,6 +98,12 @@ class ModelTeacher(Section):
     finetune: OrAuto[Finetune | None] = "auto"
     """Fine-tune the model on the labelled rows first; the best epoch by validation is kept. ``auto``: an encoder
     without a trained head."""
+
+
+class ModelTeacher(TeacherModel):
+    """One teacher, and how its outputs reach the student."""
+
+    type: Literal["model"] = "model"
     allow_chance: bool = False
     """Go on with a teacher that is no better than chance on the validation rows, instead of ending the run."""
     mode: Literal["auto", "cached", "online", "pool"] = "auto"
@@ -129,4 +134,62 @@ class ModelTeacher(Section):
         return MODES[wide], f"its outputs would take {total:,} bytes, more than teacher.max_cache_bytes"
 
 
-Teacher = ModelTeacher
+class Member(TeacherModel):
+    """One of several teachers."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """How much it counts beside the others; their sum does not matter."""
+
+    @property
+    def alone(self) -> ModelTeacher:
+        """The same teacher as if there were no other."""
+        known = {name: getattr(self, name) for name in TeacherModel.model_fields}
+        return ModelTeacher.model_validate(known | {"allow_chance": True, "mode": "cached"})
+
+
+class MixtureTeacher(Section):
+    """Several teachers, of whose predictions a student learns the weighted mean. It starts from the first one and reads
+    that one's tokens; each other reads texts with its own tokenizer."""
+
+    type: Literal["mixture"]
+    members: dict[Name, Member] = Field(min_length=1)
+    """The teachers, by names of your choice; the first is the one that the student starts from."""
+    allow_chance: bool = False
+    """Go on where the mean is no better than chance on the validation rows, instead of ending the run."""
+    mode: Literal["auto", "cached", "online", "pool"] = "auto"
+    """``cached``, which ``auto`` means, too: each teacher is run once, one after the other."""
+    pool: Pool | None = None
+    """Not for several teachers."""
+
+    has_actors: ClassVar[bool] = False
+    feeds_student: ClassVar[bool] = False
+
+    def choose_mode(self, total: int) -> tuple[Mode, str]:
+        """The mode, and why."""
+        return MODES["cached"], f"{len(self.members)} teachers are run once, one after the other"
+
+    def mistakes(self) -> list[Mistake]:
+        found: list[Mistake] = []
+        why = "a mixture is recorded, as its teachers are there one after the other"
+        if self.mode not in ("auto", "cached"):
+            found.append((("mode",), f"{why}; write cached, or name a single teacher."))
+        if self.pool is not None:
+            found.append((("pool",), f"{why}, by the training workers. Leave it out, or name a single teacher."))
+        seen: dict[str, str] = {}
+        for name, member in self.members.items():
+            first = seen.setdefault(member.model_dump_json(exclude={"weight"}), name)
+            if first != name:
+                text = f"is the same teacher as {first}. Leave it out, and add its weight to that of {first}."
+                found.append((("members", name), text))
+        return found
+
+
+def teacher_type(given: Any) -> Any:
+    """The type that a teacher's section names; a single model is what one without a type means."""
+    return type_of(given, "model")
+
+
+Teacher = Annotated[
+    Annotated[ModelTeacher, Tag("model")] | Annotated[MixtureTeacher, Tag("mixture")],
+    Discriminator(teacher_type),
+]

@@ -13,7 +13,15 @@ from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake,
 from raydistill.config.student import EncoderStudent, Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
 from raydistill.config.tasks import SECTIONS, Task, TextClassification, task_type
-from raydistill.config.teacher import FEWEST_PAIRED, Finetune, Teacher, pair_group
+from raydistill.config.teacher import (
+    FEWEST_PAIRED,
+    Finetune,
+    Member,
+    MixtureTeacher,
+    ModelTeacher,
+    Teacher,
+    pair_group,
+)
 from raydistill.config.training import Stage, Train
 from raydistill.errors import did_you_mean
 
@@ -86,6 +94,7 @@ class Config(Section):
     task: Task = TextClassification()
     """What is to be predicted."""
     teacher: Teacher
+    """The model that the student learns from, or several of them."""
     student: Student = EncoderStudent()
     """The small model."""
     stages: dict[Name, Stage] = Field(default={}, min_length=1, validate_default=True)
@@ -102,7 +111,19 @@ class Config(Section):
         """What picks the best epoch."""
         return self.evaluate.metric or self.task.main_metric
 
+    @property
+    def lead(self) -> ModelTeacher:
+        """The teacher that the student starts from, and whose tokens it reads: the first of several."""
+        return next(iter(self.members.values())).alone if isinstance(self.teacher, MixtureTeacher) else self.teacher
+
+    @property
+    def members(self) -> dict[str, Member]:
+        """The teachers of a mixture, by name; none where there is a single teacher."""
+        return self.teacher.members if isinstance(self.teacher, MixtureTeacher) else {}
+
     def mistakes(self) -> list[Mistake]:
+        if isinstance(self.teacher, MixtureTeacher):
+            return check_mixture(self)
         checks = (
             check_layer_maps,
             check_light,
@@ -123,12 +144,22 @@ class Config(Section):
 def with_method(data: dict[str, Any]) -> dict[str, Any]:
     """Plain data that says what a length or a learning rate of the user's own for the teacher implies."""
     teacher = data.get("teacher")
-    finetune = teacher.get("finetune") if isinstance(teacher, dict) else None
-    if not isinstance(teacher, dict) or not isinstance(finetune, dict):
+    if not isinstance(teacher, dict):
         return data
+    members = teacher.get("members")
+    if isinstance(members, dict):
+        return {**data, "teacher": {**teacher, "members": {n: with_full_method(one) for n, one in members.items()}}}
+    return {**data, "teacher": with_full_method(teacher)}
+
+
+def with_full_method(teacher: Any) -> Any:
+    """One teacher's section, with that."""
+    finetune = teacher.get("finetune") if isinstance(teacher, dict) else None
+    if not isinstance(finetune, dict):
+        return teacher
     is_written = any(finetune.get(name, "auto") != "auto" for name in ("num_epochs", "learning_rate"))
     method = {"method": "full"} if is_written and finetune.get("method", "auto") == "auto" else {}
-    return {**data, "teacher": {**teacher, "finetune": {**finetune, **method}}}
+    return {**teacher, "finetune": {**finetune, **method}}
 
 
 def with_stages(data: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +179,7 @@ def with_stages(data: dict[str, Any]) -> dict[str, Any]:
 
 def check_metrics(config: Config) -> list[Mistake]:
     """Metrics that the task does not have."""
-    known, finetune, sweep = config.task.tuning_metrics, config.teacher.finetune, config.sweep
+    known, finetune, sweep = config.task.tuning_metrics, config.lead.finetune, config.sweep
     named: list[tuple[tuple[str, ...], str | None]] = [(("evaluate", "metric"), config.evaluate.metric)]
     named += [(("teacher", "finetune", "metric"), finetune.metric)] if isinstance(finetune, Finetune) else []
     for place in ("objectives", "constraints") if sweep is not None else ():
@@ -199,7 +230,7 @@ def check_task_losses(config: Config) -> list[Mistake]:
 
 def check_sequences(config: Config) -> list[Mistake]:
     """CRFs where there are no sequences, and losses that do not go together with them."""
-    task, student, tuning = config.task, config.student.head, config.teacher.finetune
+    task, student, tuning = config.task, config.student.head, config.lead.finetune
     tuned = tuning.head if isinstance(tuning, Finetune) else None
     found: list[Mistake] = []
     for place, head in ((("student", "head"), student), (("teacher", "finetune", "head"), tuned)):
@@ -226,7 +257,7 @@ CRF_LOGITS = "logits of a CRF say nothing without its transitions; take forward_
 
 def check_pairs(config: Config) -> list[Mistake]:
     """A contrastive training without pairs; a head on the mean of a row's states for words."""
-    finetune, size = config.teacher.finetune, config.train.global_batch_size
+    finetune, size = config.lead.finetune, config.train.global_batch_size
     if not isinstance(finetune, Finetune) or finetune.method not in ("contrastive", "probe"):
         return []
     if config.task.has_units or config.task.kind == "vector":
@@ -259,6 +290,36 @@ def check_symmetric(config: Config) -> list[Mistake]:
     if not config.data.symmetric or config.task.kind not in why:
         return []
     return [(("data", "symmetric"), f"{why[config.task.kind]}. Leave it out.")]
+
+
+MEAN_OF = ("logits", "logits, labels", "hidden states, labels", "vectors")
+"""What a loss may compare where several teachers speak: predictions, or the student's own states."""
+
+
+def check_mixture(config: Config) -> list[Mistake]:
+    """What would be wrong with each teacher alone, and what several have no mean of."""
+    found: list[Mistake] = []
+    for number, (name, member) in enumerate(config.members.items()):
+        for (section, *below), text in config.model_copy(update={"teacher": member.alone}).mistakes():
+            if section == "teacher":
+                found.append((("teacher", "members", name, *below), text))
+            elif number == 0:
+                found.append(((section, *below), text))
+        head = member.finetune.head if isinstance(member.finetune, Finetune) else "softmax"
+        if head != "softmax":
+            found.append((("teacher", "members", name, "finetune", "head"), f"{SEVERAL_CRFS} Leave it out."))
+    if config.task.kind == "span":
+        found.append((("teacher", "type"), f"mixture has no mean of the spans of {config.task.type}; name one model."))
+    for stage_name, stage in config.stages.items():
+        for name, loss in stage.losses.items():
+            if loss.compares not in MEAN_OF:
+                text = f"{loss.type} compares {loss.compares}, of which several teachers have no mean: their layers "
+                text += "and tokens differ. Take a loss on predictions, such as forward_kl, or name a single teacher."
+                found.append((("stages", stage_name, "losses", name), text))
+    return found
+
+
+SEVERAL_CRFS = "a mixture averages what teachers say of each word, and a CRF says it of whole rows."
 
 
 def check_layer_maps(config: Config) -> list[Mistake]:
@@ -312,7 +373,7 @@ def check_baseline(config: Config) -> list[Mistake]:
     if all(loss.role == "task" for loss in losses):
         text = "needs a stage with a teacher loss: this student learns from labels only and is its own baseline."
         mistakes.append((("evaluate", "baseline"), text))
-    if baseline is not True and baseline.start == "pretrained" and config.teacher.finetune is None:
+    if baseline is not True and baseline.start == "pretrained" and config.lead.finetune is None:
         text = "pretrained is the encoder before teacher.finetune, which is not set; write same."
         mistakes.append((("evaluate", "baseline", "start"), text))
     return mistakes

@@ -16,7 +16,8 @@ labels              names of the outputs, in their order
 data                {num_rows: {split: rows}, labeled: {split: labelled rows}, per_class: {split: {output: labelled
                     rows}}, {} where that has no meaning, summary: the targets in a line}
 bootstrap           {samples, level}: resampling by example behind low and high, see ``evaluate.intervals``
-student, teacher    a model, below
+student, teacher    a model, below; several teachers are one, without path, which predicts their weighted mean, and its
+                    ``members``: {name: {weight, path, validation, test: {metric: value} of it alone}}
 baseline            a model, and its ``steps`` and ``start``: the same student trained without a teacher; or null
 tfidf               a model, without path, latency and throughput, and its ``model``, in words, and ``num_rows``, the
                     labelled rows that it was fitted to: a linear model on TF-IDF of one and two words; or null
@@ -138,7 +139,8 @@ class ModelOutcome:
     perturbed: Mapping[str, Array] = field(default_factory=dict)
     """By perturbation, outputs (N, C) on the test rows so written, where they read otherwise."""
     more: Mapping[str, Any] = field(default_factory=dict)
-    """``steps`` and ``start`` of a baseline, ``model`` and ``num_rows`` of one on TF-IDF, ``version`` of a champion."""
+    """``steps`` and ``start`` of a baseline, ``model`` and ``num_rows`` of one on TF-IDF, ``version`` of a champion,
+    ``members`` of several teachers."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ def assemble(
     history = {name: read_history(artifact) for name, artifact in trained.items() if artifact is not None}
     paths = {"teacher": outcome.teacher.folder, "student": outcome.student.local() / "model"}
     more: dict[str, dict[str, Any]] = {}
+    if members := about["teacher"].get("members"):
+        more["teacher"] = {"path": None, "members": members}
     if outcome.baseline is not None:
         paths["baseline"] = outcome.baseline.local() / "model"
         settings = baseline_settings(config)
@@ -118,7 +120,7 @@ def assemble(
 def describe_layers(config: Config, outcome: PhaseResults) -> dict[str, Any]:
     """Which layers of the teacher those of the student start from and are compared with, as in ``results.json``."""
     folders = {"student": outcome.student.local() / "model", "teacher": outcome.teacher.folder}
-    configs = {name: read_config(folder, config.teacher.trust_remote_code) for name, folder in folders.items()}
+    configs = {name: read_config(folder, config.lead.trust_remote_code) for name, folder in folders.items()}
     depths = {name: made.num_hidden_layers for name, made in configs.items()}
     start: list[list[int]] = []
     if config.student.start == "teacher_layers":

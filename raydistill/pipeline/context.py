@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,16 @@ class Context:
         """Teachers in actors of their own, in ``teacher.mode: pool``."""
         self._recorded: dict[tuple[str, ...], RecordedSignals] = {}
 
+    @cached_property
+    def members(self) -> list[Context]:
+        """Where several teachers speak, the tools to make each of them with, which tell of it in the same report."""
+        found = []
+        for member in self.job.members:
+            own = replace(self.job, config=member.config, tokens=member.tokens, members=())
+            found.append(Context(own, self.group, self.device, self.board, should_save=self.should_save))
+            found[-1].report = self.report
+        return found
+
     def take_up(self, job: Job, board: Board) -> None:
         """Turn to another trial of the same sweep: rows, recorded signals and the teacher's module stay loaded."""
         self.report.flush()
@@ -135,7 +146,7 @@ class Context:
 
     def read_config(self, folder: Path) -> PreTrainedConfig:
         """The config of a model in ``folder``, with what the vectors of a sentence encoder are."""
-        config = read_config(folder, self.config.teacher.trust_remote_code)
+        config = read_config(folder, self.config.lead.trust_remote_code)
         if self.task.head_kind == EMBEDDING:
             set_head_of(config, folder, self.task.head)
         return config
@@ -154,7 +165,7 @@ class Context:
             self.task.head,
             dropout=dropout,
             attn_implementation=self.attention,
-            trust_remote_code=self.config.teacher.trust_remote_code,
+            trust_remote_code=self.config.lead.trust_remote_code,
             pooled=pooled,
             sequences=sequences,
             seed=self.config.seed if seed is None else seed,

@@ -91,18 +91,19 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
     found: list[Choice] = []
     if config.data.max_length == "auto":
         found.append(length_choice(facts))
-    tuning: Any = config.teacher.finetune
+    tuning: Any = config.lead.finetune
+    section = f"teacher.{''.join(f'members.{name}.' for name in [*config.members][:1])}finetune"
     if tuning == "auto":
         tuning = None if facts.has_head else {}
         why = "it has a trained head" if facts.has_head else "it has no trained head"
-        found.append(Choice("teacher.finetune", tuning, why))
+        found.append(Choice(section, tuning, why))
     if config.student.num_layers == "auto":
         found.append(Choice("student.num_layers", facts.student_layers, f"the teacher has {facts.teacher_layers}"))
     if config.evaluate.metric is None and facts.metric is not None:
         found.append(Choice("evaluate.metric", *facts.metric))
     batch = config.train.global_batch_size
     if tuning is not None:
-        found += finetune_choices(tuning, facts, batch)
+        found += finetune_choices(section, tuning, facts, batch)
     for name, stage in config.stages.items():
         alone = facts.num_orders * facts.num_labeled
         rows = facts.num_copies * facts.num_rows if teacher_speaks(stage) else alone
@@ -121,9 +122,9 @@ def length_choice(facts: Facts) -> Choice:
     return Choice("data.max_length", facts.limit, f"the models take no more, longer texts {rest}")
 
 
-def finetune_choices(settings: Any, facts: Facts, batch: int) -> list[Choice]:
+def finetune_choices(section: str, settings: Any, facts: Facts, batch: int) -> list[Choice]:
     """How the teacher is fine-tuned; ``settings`` {}: nothing is set."""
-    section, found = "teacher.finetune", []
+    found = []
     method = getattr(settings, "method", "auto")
     if method == "auto":
         method, why = method_choice(facts, batch)

@@ -76,7 +76,7 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
             if (metrics := metrics_path(storage, *parts)).exists():
                 drain(ref, metrics)  # what the writer could not send while the tracking server was away
             if not storage.is_local:
-                drain_histories(ref, outcome)
+                drain_histories(prepared, ref, outcome)
             results = assemble(prepared, ref, outcome, tfidf, clock)
             results = publish(prepared, ref, outcome, results)
     results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
@@ -94,12 +94,14 @@ def take_over(prepared: Prepared) -> Owner:
     return owner
 
 
-def drain_histories(ref: RunRef, outcome: PhaseResults) -> None:
+def drain_histories(prepared: Prepared, ref: RunRef, outcome: PhaseResults) -> None:
     """Send what the models' training reported: the writer's own file lies on a node that may be gone."""
     from raydistill.pipeline.stages import read_history
     from raydistill.tracking.journal import write_history
 
     models = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
+    names = prepared.config.members
+    models |= {f"{name}/teacher": one.artifact for name, one in zip(names, outcome.teacher.members, strict=False)}
     for index, made in enumerate(outcome.seeds):
         series = series_of(index, made.seed)
         models |= {series or "student": made.student, f"{series}/baseline".lstrip("/"): made.baseline}

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.cluster.device import Device
 from raydistill.config.section import known
-from raydistill.config.teacher import MODES
+from raydistill.config.teacher import MODES, Finetune, Member
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
 from raydistill.data.size import Size
+from raydistill.models.folder import resolve_model
+from raydistill.models.load import read_config
 from raydistill.models.shape import student_config
 from raydistill.pipeline import recipes
+from raydistill.pipeline.standing import tunings
 from raydistill.pipeline.timing import Machine, Sample, Speed, machine, time_student, time_teacher
 from raydistill.train.loop import Schedule
 
@@ -69,11 +72,20 @@ def measure(
     # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
     workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
     student = student_config(teacher, config.student)  # with the task's outputs
+    alone = replace(trial, threads=computer.cpus)
+    others = {f" ({name})": member_config(member) for name, member in config.members.items()}
     return Speed(
-        teacher=time_teacher(teacher, replace(trial, threads=computer.cpus)) / workers,
+        teacher=time_teacher(teacher, alone) / workers,
+        teachers={n: time_teacher(one, alone) / workers for n, one in others.items() if len(others) > 1},
         online=time_teacher(teacher, trial) / workers if MODES[planned["mode"]].keeps_teacher else 0.0,
         student=time_student(config, stage, student, teacher, trial) / workers,
     )
+
+
+def member_config(member: Member) -> PretrainedConfig:
+    """Of one of several teachers."""
+    folder = resolve_model(member.model, member.revision, member.trust_remote_code)
+    return read_config(folder, member.trust_remote_code)
 
 
 def num_rows(stage: Stage, size: Size) -> int:
@@ -95,10 +107,18 @@ def student_seconds(config: Config, size: Size, speed: Speed) -> float:
 
 def teacher_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> float:
     """What is left to do of fitting the teacher and recording its signals."""
-    missing, validation = missing_phases(plan), size.num_inputs["validation"]
-    is_recorded = not any(name.startswith("signal ") for name in missing)
-    rows, finetune = 0.0, known(config.teacher.finetune)
-    if finetune is not None and "teacher" in missing:
+    speeds = speed.teachers or {"": speed.teacher}
+    rows = {name: rows_read(name, tuning, size, missing_phases(plan)) for name, tuning in tunings(config).items()}
+    return sum(rows[name] * seconds for name, seconds in speeds.items())
+
+
+def rows_read(name: str, finetune: Finetune | None, size: Size, missing: set[str]) -> float:
+    """Rows that a teacher still has to read, one that it learns from counted as several; ``name``: what its phases have
+    behind their names."""
+    validation = size.num_inputs["validation"]
+    is_recorded = not any(phase.startswith("signal ") and phase.endswith(name) for phase in missing)
+    rows = 0.0
+    if finetune is not None and f"teacher{name}" in missing:
         epochs = finetune.epochs
         rows = (
             size.num_labeled_inputs * (finetune.method == "probe")
@@ -107,6 +127,6 @@ def teacher_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: 
         )
     if not is_recorded:
         rows += size.num_inputs["train"]
-    if "teacher" in missing or not is_recorded:
+    if f"teacher{name}" in missing or not is_recorded:
         rows += validation
-    return rows * speed.teacher
+    return rows

@@ -6,10 +6,12 @@ Ray's errors are known by name and text, as this module serves local mode too, w
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from raydistill.errors import RaydistillError
+from raydistill.errors import ConfigError, DataError, Diverged, ModelError, RaydistillError
 from raydistill.storage.faults import explain as explain_file
 from raydistill.storage.faults import is_disk_full
 
@@ -36,6 +38,15 @@ def explain(error: BaseException) -> RaydistillError:
             f"what is missing.{KEPT}"
         )
     return RaydistillError(f"Worker {ranks[0]} failed: {type(cause).__name__}: {cause}{KEPT}")
+
+
+@contextmanager
+def about_member(name: str) -> Iterator[None]:
+    """Let what is wrong with one of several teachers say with which."""
+    try:
+        yield
+    except (ConfigError, DataError, Diverged, ModelError) as error:
+        raise type(error)(f"teacher.members.{name}: {error}") from error
 
 
 def known(error: BaseException, who: str) -> RaydistillError | None:

@@ -15,6 +15,18 @@ from raydistill.tracking.runs import RunRef
 
 
 @dataclass(frozen=True)
+class MemberJob:
+    """One of several teachers: the config that it alone would have, and the rows in its own tokens."""
+
+    name: str
+    weight: float
+    config: Config
+    tokens: Artifact
+    source_digest: str
+    """Of the model as it is named."""
+
+
+@dataclass(frozen=True)
 class Job:
     """What the driver hands to every worker; plain values, no weights."""
 
@@ -34,6 +46,9 @@ class Job:
     """Where below the run folder a trial of a sweep keeps its checkpoints and metrics."""
     perturbed: Artifact | None = None
     """Tokens of the test rows written otherwise; None where ``evaluate.robustness`` is off."""
+
+    members: tuple[MemberJob, ...] = ()
+    """Where several teachers speak, each of them; the first has the config's own tokens."""
 
     def tokens_of(self, split: str) -> Artifact:
         """Where the rows of a split lie."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from raydistill.config.section import known
 from raydistill.data.paths import SPLITS
@@ -22,6 +23,7 @@ from raydistill.models.folder import model_bytes
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
+from raydistill.pipeline.spoken import describe_members
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task
 from raydistill.tasks.targets import Values
@@ -47,10 +49,12 @@ def evaluate(context: Context, models: Models, recorded: Recorded, *, latency: b
         for name, found in outputs["validation"].items():
             task = context.task.for_model(context.read_config(models.folders[name]).to_dict())
             tasks[name] = task.fitted(found[known.labeled], known.values[known.labeled])
+        members = describe_members(context, models.teacher)
         with written(context, artifact, recipe, models) as folder:
             if folder is not None:
                 keep(context, folder, outputs, tasks)
-                about = describe_models(context, models.folders, latency=latency)
+                about = describe_models(context, models, latency=latency)
+                about["teacher"]["members"] = members
                 (folder / "models.json").write_text(json.dumps(about))
     return artifact
 
@@ -134,13 +138,45 @@ def predict_splits(
     return outputs
 
 
-def describe_models(context: Context, folders: dict[str, Path], *, latency: bool) -> dict[str, Any]:
-    """Size on disk, parameters and, with ``latency``, speed of each model; speeds are measured interleaved."""
-    models = {name: context.load(folder, dropout=0.0) for name, folder in folders.items()}
+class Several(nn.Module):
+    """Several teachers that answer one after the other, to time them on the same token ids."""
+
+    def __init__(self, models: Sequence[PreTrainedModel], lengths: Sequence[int]) -> None:
+        """``lengths``: tokens that each takes at most."""
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.limits = [(model.config.vocab_size, length) for model, length in zip(models, lengths, strict=True)]
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: torch.Tensor) -> None:
+        for model, (vocabulary, length) in zip(self.models, self.limits, strict=True):
+            model(input_ids=input_ids[:, :length] % vocabulary, attention_mask=attention_mask[:, :length])
+
+
+def load_all(context: Context, models: Models) -> dict[str, nn.Module]:
+    """Every model by its name."""
+    loaded: dict[str, nn.Module] = {
+        name: context.load(folder, dropout=0.0)
+        for name, folder in models.folders.items()
+        if name != "teacher" or not models.teacher.members
+    }
+    if not models.teacher.members:
+        return loaded
+    pairs = [*zip(context.members, models.teacher.members, strict=True)]
+    members = [own.load(member.folder, dropout=0.0) for own, member in pairs]
+    return {"teacher": Several(members, [known(own.config.data.max_length) for own, _ in pairs]), **loaded}
+
+
+def describe_models(context: Context, compared: Models, *, latency: bool) -> dict[str, Any]:
+    """Size on disk, parameters and, with ``latency``, speed of each model; speeds are measured interleaved. Several
+    teachers count together."""
+    models, folders = load_all(context, compared), compared.folders
+    sizes = {name: model_bytes(folder) for name, folder in folders.items()}
+    if compared.teacher.members:
+        sizes["teacher"] = sum(model_bytes(member.folder) for member in compared.teacher.members)
     about: dict[str, Any] = {
         name: {
             "num_parameters": sum(p.numel() for p in model.parameters()),
-            "bytes": model_bytes(folders[name]),
+            "bytes": sizes[name],
             "latency": None,
             "latency_by_shape": None,
         }
@@ -154,10 +190,10 @@ def describe_models(context: Context, folders: dict[str, Path], *, latency: bool
         measured = measure_models(entries, dtype=context.device.dtype)
         for name, found in measured.items():
             about[name]["latency"] = found
-        compared = {name: models[name] for name in ("teacher", "student")}  # a baseline has the student's shape
+        rivals = {name: models[name] for name in ("teacher", "student")}  # a baseline has the student's shape
         longest = known(context.config.data.max_length)
         blocks = shapes_to_time(context.rows["validation"], measured["student"]["length"], longest)
-        for name, times in measure_shapes(compared, blocks, dtype=context.device.dtype).items():
+        for name, times in measure_shapes(rivals, blocks, dtype=context.device.dtype).items():
             about[name]["latency_by_shape"] = times
     return about
 

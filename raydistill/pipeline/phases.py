@@ -190,7 +190,7 @@ def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | Non
         else:
             source = teacher.folder
             if not is_same:
-                source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
+                source = resolve_model(config.lead.model, config.lead.revision, config.lead.trust_remote_code)
             start = context.teacher(teacher) if is_same else context.load(source, dropout=0.0)
             model = context.untaught(start, config, recipes.student_seed(config))
             context.teacher_model = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,30 +10,30 @@ from transformers import PreTrainedConfig
 
 from raydistill.config.losses import largest
 from raydistill.config.section import known
-from raydistill.config.teacher import Mode
+from raydistill.config.teacher import ModelTeacher
 from raydistill.config.tree import Config
 from raydistill.data.prepare import data_key, read_info
-from raydistill.data.rows import Rows, tokens_recipe
+from raydistill.data.rows import Rows
 from raydistill.data.size import Size, estimated_size, look, measured_size
 from raydistill.errors import RaydistillError
 from raydistill.losses import Losses, build_losses, build_stages, signal_sizes
 from raydistill.models.embedding import set_head_of
-from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
+from raydistill.models.folder import resolve_model
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import has_head, load_model, order_notice
 from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
 from raydistill.models.shared import num_shared
-from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
+from raydistill.pipeline.completion import check_models, complete
 from raydistill.pipeline.layers import by_similarity, known_layers
-from raydistill.pipeline.prepare import augmentation_of, check_models, complete, prepare
+from raydistill.pipeline.members import complete_members, open_members
+from raydistill.pipeline.prepare import prepare
+from raydistill.pipeline.standing import Speaker, find_tokens, phases, speakers_of, tunings
 from raydistill.storage.artifacts import Artifact
-from raydistill.storage.manifest import recipe_key
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
-from raydistill.tasks import task_of
-from raydistill.teacher.store import signal_artifact
+from raydistill.tasks import Task, task_of
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.train.loop import Schedule
 from raydistill.train.preflight import check_losses, judge_weights
@@ -71,8 +71,9 @@ def make_plan(
     from raydistill.cluster.resources import device_type
 
     storage = Storage(config.storage)
-    source = resolve_model(config.teacher.model, config.teacher.revision, config.teacher.trust_remote_code)
+    source = resolve_model(config.lead.model, config.lead.revision, config.lead.trust_remote_code)
     models = check_models(config, source)
+    opened = open_members(config)
     source_config, student, _ = models
     if check:
         prepare(config, storage)
@@ -81,8 +82,10 @@ def make_plan(
     data = Artifact(storage, "data", data_key(config))
     info, texts = look(config, data)
     config, choices = complete(config, models, info, texts, source)
+    config, opened, more = complete_members(config, opened, info, texts)
     length = known(config.data.max_length)
     tokens = find_tokens(storage, data, source, length, config)
+    speakers = speakers_of(config, source, tokens, opened, storage, data)
     size = (
         estimated_size(info, texts, length, source, config.data)
         if tokens is None
@@ -90,7 +93,7 @@ def make_plan(
     )
     task = size.task
     set_head_of(source_config, source, task.head)
-    tuned, teacher = known_teacher(config, storage, tokens, source, dtype)
+    teacher = speakers[""].identity(storage, dtype) if "" in speakers else None  # several are compared by no layer
     if teacher is not None and tokens is not None and config.sweep is None:  # trials have students of their own
         config, _ = known_layers(config, storage, teacher, tokens.digest)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
@@ -111,9 +114,10 @@ def make_plan(
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
-        "phases": phases(config, storage, data, tokens, tuned, teacher, dtype, [*sizes], mode),
+        "phases": phases(config, storage, data, tokens, speakers, dtype, [*sizes], mode),
         "teacher": {"mode": mode.name, "why": why, "signal_bytes": sizes, "dtype": dtype}
-        | {"allow_chance": config.teacher.allow_chance},
+        | {"allow_chance": config.teacher.allow_chance}
+        | {"weights": {name: member.weight for name, member in config.members.items()}},
         "student": {
             "num_layers": student.num_hidden_layers,
             "hidden_size": student.hidden_size,
@@ -123,79 +127,13 @@ def make_plan(
         },
         "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
         "steps": steps(config, size),
-        "choices": [vars(choice) for choice in choices],
+        "choices": [vars(choice) for choice in [*choices, *more]],
         "findings": [
-            *findings(config, storage, source, size, losses),
+            *findings(config, storage, speakers, size, losses),
             *(checked(config, storage, tokens, source, dtype) if check else []),
         ],
     }
     return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
-
-
-def find_tokens(storage: Storage, data: Artifact, tokenizer: Path, max_length: int, config: Config) -> Artifact | None:
-    """The tokens of the data; None while it is not prepared."""
-    if not data.exists():
-        return None
-    known = (data.digest, tokenizer_digest(tokenizer), max_length, config.data.symmetric)
-    tokens = Artifact(storage, "tokens", recipe_key(tokens_recipe(*known, augmentation_of(config, tokenizer))))
-    return tokens if tokens.exists() else None
-
-
-def phases(
-    config: Config,
-    storage: Storage,
-    data: Artifact,
-    tokens: Artifact | None,
-    tuned: Artifact | None,
-    teacher: recipes.TeacherIdentity | None,
-    dtype: str,
-    needs: Collection[Signal],
-    mode: Mode,
-) -> list[dict[str, str]]:
-    """Return each phase with ``there``, ``to do`` or, where that hangs on an earlier phase, ``after <phase>``.
-    ``tuned``, ``teacher``: as ``known_teacher`` gives them."""
-    made: list[dict[str, str]] = []
-
-    def add(name: str, artifact: Artifact | None, after: str) -> None:
-        there = artifact is not None and artifact.exists()
-        made.append({"phase": name, "state": "there" if there else "to do" if artifact else f"after {after}"})
-
-    add("data", data, "")
-    add("tokens", tokens, "data")
-    if not recipes.changes_teacher(config):
-        made.append({"phase": "teacher", "state": "there"})
-    else:
-        add("teacher", tuned, "tokens")
-    recorded = sorted(needs) if mode.needs_recording else []
-    has_baseline = recipes.baseline_settings(config) is not None
-    configs = recipes.seeded(config)
-    trained = ["student", *(["baseline"] if has_baseline else [])]
-    later = [f" (seed {recipes.student_seed(one)})" for one in configs[1:]]
-    names = [f"signal {signal}" for signal in recorded] + [name + seed for name in trained for seed in ("", *later)]
-    found: list[Artifact | None] = [None] * len(names)
-    if teacher is not None and tokens is not None:
-        given = (storage, teacher, tokens.digest, dtype)
-        digests = {"teacher_digest": teacher.digest, "tokens_digest": tokens.digest, "dtype": dtype}
-        found = [signal_artifact(storage, signal, "train", **digests)[0] for signal in recorded]
-        found += [recipes.student_artifact(one, *given, mode)[0] for one in configs]
-        found += [recipes.baseline_artifact(one, *given)[0] for one in configs] if has_baseline else []
-    for name, artifact in zip(names, found, strict=True):
-        add(name, artifact, "teacher")
-    return made
-
-
-def known_teacher(
-    config: Config, storage: Storage, tokens: Artifact | None, source: Path, dtype: str
-) -> tuple[Artifact | None, recipes.TeacherIdentity | None]:
-    """Where the fine-tuned teacher lies, or will, and who speaks; None where none is tuned, or it is not known yet."""
-    digest = model_digest(source)
-    plain = recipes.TeacherIdentity(source, digest, digest, None)
-    if not recipes.changes_teacher(config):
-        return None, plain
-    if tokens is None:
-        return None, None
-    tuned = recipes.artifact_of(storage, "teacher", recipes.teacher_recipe(config, digest, tokens.digest, dtype))
-    return tuned, recipes.fine_tuned(plain, tuned) if tuned.exists() else None
 
 
 def steps(config: Config, size: Size) -> dict[str, int]:
@@ -203,29 +141,41 @@ def steps(config: Config, size: Size) -> dict[str, int]:
     batch = config.train.global_batch_size
     baseline = recipes.baseline_settings(config) is not None and size.task.has_loss
     made = {}
-    finetune = known(config.teacher.finetune)
-    if finetune is not None and finetune.epochs:
-        made["teacher"] = Schedule.of_epochs(size.num_labeled_inputs, batch, finetune.epochs).num_steps
+    for name, tuning in tunings(config).items():
+        if tuning is not None and tuning.epochs:
+            made[f"teacher{name}"] = Schedule.of_epochs(size.num_labeled_inputs, batch, tuning.epochs).num_steps
     for name, stage in config.stages.items():
         rows = size.num_inputs["train"] if recipes.teacher_speaks(stage) else size.num_labeled_inputs
         made[f"student.{name}"] = Schedule.of_epochs(rows, batch, known(stage.num_epochs)).num_steps
-    return made | {key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key != "teacher"}
+    return made | {
+        key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key.startswith("student.")
+    }
 
 
-def findings(config: Config, storage: Storage, source: Path, size: Size, losses: dict[str, Losses]) -> list[str]:
-    """Return what a user should know before the run, a sentence each."""
+def teacher_findings(teacher: ModelTeacher, source: Path, task: Task) -> list[str]:
+    """Of one teacher."""
     found = []
-    if config.teacher.trust_remote_code:
-        found.append(f"teacher.trust_remote_code: code that comes with {config.teacher.model} will be run.")
-    if config.teacher.finetune is None:
-        if has_head(source, config.teacher.trust_remote_code, size.task.head_kind):
-            notice = order_notice(source, size.task.head, config.teacher.trust_remote_code)
+    if teacher.trust_remote_code:
+        found.append(f"teacher.trust_remote_code: code that comes with {teacher.model} will be run.")
+    if teacher.finetune is None:
+        if has_head(source, teacher.trust_remote_code, task.head_kind):
+            notice = order_notice(source, task.head, teacher.trust_remote_code)
             found += [f"teacher.model: {notice}"] if notice else []
         else:
             found.append(
-                f"teacher.model: {config.teacher.model} has no trained classification head. Leave teacher.finetune "
-                "out, which trains it first."
+                f"teacher.model: {teacher.model} has no trained classification head. Leave teacher.finetune out, which "
+                "trains it first."
             )
+    return found
+
+
+def findings(
+    config: Config, storage: Storage, speakers: Mapping[str, Speaker], size: Size, losses: dict[str, Losses]
+) -> list[str]:
+    """Return what a user should know before the run, a sentence each."""
+    found = []
+    for speaker in speakers.values():
+        found += teacher_findings(speaker.config.lead, speaker.source, size.task)
     if config.student.start == "random":
         found.append("student.start: a random student needs far more rows and steps than one cut from its teacher.")
     if size.num_labeled < size.num_rows["train"] and not any(map(recipes.teacher_speaks, config.stages.values())):
@@ -261,15 +211,16 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     assert tokens is not None
     info = read_info(Artifact(storage, "data", data_key(config)))
     rows, task = Rows.open(tokens.local(), "train"), task_of(info.task)
-    trusted = config.teacher.trust_remote_code
-    tuning = known(config.teacher.finetune)
+    trusted = config.lead.trust_remote_code
+    tuning = known(config.lead.finetune)
     how: dict[str, Any] = {"dropout": 0.0, "seed": config.seed, "sequences": tuning and tuning.head}
     teacher = load_model(source, task.head, trust_remote_code=trusted, **how)
     student = build_student(teacher, config.student, seed=config.seed, sample=rows.sample())
     device = Device("cpu", dtype)
     found = []
-    if config.teacher.finetune is not None:
-        found.append("The losses were checked with the teacher as it is before its fine-tuning.")
+    if config.lead.finetune is not None:
+        which = f"teacher {next(iter(config.members))} alone" if config.members else "the teacher"
+        found.append(f"The losses were checked with {which} as it is before its fine-tuning.")
     for name, stage in config.stages.items():
         given = (stage.losses, task, student.config, teacher.config)
         losses = build_losses(*given, seed=config.seed, targets=rows.targets)

@@ -47,7 +47,7 @@ class Teacher:
             raise not_common(job.storage.url)
         device = Device("cuda" if has_gpu() else "cpu", job.dtype)
         self.context = Context(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
-        self.model = self.context.load(teacher_folder(job.config.teacher, self.artifact), dropout=0.0)
+        self.model = self.context.load(teacher_folder(job.config.lead, self.artifact), dropout=0.0)
         nn.Module.to(self.model, device.torch_device).eval()
         return socket.gethostname()
 

@@ -22,6 +22,7 @@ from raydistill.pipeline.phases import PhaseResults, run_phases, student_artifac
 from raydistill.pipeline.pool_teacher import Teacher
 from raydistill.pipeline.recipes import TeacherIdentity, fine_tuned, identify_teacher
 from raydistill.pipeline.seeds import with_seeds
+from raydistill.pipeline.spoken import wanted_signal
 from raydistill.pipeline.stopping import Stop
 from raydistill.pipeline.teaching import (
     check_chance,
@@ -31,7 +32,6 @@ from raydistill.pipeline.teaching import (
     teach,
     teacher_artifact,
     teacher_mode,
-    wanted_signal,
 )
 from raydistill.pipeline.worker import run_workers
 from raydistill.storage.artifacts import Artifact
@@ -87,7 +87,7 @@ class PooledRun:
             if found is None:
                 self.seconds["teacher"] = made[0]
                 self.made.add("teacher")
-            found = identify_teacher(self.job.config.teacher, made[1])
+            found = identify_teacher(self.job.config.lead, made[1])
         return found
 
     def _knows_layers(self, config: Config, teacher: TeacherIdentity) -> bool:

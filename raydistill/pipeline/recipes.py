@@ -5,6 +5,7 @@ Device, number of workers, batch budget, checkpoints, tracking and logging are n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,37 @@ class TeacherIdentity:
     artifact: Artifact | None
     """None for a teacher that was already fine-tuned: it stays where the user keeps it."""
 
+    members: tuple[TeacherIdentity, ...] = ()
+    """Those that speak with this one voice, where there are several; folder and source are the first one's."""
+
     @property
     def parents(self) -> dict[str, str]:
+        if self.members:
+            return {f"teacher {i}": member.parents["teacher"] for i, member in enumerate(self.members)}
         return {"teacher": self.artifact.digest if self.artifact else self.digest}
+
+    @property
+    def start(self) -> TeacherIdentity:
+        """The one from whose weights students are cut."""
+        return self.members[0] if self.members else self
+
+
+def mixed(members: Sequence[TeacherIdentity], weights: Sequence[float]) -> TeacherIdentity:
+    """Several teachers as one, with weights of any sum; one alone stays what it is."""
+    if len(members) == 1:
+        return members[0]
+    shares = [[member.digest, weight / sum(weights)] for member, weight in zip(members, weights, strict=True)]
+    first = members[0]
+    return TeacherIdentity(first.folder, recipe_key({"mixture": shares}), first.source_digest, None, tuple(members))
+
+
+def identify_teachers(config: Config, artifacts: Sequence[Artifact | None]) -> TeacherIdentity:
+    """The teacher of a config, or the several ones, with the fine-tuned weights of each."""
+    if not config.members:
+        return identify_teacher(config.lead, artifacts[0])
+    members = [*config.members.values()]
+    found = [identify_teacher(one.alone, artifact) for one, artifact in zip(members, artifacts, strict=True)]
+    return mixed(found, [one.weight for one in members])
 
 
 def identify_teacher(settings: ModelTeacher, artifact: Artifact | None) -> TeacherIdentity:
@@ -95,11 +124,11 @@ def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe
 
 def changes_teacher(config: Config) -> bool:
     """Whether the teacher that speaks is made from the one that the config names."""
-    return config.teacher.finetune is not None or config.task.num_components is not None
+    return config.lead.finetune is not None or config.task.num_components is not None
 
 
 def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype: str) -> Recipe:
-    finetune = known(config.teacher.finetune)
+    finetune = known(config.lead.finetune)
     return {
         "source": source_digest,
         "finetune": None if finetune is None else _without_defaults(finetune.model_dump(mode="json")),
@@ -169,7 +198,7 @@ def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:
 def student_artifact(
     config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str, mode: Mode
 ) -> tuple[Artifact, Recipe]:
-    start = start_digest(config.student, teacher.digest)
+    start = start_digest(config.student, teacher.start.digest)
     recipe = student_recipe(config, start, teacher.digest, tokens_digest, dtype, mode)
     return artifact_of(storage, "student", recipe), recipe
 
@@ -180,7 +209,7 @@ def baseline_artifact(
     """The baseline that ``evaluate.baseline`` asks for."""
     settings = baseline_settings(config)
     assert settings is not None
-    source = teacher.digest if settings.start == "same" else teacher.source_digest
+    source = teacher.start.digest if settings.start == "same" else teacher.source_digest
     recipe = baseline_recipe(config, start_digest(config.student, source), tokens_digest, dtype)
     return artifact_of(storage, "baseline", recipe), recipe
 
@@ -191,7 +220,7 @@ def layers_artifact(
     """How alike the layers of the student, before it is taught, and of the teacher are. Dropout and the seed of the
     training have no part in it: trials and seeds that differ in these compare the same layers."""
     recipe = {
-        "start": start_digest(config.student, teacher.digest),
+        "start": start_digest(config.student, teacher.start.digest),
         "student": {name: value for name, value in _student_recipe(config.student).items() if name != "dropout"},
         "tokens": tokens_digest,
         "seed": config.seed,

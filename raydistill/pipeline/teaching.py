@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from raydistill.config.section import known
@@ -10,32 +11,38 @@ from raydistill.config.teacher import Mode
 from raydistill.config.tree import Config
 from raydistill.data.paths import SPLITS
 from raydistill.errors import ModelError
-from raydistill.evaluate.compare import chance
-from raydistill.evaluate.intervals import intervals
 from raydistill.losses import build_stages, signal_sizes
 from raydistill.models.load import has_head, order_notice
 from raydistill.models.shape import student_config
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
+from raydistill.pipeline.failures import about_member
 from raydistill.pipeline.finetuning import tune
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
+from raydistill.pipeline.spoken import compared, members_of, scores_of, speaker, wanted_signal, why_chance
 from raydistill.pipeline.stages import publish, read_history
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import kind_of
 from raydistill.teacher.record import Wanted, record
-from raydistill.teacher.store import reopen_damaged, signal_artifact
+from raydistill.teacher.store import reopen_damaged
 
 
 def fit_teacher(context: Context) -> TeacherIdentity:
-    """Fine-tune the teacher where the config asks for it.
+    """Fine-tune the teacher where the config asks for it; where there are several, one after the other.
 
     The recording reads it back from its artefact, 0.2 s: another process may have published the same teacher first,
     from another number of threads, and signals belong to the weights whose digest they carry.
     """
+    if context.members:
+        fitted = []
+        for member, own in zip(context.job.members, context.members, strict=True):
+            with alone(context, member.name):
+                fitted.append(fit_teacher(own))
+        return recipes.mixed(fitted, [member.weight for member in context.job.members])
     with context.report.phase("teacher"):
         source = source_teacher(context.config)
-        settings = known(context.config.teacher.finetune)
+        settings = known(context.config.lead.finetune)
         if not recipes.changes_teacher(context.config):
             return source
         artifact, recipe = teacher_artifact(context, source)
@@ -48,13 +55,26 @@ def fit_teacher(context: Context) -> TeacherIdentity:
     return recipes.fine_tuned(source, artifact)
 
 
+@contextmanager
+def alone(context: Context, name: str) -> Iterator[None]:
+    """While one of several teachers is worked on, what is reported, noted and refused names it."""
+    report, before = context.report, len(context.report.notes)
+    report.series = name
+    try:
+        with about_member(name):
+            yield
+    finally:
+        report.series = ""
+        report.notes[before:] = [f"Teacher {name}: {note}" for note in report.notes[before:]]
+
+
 def source_teacher(config: Config) -> TeacherIdentity:
     """The teacher before any fine-tuning. Raises ModelError for a plain encoder that would not get any."""
-    source = recipes.identify_teacher(config.teacher, None)
-    trusted, kind = config.teacher.trust_remote_code, kind_of(config.task).head_kind
-    if config.teacher.finetune is None and not has_head(source.folder, trusted, kind):
+    source = recipes.identify_teacher(config.lead, None)
+    trusted, kind = config.lead.trust_remote_code, kind_of(config.task).head_kind
+    if config.lead.finetune is None and not has_head(source.folder, trusted, kind):
         raise ModelError(
-            f"teacher.model: {config.teacher.model} is an encoder without a trained classification head. "
+            f"teacher.model: {config.lead.model} is an encoder without a trained classification head. "
             "Leave teacher.finetune out, which trains it first, or name a fine-tuned classifier."
         )
     return source
@@ -75,12 +95,22 @@ def record_teacher(context: Context, teacher: TeacherIdentity) -> tuple[Mode, Re
 
 
 def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, frozenset[Signal]]) -> Recorded:
-    """Record the signals of each split that are missing, after a look at what the teacher says of validation rows."""
+    """Record the signals of each split that are missing, after a look at what the teacher says of validation rows.
+
+    Where there are several, each records its own, and what they say in the mean is recorded from that.
+    """
+    for name, own, member in members_of(context, teacher):
+        with alone(context, name):
+            record_splits(own, member, {split: signals & {LOGITS} for split, signals in splits.items() if signals})
+            own.teacher_model = None  # its memory is the next one's now
     first = {split: record_split(context, teacher, split, splits[split]) for split in context.orders("validation")}
     teach(context, teacher, "validation")
-    notice = order_notice(teacher.folder, context.task.head, context.config.teacher.trust_remote_code)
-    if notice is not None:
-        context.report.notes.append(f"teacher.model: {notice}")
+    notice = None
+    if teacher.members:  # each has been looked at
+        context.report.notes += compared(context, teacher, first)
+    else:
+        notice = order_notice(teacher.folder, context.task.head, context.config.lead.trust_remote_code)
+        context.report.notes += [f"teacher.model: {notice}"] if notice is not None else []
     check_chance(context, teacher, first, notice)
     rest = {split: signals for split, signals in splits.items() if split not in first}
     found = first | {split: record_split(context, teacher, split, signals) for split, signals in rest.items()}
@@ -111,20 +141,26 @@ def recorded_signals(context: Context, mode: Mode, needs: frozenset[Signal]) -> 
 def check_chance(context: Context, teacher: TeacherIdentity, recorded: Recorded, notice: str | None = None) -> None:
     """ModelError where the teacher is no better than chance on the validation rows, by the test that results use; every
     rank sees the same logits. ``notice``: what was assumed of its labels."""
-    settings = context.config.teacher
-    if settings.allow_chance:
+    if context.config.teacher.allow_chance:
         return
-    rows = context.rows["validation"]
-    truth, ids = rows.examples
-    outputs = context.recorded_outputs(recorded, "validation")[truth.labeled]
-    targets = truth.values[truth.labeled]
-    task = context.task.for_model(context.read_config(teacher.folder).to_dict())
-    scores = task.fitted(outputs, targets).scores(outputs, targets)
-    num_samples = context.config.evaluate.bootstrap_samples
-    tested = chance(intervals(scores, num_samples, example_ids=ids[truth.labeled]), scores.floor())
-    if tested["reason"] in (None, "floor_only"):  # better, or it has learned something all the same
+    why = why_chance(context, scores_of(context, teacher, recorded))
+    if why is None:
         return
-    finetune = known(settings.finetune)
+    who = "the mean of the teachers" if teacher.members else "the teacher"
+    advice = chance_advice(context, teacher, recorded)
+    raise ModelError(
+        f"On the validation rows {who} is {context.task.guessing}, so a student has nothing to learn from it: "
+        f"{why}. {advice} teacher.allow_chance=true goes on with it." + (f" {notice}" if notice else "")
+    )
+
+
+def chance_advice(context: Context, teacher: TeacherIdentity, recorded: Recorded) -> str:
+    """What to do about a teacher that has not learned anything."""
+    if teacher.members:
+        return " ".join(
+            [*compared(context, teacher, recorded)[:1], "Train those longer that guess, or leave them out."]
+        )
+    finetune = known(context.config.lead.finetune)
     advice = "Name one that was fine-tuned for this task, or add teacher.finetune."
     if finetune is not None:
         advice = "Set teacher.finetune.method: full, or give it more labels."
@@ -135,10 +171,7 @@ def check_chance(context: Context, teacher: TeacherIdentity, recorded: Recorded,
             f"Train it for more epochs (teacher.finetune.num_epochs, now {epochs:g}), at a higher rate "
             f"(teacher.finetune.learning_rate, now {rate:g}) or on more labels (now {labeled:,})."
         )
-    raise ModelError(
-        f"On the validation rows the teacher is {context.task.guessing}, so a student has nothing to learn from it: "
-        f"{tested['why']}. {advice} teacher.allow_chance=true goes on with it." + (f" {notice}" if notice else "")
-    )
+    return advice
 
 
 def teacher_mode(context: Context, teacher: TeacherIdentity, config: Config) -> tuple[Mode, str, frozenset[Signal]]:
@@ -160,7 +193,7 @@ def record_split(
     missing = {s: item for s, item in wanted.items() if not context.report.has(item.artifact, f"signals of {split}")}
     if missing:
         record(
-            context.teacher(teacher),
+            speaker(context, teacher, split),
             context.rows[split],
             missing,
             tokens=context.inference_tokens,
@@ -182,16 +215,3 @@ def reopen_split(context: Context, split: str, wanted: dict[Signal, Wanted]) -> 
             context.report.notes.append(
                 f"Damaged, and recorded again: {', '.join(names)} in {where} ({signal} of {split}); check that disk."
             )
-
-
-def wanted_signal(context: Context, teacher: TeacherIdentity, signal: Signal, split: str) -> Wanted:
-    tokens = context.job.tokens_of(split).digest
-    artifact, recipe = signal_artifact(
-        context.job.storage,
-        signal,
-        split,
-        teacher_digest=teacher.digest,
-        tokens_digest=tokens,
-        dtype=context.device.dtype,
-    )
-    return Wanted(artifact, recipe, {"tokens": tokens, **teacher.parents})

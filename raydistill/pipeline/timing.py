@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -108,6 +108,8 @@ class Speed:
     """The teacher beside the student; 0 where signals are recorded."""
     student: float
     """Training on it."""
+    teachers: Mapping[str, float] = field(default_factory=dict)
+    """Recording each of several teachers, by what its phases have behind their names."""
 
 
 def machine(config: Config, device_type: str, cpus: int | None = None) -> Machine:

@@ -137,6 +137,7 @@ class Driver:
     def summarize(self, results: dict[str, Any] | None, stopped_by: str | None) -> dict[str, Any]:
         """Write ``sweep.json`` and the report, here and in MLflow."""
         trials, choice, shared = list(self.ledger), self.choice, self.shared
+        num_teachers = max(1, len(self.config.members))
         eligible = [trial for trial in trials if is_eligible(trial, self.sweep)]
         trained = sum(trial.seconds for trial in trials if not trial.reused)
         seconds = {**self.clock.seconds, **{f"shared/{k}": v for k, v in shared.seconds.items()}, "trials": trained}
@@ -154,8 +155,8 @@ class Driver:
             concurrency=self.resources.concurrency,
             stopped_by=stopped_by,
             teacher={
-                "passes": 1,
-                "passes_saved": passes(self.config, [*trials, *choice.ledger], shared.rows) - 1,
+                "passes": num_teachers,
+                "passes_saved": num_teachers * (passes(self.config, [*trials, *choice.ledger], shared.rows) - 1),
                 "rows": shared.rows,
             },
             notes=[*self.prepared.info.notes, *told(self.prepared.choices), *shared.notes, *choice.notes],

@@ -107,6 +107,7 @@ def save_shared(shared: Shared) -> None:
     teacher = shared.teacher.artifact
     content = {
         "teacher": None if teacher is None else teacher.key,
+        "members": [one.artifact and one.artifact.key for one in shared.teacher.members],
         "signals": {name: artifact.key for name, artifact in shared.signals.items()},
         "shapes": [asdict(shape) for shape in shared.shapes],
         "rows": shared.rows,
@@ -124,10 +125,11 @@ def load_shared(job: Job) -> Shared | None:
         return None
     content = storage.read_json(*job.run_parts, "shared.json")
     signals = {name: Artifact(storage, "signals", key) for name, key in content["signals"].items()}
-    artifact = None if content["teacher"] is None else Artifact(storage, "teacher", content["teacher"])
-    if artifact is not None and not artifact.exists():
+    keys = content.get("members") or [content["teacher"]]
+    artifacts = [None if key is None else Artifact(storage, "teacher", key) for key in keys]
+    if not all(artifact.exists() for artifact in artifacts if artifact is not None):
         return None
-    teacher = recipes.identify_teacher(job.config.teacher, artifact)
+    teacher = recipes.identify_teachers(job.config, artifacts)
     if not all(artifact.exists() for artifact in signals.values()):
         return None
     return Shared(
@@ -147,7 +149,7 @@ class Judge:
 
     def __init__(self, config: Config, shared: Shared) -> None:
         self.config, self.constraints = config, sweep_of(config).constraints
-        self.teacher = read_config(shared.teacher.folder, config.teacher.trust_remote_code)
+        self.teacher = read_config(shared.teacher.folder, config.lead.trust_remote_code)
         self.shapes = {shape.name: shape for shape in shared.shapes}
 
     def __call__(self, params: Params) -> Verdict:

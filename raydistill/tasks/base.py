@@ -277,9 +277,12 @@ class Task(ABC):
         center, scale = self.output_scale
         return outputs if (center, scale) == (0.0, 1.0) else (center + scale * outputs).astype(outputs.dtype)
 
-    def averaged(self, outputs: Sequence[Array]) -> Array:
-        """Outputs (N, C) that say what several ones (K, N, C) say in the mean: of numbers it is their mean."""
-        return outputs[0] if len(outputs) == 1 else np.mean(outputs, axis=0).astype(outputs[0].dtype)
+    def averaged(self, outputs: Sequence[Array], weights: Sequence[float] | None = None) -> Array:
+        """Outputs (N, C) that say what several ones (K, N, C) say in the mean, by ``weights`` (K,) of any sum where
+        given: of numbers it is their mean."""
+        if len(outputs) == 1:
+            return outputs[0]
+        return np.average(outputs, axis=0, weights=weights).astype(outputs[0].dtype)
 
     @abstractmethod
     def scores(self, outputs: Values, targets: Values) -> Scores:

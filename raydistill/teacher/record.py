@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import FileInfo, file_digest
 from raydistill.storage.ownership import Owner
+from raydistill.teacher.mixed import MixedSignals
 from raydistill.teacher.store import cut_shards, find_shards, shard_name, write_shard
 
 
@@ -46,7 +47,7 @@ STOPPED = "Recording stopped; the shards recorded so far are kept."
 
 
 def record(
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | MixedSignals,
     rows: Rows,
     wanted: Mapping[Signal, Wanted],
     *,
@@ -65,7 +66,8 @@ def record(
     shards = cut_shards(rows.lengths)
     present = group.broadcast(find_present(wanted) if group.is_first else None)
     missing = find_missing(len(shards), present)
-    nn.Module.to(teacher, device.torch_device).eval()
+    if not isinstance(teacher, MixedSignals):
+        nn.Module.to(teacher, device.torch_device).eval()
     mine: Files = {signal: {} for signal in wanted}
     total = sum(len(shards[i]) for i in missing)
     started, done, stopped = time.perf_counter(), 0, False
@@ -98,7 +100,7 @@ def find_missing(num_shards: int, present: Present) -> dict[int, list[Signal]]:
 
 
 def record_shard(
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | MixedSignals,
     rows: Rows,
     row_ids: np.ndarray,
     index: int,
@@ -108,12 +110,10 @@ def record_shard(
     owner: Owner | None,
 ) -> dict[Signal, tuple[str, FileInfo]]:
     """Run the teacher over one shard and put it on storage; by signal the file's name, size and checksum."""
-    parts: dict[Signal, list[torch.Tensor]] = {signal: [] for signal in wanted}
-    for ids in micro_batches(row_ids, rows.lengths, tokens=tokens):
-        with torch.inference_mode(), device.autocast():
-            captured = capture(teacher, device.move(rows.inputs(ids)), wanted)
-        for signal, values in captured.items():
-            parts[signal].append(values.float().cpu())
+    if isinstance(teacher, MixedSignals):
+        spoken = teacher.rows(row_ids)
+    else:
+        spoken = run(teacher, rows, row_ids, wanted, tokens, device)
     if owner is not None:
         owner.check()
     files = {}
@@ -121,10 +121,28 @@ def record_shard(
         for signal, item in wanted.items():
             path = Path(folder) / "shard.arrow"
             units = None if rows.units is None else rows.units.lengths[row_ids]
-            write_shard(path, row_ids, rows.lengths[row_ids], torch.cat(parts[signal]), signal, units)
+            write_shard(path, row_ids, rows.lengths[row_ids], spoken[signal], signal, units)
             name = shard_name(index, file_digest(path))
             files[signal] = (name, item.artifact.put(path, name))
     return files
+
+
+def run(
+    teacher: PreTrainedModel,
+    rows: Rows,
+    row_ids: np.ndarray,
+    signals: Collection[Signal],
+    tokens: int,
+    device: Device,
+) -> dict[Signal, torch.Tensor]:
+    """What the teacher says of these rows, one after another, float32."""
+    parts: dict[Signal, list[torch.Tensor]] = {signal: [] for signal in signals}
+    for ids in micro_batches(row_ids, rows.lengths, tokens=tokens):
+        with torch.inference_mode(), device.autocast():
+            captured = capture(teacher, device.move(rows.inputs(ids)), signals)
+        for signal, values in captured.items():
+            parts[signal].append(values.float().cpu())
+    return {signal: torch.cat(values) for signal, values in parts.items()}
 
 
 def seal(wanted: Mapping[Signal, Wanted], present: Present, recorded: Sequence[Files], owner: Owner | None) -> None:

@@ -79,6 +79,11 @@ def toy_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "tracking": {"system_metrics": False},
         "registry": {"name": "toy", "challenger": True},
     }
+    return changed(config, changes)
+
+
+def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The config, changed in place: ``changes`` are dotted names with __."""
     for name, value in changes.items():
         *parents, leaf = name.split("__")
         section = config

@@ -16,9 +16,10 @@ from transformers import AutoModelForSequenceClassification, FNetConfig
 from raydistill.cli.show.plan import print_plan
 from raydistill.config.loading import load_config
 from raydistill.errors import ConfigError, ModelError
+from raydistill.pipeline.completion import Models, check_models, check_signals
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.plan import make_plan
-from raydistill.pipeline.prepare import Models, check_models, check_signals, prepare
+from raydistill.pipeline.prepare import prepare
 from raydistill.search.budget import estimate
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage

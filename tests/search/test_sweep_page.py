@@ -315,3 +315,11 @@ def test_short_names(names: list[str], short: list[str]) -> None:
 )
 def test_numbers(measure: str, value: float | None, text: str) -> None:
     assert scales.scale(measure).text(value) == text
+
+
+def test_several_teachers_are_named(summary: dict[str, Any], tmp_path: Path) -> None:
+    members = {"one": {"model": "models/large"}, "other": {"model": "models/wide"}}
+    config = summary["config"] | {"teacher": {"type": "mixture", "members": members}}
+    text = write(summary | {"config": config, "teacher": summary["teacher"] | {"passes": 2}}, tmp_path)
+    assert "models/large + models/wide → students on" in text
+    assert "2 passes over the data" in text

@@ -90,6 +90,8 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     console.print(
         f"teacher    {teacher['mode']} ({teacher['why']}), {teacher['dtype']}; if no better than guessing, {chance}"
     )
+    if weights := teacher.get("weights"):
+        console.print(f"           mean of {', '.join(f'{name} (weight {w:g})' for name, w in weights.items())}")
     layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
     if (shared := student["share_layers"]) is not None:
         layers += f"; the embeddings and the first {shared} are the teacher's and stay as they are"

@@ -136,7 +136,9 @@ def config_references(config: Config) -> list[Reference]:
     from raydistill.config.student import STARTS
 
     found = [Reference("storage", config.storage, "storage"), *data_references(config.data)]
-    found.append(Reference("teacher.model", config.teacher.model, "model"))
+    teachers = {f"teacher.members.{name}": member.model for name, member in config.members.items()}
+    teachers = teachers or {"teacher": config.lead.model}
+    found += [Reference(f"{place}.model", model, "model") for place, model in teachers.items()]
     if config.student.checkpoint is not None:
         found.append(Reference("student.start", config.student.checkpoint, "model"))
     starts = config.sweep.space.get("student.start") if config.sweep is not None else None

@@ -19,6 +19,7 @@ from raydistill.evaluate.report.naming import (
     source_of,
     start_source,
     table,
+    teachers_of,
 )
 from raydistill.evaluate.report.page import brings_code, loading_code, loading_note, relation_rows, run_contenders
 from raydistill.evaluate.report.scales import short_count
@@ -91,7 +92,8 @@ def metadata(results: Mapping[str, Any], task: Task) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     config, data = results["config"], data_source(results["config"]["data"])
-    bases = [source.hub for source in (model_source(config), start_source(config)) if source and source.hub]
+    sources = [*map(model_source, teachers_of(config)), start_source(config)]
+    bases = [*dict.fromkeys(source.hub for source in sources if source and source.hub)]
     test = results["student"]["test"]
     known = {name: metric(name).hub for name in results["task"]["metrics"] if test[name]["value"] is not None}
     hub = {name: kind for name, kind in known.items() if kind is not None}
@@ -169,15 +171,14 @@ METHODS = {
 
 def trained(results: Mapping[str, Any]) -> str:
     """Teacher, start, stages with their losses, steps."""
-    config = results["config"]
-    teacher, finetune, train = config["teacher"], config["teacher"]["finetune"], config["train"]
-    told = f"- Teacher: {model_source(config).link()}"
-    if finetune is not None:
-        told += METHODS[finetune["method"]]
-        told += "" if finetune["method"] == "probe" else f" for {finetune['num_epochs']:g} epochs"
-    told += f" ({short_count(results['teacher']['num_parameters'])} parameters)"
-    told += ", with Python code of its own (trust_remote_code)." if teacher["trust_remote_code"] else "."
-    lines = [told, f"- Student: {start_text(results)}."]
+    config, train = results["config"], results["config"]["train"]
+    teachers, size = teachers_of(config), f" ({short_count(results['teacher']['num_parameters'])} parameters)"
+    if len(teachers) == 1:
+        lines = [f"- Teacher: {teacher_text(teachers[0], size)}."]
+    else:
+        lines = [f"- Teacher: the weighted mean of what {len(teachers)} models predict{size}:"]
+        lines += [f"  - weight {teacher['weight']:g}: {teacher_text(teacher)}" for teacher in teachers]
+    lines.append(f"- Student: {start_text(results)}.")
     for name, stage in config["stages"].items():
         terms = ", ".join(loss_text(label, loss) for label, loss in stage["losses"].items())
         line = f"- Stage {escape(name)}: {stage['num_epochs']:g} epochs, learning rate {stage['learning_rate']:g}"
@@ -194,6 +195,15 @@ def trained(results: Mapping[str, Any]) -> str:
     best = f"the best epoch by validation {escape(picked)} was taken"
     lines.append(f"- {taken} of {train['global_batch_size']} rows, seed {seed}; {best}.")
     return "\n".join(lines)
+
+
+def teacher_text(teacher: Mapping[str, Any], size: str = "") -> str:
+    """Which model a teacher is, and how it was made; ``size``: how large it is."""
+    told, finetune = model_source(teacher).link(), teacher["finetune"]
+    if finetune is not None:
+        told += METHODS[finetune["method"]]
+        told += "" if finetune["method"] == "probe" else f" for {finetune['num_epochs']:g} epochs"
+    return told + size + (", with Python code of its own (trust_remote_code)" if teacher["trust_remote_code"] else "")
 
 
 def start_text(results: Mapping[str, Any]) -> str:
@@ -265,7 +275,7 @@ def limits(results: Mapping[str, Any], task: Task) -> list[str]:
         task.limit.format(names=listed),
         f"All figures are of {support:,} labelled test rows from the source above. On other texts they are not known.",
     ]
-    found += [escape(note) for note in results.get("notes", ()) if note.startswith("teacher.model:")]
+    found += [escape(note) for note in results.get("notes", ()) if "teacher.model: " in note]
     for name in ("student", "teacher"):
         if results[name]["chance"]["at_chance"]:
             found.append(f"**The {name} is {results['task']['guessing']}**, as far as the test rows can tell.")

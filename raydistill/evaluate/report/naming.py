@@ -47,8 +47,19 @@ class Source:
         return None if self.hub is None else self.hub.partition(":")[0]
 
 
-def model_source(config: Mapping[str, Any]) -> Source:
-    return source_of(config["teacher"]["model"], config["teacher"]["revision"])
+def teachers_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sections of the teachers, the one that the student started from first: of several each has a weight."""
+    teacher = config["teacher"]
+    return [*teacher["members"].values()] if teacher.get("type") == "mixture" else [teacher]
+
+
+def teachers_text(config: Mapping[str, Any]) -> str:
+    """Which models teach, as the config names them."""
+    return " + ".join(teacher["model"] for teacher in teachers_of(config))
+
+
+def model_source(teacher: Mapping[str, Any]) -> Source:
+    return source_of(teacher["model"], teacher["revision"])
 
 
 def start_source(config: Mapping[str, Any]) -> Source | None:

@@ -26,6 +26,7 @@ from raydistill.evaluate.report.comparison import (
 )
 from raydistill.evaluate.report.figures import Picture
 from raydistill.evaluate.report.glossary import glossary
+from raydistill.evaluate.report.naming import last_part, teachers_of, teachers_text
 from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
 from raydistill.evaluate.report.scales import ABSENT, cut, scale
 from raydistill.evaluate.robustness import WORDS, listed, same_sentences
@@ -158,7 +159,7 @@ def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = Fals
 
 def brings_code(config: Mapping[str, Any]) -> bool:
     """Whether the student's class is none of transformers', so that its folder has the code of it."""
-    return bool(config["student"].get("type") == "conv" or config["teacher"].get("trust_remote_code"))
+    return bool(config["student"].get("type") == "conv" or teachers_of(config)[0].get("trust_remote_code"))
 
 
 def loading_note(task: Task, config: Mapping[str, Any]) -> str:
@@ -224,14 +225,14 @@ def title(results: Mapping[str, Any]) -> str:
     config, version = results["config"], results["model_version"]
     if name := config["registry"]["name"]:
         return f"{name} version {version}" if version is not None else str(name)
-    return f"A student of {config['teacher']['model'].rstrip('/').rpartition('/')[2]}"
+    return f"A student of {' and '.join(last_part(teacher['model']) for teacher in teachers_of(config))}"
 
 
 def subtitle(results: Mapping[str, Any]) -> str:
     """From which teacher, to what, on which data."""
     config, depth = results["config"], results["layers"]["student"]
     student = f"a student of {depth} layer{'s' * (depth != 1)}"
-    return f"{config['teacher']['model']} → {student}, on {config['data']['path']}"
+    return f"{teachers_text(config)} → {student}, on {config['data']['path']}"
 
 
 def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 from raydistill.evaluate.report import scales
 from raydistill.evaluate.report.figures import Picture
 from raydistill.evaluate.report.glossary import glossary
+from raydistill.evaluate.report.naming import teachers_text
 from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
 from raydistill.search.report.scene import Record, Scene
 from raydistill.search.summary import MIN_TRIALS
@@ -54,6 +55,7 @@ def write_report(summary: Mapping[str, Any], path: Path) -> None:
         measures=list(dict.fromkeys([*scene.objectives, *scene.summary["constraints"]])),
         command=command(scene.summary),
         config=yaml_text(scene.summary["config"]),
+        teachers=teachers_text(scene.summary["config"]),
         remarks=partial(remarks, scene),
         times=TIMES,
         glossary=glossary(TERMS if len(scene.objectives) == 1 else (*TERMS, *FRONT_TERMS)),

@@ -175,9 +175,9 @@ class MultiLabelClassification(Task):
     def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
         return fit_labels(features, targets, strength)
 
-    def averaged(self, outputs: Sequence[Array]) -> Array:
+    def averaged(self, outputs: Sequence[Array], weights: Sequence[float] | None = None) -> Array:
         """The logits of the mean probabilities."""
-        return outputs[0] if len(outputs) == 1 else mean_logits(outputs)
+        return outputs[0] if len(outputs) == 1 else mean_logits(outputs, weights)
 
     def scores(self, outputs: Array, targets: Array) -> LabelScores:
         return LabelScores(outputs, targets, self)

@@ -83,12 +83,14 @@ def probabilities(outputs: Array) -> Array:
     return np.asarray(expit(np.asarray(outputs, np.float64)))
 
 
-def mean_logits(outputs: Sequence[Array]) -> Array:
-    """Logits (N, L) of the mean of the probabilities of several ones (K, N, L), in their precision."""
+def mean_logits(outputs: Sequence[Array], weights: Sequence[float] | None = None) -> Array:
+    """Logits (N, L) of the mean of the probabilities of several ones (K, N, L), in their precision; ``weights``: of any
+    sum, by default equal ones."""
     from scipy.special import log_expit, logsumexp
 
     stacked = np.asarray(outputs, np.float64)
-    found = logsumexp(log_expit(stacked), axis=0) - logsumexp(log_expit(-stacked), axis=0)
+    factors = np.ones((len(stacked), 1, 1)) if weights is None else np.asarray(weights, np.float64)[:, None, None]
+    found = logsumexp(log_expit(stacked), axis=0, b=factors) - logsumexp(log_expit(-stacked), axis=0, b=factors)
     return np.asarray(found, outputs[0].dtype)
 
 

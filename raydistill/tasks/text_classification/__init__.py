@@ -124,9 +124,9 @@ class TextClassification(Task):
     def fit_linear(self, features: Any, targets: Array, strength: float) -> Linear:
         return fit_classes(features, targets, len(self.outputs), strength)
 
-    def averaged(self, outputs: Sequence[Array]) -> Array:
+    def averaged(self, outputs: Sequence[Array], weights: Sequence[float] | None = None) -> Array:
         """The logarithms of the mean probabilities."""
-        return outputs[0] if len(outputs) == 1 else scoring.mean_logits(outputs)
+        return outputs[0] if len(outputs) == 1 else scoring.mean_logits(outputs, weights)
 
     def scores(self, outputs: Array, targets: Array) -> scoring.ClassScores:
         return scoring.ClassScores(outputs, targets, self.outputs)

@@ -33,12 +33,14 @@ def probabilities(logits: Array) -> Array:
     return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=1))
 
 
-def mean_logits(logits: Sequence[Array]) -> Array:
-    """Logarithms (N, C) of the mean of the probabilities of several logits (K, N, C), in their precision."""
+def mean_logits(logits: Sequence[Array], weights: Sequence[float] | None = None) -> Array:
+    """Logarithms (N, C) of the mean of the probabilities of several logits (K, N, C), in their precision; ``weights``:
+    of any sum, by default equal ones."""
     from scipy.special import log_softmax, logsumexp
 
-    found = logsumexp(log_softmax(np.asarray(logits, np.float64), axis=2), axis=0) - np.log(len(logits))
-    return np.asarray(found, logits[0].dtype)
+    factors = np.ones(len(logits)) if weights is None else np.asarray(weights, np.float64)
+    known = log_softmax(np.asarray(logits, np.float64), axis=2)
+    return np.asarray(logsumexp(known, axis=0, b=(factors / factors.sum())[:, None, None]), logits[0].dtype)
 
 
 def _bins(confidence: Array) -> Array:

@@ -20,6 +20,7 @@ from raydistill.tasks.base import CASES, TYPOS, Read, Task
 from raydistill.tasks.rewriting import first_units
 from raydistill.tasks.targets import Array, Ragged, Targets, is_string, shown
 from raydistill.tasks.text_classification.classes import balanced_weights, class_summary
+from raydistill.tasks.text_classification.scoring import mean_logits
 from raydistill.tasks.token_classification import reading
 from raydistill.tasks.token_classification.decoding import chosen, decode
 from raydistill.tasks.token_classification.scoring import EntityScores
@@ -223,6 +224,10 @@ class TokenClassification(Task):
         return balanced_weights(self.counts(targets))
 
     # scoring
+
+    def averaged(self, outputs: Sequence[Array], weights: Sequence[float] | None = None) -> Array:
+        """The logarithms of the mean probabilities of each word's labels, outputs (K, M, C)."""
+        return outputs[0] if len(outputs) == 1 else mean_logits(outputs, weights)
 
     def scores(self, outputs: Ragged, targets: Ragged) -> EntityScores:
         """Of rows whose first words alone have targets, what a model says of those having read all."""

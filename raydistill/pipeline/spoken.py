@@ -1,0 +1,112 @@
+"""What teachers were recorded to say: where it lies, what it is worth, and the mean of what several say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from raydistill.config.metrics import metric, score
+from raydistill.evaluate.compare import chance
+from raydistill.evaluate.intervals import intervals
+from raydistill.models.signals import LOGITS, Signal
+from raydistill.pipeline.context import Context
+from raydistill.pipeline.recipes import Recorded, TeacherIdentity
+from raydistill.tasks.scores import Scores
+from raydistill.tasks.targets import Values
+from raydistill.teacher.cached import RecordedSignals
+from raydistill.teacher.mixed import MixedSignals
+from raydistill.teacher.record import Wanted
+from raydistill.teacher.store import signal_artifact
+
+
+def wanted_signal(context: Context, teacher: TeacherIdentity, signal: Signal, split: str) -> Wanted:
+    tokens = context.job.tokens_of(split).digest
+    artifact, recipe = signal_artifact(
+        context.job.storage,
+        signal,
+        split,
+        teacher_digest=teacher.digest,
+        tokens_digest=tokens,
+        dtype=context.device.dtype,
+    )
+    return Wanted(artifact, recipe, {"tokens": tokens, **teacher.parents})
+
+
+def logits_of(context: Context, teacher: TeacherIdentity, splits: Iterable[str]) -> Recorded:
+    """Where what a teacher predicts of these splits is recorded."""
+    return {split: {LOGITS: wanted_signal(context, teacher, LOGITS, split).artifact} for split in splits}
+
+
+def members_of(context: Context, teacher: TeacherIdentity) -> list[tuple[str, Context, TeacherIdentity]]:
+    """Of several teachers each one's name, tools and identity; nothing where one speaks."""
+    names = [member.name for member in context.job.members] if teacher.members else []
+    return [*zip(names, context.members, teacher.members, strict=True)] if names else []
+
+
+def speaker(context: Context, teacher: TeacherIdentity, split: str) -> PreTrainedModel | MixedSignals:
+    """Who says what is to be recorded of a split: the teacher's module, or what several were recorded to say."""
+    if not teacher.members:
+        return context.teacher(teacher)
+    num_rows = context.rows[split].num_rows
+    sources = [
+        RecordedSignals({LOGITS: wanted_signal(own, member, LOGITS, split).artifact}, num_rows)
+        for _, own, member in members_of(context, teacher)
+    ]
+    return MixedSignals(context.task, sources, [member.weight for member in context.job.members])
+
+
+def scores_of(context: Context, teacher: TeacherIdentity, recorded: Recorded, split: str = "validation") -> Scores:
+    """What the teacher reaches on the labelled rows of a split, out of the records of it and of the validation rows."""
+
+    def known(split: str) -> tuple[Values, Values]:
+        truth, _ = context.rows[split].examples
+        return context.recorded_outputs(recorded, split)[truth.labeled], truth.values[truth.labeled]
+
+    task = context.task.for_model(context.read_config(teacher.folder).to_dict())
+    return task.fitted(*known("validation")).scores(*known(split))
+
+
+def why_chance(context: Context, scores: Scores) -> str | None:
+    """Why a teacher with these scores on the validation rows is no better than chance, as results test it; None where
+    it is, or has learned something all the same."""
+    truth, ids = context.rows["validation"].examples
+    num_samples = context.config.evaluate.bootstrap_samples
+    tested = chance(intervals(scores, num_samples, example_ids=ids[truth.labeled]), scores.floor())
+    return None if tested["reason"] in (None, "floor_only") else str(tested["why"])
+
+
+def compared(context: Context, mixture: TeacherIdentity, recorded: Recorded) -> list[str]:
+    """Notes on what several teachers reach on the validation rows in the mean, and each alone: which of them are no
+    better than chance, or no worse than the mean."""
+    if context.task.is_taught:  # each is its own measure
+        return []
+    main, found, values, guessing = context.config.epoch_metric, [], {}, set()
+    for name, own, member in members_of(context, mixture):
+        scores = scores_of(own, member, logits_of(own, member, recorded))
+        values[name] = scores.values[main]
+        if (why := why_chance(context, scores)) is not None:
+            guessing.add(name)
+            found.append(f"Teacher {name} is {context.task.guessing}: {why}. The mean may be better without it.")
+    about, mean = metric(main), scores_of(context, mixture, recorded).values[main]
+    each = ", ".join(f"{name} {about.text(value)}" for name, value in values.items())
+    found.insert(0, f"On the validation rows the mean of the teachers has {about.words} {about.text(mean)}; {each}.")
+    reached = {name: score(main, {main: value}) for name, value in values.items() if name not in guessing}
+    best = [name for name, value in reached.items() if value >= score(main, {main: mean})]
+    if best:
+        found.append(f"Alone {' or '.join(best)} would be no worse a teacher by that, and cost less than all.")
+    return found
+
+
+def describe_members(context: Context, mixture: TeacherIdentity) -> dict[str, Any]:
+    """Of several teachers each one's weight, folder, and metrics alone, by its name; nothing of a single one."""
+    found: dict[str, Any] = {}
+    weights = {member.name: member.weight for member in context.job.members}
+    splits = ("validation", "test")
+    for name, own, member in members_of(context, mixture):
+        kept = logits_of(own, member, [one for split in splits for one in own.orders(split)])
+        reached = {split: dict(scores_of(own, member, kept, split).values) for split in splits}
+        about = {"weight": weights[name], "path": str(member.folder)}
+        found[name] = about | ({} if context.task.is_taught else reached)
+    return found
