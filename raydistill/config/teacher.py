@@ -137,8 +137,9 @@ class ModelTeacher(TeacherModel):
 class Member(TeacherModel):
     """One of several teachers."""
 
-    weight: float = Field(default=1.0, gt=0)
-    """How much it counts beside the others; their sum does not matter."""
+    weight: float = Field(default=1.0, ge=0)
+    """How much it counts beside the others; their sum does not matter. 0, of the first: the student starts from it and
+    has its tokenizer, and learns from the others alone."""
 
     @property
     def alone(self) -> ModelTeacher:
@@ -176,7 +177,12 @@ class MixtureTeacher(Section):
         if self.pool is not None:
             found.append((("pool",), f"{why}, by the training workers. Leave it out, or name a single teacher."))
         seen: dict[str, str] = {}
-        for name, member in self.members.items():
+        if not any(member.weight for member in self.members.values()):
+            found.append((("members",), "nobody has a weight above 0; give one to those that the student learns from."))
+        for number, (name, member) in enumerate(self.members.items()):
+            if number and not member.weight:
+                text = "only the first, from which the student starts, may have no say. Leave it out or weigh it."
+                found.append((("members", name, "weight"), text))
             first = seen.setdefault(member.model_dump_json(exclude={"weight"}), name)
             if first != name:
                 text = f"is the same teacher as {first}. Leave it out, and add its weight to that of {first}."

@@ -439,7 +439,8 @@ def refused(config: dict[str, Any]) -> str:
 
 REFUSED = {
     "teacher__members": ({}, "teacher.members: Dictionary should have at least 1 item"),
-    "teacher__members__small__weight": (0, "teacher.members.small.weight: Input should be greater than 0, got 0."),
+    "teacher__members__big__weight": (-1, "teacher.members.big.weight: Input should be greater than or equal to 0"),
+    "teacher__members__small__weight": (0, "teacher.members.small.weight: only the first, from which the student"),
     "teacher__mode": ("online", "teacher.mode: a mixture is recorded, as its teachers are there one after the other"),
     "teacher__pool": ({"max": 2}, "teacher.pool: a mixture is recorded"),
     "teacher__max_cache_bytes": (5, "teacher.max_cache_bytes: unknown name for this type of teacher."),
@@ -477,6 +478,27 @@ def test_vectors_of_two_widths_have_no_mean(tmp_path: Path) -> None:
     wide = AutoModel.from_config(BertConfig(**tiny_config("bert").to_diff_dict() | {"hidden_size": 48}))
     wide.save_pretrained(tmp_path / "v" / "plain")
     assert "teacher.members: vectors of other widths (a 32, b 48) have no mean. Bring all to one" in refused(config)
+
+
+def test_nobody_with_a_weight_is_refused(tmp_path: Path) -> None:
+    config = mixture_config(tmp_path, teacher__members__big__weight=0, teacher__members__small__weight=0)
+    assert "teacher.members: nobody has a weight above 0" in refused(config)
+
+
+def test_a_student_learns_from_a_teacher_with_another_tokenizer(ran: Ran, tmp_path: Path) -> None:
+    """The first has no say: what is recorded in the mean is what the other one says, in the order of the labels."""
+    _, _, folder = ran
+    config = mixture_config(folder, teacher__members__big__weight=0, storage=str(tmp_path / "storage"))
+    results, storage = distill(load_config(config)), Storage(config["storage"])
+    records = recorded(results, storage)
+    (mean,) = [one for one in records.values() if "teacher 1" in one.manifest().parents]
+    (data,) = artifacts_of_run(storage, find_run(results, storage))["data"]
+    texts = read_texts(data, "train")[0].to_pylist()
+    wanted = by_hand(folder / "second", texts, results["labels"])
+    np.testing.assert_allclose(softmax(said(mean, len(texts)), axis=1), wanted, atol=2e-6)
+    assert results["teacher"]["members"]["big"]["weight"] == 0
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (results["student"]["path"], folder / "second")]
+    assert tokenizers[0].get_vocab() != tokenizers[1].get_vocab()
 
 
 def test_the_same_teacher_twice_is_refused(tmp_path: Path) -> None:
