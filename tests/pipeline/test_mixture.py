@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,17 @@ import numpy as np
 import pytest
 import torch
 from kit.finished import write_numbers_csv
-from kit.runs import artifacts_of_run, find_run, keys_by_kind, make_context, make_shared, predictions, read_weights
+from kit.runs import (
+    artifacts_of_run,
+    find_run,
+    keys_by_kind,
+    make_context,
+    make_shared,
+    metric_steps,
+    predictions,
+    read_weights,
+    same_weights,
+)
 from kit.tagged import tagged_config
 from kit.tiny import save_tiny, tiny_config
 from kit.toy import changed, relative_difference, run_ranks, toy_config, without_key_biases
@@ -301,6 +312,25 @@ def test_two_workers_are_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(first["record"], one["record"], atol=1e-5)
     differences = relative_difference(*(without_key_biases(made["student"]) for made in (first, one)))
     assert max(differences.values()) < 5e-3
+
+
+@pytest.mark.slow
+def test_a_run_on_s3_equals_one_on_a_local_disk(
+    remote: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {"evaluate__baseline": False, "stages__distill__num_epochs": 1}
+    local = distill(load_config(mixture_config(tmp_path, **short)))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    config = load_config(mixture_config(tmp_path, **short, storage=remote.url))
+    results = distill(config)
+    assert keys_by_kind(remote) == keys_by_kind(Storage(str(tmp_path / "storage")))
+    for model in ("student", "teacher"):
+        assert results[model]["test"] == local[model]["test"]
+    assert same_weights(read_weights(results["student"]["path"]), read_weights(local["student"]["path"]))
+    assert metric_steps(uri, results["run_id"], "big/teacher/train/loss")
+    shutil.rmtree(tmp_path / "node-cache")  # or another node
+    assert distill(config)["reused"] == ["run"]
 
 
 def test_a_plan_has_the_passes_of_every_teacher(tmp_path: Path) -> None:
