@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ Recorded = dict[str, dict[Signal, Artifact]]
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """The teacher that speaks: its folder on this node, the digest of its weights, and what it was fine-tuned from."""
+    """The teacher that speaks: where it is named, the digest of its weights, and what it was fine-tuned from."""
 
-    folder: Path
+    settings: ModelTeacher
     digest: str
     source_digest: str
     artifact: Artifact | None
@@ -41,6 +42,14 @@ class TeacherIdentity:
 
     members: tuple[TeacherIdentity, ...] = ()
     """Those that speak with this one voice, where there are several; folder and source are the first one's."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its weights lie on this node: of storage that is a URL each node has copies of its own."""
+        return teacher_folder(self.settings, self.start.artifact)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "folder"}
 
     @property
     def parents(self) -> dict[str, str]:
@@ -60,7 +69,7 @@ def mixed(members: Sequence[TeacherIdentity], weights: Sequence[float]) -> Teach
         return members[0]
     shares = [[member.digest, weight / sum(weights)] for member, weight in zip(members, weights, strict=True)]
     first = members[0]
-    return TeacherIdentity(first.folder, recipe_key({"mixture": shares}), first.source_digest, None, tuple(members))
+    return TeacherIdentity(first.settings, recipe_key({"mixture": shares}), first.source_digest, None, tuple(members))
 
 
 def identify_teachers(config: Config, artifacts: Sequence[Artifact | None]) -> TeacherIdentity:
@@ -73,12 +82,11 @@ def identify_teachers(config: Config, artifacts: Sequence[Artifact | None]) -> T
 
 
 def identify_teacher(settings: ModelTeacher, artifact: Artifact | None) -> TeacherIdentity:
-    """The teacher as this node sees it: the model of the config, or its fine-tuned weights in ``artifact``."""
+    """The teacher that speaks: the model of the config, or its fine-tuned weights in ``artifact``."""
     from raydistill.models.folder import model_digest
 
-    source = teacher_folder(settings, None)
-    digest = model_digest(source)
-    identity = TeacherIdentity(source, digest, digest, None)
+    digest = model_digest(teacher_folder(settings, None))
+    identity = TeacherIdentity(settings, digest, digest, None)
     return identity if artifact is None else fine_tuned(identity, artifact)
 
 
@@ -86,8 +94,7 @@ def fine_tuned(source: TeacherIdentity, artifact: Artifact) -> TeacherIdentity:
     """The teacher that ``source`` became. The source is not read again: hashing it takes 0.7 s a GB."""
     from raydistill.models.folder import model_digest
 
-    folder = artifact.local() / "model"
-    return TeacherIdentity(folder, model_digest(folder), source.digest, artifact)
+    return TeacherIdentity(source.settings, model_digest(artifact.local() / "model"), source.digest, artifact)
 
 
 def teacher_folder(settings: ModelTeacher, artifact: Artifact | None) -> Path:

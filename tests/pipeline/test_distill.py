@@ -343,7 +343,7 @@ def test_class_names_are_part_of_all_that_is_made_from_the_rows(tmp_path, how):
 
 def all_keys(made: Prepared) -> dict[str, str]:
     """Keys of a run and of what it makes and records, were its teacher the same."""
-    teacher = TeacherIdentity(made.source, "digest", "digest", None)
+    teacher = TeacherIdentity(made.config.lead, "digest", "digest", None)
     common = (made.config, made.storage, teacher, made.tokens.digest, made.dtype)
     signal = {"teacher_digest": "digest", "tokens_digest": made.tokens.digest, "dtype": made.dtype}
     return {

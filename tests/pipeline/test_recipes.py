@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def keys(config: Config, folder: Path, *, source: str = "s", spoken: str = "t", 
     """The keys of what a config makes; inputs are ``tokens``, the teacher's digests, ``dtype`` and ``mode``."""
     given = {"tokens": "k", "dtype": "float32", "mode": "cached", **given}
     tokens, dtype = given["tokens"], given["dtype"]
-    storage, teacher = Storage(str(folder)), TeacherIdentity(folder, spoken, source, None)
+    storage, teacher = Storage(str(folder)), TeacherIdentity(config.lead, spoken, source, None)
 
     class Tokens(Artifact):
         digest = tokens  # type: ignore[assignment]
@@ -126,7 +127,7 @@ def test_a_run_goes_by_the_content_of_its_teacher(tmp_path: Path) -> None:
 def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
     """Storage of earlier versions is found by it: a part that is renamed or written otherwise is made anew."""
     config = load_config(toy_config(folder))
-    teacher = TeacherIdentity(folder, "t", "s", None)
+    teacher = TeacherIdentity(config.lead, "t", "s", None)
     given = (config, Storage(str(folder)), teacher, "k", "float32")
     common = {
         **{"tokens": "k", "dtype": "float32", "seed": 0, "metric": "accuracy"},
@@ -208,10 +209,28 @@ def test_a_student_that_starts_from_a_checkpoint_goes_by_its_content(folder: Pat
         assert recipes.start_digest(student.model_copy(update={"start": named}), "a") == f"{named}:a"
 
 
+def test_a_teacher_lies_where_the_node_that_asks_has_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuned on one node, handed to the driver and to trials on others, which have caches of their own."""
+    settings = ModelTeacher(model=str(save_tiny(tmp_path / "source", seed=1)))
+    artifact = Artifact(Storage(f"memory://{tmp_path.name}"), "teacher", "0" * 20)
+    with artifact.write({}) as made:
+        save_tiny(made / "model", seed=2)
+    monkeypatch.setenv("RAYDISTILL_CACHE", str(tmp_path / "there"))
+    tuned = recipes.identify_teacher(settings, artifact)
+    voices = [tuned, recipes.mixed([tuned, recipes.identify_teacher(settings, None)], [1.0, 1.0])]
+    assert all(voice.folder.is_relative_to(tmp_path / "there") for voice in voices)
+    handed = pickle.dumps(voices)
+    monkeypatch.setenv("RAYDISTILL_CACHE", str(tmp_path / "here"))
+    for voice, before in zip(pickle.loads(handed), voices, strict=True):
+        assert voice == before
+        assert voice.folder.is_relative_to(tmp_path / "here")
+        assert model_digest(voice.folder) == tuned.digest
+
+
 def test_a_teacher_is_known_by_its_weights_and_by_what_it_was_tuned_from(tmp_path: Path) -> None:
     source, settings = save_tiny(tmp_path / "source", seed=1), ModelTeacher(model=str(tmp_path / "source"))
     plain = recipes.identify_teacher(settings, None)
-    assert plain == TeacherIdentity(source, model_digest(source), model_digest(source), None)
+    assert plain == TeacherIdentity(settings, model_digest(source), model_digest(source), None)
     assert plain.parents == {"teacher": plain.digest}
     assert recipes.teacher_folder(settings, None) == source
     artifact = Artifact(Storage(str(tmp_path / "storage")), "teacher", "0" * 20)
@@ -219,7 +238,8 @@ def test_a_teacher_is_known_by_its_weights_and_by_what_it_was_tuned_from(tmp_pat
         save_tiny(made / "model", seed=2)
     tuned = recipes.identify_teacher(settings, artifact)
     folder = artifact.local() / "model"
-    assert tuned == TeacherIdentity(folder, model_digest(folder), plain.digest, artifact)
+    assert tuned == TeacherIdentity(settings, model_digest(folder), plain.digest, artifact)
+    assert tuned.folder == folder
     assert recipes.fine_tuned(plain, artifact) == tuned
     assert tuned.digest != plain.digest
     assert tuned.parents == {"teacher": artifact.digest}
