@@ -23,7 +23,7 @@ from raydistill.cluster.placement import State, teacher_resources
 from raydistill.cluster.resources import check_room, device_type, teachers_beside, wanted_by_workers
 from raydistill.cluster.room import SHARE, Node, announced_nodes, even_share, mark, place, room
 from raydistill.config.loading import load_config
-from raydistill.config.teacher import Pool, Teacher
+from raydistill.config.teacher import ModelTeacher, Pool
 from raydistill.config.training import Train
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
@@ -119,7 +119,7 @@ def test_what_workers_compute_on(settings, address, nodes, expected, here, monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: here == "cuda")
     found = State(address, tuple(nodes or ()), tuple(nodes or ()))
     monkeypatch.setattr("raydistill.cluster.resources.read_cluster", lambda: found)
-    assert device_type(Config.model_construct(train=train(**settings), teacher=Teacher(model="x"))) == (
+    assert device_type(Config.model_construct(train=train(**settings), teacher=ModelTeacher(model="x"))) == (
         here if expected == "here" else expected
     )
 
