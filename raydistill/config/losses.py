@@ -357,7 +357,8 @@ class GradientMatch(GradientLossSection):
 
 
 class GradientAttention(GradientLossSection):
-    """Squared difference of how much each token weighs, by the length of its gradient: the student's width is free."""
+    """Squared difference of how much each token weighs, by the length of its gradient: the student's width is free.
+    At weight 1 it may keep a student from learning its labels; begin with 0.1."""
 
     type: Literal["gradient_attention"] = "gradient_attention"
 
