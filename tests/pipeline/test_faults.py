@@ -258,9 +258,10 @@ def test_a_signal_ends_the_command_with_130_and_a_checkpoint(whole, tmp_path, me
     """First Ctrl-C, then, to the same command begun again, SIGTERM; so late that the first has not come as far."""
     config, storage = make_config(tmp_path, 1), Storage(str(tmp_path / "storage"))
     stopped_at, before = -1, 0
+    slowed = {"RAYDISTILL_STEP_SECONDS": "0.05"}  # a busy driver hears of a signal half a second later
     with ExitStack() as commands:
         for name, step in (("SIGINT", 10), ("SIGTERM", 60)):
-            command = commands.enter_context(start(config, tmp_path))
+            command = commands.enter_context(start(config, tmp_path, **slowed))
             assert command.wait_for_line(f"step student.distill {step} ")
             sent = time.monotonic()
             if name == "SIGINT":
