@@ -25,7 +25,7 @@ from raydistill.models.crf import is_crf, predictions
 from raydistill.models.head import vector_width
 from raydistill.models.layer_map import layer_map
 from raydistill.models.shared import num_shared
-from raydistill.models.signals import GRADIENTS, PROJECTIONS, Signal
+from raydistill.models.signals import GRADIENTS, PROJECTIONS, TOP, Signal
 from raydistill.tasks import Targets, Task
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def build_loss(
             shared = (term.weight, term.temperature, task.kind, term.standardize, term.confidence)
             soft = SOFT[term.type](*shared, **options(term))
             if teacher is not None:
-                soft.read(predictions(student), predictions(teacher))
+                kept = predictions(teacher) if task.top_k is None else Signal.of(TOP, task.top_k)
+                soft.read(predictions(student), kept)
             return soft
         case settings.KBest():
             return KBest(term.weight, term.k)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from raydistill.config.losses import Role, Schedule
 from raydistill.data.batches import Batch
-from raydistill.models.signals import Signal
+from raydistill.losses.vocabulary import in_chunks
+from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.vocabulary import VocabularyLogits
 from raydistill.tasks import Task
 
 
@@ -139,17 +141,25 @@ class Losses(nn.ModuleDict):
 
         ``counts`` are those of the whole global batch; a term whose count is 0 contributes 0.
         """
-        total: Tensor | None = None
-        sums: list[Tensor] = []
-        for loss, count in zip(self.terms.values(), counts, strict=True):
-            if count == 0 or loss.count(batch) == 0:
-                sums.append(torch.zeros(()))
-                continue
-            values = loss(student, teacher, batch)
-            assert values.shape == (loss.count(batch),), f"{type(loss).__name__}: {values.shape} values, not its count"
-            share = values.sum()
-            sums.append(share.detach())
-            total = share * (loss.weight / count) if total is None else total + share * (loss.weight / count)
-        if total is None:
-            total = torch.zeros(())
-        return total, sums
+        living = {
+            name: (loss, loss.weight / count)
+            for (name, loss), count in zip(self.terms.items(), counts, strict=True)
+            if count and loss.count(batch)
+        }
+        totals: list[Tensor] = []
+        sums: dict[str, Tensor] = {}
+        if isinstance(student.get(LOGITS), VocabularyLogits):
+            over_words = {name: term for name, term in living.items() if LOGITS in term[0].student_needs}
+            if over_words:
+                total, sums = in_chunks(over_words, student, teacher, batch)
+                totals.append(total)
+        for name, (loss, factor) in living.items():
+            if name not in sums:
+                values = loss(student, teacher, batch)
+                expected = (loss.count(batch),)
+                assert values.shape == expected, f"{type(loss).__name__}: {values.shape} values, not its count"
+                share = values.sum()
+                sums[name] = share.detach()
+                totals.append(share * factor)
+        total = sum(totals[1:], totals[0]) if totals else torch.zeros(())
+        return total, [sums.get(name, torch.zeros(())) for name in self.terms]

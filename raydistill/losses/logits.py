@@ -14,7 +14,8 @@ from raydistill.config.losses import Kind, Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
 from raydistill.models.ragged import padded
-from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.signals import LOGITS, TOP, Signal
+from raydistill.models.vocabulary import coarse, top_ids, top_log_probabilities
 
 
 class LogitLoss(Loss):
@@ -64,6 +65,8 @@ class SoftLoss(LogitLoss):
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         sides = zip((student, teacher), self.signals, strict=True)
         z_student, z_teacher = (side[signal].float() for side, signal in sides)
+        if self.signals[1].name == TOP:  # the likeliest tokens, and all others as one
+            z_student, z_teacher = coarse(z_student, top_ids(z_teacher)), top_log_probabilities(z_teacher)
         if self.kind == "bernoulli":  # the two outcomes of each label are a distribution over z and 0
             z_student, z_teacher = (torch.stack([z, torch.zeros_like(z)], dim=-1) for z in (z_student, z_teacher))
         if self.kind == "span":

@@ -15,7 +15,17 @@ from raydistill.models.gradients import differentiable, input_gradients, of_unit
 from raydistill.models.head import logits_of
 from raydistill.models.layers import projection
 from raydistill.models.shared import beginning_behind
-from raydistill.models.signals import BEGINS, GRADIENTS, LOGITS, PROJECTIONS, SECOND, UNITS, Signal
+from raydistill.models.signals import (
+    BEGINS,
+    GRADIENTS,
+    LABELS,
+    LOGITS,
+    PROJECTIONS,
+    SECOND,
+    UNITS,
+    Signal,
+)
+from raydistill.models.vocabulary import decoder_input, is_masked_model, vocabulary_signals
 
 
 def capture(
@@ -26,7 +36,8 @@ def capture(
 ) -> dict[Signal, Tensor]:
     """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded.
 
-    ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``; then there are those of ``models.crf``, too.
+    ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``; then there are those of ``models.crf``, too,
+    and of a masked language model (``models.vocabulary``) VocabularyLogits, ``answers`` and ``top_logits[k]``.
     Of rows of two texts that are read apart (``SECOND``): (B, 2 C). All others: (N, width) of the N real tokens, row
     after row without padding. ``hidden_states[i]`` and the projections are in the dtype the model computes in, heads
     beside each other; hidden states are outputs of the model, projections are caught by hooks, so that attention stays
@@ -60,8 +71,8 @@ def _capture(
     model: Any, inputs: Mapping[str, Tensor], signals: Collection[str], begin: Mapping[Signal, Tensor] | None = None
 ) -> dict[Signal, Tensor]:
     wanted = [Signal(signal) for signal in signals]
-    units, begins = inputs.get(UNITS), inputs.get(BEGINS)
-    inputs = {name: tensor for name, tensor in inputs.items() if name not in (UNITS, BEGINS)}
+    units, begins, labels = (inputs.get(name) for name in (UNITS, BEGINS, LABELS))
+    inputs = {name: tensor for name, tensor in inputs.items() if name not in (UNITS, BEGINS, LABELS)}
     caught: dict[Signal, Tensor] = {}
     tokens = real_tokens(inputs) if begin or any(signal.is_token_level for signal in wanted) else None
     with ExitStack() as hooks:
@@ -73,12 +84,17 @@ def _capture(
         for signal in wanted:
             if signal.name in PROJECTIONS:
                 hooks.callback(_catch(model, signal, caught).remove)
+        decoding = hooks.enter_context(decoder_input(model, units))
         output = model(**inputs, output_hidden_states=any(signal.name == "hidden_states" for signal in wanted))
-    found = {}
-    if any(signal.is_prediction for signal in wanted):
+    found: dict[Signal, Any] = {}
+    predicted = [signal for signal in wanted if signal.is_prediction]
+    if predicted and is_masked_model(model):
+        assert units is not None
+        found = vocabulary_signals(predicted, decoding.logits(model, output, units), labels)
+    elif predicted:
         logits = logits_of(output).float()
         logits = logits if units is None else logits.flatten(0, 1).index_select(0, units)
-    for signal in wanted:
+    for signal in (signal for signal in wanted if signal not in found):
         if signal == LOGITS:
             found[signal] = logits
         elif signal.is_prediction:

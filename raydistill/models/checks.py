@@ -28,7 +28,7 @@ def check_report(folder: Path, model: PreTrainedModel, report: dict[str, Any], f
         )
     stored = weight_names(folder)
     prefixed = any(key.startswith(inside) for key in stored)
-    harmless = ("pooler.", "position_ids", "inv_freq")  # unused poolers, buffers that old versions saved
+    harmless = ("pooler.", "seq_relationship.", "position_ids", "inv_freq")  # unused heads, buffers of old versions
     unknown = {
         key
         for key in report["unexpected_keys"]

@@ -14,7 +14,9 @@ if TYPE_CHECKING:  # tasks know heads, and pages and tables know tasks: none of 
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SEQUENCE, TOKEN, SPAN = "SequenceClassification", "TokenClassification", "QuestionAnswering"
-EMBEDDING = "SentenceEmbedding"
+MASKED, EMBEDDING = "MaskedLM", "SentenceEmbedding"
+UNNAMED = (MASKED, EMBEDDING)
+"""Heads whose outputs have no names: tokens of the vocabulary, numbers of a vector."""
 EMBEDDING_FIELD = "sentence_embedding"
 """Of the config.json of a sentence encoder, see ``models.embedding``."""
 _GENERIC = re.compile(r"LABEL_\d+", re.IGNORECASE)
@@ -72,15 +74,16 @@ def kind_of_head(config: PreTrainedConfig) -> str:
 
 def kind_of_architectures(names: Sequence[str] | None) -> str:
     """Return the kind of head of such classes, as config.json names them."""
-    return next((kind for kind in (TOKEN, SPAN) if any(kind in name for name in names or [])), SEQUENCE)
+    return next((kind for kind in (TOKEN, SPAN, MASKED) if any(kind in name for name in names or [])), SEQUENCE)
 
 
 def set_head(config: PreTrainedConfig, head: Head) -> None:
     """Name the outputs of a config, and what they are for."""
-    config.id2label = dict(enumerate(head.outputs))
-    config.label2id = {name: index for index, name in enumerate(head.outputs)}
-    kind: Any = head.problem_type
-    config.problem_type = kind
+    if head.kind not in UNNAMED:
+        config.id2label = dict(enumerate(head.outputs))
+        config.label2id = {name: index for index, name in enumerate(head.outputs)}
+        kind: Any = head.problem_type
+        config.problem_type = kind
     if kind_of_head(config) != head.kind:
         config.architectures = [head.kind]  # by which a model of this config is made; its class, once it is saved
 

@@ -22,7 +22,9 @@ from raydistill.models.fields import set_dropout_config
 from raydistill.models.folder import TOKENIZER_FILES, tokenizer_digest, weight_files, weight_names
 from raydistill.models.head import (
     EMBEDDING,
+    MASKED,
     SEQUENCE,
+    UNNAMED,
     Head,
     check_problem,
     kind_of_head,
@@ -67,24 +69,25 @@ def load_model(
     if sequences is not None:
         set_crf(config, sequences)
     names, order = output_names(config) if fine_tuned or head is None else head.outputs, tuple[int, ...]()
-    is_encoder = (head.kind if head else kind_of_head(config)) == EMBEDDING
-    if is_encoder:
+    kind = head.kind if head else kind_of_head(config)
+    is_named = kind not in UNNAMED
+    if kind == EMBEDDING:
         set_embedding(config, folder, head.embedding if head else None)
     elif head is not None:
-        if fine_tuned:
+        if fine_tuned and is_named:
             check_problem(config, head)
             order, _ = output_order(names, head.outputs)
         set_head(config, head)
     if dropout is not None:
         set_dropout_config(config, dropout)
     model, report = _load(folder, config, attn_implementation, trust_remote_code, seed)
-    check_report(folder, model, report, fine_tuned and not is_encoder)
+    check_report(folder, model, report, fine_tuned and kind != EMBEDDING)
     add_crf(model, names)
     if order:
         reorder_outputs(model, order)
-    elif not fine_tuned:
+    elif not fine_tuned and kind != MASKED:  # whose decoder is the embedding
         _renew_output_layer(model, report, seed)
-    if head is not None and not is_encoder:
+    if head is not None and is_named:
         scaled(model, (0.0, 1.0) if fine_tuned else head.scale)  # a new head knows no unit
         rescale(model, head.scale)
     return model.eval()
@@ -178,14 +181,15 @@ def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool, k
             f"{first_line(error)}"
         ) from error
     inside = model.base_model_prefix + "."
-    return {key for key in model.state_dict() if not key.startswith(inside)} <= weight_names(folder)
+    tied = model._tied_weights_keys or {}  # a decoder that is the embedding is kept once
+    return {key for key in model.state_dict() if not key.startswith(inside) and key not in tied} <= weight_names(folder)
 
 
 def order_notice(folder: Path, head: Head, trust_remote_code: bool = False) -> str | None:
     """Return a sentence where a model's outputs are only assumed to be those of ``head``; ModelError where they
     differ."""
     config = read_config(folder, trust_remote_code)
-    if head.kind == EMBEDDING or not _has_head(folder, config, trust_remote_code, head.kind):
+    if head.kind in UNNAMED or not _has_head(folder, config, trust_remote_code, head.kind):
         return None
     check_problem(config, head)
     return output_order(output_names(config), head.outputs)[1]

@@ -8,11 +8,11 @@ from typing import Any
 
 from raydistill.errors import ConfigError
 from raydistill.models.fields import embedding_width
-from raydistill.models.head import EMBEDDING, kind_of_head, vector_width
+from raydistill.models.head import EMBEDDING, MASKED, kind_of_head, vector_width
 
 _LAYER = re.compile(r"(\w+)\[(\d+)\]")
-PREDICTIONS = ("logits", "log_marginals", "transitions")
-SEQUENCES = "k_best"
+PREDICTIONS = ("logits", "log_marginals", "transitions", "answers")
+SEQUENCES, TOP = "k_best", "top_logits"
 OF_OUTPUTS = (*PREDICTIONS, "gradients")
 PROJECTIONS = ("queries", "keys", "values")
 OF_LAYERS = ("hidden_states", *PROJECTIONS)
@@ -21,7 +21,7 @@ OF_LAYERS = ("hidden_states", *PROJECTIONS)
 class Signal(str):
     """``logits``, ``gradients``, or ``hidden_states[i]``, ``queries[i]``, ``keys[i]``, ``values[i]``; it is its own
     text, as keys of dicts, files and plans have it. Of a CRF (``models.crf``) ``log_marginals``, ``k_best[k]`` and
-    ``transitions``, too.
+    ``transitions``, too; of a masked language model (``models.vocabulary``) ``answers`` and ``top_logits[k]``.
 
     Hidden states count from 0, the embeddings, to the output of the last layer; projections belong to layer 1 to the
     last. Raises ConfigError for anything else.
@@ -29,8 +29,8 @@ class Signal(str):
 
     def __new__(cls, text: str) -> Signal:
         made = super().__new__(cls, text)
-        known = made.layer is None or made.layer > 0 or made.name not in (*PROJECTIONS, SEQUENCES)
-        indexed = (*OF_LAYERS, SEQUENCES)
+        known = made.layer is None or made.layer > 0 or made.name not in (*PROJECTIONS, SEQUENCES, TOP)
+        indexed = (*OF_LAYERS, SEQUENCES, TOP)
         if made.name not in (OF_OUTPUTS if made.layer is None else indexed) or not known:
             names = ", ".join([*OF_OUTPUTS, *(f"{name}[i]" for name in indexed)])
             raise ConfigError(f"Unknown signal {text!r}. Known signals: {names}; projections count from 1.")
@@ -47,7 +47,7 @@ class Signal(str):
 
     @cached_property
     def layer(self) -> int | None:
-        """None for what has no layer; of ``k_best`` k."""
+        """None for what has no layer; of ``k_best`` and ``top_logits`` k."""
         found = _LAYER.fullmatch(self)
         return int(found[2]) if found else None
 
@@ -59,7 +59,7 @@ class Signal(str):
     @property
     def is_prediction(self) -> bool:
         """Whether it is made from the model's logits."""
-        return self.name in (*PREDICTIONS, SEQUENCES)
+        return self.name in (*PREDICTIONS, SEQUENCES, TOP)
 
     @property
     def dtype(self) -> str:
@@ -68,12 +68,16 @@ class Signal(str):
 
     def width(self, config: Any) -> int:
         """Numbers a token, or a row, of a model with this config. Raises ConfigError beyond the model's layers."""
+        if self == ANSWERS:
+            return 3
         if self.name in PREDICTIONS:
-            return vector_width(config) if kind_of_head(config) == EMBEDDING else len(config.id2label or ())
+            kind = kind_of_head(config)
+            named = len(config.id2label or ())
+            return vector_width(config) if kind == EMBEDDING else config.vocab_size if kind == MASKED else named
         if self.layer is None:
             return embedding_width(config)
-        if self.name == SEQUENCES:
-            return 2 * self.layer
+        if self.name in (SEQUENCES, TOP):
+            return 2 * self.layer + (self.name == TOP)
         if self.layer > config.num_hidden_layers:
             raise ConfigError(f"There is no {self}: the model has {config.num_hidden_layers} layers.")
         size = int(config.hidden_size)
@@ -93,11 +97,15 @@ GRADIENTS = Signal("gradients")
 LOG_MARGINALS = Signal("log_marginals")
 TRANSITIONS = Signal("transitions")
 """A model's own, not a row's: it is never recorded."""
+ANSWERS = Signal("answers")
+"""Of each unit, (M, 3): log-probability of the right token, id of the likeliest one, and its log-probability."""
 UNITS = "unit_positions"
 """Among a batch's inputs where rows have several predictions: positions (M,) of their tokens in the flattened (B · L)
 batch, row after row."""
 BEGINS = "row_begins"
 """Beside it, whether each row (B,) is the beginning of its text, not a later window of it."""
+LABELS = "unit_labels"
+"""Beside it, the right token of each unit, (M,), for whom ``answers`` are wanted."""
 SECOND = "second_text"
 """Among a batch's inputs where rows are two texts that a model reads apart: where the second begins in its row,
 (B,)."""

@@ -107,8 +107,9 @@ def _copy_weights(
     if is_narrower and sample is not None:
         kept, folded = narrowed(source, shapes, heads, model.config, sample)
         given = given | folded
+    tied = getattr(model, "all_tied_weights_keys", {})  # a copy of what is cut already
     for name, tensor in model.state_dict().items():
-        wide = given.get(origin[name])
+        wide = None if name in tied else given.get(origin[name])
         if wide is not None:  # ModernBERT's first layer has no attention norm: one that moves up keeps the fresh one
             tensor.copy_(cut(origin[name], wide, tensor.shape, kept))
 

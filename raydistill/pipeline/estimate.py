@@ -17,7 +17,9 @@ from raydistill.config.teacher import MODES, Finetune, Member
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
 from raydistill.data.size import Size
+from raydistill.models.embedding import set_head_of
 from raydistill.models.folder import resolve_model
+from raydistill.models.head import Head
 from raydistill.models.load import read_config
 from raydistill.models.shape import student_config
 from raydistill.pipeline import recipes
@@ -73,7 +75,7 @@ def measure(
     workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
     student = student_config(teacher, config.student)  # with the task's outputs
     alone = replace(trial, threads=computer.cpus)
-    others = {f" ({name})": member_config(member) for name, member in config.members.items()}
+    others = {f" ({name})": member_config(member, size.task.head) for name, member in config.members.items()}
     return Speed(
         teacher=time_teacher(teacher, alone) / workers,
         teachers={n: time_teacher(one, alone) / workers for n, one in others.items() if len(others) > 1},
@@ -82,10 +84,12 @@ def measure(
     )
 
 
-def member_config(member: Member) -> PretrainedConfig:
-    """Of one of several teachers."""
+def member_config(member: Member, head: Head) -> PretrainedConfig:
+    """Of one of several teachers, with the task's outputs."""
     folder = resolve_model(member.model, member.revision, member.trust_remote_code)
-    return read_config(folder, member.trust_remote_code)
+    config = read_config(folder, member.trust_remote_code)
+    set_head_of(config, folder, head)
+    return config
 
 
 def num_rows(stage: Stage, size: Size) -> int:

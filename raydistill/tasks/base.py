@@ -100,6 +100,8 @@ class Task(ABC):
     """By perturbation (``data.perturbations``) that says nothing of such rows, why."""
     is_taught: ClassVar[bool] = False
     """Whether a student is measured by what its teacher says of held-out rows."""
+    top_k: int | None = None
+    """How many of a teacher's outputs, the likeliest ones, soft targets are made of; None: all."""
     outputs: tuple[str, ...]
     """Names of a model's outputs, in their order; none of vectors, whose numbers have no names."""
     output_scale: tuple[float, float] = (0.0, 1.0)

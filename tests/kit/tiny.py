@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
@@ -77,6 +78,13 @@ def tiny_classifier(
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}
     return _random(AutoModelForSequenceClassification, config, seed)
+
+
+def tiny_masked_model(family: str, num_layers: int = 4, seed: int = 0) -> PreTrainedModel:
+    """A random masked language model, whose decoder is its embedding where the family has it so."""
+    model = _random(AutoModelForMaskedLM, tiny_config(family, num_layers), seed)
+    model.config.architectures = [type(model).__name__]  # as in a saved model's config
+    return model
 
 
 def tiny_encoder(family: str, num_layers: int = 4, seed: int = 0) -> PreTrainedModel:

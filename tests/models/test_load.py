@@ -100,8 +100,10 @@ def test_heads_of_other_tasks_do_not_pass_for_this_ones(tmp_path: Path) -> None:
         assert load_model(folder, Head(LABELS)).config.num_labels == 3
     head = load_model(tmp_path / "tagger", Head(LABELS)).classifier.weight
     assert (head - tagger.classifier.weight).abs().max() > 0.1
+    assert type(load_model(tmp_path / "mlm", None)) is BertForMaskedLM
+    tiny_encoder("bert").save_pretrained(tmp_path / "encoder")
     with pytest.raises(ModelError, match="without a classification head"):
-        load_model(tmp_path / "mlm", None)
+        load_model(tmp_path / "encoder", None)
 
 
 def test_dropout_is_set_before_the_model_is_built(tmp_path: Path) -> None:
