@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import ConfigError
+from raydistill.storage.runs import named, only
 
 if TYPE_CHECKING:
     from raydistill.storage.storage import Storage
 
 CONTENT = {"sweep": "sweep.json", "run": "results.json"}
-MIN_ID = 6  # characters of an MLflow run's id
 
 
 @dataclass(frozen=True)
@@ -41,26 +40,6 @@ def find_finished(storage: Storage, name: str | None) -> Found:
     fitting = known if name is None else [only(named(storage, known, name), name, storage.show())]
     key = max(fitting, key=lambda key: storage.fs.modified(storage.path("runs", key, CONTENT[known[key]])))
     return Found(known[key], key, read_content(storage, key, known[key]))
-
-
-def only(fitting: Sequence[str], name: str, where: str) -> str:
-    if len(fitting) == 1:
-        return fitting[0]
-    which = f"{len(fitting)} runs begin with {name!r}: {', '.join(fitting[:5])}" if fitting else f"No run {name!r}"
-    raise ConfigError(f"{which} in {where}. Name one by the beginning of its key; `raydistill runs` lists them.")
-
-
-def named(storage: Storage, known: Iterable[str], name: str) -> list[str]:
-    """Keys that begin with a name; if none does, those of MLflow runs whose id does."""
-    fitting = [key for key in known if key.startswith(name)]
-    if fitting or len(name) < MIN_ID:
-        return fitting
-    return [key for key in known if (run_id(storage, key) or "").startswith(name)]
-
-
-def run_id(storage: Storage, key: str) -> str | None:
-    parts = ("runs", key, "run.json")
-    return storage.read_json(*parts).get("run_id") if storage.exists(*parts) else None
 
 
 def read_content(storage: Storage, key: str, kind: str) -> dict[str, Any]:

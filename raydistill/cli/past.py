@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raydistill.cli.found import named, only
 from raydistill.cli.show.runs import figures
 from raydistill.errors import ArtifactError
 from raydistill.evaluate.report.scales import visible
 from raydistill.storage.locks import is_held, lock
+from raydistill.storage.runs import named, only
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import sqlite_path, tracking_uri
 from raydistill.tracking.listing import Found, RunStore

@@ -37,7 +37,8 @@ class EncoderStudent(StudentSection):
     intermediate_size: int | None = Field(default=None, ge=1)
     """Width inside the feed-forward blocks. None: in proportion to ``hidden_size``."""
     start: str = Field(default="teacher_layers", min_length=1)
-    """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint."""
+    """``teacher_layers`` (copied, or sliced where the student is narrower), ``random``, or a checkpoint: a folder,
+    ``pkg://package/path``, a hub name, or the student of an earlier run, ``run:KEY`` or ``models:/NAME@ALIAS``."""
     width_start: Literal["pca", "first"] = "pca"
     """What a narrower student keeps of its start: ``pca``, the principal components of the hidden states and the heads
     that matter most, on a sample of the training rows, with weights that make up for the rest; or the first entries."""

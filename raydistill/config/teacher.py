@@ -90,7 +90,8 @@ class TeacherModel(Section):
     """A classifier, or an encoder that is fine-tuned first."""
 
     model: str = Field(min_length=1)
-    """A folder, ``pkg://package/path`` or a hub name: a fine-tuned classifier, or a plain encoder with ``finetune``."""
+    """A folder, ``pkg://package/path`` or a hub name: a fine-tuned classifier, or a plain encoder with ``finetune``. Or
+    what an earlier run made: ``run:KEY`` its student, ``run:KEY/teacher``, ``models:/NAME@ALIAS``."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
     trust_remote_code: bool = False

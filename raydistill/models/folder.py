@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from raydistill.errors import ModelError
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import file_digest
-from raydistill.storage.paths import resolve_path
+from raydistill.storage.paths import is_url, resolve_path
+from raydistill.storage.redaction import redact
+from raydistill.storage.storage import Storage
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -33,6 +37,7 @@ CARD = "README.md"
 MODULES = "modules.json"
 """Of a sentence encoder, see ``models.embedding``."""
 _INDEX = "model.safetensors.index.json"
+_MADE = re.compile(r"(.+)/(student|teacher)/([0-9a-f]{20})/model")
 _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -40,12 +45,26 @@ def resolve_model(name: str, revision: str | None = None, trust_remote_code: boo
     """Return the local folder of a model with config, tokenizer and safetensors weights.
 
     ``name``: a folder, ``pkg://package/path``, or a name on the Hugging Face hub, which is downloaded at ``revision``
-    (safetensors, config and tokenizer only; Python files only with ``trust_remote_code``). Raises ModelError.
+    (safetensors, config and tokenizer only; Python files only with ``trust_remote_code``); or what a run has made, by
+    its URL in a storage, of which each node keeps a copy. Raises ModelError.
     """
+    if is_url(name) and not name.startswith("file://"):
+        return _of_storage(name)
     local = resolve_path(name)
     folder = local if local is not None else _download(name, revision, trust_remote_code)
     _check_folder(folder, name)
     return folder
+
+
+def _of_storage(url: str) -> Path:
+    found = _MADE.fullmatch(url)
+    if found is None:
+        raise ModelError(
+            f"The model {redact(url)!r} is not one that a run made. Copy it into a folder that all nodes have, "
+            "or upload it to the Hugging Face hub."
+        )
+    root, kind, key = found.groups()
+    return Artifact(Storage(root), kind, key).local() / "model"
 
 
 def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:

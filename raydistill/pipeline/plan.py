@@ -27,6 +27,7 @@ from raydistill.models.shared import num_shared
 from raydistill.pipeline import recipes
 from raydistill.pipeline.completion import check_models, complete
 from raydistill.pipeline.layers import by_similarity, known_layers
+from raydistill.pipeline.links import with_links
 from raydistill.pipeline.members import complete_members, open_members
 from raydistill.pipeline.prepare import prepare
 from raydistill.pipeline.standing import Speaker, find_tokens, phases, speakers_of, tunings
@@ -71,6 +72,7 @@ def make_plan(
     from raydistill.cluster.resources import device_type
 
     storage = Storage(config.storage)
+    config = with_links(config, storage)
     source = resolve_model(config.lead.model, config.lead.revision, config.lead.trust_remote_code)
     models = check_models(config, source)
     opened = open_members(config)

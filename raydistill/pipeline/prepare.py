@@ -22,6 +22,7 @@ from raydistill.pipeline.completion import augmentation_of, check_models, check_
 from raydistill.pipeline.defaults import Choice
 from raydistill.pipeline.failures import about_member
 from raydistill.pipeline.job import Job, MemberJob
+from raydistill.pipeline.links import with_links
 from raydistill.pipeline.members import complete_members, member_jobs, open_members
 from raydistill.pipeline.recipes import start_digest
 from raydistill.storage.artifacts import Artifact
@@ -72,7 +73,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     from raydistill.cluster.resources import device_type
     from raydistill.models.precision import compute_dtype
 
-    config = with_absolute_paths(config)
+    config = with_absolute_paths(with_links(config, storage))
     source = resolve_model(config.lead.model, config.lead.revision, config.lead.trust_remote_code)
     models = check_models(config, source)
     opened = open_members(config)

@@ -48,6 +48,8 @@ def test_names_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch, tmp_p
         resolve_model("nobody/nothing")
     assert "hf auth login" not in str(caught.value)
     with pytest.raises(ModelError, match="not a valid name"):
+        resolve_model("no..body/nothing")
+    with pytest.raises(ModelError, match="not one that a run made"):
         resolve_model("s3://bucket/model")
 
 

@@ -108,7 +108,7 @@ def below_one(path: Path, folders: Sequence[Path]) -> Path | None:
 def check_reference(reference: Reference, root: Path, shared: Sequence[Path], found: Findings) -> None:
     """Note what is wrong with a reference, or what it is called on the cluster, or the files that have to travel."""
     value = reference.value.removeprefix("file://")
-    if reference.kind == "hub" or value.startswith(("pkg://", "runs:/", "models:/")):
+    if reference.kind == "hub" or value.startswith(("pkg://", "run:", "runs:/", "models:/")):
         return
     path = reference.local
     if path is None:
