@@ -90,21 +90,23 @@ def _judge_sizes(norms: dict[str, float]) -> list[str]:
 
 
 def _judge_roles(norms: dict[str, float], losses: Losses) -> list[str]:
-    """How the terms that compare representations pull beside those that compare predictions."""
+    """How the terms that compare representations pull beside those that compare predictions, or else beside labels."""
     shares = {
         role: sum(norms[name] for name, loss in losses.terms.items() if loss.role == role)
-        for role in ("distillation", "representation")
+        for role in ("distillation", "task", "representation")
     }
-    if not all(shares.values()):
+    beside = "distillation" if shares["distillation"] else "task"
+    if not shares[beside] or not shares["representation"]:
         return []
-    ratio = shares["distillation"] / shares["representation"]
+    ratio = shares[beside] / shares["representation"]
     told = ", ".join(f"{name} {norm:.2g}" for name, norm in norms.items())
-    shown = f"gradient norms on real rows: {told}; distillation {ratio:.2g} times representation"
-    if RATIOS[0] <= ratio <= RATIOS[1]:
+    shown = f"gradient norms on real rows: {told}; {beside} {ratio:.2g} times representation"
+    if RATIOS[0] <= ratio <= RATIOS[1] or (beside == "task" and ratio > RATIOS[1]):
         return [f"{shown}."]
     names = ", ".join(name for name, loss in losses.terms.items() if loss.role == "representation")
     if ratio < RATIOS[0]:
-        advice = "the student learns the teacher's states before its predictions. Divide the weight of"
+        learned = "its predictions" if beside == "distillation" else "any label"
+        advice = f"the student learns the teacher's states before {learned}. Divide the weight of"
         factor = RATIOS[0] / ratio
     else:
         advice = "the teacher's states have little say. Multiply the weight of"

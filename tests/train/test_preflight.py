@@ -36,13 +36,17 @@ def test_a_term_without_effect_is_named(toy):
     assert found == ["stages.distill: the term 'task' has no gradient; it has no effect."]
 
 
-@pytest.mark.parametrize(("weight", "word"), [(30.0, "Divide"), (1e-3, "Multiply")])
-def test_gradients_against_the_rule_of_thumb_are_told_with_what_would_mend_them(toy, weight, word):
-    """Following the advice ends it; the norms are shown in any case."""
+@pytest.mark.parametrize(
+    ("weight", "word", "beside"),
+    [(30.0, "Divide", "distillation"), (1e-3, "Multiply", "distillation"), (30.0, "Divide", "task")],
+)
+def test_gradients_against_the_rule_of_thumb_are_told_with_what_would_mend_them(toy, weight, word, beside):
+    """Following the advice ends it; the norms are shown in any case. Where nothing distils labels take its place."""
+    first = {"distillation": {"type": "forward_kl"}, "task": {"type": "task"}}[beside]
 
     def told(weight: float) -> str:
         hidden = {"type": "hidden_mse", "layers": [[2, 4]], "weight": weight}
-        found = findings(toy, {"kd": {"type": "forward_kl"}, "hidden": hidden})
+        found = findings(toy, {"kd": first, "hidden": hidden})
         return next(line for line in found if line.startswith("stages.distill: gradient norms on real rows: kd "))
 
     before = told(weight)
@@ -50,4 +54,10 @@ def test_gradients_against_the_rule_of_thumb_are_told_with_what_would_mend_them(
     factor = float(before.split(f"{word} the weight of hidden by ")[1].split()[0]) * 1.1
     after = told(weight / factor if word == "Divide" else weight * factor)
     assert "rule of thumb" not in after
-    assert 1 <= float(after.split("; distillation ")[1].split()[0]) <= 3
+    assert 1 <= float(after.split(f"; {beside} ")[1].split()[0]) <= 3
+
+
+def test_a_representation_that_hardly_pulls_is_no_fault_beside_labels(toy):
+    hidden = {"type": "hidden_mse", "layers": [[2, 4]], "weight": 1e-3}
+    found = findings(toy, {"labels": {"type": "task"}, "hidden": hidden})
+    assert not [line for line in found if "rule of thumb" in line]
