@@ -50,11 +50,13 @@ def speaker(context: Context, teacher: TeacherIdentity, split: str) -> PreTraine
     if not teacher.members:
         return context.teacher(teacher)
     num_rows = context.rows[split].num_rows
+    weights = [member.weight for member in context.job.members]
     sources = [
         RecordedSignals({LOGITS: wanted_signal(own, member, LOGITS, split).artifact}, num_rows)
-        for _, own, member in members_of(context, teacher)
+        for (_, own, member), weight in zip(members_of(context, teacher), weights, strict=True)
+        if weight
     ]
-    return MixedSignals(context.task, sources, [member.weight for member in context.job.members])
+    return MixedSignals(context.task, sources, [weight for weight in weights if weight])
 
 
 def scores_of(context: Context, teacher: TeacherIdentity, recorded: Recorded, split: str = "validation") -> Scores:

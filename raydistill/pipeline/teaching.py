@@ -99,9 +99,11 @@ def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, 
 
     Where there are several, each records its own, and what they say in the mean is recorded from that.
     """
+    weights = {member.name: member.weight for member in context.job.members}
     for name, own, member in members_of(context, teacher):
+        heard = {split: signals for split, signals in splits.items() if weights[name] or split != "train"}
         with alone(context, name):
-            record_splits(own, member, {split: signals & {LOGITS} for split, signals in splits.items() if signals})
+            record_splits(own, member, {split: signals & {LOGITS} for split, signals in heard.items() if signals})
             own.teacher_model = None  # its memory is the next one's now
     first = {split: record_split(context, teacher, split, splits[split]) for split in context.orders("validation")}
     teach(context, teacher, "validation")

@@ -521,6 +521,7 @@ def test_a_student_learns_from_a_teacher_with_another_tokenizer(ran: Ran, tmp_pa
     config = mixture_config(folder, teacher__members__big__weight=0, storage=str(tmp_path / "storage"))
     results, storage = distill(load_config(config)), Storage(config["storage"])
     records = recorded(results, storage)
+    assert len(records) == 2  # of the other one, and in the mean
     (mean,) = [one for one in records.values() if "teacher 1" in one.manifest().parents]
     (data,) = artifacts_of_run(storage, find_run(results, storage))["data"]
     texts = read_texts(data, "train")[0].to_pylist()
