@@ -21,7 +21,7 @@ from raydistill.config.problems import Path, explain
 from raydistill.config.schema import locate, put
 from raydistill.config.section import Section
 from raydistill.config.syntax import MAX_BYTES, Document, dump_yaml, parse_yaml
-from raydistill.config.tree import Config, with_method, with_stages
+from raydistill.config.tree import Config, with_method, with_mode, with_stages
 from raydistill.errors import ConfigError
 from raydistill.storage.paths import names_beside
 
@@ -74,7 +74,7 @@ def validate(data: dict[str, Any], name: str, lines: dict[Path, int], section: t
     """The section, or one ConfigError with all problems."""
     if section is Config:
         load_named(data)
-        data = with_stages(with_method(data))
+        data = with_stages(with_mode(with_method(data)))
     try:
         # JSON mode is strict about types ("3" is no number) and still takes lists for tuples.
         return section.model_validate_json(json.dumps(data), strict=True)

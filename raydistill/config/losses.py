@@ -83,13 +83,17 @@ class LossSection(Section):
     """Whether it compares rows with each other, of which each has one prediction then."""
     compares_sequences: ClassVar[bool] = False
     """Whether it compares labels of whole rows, of which a CRF teacher has several."""
+    not_over_vocabulary: ClassVar[str] = ""
+    """Why it cannot learn from guesses of tokens out of a vocabulary, where it cannot."""
     fewest_classes: ClassVar[int] = 2
     """Classes of a categorical prediction below which it says nothing."""
 
     @classmethod
-    def takes(cls, kind: Kind, has_units: bool) -> bool:
-        """Whether it can learn from predictions of this kind; ``has_units``: of which rows have any number."""
-        return kind in cls.kinds and not (cls.compares_rows if has_units else cls.compares_sequences)
+    def takes(cls, kind: Kind, has_units: bool, over_vocabulary: bool = False) -> bool:
+        """Whether it can learn from predictions of this kind; ``has_units``: of which rows have any number;
+        ``over_vocabulary``: of tokens."""
+        refuses = cls.compares_rows if has_units else cls.compares_sequences
+        return kind in cls.kinds and not refuses and not (over_vocabulary and cls.not_over_vocabulary)
 
     weight: Weight = 1.0
     """Factor of this term in the sum of all losses; 0 switches its gradient off. A number, or a schedule."""
@@ -176,6 +180,7 @@ class SoftCrossEntropy(SoftLossSection):
 class Dkd(SoftLossSection):
     """Decoupled soft targets: T² · (alpha · KL of right against other + beta · KL among the other classes)."""
 
+    not_over_vocabulary: ClassVar[str] = "tells one right class from the others, and several tokens may be right"
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
     compares: ClassVar[str] = "logits, labels"
     fewest_classes: ClassVar[int] = 3
@@ -207,6 +212,7 @@ class KBest(LossSection):
     """Cross entropy of the student under the k most likely sequences of labels of a CRF teacher, by their
     probability."""
 
+    not_over_vocabulary: ClassVar[str] = "compares sequences of labels"
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
     compares: ClassVar[str] = "sequences of labels"
     compares_sequences: ClassVar[bool] = True
@@ -219,6 +225,7 @@ class KBest(LossSection):
 class LogitMse(LossSection):
     """Mean squared difference of the logits, or of a regression's outputs."""
 
+    not_over_vocabulary: ClassVar[str] = "counts a token that nobody would guess as much as one that all would"
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value", "span")
 
     type: Literal["logit_mse"] = "logit_mse"
@@ -348,6 +355,7 @@ class GradientLossSection(LossSection):
 
     role: ClassVar[Role] = "representation"
     compares: ClassVar[str] = "gradients"
+    not_over_vocabulary: ClassVar[str] = "needs the gradient of one prediction a row"
 
 
 class GradientMatch(GradientLossSection):
@@ -384,6 +392,7 @@ class Crd(LossSection):
 
     role: ClassVar[Role] = "representation"
     compares: ClassVar[str] = "hidden states"
+    not_over_vocabulary: ClassVar[str] = "tells rows from each other, and here they may be pieces of one document"
 
     type: Literal["crd"] = "crd"
     temperature: float = Field(default=0.1, gt=0)

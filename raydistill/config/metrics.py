@@ -91,6 +91,8 @@ METRICS: dict[str, Metric] = {
     "r2": Metric("R²", is_retained=True, hub="r_squared"),
     "rmse": Metric("RMSE", lower_is_better=True, hub="mse", hub_args={"squared": "False"}),
     "mae": Metric("mean absolute error", lower_is_better=True, hub="mae"),
+    "masked_accuracy": Metric("masked accuracy", is_share=True, bounds=(0, 1), is_retained=True, hub="accuracy"),
+    "perplexity": Metric("perplexity", lower_is_better=True, hub="perplexity"),
     "log_loss": Metric("log loss", lower_is_better=True),
     "calibration_error": Metric("calibration error", lower_is_better=True),
 }

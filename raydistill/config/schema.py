@@ -150,7 +150,11 @@ def list_losses() -> dict[str, dict[str, Any]]:
             "about": (section.__doc__ or "").strip(),
             "role": section.role,
             "compares": section.compares,
-            "tasks": [n for n, known in tasks.SECTIONS.items() if section.takes(known.kind, known.has_units)],
+            "tasks": [
+                name
+                for name, known in tasks.SECTIONS.items()
+                if section.takes(known.kind, known.has_units, known.over_vocabulary)
+            ],
             "settings": settings,
         }
     return found

@@ -21,6 +21,8 @@ class TaskSection(Section):
     """Those that may pick an epoch, or be what a sweep looks for."""
     has_units: ClassVar[bool] = False
     """Whether rows have any number of predictions."""
+    over_vocabulary: ClassVar[bool] = False
+    """Whether a prediction is of a token of the vocabulary."""
     teacher_metric: ClassVar[str]
     """Picks a teacher's best epoch: its soft targets have to be good, not only its answers."""
 
@@ -173,6 +175,27 @@ class Embeddings(TaskSection):
         return self.width
 
 
+class MaskedLanguageModeling(TaskSection):
+    """The hidden tokens of a text: raw text is enough, and what comes out is a smaller encoder for any use."""
+
+    kind = "categorical"
+    has_units = True
+    over_vocabulary = True
+    metrics = ("masked_accuracy", "perplexity", "log_loss")
+    tuning_metrics = metrics
+    teacher_metric = "perplexity"
+
+    type: Literal["masked_language_modeling"] = "masked_language_modeling"
+    masked_share: float = Field(default=0.15, gt=0, lt=1)
+    """Of the tokens of a row that are hidden: at each epoch others, where the teacher runs beside the student."""
+    copies: int = Field(default=1, ge=1, le=100)
+    """Of each training row, each with other tokens hidden. More than one: the teacher is recorded (``teacher.mode``
+    cached), and these are all that a student sees."""
+    top_k: int | None = Field(default=None, ge=1, le=1000)
+    """Of the likeliest tokens, of which a record of the teacher keeps the probabilities, and that of all others
+    together. By default 64 where the teacher is recorded."""
+
+
 SECTIONS: dict[str, type[TaskSection]] = {
     kind.model_fields["type"].default: kind
     for kind in (
@@ -182,6 +205,7 @@ SECTIONS: dict[str, type[TaskSection]] = {
         TokenClassification,
         QuestionAnswering,
         Embeddings,
+        MaskedLanguageModeling,
     )
 }
 """Every kind of problem by its ``type``."""
@@ -198,6 +222,7 @@ Task = Annotated[
     | Annotated[MultiLabelClassification, Tag("multi_label_classification")]
     | Annotated[TokenClassification, Tag("token_classification")]
     | Annotated[QuestionAnswering, Tag("question_answering")]
-    | Annotated[Embeddings, Tag("embeddings")],
+    | Annotated[Embeddings, Tag("embeddings")]
+    | Annotated[MaskedLanguageModeling, Tag("masked_language_modeling")],
     Discriminator(task_type),
 ]

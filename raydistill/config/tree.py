@@ -12,7 +12,7 @@ from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMs
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
 from raydistill.config.student import EncoderStudent, Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
-from raydistill.config.tasks import SECTIONS, Task, TextClassification, task_type
+from raydistill.config.tasks import SECTIONS, MaskedLanguageModeling, Task, TextClassification, task_type
 from raydistill.config.teacher import (
     FEWEST_PAIRED,
     Finetune,
@@ -137,8 +137,13 @@ class Config(Section):
             check_pairs,
             check_whole_texts,
             check_symmetric,
+            check_vocabulary,
         )
         return [mistake for check in checks for mistake in check(self)]
+
+
+DEFAULT_TOP_K = 64
+"""Likeliest tokens of which a record keeps the probabilities: bytes a hidden token are 8 times as many."""
 
 
 def with_method(data: dict[str, Any]) -> dict[str, Any]:
@@ -162,10 +167,26 @@ def with_full_method(teacher: Any) -> Any:
     return {**teacher, "finetune": {**finetune, **method}}
 
 
+def with_mode(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data that says where a masked language model is asked: beside the student, as at each epoch other tokens
+    are hidden, or, where rows have copies, once; then how many tokens are kept."""
+    task, teacher = data.get("task"), data.get("teacher")
+    section = SECTIONS.get(task_type(task)) if isinstance(task, dict) else None
+    if not isinstance(task, dict) or section is None or not section.over_vocabulary:
+        return data
+    if not isinstance(teacher, dict) or teacher.get("type", "model") != "model":
+        return data
+    mode = teacher.get("mode", "auto")
+    if mode == "auto":
+        mode = "online" if task.get("copies", 1) == 1 else "cached"
+    kept = {"top_k": DEFAULT_TOP_K} if mode == "cached" and task.get("top_k") is None else {}
+    return {**data, "teacher": {**teacher, "mode": mode}, "task": {**task, **kept}}
+
+
 def with_stages(data: dict[str, Any]) -> dict[str, Any]:
     """Plain data with the stages that it leaves out: there is one, and one without losses learns soft targets (or the
     teacher's numbers, where there are no classes) and the task; of embeddings the teacher's vectors and how they lie to
-    each other."""
+    each other; of hidden tokens DistilBERT's three terms, 5 : 2 : 1 (https://arxiv.org/abs/1910.01108)."""
     stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(task_type(data.get("task", {})))
     if not isinstance(stages, dict):
         return data
@@ -173,6 +194,8 @@ def with_stages(data: dict[str, Any]) -> dict[str, Any]:
     losses: dict[str, Any] = {"kd": {"type": soft}, "task": {"type": "task", "weight": 0.5}}
     if section is not None and section.kind == "vector":
         losses = {"vectors": {"type": "vector_mse"}, "similarities": {"type": "similarity_matrix"}}
+    if section is not None and section.over_vocabulary:
+        losses |= {"task": {"type": "task", "weight": 0.4}, "hidden": {"type": "hidden_cosine", "weight": 0.2}}
     filled = {n: {"losses": losses, **stage} if isinstance(stage, dict) else stage for n, stage in stages.items()}
     return {**data, "stages": filled}
 
@@ -292,6 +315,43 @@ def check_symmetric(config: Config) -> list[Mistake]:
     return [(("data", "symmetric"), f"{why[config.task.kind]}. Leave it out.")]
 
 
+def check_vocabulary(config: Config) -> list[Mistake]:
+    """What says nothing where raw text is all there is, and tokens of a vocabulary are guessed."""
+    task, data, teacher = config.task, config.data, config.lead
+    if not isinstance(task, MaskedLanguageModeling):
+        return []
+    texts = f"{task.type} needs nothing but texts. Leave it out."
+    found: list[Mistake] = []
+    found += [(("data", "max_labeled"), texts)] if data.max_labeled is not None else []
+    found += [(("data", "unlabeled"), "no text has a label here; put all into data.path.")] if data.unlabeled else []
+    for role in ("text_pair", "label"):
+        found += [(("data", "columns", role), texts)] if getattr(data.columns, role) is not None else []
+    found += [(("data", "symmetric"), texts)] if data.symmetric else []
+    if config.evaluate.robustness:
+        why = "in a text that is written otherwise other tokens are hidden, so nothing could be compared. Leave it out."
+        found.append((("evaluate", "robustness"), why))
+    if config.student.type == "conv":
+        found.append((("student", "type"), "conv has no head that guesses tokens. Write encoder."))
+    if teacher.pool is not None or teacher.mode == "pool":
+        why = "teacher actors know rows as they are stored, and other tokens are hidden at each epoch. Write online."
+        found.append((("teacher", "pool" if teacher.pool is not None else "mode"), why))
+    is_recorded = teacher.mode == "cached"
+    if task.copies > 1 and not is_recorded:
+        why = f"{task.copies} copies are for a record (teacher.mode: cached), and without one each epoch hides others."
+        found.append((("task", "copies"), why))
+    if task.top_k is not None and not is_recorded:
+        found.append((("task", "top_k"), "is for a record (teacher.mode: cached); else all tokens are compared."))
+    for stage_name, stage in config.stages.items():
+        for name, loss in stage.losses.items():
+            place = ("stages", stage_name, "losses", name)
+            if loss.not_over_vocabulary:
+                found.append((place, f"{loss.type} {loss.not_over_vocabulary}; forward_kl can learn from tokens."))
+            elif is_recorded and isinstance(loss, SoftLossSection) and not isinstance(loss, ForwardKl):
+                why = f"a record has the {task.top_k} likeliest tokens, and {loss.type} needs all. Take forward_kl."
+                found.append((place, why))
+    return found
+
+
 MEAN_OF = ("logits", "logits, labels", "hidden states, labels", "vectors")
 """What a loss may compare where several teachers speak: predictions, or the student's own states."""
 
@@ -308,6 +368,8 @@ def check_mixture(config: Config) -> list[Mistake]:
         head = member.finetune.head if isinstance(member.finetune, Finetune) else "softmax"
         if head != "softmax":
             found.append((("teacher", "members", name, "finetune", "head"), f"{SEVERAL_CRFS} Leave it out."))
+    if config.task.over_vocabulary:
+        found.append((("teacher", "type"), f"mixture has no mean of the tokens of {config.task.type}; name one model."))
     if config.task.kind == "span":
         found.append((("teacher", "type"), f"mixture has no mean of the spans of {config.task.type}; name one model."))
     for stage_name, stage in config.stages.items():

@@ -82,9 +82,13 @@ class BatchPlan:
         self._steps_per_epoch = math.ceil(len(rows) / global_batch_size)
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
+    def epoch(self, step: int) -> int:
+        """Return the number of the epoch that a step is in."""
+        return step // self._steps_per_epoch
+
     def batch(self, step: int) -> np.ndarray:
         """Return the rows (ids) of the global batch of a step, counted over all epochs."""
-        epoch, k = divmod(step, self._steps_per_epoch)
+        epoch, k = self.epoch(step), step % self._steps_per_epoch
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._cut(epoch=epoch))
         return self._epoch[1][k]

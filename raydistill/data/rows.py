@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,16 @@ from raydistill.data.augmentation import Augmentation
 from raydistill.data.batches import Batch
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import read_info, write_batch
+from raydistill.data.spool import spooled
 from raydistill.data.windows import encode_windows
 from raydistill.errors import ConfigError, ModelError
-from raydistill.models.signals import BEGINS, SECOND, UNITS
+from raydistill.models.signals import BEGINS, LABELS, SECOND, UNITS
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets, Task, task_of
+from raydistill.tasks.masked_language_modeling.masks import Masks
 from raydistill.tasks.targets import Ragged, Values, of_column, units_of
 
 if TYPE_CHECKING:
@@ -126,13 +129,23 @@ def _write_tokens(
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     facts = read_info(data).task
     task = task_of(facts)
-    num_tokens, num_cut, num_windows = {}, {}, {}
+    masks = task.masks(tokenizer)
+    num_tokens, num_cut, num_windows, num_units = {}, {}, {}, {}
     for split in SPLITS:
         batch, texts = map_batch(source / f"{split}.arrow"), read_texts(data, split)
+        if masks is not None:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                pieces = task.encoded_in_parts(tokenizer, texts[0], max_length, split == "train")
+                columns = spooled(pieces, Path(scratch))
+                num_tokens[split], num_cut[split] = len(columns["input_ids"].values), 0
+                num_windows[split], num_units[split] = len(columns["input_ids"]), len(columns["unit"].values)
+                write_batch(folder / f"{split}.arrow", columns)
+            continue
         if task.has_units:
             answers = of_column(batch.column("target"))
             columns = encode_task(tokenizer, task, texts, answers, max_length, pad)
             num_cut[split], num_windows[split] = num_cut_in(columns), len(columns["input_ids"])
+            num_units[split] = len(columns["unit"].values)
             columns.pop("is_cut", None)
         else:
             encode = encode_apart if task.reads_apart and len(texts) > 1 else encode_texts
@@ -156,8 +169,10 @@ def _write_tokens(
             num_cut[split] = sum(int(is_cut.sum()) for _, is_cut in parts)
         num_tokens[split] = len(columns["input_ids"].values)
         write_batch(folder / f"{split}.arrow", columns)
-    counts = {"num_tokens": num_tokens, "num_cut": num_cut, **({"num_windows": num_windows} if num_windows else {})}
-    info = {"pad_token_id": pad, "max_length": max_length, **counts, "task": facts}
+    several = {"num_windows": num_windows, "num_units": num_units} if num_windows else {}
+    counts = {"num_tokens": num_tokens, "num_cut": num_cut, **several}
+    hidden = {} if masks is None else {"masks": asdict(masks)}
+    info = {"pad_token_id": pad, "max_length": max_length, **counts, **hidden, "task": facts}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 
@@ -307,16 +322,19 @@ class Rows:
     """Those of examples, with the first row of each, where they are not those of their rows one after another."""
     second: npt.NDArray[np.int64] | None = None
     """Where rows are two texts that are read apart, the position of the second one's first token, (num_rows,)."""
+    masks: Masks | None = None
+    """Where tokens of rows are hidden, how others are at each epoch."""
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
         """Map ``split`` of a tokens artefact's local folder."""
         batch = map_batch(folder / f"{split}.arrow")
-        pad = json.loads((folder / "info.json").read_text())["pad_token_id"]
-        return cls.of(dict(zip(batch.schema.names, batch.columns, strict=True)), pad)
+        info = json.loads((folder / "info.json").read_text())
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        return cls.of(columns, info["pad_token_id"], Masks.read(info.get("masks")))
 
     @classmethod
-    def of(cls, columns: Mapping[str, pa.Array], pad: int) -> Rows:
+    def of(cls, columns: Mapping[str, pa.Array], pad: int, masks: Masks | None = None) -> Rows:
         """Rows of the columns of a tokens artefact."""
         names = [name for name in ("input_ids", "token_type_ids") if name in columns]
         offsets = columns["input_ids"].offsets.to_numpy()
@@ -330,6 +348,7 @@ class Rows:
             units=of_column(columns["unit"]) if "unit" in columns else None,
             example_targets=Targets.of_arrow(columns["example_target"]) if "example_target" in columns else None,
             second=columns["second"].to_numpy() if "second" in columns else None,
+            masks=masks,
         )
 
     @property
@@ -361,9 +380,40 @@ class Rows:
         places = None if self.example_targets is None else self.targets.values.flat[:, :2]
         return Ragged(units_of(outputs), self.units.lengths, places).joined(self.example_ids)
 
-    def batch(self, row_ids: npt.NDArray[np.integer[Any]]) -> Batch:
-        """Some rows with their model inputs, as one forward pass takes them."""
-        return Batch(row_ids, self.lengths[row_ids], self.targets.take(row_ids), self.inputs(row_ids))
+    def batch(self, row_ids: npt.NDArray[np.integer[Any]], epoch: tuple[int, int] | None = None) -> Batch:
+        """Some rows with their model inputs, as one forward pass takes them; ``epoch``: seed and number of one that
+        hides other tokens than those that are hidden in storage."""
+        if epoch is None or self.masks is None:
+            return Batch(row_ids, self.lengths[row_ids], self.targets.take(row_ids), self.inputs(row_ids))
+        rows = self.hidden_anew(row_ids, self.masks, epoch)
+        return Batch(row_ids, rows.lengths, rows.targets, rows.inputs(np.arange(len(row_ids))))
+
+    def restored(self, row_ids: npt.NDArray[np.integer[Any]]) -> Ragged:
+        """Token ids of some rows with nothing hidden."""
+        assert self.units is not None
+        places = np.repeat(self.starts[row_ids], self.lengths[row_ids])
+        rows = Ragged(places, self.lengths[row_ids].astype(np.int64))
+        rows.flat[:] += np.arange(len(rows.flat)) - np.repeat(rows.starts, rows.lengths)
+        rows.flat[:] = self.values["input_ids"][rows.flat]
+        units = self.units[row_ids]
+        rows.flat[rows.starts[units.rows] + units.flat] = self.targets.values[row_ids].flat[:, -1]
+        return rows
+
+    def hidden_anew(self, row_ids: npt.NDArray[np.integer[Any]], masks: Masks, epoch: tuple[int, int]) -> Rows:
+        """Some rows, by themselves, with as many but other tokens hidden; where these stand in a text is not known."""
+        rows = self.restored(row_ids)
+        units, flat = masks.draw(rows, row_ids, epoch)
+        targets = np.full((len(units.flat), 3), -1, np.int32)
+        targets[:, -1] = rows.flat[rows.starts[units.rows] + units.flat]
+        return replace(
+            self,
+            lengths=self.lengths[row_ids],
+            targets=Targets(Ragged(targets, units.lengths), self.targets.labeled[row_ids]),
+            example_ids=self.example_ids[row_ids],
+            starts=rows.starts,
+            values={"input_ids": flat.astype(np.int32)},
+            units=units,
+        )
 
     def inputs(self, row_ids: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask[, token_type_ids] of some rows: (B, L) int64, right-padded to the longest."""
@@ -384,6 +434,8 @@ class Rows:
             out[UNITS] = torch.from_numpy(units.rows * real.shape[1] + units.flat)
             own, before = (self.example_ids[ids] for ids in (row_ids, np.maximum(row_ids - 1, 0)))
             out[BEGINS] = torch.from_numpy((row_ids == 0) | (own != before))
+            if self.masks is not None:
+                out[LABELS] = torch.from_numpy(self.targets.values[row_ids].flat[:, -1].astype(np.int64))
         if self.second is not None:
             out[SECOND] = torch.from_numpy(self.second[row_ids])
         return out

@@ -44,6 +44,8 @@ class Size:
     is_estimate: bool
     num_windows: dict[str, int] | None = None
     """Rows that models read, where long texts are read in windows."""
+    num_units: dict[str, int] | None = None
+    """Predictions that rows ask for, where they have any number."""
     num_orders: int = 1
     """Training rows that models read of a labelled pair, see ``data.symmetric``."""
     num_copies: int = 1
@@ -93,7 +95,7 @@ def token_needs(texts: Sequence[pa.Array], tokenizer_folder: Path) -> tuple[int,
 def measured_size(data: Artifact, tokens: Artifact, settings: Data) -> Size:
     counted = json.loads((tokens.local() / "info.json").read_text())
     more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
-    more |= {"num_windows": counted.get("num_windows")}
+    more |= {name: counted.get(name) for name in ("num_windows", "num_units")}
     return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False, **more)
 
 
@@ -112,7 +114,7 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
     """The rows of the splits, and their tokens from a sample. Raises ConfigError for a length to which the tokenizer
     cannot cut."""
     tokenizer, task = load_tokenizer(tokenizer_folder, max_length), task_of(info.task)
-    num_tokens, num_cut, num_windows = {}, {}, {}
+    num_tokens, num_cut, num_windows, num_units = {}, {}, {}, {}
     for split in SPLITS:
         whole_columns = texts(split)
         num_rows = len(whole_columns[0])
@@ -120,7 +122,9 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
         sample, inputs = [column.take(pa.array(rows)) for column in whole_columns], num_rows
         if task.has_units:
             columns = encode_task(tokenizer, task, sample, None, max_length, pad=0)
-            num_windows[split] = round(num_rows * len(columns["input_ids"]) / len(rows))
+            inputs *= task.copies if split == "train" else 1
+            num_windows[split] = round(inputs * len(columns["input_ids"]) / len(rows))
+            num_units[split] = round(inputs * len(columns["unit"].values) / len(rows))
             num_cut[split] = round(num_rows * num_cut_in(columns) / len(rows))
         else:
             encode = encode_apart if task.reads_apart and len(sample) > 1 else encode_texts
@@ -129,5 +133,5 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
             num_cut[split] = round(inputs * float(is_cut.mean()))
         num_tokens[split] = round(inputs * len(columns["input_ids"].values) / len(rows))
     more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
-    more |= {"num_windows": num_windows or None}
+    more |= {"num_windows": num_windows or None, "num_units": num_units or None}
     return Size(info, num_tokens, num_cut, is_estimate=True, **more)

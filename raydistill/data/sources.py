@@ -23,10 +23,11 @@ from raydistill.config.tasks import TaskSection
 from raydistill.data.columns import canonical
 from raydistill.data.hub import hub_commit, load_hub, load_saved, read_split
 from raydistill.data.location import SUFFIXES, Location, document_labels, locate, source_identity, unlabeled_section
-from raydistill.data.paths import DataFile, split_of
-from raydistill.data.tables import read_documents, read_table, readable
+from raydistill.data.paths import SPLIT_NAMES, DataFile, split_of
+from raydistill.data.tables import read_documents, read_paragraphs, read_table, readable
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.paths import resolve_path
+from raydistill.tasks import kind_of
 
 __all__ = ["Source", "read_source", "read_unlabeled", "resolve_path", "source_identity"]
 
@@ -53,7 +54,9 @@ def read_source(data: Data, task: TaskSection, *, needs_train: bool = True) -> S
     split may be absent, and the name of a single file says its split too.
     """
     found = locate(data)
-    if found.kind == "text_folder":
+    if kind_of(task).reads_documents and found.kind in ("text_folder", "text", "lines"):
+        source = _read_corpus(found)
+    elif found.kind == "text_folder":
         source = _read_text_folder(found, task)
     elif found.kind in SUFFIXES:
         source = _read_tables(found, data.columns, "data.path", task, needs_train)
@@ -116,6 +119,26 @@ def _read_text_folder(found: Location, task: TaskSection) -> Source:
         tables[split] = canonical(table, {"text": "text", "label": "label"}, found.name, None, task)
         broken += unreadable
     return Source(tables, None, notes + _not_utf8(broken), {"not UTF-8": len(broken)} if broken else {})
+
+
+def _read_corpus(found: Location) -> Source:
+    """The documents of a folder, a file each, whatever its folders are called unless they name splits; or those of one
+    file, see ``read_paragraphs``."""
+    if found.kind == "lines":
+        return Source({"train": read_paragraphs(found.files[0])})
+    tops = {file.name.split("/")[0].lower() for file in found.files if "/" in file.name}
+    is_split = "train" in map(SPLIT_NAMES.get, tops)
+    by_split: dict[str, list[tuple[DataFile, str | None]]] = {}
+    for file in found.files:
+        split = SPLIT_NAMES.get(file.name.split("/")[0].lower()) if is_split and "/" in file.name else None
+        by_split.setdefault(split or "train", []).append((file, None))
+    tables, broken = {}, []
+    for split, documents in by_split.items():
+        tables[split], unreadable = read_documents(documents, labeled=False)
+        broken += unreadable
+    if broken and not any(table.num_rows for table in tables.values()):
+        raise DataError(f"{found.name} holds no UTF-8 text: {_listed(broken)}. Save the documents as UTF-8 .txt files.")
+    return Source(tables, None, _not_utf8(broken), {"not UTF-8": len(broken)} if broken else {})
 
 
 def _read_tables(found: Location, columns: Columns, role: str, task: TaskSection, needs_train: bool = True) -> Source:

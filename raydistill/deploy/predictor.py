@@ -23,16 +23,18 @@ from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.embedding import recognise
 from raydistill.models.folder import TOKENIZER_FILES, model_bytes, read_json
-from raydistill.models.head import EMBEDDING, logits_of, vector_width
+from raydistill.models.head import EMBEDDING, MASKED, logits_of, vector_width
 from raydistill.models.load import auto_class, load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
 from raydistill.models.signals import BEGINS, UNITS
-from raydistill.tasks import SYMMETRIC, task_of_model
+from raydistill.tasks import SYMMETRIC, Task, task_of_model
 from raydistill.tasks.targets import Ragged, Values
 
 Text = str | tuple[str, str]
 Inputs = Mapping[str, torch.Tensor]
 BATCH_ROWS = 32
+MAX_LOGITS = 2**26
+"""Of a call that has some for each token: 256 MB, 17 rows of 128 tokens with BERT's vocabulary."""
 
 
 class Predictor(ABC):
@@ -47,8 +49,9 @@ class Predictor(ABC):
         self.folder = folder
         config = recognise(read_config(folder), folder)
         self.tokenizer = open_tokenizer(folder)
-        self.task, self.is_symmetric = task_of_model(config), bool(getattr(config, SYMMETRIC, False))
-        self.width = vector_width(config) if self.task.head_kind == EMBEDDING else len(self.task.outputs)
+        self.task = task_of_model(config).with_words(self.tokenizer)
+        self.is_symmetric = bool(getattr(config, SYMMETRIC, False))
+        self.width = output_width(config, self.task)
         """Numbers of an output."""
         limits = [self.tokenizer.model_max_length, position_limit(config)]
         longest = min(limit for limit in (*limits, NO_LIMIT) if limit)
@@ -99,20 +102,23 @@ class Predictor(ABC):
 
     def _unit_outputs(self, texts: Sequence[Text], values: Ragged) -> Ragged:
         """Outputs of each text's units, (M, C), from windows where it is longer than a row."""
-        width, pad = self.width, self.tokenizer.pad_token_id or 0
+        pad = self.tokenizer.pad_token_id or 0
+        none = self.task.kept(np.empty((0, self.width), np.float32), np.empty((0, 3), np.int32))
         if not len(texts):
-            return Ragged(np.empty((0, width), np.float32), values.lengths)
+            return Ragged(none, np.zeros(0, np.int64))
         pairs = [(text,) if isinstance(text, str) else text for text in texts]
         columns = [pa.array(column, pa.large_string()) for column in zip(*pairs, strict=True)]
         rows = Rows.of(encode_task(self.tokenizer, self.task, columns, values, self.max_length, pad), pad)
         assert rows.units is not None
-        found = Ragged(np.empty((len(rows.units.flat), width), np.float32), rows.units.lengths)
+        found = Ragged(np.empty((len(rows.units.flat), none.shape[1]), np.float32), rows.units.lengths)
         order = np.argsort(rows.lengths, kind="stable")
-        for start in range(0, rows.num_rows, BATCH_ROWS):
-            ids = order[start : start + BATCH_ROWS]
+        size = max(1, min(BATCH_ROWS, MAX_LOGITS // (self.width * self.max_length)))
+        for start in range(0, rows.num_rows, size):
+            ids = order[start : start + size]
             inputs = {name: tensor.to(self.device) for name, tensor in rows.inputs(ids).items()}
             places, _ = inputs.pop(UNITS), inputs.pop(BEGINS)
-            found.put(ids, self.forward(inputs).flatten(0, 1).index_select(0, places).cpu().numpy())
+            logits = self.forward(inputs).flatten(0, 1).index_select(0, places).cpu().numpy()
+            found.put(ids, self.task.kept(logits, rows.targets.values[ids].flat))
         outputs: Ragged = rows.by_example(found)
         return outputs
 
@@ -138,6 +144,13 @@ class TorchPredictor(Predictor):
     @torch.inference_mode()
     def forward(self, inputs: Inputs) -> torch.Tensor:
         return cast(torch.Tensor, logits_of(self.model(**inputs)).float())
+
+
+def output_width(config: Any, task: Task) -> int:
+    """Numbers that a model of a task gives for a row, or for each of its tokens."""
+    if task.head_kind == MASKED:
+        return int(config.vocab_size)
+    return vector_width(config) if task.head_kind == EMBEDDING else len(task.outputs)
 
 
 def open_tokenizer(folder: Path) -> Any:

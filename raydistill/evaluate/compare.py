@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def chance(intervals: Mapping[str, Mapping[str, float | None]], floor: Floor) ->
     ``answer``: what such a model does; ``why``: the reason in words.
     """
     found, (name, null) = intervals[floor.metric], floor.evidence
-    low, evidence = found["low"], intervals[name]["low"]
+    low, is_low_good = found["low"], metric(name).lower_is_better
+    evidence = intervals[name]["high" if is_low_good else "low"]
     reason, why = None, ""
     if floor.constant is not None:
         reason, why = "constant", f"it answers {floor.constant} for every row"
@@ -47,7 +48,7 @@ def chance(intervals: Mapping[str, Mapping[str, float | None]], floor: Floor) ->
         why = f"its {facts.words} of {value} (95 % interval {low_text} to {high_text}) is not above the "
         why += f"{facts.text(floor.value)} of {floor.answer}"
         reason = "floor"
-        if evidence is not None and evidence > null:
+        if evidence is not None and (evidence < null if is_low_good else evidence > null):
             reason = "floor_only"
             shown = metric(name).text(intervals[name]["value"] or 0.0)
             why += f", although {metric(name).words} {shown} shows that it learned something"
@@ -73,6 +74,10 @@ class Predictions:
     """Model name -> (N, C) float32."""
     tasks: dict[str, Task]
     """Model name -> the task with that model's thresholds, if it has any."""
+
+    def with_words(self, tokenizer: Any) -> Predictions:
+        """The same, with tasks that speak of tokens in the words of this tokenizer."""
+        return replace(self, tasks={name: task.with_words(tokenizer) for name, task in self.tasks.items()})
 
     def aligned(self, hashes: Sequence[str], task: Task) -> Predictions | None:
         """Those of these rows, with the outputs in the order of ``task``; None where a row is not among those kept, or

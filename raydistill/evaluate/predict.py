@@ -14,7 +14,7 @@ from raydistill.data.batches import micro_batches
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted
 from raydistill.models.capture import capture
-from raydistill.models.signals import LOGITS
+from raydistill.models.signals import LOGITS, Signal
 from raydistill.tasks.targets import Ragged, Values
 
 
@@ -27,9 +27,10 @@ def predict(
     group: Group,
     should_stop: Callable[[], bool] = lambda: False,
     row_ids: np.ndarray | None = None,
+    signal: Signal = LOGITS,
 ) -> Values:
-    """Return a model's outputs (num_rows, C), float32, the same on every rank; of ``row_ids`` alone where given. Ragged
-    where rows have several predictions.
+    """Return a model's outputs (num_rows, C), or what ``signal`` keeps of them, float32, the same on every rank; of
+    ``row_ids`` alone where given. Ragged where rows have several predictions.
 
     Rows are taken in order of length, in batches of at most ``tokens`` padded tokens. Raises Interrupted, on every
     rank, where one of them should stop.
@@ -42,7 +43,7 @@ def predict(
     stopped = False
     for ids in micro_batches(share, rows.lengths, tokens=tokens):
         with torch.inference_mode(), device.autocast():
-            logits = capture(model, device.move(rows.inputs(ids)), {LOGITS})[LOGITS]
+            logits = capture(model, device.move(rows.inputs(ids)), {signal})[signal]
         parts.append((ids, logits.float().cpu().numpy()))
         if stopped := should_stop():
             break

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.config.tree import Config
 from raydistill.data.perturbations import perturbed_counts, split_of
+from raydistill.data.rows import load_tokenizer
 from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
 from raydistill.evaluate.latency import busy_note
@@ -40,7 +41,8 @@ def assemble(
 ) -> dict[str, Any]:
     """Turn the stored predictions and measurements into ``results.json``; ``tfidf``: of ``tfidf_outcome``."""
     config, folder = prepared.config, outcome.evaluation.local()
-    validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
+    tokenizer = load_tokenizer(outcome.student.local() / "model")
+    validation, test = (read_predictions(folder, split).with_words(tokenizer) for split in ("validation", "test"))
     about = json.loads((folder / "models.json").read_text())
     trained = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
     history = {name: read_history(artifact) for name, artifact in trained.items() if artifact is not None}

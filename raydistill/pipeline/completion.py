@@ -92,6 +92,7 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
         kind=task.kind,
         num_outputs=len(task.outputs),
         has_units=task.has_units,
+        usual_length=task.usual_length,
         width=models.teacher.hidden_size,
         teacher_layers=models.teacher.num_hidden_layers,
         student_layers=models.student.num_hidden_layers,
@@ -162,7 +163,7 @@ def augmentation_of(config: Config, teacher: Path) -> Augmentation | None:
 def check_classes(config: Config, task: Task) -> None:
     """ConfigError for a loss that says nothing of so few classes, or a weight of a class that the data does not
     have."""
-    for stage_name, stage in config.stages.items():
+    for stage_name, stage in config.stages.items() if task.outputs else ():
         for name, loss in stage.losses.items():
             place = f"stages.{stage_name}.losses.{name}"
             given = loss.class_weights if isinstance(loss, TaskLoss) else None

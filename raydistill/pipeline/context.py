@@ -29,7 +29,7 @@ from raydistill.models.embedding import set_head_of
 from raydistill.models.head import EMBEDDING
 from raydistill.models.load import load_model, read_config
 from raydistill.models.precision import attention_implementation
-from raydistill.models.signals import BEGINS, LOGITS, SECOND, UNITS, Signal
+from raydistill.models.signals import BEGINS, LABELS, SECOND, UNITS, Signal
 from raydistill.models.student import build_student
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.recipes import Recorded, TeacherIdentity
@@ -200,6 +200,7 @@ class Context:
         ``data.symmetric`` is on those of both orders in the mean, or of one alone. Interrupted where it is to stop."""
         should_stop = self.board.should_stop if may_stop else lambda: False
         options: Any = {"tokens": self.inference_tokens, "device": self.device, "group": self.group}
+        options["signal"] = self.task.answer_signal
         orders = [split] if one_order else self.orders(split)
         return self._answers(
             {one: predict(model, self.rows[one], **options, should_stop=should_stop) for one in orders}
@@ -210,7 +211,8 @@ class Context:
         found = {}
         for one in self.orders(split):
             num_rows = self.rows[one].num_rows
-            found[one] = RecordedSignals(recorded[one], num_rows).rows(np.arange(num_rows))[LOGITS].numpy()
+            signals = RecordedSignals(recorded[one], num_rows).rows(np.arange(num_rows))
+            found[one] = signals[self.task.answer_signal].numpy()
         return self._answers(found)
 
     def _answers(self, outputs: dict[str, np.ndarray]) -> Values:
@@ -255,6 +257,6 @@ class Context:
         many = order[max(0, middle - 16) : middle + 16]
         one, several = (rows.inputs(ids) for ids in (order[middle : middle + 1], np.resize(many, 32)))
         for inputs in (one, several):
-            for name in (UNITS, BEGINS, SECOND):  # a pair is as long as one text of its tokens
+            for name in (UNITS, BEGINS, LABELS, SECOND):  # a pair is as long as one text of its tokens
                 inputs.pop(name, None)
         return self.device.move(one), self.device.move(several)

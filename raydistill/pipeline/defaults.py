@@ -60,6 +60,8 @@ class Facts:
     """Tokens that the models and the tokenizer take at most."""
     has_units: bool = False
     """Whether a row has several predictions."""
+    usual_length: int | None = None
+    """Tokens that a row should have at most, as longer texts lose nothing."""
     num_orders: int = 1
     num_copies: int = 1
     """Rows that are trained on for each of these."""
@@ -116,6 +118,8 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
 
 def length_choice(facts: Facts) -> Choice:
     wanted = max(FEWEST_TOKENS, MULTIPLE * ceil(facts.num_tokens / MULTIPLE))
+    if facts.usual_length is not None and facts.usual_length < min(wanted, facts.limit):
+        return Choice("data.max_length", facts.usual_length, "longer texts are cut into pieces, of which none is lost")
     if wanted <= facts.limit:
         return Choice("data.max_length", wanted, "99 % of the texts stay whole")
     rest = "are read in windows" if facts.has_units else "lose their end"

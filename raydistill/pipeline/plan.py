@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from raydistill.config.losses import largest
 from raydistill.config.section import known
+from raydistill.config.tasks import MaskedLanguageModeling
 from raydistill.config.teacher import ModelTeacher
 from raydistill.config.tree import Config
 from raydistill.data.prepare import data_key, read_info
@@ -48,7 +49,19 @@ if TYPE_CHECKING:
 BOTH = "Each training pair is read in both orders (data.symmetric), so an epoch has twice as many rows."
 
 
-def reading_notes(config: Config) -> list[str]:
+def hiding_note(task: MaskedLanguageModeling, size: Size, max_length: int) -> str:
+    """What becomes of documents and their tokens."""
+    about, rows = "about " if size.is_estimate else "", size.num_inputs["train"]
+    hidden = f"{about}{0 if size.num_units is None else size.num_units['train']:,}"
+    when = "always the same, by which the teacher is recorded" if task.top_k else "others at each epoch"
+    copies = f", {task.copies} times with other tokens hidden" if task.copies > 1 else ""
+    return (
+        f"Documents are read in pieces of at most {max_length} tokens{copies}: {about}{rows:,} rows for "
+        f"{size.num_rows['train']:,} training documents. Hidden are {hidden} of their tokens, {when}."
+    )
+
+
+def reading_notes(config: Config, size: Size) -> list[str]:
     """What becomes of the training rows before models read them."""
     notes = [BOTH] if config.data.symmetric else []
     if (augment := config.data.augment) is not None:
@@ -58,6 +71,8 @@ def reading_notes(config: Config) -> list[str]:
             f"Each training row has {copies} written otherwise ({ways}: data.augment), without {label}: an epoch has "
             f"{1 + augment.copies} times as many rows."
         )
+    if isinstance(config.task, MaskedLanguageModeling):
+        notes.append(hiding_note(config.task, size, known(config.data.max_length)))
     return notes
 
 
@@ -99,8 +114,10 @@ def make_plan(
     if teacher is not None and tokens is not None and config.sweep is None:  # trials have students of their own
         config, _ = known_layers(config, storage, teacher, tokens.digest)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
-    num_units = size.num_tokens["train"] if task.has_units else size.num_inputs["train"]  # at most
-    sizes = signal_sizes(losses, source_config, num_units, size.num_tokens["train"])
+    num_tokens = size.num_tokens["train"]
+    most = {"train": num_tokens if task.has_units else size.num_inputs["train"]}
+    num_units = (size.num_units or most)["train"]
+    sizes = signal_sizes(losses, source_config, num_units, num_tokens)
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
@@ -112,7 +129,7 @@ def make_plan(
             "tokens": size.num_tokens,
             "cut": size.num_cut,
             "max_length": length,
-            "notes": [*size.info.notes, *reading_notes(config)],
+            "notes": [*size.info.notes, *reading_notes(config, size)],
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
@@ -182,7 +199,8 @@ def findings(
         found.append("student.start: a random student needs far more rows and steps than one cut from its teacher.")
     if size.num_labeled < size.num_rows["train"] and not any(map(recipes.teacher_speaks, config.stages.values())):
         found.append("stages: no loss asks the teacher, so the unlabelled rows are not used.")
-    if size.num_windows and (windows := size.num_windows["train"]) > (rows := size.num_rows["train"]):
+    windows, rows = (size.num_windows or size.num_rows)["train"], size.num_rows["train"]
+    if windows > rows and not isinstance(config.task, MaskedLanguageModeling):
         about = "about " if size.is_estimate else ""
         found.append(
             f"data.max_length: longer texts are read in windows, {about}{windows:,} for {rows:,} training rows."

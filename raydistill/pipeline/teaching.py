@@ -41,14 +41,16 @@ def fit_teacher(context: Context) -> TeacherIdentity:
                 fitted.append(fit_teacher(own))
         return recipes.mixed(fitted, [member.weight for member in context.job.members])
     with context.report.phase("teacher"):
-        source = source_teacher(context.config)
-        settings = known(context.config.lead.finetune)
+        source, config = source_teacher(context.config), context.config.lead
+        settings = known(config.finetune)
         if not recipes.changes_teacher(context.config):
             return source
         artifact, recipe = teacher_artifact(context, source)
         if context.report.has(artifact, "teacher"):
             context.report.replay("teacher", read_history(artifact))
         else:
+            if context.task.new_head and not has_head(source.folder, config.trust_remote_code, context.task.head_kind):
+                context.report.notes.append(context.task.new_head)
             model, history = tune(context, source.folder, settings)
             parents = {"tokens": context.job.tokens.digest, "source": source.digest}
             publish(context, artifact, recipe, parents, model, source.folder, history)
@@ -74,8 +76,8 @@ def source_teacher(config: Config) -> TeacherIdentity:
     trusted, kind = config.lead.trust_remote_code, kind_of(config.task).head_kind
     if config.lead.finetune is None and not has_head(source.folder, trusted, kind):
         raise ModelError(
-            f"teacher.model: {config.lead.model} is an encoder without a trained classification head. "
-            "Leave teacher.finetune out, which trains it first, or name a fine-tuned classifier."
+            f"teacher.model: {config.lead.model} is an encoder without a trained head for {config.task.type}. "
+            "Leave teacher.finetune out, which trains it first, or name a model that has one."
         )
     return source
 
@@ -86,7 +88,7 @@ def teacher_artifact(context: Context, source: TeacherIdentity) -> tuple[Artifac
 
 
 def record_teacher(context: Context, teacher: TeacherIdentity) -> tuple[Mode, Recorded]:
-    """Record what the losses need on training rows (unless online), and the logits of all others."""
+    """Record what the losses need on training rows (unless online), and the predictions of all others."""
     with context.report.phase("record"):
         mode, why, needs = teacher_mode(context, teacher, context.config)
         context.report.notes.append(f"Teacher mode {mode.name}: {why}.")
@@ -137,7 +139,7 @@ def recorded_signals(context: Context, mode: Mode, needs: frozenset[Signal]) -> 
     """Which signals of which split are recorded: of the training rows where the mode needs it."""
     held_out = [one for split in ("validation", "test", *context.perturbed) for one in context.orders(split)]
     recorded = needs if mode.needs_recording else frozenset()
-    return {"train": recorded, **dict.fromkeys(held_out, frozenset({LOGITS}))}
+    return {"train": recorded, **dict.fromkeys(held_out, frozenset({context.task.answer_signal}))}
 
 
 def check_chance(context: Context, teacher: TeacherIdentity, recorded: Recorded, notice: str | None = None) -> None:

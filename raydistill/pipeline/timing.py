@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from raydistill.models.capture import capture
 from raydistill.models.load import new_model, seeded
 from raydistill.models.precision import attention_implementation
 from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.vocabulary import VocabularyLogits
 from raydistill.pipeline.context import CPU_INFERENCE_TOKENS
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Task
@@ -141,7 +143,9 @@ def time_teacher(teacher: PretrainedConfig, sample: Sample) -> float:
     def read(num_rows: int) -> None:
         inputs = sample.device.move(rows.inputs(np.arange(num_rows)))
         with torch.inference_mode(), sample.device.autocast():
-            capture(model, inputs, {LOGITS})
+            logits: Any = capture(model, inputs, {LOGITS})[LOGITS]
+            for units in logits.chunks() if isinstance(logits, VocabularyLogits) else ():
+                logits.part(units)
 
     with threads(sample.threads):
         return seconds_per_row(read, rows.num_rows, sample.device)

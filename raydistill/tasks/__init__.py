@@ -11,6 +11,7 @@ from raydistill.errors import ConfigError
 from raydistill.models.head import SEQUENCE, kind_of_head, output_names
 from raydistill.tasks.base import Task
 from raydistill.tasks.embeddings import Embeddings
+from raydistill.tasks.masked_language_modeling import MaskedLanguageModeling
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.question_answering import QuestionAnswering
 from raydistill.tasks.regression import TextRegression
@@ -36,6 +37,7 @@ TASKS: dict[str, type[Task]] = {
         TokenClassification,
         QuestionAnswering,
         Embeddings,
+        MaskedLanguageModeling,
     )
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raydistill.config.losses import Kind
 from raydistill.config.tasks import TaskSection
 from raydistill.models.head import SEQUENCE, Head
+from raydistill.models.signals import LOGITS, Signal
 from raydistill.tasks.linear import Linear
 from raydistill.tasks.rewriting import Rewrite, first_half, unit_by_unit
 from raydistill.tasks.scores import Scores
@@ -26,6 +27,8 @@ from raydistill.tasks.targets import Array, Ragged, Targets, Values, units_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from raydistill.tasks.masked_language_modeling.masks import Masks
 
 
 CASES = "all letters lower-cased or upper-cased"
@@ -75,6 +78,8 @@ class Task(ABC):
     """What else there is to know of its answers, a sentence."""
     about: ClassVar[str]
     """What a model of the task is, for a card; {count}: the number of its outputs."""
+    new_head: ClassVar[str] = ""
+    """What there is to know of a teacher that had no head, a sentence."""
     limit: ClassVar[str]
     """To what its answers are restricted, a sentence for a card; {names}: of its outputs."""
     guessing: ClassVar[str]
@@ -91,6 +96,14 @@ class Task(ABC):
     """Whether rows have any number of predictions: outputs and targets are then Ragged, and a long text is not cut."""
     needs_labels: ClassVar[bool] = True
     """Whether nothing can be learned from texts alone."""
+    reads_documents: ClassVar[bool] = False
+    """Whether a folder of text files is a folder of examples, whatever its folders are called."""
+    usual_length: ClassVar[int | None] = None
+    """Tokens of a row at most, where ``data.max_length`` is chosen and longer texts lose nothing."""
+    answer_signal: ClassVar[Signal] = LOGITS
+    """What is kept of a model's predictions, to measure it and to tell of them."""
+    copies: int = 1
+    """Rows that a piece of a training text becomes."""
     reads_apart: ClassVar[bool] = False
     """Whether a model reads the two texts of a pair one by one: its outputs are then (N, 2 C), the first text's
     first."""
@@ -215,6 +228,17 @@ class Task(ABC):
         """
         return None
 
+    def masks(self, tokenizer: Any) -> Masks | None:
+        """How tokens of rows are hidden anew at each epoch, where they are. ConfigError where they cannot be."""
+        return None
+
+    def encoded_in_parts(
+        self, tokenizer: Any, texts: pa.Array, max_length: int, is_train: bool
+    ) -> Iterator[dict[str, Values]]:
+        """The rows of ``encoded`` some at a time, as numbers, where ``masks`` hide tokens of them; with ``copies`` of
+        training rows, which stand beside each other."""
+        raise NotImplementedError(f"{self.type} hides no tokens")
+
     def rewritten(
         self, perturbation: str, texts: Sequence[Sequence[str]], values: Values, rewrites: Sequence[Rewrite]
     ) -> tuple[list[list[str]], Ragged]:
@@ -333,6 +357,18 @@ class Task(ABC):
     def loading_code(self, model: str, max_length: int) -> str | None:
         """Lines of Python by which a model's folder answers; None where ``transformers.pipeline`` loads it."""
         return None
+
+    def kept(self, logits: Array, targets: Array) -> Array:
+        """What a finished model keeps of its logits (M, C), for units with these targets (M, K)."""
+        return logits
+
+    def measured(self, outputs: Values) -> Array:
+        """The numbers in outputs by which two models are compared, a row or unit each."""
+        return units_of(outputs)
+
+    def with_words(self, tokenizer: Any) -> Self:
+        """The task where it speaks of tokens, in the words of their tokenizer."""
+        return self
 
     def of_rows(self, texts: Sequence[Any], values: Values) -> Self:
         """The task for these very rows, where what is said of outputs needs them: texts, and targets or ``units``."""

@@ -26,7 +26,7 @@ class Floor:
     constant: str | None
     """What it answers for every row, for people, where the model has a single answer; else None."""
     evidence: tuple[str, float]
-    """A metric above whose value a model has learned something all the same."""
+    """A metric than whose value a model is better that has learned something all the same."""
 
 
 def fit_rows(outputs: Array, targets: Array) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from raydistill.models.signals import Signal
 
 class Signals(ABC):
     """A source of teacher signals, as a loop asks it."""
+
+    knows_batch: ClassVar[bool] = False
+    """Whether it looks at the batch's own inputs, which may be other ones at every epoch, not at rows as stored."""
 
     @abstractmethod
     def read(self, batch: Batch) -> dict[Signal, Tensor]:
@@ -34,12 +38,16 @@ class Signals(ABC):
 class NoSignals(Signals):
     """For stages in which no teacher speaks."""
 
+    knows_batch = True
+
     def read(self, batch: Batch) -> dict[Signal, Tensor]:
         return {}
 
 
 class OnlineSignals(Signals):
     """The teacher runs in the training process: evaluation mode, no gradient."""
+
+    knows_batch = True
 
     def __init__(self, teacher: nn.Module, needs: Collection[Signal], device: Device) -> None:
         self.teacher = teacher.to(device.torch_device).eval()

@@ -192,7 +192,9 @@ class StageRun:
 
     def collate(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step; runs one step ahead in a thread."""
-        return [self.setup.rows.batch(ids) for ids in self.parts(self.plan, step)]
+        setup = self.setup
+        epoch = (setup.seed, self.plan.epoch(step)) if setup.signals.knows_batch else None
+        return [setup.rows.batch(ids, epoch) for ids in self.parts(self.plan, step)]
 
     def _plan(self) -> BatchPlan:
         setup = self.setup

@@ -395,10 +395,10 @@ def test_losses_are_described() -> None:
     rows = ["text_classification", "text_regression", "multi_label_classification"]
     everywhere = [*rows, "token_classification", "question_answering"]
     assert found["logit_mse"]["tasks"] == everywhere
-    both = [*everywhere, "embeddings"]
+    both = [*everywhere, "embeddings", "masked_language_modeling"]
     assert {n for n, loss in found.items() if loss["tasks"] == both} >= {"task", "hidden_mse", "rkd_angle"}
     assert {n for n, loss in found.items() if loss["tasks"] == ["embeddings"]} == set(vectors)
-    assert found["jsd"]["tasks"] == [name for name in everywhere if name != "text_regression"]
+    assert found["jsd"]["tasks"] == [name for name in both if name not in ("text_regression", "embeddings")]
     words = ["text_classification", "token_classification"]
     assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (words, "logits, labels")
     assert found["dist"]["tasks"] == found["cosine_pairs"]["tasks"] == ["text_classification"]

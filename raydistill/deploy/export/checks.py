@@ -16,6 +16,7 @@ from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError, ModelError, nearest
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.scoreboard import Scoreboard, describe_task
+from raydistill.tasks.base import Task
 from raydistill.tasks.targets import Ragged, Values, concatenated, units_of
 
 TOLERANCE = 1e-3
@@ -103,9 +104,9 @@ def num_lost(outputs: Values) -> int:
     return len(np.unique(outputs.rows[lost])) if isinstance(outputs, Ragged) else int(lost.sum())
 
 
-def largest_difference(a: Values, b: Values) -> float:
+def largest_difference(task: Task, a: Values, b: Values) -> float:
     """Between two outputs of the same rows."""
-    return float(np.abs(units_of(a) - units_of(b)).max())
+    return float(np.abs(task.measured(a) - task.measured(b)).max())
 
 
 def refused(lost: int) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def judge(form: str, board: Scoreboard, metric: str, margin: float) -> dict[str,
     """The fields of an export in ``check_exports`` that say how it compares to torch."""
     task, base, outputs = board.tasks[TORCH], board.outputs[TORCH], board.outputs[form]
     difference = board.differences(TORCH, form)[metric]
-    largest = largest_difference(outputs, base)
+    largest = largest_difference(task, outputs, base)
     reasons, notes = judge_metric(difference, metric, margin)
     if form in EXACT:
         limit = TOLERANCE * task.unit(base)
@@ -141,11 +142,11 @@ def judge_shapes(form: str, predictor: Predictor, rows: TestRows, outputs: Value
     texts, values = [rows.texts[row] for row in picked], rows.targets.values[picked]
     alone = concatenated([predictor.outputs([texts[i]], values[[i]]) for i in (0, -1)])
     differences = {
-        "one row alone": largest_difference(alone, outputs[picked[[0, -1]]]),
-        "a padded batch of 3 rows": largest_difference(predictor.outputs(texts, values), outputs[picked]),
+        "one row alone": largest_difference(rows.task, alone, outputs[picked[[0, -1]]]),
+        "a padded batch of 3 rows": largest_difference(rows.task, predictor.outputs(texts, values), outputs[picked]),
     }
-    unit = rows.task.unit(outputs)
-    limit = TOLERANCE * unit if form in EXACT else SHAPE_TOLERANCES[form] * max(float(np.ptp(units_of(outputs))), unit)
+    unit, spread = rows.task.unit(outputs), float(np.ptp(rows.task.measured(outputs)))
+    limit = TOLERANCE * unit if form in EXACT else SHAPE_TOLERANCES[form] * max(spread, unit)
     return [
         f"In {name} an output differs by {difference:.2g} from the same row's in a large batch, more than {limit:.2g}."
         for name, difference in differences.items()

@@ -33,6 +33,9 @@ TERMS = {
     "entity precision": "Of the entities that the model names, the share that are there, with these words and type.",
     "entity recall": "Of the entities that are there, the share that the model names, with all words and type.",
     "token accuracy": "Share of the words that get the right label; most words are of no entity.",
+    "masked accuracy": "Share of the hidden tokens for which the model finds the right one likeliest.",
+    "perplexity": "Among how many equally likely tokens the model hesitates on average (e to the log loss); lower is "
+    "better.",
     "AUC": "How well the scores put rows with a label before those without: 1 is perfect, 0.5 is guessing.",
     "MCC": "Correlation of labels and predictions: 1 is perfect, 0 is guessing.",
     "log loss": "Mean penalty for the probability given to what is right; lower is better.",
