@@ -57,13 +57,15 @@ def read_test_rows(data: Data, task: Task, split: str = "test", section: TaskSec
     """
     source = read_source(data, section or task.Settings(), needs_train=False)
     table, notes = chosen_table(source, split)
-    if "label" not in table.column_names:
+    if "label" not in table.column_names and task.needs_labels:
         raise DataError(
             "The data has no labels, so nothing can be measured. Name the column: --set data.columns.label=…"
         )
     numbers = np.arange(table.num_rows)
     part, _ = Part.of(table, Targets(numbers, np.ones(len(numbers), bool)), symmetric=data.symmetric)
-    targets, told = task.read_for(table.column("label").take(pa.array(part.targets.values)), source.label_names)
+    has_label = "label" in table.column_names
+    label = table.column("label") if has_label else pa.chunked_array([pa.nulls(table.num_rows)])
+    targets, told = task.read_for(label.take(pa.array(part.targets.values)), source.label_names)
     notes += told
     kept = targets.labeled
     if not kept.any():

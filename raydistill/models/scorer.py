@@ -18,6 +18,8 @@ import transformers
 from transformers import AutoTokenizer
 
 BATCH_ROWS = 32
+NUM_WORDS = 5
+"""For each mask token of a text."""
 OWN_TYPE = "raydistill_conv"
 """Models of this type bring raydistill's code, which lies beside this file and is run with the same right."""
 NO_LIMIT = 10**9
@@ -32,7 +34,7 @@ class Scorer:
         written = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
         self.embedding = written.get("sentence_embedding")
         """Of a sentence encoder: {pooling, layers, normalize}."""
-        heads, named = ("TokenClassification", "QuestionAnswering"), str(written.get("architectures"))
+        heads, named = ("TokenClassification", "QuestionAnswering", "MaskedLM"), str(written.get("architectures"))
         self.head = next((kind for kind in heads if kind in named), "SequenceClassification")
         auto = getattr(transformers, "AutoModel" if self.embedding else f"AutoModelFor{self.head}")
         is_own = written.get("model_type") == OWN_TYPE
@@ -65,12 +67,15 @@ class Scorer:
         words gives ``{"entities"}``, a list of {label, text, start, end, score} in the text's order. A model that
         answers questions (``text``) on contexts (``text_pair``) gives ``{"answer", "score", "start", "end",
         "answers"}``: the answer and its place, "" and None where there is none, and the best ones in their order. A
-        sentence encoder gives ``{"vector"}``, a list of numbers.
+        sentence encoder gives ``{"vector"}``, a list of numbers. A masked language model gives ``{"words"}``, for each
+        mask token of a text a list of {word, score}, the likeliest first.
         """
         columns = list(model_input.columns)
         texts = model_input["text" if "text" in columns else columns[0]].astype(str).tolist()
         if self.head == "TokenClassification":
             return [{"entities": self._entities(text)} for text in texts]
+        if self.head == "MaskedLM":
+            return [{"words": self._words(text)} for text in texts]
         pairs = None
         if self.embedding and "text_pair" in columns:
             raise ValueError("A sentence encoder reads one text a row: give a column text alone.")
@@ -136,6 +141,30 @@ class Scorer:
 
     def _value(self, logits: torch.Tensor) -> list[dict[str, Any]]:
         return [{"value": value} for value in logits[:, 0].tolist()]
+
+    @torch.inference_mode()
+    def _words(self, text: str) -> list[list[dict[str, Any]]]:
+        """A text that is too long is read in pieces, all of one length up to a token."""
+        probe = self.tokenizer("a", return_special_tokens_mask=True)
+        own = [i for i, is_special in enumerate(probe["special_tokens_mask"]) if not is_special]
+        before, after = probe["input_ids"][: own[0]], probe["input_ids"][own[-1] + 1 :]
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        count = max(1, -(-len(ids) // ((self.max_length or NO_LIMIT) - len(before) - len(after))))
+        found: list[list[dict[str, Any]]] = []
+        for i in range(count):
+            piece = ids[i * len(ids) // count : (i + 1) * len(ids) // count]
+            row = torch.tensor([[*before, *piece, *after]], device=self.device)
+            places = row[0] == self.tokenizer.mask_token_id
+            if not places.any():
+                continue
+            scores, tokens = self.model(input_ids=row).logits[0, places].float().softmax(-1).cpu().topk(NUM_WORDS)
+            for unit in zip(tokens.tolist(), scores.tolist(), strict=True):
+                found.append([{"word": self._word(token), "score": score} for token, score in zip(*unit, strict=True)])
+        return found
+
+    def _word(self, token: int) -> str:
+        name = str(self.tokenizer.convert_ids_to_tokens(token))
+        return name if name.startswith("##") else str(self.tokenizer.decode([token])).strip() or name
 
     @torch.inference_mode()
     def _entities(self, text: str) -> list[dict[str, Any]]:

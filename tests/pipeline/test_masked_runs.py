@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,10 +23,12 @@ from transformers import AutoModelForMaskedLM, pipeline
 import raydistill
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
+from raydistill.config.data import Data
 from raydistill.config.loading import load_config
 from raydistill.config.student import EncoderStudent
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import Rows, read_texts, tokenize_data
+from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import ConfigError, DataError, Interrupted, ModelError
 from raydistill.evaluate.predict import predict
@@ -158,7 +161,7 @@ def test_a_stopped_stage_goes_on_with_the_masks_of_its_epoch(tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def run(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("masked")
     return folder, raydistill.distill(load_config(masked_config(folder)), progress=False)
 
@@ -185,6 +188,15 @@ def test_a_run_from_raw_text_to_a_model_that_transformers_loads(run: tuple[Path,
     words = answer["words"][0]
     assert [entry["word"] for entry in words] == [entry["token_str"] for entry in filled]
     assert [entry["score"] for entry in words] == pytest.approx([entry["score"] for entry in filled], rel=1e-4)
+    long = f"{'web code ' * 40}the [MASK]"
+    registered = mlflow.pyfunc.load_model(f"models:/toy/{results['model_version']}")
+    said = registered.predict(pd.DataFrame({"text": ["web [MASK] and the play", "no mask", long]}))
+    own = [*predict_texts(path, ["web [MASK] and the play", "no mask", long])]
+    assert [len(one["words"]) for one in said] == [1, 0, 1]
+    for one, other in zip(said, own, strict=True):
+        for a, b in zip(one["words"], other["words"], strict=True):
+            assert [entry["word"] for entry in a] == [entry["word"] for entry in b]
+            assert [entry["score"] for entry in a] == pytest.approx([entry["score"] for entry in b], rel=1e-4)
     card = (Path(path) / "README.md").read_text()
     assert "pipeline_tag: fill-mask" in card
     assert 'pipeline("fill-mask", "FOLDER_OR_REPO", tokenizer_kwargs={"truncation": True})' in card
@@ -197,6 +209,24 @@ def test_a_model_is_measured_on_the_very_tokens_that_its_run_hid(run: tuple[Path
     found = evaluate_model(results["student"]["path"], storage=str(folder / "storage"))
     for name in ("perplexity", "masked_accuracy"):
         assert found["metrics"][name]["value"] == pytest.approx(results["student"]["test"][name]["value"], rel=1e-4)
+
+
+def test_other_documents_can_be_named(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, results = run
+    (tmp_path / "more.txt").write_text("\n".join(documents(30, seed=9)))
+    found = evaluate_model(results["student"]["path"], Data(path=str(tmp_path / "more.txt")))
+    assert found["num_rows"] == 30
+    assert found["metrics"]["perplexity"]["value"] > 1
+
+
+def test_exports_are_the_same_model(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, results = run
+    made = export(results["student"]["path"], ["onnx", "safetensors-bf16"], tmp_path, storage=str(folder / "storage"))
+    assert made["formats"]["onnx"]["good"]
+    assert made["formats"]["onnx"]["largest_difference"] < 1e-5
+    (exported,) = (predict_texts(tmp_path / "onnx", ["web [MASK]"]),)
+    (own,) = predict_texts(results["student"]["path"], ["web [MASK]"])
+    assert [entry["word"] for entry in next(exported)["words"][0]] == [entry["word"] for entry in own["words"][0]]
 
 
 def test_the_same_run_again_computes_nothing(run: tuple[Path, dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import TrackingError
 from raydistill.models.folder import CARD
-from raydistill.models.head import EMBEDDING_FIELD, SPAN, TOKEN, kind_of_architectures
+from raydistill.models.head import EMBEDDING_FIELD, MASKED, SPAN, TOKEN, kind_of_architectures
 from raydistill.storage.manifest import file_digest, folder_digest
 from raydistill.tracking.lineage import headline
 from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
@@ -110,6 +110,8 @@ def pipeline_of(kind: str, is_encoder: bool) -> dict[str, str]:
     """What MLflow's flavour of transformers calls the pipeline of a model."""
     if is_encoder:
         names = ("feature-extraction", "FeatureExtractionPipeline", "AutoModel")
+    elif kind == MASKED:
+        names = ("fill-mask", "FillMaskPipeline", f"AutoModelFor{kind}")
     elif kind == TOKEN:
         names = ("token-classification", "TokenClassificationPipeline", f"AutoModelFor{kind}")
     else:
@@ -128,6 +130,9 @@ def answer_schema(config: Mapping[str, Any]) -> Schema:
         parts = {"label": "string", "text": "string", "start": "long", "end": "long", "score": "double"}
         entity = Object([Property(name, DataType[kind]) for name, kind in parts.items()])
         return Schema([ColSpec(Array(entity), "entities")])
+    if kind_of_architectures(config.get("architectures")) == MASKED:
+        word = Object([Property("word", DataType.string), Property("score", DataType.double)])
+        return Schema([ColSpec(Array(Array(word)), "words")])
     if kind_of_architectures(config.get("architectures")) == SPAN:
         place = {"start": "long", "end": "long"}
         parts = {"text": "string", **place, "score": "double"}
