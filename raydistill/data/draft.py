@@ -17,6 +17,7 @@ from raydistill.config.tree import Config
 from raydistill.data.paths import SPLITS
 from raydistill.data.sources import read_source, read_unlabeled
 from raydistill.data.splits import cut, find_duplicates, keep_labels
+from raydistill.data.spool import LARGE_BYTES, picked, spooled_texts
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks import Targets, Task, kind_of
 from raydistill.tasks.targets import shown
@@ -49,7 +50,7 @@ class Part:
         for column in texts.columns:
             found = pc.fill_null(pc.match_substring_regex(column, _VISIBLE), False)
             visible &= whole(found).to_numpy(zero_copy_only=False)
-        texts = texts if visible.all() else texts.filter(pa.array(visible))
+        texts = texts if visible.all() else picked(texts, visible)
         return cls(texts, targets.take(visible), row_hashes(texts, symmetric=symmetric)), int((~visible).sum())
 
     @property
@@ -59,7 +60,7 @@ class Part:
     def only(self, rows: npt.NDArray[np.bool_]) -> Part:
         if rows.all():
             return self
-        return Part(self.texts.filter(pa.array(rows)), self.targets.take(rows), self.hashes[rows])
+        return Part(picked(self.texts, rows), self.targets.take(rows), self.hashes[rows])
 
     def plus(self, other: Part) -> Part:
         return Part(
@@ -70,9 +71,13 @@ class Part:
 
 
 def whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array."""
+    """A column as one array; large texts are in a file then."""
     chunks = column.chunks
-    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], column.type)])
+    if len(chunks) == 1:
+        return chunks[0]
+    if column.type == pa.large_string() and column.nbytes > LARGE_BYTES:
+        return spooled_texts(chunks)
+    return pa.concat_arrays(chunks or [pa.array([], column.type)])
 
 
 def row_hashes(texts: pa.Table, *, symmetric: bool = False) -> npt.NDArray[np.bytes_]:

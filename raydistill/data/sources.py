@@ -20,11 +20,12 @@ import pyarrow as pa
 
 from raydistill.config.data import Columns, Data
 from raydistill.config.tasks import TaskSection
+from raydistill.data import documents
 from raydistill.data.columns import canonical
 from raydistill.data.hub import hub_commit, load_hub, load_saved, read_split
 from raydistill.data.location import SUFFIXES, Location, document_labels, locate, source_identity, unlabeled_section
-from raydistill.data.paths import SPLIT_NAMES, DataFile, split_of
-from raydistill.data.tables import read_documents, read_paragraphs, read_table, readable
+from raydistill.data.paths import DataFile, split_of
+from raydistill.data.tables import read_documents, read_table, readable
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.paths import resolve_path
 from raydistill.tasks import kind_of
@@ -114,31 +115,23 @@ def _read_text_folder(found: Location, task: TaskSection) -> Source:
             by_split.setdefault(place[0], []).append((file, place[1]))
     notes = [f"Ignored, as they lie outside the class folders: {_listed(outside)}."] if outside else []
     tables, broken = {}, []
-    for split, documents in by_split.items():
-        table, unreadable = read_documents(documents, labeled=True)
+    for split, files in by_split.items():
+        table, unreadable = read_documents(files, labeled=True)
         tables[split] = canonical(table, {"text": "text", "label": "label"}, found.name, None, task)
         broken += unreadable
     return Source(tables, None, notes + _not_utf8(broken), {"not UTF-8": len(broken)} if broken else {})
 
 
 def _read_corpus(found: Location) -> Source:
-    """The documents of a folder, a file each, whatever its folders are called unless they name splits; or those of one
-    file, see ``read_paragraphs``."""
+    """The documents of a folder, a file each; or those of one file."""
     if found.kind == "lines":
-        return Source({"train": read_paragraphs(found.files[0])})
-    tops = {file.name.split("/")[0].lower() for file in found.files if "/" in file.name}
-    is_split = "train" in map(SPLIT_NAMES.get, tops)
-    by_split: dict[str, list[tuple[DataFile, str | None]]] = {}
-    for file in found.files:
-        split = SPLIT_NAMES.get(file.name.split("/")[0].lower()) if is_split and "/" in file.name else None
-        by_split.setdefault(split or "train", []).append((file, None))
-    tables, broken = {}, []
-    for split, documents in by_split.items():
-        tables[split], unreadable = read_documents(documents, labeled=False)
-        broken += unreadable
-    if broken and not any(table.num_rows for table in tables.values()):
+        return Source({"train": documents.read_paragraphs(found.files[0])})
+    read = {split: documents.read_files(files) for split, files in documents.by_split(found.files).items()}
+    broken = [name for _, names in read.values() for name in names]
+    if broken and not any(table.num_rows for table, _ in read.values()):
         raise DataError(f"{found.name} holds no UTF-8 text: {_listed(broken)}. Save the documents as UTF-8 .txt files.")
-    return Source(tables, None, _not_utf8(broken), {"not UTF-8": len(broken)} if broken else {})
+    skipped = {"not UTF-8": len(broken)} if broken else {}
+    return Source({split: table for split, (table, _) in read.items()}, None, _not_utf8(broken), skipped)
 
 
 def _read_tables(found: Location, columns: Columns, role: str, task: TaskSection, needs_train: bool = True) -> Source:
@@ -149,6 +142,8 @@ def _read_tables(found: Location, columns: Columns, role: str, task: TaskSection
 
     def read(name: str, need_label: bool) -> Part:
         nonlocal num_headers
+        if kind_of(task).reads_documents:
+            return documents.read_text_column(files[name], found.kind, columns, task)
         *part, repeated = read_table(files[name], found.kind, columns, need_label, task)
         num_headers += repeated
         return part

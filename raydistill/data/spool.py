@@ -2,13 +2,61 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raydistill.tasks.targets import Array, Ragged, Values, as_column
+
+BATCH_BYTES = 1 << 22
+"""Of texts that are held at a time."""
+LARGE_BYTES = 1 << 24
+"""Texts up to here are copied in memory."""
+
+
+def spooled_texts(parts: Iterable[pa.Array]) -> pa.Array:
+    """Texts (large_string) put together from parts, as a view of a file without a name, which goes when the view does.
+    It lies where Python's ``tempfile`` puts it: TMPDIR."""
+    total, ends = 0, [np.zeros(1, np.int64)]
+    with tempfile.TemporaryFile() as file:
+        for part in chunks(parts):
+            values = pa.concat_arrays([part])  # without what lies before and after a slice
+            _, offsets, data = values.buffers()
+            own = np.frombuffer(offsets, np.int64)[: len(values) + 1] if offsets is not None else ends[0]
+            ends.append(total + own[1:] - own[0])
+            file.write(memoryview(data)[own[0] : own[-1]] if data is not None else b"")
+            total = int(total + own[-1] - own[0])
+        file.flush()
+        data = np.memmap(file, np.uint8, "r") if total else np.zeros(0, np.uint8)
+    offsets = np.concatenate(ends)
+    return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def chunks(parts: Iterable[pa.Array | pa.ChunkedArray]) -> Iterable[pa.Array]:
+    """All arrays of some columns."""
+    for part in parts:
+        yield from part.chunks if isinstance(part, pa.ChunkedArray) else [part]
+
+
+def picked(texts: pa.Table, rows: Any) -> pa.Table:
+    """The rows of texts (large_string, a chunk each) for which a mask holds; large ones are in a file then."""
+    if texts.nbytes <= LARGE_BYTES:
+        return texts.filter(pa.array(rows))
+    size = max(1, int(BATCH_BYTES * texts.num_rows / texts.nbytes))
+    mask = pa.array(rows)
+    return pa.table(
+        {
+            name: spooled_texts(
+                column.chunk(0).slice(start, size).filter(mask.slice(start, size))
+                for start in range(0, len(mask), size)
+            )
+            for name, column in zip(texts.column_names, texts.columns, strict=True)
+        }
+    )
 
 
 def spooled(parts: Iterable[Mapping[str, Values]], folder: Path) -> dict[str, pa.Array]:

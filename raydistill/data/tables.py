@@ -26,7 +26,6 @@ from raydistill.errors import DataError
 from raydistill.tasks.targets import is_string
 
 _BLOCK_BYTES = 64 << 20  # a row must fit into one block; pyarrow's 1 MiB is less than a long document
-_BETWEEN_PARAGRAPHS = re.compile(r"\r?\n[^\S\n]*\n\s*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 HEAD_ROWS = 100
 """Rows that say which columns there are: an object of a JSON file may lack some."""
@@ -330,16 +329,6 @@ def _parquet_rows(raw: Any, name: str) -> Iterator[Row]:
 
     for batch in pq.ParquetFile(raw).iter_batches(1024):
         yield from batch.to_pylist()
-
-
-def read_paragraphs(file: DataFile) -> pa.Table:
-    """The documents of a text file: paragraphs, between lines without text, or, where all lines have text, the lines
-    themselves. Raises DataError for what is no UTF-8."""
-    with readable(file.name, "text"), file.open() as raw:
-        text = raw.read().decode("utf-8-sig")
-    parts = _BETWEEN_PARAGRAPHS.split(text.strip())
-    texts = parts if len(parts) > 1 else text.splitlines()
-    return pa.table({"text": pa.array([part for part in texts if part.strip()], pa.large_string())})
 
 
 def read_documents(files: Sequence[tuple[DataFile, str | None]], labeled: bool) -> tuple[pa.Table, list[str]]:

@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+ROWS = 1 << 16
+"""Of many that are looked at together."""
 Values: TypeAlias = Any
 """An Array (N, …), or a Ragged."""
 
@@ -159,8 +161,9 @@ class Targets:
         """Read what ``to_arrow`` wrote."""
         values = of_column(column)
         if isinstance(values, Ragged):
-            known = np.bincount(values.rows[values.flat[:, -1] >= 0], minlength=len(values))
-            return cls(values, known > 0)
+            parts = (values[start : start + ROWS] for start in range(0, len(values), ROWS))
+            known = [np.bincount(part.rows[part.flat[:, -1] >= 0], minlength=len(part)) > 0 for part in parts]
+            return cls(values, np.concatenate([np.zeros(0, bool), *known]))
         return cls(values, column.is_valid().to_numpy(zero_copy_only=False))
 
     def to_arrow(self) -> pa.Array:
