@@ -10,6 +10,7 @@ from typing import Any
 from raydistill.config.loading import load_config
 from raydistill.config.syntax import as_yaml, parse_yaml
 from raydistill.config.tree import STORAGE, Config
+from raydistill.data.location import WITHOUT_LABELS
 from raydistill.data.survey import Lengths, Survey, examine
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report.scales import cut, visible
@@ -114,7 +115,8 @@ def lengths_in_words(survey: Survey) -> str:
 def data_section(survey: Survey) -> list[str]:
     data = survey.data
     where = "" if is_url(data.path) else "  # relative paths count from the folder you are in"
-    lines = ["data:", f"  path: {as_yaml(data.path)}{where}", f"  format: {survey.kind}"]
+    lines = ["data:", f"  path: {as_yaml(data.path)}{where}"]
+    lines += [f"  format: {survey.kind}"] * (survey.kind not in WITHOUT_LABELS)  # which auto alone means
     lines += [f"  revision: {as_yaml(data.revision)}"] * bool(data.revision)
     columns = data.columns.model_dump(exclude_none=True)
     if columns:

@@ -20,6 +20,8 @@ SUFFIXES = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "conll": (".conll", ".conllu", ".bio", ".iob", ".iob2"),
 }
+WITHOUT_LABELS = ("text", "lines")
+"""Kinds of sources that are no ``data.format``: a folder of text files, and one such file."""
 _UNLABELED_FOLDERS = {"unsup", "unsupervised", "unlabeled", "unlabelled"}
 
 

@@ -21,11 +21,13 @@ from kit.toy import Toy, run_ranks, weights
 from transformers import AutoModelForMaskedLM, pipeline
 
 import raydistill
+from raydistill.cli.proposal import propose
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.data import Data
-from raydistill.config.loading import load_config
+from raydistill.config.loading import data_config, load_config
 from raydistill.config.student import EncoderStudent
+from raydistill.config.syntax import parse_yaml
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import Rows, read_texts, tokenize_data
 from raydistill.deploy.export.export import export
@@ -295,6 +297,20 @@ def test_what_a_document_is(tmp_path: Path) -> None:
     rows = [{"text": text, "label": None, "text_pair": "other", "year": 1999} for text in [*texts, texts[0], " "]]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert sorted(texts_in(tmp_path, data__path=str(table))) == sorted(texts)
+
+
+def test_a_config_is_written_for_a_corpus(tmp_path: Path) -> None:
+    """By ``raydistill init``; and every loss can be checked before a run."""
+    config = masked_config(tmp_path)
+    about = data_config(config["data"]["path"], ["task.type=masked_language_modeling"])
+    text, survey = propose(about, config["teacher"]["model"])
+    assert survey.summary == "300 documents"
+    written = load_config(parse_yaml(text, "it").data, [f"storage={tmp_path / 'other'}"])
+    assert (written.task.type, written.teacher.mode) == ("masked_language_modeling", "online")
+    plan = raydistill.plan(written, check=True)
+    assert "Hidden are" in plan["data"]["notes"][-1]
+    assert "others at each epoch" in plan["data"]["notes"][-1]
+    assert any("distillation" in finding for finding in plan["findings"])
 
 
 def bad_files(folder: Path) -> dict[str, str]:
