@@ -181,7 +181,7 @@ def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool, k
             f"{first_line(error)}"
         ) from error
     inside = model.base_model_prefix + "."
-    tied = model._tied_weights_keys or {}  # a decoder that is the embedding is kept once
+    tied = getattr(model, "all_tied_weights_keys", {})  # a decoder that is the embedding is kept once
     return {key for key in model.state_dict() if not key.startswith(inside) and key not in tied} <= weight_names(folder)
 
 

@@ -18,7 +18,7 @@ from raydistill.models.fields import intermediate
 from raydistill.models.load import new_model, read_config
 from raydistill.models.modeling_conv import ConvConfig
 from raydistill.models.shape import count_parameters, student_config
-from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
@@ -99,7 +99,8 @@ def shared_signals(context: Context, teacher: TeacherIdentity) -> dict[str, froz
     for config in combinations(context.config, decides_signals):
         mode, _, wanted = teacher_mode(context, teacher, with_layers(context, teacher, config))
         needs |= wanted if mode.needs_recording else set()
-    return {"train": frozenset(needs), **dict.fromkeys(context.orders("validation"), frozenset({LOGITS}))}
+    held_out = frozenset({context.task.answer_signal})
+    return {"train": frozenset(needs), **dict.fromkeys(context.orders("validation"), held_out)}
 
 
 def save_shared(shared: Shared) -> None:

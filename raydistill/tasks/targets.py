@@ -78,6 +78,12 @@ class Ragged:
         lengths = self.lengths[rows]
         return np.arange(lengths.sum()) + np.repeat(self.starts[rows] - (np.cumsum(lengths) - lengths), lengths)
 
+    def largest(self, values: Array) -> Array:
+        """The largest of the values (M,), none below 0, of each row's units, (N,)."""
+        found = np.zeros(len(self))
+        np.maximum.at(found, self.rows, values)
+        return found
+
     def joined(self, groups: Array) -> Ragged:
         """Rows that stand together and are of one group (N,), ascending, as one, with the text of the first."""
         first = np.flatnonzero(np.diff(groups, prepend=groups[:1] - 1))

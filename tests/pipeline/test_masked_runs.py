@@ -15,7 +15,7 @@ import pytest
 import torch
 from kit.finished import predict_texts
 from kit.masked import VOCABULARY, documents, masked_config, save_masked, wordpiece
-from kit.runs import same_weights
+from kit.runs import make_context, make_shared, same_weights
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.toy import Toy, run_ranks, weights
 from transformers import AutoModelForMaskedLM, pipeline
@@ -37,6 +37,7 @@ from raydistill.evaluate.predict import predict
 from raydistill.models.load import load_model
 from raydistill.models.signals import ANSWERS
 from raydistill.models.student import build_student
+from raydistill.search.trial import TrialSpec, trial_job, trial_reports
 from raydistill.storage.storage import Storage
 from raydistill.tasks.masked_language_modeling import MaskedLanguageModeling
 from raydistill.teacher.signals import OnlineSignals, Signals
@@ -259,6 +260,19 @@ def test_a_record_of_copies_and_an_encoder_without_a_head(tmp_path: Path) -> Non
     plan = raydistill.plan(config)
     assert {phase["state"] for phase in plan["phases"]} == {"there"}
     assert plan["teacher"]["signal_bytes"]["top_logits[5]"] == masked * (2 * 5 + 1) * 4
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_trial_of_a_sweep_is_judged_by_what_is_kept(tmp_path: Path, copies: int) -> None:
+    """Beside its teacher, or by the record that all trials share."""
+    temperature = "stages.distill.losses.kd.temperature"
+    plain = masked_config(tmp_path, task__copies=copies, train__num_workers=1, evaluate__baseline=False)
+    shared = make_shared(plain | {"sweep": {"space": {temperature: {"choice": [1.0, 2.0]}}, "scheduler": "none"}})
+    assert set(shared.signals) == (set() if copies == 1 else {"top_logits[64]", "hidden_states[2]"})
+    spec = TrialSpec(0, "t0", ((0, {temperature: 1.0}),))
+    *_, last = trial_reports(make_context(trial_job(shared, spec)), shared)
+    assert last["finished"]
+    assert last["score"] == last["validation/masked_accuracy"] > 0
 
 
 def texts_in(folder: Path, **changes: Any) -> list[str]:

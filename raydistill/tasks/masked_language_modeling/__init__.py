@@ -205,11 +205,11 @@ class MaskedLanguageModeling(Task):
     def disagreements(self, a: Ragged, b: Ragged, other: Task | None = None) -> Array:
         """Of the hidden token of a document where both are surest of different ones, the smaller probability."""
         sure = np.exp(np.minimum(a.flat[:, TOP_LOG], b.flat[:, TOP_LOG]))
-        return largest(a, np.where(a.flat[:, TOP] != b.flat[:, TOP], sure, 0.0))
+        return a.largest(np.where(a.flat[:, TOP] != b.flat[:, TOP], sure, 0.0))
 
     def errors(self, outputs: Ragged, targets: Ragged) -> Array:
         wrong = outputs.flat[:, TOP] != targets.flat[:, -1]
-        return largest(outputs, np.where(wrong, np.exp(outputs.flat[:, TOP_LOG]), 0.0))
+        return outputs.largest(np.where(wrong, np.exp(outputs.flat[:, TOP_LOG]), 0.0))
 
     # answering
 
@@ -262,10 +262,3 @@ class MaskedLanguageModeling(Task):
 def documents(count: int) -> Targets:
     """Targets of documents: they need none."""
     return Targets(np.zeros(count, np.int8), np.ones(count, bool))
-
-
-def largest(rows: Ragged, values: Array) -> Array:
-    """The largest of the values (M,) of each row's units, (N,)."""
-    found = np.zeros(len(rows))
-    np.maximum.at(found, rows.rows, values)
-    return found

@@ -255,11 +255,11 @@ class TokenClassification(Task):
         """Of the word of a row where both are surest of different labels, the smaller one of the probabilities."""
         both = self._both(a, b, other)
         sure = np.minimum(*(chosen(*read) for read in both))
-        return largest(a, np.where(both[0][0] != both[1][0], sure, 0.0))
+        return a.largest(np.where(both[0][0] != both[1][0], sure, 0.0))
 
     def errors(self, outputs: Ragged, targets: Ragged) -> Array:
         given, logits = self.read_outputs(outputs)
-        return largest(outputs, np.where(given != targets.flat[:, -1], chosen(given, logits), 0.0))
+        return outputs.largest(np.where(given != targets.flat[:, -1], chosen(given, logits), 0.0))
 
     # answering
 
@@ -317,10 +317,3 @@ SETTINGS = "token_classification"
 
 def spoken(entities: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{entity['text']} ({entity['label']})" for entity in entities) or "no entity"
-
-
-def largest(rows: Ragged, values: Array) -> Array:
-    """The largest of the values (M,) of each row's words, (N,)."""
-    found = np.zeros(len(rows))
-    np.maximum.at(found, rows.rows, values)
-    return found
