@@ -1,17 +1,20 @@
 """Answers over HTTP with models:/NAME@champion on Ray Serve and follows the alias; does not import raydistill.
 
-    pip install 'ray[serve]' mlflow torch transformers
+    pip install 'ray[serve]' mlflow torch transformers pillow
     export MLFLOW_TRACKING_URI=sqlite:///raydistill-storage/mlflow.db
     serve run serve:app name=bbc-news                   # on a cluster add --working-dir .
     curl 127.0.0.1:8000 -d '{"texts": ["Shares fall again"]}'
     {"version":1,"results":[{"label":"business","score":0.89}]}
 
 It listens on 127.0.0.1; started from a Serve config file, on all interfaces, unless that says http_options: {host: …}.
-A row of a model of pairs is two texts: {"texts": [["premise", "hypothesis"]]}. A bad request gets {"detail": "why"}.
+A row of a model of pairs is two texts: {"texts": [["premise", "hypothesis"]]}; a model of pictures is sent one as it
+is, --data-binary @picture.jpg. A bad request gets {"detail": "why"}.
 """
 
 import asyncio
+import base64
 import functools
+import io
 import logging
 import os
 import re
@@ -22,10 +25,12 @@ from tempfile import TemporaryDirectory
 import mlflow
 import pandas
 from fastapi import FastAPI, HTTPException, Request
+from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 from ray import serve
 
-MAX_BYTES = 2**18  # of a request; 64 texts of 512 tokens are 200 kB
+MAX_BYTES, MAX_PICTURE = 2**18, 2**24  # of a request; 64 texts of 512 tokens are 200 kB
+PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw==")  # a picture to try a model on
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 take minutes, and we ask again anyway
 plain = functools.partial(re.sub, r"://[^/\s]*@", "://")  # MLflow's errors hold the store's address, with its password
 log = logging.getLogger("ray.serve")
@@ -55,7 +60,7 @@ def find_version(settings: Settings) -> int:
 class Champion:
     def __init__(self, settings: Settings, tracking_uri: str) -> None:
         mlflow.set_tracking_uri(tracking_uri)
-        self.settings, self.serving = settings, (0, None, [])
+        self.settings, self.serving, self.reads_pictures = settings, (0, None, []), False
         self.update()
         threading.Thread(target=self.follow, daemon=True).start()
 
@@ -66,8 +71,10 @@ class Champion:
             return
         with TemporaryDirectory() as folder:
             model = mlflow.pyfunc.load_model(f"models:/{self.settings.name}/{version}", dst_path=folder)
-        columns = model.metadata.get_input_schema().input_names()  # [0] or ["text", "text_pair"]
-        model.predict(pandas.DataFrame([["a"] * len(columns)], columns=columns))
+        schema = model.metadata.get_input_schema()
+        columns, kind = schema.input_names(), schema.input_types()[0].name  # [0] or ["text", "text_pair"]
+        model.predict(pandas.DataFrame([[PIXEL if kind == "binary" else "a"] * len(columns)], columns=columns))
+        self.reads_pictures = kind == "binary"
         self.serving = version, model, columns  # at once: requests are answered meanwhile
         log.info(f"{self.settings.name} version {version} answers")
 
@@ -86,6 +93,13 @@ class Champion:
         results = iter(await asyncio.to_thread(model.predict, rows))
         return [{"version": version, "results": [next(results) for _ in rows]} for rows in requests]
 
+    async def picture(self, body: bytes) -> dict:
+        try:
+            await asyncio.to_thread(lambda: Image.open(io.BytesIO(body)).load())
+        except Exception as error:  # each of Pillow's formats has its own errors
+            raise HTTPException(422, f"The body is no picture that can be read: {type(error).__name__}.") from None
+        return await self.score([[body]])
+
     @api.get("/")
     async def about(self) -> dict:
         return {"name": self.settings.name, "version": self.serving[0]}
@@ -95,8 +109,10 @@ class Champion:
         body = b""
         async for part in request.stream():
             body += part
-            if len(body) > MAX_BYTES:
-                raise HTTPException(413, f"The request has more than {MAX_BYTES} bytes.")
+            if len(body) > (most := MAX_PICTURE if self.reads_pictures else MAX_BYTES):
+                raise HTTPException(413, f"The request has more than {most} bytes.")
+        if self.reads_pictures:
+            return await self.picture(body)
         try:
             rows = [[row] if isinstance(row, str) else row for row in Query.model_validate_json(body).texts]
         except ValidationError as error:

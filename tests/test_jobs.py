@@ -14,6 +14,7 @@ import torch
 import yaml
 from kit import ROOT
 from kit.asked import asked_config
+from kit.pictures import picture_config
 from kit.tagged import tagged_config
 from kit.tiny import WORDS, save_tiny
 from kit.toy import TOPICS, toy_config
@@ -29,7 +30,11 @@ from raydistill.pipeline.plan import make_plan
 JOBS = ROOT / "jobs"
 RECIPES = [starter.file for starter in list_starters().values() if starter.is_recipe]
 METHODS = ("distilbert", "tinybert", "minilm", "pkd", "early", "late", "ensemble")
-TOYS = dict.fromkeys(METHODS, toy_config) | {"question_answering": asked_config, "taggers": tagged_config}
+TOYS = dict.fromkeys(METHODS, toy_config) | {
+    "question_answering": asked_config,
+    "taggers": tagged_config,
+    "image_classification": picture_config,
+}
 
 
 def test_every_config_is_a_recipe() -> None:

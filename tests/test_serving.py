@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import psutil
 import pytest
 import yaml
 from kit import ROOT
+from kit.pictures import png, save_tiny_pictures, toy_picture
 from kit.servers import free_port
 from kit.tiny import save_tiny
 from kit.toy import toy_config
@@ -132,7 +134,8 @@ def call(url: str, data: Any = None, **headers: str) -> tuple[int, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Storage with two versions of ``toy``, then one that counts and a broken one, and a version of ``pairs``."""
+    """Storage with two versions of ``toy``, then one that counts and a broken one, and versions of ``pairs`` and
+    ``pictures``."""
     folder = tmp_path_factory.mktemp("serving")
     for seed in (1, 2):
         distill(load_config(toy_config(folder, evaluate__baseline=False, train__seed=seed)))
@@ -148,10 +151,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     broken = Path(shutil.copytree(downloaded(folder, 2), folder / "broken"))
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-100])
     write_model(folder / "student", folder / "pairs", has_pairs=True)
-    client.create_registered_model("pairs")
-    for name, source in (("toy", counting), ("toy", broken), ("pairs", folder / "pairs")):
+    write_model(save_tiny_pictures(folder / "vit", num_labels=4), folder / "pictures")
+    for name in ("pairs", "pictures"):
+        client.create_registered_model(name)
+    own = [(name, folder / name) for name in ("pairs", "pictures")]
+    for name, source in (("toy", counting), ("toy", broken), *own):
         client.create_model_version(name, source.as_uri())
-    client.set_registered_model_alias("pairs", "champion", "1")
+    for name in ("pairs", "pictures"):
+        client.set_registered_model_alias(name, "champion", "1")
     client.set_registered_model_alias("toy", "champion", "1")
     return folder
 
@@ -228,20 +235,20 @@ class Registry:
 
 
 class Served:
-    """``serve run`` with the copied application, for ``toy`` at ``url`` and for ``pairs`` below it."""
+    """``serve run`` with the copied application, for ``toy`` at ``url``, for ``pairs`` and ``pictures`` below it."""
 
     def __init__(self, folder: Path, registry: Registry, blocked: Path) -> None:
         self.folder, self.registry = folder, registry
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
-        half = [{"name": "Champion", "ray_actor_options": {"num_cpus": 0.5}}]
+        part = [{"name": "Champion", "ray_actor_options": {"num_cpus": 0.3}}]
         applications = [
             {"name": "toy", "route_prefix": "/", "args": {"name": "toy", "poll_seconds": POLL_SECONDS}},
-            {"name": "pairs", "route_prefix": "/pairs", "args": {"name": "pairs"}},
+            *({"name": n, "route_prefix": f"/{n}", "args": {"name": n}} for n in ("pairs", "pictures")),
         ]
         config = {
             "http_options": {"host": "127.0.0.1", "port": self.port},
-            "applications": [{**one, "import_path": "serve:app", "deployments": half} for one in applications],
+            "applications": [{**one, "import_path": "serve:app", "deployments": part} for one in applications],
         }
         (folder / "served.yaml").write_text(yaml.safe_dump(config))
         self.server = Server(
@@ -253,7 +260,7 @@ class Served:
             MLFLOW_TRACKING_URI=registry.uri,
             OMP_NUM_THREADS="1",
         )
-        for path in ("", "pairs/"):
+        for path in ("", "pairs/", "pictures/"):
             self.server.wait_until(lambda path=path: call(self.url + path)[0] == 200)
 
     def ask(self, *texts: str) -> tuple[int, Any]:
@@ -405,6 +412,20 @@ def test_pairs_are_rows_of_two_texts(served: Served) -> None:
         rows = [dict(zip(("text", "text_pair"), pair, strict=True)) for pair in pairs]
         assert same(found["results"], mlflow.pyfunc.load_model("models:/pairs/1").predict(rows))
     assert call(served.url + "pairs/", {"texts": ["a"]}) == (422, {"detail": "A row of this model is 2 text(s)."})
+
+
+@pytest.mark.slow
+def test_pictures_are_posted_as_they_are(served: Served) -> None:
+    picture = png(toy_picture("tall", np.random.default_rng(0)))
+    (served.folder / "tall.png").write_bytes(picture)
+    status, found = call(served.url + "pictures/", picture)
+    assert (status, found["version"]) == (200, 1)
+    model = pipeline("image-classification", str(served.folder / "vit"), device="cpu")
+    assert same(found["results"], model(str(served.folder / "tall.png"), top_k=1))
+    why = "The body is no picture that can be read: UnidentifiedImageError."
+    assert call(served.url + "pictures/", {"texts": ["a"]}) == (422, {"detail": why})
+    assert call(served.url + "pictures/", picture[:200])[0] == 422
+    assert call(served.url + "pictures/", picture + bytes(2**24))[0] == 413
 
 
 @pytest.mark.slow

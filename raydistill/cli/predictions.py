@@ -46,7 +46,7 @@ def added_names(columns: Sequence[str], task: Task) -> list[str]:
 
 
 def cells(answer: Mapping[str, Any], task: Task) -> Iterator[Any]:
-    """The values of ``added_names``; all None for an empty text."""
+    """The values of ``added_names``; all None for an empty text, or a picture that cannot be read."""
     for column in task.answer_columns:
         if column == SCORES:
             yield from (answer[column] or dict.fromkeys(task.outputs)).values()
@@ -59,7 +59,7 @@ def line(answer: Mapping[str, Any], task: Task) -> str:
     shown = [answer[column] for column in task.answer_columns if column != SCORES]
     if shown[0] is None:
         shown[0] = "(empty)"
-    return "\t".join([*map(_spelled, shown), answer["text"]])
+    return "\t".join([*map(_spelled, shown), answer.get("text") or answer.get("image", "")])
 
 
 def _spelled(value: Any) -> str:

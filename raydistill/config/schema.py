@@ -136,6 +136,12 @@ def plain_words(text: str | None) -> str:
     return " ".join((text or "").replace("``", "").split())
 
 
+def is_for(loss: type[LossSection], task: type[tasks.TaskSection]) -> bool:
+    """Whether a loss can learn from a task's rows and predictions."""
+    has_embeddings = not task.reads_pictures or "gradients" not in loss.compares
+    return loss.takes(task.kind, task.has_units, task.over_vocabulary) and has_embeddings
+
+
 def list_losses() -> dict[str, dict[str, Any]]:
     """Every loss type: what it is, looks at and is for, and its settings (default and meaning)."""
     found: dict[str, dict[str, Any]] = {}
@@ -150,11 +156,7 @@ def list_losses() -> dict[str, dict[str, Any]]:
             "about": (section.__doc__ or "").strip(),
             "role": section.role,
             "compares": section.compares,
-            "tasks": [
-                name
-                for name, known in tasks.SECTIONS.items()
-                if section.takes(known.kind, known.has_units, known.over_vocabulary)
-            ],
+            "tasks": [n for n, known in tasks.SECTIONS.items() if is_for(section, known)],
             "settings": settings,
         }
     return found

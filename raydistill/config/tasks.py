@@ -26,6 +26,9 @@ class TaskSection(Section):
     teacher_metric: ClassVar[str]
     """Picks a teacher's best epoch: its soft targets have to be good, not only its answers."""
 
+    reads_pictures: ClassVar[bool] = False
+    """Whether a row is a picture, not a text."""
+
     has_classes: ClassVar[bool] = False
     """Whether the task's loss takes class weights and label smoothing."""
 
@@ -59,6 +62,24 @@ class TextClassification(TaskSection):
     has_classes = True
 
     type: Literal["text_classification"] = "text_classification"
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of the logits; by default taken from the data, sorted."""
+
+    def mistakes(self) -> list[Mistake]:
+        return repeated(self.labels)
+
+
+class ImageClassification(TaskSection):
+    """One class a picture."""
+
+    kind = "categorical"
+    metrics = TextClassification.metrics
+    tuning_metrics = TextClassification.tuning_metrics
+    teacher_metric = "log_loss"
+    has_classes = True
+    reads_pictures = True
+
+    type: Literal["image_classification"] = "image_classification"
     labels: tuple[str, ...] | None = None
     """Class names in the order of the logits; by default taken from the data, sorted."""
 
@@ -206,6 +227,7 @@ SECTIONS: dict[str, type[TaskSection]] = {
         QuestionAnswering,
         Embeddings,
         MaskedLanguageModeling,
+        ImageClassification,
     )
 }
 """Every kind of problem by its ``type``."""
@@ -223,6 +245,7 @@ Task = Annotated[
     | Annotated[TokenClassification, Tag("token_classification")]
     | Annotated[QuestionAnswering, Tag("question_answering")]
     | Annotated[Embeddings, Tag("embeddings")]
-    | Annotated[MaskedLanguageModeling, Tag("masked_language_modeling")],
+    | Annotated[MaskedLanguageModeling, Tag("masked_language_modeling")]
+    | Annotated[ImageClassification, Tag("image_classification")],
     Discriminator(task_type),
 ]

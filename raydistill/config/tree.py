@@ -138,6 +138,7 @@ class Config(Section):
             check_whole_texts,
             check_symmetric,
             check_vocabulary,
+            check_pictures,
         )
         return [mistake for check in checks for mistake in check(self)]
 
@@ -352,6 +353,37 @@ def check_vocabulary(config: Config) -> list[Mistake]:
     return found
 
 
+def check_pictures(config: Config) -> list[Mistake]:
+    """What says something of texts alone, or of pictures alone."""
+    data, student, tuning = config.data, config.student, config.lead.finetune
+    if not config.task.reads_pictures:
+        why = f"{config.task.type} reads texts; task.type: image_classification reads pictures. Leave it out."
+        wrong = {"columns": data.columns.image is not None, "format": data.format == "image_folder"}
+        return [(("data", name), why) for name, is_wrong in wrong.items() if is_wrong]
+    wrong_places: dict[tuple[str, ...], bool] = {
+        ("data", "columns", "text"): data.columns.text is not None,
+        ("data", "columns", "text_pair"): data.columns.text_pair is not None,
+        ("data", "format"): data.format in ("text_folder", "conll"),
+        ("data", "symmetric"): data.symmetric,
+        ("data", "augment"): data.augment is not None,
+        ("evaluate", "robustness"): config.evaluate.robustness,
+        ("teacher", "finetune", "method"): isinstance(tuning, Finetune) and tuning.method not in ("auto", "full"),
+        ("student", "type"): student.type == "conv",
+    }
+    why = f"is made for texts, and {config.task.type} reads pictures. Leave it out."
+    found: list[Mistake] = [(place, why) for place, is_wrong in wrong_places.items() if is_wrong]
+    for name in ("share_layers", "hidden_size", "num_heads", "intermediate_size"):
+        if getattr(student, name, None) is not None and (name == "share_layers" or student.start != "random"):
+            way = "" if name == "share_layers" else " Set student.start: random, or a smaller checkpoint."
+            found.append((("student", name), f"is cut from models of texts alone so far.{way or ' Leave it out.'}"))
+    for stage_name, stage in config.stages.items():
+        for loss_name, loss in stage.losses.items():
+            if "gradients" in loss.compares:
+                why = f"{loss.type} compares gradients of token embeddings; pictures have none. Take hidden_mse."
+                found.append((("stages", stage_name, "losses", loss_name), why))
+    return found
+
+
 MEAN_OF = ("logits", "logits, labels", "hidden states, labels", "vectors")
 """What a loss may compare where several teachers speak: predictions, or the student's own states."""
 
@@ -370,6 +402,8 @@ def check_mixture(config: Config) -> list[Mistake]:
             found.append((("teacher", "members", name, "finetune", "head"), f"{SEVERAL_CRFS} Leave it out."))
     if config.task.over_vocabulary:
         found.append((("teacher", "type"), f"mixture has no mean of the tokens of {config.task.type}; name one model."))
+    if config.task.reads_pictures:
+        found.append((("teacher", "type"), f"mixture reads texts, and {config.task.type} pictures; name one model."))
     if config.task.kind == "span":
         found.append((("teacher", "type"), f"mixture has no mean of the spans of {config.task.type}; name one model."))
     for stage_name, stage in config.stages.items():

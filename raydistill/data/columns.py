@@ -9,11 +9,14 @@ import pyarrow as pa
 
 from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
+from raydistill.data.paths import DataFile
+from raydistill.data.pictures import SUFFIXES, sound
 from raydistill.errors import ConfigError, DataError, did_you_mean
 from raydistill.tasks import TASKS, kind_of
 from raydistill.tasks.targets import decoded, is_string
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "review", "content", "premise", "question", "question1")
+IMAGE_NAMES = ("image", "picture", "photo", "img", "image_path", "file_name", "path")
 _LETTERS = 20  # a column of texts has more in the mean
 PAIR_NAMES = {
     "text": "text_pair",
@@ -34,7 +37,8 @@ def choose_columns(
     setting: str = "data.columns.{}",
     cells: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, str]:
-    """Role (text, text_pair, label) to column name, as the config says or by usual names in any case.
+    """Role (text, text_pair, label; of pictures image, label) to column name, as the config says or by usual names in
+    any case.
 
     ``task`` knows the usual names of a label, without it none is recognised; ``setting``: where the user names the
     column of a role. Of some rows' ``cells`` by column a text or label without a usual name is recognised, too, where
@@ -48,7 +52,8 @@ def choose_columns(
     need_label = need_label and (task is None or kind_of(task).needs_labels)
     chosen: dict[str, str] = {}
     lower = {name.lower(): name for name in reversed(names)}
-    for role in ("text", "text_pair", "label"):
+    roles = ("image", "label") if task is not None and task.reads_pictures else ("text", "text_pair", "label")
+    for role in roles:
         wanted = getattr(columns, role)
         if wanted is not None and wanted in names:
             chosen[role] = wanted
@@ -60,8 +65,9 @@ def choose_columns(
             found = next((lower[name] for name in usual if name in lower), None)
             if found is not None and found not in chosen.values():
                 chosen[role] = found
-            elif role == "text" or (role == "label" and need_label):
+            elif role == roles[0] or (role == "label" and need_label):
                 fits = kind_of(task).is_target if role == "label" and task is not None else is_text
+                fits = are_pictures if role == "image" else fits
                 taken = {*chosen.values(), columns.label}
                 able = [name for name, few in (cells or {}).items() if name not in taken and fits(few)]
                 if len(able) != 1:
@@ -85,6 +91,8 @@ def usual_names(role: str, chosen: Mapping[str, str], task: TaskSection | None) 
     if role == "text_pair":
         usual = PAIR_NAMES.get(chosen["text"].lower(), "text_pair")
         return (usual, *(kind_of(task).pair_columns if task is not None else ()))
+    if role == "image":
+        return IMAGE_NAMES
     if role == "text":
         if task is None:
             return (*TEXT_NAMES, *(name for kind in TASKS.values() for name in kind.text_columns))
@@ -98,19 +106,64 @@ def is_text(cells: Sequence[Any]) -> bool:
     return sum(map(len, texts)) > _LETTERS * len(texts) and sum(" " in text for text in texts) > len(texts) / 2
 
 
+def are_pictures(cells: Sequence[Any]) -> bool:
+    """Whether these are pictures, or names of such files."""
+    known = [cell for cell in cells if cell is not None]
+    return bool(known) and all(
+        cell.lower().endswith(SUFFIXES) if isinstance(cell, str) else isinstance(cell, bytes | dict) for cell in known
+    )
+
+
 def canonical(
-    table: pa.Table, chosen: dict[str, str], where: str, class_names: Sequence[str] | None, task: TaskSection
+    table: pa.Table,
+    chosen: dict[str, str],
+    where: str,
+    class_names: Sequence[str] | None,
+    task: TaskSection,
+    file: DataFile | None = None,
 ) -> pa.Table:
-    """The chosen columns of a raw table under the names text, text_pair, label. Raises DataError for a wrong type."""
-    out = {}
+    """The chosen columns of a raw table under the names text, text_pair, label; of pictures image (null where one
+    cannot be read), name, fault, label. ``file``: from which paths of pictures count. Raises DataError for a wrong
+    type."""
+    out: dict[str, Any] = {}
     raw = {role: table.column(name) for role, name in chosen.items()}
     for role, column in kind_of(task).aligned(task, raw, where, class_names).items():
         name = chosen.get(role)
         if role == "label":
             out[role] = kind_of(task).column(task, column, f"Column {name!r} of {where}", class_names)
+        elif role == "image":
+            out |= pictures_in(column, f"Column {name!r} of {where}", where, file)
         else:
             out[role] = _text_column(column, f"Column {name!r} of {where}")
     return pa.table(out)
+
+
+def pictures_in(column: pa.ChunkedArray, what: str, where: str, file: DataFile | None) -> dict[str, pa.Array]:
+    """Pictures that a table holds, as bytes or as {bytes, path}, or names: columns image, name, fault. DataError for a
+    column of neither."""
+    cells = column.to_pylist()
+    known = [cell for cell in cells if cell is not None]
+    if not all(isinstance(cell, bytes | str | dict) for cell in known):
+        raise DataError(f"{what} holds {column.type}, not pictures. Name the column of the pictures in data.columns.")
+    contents: list[bytes | None] = []
+    names: list[str] = []
+    for number, cell in enumerate(cells, 1):
+        cell = cell if isinstance(cell, dict) else {"bytes" if isinstance(cell, bytes) else "path": cell}
+        content, path = cell.get("bytes"), cell.get("path")
+        names.append(path or f"row {number} of {where}")
+        contents.append(content if content is not None or not path else read_beside(path, file))
+    images, faults = sound(contents, names)
+    return {"image": images, "name": pa.array(names, pa.large_string()), "fault": faults}
+
+
+def read_beside(path: str, file: DataFile | None) -> bytes | None:
+    """The content of the file that a table names; None where there is none."""
+    try:
+        with (DataFile(path, path) if file is None else file.beside(path)).open() as opened:
+            content: bytes = opened.read()
+            return content
+    except OSError:
+        return None
 
 
 def _text_column(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:

@@ -23,19 +23,24 @@ from raydistill.tasks import Targets, Task, kind_of
 from raydistill.tasks.targets import shown
 
 _VISIBLE = r"[^\s\pZ\x00\x{FEFF}\x{200B}]"  # NUL, byte order mark and zero-width space are no text either
+INPUTS = ("text", "text_pair", "image", "name")
+"""Columns of a prepared row, beside its target."""
+EMPTY = {True: "no picture that can be read", False: "empty text"}
+"""Why rows are skipped, by whether they are pictures."""
 _REMOVED = {
-    "validation_in_test": "{rows} removed from validation: the same text is in test.",
-    "train_in_held_out": "{rows} removed from training: the same text is in validation or test.",
-    "train_repeated": "{rows} removed from training: a copy of the same text stays.",
-    "train_conflicting": "{rows} removed from training: copies of one text with different labels.",
-    "unlabeled_in_held_out": "{rows} of data.unlabeled removed: the same text is in validation or test.",
-    "unlabeled_repeated": "{rows} of data.unlabeled removed: the same text is in training already.",
+    "validation_in_test": "{rows} removed from validation: the same {what} is in test.",
+    "train_in_held_out": "{rows} removed from training: the same {what} is in validation or test.",
+    "train_repeated": "{rows} removed from training: a copy of the same {what} stays.",
+    "train_conflicting": "{rows} removed from training: copies of one {what} with different labels.",
+    "unlabeled_in_held_out": "{rows} of data.unlabeled removed: the same {what} is in validation or test.",
+    "unlabeled_repeated": "{rows} of data.unlabeled removed: the same {what} is in training already.",
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one split: columns text[, text_pair] (large_string, one chunk), targets, hashes (S32)."""
+    """Rows of one split: columns text[, text_pair] (large_string, one chunk) or image (large_binary) and name, targets,
+    hashes (S32)."""
 
     texts: pa.Table
     targets: Targets
@@ -43,12 +48,14 @@ class Part:
 
     @classmethod
     def of(cls, table: pa.Table, targets: Targets, *, symmetric: bool = False) -> tuple[Part, int]:
-        """The rows of a table whose texts are not empty, and how many are. ``symmetric``: see ``row_hashes``."""
-        names = [name for name in ("text", "text_pair") if name in table.column_names]
+        """The rows of a table whose texts are not empty, or whose pictures can be read, and how many are or cannot.
+        ``symmetric``: see ``row_hashes``."""
+        names = [name for name in INPUTS if name in table.column_names]
         texts = pa.table({name: whole(table.column(name)) for name in names})
         visible = np.ones(texts.num_rows, bool)
-        for column in texts.columns:
-            found = pc.fill_null(pc.match_substring_regex(column, _VISIBLE), False)
+        for name, column in zip(names, texts.columns, strict=True):
+            is_text = name in ("text", "text_pair")
+            found = pc.fill_null(pc.match_substring_regex(column, _VISIBLE), False) if is_text else column.is_valid()
             visible &= whole(found).to_numpy(zero_copy_only=False)
         texts = texts if visible.all() else picked(texts, visible)
         return cls(texts, targets.take(visible), row_hashes(texts, symmetric=symmetric)), int((~visible).sum())
@@ -81,12 +88,13 @@ def whole(column: pa.ChunkedArray) -> pa.Array:
 
 
 def row_hashes(texts: pa.Table, *, symmetric: bool = False) -> npt.NDArray[np.bytes_]:
-    """32 hex characters a row: the first half of SHA-256 over text, and NUL and text_pair where there is one.
+    """32 hex characters a row: the first half of SHA-256 over text, and NUL and text_pair where there is one, or over
+    the bytes of a picture.
 
     ``symmetric``: of a pair's two orders the one whose first text sorts first, so that both have one hash.
     """
     columns = []
-    for column in texts.columns:
+    for column in texts.drop_columns(["name"] if "name" in texts.column_names else []).columns:
         array = whole(column)
         _, offsets, values = array.buffers()
         ends = np.frombuffer(offsets or b"", np.int64)[array.offset : array.offset + len(array) + 1]
@@ -124,7 +132,8 @@ class Draft:
 
     def remove(self, counts: Mapping[str, int]) -> None:
         self.removed |= counts
-        self.notes += [_REMOVED[reason].format(rows=_rows(n)) for reason, n in counts.items() if n]
+        what = "picture" if self.task.reads_pictures else "text"
+        self.notes += [_REMOVED[reason].format(rows=_rows(n), what=what) for reason, n in counts.items() if n]
 
 
 def make_draft(config: Config) -> Draft:
@@ -164,7 +173,7 @@ def read_draft(config: Config) -> Draft:
         )
     for split in (name for name in SPLITS if name in source.tables):
         part, empty = Part.of(source.tables[split], read.targets[split], symmetric=symmetric)
-        draft.skip(empty, "empty text", split)
+        draft.skip(empty, EMPTY[config.task.reads_pictures], split)
         if split != "train":
             labeled = part.targets.labeled
             draft.skip(int((~labeled).sum()), "no label", split)
@@ -265,7 +274,7 @@ def join_unlabeled(draft: Draft, config: Config) -> None:
     for reason, count in extra.skipped.items():
         draft.skipped[reason] = draft.skipped.get(reason, 0) + count
     part, empty = Part.of(table, Targets.none(table.num_rows, train.targets), symmetric=config.data.symmetric)
-    draft.skip(empty, "empty text", "data.unlabeled")
+    draft.skip(empty, EMPTY[config.task.reads_pictures], "data.unlabeled")
     held_out = np.concatenate([draft.parts["validation"].hashes, draft.parts["test"].hashes])
     leaked = np.isin(part.hashes, held_out)
     first = np.zeros(part.num_rows, bool)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.config.data import Data
+from raydistill.data import pictures
 from raydistill.data.hub import hub_commit
 from raydistill.data.paths import SPLIT_NAMES, DataFile, list_files
 from raydistill.errors import ConfigError, DataError
@@ -81,7 +82,7 @@ def locate(data: Data) -> Location:
         not root.is_dir() if isinstance(root, Path) else len(files) == 1 and root.rstrip("/").endswith(files[0].name)
     )
     kind = _kind(files, single, str(root)) if data.format == "auto" else data.format
-    if single and kind in ("text_folder", "datasets"):
+    if single and kind in ("text_folder", "image_folder", "datasets"):
         raise ConfigError(f"{root} is a file, but data.format {kind} is a folder. Set data.format to the file's kind.")
     if kind in SUFFIXES and not single:
         files = [file for file in files if family(file.name) == kind]
@@ -97,6 +98,11 @@ def family(name: str) -> str | None:
     return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), None)
 
 
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture."""
+    return name.lower().endswith(pictures.SUFFIXES)
+
+
 def _kind(files: Sequence[DataFile], single: bool, where: str) -> str:
     names = {file.name for file in files}
     if single:
@@ -108,6 +114,8 @@ def _kind(files: Sequence[DataFile], single: bool, where: str) -> str:
     if "dataset_dict.json" in names or {"state.json", "dataset_info.json"} <= names:
         return "datasets"
     kinds = {name: family(name) for name in names}
+    if not any(kinds.values()) and 2 * sum(map(is_picture, names)) > len(names):
+        return "image_folder"
     documents = any("/" in name and kind is None for name, kind in kinds.items())
     families = {kind for kind in kinds.values() if kind}
     if len(families) > 1 or documents:  # a .json beside parquet or csv files, or above class folders, describes them

@@ -50,6 +50,14 @@ class DataFile:
     def open(self) -> Any:
         return open(self.path, "rb") if self.fs is None else self.fs.open(self.path, "rb")
 
+    def beside(self, path: str) -> DataFile:
+        """The file of a path from this one's folder on."""
+        folder = self.path.rpartition("/")[0] if self.fs is not None else os.path.dirname(self.path)
+        return DataFile(path, f"{folder}/{path}" if self.fs is not None else os.path.join(folder, path), self.fs)
+
+    def is_there(self) -> bool:
+        return os.path.isfile(self.path) if self.fs is None else bool(self.fs.isfile(self.path))
+
     def size(self) -> int:
         return os.path.getsize(self.path) if self.fs is None else int(self.fs.size(self.path))
 

@@ -24,6 +24,7 @@ from raydistill.config.tree import Config
 from raydistill.data.draft import Draft, Part, make_draft, whole
 from raydistill.data.location import source_identity
 from raydistill.data.paths import SPLITS
+from raydistill.data.sources import named_pictures
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
@@ -76,7 +77,8 @@ def data_key(config: Config) -> str:
 
 
 def _recipe(config: Config) -> dict[str, Any]:
-    return {
+    named = named_pictures(config.data, config.task)
+    recipe: dict[str, Any] = {
         "source": source_identity(config.data),
         "data": config.data.model_dump(
             mode="json", include=INCLUDED | ({"symmetric"} if config.data.symmetric else set())
@@ -85,12 +87,16 @@ def _recipe(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "checks": CHECKS,
     }
+    if not config.task.reads_pictures:  # the keys of texts stay as they were before pictures could be read
+        del recipe["data"]["columns"]["image"]
+    return recipe | ({"pictures": named} if named else {})
 
 
 def prepare_data(config: Config, storage: Storage) -> Artifact:
     """The data artefact of a config: train.arrow, validation.arrow, test.arrow and info.json; made if it is not there.
 
-    A split is an Arrow file of one record batch: example_id int64, text[, text_pair], target (null: none), hash.
+    A split is an Arrow file of one record batch: example_id int64, text[, text_pair] or image, name; target (null:
+    none), hash.
     Raises DataError or ConfigError for data that cannot be used.
     """
     recipe = _recipe(config)

@@ -1,4 +1,4 @@
-"""Token ids of the prepared rows: made once by the tokenizer, then memory-mapped by all processes of a node."""
+"""Token ids of the prepared rows, or pixels of pictures: made once, then memory-mapped by all processes of a node."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 from raydistill.data.augmentation import Augmentation
 from raydistill.data.batches import Batch
 from raydistill.data.paths import SPLITS
+from raydistill.data.pictures import PICTURES_PER_CALL, Processor
 from raydistill.data.prepare import read_info, write_batch
 from raydistill.data.spool import spooled
 from raydistill.data.windows import encode_windows
@@ -72,10 +73,12 @@ def tokenize_data(
     the second text of a row begins that is read apart from the first]; info.json has
     pad_token_id, max_length, by split num_tokens and num_cut (rows with more than ``max_length`` tokens), and the
     task's facts: targets mean nothing without them, so the digest, by which all that is made from the rows is known,
-    covers both. Of ``symmetric`` pairs the training split has all rows in their own order and then in the other one,
-    the same example in both; validation and test have a second split each, ``<split>-swapped``. Copies of
-    ``augmentation`` follow the training rows, the same examples without their targets. Raises ModelError for a folder
-    without a fast tokenizer, ConfigError when ``max_length`` is more than the model takes.
+    covers both. Of pictures, {split}.arrow has target and example_id, {split}.npy the pixels, uint8 (N, C, H, W), and
+    info.json what the image processor makes of these; ``max_length`` is the number of patches then. Of ``symmetric``
+    pairs the training split has all rows in their own order and then in the other one, the same example in both;
+    validation and test have a second split each, ``<split>-swapped``. Copies of ``augmentation`` follow the
+    training rows, the same examples without their targets. Raises ModelError for a folder without a fast tokenizer or
+    an image processor, ConfigError when ``max_length`` is more than the model takes.
     """
     from raydistill.models.folder import tokenizer_digest
 
@@ -86,6 +89,11 @@ def tokenize_data(
         return artifact
     with lock(storage, "tokens", artifact.key + ".lock"):
         if not artifact.exists():
+            if task_of(read_info(data).task).reads_pictures:
+                processor = Processor.open(tokenizer_folder)
+                with artifact.write(recipe, parents) as folder:
+                    _write_pixels(processor, data, folder, max_length)
+                return artifact
             tokenizer = load_tokenizer(tokenizer_folder, max_length)
             with artifact.write(recipe, parents) as folder:
                 _write_tokens(tokenizer, data, folder, max_length, symmetric, augmentation)
@@ -176,6 +184,23 @@ def _write_tokens(
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 
+def _write_pixels(processor: Processor, data: Artifact, folder: Path, num_patches: int) -> None:
+    num_rows = {}
+    for split in SPLITS:
+        batch = map_batch(data.local() / f"{split}.arrow")
+        num_rows[split] = len(batch)
+        shape = (len(batch), *processor.shape)
+        pixels = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", np.uint8, shape)
+        for start in range(0, len(batch), PICTURES_PER_CALL):
+            pictures = batch.column("image").slice(start, PICTURES_PER_CALL).to_pylist()
+            pixels[start : start + len(pictures)] = processor.pixels(pictures)
+        pixels.flush()
+        write_batch(folder / f"{split}.arrow", {name: batch.column(name) for name in ("target", "example_id")})
+    counts = {"num_tokens": {s: n * num_patches for s, n in num_rows.items()}, "num_cut": dict.fromkeys(num_rows, 0)}
+    info = {"pixels": processor.facts(), "max_length": num_patches, **counts, "task": read_info(data).task}
+    (folder / "info.json").write_text(json.dumps(info, indent=1))
+
+
 def _joined(parts: Sequence[pa.Array]) -> pa.Array:
     """Columns one after the other, also where they have more tokens together than a list column can count."""
     is_list = any(pa.types.is_list(part.type) or pa.types.is_large_list(part.type) for part in parts)
@@ -185,9 +210,9 @@ def _joined(parts: Sequence[pa.Array]) -> pa.Array:
 
 
 def read_texts(data: Artifact, split: str) -> list[pa.Array]:
-    """The texts of a prepared split, one column or two."""
+    """The texts of a prepared split, one column or two; or its pictures."""
     batch = map_batch(data.local() / f"{split}.arrow")
-    return [batch.column(name) for name in ("text", "text_pair") if name in batch.schema.names]
+    return [batch.column(name) for name in ("text", "text_pair", "image") if name in batch.schema.names]
 
 
 def map_batch(path: Path) -> pa.RecordBatch:
@@ -313,8 +338,8 @@ class Rows:
     example_ids: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     """Where each row begins in ``values``, (num_rows,)."""
-    values: dict[str, npt.NDArray[np.int32]]
-    """All tokens of all rows one after another: input_ids[, token_type_ids]."""
+    values: dict[str, npt.NDArray[Any]]
+    """All tokens of all rows one after another: input_ids[, token_type_ids], int32."""
     pad_token_id: int
     units: Ragged | None = None
     """Where rows have several predictions, the position in its row of each one's token, (M,)."""
@@ -328,8 +353,11 @@ class Rows:
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
         """Map ``split`` of a tokens artefact's local folder."""
-        batch = map_batch(folder / f"{split}.arrow")
-        info = json.loads((folder / "info.json").read_text())
+        batch, info = map_batch(folder / f"{split}.arrow"), json.loads((folder / "info.json").read_text())
+        if "pixels" in info:
+            pixels = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+            known = (Targets.of_arrow(batch.column("target")), batch.column("example_id").to_numpy())
+            return PictureRows.of_pixels(pixels, *known, info["max_length"], Processor.of(info["pixels"]))
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         return cls.of(columns, info["pad_token_id"], Masks.read(info.get("masks")))
 
@@ -439,3 +467,46 @@ class Rows:
         if self.second is not None:
             out[SECOND] = torch.from_numpy(self.second[row_ids])
         return out
+
+    def block(self, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+        """Inputs (B, L) without padding, one row's tokens after another's, in a shape of one's own, to time models on:
+        their order does not change the time."""
+        import torch
+
+        shape = (batch_size, length)
+        inputs = {
+            name: torch.from_numpy(np.resize(values[: batch_size * length], shape).astype(np.int64))
+            for name, values in self.values.items()
+        }
+        return {**inputs, "attention_mask": torch.ones(shape, dtype=torch.int64)}
+
+
+@dataclass(frozen=True, eq=False)
+class PictureRows(Rows):
+    """One split of pictures, memory-mapped: ``values`` has their pixels, uint8 (num_rows, C, H, W)."""
+
+    processor: Processor | None = None
+
+    @classmethod
+    def of_pixels(
+        cls,
+        pixels: npt.NDArray[np.uint8],
+        targets: Targets,
+        example_ids: npt.NDArray[np.int64],
+        num_patches: int,
+        processor: Processor,
+    ) -> PictureRows:
+        """Pictures that models see as so many patches."""
+        lengths, starts = np.full(len(pixels), num_patches, np.int32), np.arange(len(pixels)) * num_patches
+        return cls(lengths, targets, example_ids, starts, {"pixels": pixels}, pad_token_id=0, processor=processor)
+
+    def inputs(self, row_ids: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+        """pixel_values of some rows, (B, C, H, W) float32, as the model's image processor gives them."""
+        import torch
+
+        assert self.processor is not None
+        return {"pixel_values": torch.from_numpy(self.processor.values(self.values["pixels"][row_ids]))}
+
+    def block(self, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+        """As many pictures; they have one size."""
+        return self.inputs(np.arange(batch_size) % self.num_rows)

@@ -113,7 +113,11 @@ def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
 def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_folder: Path, settings: Data) -> Size:
     """The rows of the splits, and their tokens from a sample. Raises ConfigError for a length to which the tokenizer
     cannot cut."""
-    tokenizer, task = load_tokenizer(tokenizer_folder, max_length), task_of(info.task)
+    more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
+    if (task := task_of(info.task)).reads_pictures:
+        patches = {split: counts.rows * max_length for split, counts in info.counts.items()}
+        return Size(info, patches, dict.fromkeys(patches, 0), is_estimate=False, **more)
+    tokenizer = load_tokenizer(tokenizer_folder, max_length)
     num_tokens, num_cut, num_windows, num_units = {}, {}, {}, {}
     for split in SPLITS:
         whole_columns = texts(split)
@@ -132,6 +136,5 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
             inputs *= settings.num_copies if split == "train" else 1
             num_cut[split] = round(inputs * float(is_cut.mean()))
         num_tokens[split] = round(inputs * len(columns["input_ids"].values) / len(rows))
-    more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
     more |= {"num_windows": num_windows or None, "num_units": num_units or None}
     return Size(info, num_tokens, num_cut, is_estimate=True, **more)

@@ -3,6 +3,7 @@
 A source is a file, a folder, a URL or a hub name; ``data.format`` says which kind, ``auto`` finds out:
 
 - ``text_folder``: a folder a class, one text file a document; train/validation/test folders may lie above the classes;
+- ``image_folder``: the same of pictures;
 - ``parquet``, ``csv`` (and .tsv), ``jsonl`` (and .json): one file, or a folder whose file or folder names say the
   split (train | validation, valid, val, dev | test); where no name says a split all files are training rows;
 - ``datasets``: a folder of ``save_to_disk``; ``hub``: ``owner/name`` or ``owner/name:configuration``.
@@ -12,8 +13,9 @@ The order of rows is the sorted order of the files' names, then the order within
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -23,9 +25,18 @@ from raydistill.config.tasks import TaskSection
 from raydistill.data import documents
 from raydistill.data.columns import canonical
 from raydistill.data.hub import hub_commit, load_hub, load_saved, read_split
-from raydistill.data.location import SUFFIXES, Location, document_labels, locate, source_identity, unlabeled_section
+from raydistill.data.location import (
+    SUFFIXES,
+    Location,
+    document_labels,
+    is_picture,
+    locate,
+    source_identity,
+    unlabeled_section,
+)
 from raydistill.data.paths import DataFile, split_of
-from raydistill.data.tables import read_documents, read_table, readable
+from raydistill.data.pictures import at_once, sound
+from raydistill.data.tables import paths_in, read_documents, read_table, readable
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.paths import resolve_path
 from raydistill.tasks import kind_of
@@ -55,7 +66,10 @@ def read_source(data: Data, task: TaskSection, *, needs_train: bool = True) -> S
     split may be absent, and the name of a single file says its split too.
     """
     found = locate(data)
-    if kind_of(task).reads_documents and found.kind in ("text_folder", "text", "lines"):
+    check_folder(found, task)
+    if found.kind == "image_folder":
+        source = _read_image_folder(found, task)
+    elif kind_of(task).reads_documents and found.kind in ("text_folder", "text", "lines"):
         source = _read_corpus(found)
     elif found.kind == "text_folder":
         source = _read_text_folder(found, task)
@@ -73,7 +87,33 @@ def read_source(data: Data, task: TaskSection, *, needs_train: bool = True) -> S
         )
     if not any(table.num_rows for table in source.tables.values()):
         raise DataError(f"{found.name} holds no rows.")
-    return source
+    return _with_faults_told(source)
+
+
+def check_folder(found: Location, task: TaskSection) -> None:
+    """ConfigError for a folder of texts where the task reads pictures, and the other way round."""
+    holds_pictures, kind = found.kind == "image_folder", kind_of(task).type
+    if holds_pictures and not task.reads_pictures:
+        way_out = "Set task.type: image_classification, or name a folder of texts."
+        raise ConfigError(f"{found.name} holds pictures, and {kind} reads texts. {way_out}")
+    if task.reads_pictures and found.kind in ("text_folder", "text", "lines", "conll"):
+        raise ConfigError(
+            f"{found.name} holds no pictures, which {kind} reads. Name a folder of pictures (a class a folder), or a "
+            "table with a column of pictures or of their paths."
+        )
+
+
+def named_pictures(data: Data, task: TaskSection) -> str | None:
+    """Digest over the files that the rows of tables name, where these are paths of pictures; None without any."""
+    sections = [data, *([unlabeled_section(data)] if data.unlabeled is not None else [])] if task.reads_pictures else []
+    total, named = hashlib.sha256(), False
+    for found in map(locate, sections):
+        for table in found.files if found.kind in SUFFIXES else ():
+            for path in paths_in(table, found.kind, data.columns, task):
+                file, named = table.beside(path), True
+                digest = file.digest() if file.is_there() else None
+                total.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest() if named else None
 
 
 def read_unlabeled(data: Data, task: TaskSection) -> Source | None:
@@ -84,8 +124,12 @@ def read_unlabeled(data: Data, task: TaskSection) -> Source | None:
     if data.unlabeled is None:
         return None
     found = locate(unlabeled_section(data))
+    check_folder(found, task)
     columns = data.columns.model_copy(update={"label": None})
-    if found.kind in ("text_folder", "text"):
+    if found.kind == "image_folder":
+        pictures = [(file, None) for file in found.files if is_picture(file.name)]
+        source = Source({"train": read_pictures(pictures)})
+    elif found.kind in ("text_folder", "text"):
         table, broken = read_documents([(file, None) for file in found.files], labeled=False)
         source = Source({"train": table}, None, _not_utf8(broken), {"not UTF-8": len(broken)} if broken else {})
     elif found.kind == "lines":
@@ -99,21 +143,63 @@ def read_unlabeled(data: Data, task: TaskSection) -> Source | None:
     joined = _joined(tables, "data.unlabeled")
     if not joined.num_rows:
         raise DataError(f"data.unlabeled: {found.name} holds no rows.")
-    return Source({"train": joined}, None, source.notes, source.skipped)
+    return _with_faults_told(Source({"train": joined}, None, source.notes, source.skipped))
+
+
+def _with_faults_told(source: Source) -> Source:
+    """The source with a note on pictures that cannot be read, instead of the column that says why."""
+    faults = [fault for t in source.tables.values() if "fault" in t.column_names for fault in t["fault"].drop_null()]
+    if not faults:
+        return source
+    told = " ".join(fault.as_py() for fault in faults[:3])
+    more = f" And {len(faults) - 3:,} more." if len(faults) > 3 else ""
+    return replace(source, notes=[*source.notes, f"Pictures that cannot be read: {told}{more}"])
+
+
+def read_pictures(files: Sequence[tuple[DataFile, str | None]]) -> pa.Table:
+    """Files as rows image (null where it cannot be read), name, fault, and label, the class that each comes with."""
+
+    def content(file: DataFile) -> bytes:
+        with readable(file.name, "picture"), file.open() as raw:
+            found: bytes = raw.read()
+            return found
+
+    names = [file.name for file, _ in files]
+    images, faults = sound(at_once(content, [file for file, _ in files]), names)
+    labels = pa.array([label for _, label in files], pa.large_string())
+    return pa.table({"image": images, "name": pa.array(names, pa.large_string()), "fault": faults, "label": labels})
+
+
+def _read_image_folder(found: Location, task: TaskSection) -> Source:
+    by_split, notes = _documents(found, [file for file in found.files if is_picture(file.name)], "image_folder")
+    tables = {}
+    for split, pictures in by_split.items():
+        table = read_pictures(pictures)
+        labels = kind_of(task).column(task, table.column("label"), found.name, None)
+        tables[split] = table.set_column(table.column_names.index("label"), "label", labels)
+    return Source(tables, None, notes)
+
+
+def _documents(
+    found: Location, files: Sequence[DataFile], kind: str
+) -> tuple[dict[str, list[tuple[DataFile, str | None]]], list[str]]:
+    """The files of each split with the class that each has; a note on those that lie outside."""
+    places = document_labels([file.name for file in files])
+    inside = {file.name for file, place in zip(files, places, strict=True) if place is not None}
+    outside = [file.name for file in found.files if file.name not in inside]
+    if len(outside) == len(found.files):
+        what = "picture" if kind == "image_folder" else "text file"
+        raise DataError(f"{found.name} has no class folders. A {kind} is a folder a class, one {what} a document.")
+    by_split: dict[str, list[tuple[DataFile, str | None]]] = {}
+    for file, place in zip(files, places, strict=True):
+        if place is not None:
+            by_split.setdefault(place[0], []).append((file, place[1]))
+    also = " or are no pictures" if kind == "image_folder" else ""
+    return by_split, ([f"Ignored, as they lie outside the class folders{also}: {_listed(outside)}."] if outside else [])
 
 
 def _read_text_folder(found: Location, task: TaskSection) -> Source:
-    places = document_labels([file.name for file in found.files])
-    outside = [file.name for file, place in zip(found.files, places, strict=True) if place is None]
-    if len(outside) == len(found.files):
-        raise DataError(
-            f"{found.name} has no class folders. A text_folder is a folder a class, one text file a document."
-        )
-    by_split: dict[str, list[tuple[DataFile, str | None]]] = {}
-    for file, place in zip(found.files, places, strict=True):
-        if place is not None:
-            by_split.setdefault(place[0], []).append((file, place[1]))
-    notes = [f"Ignored, as they lie outside the class folders: {_listed(outside)}."] if outside else []
+    by_split, notes = _documents(found, found.files, "text_folder")
     tables, broken = {}, []
     for split, files in by_split.items():
         table, unreadable = read_documents(files, labeled=True)

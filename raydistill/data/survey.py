@@ -57,7 +57,8 @@ class Survey:
     num_rows: Mapping[str, int]
     """By split, without duplicates, with the splits that were cut off."""
     num_unlabeled: int
-    words: Lengths
+    words: Lengths | None
+    """None of pictures, as the next."""
     tokens: Lengths | None
     """None without a tokenizer."""
     notes: Sequence[str]
@@ -96,7 +97,9 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
     if config.data.unlabeled is not None:
         join_unlabeled(draft, config)
     targets = reduce(Targets.plus, (part.targets for part in draft.parts.values()))
-    words, tokens = measure(draft.parts["train"], tokenizer_folder)
+    words, tokens = (None, None)
+    if not draft.task.reads_pictures:
+        words, tokens = measure(draft.parts["train"], tokenizer_folder)
     return Survey(
         config.data,
         found.kind,

@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
 from itertools import chain, islice
@@ -83,14 +83,33 @@ def read_table(
 
     Raises DataError when the file is empty, broken or not UTF-8, or lacks a column; ConfigError for a configured one.
     """
-    parse = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_json, "conll": _read_conll}[kind]
     with readable(file.name, kind):
         if file.size() == 0:
             raise DataError(f"{file.name} is empty (0 bytes). Remove it, or write it again.")
-        raw, chosen = parse(file, partial(choose_columns, columns=columns, need_label=need_label, task=task))
+        raw, chosen = _PARSERS[kind](file, partial(choose_columns, columns=columns, need_label=need_label, task=task))
         names = _class_names(raw, chosen.get("label"))
         raw, repeated = _without_headers(raw)
-        return canonical(raw, chosen, file.name, names, task), names, chosen, repeated
+        return canonical(raw, chosen, file.name, names, task, file), names, chosen, repeated
+
+
+def paths_in(file: DataFile, kind: str, columns: Columns, task: TaskSection) -> list[str]:
+    """The paths of pictures that a file's rows have, not the pictures themselves."""
+
+    def paths_alone(names: Sequence[str], *, where: str) -> dict[str, str]:
+        chosen = choose_columns(names, columns, where, need_label=False, task=task)
+        return {"image": chosen["image"]}
+
+    with readable(file.name, kind):
+        if kind == "parquet":
+            import pyarrow.parquet as pq
+
+            with file.open() as raw, pq.ParquetFile(raw) as parquet:
+                schema = parquet.schema_arrow
+                if not is_string(schema.field(paths_alone(schema.names, where=file.name)["image"]).type):
+                    return []
+        table, _ = _PARSERS[kind](file, paths_alone)
+        cells = [cell.get("path") if isinstance(cell, dict) else cell for cell in table.column(0).to_pylist()]
+        return [cell for cell in cells if isinstance(cell, str) and cell]
 
 
 def _without_headers(table: pa.Table) -> tuple[pa.Table, int]:
@@ -178,6 +197,14 @@ def _odd_cell(cells: dict[str, list[Any]]) -> str | None:
 
 def _read_conll(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
     return _read_json(file, choose, "conll")
+
+
+_PARSERS: dict[str, Callable[[DataFile, Choose], tuple[pa.Table, dict[str, str]]]] = {
+    "parquet": _read_parquet,
+    "csv": _read_csv,
+    "jsonl": _read_json,
+    "conll": _read_conll,
+}
 
 
 def with_names(cell: Any) -> Any:

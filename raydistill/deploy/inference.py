@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from raydistill.config.data import Data
 from raydistill.config.metrics import metric
 from raydistill.config.tree import STORAGE
+from raydistill.data.pictures import Picture, is_readable
 from raydistill.deploy.opening import open_model
 from raydistill.deploy.own_rows import find_test_rows
 from raydistill.deploy.predictor import BATCH_ROWS, Predictor, Text
@@ -25,10 +26,11 @@ R = TypeVar("R")
 def answer_rows(
     predictor: Predictor, rows: Iterable[tuple[R, Text]], batch: int = BATCH_ROWS
 ) -> Iterator[tuple[R, dict[str, Any]]]:
-    """Each row, whatever it is, with {text[, text_pair]} and the answer for its text; ``batch`` are held at a time.
+    """Each row, whatever it is, with {text[, text_pair]}, or {image}, the name of a picture, and the answer for it;
+    ``batch`` are held at a time.
 
     The answer depends on the model's task, see its ``answer_columns``: {label, score, scores}, {labels, scores} or
-    {value}, all None for an empty text.
+    {value}, all None for an empty text, or a picture that cannot be read.
     """
     left, task = iter(rows), predictor.task
     while chunk := list(islice(left, batch)):
@@ -36,12 +38,21 @@ def answer_rows(
         units = task.units(texts) if task.has_units else None
         answers = iter(task.of_rows(texts, units).answers(predictor.outputs(texts, units)))
         for row, text in chunk:
-            named = {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
-            yield row, {**named, **(dict.fromkeys(task.answer_columns) if is_empty(text) else next(answers))}
+            yield row, {**names_of(text), **(dict.fromkeys(task.answer_columns) if is_empty(text) else next(answers))}
+
+
+def names_of(text: Text) -> dict[str, str]:
+    """A row as answers have it beside them."""
+    if isinstance(text, Picture):
+        return {"image": text.name}
+    return {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
 
 
 def is_empty(text: Text) -> bool:
-    """Whether there is nothing to answer: no text, or one of two is missing. Training leaves such rows out, too."""
+    """Whether there is nothing to answer: no text, one of two is missing, or no picture that can be read. Training
+    leaves such rows out, too."""
+    if isinstance(text, Picture):
+        return not is_readable(text.content)
     return not all(part.strip() for part in ((text,) if isinstance(text, str) else text))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.deploy.predictor import BATCH_ROWS, Predictor
+from raydistill.deploy.predictor import BATCH_ROWS, Predictor, num_letters
 from raydistill.deploy.testset import TestRows, spoken
 from raydistill.errors import ModelError
 from raydistill.evaluate.bootstrap import LEVEL
@@ -101,7 +101,7 @@ def measure_speed(
     seconds of each model's calls with one row, in the order of the rounds."""
     import torch
 
-    order = sorted(range(len(texts)), key=lambda row: len("".join(texts[row])))
+    order = sorted(range(len(texts)), key=lambda row: num_letters(texts[row]))
     middle = len(order) // 2
     many = [texts[row] for row in order[max(0, middle - BATCH_ROWS // 2) : middle + BATCH_ROWS // 2]]
     many = [many[i % len(many)] for i in range(BATCH_ROWS)]

@@ -1,4 +1,4 @@
-"""A finished model in one process: its tokenizer, its task, and outputs for texts. No Ray.
+"""A finished model in one process: its tokenizer or image processor, its task, and outputs for rows. No Ray.
 
 Folders of ``save_pretrained`` run on torch, exported ones on the runtime that they are made for; ``open_folder`` tells
 them apart.
@@ -17,6 +17,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer, PreTrainedModel
 
+from raydistill.data.pictures import Picture, Processor
 from raydistill.data.rows import Rows, encode_task
 from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError
@@ -30,7 +31,8 @@ from raydistill.models.signals import BEGINS, UNITS
 from raydistill.tasks import SYMMETRIC, Task, task_of_model
 from raydistill.tasks.targets import Ragged, Values
 
-Text = str | tuple[str, str]
+Text = str | tuple[str, str] | Picture
+"""A row: a text, two of them, or a picture."""
 Inputs = Mapping[str, torch.Tensor]
 BATCH_ROWS = 32
 MAX_LOGITS = 2**26
@@ -48,17 +50,26 @@ class Predictor(ABC):
     def __init__(self, folder: Path, max_length: int | None = None) -> None:
         self.folder = folder
         config = recognise(read_config(folder), folder)
-        self.tokenizer = open_tokenizer(folder)
-        self.task = task_of_model(config).with_words(self.tokenizer)
+        task = task_of_model(config)
+        self.processor = Processor.open(folder) if task.reads_pictures else None
+        self.tokenizer: Any = open_tokenizer(folder) if self.processor is None else None
+        self.task = task if self.processor is not None else task.with_words(self.tokenizer)
         self.is_symmetric = bool(getattr(config, SYMMETRIC, False))
         self.width = output_width(config, self.task)
         """Numbers of an output."""
+        self.max_length = self._length(config, max_length)
+        """Tokens that a text is cut to; 0 of pictures."""
+
+    def _length(self, config: Any, wanted: int | None) -> int:
+        if self.tokenizer is None:
+            if wanted is not None:
+                raise ConfigError(f"--max-length {wanted}: this model reads pictures, which are not cut. Leave it out.")
+            return 0
         limits = [self.tokenizer.model_max_length, position_limit(config)]
         longest = min(limit for limit in (*limits, NO_LIMIT) if limit)
-        if max_length is not None and max_length > longest:
-            raise ConfigError(f"--max-length {max_length} is more than this model can take ({longest}).")
-        self.max_length = max_length or min(stored_length(folder) or longest, longest)
-        """Tokens that a text is cut to."""
+        if wanted is not None and wanted > longest:
+            raise ConfigError(f"--max-length {wanted} is more than this model can take ({longest}).")
+        return wanted or min(stored_length(self.folder) or longest, longest)
 
     @property
     def num_bytes(self) -> int:
@@ -67,10 +78,13 @@ class Predictor(ABC):
 
     def encode(self, texts: Sequence[Text]) -> dict[str, torch.Tensor]:
         """Token ids of texts, cut to ``max_length`` and padded to the longest, (B, L) on the device; of pairs that are
-        read apart two rows each."""
+        read apart two rows each. Pictures as their processor gives them, (B, C, H, W)."""
         batch: Any = list(texts)
+        if self.processor is not None:
+            pixels = self.processor.encode([picture.content for picture in batch])
+            return {"pixel_values": torch.from_numpy(pixels).to(self.device)}
         if self.task.reads_apart:
-            batch = [part for text in texts for part in ((text,) if isinstance(text, str) else text)]
+            batch = [part for text in batch for part in ((text,) if isinstance(text, str) else text)]
         inputs = self.tokenizer(batch, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
@@ -85,14 +99,14 @@ class Predictor(ABC):
         """
         if self.task.has_units:
             return self._unit_outputs(texts, self.task.units(texts, values))
-        swapped = [(text[1], text[0]) for text in texts if not isinstance(text, str)]
+        swapped = [(text[1], text[0]) for text in texts if isinstance(text, tuple)]
         if self.is_symmetric and swapped and len(swapped) == len(texts):
             return self.task.averaged([self._outputs(texts), self._outputs(swapped)])
         return self._outputs(texts)
 
     def _outputs(self, texts: Sequence[Text]) -> np.ndarray:
         """The forward passes go by length, which saves padding."""
-        order = np.argsort([len("".join(text)) for text in texts], kind="stable")
+        order = np.argsort([num_letters(text) for text in texts], kind="stable")
         parts = []
         for start in range(0, len(texts), BATCH_ROWS):
             rows = order[start : start + BATCH_ROWS]
@@ -123,6 +137,11 @@ class Predictor(ABC):
         return outputs
 
 
+def num_letters(text: Text) -> int:
+    """By which rows of like length are found; pictures have one size."""
+    return 0 if isinstance(text, Picture) else len("".join(text))
+
+
 class TorchPredictor(Predictor):
     """A Hugging Face folder on torch, on ``device`` or else the GPU where there is one; float32 by default."""
 
@@ -143,7 +162,8 @@ class TorchPredictor(Predictor):
 
     @torch.inference_mode()
     def forward(self, inputs: Inputs) -> torch.Tensor:
-        return cast(torch.Tensor, logits_of(self.model(**inputs)).float())
+        given = {n: t.to(self.model.dtype) if t.is_floating_point() else t for n, t in inputs.items()}  # of pictures
+        return cast(torch.Tensor, logits_of(self.model(**given)).float())
 
 
 def output_width(config: Any, task: Task) -> int:

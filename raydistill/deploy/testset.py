@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from raydistill.config.data import Data
 from raydistill.config.tasks import TaskSection
-from raydistill.data.draft import Part
+from raydistill.data.draft import INPUTS, Part
+from raydistill.data.pictures import Picture
 from raydistill.data.prepare import read_info
 from raydistill.data.sources import Source, read_source
 from raydistill.deploy.predictor import Text
@@ -71,7 +72,8 @@ def read_test_rows(data: Data, task: Task, split: str = "test", section: TaskSec
     if not kept.any():
         raise DataError(f"No row of {split!r} has a label, so nothing can be measured.")
     if kept.sum() < table.num_rows:
-        notes.append(f"{table.num_rows - kept.sum()} rows without a label or text were left out.")
+        what = "picture that can be read" if task.reads_pictures else "text"
+        notes.append(f"{table.num_rows - kept.sum()} rows without a label or {what} were left out.")
     part = part.only(kept)
     hashes = tuple(value.decode() for value in part.hashes)
     return TestRows(as_texts(part.texts), targets.take(kept), task, hashes, data.path, split, tuple(notes))
@@ -107,7 +109,7 @@ def prepared_rows(data: Artifact, task: Task, split: str = "test") -> TestRows:
     found = Targets.of_arrow(table.column("target").combine_chunks())
     targets, notes = task.translate(found.take(found.labeled), own)
     table = table.filter(pa.array(found.labeled))
-    texts = as_texts(table.select([name for name in ("text", "text_pair") if name in table.column_names]))
+    texts = as_texts(table.select([name for name in INPUTS if name in table.column_names]))
     hashes = tuple(table.column("hash").to_pylist())
     return TestRows(texts, targets, task, hashes, f"the run's own data ({data})", split, tuple(notes))
 
@@ -118,6 +120,9 @@ def spoken(task: Task) -> str:
 
 
 def as_texts(table: pa.Table) -> tuple[Text, ...]:
-    """A row as one text, or as a pair where the table has two columns."""
+    """A row as one text, as a pair where the table has two columns, or as a picture."""
+    if "image" in table.column_names:
+        named = zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True)
+        return tuple(Picture(name, content) for name, content in named)
     columns = [[text or "" for text in column.to_pylist()] for column in table.columns]
     return tuple(columns[0]) if len(columns) == 1 else tuple(cast(Text, pair) for pair in zip(*columns, strict=True))

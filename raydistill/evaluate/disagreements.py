@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from raydistill.data.pictures import thumbnail
 from raydistill.evaluate.compare import Predictions
 from raydistill.tasks.targets import Array
 
@@ -42,7 +43,7 @@ def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[d
     """Rows as ``results.json`` has them.
 
     ``split`` is the prepared split's Arrow file, whose rows are those that were predicted: texts longer than 500
-    characters are cut.
+    characters are cut. Pictures have their name as text, and a small ``image``, a data URI.
     """
     read, targets = read_texts(split, rows), kept.targets.take(np.asarray(rows, int))
     outputs = {side: kept.outputs[side][rows] for side in SIDES}
@@ -60,7 +61,7 @@ def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[d
     return [
         {
             "row": row,
-            **{name: shortened(text) for name, text in read[i].items()},
+            **{name: text if name == "image" else shortened(text) for name, text in read[i].items()},
             "label": named[i].spoken_target(targets.values[i]) if targets.labeled[i] else None,
             **{side: dict(zip(("answer", "sure"), told[i], strict=True)) for side, told in spoken.items()},
         }
@@ -69,11 +70,15 @@ def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[d
 
 
 def read_texts(split: Path, rows: Sequence[int]) -> list[dict[str, str | None]]:
-    """``text`` and ``text_pair`` (None in data without pairs) of some rows of a prepared split's Arrow file."""
+    """``text`` and ``text_pair`` (None in data without pairs) of some rows of a prepared split's Arrow file; of
+    pictures ``text`` is the name, and there is an ``image``."""
     import pyarrow as pa
 
     with pa.memory_map(str(split)) as source:
         table = pa.ipc.open_file(source).read_all().take(pa.array(rows, pa.int64()))
+    if "image" in table.column_names:
+        named = zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True)
+        return [{"text": name, "text_pair": None, "image": thumbnail(content)} for name, content in named]
     pairs = table["text_pair"] if "text_pair" in table.column_names else pa.nulls(len(rows), pa.string())
     return [
         {"text": text, "text_pair": pair}

@@ -72,7 +72,8 @@ def measure_shapes(
     dtype: str = "float32",
     seconds: float = SECONDS_FOR_SHAPES,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Time forward passes of several models in turn at each shape: inputs (B, L), the fewest tokens first.
+    """Time forward passes of several models in turn at each shape: inputs (B, L), or pictures, which have no length,
+    the fewest tokens first.
 
     A shape gets a call to warm up and five that count, fewer where time runs out. Once a shape would take more than is
     left of ``seconds``, judged by the best time per token so far, it and the larger ones are not timed.
@@ -83,9 +84,10 @@ def measure_shapes(
     left, per_token = seconds, 0.0
     is_over = False
     with _evaluating(list(models.values()), device, dtype):
-        for shape in sorted(shapes, key=lambda inputs: inputs["input_ids"].numel()):
-            tokens = shape["input_ids"].numel()
-            batch_size, length = shape["input_ids"].shape
+        for shape in sorted(shapes, key=lambda inputs: next(iter(inputs.values())).numel()):
+            first = next(iter(shape.values()))
+            tokens, batch_size = first.numel(), len(first)
+            length = first.shape[1] if first.dim() == 2 else None
             is_over = is_over or 2 * per_token * tokens > left
             if is_over:
                 for timed in found.values():
@@ -168,6 +170,12 @@ def busy_note(settings: Iterable[Mapping[str, Any] | None]) -> str | None:
         f"Latencies are too high: other work held the cores while they were measured, {100 * waited:.0f} % of the CPU "
         "time was not there. `raydistill compare` measures them again."
     )
+
+
+def of_tokens(setting: Mapping[str, Any]) -> str:
+    """How long the rows were on which a latency was measured, as it is said behind their number; pictures have no
+    length."""
+    return f", of {setting['length']} tokens" if setting.get("length") else ""
 
 
 Call = Callable[[], object]

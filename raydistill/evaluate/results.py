@@ -37,7 +37,8 @@ curves              {student, baseline, teacher}: list of {step, metrics: {name:
                     those with a ``validation/`` metric
 disagreements       up to 20 test rows on which student and teacher contradict each other, the plainest first: list of
                     {row, text, text_pair, label, student, teacher}; texts cut to 500 characters, ``text_pair`` may be
-                    null, ``label`` is the target in words or null, a model {answer: in words, sure: 0 to 1 or null}
+                    null, ``label`` is the target in words or null, a model {answer: in words, sure: 0 to 1 or null}; of
+                    pictures ``text`` is the name, and ``image`` a small copy as a data URI
 errors              the same of up to 10 labelled test rows which the student answers wrongly, the plainest first
 robustness          {metric, perturbations: {lower, upper, typos, half}, left_out: {perturbation: why it says nothing
                     of such rows}} of the test rows written otherwise, see ``data.perturbations``, or null; each

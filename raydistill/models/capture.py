@@ -34,7 +34,8 @@ def capture(
     signals: Collection[str],
     begin: Mapping[Signal, Tensor] | None = None,
 ) -> dict[Signal, Tensor]:
-    """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded.
+    """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded,
+    or pictures (B, C, H, W), whose patches are the tokens.
 
     ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``; then there are those of ``models.crf``, too,
     and of a masked language model (``models.vocabulary``) VocabularyLogits, ``answers`` and ``top_logits[k]``.
@@ -74,7 +75,8 @@ def _capture(
     units, begins, labels = (inputs.get(name) for name in (UNITS, BEGINS, LABELS))
     inputs = {name: tensor for name, tensor in inputs.items() if name not in (UNITS, BEGINS, LABELS)}
     caught: dict[Signal, Tensor] = {}
-    tokens = real_tokens(inputs) if begin or any(signal.is_token_level for signal in wanted) else None
+    needs_tokens = "pixel_values" not in inputs and any(signal.is_token_level for signal in wanted)
+    tokens = real_tokens(inputs) if begin or needs_tokens else None
     with ExitStack() as hooks:
         for signal, states in (begin or {}).items():
             assert signal.layer is not None

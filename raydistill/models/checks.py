@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from raydistill.errors import ModelError
 from raydistill.models.embedding import LAYERS
-from raydistill.models.folder import TOKENIZER_FILES, weight_names
+from raydistill.models.folder import VOCABULARIES, weight_names
 
 
 def check_report(folder: Path, model: PreTrainedModel, report: dict[str, Any], fine_tuned: bool) -> None:
@@ -43,8 +43,8 @@ def check_report(folder: Path, model: PreTrainedModel, report: dict[str, Any], f
 
 def check_vocabulary(folder: Path, config: PreTrainedConfig) -> None:
     """Refuse a tokenizer whose ids reach beyond the embedding: an index error in the middle of training otherwise."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return  # a checkpoint of the training loop: its tokenizer lies elsewhere
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return  # a checkpoint of the training loop, whose tokenizer lies elsewhere, or a model of pictures
     try:
         if (folder / "tokenizer.json").is_file():  # 0.05 s, AutoTokenizer 0.3 s
             vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)

@@ -14,6 +14,22 @@ FOLLOWING_FIELDS = ("embedding_size", "input_embedding_size", "pooler_hidden_siz
 """Widths that go with hidden_size where they equal it in the teacher."""
 
 
+def is_staged(config: PreTrainedConfig) -> bool:
+    """Whether a model has stages of layers, of other widths each, so that no layers can be taken from it."""
+    return hasattr(config, "depths") or not hasattr(config, "num_hidden_layers")
+
+
+def depth(config: PreTrainedConfig) -> int:
+    """Layers of a model; of one with stages those of all stages, 0 where its config does not say."""
+    layers = sum(config.depths) if hasattr(config, "depths") else getattr(config, "num_hidden_layers", 0)
+    return int(layers)
+
+
+def width(config: PreTrainedConfig) -> int:
+    """Numbers of a state; of a model with stages those of the last one, 0 where its config does not say."""
+    return int(getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [0])[-1])
+
+
 def embedding_width(config: PreTrainedConfig) -> int:
     """Numbers of a token's embedding: fewer than a state has where a family projects them."""
     return int(getattr(config, "embedding_size", None) or config.hidden_size)
@@ -32,7 +48,7 @@ def dropout_fields(config: PreTrainedConfig) -> dict[str, float]:
         for name, value in config.to_dict().items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return {name: value for name, value in numbers.items() if "dropout" in name or name.endswith("pdrop")}
+    return {name: n for name, n in numbers.items() if "dropout" in name or name.endswith(("pdrop", "drop_path_rate"))}
 
 
 def intermediate(config: PreTrainedConfig) -> tuple[str | None, int | None]:

@@ -16,6 +16,8 @@ from raydistill.storage.paths import is_url, resolve_path
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
 
+PROCESSOR = "preprocessor_config.json"
+"""How a model reads pictures."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,8 +31,10 @@ TOKENIZER_FILES = (
     "spm.model",
     "sentencepiece.bpe.model",
     "tokenizer.model",
+    PROCESSOR,
 )
-_VOCABULARIES = {
+"""What a model reads rows with: the files of a tokenizer, or of an image processor."""
+VOCABULARIES = {
     name for name in TOKENIZER_FILES if "config" not in name and "special" not in name and "added" not in name
 }
 CARD = "README.md"
@@ -111,10 +115,11 @@ def _check_folder(folder: Path, name: str) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"The model folder {folder} has no config.json. Give a folder written by `save_pretrained`.")
     weight_files(folder)
-    if not any((folder / file).is_file() for file in _VOCABULARIES):
+    if not any((folder / file).is_file() for file in (*VOCABULARIES, PROCESSOR)):
         raise ModelError(
             f"The model folder {folder} has no tokenizer. Put its files there: "
-            f'`AutoTokenizer.from_pretrained(...).save_pretrained("{folder}")`.'
+            f'`AutoTokenizer.from_pretrained(...).save_pretrained("{folder}")`; of a model that reads pictures, with '
+            "AutoImageProcessor."
         )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # tasks know heads, and pages and tables know tasks: none of 
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SEQUENCE, TOKEN, SPAN = "SequenceClassification", "TokenClassification", "QuestionAnswering"
-MASKED, EMBEDDING = "MaskedLM", "SentenceEmbedding"
+MASKED, EMBEDDING, IMAGE = "MaskedLM", "SentenceEmbedding", "ImageClassification"
 UNNAMED = (MASKED, EMBEDDING)
 """Heads whose outputs have no names: tokens of the vocabulary, numbers of a vector."""
 EMBEDDING_FIELD = "sentence_embedding"
@@ -69,12 +69,14 @@ def head_in(config: PreTrainedConfig) -> Head:
 
 def kind_of_head(config: PreTrainedConfig) -> str:
     """Return the kind of head that a model's config speaks of; a plain encoder gets one for whole rows."""
+    if hasattr(config, "num_channels"):
+        return IMAGE  # only models of pictures have channels
     return EMBEDDING if getattr(config, EMBEDDING_FIELD, None) else kind_of_architectures(config.architectures)
 
 
 def kind_of_architectures(names: Sequence[str] | None) -> str:
     """Return the kind of head of such classes, as config.json names them."""
-    return next((kind for kind in (TOKEN, SPAN, MASKED) if any(kind in name for name in names or [])), SEQUENCE)
+    return next((kind for kind in (TOKEN, SPAN, MASKED, IMAGE) if any(kind in name for name in names or [])), SEQUENCE)
 
 
 def set_head(config: PreTrainedConfig, head: Head) -> None:

@@ -22,6 +22,7 @@ from raydistill.models.fields import set_dropout_config
 from raydistill.models.folder import TOKENIZER_FILES, tokenizer_digest, weight_files, weight_names
 from raydistill.models.head import (
     EMBEDDING,
+    IMAGE,
     MASKED,
     SEQUENCE,
     UNNAMED,
@@ -63,7 +64,10 @@ def load_model(
     check_vocabulary(folder, config)
     if pooled:
         set_pooled(config, True)
-    fine_tuned = _has_head(folder, config, trust_remote_code, head.kind if head else kind_of_head(config))
+    if head is None:
+        fine_tuned = _has_head(folder, config, trust_remote_code, kind_of_head(config))
+    else:
+        fine_tuned = _is_tuned(folder, config, head, trust_remote_code)
     if head is None and not fine_tuned:
         raise ModelError(f"{folder} is an encoder without a classification head; a new one needs labels. Name them.")
     if sequences is not None:
@@ -162,6 +166,21 @@ def has_head(folder: Path, trust_remote_code: bool = False, kind: str = SEQUENCE
     return _has_head(folder, read_config(folder, trust_remote_code), trust_remote_code, kind)
 
 
+def is_tuned(folder: Path, head: Head, trust_remote_code: bool = False) -> bool:
+    """Return whether the folder holds the trained weights of such a head. Of pictures its labels have to be the same:
+    nearly every checkpoint has a head for classes of its own."""
+    return _is_tuned(folder, read_config(folder, trust_remote_code), head, trust_remote_code)
+
+
+def _is_tuned(folder: Path, config: PreTrainedConfig, head: Head, trust_remote_code: bool) -> bool:
+    if head.kind == IMAGE:
+        try:
+            output_order(output_names(config), head.outputs)
+        except ModelError:
+            return False
+    return _has_head(folder, config, trust_remote_code, head.kind)
+
+
 def _has_head(folder: Path, config: PreTrainedConfig, trust_remote_code: bool, kind: str) -> bool:
     if kind == EMBEDDING:
         return True  # any encoder's states can be pooled
@@ -230,7 +249,9 @@ def supported_attention(config: PreTrainedConfig, wanted: str | None) -> str | N
     if wanted != "sdpa":
         return wanted
     known = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    model_class = known.get(type(config), None)
+    if kind_of_head(config) == IMAGE:
+        known = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    model_class: Any = known.get(type(config), None)
     return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 

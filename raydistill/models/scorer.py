@@ -5,6 +5,7 @@ MLflow calls :func:`_load_pyfunc` with the folder of the model version, which is
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from bisect import bisect_right
@@ -15,33 +16,39 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 
 BATCH_ROWS = 32
 NUM_WORDS = 5
 """For each mask token of a text."""
 OWN_TYPE = "raydistill_conv"
 """Models of this type bring raydistill's code, which lies beside this file and is run with the same right."""
+IMAGE = "ImageClassification"
 NO_LIMIT = 10**9
 """A tokenizer that knows no limit says 10^30, which none of the fast ones takes as a length to cut to."""
 
 
 class Scorer:
-    """Texts in, answers out: what they look like depends on the head, and ``problem_type``, in config.json."""
+    """Texts, or pictures, in, answers out: what they look like depends on the head, and ``problem_type``, in
+    config.json."""
 
     def __init__(self, folder: str, max_length: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         written = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
         self.embedding = written.get("sentence_embedding")
         """Of a sentence encoder: {pooling, layers, normalize}."""
-        heads, named = ("TokenClassification", "QuestionAnswering", "MaskedLM"), str(written.get("architectures"))
+        heads = ("TokenClassification", "QuestionAnswering", "MaskedLM", IMAGE)
+        named = str(written.get("architectures"))
         self.head = next((kind for kind in heads if kind in named), "SequenceClassification")
         auto = getattr(transformers, "AutoModel" if self.embedding else f"AutoModelFor{self.head}")
         is_own = written.get("model_type") == OWN_TYPE
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=is_own)
+        self.processor: Any = AutoImageProcessor.from_pretrained(folder) if self.head == IMAGE else None
+        own = {"trust_remote_code": is_own}
+        self.tokenizer: Any = None if self.processor else AutoTokenizer.from_pretrained(folder, **own)
         self.model = auto.from_pretrained(folder, trust_remote_code=is_own).to(self.device).eval()
         self.layers = linear_layers(folder, self.embedding["layers"]) if self.embedding else []
-        limits = [max_length, self.tokenizer.model_max_length, num_positions(self.model)]
+        longest = self.tokenizer.model_max_length if self.tokenizer else None
+        limits = [max_length, longest, num_positions(self.model)]
         self.max_length = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
         """Tokens that a row is cut to; None for a model that takes any number."""
         self.names = [name for _, name in sorted(self.model.config.id2label.items())]
@@ -68,9 +75,12 @@ class Scorer:
         answers questions (``text``) on contexts (``text_pair``) gives ``{"answer", "score", "start", "end",
         "answers"}``: the answer and its place, "" and None where there is none, and the best ones in their order. A
         sentence encoder gives ``{"vector"}``, a list of numbers. A masked language model gives ``{"words"}``, for each
-        mask token of a text a list of {word, score}, the likeliest first.
+        mask token of a text a list of {word, score}, the likeliest first. Of pictures the
+        column has their bytes, as files have them.
         """
         columns = list(model_input.columns)
+        if self.processor:
+            return self._pictures(model_input["image" if "image" in columns else columns[0]].tolist())
         texts = model_input["text" if "text" in columns else columns[0]].astype(str).tolist()
         if self.head == "TokenClassification":
             return [{"entities": self._entities(text)} for text in texts]
@@ -90,6 +100,15 @@ class Scorer:
             rows = slice(start, start + BATCH_ROWS)
             scored.extend(self._score(texts[rows], pairs[rows] if pairs else None))
         return scored
+
+    @torch.inference_mode()
+    def _pictures(self, contents: list[bytes]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(contents), BATCH_ROWS):
+            images = [opened(content) for content in contents[start : start + BATCH_ROWS]]
+            inputs = self.processor(images, return_tensors="pt").to(self.device)
+            found += self.answers(self.model(**inputs).logits.float().cpu())
+        return found
 
     @torch.inference_mode()
     def _score(self, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
@@ -281,6 +300,19 @@ class Scorer:
             first = ids.index(self.tokenizer.cls_token_id) if self.tokenizer.cls_token_id in ids else 0
             inside = [i for i, part in enumerate(parts[row]) if part == 1 and places[i][1] > places[i][0]]
             yield logits[row, [first, *inside]], [places[i] for i in inside]
+
+
+def opened(content: bytes) -> Any:
+    """A picture in RGB, upright as its EXIF says; transparency is dropped, as transformers' pipelines do it. Raises
+    whatever Pillow does for what is no picture, or a broken one."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(content)) as stored:
+        stored.load()
+        image: Any = ImageOps.exif_transpose(stored)
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert would cut off at 255
+            image = image.convert("I").point(lambda value: value / 257).convert("L")
+        return image.convert("RGB")
 
 
 def passed(logits: torch.Tensor, scores: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

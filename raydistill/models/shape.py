@@ -13,7 +13,14 @@ from raydistill.errors import ConfigError, ModelError
 from raydistill.models.conv import conv_config
 from raydistill.models.crf import set_crf
 from raydistill.models.embedding import fit_layers, set_head_of
-from raydistill.models.fields import FOLLOWING_FIELDS, LAYER_FIELDS, head_width, intermediate, set_dropout_config
+from raydistill.models.fields import (
+    FOLLOWING_FIELDS,
+    LAYER_FIELDS,
+    head_width,
+    intermediate,
+    is_staged,
+    set_dropout_config,
+)
 from raydistill.models.folder import resolve_model
 from raydistill.models.head import head_in
 from raydistill.models.layer_map import choose_layers
@@ -76,6 +83,8 @@ def _shared_and_chosen(num_shared: int, num_student: int, source: PreTrainedConf
 
 def shape(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig:
     """Return the config of a student that is cut from a model with the config ``source``."""
+    if is_staged(source):
+        return staged(source, student)
     config = copy.deepcopy(source)
     config.dtype = torch.float32
     set_pooled(config, False)
@@ -94,12 +103,32 @@ def shape(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig
             setattr(config, field, [entries[i] for i in layers or _pattern(depth, source, student)])
     if depth != source.num_hidden_layers:
         _set(config, "num_hidden_layers", depth)
+        if hasattr(config, "stage_names"):  # of a backbone: its layers by name, and which of them are given out
+            config.stage_names = ["stem", *(f"stage{i}" for i in range(1, depth + 1))]
+            setattr(config, "out_features", config.stage_names[-1:])  # noqa: B010, which not all configs have
     _set_widths(config, source, student)
     _set_heads(config, source, student)
     fit_layers(config, source)
     if student.start != "random":
         _check_not_wider(config, source)
         _check_projection(config, source)
+    set_dropout_config(config, student.dropout)
+    return config
+
+
+def staged(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig:
+    """Return the config of a student that has the shape of a model of stages, as that is. Raises ConfigError."""
+    sizes = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "share_layers")
+    asked = [name for name in sizes if getattr(student, name) not in (None, "auto")]
+    if student.checkpoint is None and (student.num_layers == "auto" or student.teacher_layers != "auto"):
+        asked.append("num_layers" if student.num_layers == "auto" else "teacher_layers")
+    if asked:
+        raise ConfigError(
+            f"student.{asked[0]}: a {source.model_type} model has stages of other widths, so no layers and no width "
+            "can be chosen. Set student.start to a smaller checkpoint, or student.num_layers to null for one as large."
+        )
+    config = copy.deepcopy(source)
+    config.dtype = torch.float32
     set_dropout_config(config, student.dropout)
     return config
 

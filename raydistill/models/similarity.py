@@ -38,7 +38,7 @@ def layer_similarities(
     """Linear CKA of each hidden state of the student (0: the embeddings) with each of the teacher, over real tokens of
     the ``sample``, batches of model inputs. Modes are the caller's."""
     batches = list(sample)
-    step = math.ceil(sum(len(real_tokens(inputs)) for inputs in batches) / MAX_TOKENS)
+    step = math.ceil(sum(len(real_tokens(inputs)) for inputs in batches) / MAX_TOKENS)  # of pictures all patches
     states = [hidden_states(model, batches, step) for model in (student, teacher)]
     return [[float(value) for value in row] for row in linear_cka(*states)]
 

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from raydistill.config.student import ConvStudent, Student
+from raydistill.config.student import ConvStudent, EncoderStudent, Student
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.conv import conv_config, copy_embeddings
 from raydistill.models.embedding import identities
-from raydistill.models.fields import head_width
+from raydistill.models.fields import head_width, is_staged
 from raydistill.models.folder import resolve_model
-from raydistill.models.head import head_of, scaled
+from raydistill.models.head import IMAGE, head_of, kind_of_head, scaled
 from raydistill.models.layers import layer_stack
 from raydistill.models.load import load_model, new_model
 from raydistill.models.narrowing import narrowed
+from raydistill.models.pictures import settle
 from raydistill.models.shape import shape, start_layers
 from raydistill.models.shared import shared_parameters
 from raydistill.models.slices import Heads, Kept, cut
@@ -48,13 +49,15 @@ def build_student(
             copy_embeddings(teacher, light)
         return light
     source = teacher if student.checkpoint is None else _checkpoint(teacher, student.checkpoint, seed)
+    if is_staged(source.config):
+        return _staged(source, student, seed, sample)
     layers = start_layers(source.config, student)
     if layers and layers != tuple(range(source.config.num_hidden_layers)):
         layer_stack(source)  # refuse before anything is built
     config = shape(source.config, student)
     attention = attn_implementation or teacher.config._attn_implementation
     model = new_model(config, seed=seed, attn_implementation=attention, like=source)
-    if config.hidden_size != source.config.hidden_size or student.num_heads:
+    if (config.hidden_size != source.config.hidden_size or student.num_heads) and kind_of_head(config) != IMAGE:
         _check_runs(model)
     scaled(model, head_of(teacher).scale)
     if student.start != "random":
@@ -64,8 +67,23 @@ def build_student(
     return model
 
 
+def _staged(
+    source: PreTrainedModel, student: EncoderStudent, seed: int, sample: Iterable[Mapping[str, Tensor]] | None
+) -> PreTrainedModel:
+    """A student of a model of stages, as large; one that is no copy of its teacher has the statistics of the sample."""
+    model = new_model(shape(source.config, student), seed=seed, like=source)
+    if student.start != "random":
+        model.load_state_dict(source.state_dict())
+    if student.start != "teacher_layers" and sample is not None:
+        settle(model, sample)
+    scaled(model, head_of(source).scale)
+    return model
+
+
 def _checkpoint(teacher: PreTrainedModel, start: str, seed: int) -> PreTrainedModel:
     source = load_model(resolve_model(start), head_of(teacher), seed=seed)
+    if kind_of_head(teacher.config) == IMAGE:
+        return source  # it reads pictures as the teacher's processor gives them
     if source.config.vocab_size != teacher.config.vocab_size:
         raise ConfigError(
             f"student.start {start} has {source.config.vocab_size} tokens, the teacher "

@@ -12,6 +12,7 @@ from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
 from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.results import ModelOutcome, RunMeasurements, SplitRows, build_results
+from raydistill.models.fields import depth, is_staged
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import read_config
 from raydistill.models.shape import start_layers
@@ -41,8 +42,10 @@ def assemble(
 ) -> dict[str, Any]:
     """Turn the stored predictions and measurements into ``results.json``; ``tfidf``: of ``tfidf_outcome``."""
     config, folder = prepared.config, outcome.evaluation.local()
-    tokenizer = load_tokenizer(outcome.student.local() / "model")
-    validation, test = (read_predictions(folder, split).with_words(tokenizer) for split in ("validation", "test"))
+    validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
+    if not config.task.reads_pictures:
+        tokenizer = load_tokenizer(outcome.student.local() / "model")
+        validation, test = (kept.with_words(tokenizer) for kept in (validation, test))
     about = json.loads((folder / "models.json").read_text())
     trained = {"student": outcome.student, "baseline": outcome.baseline, "teacher": outcome.teacher.artifact}
     history = {name: read_history(artifact) for name, artifact in trained.items() if artifact is not None}
@@ -123,9 +126,9 @@ def describe_layers(config: Config, outcome: PhaseResults) -> dict[str, Any]:
     """Which layers of the teacher those of the student start from and are compared with, as in ``results.json``."""
     folders = {"student": outcome.student.local() / "model", "teacher": outcome.teacher.folder}
     configs = {name: read_config(folder, config.lead.trust_remote_code) for name, folder in folders.items()}
-    depths = {name: made.num_hidden_layers for name, made in configs.items()}
+    depths = {name: depth(made) for name, made in configs.items()}
     start: list[list[int]] = []
-    if config.student.start == "teacher_layers":
+    if config.student.start == "teacher_layers" and not is_staged(configs["teacher"]):
         chosen = start_layers(configs["teacher"], config.student)
         start = [[0, 0], *([i, layer + 1] for i, layer in enumerate(chosen, 1))]
     elif config.student.start == "teacher_embeddings":

@@ -14,6 +14,7 @@ from raydistill.config.section import known
 from raydistill.config.teacher import Finetune
 from raydistill.config.tree import CRF_LOGITS, NO_SEQUENCES, Config
 from raydistill.data.augmentation import Augmentation
+from raydistill.data.pictures import Processor
 from raydistill.data.prepare import DataInfo
 from raydistill.data.rows import load_tokenizer
 from raydistill.data.size import Texts, token_needs
@@ -21,9 +22,12 @@ from raydistill.errors import ConfigError, did_you_mean
 from raydistill.losses import build_stages
 from raydistill.models.checks import has_position_table
 from raydistill.models.crf import is_crf, set_crf
+from raydistill.models.fields import depth, is_staged, width
 from raydistill.models.folder import resolve_model, tokenizer_digest
+from raydistill.models.head import IMAGE, kind_of_head
 from raydistill.models.layers import projection
-from raydistill.models.load import has_head, new_model, read_config
+from raydistill.models.load import is_tuned, new_model, read_config
+from raydistill.models.pictures import look
 from raydistill.models.pooled import pooled_class
 from raydistill.models.scorer import num_positions
 from raydistill.models.shape import student_config
@@ -43,8 +47,10 @@ class Models(NamedTuple):
 
 def check_models(config: Config, source: Path) -> Models:
     """What is known of the models. Raises RaydistillError where they cannot go together, or not read such rows."""
-    check_tokenizers(config, source)
     teacher = read_config(source, config.lead.trust_remote_code)
+    if config.task.reads_pictures:
+        return check_picture_models(config, source, teacher)
+    check_tokenizers(config, source)
     if isinstance(config.lead.finetune, Finetune):
         set_crf(teacher, config.lead.finetune.head)
     student = student_config(teacher, config.student)
@@ -60,6 +66,35 @@ def check_models(config: Config, source: Path) -> Models:
                     f"data.max_length is {length}, but {name} has positions for {limit} tokens. Lower it."
                 )
     return Models(teacher, student, min(limits, default=None))
+
+
+def check_picture_models(config: Config, source: Path, teacher: PreTrainedConfig) -> Models:
+    """The same of models that read pictures, whose positions are the patches that the teacher sees of one. Raises
+    RaydistillError for losses on layers of models that do not see the same patches."""
+    if kind_of_head(teacher) != IMAGE:
+        raise ConfigError(
+            f"teacher.model: {config.lead.model} reads no pictures; name a model such as a ViT or ResNet."
+        )
+    if config.student.checkpoint is not None:
+        start = resolve_model(config.student.checkpoint)
+        if kind_of_head(read_config(start)) != IMAGE:
+            raise ConfigError(f"student.start: {config.student.checkpoint} reads no pictures; the teacher does.")
+    student, shape = student_config(teacher, config.student), Processor.open(source).shape
+    seen, own = look(teacher, shape), look(student, shape)
+    if config.data.max_length not in ("auto", seen.num_patches):
+        raise ConfigError(
+            f"data.max_length is {config.data.max_length}, but a picture has {seen.num_patches} patches. Leave it out."
+        )
+    if not (seen.is_stack and own.is_stack and seen.num_patches == own.num_patches):
+        for stage_name, stage in config.stages.items():
+            for name, loss in stage.losses.items():
+                if {"hidden states", "queries"} & set(loss.compares.split(", ")):
+                    raise ConfigError(
+                        f"stages.{stage_name}.losses.{name}: {loss.type} compares {loss.compares}, and a "
+                        f"{student.model_type} student sees other parts of a picture than its {teacher.model_type} "
+                        "teacher. Use losses on logits, such as forward_kl."
+                    )
+    return Models(teacher, student, seen.num_patches)
 
 
 def check_tokenizers(config: Config, teacher: Path) -> None:
@@ -82,20 +117,24 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
     check_classes(config, task)
     check_labels(config, task)
     check_signals(config, task, models)
-    needed, limit = (0, 0) if config.data.max_length != "auto" else token_needs(texts("train"), source)
+    is_text = not task.reads_pictures
+    needed, limit = (0, 0)
+    if config.data.max_length == "auto" and is_text:
+        needed, limit = token_needs(texts("train"), source)
     trusted = config.lead.trust_remote_code
     tuning = config.lead.finetune
     is_open = tuning is not None and (tuning == "auto" or tuning.method == "auto")
     facts = Facts(
-        has_head=is_open and has_head(source, trusted, task.head_kind),
+        has_head=is_open and is_tuned(source, task.head, trusted),
         is_foreign=trusted,
         kind=task.kind,
         num_outputs=len(task.outputs),
         has_units=task.has_units,
         usual_length=task.usual_length,
-        width=models.teacher.hidden_size,
-        teacher_layers=models.teacher.num_hidden_layers,
-        student_layers=models.student.num_hidden_layers,
+        width=width(models.teacher),
+        teacher_layers=depth(models.teacher),
+        student_layers=None if is_staged(models.student) else depth(models.student),
+        num_patches=None if is_text else models.positions,
         num_rows=train.rows,
         num_labeled=train.labeled,
         num_orders=config.data.num_orders,

@@ -50,7 +50,8 @@ class Facts:
     width: int
     """Of the teacher's hidden states."""
     teacher_layers: int
-    student_layers: int
+    student_layers: int | None
+    """None: of a student of stages, which has those of its checkpoint."""
     num_rows: int
     """Of the training split, as the next."""
     num_labeled: int
@@ -58,6 +59,8 @@ class Facts:
     """Tokens that 99 % of the training rows need."""
     limit: int
     """Tokens that the models and the tokenizer take at most."""
+    num_patches: int | None = None
+    """Of a picture, where rows are such."""
     has_units: bool = False
     """Whether a row has several predictions."""
     usual_length: int | None = None
@@ -98,9 +101,12 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
     if tuning == "auto":
         tuning = None if facts.has_head else {}
         why = "it has a trained head" if facts.has_head else "it has no trained head"
+        why += "" if facts.has_head or facts.num_patches is None else " for these classes"
         found.append(Choice(section, tuning, why))
     if config.student.num_layers == "auto":
-        found.append(Choice("student.num_layers", facts.student_layers, f"the teacher has {facts.teacher_layers}"))
+        is_open = facts.student_layers is None
+        why = "it is as its checkpoint" if is_open else f"the teacher has {facts.teacher_layers}"
+        found.append(Choice("student.num_layers", facts.student_layers, why))
     if config.evaluate.metric is None and facts.metric is not None:
         found.append(Choice("evaluate.metric", *facts.metric))
     batch = config.train.global_batch_size
@@ -117,6 +123,8 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
 
 
 def length_choice(facts: Facts) -> Choice:
+    if facts.num_patches is not None:
+        return Choice("data.max_length", facts.num_patches, "so many patches has a picture")
     wanted = max(FEWEST_TOKENS, MULTIPLE * ceil(facts.num_tokens / MULTIPLE))
     if facts.usual_length is not None and facts.usual_length < min(wanted, facts.limit):
         return Choice("data.max_length", facts.usual_length, "longer texts are cut into pieces, of which none is lost")
@@ -144,16 +152,17 @@ def finetune_choices(section: str, settings: Any, facts: Facts, batch: int) -> l
 
 
 def method_choice(facts: Facts, batch: int) -> tuple[str, str]:
-    labels = f"{facts.num_labeled:,} labels"
+    labels, is_text = f"{facts.num_labeled:,} labels", facts.num_patches is None
     if facts.has_head or facts.is_foreign:
         return "full", "it has a trained head" if facts.has_head else "it brings its own code"
     if (
         facts.kind != "categorical"
         or facts.has_units
+        or facts.num_patches is not None
         or facts.num_outputs > FEW_CLASSES
         or pair_group(batch) < FEWEST_PAIRED
     ):
-        return "full", f"{labels}, and no pairs can be made of such targets"
+        return "full", f"{labels}, and no pairs can be made of such {'targets' if is_text else 'rows'}"
     return ("contrastive" if facts.num_labeled <= FEW_LABELS else "full"), labels
 
 

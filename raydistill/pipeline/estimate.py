@@ -16,6 +16,7 @@ from raydistill.config.section import known
 from raydistill.config.teacher import MODES, Finetune, Member
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
+from raydistill.data.pictures import Processor
 from raydistill.data.size import Size
 from raydistill.models.embedding import set_head_of
 from raydistill.models.folder import resolve_model
@@ -69,7 +70,10 @@ def measure(
     """Time the teacher, and the config's student in the stage that trains longest."""
     length = max(4, round(size.num_tokens["train"] / max(size.num_inputs["train"], 1)))
     device = Device(computer.device, planned["dtype"])
-    trial = Sample(length, size.task, device, computer.threads)
+    lead = config.lead
+    source = resolve_model(lead.model, lead.revision, lead.trust_remote_code)
+    processor = Processor.open(source) if size.task.reads_pictures else None
+    trial = Sample(length, size.task, device, computer.threads, processor)
     stage = max(config.stages.values(), key=lambda stage: known(stage.num_epochs) * num_rows(stage, size))
     # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
     workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1

@@ -21,6 +21,7 @@ from raydistill.errors import ConfigError, Diverged
 from raydistill.evaluate.predict import predict
 from raydistill.models.embedding import add_layer
 from raydistill.models.head import output_layer, vector_width
+from raydistill.models.pictures import settle
 from raydistill.models.pooled import HEAD, headless
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.stages import StageReport, stage_history, stage_reports, untrained
@@ -72,6 +73,7 @@ def full(context: Context, folder: Path, settings: Finetune) -> Tuned:
         seed, rate = context.config.seed + attempt, known(settings.learning_rate) / 2**attempt
         name = "finetune" if attempt == 0 else f"attempt{attempt + 1}"
         model = context.load(folder, dropout=None, sequences=settings.head, seed=seed)
+        settle(model, context.rows["train"].sample())
         stages = stage_of(name, settings, TASK_ALONE, rate)
         losses = {entry["step"]: entry["train/loss"] for entry in context.history("teacher", name)}
         reports = partial(stage_reports, context, "teacher", model, stages, {}, None, labeled_only=True)

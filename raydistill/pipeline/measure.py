@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -198,19 +197,12 @@ def describe_models(context: Context, compared: Models, *, latency: bool) -> dic
     return about
 
 
-def shapes_to_time(rows: Rows, length: int, longest: int) -> list[dict[str, torch.Tensor]]:
+def shapes_to_time(rows: Rows, length: int | None, longest: int) -> list[dict[str, torch.Tensor]]:
     """Inputs (B, L) without padding: batches of 1 to 32 rows of ``length`` tokens; 1 row, and 32, of up to ``longest``
-    tokens."""
+    tokens. Of pictures, which have no ``length``, those batches alone."""
+    if length is None:
+        return [rows.block(size, longest) for size in BATCH_SIZES]
     lengths = [2**i for i in range(3, 20) if 2**i < longest] + [longest]
     wanted = {(size, length) for size in BATCH_SIZES}
     wanted |= {(size, tokens) for size in (BATCH_SIZES[0], BATCH_SIZES[-1]) for tokens in lengths}
-    return [block(rows, *shape) for shape in sorted(wanted)]
-
-
-def block(rows: Rows, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """Tokens of the split, one row's after another's, in a shape of one's own: their order does not change the time."""
-    shape = (batch_size, length)
-    inputs = {
-        n: torch.from_numpy(np.resize(v[: batch_size * length], shape).astype(np.int64)) for n, v in rows.values.items()
-    }
-    return {**inputs, "attention_mask": torch.ones(shape, dtype=torch.int64)}
+    return [rows.block(*shape) for shape in sorted(wanted)]

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from raydistill.config.losses import largest
 from raydistill.config.section import known
+from raydistill.config.student import Student
 from raydistill.config.tasks import MaskedLanguageModeling
 from raydistill.config.teacher import ModelTeacher
 from raydistill.config.tree import Config
@@ -19,6 +20,7 @@ from raydistill.data.size import Size, estimated_size, look, measured_size
 from raydistill.errors import RaydistillError
 from raydistill.losses import Losses, build_losses, build_stages, signal_sizes
 from raydistill.models.embedding import set_head_of
+from raydistill.models.fields import depth, is_staged, width
 from raydistill.models.folder import resolve_model
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import has_head, load_model, order_notice
@@ -127,6 +129,7 @@ def make_plan(
             "summary": size.info.summary,
             "per_class": {split: counts.per_class for split, counts in size.info.counts.items()},
             "tokens": size.num_tokens,
+            "unit": "patches" if task.reads_pictures else "tokens",
             "cut": size.num_cut,
             "max_length": length,
             "notes": [*size.info.notes, *reading_notes(config, size)],
@@ -138,13 +141,13 @@ def make_plan(
         | {"allow_chance": config.teacher.allow_chance}
         | {"weights": {name: member.weight for name, member in config.members.items()}},
         "student": {
-            "num_layers": student.num_hidden_layers,
-            "hidden_size": student.hidden_size,
+            "num_layers": depth(student),
+            "hidden_size": width(student),
             "num_heads": getattr(student, "num_attention_heads", None),
-            "teacher_layers": list(start_layers(source_config, config.student)),
+            "teacher_layers": teacher_layers(source_config, config.student),
             "share_layers": num_shared(student),
         },
-        "layer_maps": layer_maps(config, student.num_hidden_layers, source_config.num_hidden_layers),
+        "layer_maps": layer_maps(config, depth(student), depth(source_config)),
         "steps": steps(config, size),
         "choices": [vars(choice) for choice in [*choices, *more]],
         "findings": [
@@ -153,6 +156,12 @@ def make_plan(
         ],
     }
     return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
+
+
+def teacher_layers(source: PreTrainedConfig, student: Student) -> list[int]:
+    """The layers of the teacher that the student starts from; none where it starts elsewhere, or has stages."""
+    is_elsewhere = student.checkpoint is not None or is_staged(source)
+    return [] if is_elsewhere else list(start_layers(source, student))
 
 
 def steps(config: Config, size: Size) -> dict[str, int]:

@@ -191,7 +191,8 @@ def publish(
         context.job.owner.check()
         with artifact.write(recipe, parents) as folder:
             save_model(model, tokenizer_folder, folder / "model")
-            set_max_length(folder / "model" / "tokenizer_config.json", known(context.config.data.max_length))
+            if not context.task.reads_pictures:
+                set_max_length(folder / "model" / "tokenizer_config.json", known(context.config.data.max_length))
             (folder / "training.json").write_text(json.dumps({"history": history}))
         context.checkpoints(artifact.kind).clear()
     context.group.barrier()

@@ -27,7 +27,8 @@ from raydistill.config.training import Optimization
 from raydistill.config.training import Stage as StageSettings
 from raydistill.config.tree import Config
 from raydistill.data.batches import Batch, micro_batches
-from raydistill.data.rows import Rows
+from raydistill.data.pictures import Processor
+from raydistill.data.rows import PictureRows, Rows
 from raydistill.evaluate.latency import cpu_times, longest_wait
 from raydistill.losses import build_losses
 from raydistill.models.capture import capture
@@ -56,10 +57,16 @@ class Sample:
     task: Task
     device: Device
     threads: int
+    processor: Processor | None = None
+    """Of pictures, where rows are such."""
 
     def rows(self, vocab_size: int, num_rows: int) -> Rows:
-        """Rows of random tokens, all labelled."""
+        """Rows of random tokens, or pixels, all labelled."""
         draw = np.random.default_rng(0)
+        if self.processor is not None:
+            pixels = draw.integers(0, 256, (num_rows, *self.processor.shape), dtype=np.uint8)
+            known = (self.task.blank(num_rows), np.arange(num_rows, dtype=np.int64))
+            return PictureRows.of_pixels(pixels, *known, self.length, self.processor)
         size = num_rows * self.length
         targets = self.task.blank(num_rows)
         values = targets.values
@@ -136,7 +143,7 @@ def machine(config: Config, device_type: str, cpus: int | None = None) -> Machin
 
 def time_teacher(teacher: PretrainedConfig, sample: Sample) -> float:
     """Seconds a row of a forward pass without gradient."""
-    rows = sample.rows(teacher.vocab_size, max(1, CPU_INFERENCE_TOKENS // sample.length))
+    rows = sample.rows(getattr(teacher, "vocab_size", 0), max(1, CPU_INFERENCE_TOKENS // sample.length))
     model = new_model(teacher, seed=0, attn_implementation=sample.attention)
     torch.nn.Module.to(model, sample.device.torch_device)
 
@@ -176,7 +183,7 @@ def training(
     config: Config, stage: StageSettings, student: PretrainedConfig, teacher: PretrainedConfig, sample: Sample
 ) -> Setup:
     """A stage that could train on the sample's rows, with a checkpoint folder that is never written to."""
-    rows = sample.rows(student.vocab_size, config.train.global_batch_size)
+    rows = sample.rows(getattr(student, "vocab_size", 0), config.train.global_batch_size)
     model = new_model(student, seed=0, attn_implementation=sample.attention)
     losses = build_losses(stage.losses, sample.task, student, teacher, seed=0)
     return Setup(

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import busy_note, measure_models
-from raydistill.models.fields import intermediate
+from raydistill.models.fields import depth, intermediate, is_staged, width
 from raydistill.models.load import new_model, read_config
 from raydistill.models.modeling_conv import ConvConfig
 from raydistill.models.shape import count_parameters, student_config
@@ -225,6 +225,8 @@ def shape_name(config: PretrainedConfig) -> str:
     if isinstance(config, ConvConfig):
         return f"{config.num_hidden_layers} conv layers, width {config.hidden_size}, kernel {config.kernel_size}"
     inner = intermediate(config)[1]
+    if is_staged(config):
+        return f"{config.model_type} of {depth(config)} layers, width {width(config)}"
     return (
         f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, "
         f"inner width {inner}"

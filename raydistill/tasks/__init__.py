@@ -11,6 +11,7 @@ from raydistill.errors import ConfigError
 from raydistill.models.head import SEQUENCE, kind_of_head, output_names
 from raydistill.tasks.base import Task
 from raydistill.tasks.embeddings import Embeddings
+from raydistill.tasks.image_classification import ImageClassification
 from raydistill.tasks.masked_language_modeling import MaskedLanguageModeling
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.question_answering import QuestionAnswering
@@ -38,6 +39,7 @@ TASKS: dict[str, type[Task]] = {
         QuestionAnswering,
         Embeddings,
         MaskedLanguageModeling,
+        ImageClassification,
     )
 }
 
@@ -67,7 +69,7 @@ def task_of_model(config: PreTrainedConfig) -> Task:
     by ``problem_type``, else by the number of its outputs."""
     outputs = output_names(config)
     own: Any = find("tasks", str(getattr(config, TASK_TYPE, None)))
-    known = {task.problem_type: task for task in TASKS.values() if task.problem_type}
+    known = {task.problem_type: task for task in TASKS.values() if task.problem_type and task.head_kind == SEQUENCE}
     usual: type[Task] = TextRegression if len(outputs) == 1 else TextClassification
     if (head := kind_of_head(config)) != SEQUENCE:
         known, usual = {}, next(task for task in TASKS.values() if task.head_kind == head)

@@ -121,6 +121,11 @@ class Task(ABC):
     """Mean and deviation of the targets: a model is trained in units in which they are 0 and 1, and saved in theirs."""
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether a row is a picture."""
+        return self.Settings.reads_pictures
+
+    @property
     def head(self) -> Head:
         """What a model of the task ends with."""
         return Head(self.outputs, self.problem_type, self.output_scale, self.head_kind)

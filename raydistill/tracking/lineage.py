@@ -135,6 +135,8 @@ def run_name(config: Config, kind: str = "distill") -> str:
         return f"{subject[:100]} sweep"
     number, size = config.student.num_layers, config.student.hidden_size
     layers = "all layers" if number is None else "1 layer" if number == 1 else f"{number} layers"
+    if number is None and config.student.checkpoint is not None:
+        layers = PurePosixPath(config.student.checkpoint).name
     width = (" conv" if config.student.type == "conv" else "") + ("" if size is None else f" of {size}")
     losses = dict.fromkeys(name for stage in config.stages.values() for name in stage.losses)
     return f"{subject[:100]} {layers}{width} {'+'.join(losses)[:100]}"

@@ -26,6 +26,7 @@ from raydistill.data.rows import Rows
 from raydistill.errors import ConfigError, Diverged, Interrupted
 from raydistill.losses.base import Losses
 from raydistill.models.capture import capture
+from raydistill.models.pictures import train_mode
 from raydistill.models.shared import shared_parameters
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints, TrainProgress
@@ -230,7 +231,7 @@ class StageRun:
     def accumulate(self, step: int, batches: list[Batch], counts: list[float]) -> None:
         """Leave the gradient of the whole global batch on every rank's parameters."""
         setup = self.setup
-        setup.model.train()
+        train_mode(setup.model)
         setup.losses.at(step / max(setup.schedule.num_steps - 1, 1))
         for batch in batches:
             # What is random goes by step and row: neither ranks, micro-batches nor a restart change what is drawn.

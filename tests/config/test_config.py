@@ -394,14 +394,16 @@ def test_losses_are_described() -> None:
     assert list(found) == ["task", *soft, "k_best", "logit_mse", *hidden, *tokens, *relations, "cosine_pairs", *vectors]
     rows = ["text_classification", "text_regression", "multi_label_classification"]
     everywhere = [*rows, "token_classification", "question_answering"]
-    assert found["logit_mse"]["tasks"] == everywhere
-    both = [*everywhere, "embeddings", "masked_language_modeling"]
+    pictures = "image_classification"
+    assert found["logit_mse"]["tasks"] == [*everywhere, pictures]
+    both = [*everywhere, "embeddings", "masked_language_modeling", pictures]
     assert {n for n, loss in found.items() if loss["tasks"] == both} >= {"task", "hidden_mse", "rkd_angle"}
     assert {n for n, loss in found.items() if loss["tasks"] == ["embeddings"]} == set(vectors)
     assert found["jsd"]["tasks"] == [name for name in both if name not in ("text_regression", "embeddings")]
-    words = ["text_classification", "token_classification"]
+    assert pictures not in found["gradient_match"]["tasks"]
+    words = ["text_classification", "token_classification", pictures]
     assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (words, "logits, labels")
-    assert found["dist"]["tasks"] == found["cosine_pairs"]["tasks"] == ["text_classification"]
+    assert found["dist"]["tasks"] == found["cosine_pairs"]["tasks"] == ["text_classification", pictures]
     assert found["k_best"]["tasks"] == ["token_classification"]
     assert found["forward_kl"]["settings"]["temperature"]["default"] == 2.0
     assert all(loss["about"] for loss in found.values())

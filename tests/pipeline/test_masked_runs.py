@@ -336,14 +336,14 @@ def bad_files(folder: Path) -> dict[str, str]:
     for i in range(4):
         (folder / "blank" / f"{i}.txt").write_text(" \n")
     (folder / "binary").mkdir()
-    (folder / "binary" / "picture.png").write_bytes(bytes(range(256)))
+    (folder / "binary" / "noise.bin").write_bytes(bytes(range(256)))
     (folder / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     (folder / "few.txt").write_text("web code\n\ngood film\n")
     (folder / "numbers.csv").write_text("year,place\n1999,3\n")
     return {
         "empty": "is an empty folder",
         "blank": "Fewer than 3 different documents are left in training",
-        "binary": "holds no UTF-8 text: picture.png",
+        "binary": "holds no UTF-8 text: noise.bin",
         "bytes.txt": "bytes.txt cannot be read as text",
         "few.txt": "Fewer than 3 different documents",
         "numbers.csv": "no column that is recognised as the text",

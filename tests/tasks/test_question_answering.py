@@ -24,6 +24,7 @@ from kit.tiny import tiny_tokenizer
 from torchmetrics.functional.text import squad
 
 from raydistill.cli.main import execute
+from raydistill.config.data import Columns
 from raydistill.config.loading import load_config
 from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft
@@ -168,7 +169,7 @@ def test_init_writes_a_config_for_questions(tmp_path: Path, monkeypatch: pytest.
     pd.DataFrame(table).to_csv("rows.csv", index=False)
     assert execute(["init", "--data", "rows.csv", "--set", "task.type=question_answering"]) == 0
     config = load_config("rows.yaml")
-    assert config.data.columns.model_dump() == {"text": "question", "text_pair": "context", "label": "answer"}
+    assert config.data.columns == Columns(text="question", text_pair="context", label="answer")
     assert config.task.type == "question_answering"
     written = Path("rows.yaml").read_text()
     assert f"{len(rows)} answers, " in written

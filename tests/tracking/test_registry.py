@@ -276,7 +276,7 @@ def test_model_uris_lead_to_a_folder(storage: Storage, student: Path, tmp_path: 
 
 def test_data_is_read_by_the_column_names_of_the_models_run(storage: Storage, student: Path, tmp_path: Path) -> None:
     """Labelled data and tables for predict: the run's names where the table has them, else usual ones."""
-    from raydistill.config.data import Data
+    from raydistill.config.data import Columns, Data
     from raydistill.deploy.own_rows import columns_of, find_test_rows
     from raydistill.tasks import TextClassification
 
@@ -286,7 +286,7 @@ def test_data_is_read_by_the_column_names_of_the_models_run(storage: Storage, st
     (tmp_path / "own.csv").write_text("id,body,stars,text\n1,a good film,good,none\n")
     (tmp_path / "usual.csv").write_text("text,label\na bad film,bad\n")
     for model in ("models:/columns/1", f"runs:/{ref.run_id}/student"):
-        assert columns_of(model, storage.url).model_dump() == {"text": "body", "text_pair": None, "label": "stars"}
+        assert columns_of(model, storage.url) == Columns(text="body", label="stars")
         for name, text, label in (("own", "a good film", "good"), ("usual", "a bad film", "bad")):
             rows = find_test_rows(model, task, Data(path=str(tmp_path / f"{name}.csv")), "test", storage.url)
             assert (rows.texts, task.outputs[rows.targets.values[0]]) == ((text,), label)

@@ -72,7 +72,10 @@ def predict(
     text: Annotated[list[str] | None, typer.Option("--text", help="A text to predict for. Repeatable.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="A table (CSV, JSON lines, parquet), or one text a line; stdin without it."),
+        typer.Option(
+            "--file",
+            help="A table (CSV, JSON lines, parquet), one text a line, a picture or a folder of them; else stdin.",
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,

@@ -160,6 +160,7 @@ def table_of_losses(found: dict[str, dict[str, Any]]) -> Table:
 
     tasks = list(dict.fromkeys(task for loss in found.values() for task in loss["tasks"]))
     table = Table("loss", "compares", *(task.replace("_", "\n") for task in tasks), box=None)
+    table.columns[0].no_wrap = True
     for name, loss in found.items():
         table.add_row(name, loss["compares"], *("yes" if task in loss["tasks"] else "-" for task in tasks))
     return table

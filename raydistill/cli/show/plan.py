@@ -66,10 +66,11 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     about = "≈ " if plan["estimate"] else ""
     data = plan["data"]
     console.print(f"storage    {escape(plan['storage'])}")
+    unit = data.get("unit", "tokens")
     for split, rows in data["rows"].items():
         extra = f", {data['labeled']:,} labelled" if split == "train" else ""
         cut = f", {about}{data['cut'][split]:,} texts cut" if data["cut"][split] else ""
-        console.print(f"{split:<11}{rows:,} rows{extra}, {about}{data['tokens'][split]:,} tokens{cut}")
+        console.print(f"{split:<11}{rows:,} rows{extra}, {about}{data['tokens'][split]:,} {unit}{cut}")
     if any(data["cut"].values()):
         console.print(f"           texts are cut at {data['max_length']} tokens (data.max_length)")
     for note in data["notes"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.cli.show.labels import print_labels
 from raydistill.config.metrics import Metric, metric
+from raydistill.evaluate.latency import of_tokens
 from raydistill.evaluate.report.scales import scale
 from raydistill.evaluate.robustness import WORDS, listed, same_sentences
 from raydistill.evaluate.verdict import BASELINE_STARTS
@@ -159,7 +160,7 @@ def conditions(results: Mapping[str, Any]) -> str:
     )
     if setting is not None:
         device = f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else setting["device"]
-        text += f" Latency of 1 row, speed at {setting['batch_size']} rows, of {setting['length']} tokens: "
+        text += f" Latency of 1 row, speed at {setting['batch_size']} rows{of_tokens(setting)}: "
         text += f"{device}, {setting['dtype']}."
     return text
 
@@ -168,6 +169,14 @@ def print_distilled(console: Console, results: Mapping[str, Any], config: Config
     """Print everything that a distillation ends with: notes, table, verdict, and the lines to type next."""
     print_found(console, results)
     print_next_steps(console, results, config)
+
+
+def example_of(results: Mapping[str, Any]) -> str:
+    """What `raydistill predict` may be given for a run's student."""
+    task = task_of(results["task"]["facts"])
+    if task.reads_pictures:
+        return "--file picture.jpg"
+    return '--text "…"' if task.grouped_by is None else "--file questions.csv"
 
 
 def print_found(console: Console, results: Mapping[str, Any]) -> None:
@@ -204,8 +213,9 @@ def print_next_steps(console: Console, results: Mapping[str, Any], config: Confi
         console.print(f"\n{registered(name, results)} Next:", markup=False)
     else:
         console.print("\nNext:")
-    given = '--text "…"' if task_of(results["task"]["facts"]).grouped_by is None else "--file questions.csv"
-    console.print(f"  raydistill predict {results['student']['path']} {given}", markup=False, soft_wrap=True)
+    console.print(
+        f"  raydistill predict {results['student']['path']} {example_of(results)}", markup=False, soft_wrap=True
+    )
     if name is not None:
         place = "" if config.storage == STORAGE else f" --storage {redact(config.storage)}"
         console.print(f"  raydistill promote {name}{place}", markup=False, soft_wrap=True)

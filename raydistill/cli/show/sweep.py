@@ -175,7 +175,7 @@ def finalists_table(summary: Mapping[str, Any]) -> Grid:
 def print_next_steps(console: Console, summary: Mapping[str, Any]) -> None:
     from rich.text import Text
 
-    from raydistill.cli.show.results import registered
+    from raydistill.cli.show.results import example_of, registered
     from raydistill.search.report.page import command
     from raydistill.storage.redaction import redact
 
@@ -195,7 +195,8 @@ def print_next_steps(console: Console, summary: Mapping[str, Any]) -> None:
     storage = redact(str(summary["config"]["storage"]))
     say(f"  raydistill report {summary['sweep_key']} --storage {shlex.quote(storage)} --out report.html")
     if winner is not None:
-        say(f'  raydistill predict {shlex.quote(winner["path"])} --text "…"')
+        given = example_of(results) if results.get("task") else '--text "…"'
+        say(f"  raydistill predict {shlex.quote(winner['path'])} {given}")
         say("  " + str(command(summary)).replace("\\\n  ", ""))
     elif summary["counts"].get("failed"):
         say("  the same command with --retry-failed, once what made them fail is mended")

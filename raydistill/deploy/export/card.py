@@ -36,10 +36,13 @@ def export_card(about: Mapping[str, Any], known: Mapping[str, Any]) -> str:
         "tags": ["raydistill", *(["onnx"] if is_onnx else []), *([form] if form != "onnx" else [])],
     }
     what = f"A {task.about.format(count=len(task.outputs))} in the format {form} ({FORMATS[form]}), made from"
+    what += f" {escape(name)}."
+    if not task.reads_pictures:
+        seen = "windows of {} tokens." if task.has_units else "the first {} tokens of a row."
+        what += " It reads " + seen.format(about["max_length"])
     body = [
         f"# {escape(name)}: {form}",
-        f"{what} {escape(name)}. It reads "
-        + ("windows of {} tokens." if task.has_units else "the first {} tokens of a row.").format(about["max_length"]),
+        what,
         "## How to load",
         "In this folder:",
         "\n".join(["```python", *about["load"], "```"]),

@@ -11,7 +11,7 @@ import numpy as np
 from raydistill.config.metrics import metric as facts_of
 from raydistill.deploy.export import EXACT
 from raydistill.deploy.paired import latency_ratio, measure_speed, speed_section
-from raydistill.deploy.predictor import Predictor
+from raydistill.deploy.predictor import Predictor, num_letters
 from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError, ModelError, nearest
 from raydistill.evaluate.results import strict_json
@@ -137,7 +137,7 @@ def judge_shapes(form: str, predictor: Predictor, rows: TestRows, outputs: Value
     """Reasons to refuse where single rows, or a short padded batch, give other outputs than all rows (N, C) did."""
     if num_lost(outputs):
         return []  # a reason of its own
-    order = np.argsort([len("".join(text)) for text in rows.texts], kind="stable")
+    order = np.argsort([num_letters(text) for text in rows.texts], kind="stable")
     picked = order[[0, len(order) // 2, -1]]
     texts, values = [rows.texts[row] for row in picked], rows.targets.values[picked]
     alone = concatenated([predictor.outputs([texts[i]], values[[i]]) for i in (0, -1)])

@@ -38,7 +38,7 @@ def write_onnx(source: TorchPredictor, folder: Path) -> dict[str, Any]:
                 kwargs=example,
                 dynamo=True,
                 output_names=logit_names(source.task.head_kind),
-                dynamic_shapes={name: {0: "batch", 1: "length"} for name in example},
+                dynamic_shapes={name: axes_of(tensor) for name, tensor in example.items()},
                 verbose=False,
             )
             assert program is not None
@@ -51,8 +51,15 @@ def write_onnx(source: TorchPredictor, folder: Path) -> dict[str, Any]:
     return {"opset": opset(folder / FILE)}
 
 
+def axes_of(tensor: torch.Tensor) -> dict[int, str]:
+    """What may be another size: rows, and tokens of a row; pictures have one size."""
+    return {0: "batch", 1: "length"} if tensor.dim() == 2 else {0: "batch"}
+
+
 def example_inputs(source: Predictor) -> dict[str, torch.Tensor]:
     """Two rows, the second padded: what tracing sees must need the mask, and no size may be 0 or 1."""
+    if source.processor is not None:
+        return {"pixel_values": torch.rand(2, *source.processor.shape, generator=torch.Generator().manual_seed(0))}
     length = min(EXAMPLE_LENGTH, source.max_length)
     texts: Any = ["one two three four five six seven eight nine ten eleven twelve", "one"]
     return dict(
@@ -60,8 +67,9 @@ def example_inputs(source: Predictor) -> dict[str, torch.Tensor]:
     )
 
 
-def write_int8(exact: Path, folder: Path) -> dict[str, Any]:
-    """Quantise an exported model.onnx in ``exact`` into ``folder``; its opset and settings. Raises ModelError.
+def write_int8(exact: Path, folder: Path, operators: list[str] | None = None) -> dict[str, Any]:
+    """Quantise an exported model.onnx in ``exact`` into ``folder``, these ``operators`` or all that can be; its opset
+    and settings. Raises ModelError.
 
     Activations get one scale a tensor when it is computed: a row's logits depend a little on its batch.
     """
@@ -87,6 +95,7 @@ def write_int8(exact: Path, folder: Path) -> dict[str, Any]:
                 folder / FILE,
                 weight_type=QuantType.QInt8,
                 use_external_data_format=size / 4 > EXTERNAL_BYTES,
+                op_types_to_quantize=operators,
                 **QUANTIZER,
             )
         except Exception as error:  # the quantiser raises bare Exception, onnx its own kinds

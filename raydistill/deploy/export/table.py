@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.config.metrics import metric as facts_of
 from raydistill.deploy.export.checks import TORCH
+from raydistill.evaluate.latency import of_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,7 +93,7 @@ def conditions(found: Mapping[str, Any]) -> str:
     if setting := found[TORCH]["latency_setting"]:
         threads = "1 CPU thread" if setting["threads"] == 1 else f"{setting['threads']} CPU threads"
         text += (
-            f" Latency p50 of 1 row, speed at {setting['batch_size']} rows, of {setting['length']} tokens, taking "
+            f" Latency p50 of 1 row, speed at {setting['batch_size']} rows{of_tokens(setting)}, taking "
             f"turns in one process: {threads}."
         )
     return text

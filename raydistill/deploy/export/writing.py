@@ -12,7 +12,7 @@ from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
 from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.evaluate.report.naming import source_of
 from raydistill.models.folder import TOKENIZER_FILES, model_digest, read_json
-from raydistill.models.head import EMBEDDING, SPAN, logit_names
+from raydistill.models.head import EMBEDDING, IMAGE, SPAN, logit_names
 from raydistill.storage.paths import is_url, resolve_path
 from raydistill.storage.redaction import redact
 
@@ -21,6 +21,7 @@ OF_ENCODING = {"input_ids": "ids", "attention_mask": "attention_mask", "token_ty
 
 
 EXAMPLES = ('["a text", "another one"]', '["a question"], ["its context"]')
+PICTURES = f"AutoModelFor{IMAGE}"
 ENCODED = ('["a text", "another one"]', '[("a question", "its context")]')
 """Two texts, or a pair, as transformers and tokenizers take them."""
 
@@ -31,7 +32,9 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
     folder.mkdir()
     copy_companions(source, folder)
     made = write_weights(form, source, folder)
-    inputs = list(source.tokenizer(["one"]))
+    is_text = source.tokenizer is not None
+    inputs = list(source.tokenizer(["one"])) if is_text else ["pixel_values"]
+    shape: list[Any] = ["length"] if source.processor is None else [*source.processor.shape]
     dtype = "bfloat16" if form == "safetensors-bf16" else "float32"
     content = {
         "schema": SCHEMA,
@@ -43,7 +46,9 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
         "task": source.task.facts(),
         "max_length": source.max_length,
         "opset": None,
-        "inputs": [{"name": name, "dtype": "int64", "axes": ["batch", "length"]} for name in inputs],
+        "inputs": [
+            {"name": name, "dtype": "int64" if is_text else "float32", "axes": ["batch", *shape]} for name in inputs
+        ],
         "outputs": [
             {"name": name, "dtype": dtype, "axes": axes(source)} for name in logit_names(source.task.head_kind)
         ],
@@ -73,7 +78,8 @@ def write_weights(form: str, source: TorchPredictor, folder: Path) -> dict[str, 
                 exact = folder.with_name("onnx.exact")  # goes with the workplace
                 exact.mkdir()
                 onnx.write_onnx(source, exact)
-            return onnx.write_int8(exact, folder)
+            # onnxruntime has no int8 convolution on every CPU, and the layers of a transformer are products
+            return onnx.write_int8(exact, folder, None if source.processor is None else ["MatMul"])
         case "torch-int8":
             from raydistill.deploy.export import torch_formats
 
@@ -108,10 +114,34 @@ def write_about(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / EXPORT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def picture_lines(form: str) -> list[str]:
+    """The same of two pictures."""
+    opened = [
+        "from PIL import Image",
+        "from transformers import AutoImageProcessor" + ("" if form.startswith("onnx") else ", " + PICTURES),
+        'processor = AutoImageProcessor.from_pretrained(".")',
+        'pictures = [Image.open(name).convert("RGB") for name in ("one.jpg", "another.jpg")]',
+    ]
+    if not form.startswith("onnx"):
+        return [
+            *opened,
+            f'model = {PICTURES}.from_pretrained(".")',
+            'logits = model(**processor(pictures, return_tensors="pt").to(model.dtype)).logits',
+        ]
+    return [
+        "import onnxruntime",
+        *opened,
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        'logits = session.run(["logits"], dict(processor(pictures, return_tensors="np")))[0]',
+    ]
+
+
 def load_lines(form: str, source: Predictor, inputs: Sequence[str]) -> list[str]:
     """Python that gives logits of two texts in the exported folder, without raydistill."""
     length, tokenizer, model = source.max_length, source.tokenizer, f"AutoModelFor{source.task.head_kind}"
     names, is_pair = logit_names(source.task.head_kind), source.task.head_kind == SPAN
+    if source.processor is not None:
+        return picture_lines(form)
     if not form.startswith("onnx") and source.task.head_kind == EMBEDDING:
         return (source.task.loading_code('"."', length) or "").splitlines()
     if not form.startswith("onnx"):

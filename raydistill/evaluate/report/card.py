@@ -209,9 +209,9 @@ def teacher_text(teacher: Mapping[str, Any], size: str = "") -> str:
 def start_text(results: Mapping[str, Any]) -> str:
     student, start = results["config"]["student"], start_source(results["config"])
     shape = ", ".join(f"{student[key]} {unit}" for key, unit in SHAPE.items() if student.get(key) is not None)
-    shape = shape or "of the teacher's size"
     if start is not None:
-        return f"{shape}, started from {start.link()}"
+        return f"{shape}{', ' if shape else ''}started from {start.link()}"
+    shape = shape or "of the teacher's size"
     if student.get("type") == "conv":
         shape = f"a convolutional network of {shape}, kernel {student['kernel_size']}"
     if student["start"] == "teacher_embeddings":
@@ -243,11 +243,14 @@ def data_section(results: Mapping[str, Any]) -> list[str]:
     """Where the rows come from, how many there are, and with which targets."""
     data, counts = results["config"]["data"], results["data"]
     told = f"Source: {data_source(data).link('datasets/')}."
+    reads_pictures = task_of(results["task"]["facts"]).reads_pictures
     if data["unlabeled"]:
-        told += f" Texts without labels from {source_of(data['unlabeled']).link('datasets/')} joined the training rows."
+        what, source = "Pictures" if reads_pictures else "Texts", source_of(data["unlabeled"]).link("datasets/")
+        told += f" {what} without labels from {source} joined the training rows."
     has_units = "counted" in results["task"]
     cut = "Longer texts are read in windows of" if has_units else "Rows are cut to"
-    told += f" {cut} {data['max_length']} tokens."
+    if not reads_pictures:
+        told += f" {cut} {data['max_length']} tokens."
     splits = list(counts["num_rows"])
     rows = [[s, f"{counts['num_rows'][s]:,}", f"{counts['labeled'].get(s, 0):,}"] for s in splits]
     parts = [told, table(["split", "rows", "labelled"], rows)]
@@ -269,11 +272,12 @@ def limits(results: Mapping[str, Any], task: Task) -> list[str]:
     names, more = shown_names(results["labels"])
     listed = f"{', '.join(map(escape, names))}{', …' if more else ''}"
     support = results["data"]["labeled"]["test"]
+    what = "pictures" if task.reads_pictures else "texts"
     cut = f"It reads the first {data['max_length']} tokens of a row; what comes after plays no part."
     found = [
-        *([] if task.has_units else [cut]),
+        *([] if task.has_units or task.reads_pictures else [cut]),
         task.limit.format(names=listed),
-        f"All figures are of {support:,} labelled test rows from the source above. On other texts they are not known.",
+        f"All figures are of {support:,} labelled test rows from the source above. On other {what} they are not known.",
     ]
     found += [escape(note) for note in results.get("notes", ()) if "teacher.model: " in note]
     for name in ("student", "teacher"):

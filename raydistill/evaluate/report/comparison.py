@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from raydistill.evaluate.latency import of_tokens
 from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, Picture, draw
 from raydistill.evaluate.report.scales import ABSENT, cut_middle, scale
 
@@ -131,7 +132,7 @@ def latency_setting(contenders: Sequence[Contender]) -> str:
     if len(set(devices.values())) > 1:
         device = ", ".join(f"{title} on {where}" for title, where in devices.items())
     text = f"Latency of 1 row, rows a second in batches of {setting['batch_size']}"
-    text += f", of {setting['length']} tokens" if setting.get("length") else ""
+    text += of_tokens(setting)
     return f"{text}; {device}{', ' + setting['dtype'] if setting.get('dtype') else ''}, models timed alternately."
 
 

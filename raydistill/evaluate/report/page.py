@@ -116,7 +116,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         loading_note=loading_note(task, config),
         registered=registered_code(shown),
         max_length=max_length,
-        is_cut=not task.has_units,
+        is_cut=not task.has_units and not task.reads_pictures,
         fates=fates(shown["task"].get("counted", "rows"), contenders),
         counted=shown["task"].get("counted", "rows"),
         num_labeled=shown["data"]["labeled"]["test"],
@@ -152,8 +152,8 @@ def loading_code(task: Task, model: str, max_length: int, has_pairs: bool = Fals
     arguments = [*task.pipeline_arguments(max_length), *(["trust_remote_code=True"] if has_code else [])]
     return task.loading_code(name, max_length) or (
         "from transformers import pipeline\n"
-        f'model = pipeline("{task.pipeline_tag}", {name}, {", ".join(arguments)})\n'
-        f"print(model({example_row(has_pairs)}))"
+        f"model = pipeline({', '.join([json.dumps(task.pipeline_tag), name, *arguments])})\n"
+        f"print(model({example_row(task, has_pairs)}))"
     )
 
 
@@ -171,7 +171,9 @@ def loading_note(task: Task, config: Mapping[str, Any]) -> str:
     return " ".join(filter(None, [task.pipeline_note, order if is_symmetric else "", alone if is_crf else ""]))
 
 
-def example_row(has_pairs: bool) -> str:
+def example_row(task: Task, has_pairs: bool) -> str:
+    if task.reads_pictures:
+        return '"picture.jpg"'
     return '{"text": "…", "text_pair": "…"}' if has_pairs else '"…"'
 
 
@@ -183,10 +185,13 @@ def registered_code(results: Mapping[str, Any]) -> str | None:
     is_elsewhere = "://" in config["storage"] or bool(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
     store = json.dumps(f"sqlite:///{config['storage']}/mlflow.db", ensure_ascii=False)
     begin = ["import mlflow", "", f"mlflow.set_tracking_uri({store})"]
+    task = task_of(results["task"]["facts"])
+    row = example_row(task, shows_pairs(results))
+    row = f'open({row}, "rb").read()' if task.reads_pictures else row
     lines = [
         *(["import mlflow  # set MLFLOW_TRACKING_URI", ""] if is_elsewhere else begin),
         f'model = mlflow.pyfunc.load_model("models:/{config["registry"]["name"]}/{version}")',
-        f"print(model.predict([{example_row(shows_pairs(results))}]))",
+        f"print(model.predict([{row}]))",
     ]
     return "\n".join(lines)
 
@@ -231,7 +236,7 @@ def title(results: Mapping[str, Any]) -> str:
 def subtitle(results: Mapping[str, Any]) -> str:
     """From which teacher, to what, on which data."""
     config, depth = results["config"], results["layers"]["student"]
-    student = f"a student of {depth} layer{'s' * (depth != 1)}"
+    student = f"a student of {depth} layer{'s' * (depth != 1)}" if depth else "a student"
     return f"{teachers_text(config)} → {student}, on {config['data']['path']}"
 
 
@@ -326,7 +331,15 @@ def judged(disagreement: Mapping[str, Any]) -> dict[str, Any]:
     verdict = verdict if label is None or any(side["sure"] is not None for side in sides.values()) else ""
     texts = {name: without_gaps(disagreement[name]) for name in ("text", "text_pair")}
     label = None if label is None else cut(label, MAX_NAME)
-    return {**disagreement, **texts, **sides, "label": label, "verdict": verdict, "right": right[0] if right else None}
+    return {
+        "image": None,
+        **disagreement,
+        **texts,
+        **sides,
+        "label": label,
+        "verdict": verdict,
+        "right": right[0] if right else None,
+    }
 
 
 def without_gaps(text: str | None) -> str | None:

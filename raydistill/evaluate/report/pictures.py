@@ -81,18 +81,18 @@ def speed_pictures(results: Mapping[str, Any]) -> list[Picture]:
         return []
     length = (results["student"]["latency_setting"] or {}).get("length")
     skipped = [(shape["batch_size"], shape["length"]) for shape in shapes["student"] if shape["ms"] is None]
-    drawn = [batch_picture(times, length, skipped), length_picture(times, skipped)]
+    drawn = [batch_picture(times, length, skipped), length_picture(times, skipped) if length else None]
     return [picture for picture in drawn if picture is not None]
 
 
 def ending(skipped: Sequence[tuple[int, int]]) -> str:
     """Why a line ends before the shapes that were to be timed do; nothing where none was left out."""
-    told = [f"{rows} row{'s' * (rows != 1)} of {length}" for rows, length in skipped]
+    told = [f"{rows} row{'s' * (rows != 1)}" + (f" of {length}" if length else "") for rows, length in skipped]
     if not told:
         return ""
     return (
         f" Not timed, as all sizes together get {SECONDS_FOR_SHAPES:g} s and these would have taken longer: "
-        f"{', '.join(told)} tokens."
+        f"{', '.join(told)}{' tokens' if skipped[0][1] else ''}."
     )
 
 
@@ -101,7 +101,8 @@ def batch_picture(
 ) -> Picture | None:
     lines = {n: [(t["batch_size"], t["ms"]) for t in points if t["length"] == length] for n, points in times.items()}
     title = "Latency against batch size"
-    caption = f"Rows of {length} tokens.{ending([shape for shape in skipped if shape[1] == length])}"
+    rows = f"Rows of {length} tokens." if length else "Pictures, all of one size."
+    caption = f"{rows}{ending([shape for shape in skipped if shape[1] == length])}"
     return _speed("speed-batch", title, caption, "rows in a batch", {(n, ""): p for n, p in lines.items()})
 
 

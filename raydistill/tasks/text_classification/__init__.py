@@ -1,4 +1,4 @@
-"""Text classification: one of two or more classes a row."""
+"""Text classification: one of two or more classes a row; and all of it that holds of pictures, too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raydistill.tasks.text_classification.classes import balanced_weights, class
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TextClassification"]
+__all__ = ["Classification", "TextClassification"]
 
 
 MOST_CLASSES, MOST_LETTERS = 50, 40
@@ -30,18 +30,14 @@ UNEQUAL = 0.7
 """Share of the largest class from which accuracy says little."""
 
 
-class TextClassification(Task):
+class Classification(Task):
     """Targets are class ids (N,) int64; outputs the logits of the classes ``outputs``."""
 
-    type = "text_classification"
     kind = "categorical"
-    Settings = config.TextClassification
     problem_type = "single_label_classification"
-    about = "text classifier with {count} classes"
     limit = "It gives every row exactly one of these classes, also a row that belongs to none: {names}."
     guessing = "no better than guessing the most frequent class"
     strata_words = "classes"
-    linear = "logistic regression"
 
     def __init__(self, outputs: Sequence[str]) -> None:
         self.outputs = tuple(outputs)
@@ -58,9 +54,7 @@ class TextClassification(Task):
         return 2 <= len(different) <= min(MOST_CLASSES, len(known) // 2) and max(map(len, different)) <= MOST_LETTERS
 
     @classmethod
-    def read(
-        cls, settings: config.TextClassification, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None
-    ) -> Read:
+    def read(cls, settings: Any, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None) -> Read:
         outputs, ids, notes, doubts = reading.encode_labels(columns, names, settings.labels)
         return Read(cls(outputs), {split: _targets(own) for split, own in ids.items()}, notes, doubts)
 
@@ -88,8 +82,9 @@ class TextClassification(Task):
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:
         if len(self.names_in(train)) < 2:
+            useless = "broken pictures" if self.reads_pictures else "empty texts"
             raise DataError(
-                "Fewer than two classes are left in training without empty texts and duplicates. " + " ".join(notes)
+                f"Fewer than two classes are left in training without {useless} and duplicates. " + " ".join(notes)
             )
 
     def counts(self, targets: Targets) -> dict[str, int]:
@@ -164,6 +159,15 @@ class TextClassification(Task):
 
     def spoken_target(self, target: Any) -> str:
         return self.outputs[int(target)]
+
+
+class TextClassification(Classification):
+    """One class a text."""
+
+    type = "text_classification"
+    Settings = config.TextClassification
+    about = "text classifier with {count} classes"
+    linear = "logistic regression"
 
 
 def _targets(ids: Array) -> Targets:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import TrackingError
 from raydistill.models.folder import CARD
-from raydistill.models.head import EMBEDDING_FIELD, MASKED, SPAN, TOKEN, kind_of_architectures
+from raydistill.models.head import EMBEDDING_FIELD, IMAGE, MASKED, SPAN, TOKEN, kind_of_architectures
 from raydistill.storage.manifest import file_digest, folder_digest
 from raydistill.tracking.lineage import headline
 from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
@@ -64,10 +64,12 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     from mlflow.types import ColSpec, Schema
 
     named = ("text", "text_pair") if has_pairs else (None,)  # one unnamed column: predict takes a list of strings
-    inputs = Schema([ColSpec("string", name) for name in named])
     config = json.loads((student / "config.json").read_text(encoding="utf-8"))
     outputs, kind = answer_schema(config), kind_of_architectures(config.get("architectures"))
+    is_text = kind != IMAGE
+    inputs = Schema([ColSpec("string", name) for name in named] if is_text else [ColSpec("binary")])
     is_encoder = EMBEDDING_FIELD in config
+    needed = ("mlflow", "torch", "transformers", *(() if is_text else ("pillow",)))
     with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # advice to add an input example, which would load torch
         # named by its content: one process may load versions of two releases, and Python keeps one module of a name
@@ -78,15 +80,16 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
             loader_module=code.stem,
             code_paths=[str(code)],
             model_config={"max_length": max_length},
-            pip_requirements=[f"{name}=={_release(name)}" for name in ("mlflow", "torch", "transformers")],
+            pip_requirements=[f"{name}=={_release(name)}" for name in needed],
             signature=ModelSignature(inputs, outputs),
         )
     shutil.copytree(student, folder, dirs_exist_ok=True)
-    tokenizer = folder / "components" / "tokenizer"
-    tokenizer.mkdir(parents=True)
+    part, auto = ("tokenizer", "AutoTokenizer") if is_text else ("image_processor", "AutoImageProcessor")
+    reader = folder / "components" / part
+    reader.mkdir(parents=True)
     for file in student.iterdir():
         if file.is_file() and file.suffix != ".safetensors" and file.name != CARD:
-            shutil.copyfile(file, tokenizer / file.name)
+            shutil.copyfile(file, reader / file.name)
     if kind == SPAN:  # transformers 5 has no pipeline for it
         return
     model = Model.load(str(folder))
@@ -99,9 +102,8 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
         framework="pt",
         source_model_name=FOLDER,
         model_binary=".",
-        components=["tokenizer"],
-        tokenizer_type="AutoTokenizer",
-        tokenizer_name=FOLDER,
+        components=[part],
+        **{f"{part}_type": auto, f"{part}_name": FOLDER},
     )
     model.save(str(folder / "MLmodel"))
 
@@ -112,6 +114,8 @@ def pipeline_of(kind: str, is_encoder: bool) -> dict[str, str]:
         names = ("feature-extraction", "FeatureExtractionPipeline", "AutoModel")
     elif kind == MASKED:
         names = ("fill-mask", "FillMaskPipeline", f"AutoModelFor{kind}")
+    elif kind == IMAGE:
+        names = ("image-classification", "ImageClassificationPipeline", f"AutoModelFor{kind}")
     elif kind == TOKEN:
         names = ("token-classification", "TokenClassificationPipeline", f"AutoModelFor{kind}")
     else:

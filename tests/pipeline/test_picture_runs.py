@@ -1,0 +1,150 @@
+"""Image classification from pictures to results: the straight line in local mode, and by what models are compared."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kit.pictures import KINDS, picture_config, png, save_tiny_pictures, toy_picture
+from kit.runs import read_weights
+from kit.toy import without_key_biases
+from transformers import pipeline
+
+from raydistill.config.loading import load_config
+from raydistill.errors import ConfigError, ModelError
+from raydistill.pipeline.distill import distill
+from raydistill.pipeline.estimate import estimate_run
+from raydistill.pipeline.plan import make_plan
+
+HIDDEN = {
+    "kd": {"type": "forward_kl"},
+    "hidden": {"type": "hidden_mse", "layers": "auto"},
+    "relations": {"type": "minilm_v2", "layers": "last"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> Path:
+    """Pictures, tiny models of three families, and storage."""
+    folder = tmp_path_factory.mktemp("pictures")
+    picture_config(folder)
+    save_tiny_pictures(folder / "resnet", "resnet", num_labels=7)
+    save_tiny_pictures(folder / "mobilenet", "mobilenet_v2", num_labels=7)
+    save_tiny_pictures(folder / "large", "vit", image_size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
+    return distill(load_config(picture_config(folder)))
+
+
+def run(folder: Path, **changes: Any) -> dict[str, Any]:
+    own = {"evaluate__baseline": False, "registry__name": None, **changes}
+    return distill(load_config(picture_config(folder, **own)))
+
+
+def test_a_student_learns_what_its_teacher_sees(results: dict[str, Any]) -> None:
+    assert results["teacher"]["test"]["accuracy"]["value"] > 0.5  # of four kinds, in noise
+    assert results["student"]["test"]["accuracy"]["value"] > 0.5
+    assert results["student"]["num_parameters"] < results["teacher"]["num_parameters"]
+    assert results["tfidf"] is None
+    assert results["baseline"]["steps"] > 0
+    assert results["layers"]["start"] == [[0, 0], [1, 1], [2, 4]]
+    assert results["labels"] == list(KINDS)
+
+
+def test_the_same_again_computes_nothing(folder: Path, results: dict[str, Any]) -> None:
+    assert distill(load_config(picture_config(folder)))["reused"] == ["run"]
+
+
+def test_rows_that_are_shown_have_a_small_picture(results: dict[str, Any]) -> None:
+    shown = [*results["errors"], *results["disagreements"]]
+    assert shown
+    for row in shown:
+        assert re.fullmatch(r"\w+/\d+\.png", row["text"])
+        assert row["image"].startswith("data:image/jpeg;base64,")
+
+
+def test_a_student_is_an_ordinary_folder_that_a_pipeline_loads(folder: Path, results: dict[str, Any]) -> None:
+    model = pipeline("image-classification", results["student"]["path"])
+    draw = np.random.default_rng(99)
+    (folder / "fresh.png").write_bytes(png(toy_picture("blank", draw)))
+    found = model(str(folder / "fresh.png"))
+    assert {answer["label"] for answer in found} == set(KINDS)
+    card = (Path(results["student"]["path"]) / "README.md").read_text()
+    assert 'pipeline("image-classification", "FOLDER_OR_REPO")' in card
+    assert "On other pictures they are not known" in card
+    assert "tokens of a row" not in card
+    assert "cut to" not in card
+
+
+def test_hidden_states_and_relations_of_patches_are_compared(folder: Path) -> None:
+    cached = run(folder, stages__distill__losses=HIDDEN)
+    online = run(folder, stages__distill__losses=HIDDEN, teacher__mode="online")
+    assert any("Layers of stages.distill.losses.hidden by similarity" in note for note in cached["notes"])
+    a, b = (without_key_biases(read_weights(one["student"]["path"])) for one in (cached, online))
+    for name in a:  # recorded states are in half precision
+        torch.testing.assert_close(a[name], b[name], atol=3e-3, rtol=3e-2)
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenet"])
+def test_a_network_of_convolutions_learns_the_logits_of_a_transformer(family: str, folder: Path) -> None:
+    """Its checkpoint has a head for other classes: a new one is set."""
+    found = run(folder, student={"start": str(folder / family)})
+    made = json.loads((Path(found["student"]["path"]) / "config.json").read_text())
+    assert list(made["id2label"].values()) == list(KINDS)
+    assert found["config"]["student"]["num_layers"] is None
+    if family == "resnet":
+        assert found["student"]["test"]["accuracy"]["value"] > 0.4
+
+
+def test_a_network_of_convolutions_teaches(folder: Path) -> None:
+    found = run(folder, teacher__model=str(folder / "resnet"), student={"num_layers": None})
+    assert found["teacher"]["test"]["accuracy"]["value"] > 0.4
+    assert found["layers"]["start"] == []
+
+
+@pytest.mark.parametrize(
+    ("teacher", "changes", "error", "said"),
+    [
+        ("vit", {"student": {"start": "resnet"}, "stages__distill__losses": HIDDEN}, ConfigError, "sees other parts"),
+        ("vit", {"student": {"start": "resnet", "num_layers": 2}}, ConfigError, r"student\.num_layers: a resnet model"),
+        ("vit", {"student": {"start": "large"}}, ModelError, "cannot read the teacher's pictures"),
+        ("vit", {"data__max_length": 5}, ConfigError, "a picture has 17 patches"),
+        ("resnet", {"student": {}}, ConfigError, r"student\.num_layers: a resnet model has stages"),
+        ("resnet", {"student": {"num_layers": None}, "teacher__finetune": None}, ModelError, "labels do not match"),
+    ],
+)
+def test_models_that_do_not_go_together_are_refused_before_any_work(
+    teacher: str, changes: dict[str, Any], error: type[Exception], said: str, folder: Path
+) -> None:
+    config = load_config(picture_config(folder, teacher__model=str(folder / teacher), **changes))
+    if config.student.checkpoint is not None:
+        start = str(folder / config.student.start)
+        config = config.model_copy(update={"student": config.student.model_copy(update={"start": start})})
+    with pytest.raises(error, match=said):
+        make_plan(config)
+
+
+def test_a_plan_speaks_of_patches_and_estimates_the_time(folder: Path) -> None:
+    config = load_config(picture_config(folder, storage=str(folder / "elsewhere"), stages__distill__losses=HIDDEN))
+    plan = make_plan(config, estimate=estimate_run)
+    assert plan["data"]["tokens"]["train"] == 17 * plan["data"]["rows"]["train"]
+    assert plan["data"]["unit"] == "patches"
+    assert plan["teacher"]["signal_bytes"]["hidden_states[4]"] == 2 * 32 * plan["data"]["tokens"]["train"]
+    assert plan["total"] > 0
+    start = make_plan(load_config(picture_config(folder, student={"start": str(folder / "mobilenet")})))
+    assert start["student"]["teacher_layers"] == []
+
+
+def test_losses_are_checked_on_real_pictures(folder: Path, results: dict[str, Any]) -> None:
+    found = make_plan(load_config(picture_config(folder)), check=True)["findings"]
+    assert any(
+        "gradient norms on real rows" in finding or "as it is before its fine-tuning" in finding for finding in found
+    )
