@@ -6,6 +6,7 @@ A source is a file, a folder, a URL or a hub name; ``data.format`` says which ki
 - ``image_folder``: the same of pictures;
 - ``parquet``, ``csv`` (and .tsv), ``jsonl`` (and .json): one file, or a folder whose file or folder names say the
   split (train | validation, valid, val, dev | test); where no name says a split all files are training rows;
+- raw text, where a task needs no more: any folder of text files, a document each, or one .txt, see ``documents``;
 - ``datasets``: a folder of ``save_to_disk``; ``hub``: ``owner/name`` or ``owner/name:configuration``.
 
 The order of rows is the sorted order of the files' names, then the order within the file.
