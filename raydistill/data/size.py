@@ -92,6 +92,14 @@ def token_needs(texts: Sequence[pa.Array], tokenizer_folder: Path) -> tuple[int,
     return most, int(tokenizer.model_max_length)
 
 
+def pieces_a_document(texts: Sequence[pa.Array], tokenizer_folder: Path, max_length: int) -> float:
+    """Rows of at most so many tokens that a document becomes in the mean, by a sample."""
+    tokenizer = load_tokenizer(tokenizer_folder, max_length)
+    special = tokenizer.num_special_tokens_to_add()
+    own = np.array(token_counts(texts, tokenizer)) - special
+    return float(np.maximum(np.ceil(own / (max_length - special)), 1).mean()) if len(own) else 1.0
+
+
 def measured_size(data: Artifact, tokens: Artifact, settings: Data) -> Size:
     counted = json.loads((tokens.local() / "info.json").read_text())
     more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}

@@ -3,6 +3,7 @@ open."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from raydistill.data.augmentation import Augmentation
 from raydistill.data.pictures import Processor
 from raydistill.data.prepare import DataInfo
 from raydistill.data.rows import load_tokenizer
-from raydistill.data.size import Texts, token_needs
+from raydistill.data.size import Texts, pieces_a_document, token_needs
 from raydistill.errors import ConfigError, did_you_mean
 from raydistill.losses import build_stages
 from raydistill.models.checks import has_position_table
@@ -33,7 +34,7 @@ from raydistill.models.scorer import num_positions
 from raydistill.models.shape import student_config
 from raydistill.models.shared import check_shared, num_shared
 from raydistill.models.signals import LOGITS, PROJECTIONS, Signal
-from raydistill.pipeline.defaults import Choice, Facts, choose
+from raydistill.pipeline.defaults import Choice, Facts, choose, length_choice
 from raydistill.tasks import Task, task_of
 
 
@@ -143,6 +144,10 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
         limit=min(limit, models.positions or limit),
         metric=task.advised_metric(train.per_class),
     )
+    if task.reads_documents:
+        length = config.data.max_length if config.data.max_length != "auto" else length_choice(facts).value
+        rows = round(train.rows * task.copies * pieces_a_document(texts("train"), source, length))
+        facts = replace(facts, num_rows=rows, num_labeled=rows)
     config, choices = choose(config, facts)
     check_sequences(config, models.teacher, task)
     return config, choices

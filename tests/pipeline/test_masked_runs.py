@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from kit.finished import predict_texts
-from kit.masked import VOCABULARY, documents, masked_config, save_masked, wordpiece
+from kit.masked import VOCABULARY, document, documents, masked_config, save_masked, wordpiece
 from kit.runs import make_context, make_shared, same_weights
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.toy import Toy, run_ranks, weights
@@ -37,6 +38,8 @@ from raydistill.evaluate.predict import predict
 from raydistill.models.load import load_model
 from raydistill.models.signals import ANSWERS
 from raydistill.models.student import build_student
+from raydistill.pipeline.plan import make_plan
+from raydistill.pipeline.prepare import prepare
 from raydistill.search.trial import TrialSpec, trial_job, trial_reports
 from raydistill.storage.storage import Storage
 from raydistill.tasks.masked_language_modeling import MaskedLanguageModeling
@@ -283,6 +286,27 @@ def texts_in(folder: Path, **changes: Any) -> list[str]:
     for split in ("train", "validation", "test"):
         found += read_texts(data, split)[0].to_pylist()
     return found
+
+
+def test_long_documents_count_by_their_pieces(tmp_path: Path) -> None:
+    """A hundred documents of 900 words are 3,000 rows or so of 32 tokens: 3 epochs, where a hundred rows have 20."""
+    save_masked(tmp_path / "bert")
+    (tmp_path / "corpus").mkdir()
+    draw = random.Random(0)
+    for i in range(125):
+        (tmp_path / "corpus" / f"{i}.txt").write_text(document(draw, 900))
+    config = masked_config(tmp_path)
+    for section in (config["teacher"]["finetune"], config["stages"]["distill"]):
+        section.pop("num_epochs", None)
+    chosen = {choice["name"]: choice["value"] for choice in make_plan(load_config(config))["choices"]}
+    prepared = prepare(load_config(config), Storage(config["storage"]))
+    rows = len(Rows.open(prepared.tokens.local(), "train").lengths)
+    assert 2500 < rows < 6000
+    steps = -(-rows // config["train"]["global_batch_size"])
+    wanted = {"stages.distill.num_epochs": max(3, -(-300 // steps))}
+    wanted["teacher.finetune.num_epochs"] = max(3, -(-150 // steps))
+    assert {name: chosen[name] for name in wanted} == wanted
+    assert dict(chosen) == {choice.name: choice.value for choice in prepared.choices}
 
 
 def test_what_a_document_is(tmp_path: Path) -> None:
