@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raydistill.errors import DataError, ModelError
+from raydistill.errors import ConfigError, DataError, ModelError
 from raydistill.models.folder import PROCESSOR
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ TOLERANCE = 0.05
 THUMBNAIL_SIZE = 96
 PICTURES_PER_CALL = 256
 """Of the processor: bounds its memory."""
+SINCE = (5, 18)
+"""Version of transformers whose image processors need no torchvision."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -164,12 +167,18 @@ class Processor:
 
 def load_processor(folder: Path) -> Any:
     """The image processor of a model's folder, on Pillow: torchvision's resizes otherwise, so that pixels would depend
-    on what is installed. Raises ModelError where there is none."""
+    on what is installed. Raises ModelError where there is none, ConfigError for a transformers that lacks it."""
     from transformers import AutoImageProcessor
 
     from raydistill.models.checks import first_line
     from raydistill.models.load import quiet
 
+    here = version("transformers")
+    if tuple(int(part) for part in here.split(".")[:2]) < SINCE:
+        raise ConfigError(
+            f"Pictures need transformers {SINCE[0]}.{SINCE[1]} or later, which reads them without torchvision; here is "
+            f"{here}: pip install -U transformers."
+        )
     if not (folder / PROCESSOR).is_file():
         raise ModelError(
             f"{folder} has no {PROCESSOR}, which says how its model reads pictures. Put it there: "

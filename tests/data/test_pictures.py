@@ -232,3 +232,10 @@ def test_texts_and_pictures_do_not_pass_for_each_other(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [1, 2], "label": ["a", "b"]}), tmp_path / "numbers.parquet")
     with pytest.raises(DataError, match="holds int64, not pictures"):
         read(tmp_path, data__path=str(tmp_path / "numbers.parquet"))
+
+
+def test_a_transformers_that_reads_pictures_with_torchvision_alone_is_refused(tmp_path, monkeypatch):
+    save_tiny_pictures(tmp_path / "vit")
+    monkeypatch.setattr("raydistill.data.pictures.version", lambda name: "5.17.3")
+    with pytest.raises(ConfigError, match=r"transformers 5\.18 or later.*here is 5\.17\.3"):
+        Processor.open(tmp_path / "vit")
