@@ -316,7 +316,10 @@ def test_schema_and_losses(capfd: pytest.CaptureFixture[str]) -> None:
     assert found["losses"]["forward_kl"]["settings"]["temperature"]["default"] == 2.0
     shown = call(capfd, "losses")[1]
     assert "forward_kl  Soft targets" in shown
-    assert ["dist", "logits", "yes", *["-"] * 6, "yes"] in [line.split() for line in shown.splitlines()]
+    table = [line.split() for line in shown.splitlines()]
+    assert ["dist", "logits", "text", "classification,"] in [line[:4] for line in table]
+    assert ["hidden_mse", "hidden", "states", "all", "tasks"] in table
+    assert ["gradient_match", "gradients", "all", "but"] in [line[:4] for line in table]
 
 
 def test_cache_lists_frees_and_refuses(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

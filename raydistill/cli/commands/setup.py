@@ -159,8 +159,10 @@ def table_of_losses(found: dict[str, dict[str, Any]]) -> Table:
     from rich.table import Table
 
     tasks = list(dict.fromkeys(task for loss in found.values() for task in loss["tasks"]))
-    table = Table("loss", "compares", *(task.replace("_", "\n") for task in tasks), box=None)
+    table = Table("loss", "compares", "for", box=None)
     table.columns[0].no_wrap = True
     for name, loss in found.items():
-        table.add_row(name, loss["compares"], *("yes" if task in loss["tasks"] else "-" for task in tasks))
+        missing = [task for task in tasks if task not in loss["tasks"]]
+        named = f"all but {', '.join(missing)}" if len(missing) < len(loss["tasks"]) else ", ".join(loss["tasks"])
+        table.add_row(name, loss["compares"], named.replace("_", " ") if missing else "all tasks")
     return table
