@@ -154,14 +154,22 @@ def trainer_loop(problem: Problem, *, pad_to_max: bool) -> Contender:
         dataloader_pin_memory=problem.device.torch_device.type == "cuda",
     )
 
+    steps = trainer_steps(
+        DistillationTrainer,
+        teacher,
+        model=student,
+        args=arguments,
+        train_dataset=as_dataset(problem.rows, length),
+        data_collator=default_data_collator if pad_to_max else DataCollatorWithPadding(tokenizer),
+    )
+    return Contender(student, steps, USUAL_DROPOUT, "float32")
+
+
+def trainer_steps(kind: type[DistillationTrainer], teacher: PreTrainedModel, **settings: Any) -> Iterator[int]:
+    """The steps of a Trainer of these settings, which stands still after each one."""
+
     def work(pause: Callable[[int], None]) -> None:
-        trainer = DistillationTrainer(
-            model=student,
-            args=arguments,
-            train_dataset=as_dataset(problem.rows, length),
-            data_collator=default_data_collator if pad_to_max else DataCollatorWithPadding(tokenizer),
-            callbacks=[Pauses(pause)],
-        )
+        trainer = kind(**settings, callbacks=[Pauses(pause)])
         trainer.remove_callback(PrinterCallback)
         trainer.teacher = teacher
         pause(0)
@@ -169,7 +177,7 @@ def trainer_loop(problem: Problem, *, pad_to_max: bool) -> Contender:
 
     steps = in_turns(work)
     next(steps)  # comes back where the trainer is built and nothing has been trained
-    return Contender(student, steps, USUAL_DROPOUT, "float32")
+    return steps
 
 
 def as_dataset(rows: Rows, length: int | None) -> Dataset:

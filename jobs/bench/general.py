@@ -25,18 +25,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
-from contenders import DistillationTrainer, Pauses, in_turns
+from contenders import DistillationTrainer, trainer_steps
 from news import articles
 from paired import qualities, read_cells, resampled, write_rows
 from rich.console import Console
-from transformers import DataCollatorForLanguageModeling, PrinterCallback, TrainingArguments
+from transformers import DataCollatorForLanguageModeling, TrainingArguments
 
 import raydistill
 from raydistill.cluster.device import Device
@@ -242,22 +242,14 @@ def trainer_loop(prepared: Any, teacher: Any, folder: Path, num_articles: int) -
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
-    def work(pause: Callable[[int], None]) -> None:
-        trainer = MaskedTrainer(
-            model=student,
-            args=arguments,
-            train_dataset=Dataset.from_dict({"input_ids": pieces}),
-            data_collator=DataCollatorForLanguageModeling(tokenizer),
-            callbacks=[Pauses(pause)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.teacher = teacher
-        pause(0)
-        trainer.train()
-
-    steps = in_turns(work)
-    next(steps)
-    return steps
+    return trainer_steps(
+        MaskedTrainer,
+        teacher,
+        model=student,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"input_ids": pieces}),
+        data_collator=DataCollatorForLanguageModeling(tokenizer),
+    )
 
 
 def memory(given: argparse.Namespace, console: Console) -> None:

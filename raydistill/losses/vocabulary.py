@@ -43,9 +43,9 @@ def in_chunks(
         states = logits.states[units].detach().requires_grad_(has_states)
         own = {**student, LOGITS: logits.decoded(states)}
         spoken = {signal: part(values, signal, units) for signal, values in teacher.items()}
-        share = torch.zeros((), device=states.device)
+        alone, share = units_alone(batch, units), torch.zeros((), device=states.device)
         for name, (loss, factor) in terms.items():
-            value = loss(own, spoken, units_alone(batch, units)).sum()
+            value = loss(own, spoken, alone).sum()
             sums[name] = sums[name] + value.detach()
             share = share + value * factor
         if wanted := [*([states] if has_states else []), *weights]:

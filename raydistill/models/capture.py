@@ -15,16 +15,7 @@ from raydistill.models.gradients import differentiable, input_gradients, of_unit
 from raydistill.models.head import logits_of
 from raydistill.models.layers import projection
 from raydistill.models.shared import beginning_behind
-from raydistill.models.signals import (
-    BEGINS,
-    GRADIENTS,
-    LABELS,
-    LOGITS,
-    PROJECTIONS,
-    SECOND,
-    UNITS,
-    Signal,
-)
+from raydistill.models.signals import BEGINS, GRADIENTS, LABELS, LOGITS, PROJECTIONS, SECOND, UNITS, Signal
 from raydistill.models.vocabulary import decoder_input, is_masked_model, vocabulary_signals
 
 

@@ -164,9 +164,7 @@ class Scorer:
     @torch.inference_mode()
     def _words(self, text: str) -> list[list[dict[str, Any]]]:
         """A text that is too long is read in pieces, all of one length up to a token."""
-        probe = self.tokenizer("a", return_special_tokens_mask=True)
-        own = [i for i, is_special in enumerate(probe["special_tokens_mask"]) if not is_special]
-        before, after = probe["input_ids"][: own[0]], probe["input_ids"][own[-1] + 1 :]
+        before, after = around(self.tokenizer)
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         count = max(1, -(-len(ids) // ((self.max_length or NO_LIMIT) - len(before) - len(after))))
         found: list[list[dict[str, Any]]] = []
@@ -178,12 +176,9 @@ class Scorer:
                 continue
             scores, tokens = self.model(input_ids=row).logits[0, places].float().softmax(-1).cpu().topk(NUM_WORDS)
             for unit in zip(tokens.tolist(), scores.tolist(), strict=True):
-                found.append([{"word": self._word(token), "score": score} for token, score in zip(*unit, strict=True)])
+                pairs = zip(*unit, strict=True)
+                found.append([{"word": word_of(self.tokenizer, token), "score": score} for token, score in pairs])
         return found
-
-    def _word(self, token: int) -> str:
-        name = str(self.tokenizer.convert_ids_to_tokens(token))
-        return name if name.startswith("##") else str(self.tokenizer.decode([token])).strip() or name
 
     @torch.inference_mode()
     def _entities(self, text: str) -> list[dict[str, Any]]:
@@ -300,6 +295,20 @@ class Scorer:
             first = ids.index(self.tokenizer.cls_token_id) if self.tokenizer.cls_token_id in ids else 0
             inside = [i for i, part in enumerate(parts[row]) if part == 1 and places[i][1] > places[i][0]]
             yield logits[row, [first, *inside]], [places[i] for i in inside]
+
+
+def around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens before and after a row's own."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    own = [i for i, is_special in enumerate(special) if not is_special] or [len(ids), len(ids) - 1]
+    return ids[: own[0]], ids[own[-1] + 1 :]
+
+
+def word_of(tokenizer: Any, token: int) -> str:
+    """A token in words; one that continues a word as it is in the vocabulary."""
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    return name if name.startswith("##") else str(tokenizer.decode([token])).strip() or name
 
 
 def opened(content: bytes) -> Any:

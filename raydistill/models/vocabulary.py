@@ -135,8 +135,8 @@ def top_logits(logits: VocabularyLogits, k: int) -> Tensor:
 
 
 def coarse(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return log-probabilities (m, k + 1) of the tokens ``ids`` (m, k) and of all others together, at most ``LOWEST``
-    where there are none; of logits (m, V)."""
+    """Return log-probabilities (m, k + 1) of the tokens ``ids`` (m, k) and of all others together, ``LOWEST`` where
+    there are none; of logits (m, V)."""
     total = logits.logsumexp(-1, keepdim=True)
     others = logits.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True) - total
     return torch.cat([logits.gather(1, ids) - total, others.clamp_min(LOWEST)], dim=1)

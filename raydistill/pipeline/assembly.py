@@ -43,7 +43,7 @@ def assemble(
     """Turn the stored predictions and measurements into ``results.json``; ``tfidf``: of ``tfidf_outcome``."""
     config, folder = prepared.config, outcome.evaluation.local()
     validation, test = (read_predictions(folder, split) for split in ("validation", "test"))
-    if not config.task.reads_pictures:
+    if config.task.over_vocabulary:
         tokenizer = load_tokenizer(outcome.student.local() / "model")
         validation, test = (kept.with_words(tokenizer) for kept in (validation, test))
     about = json.loads((folder / "models.json").read_text())

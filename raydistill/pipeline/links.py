@@ -7,6 +7,7 @@ the model's folder in storage, where every node finds them; what is made of a mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from raydistill.config.teacher import MixtureTeacher
@@ -15,29 +16,32 @@ from raydistill.deploy.own_rows import run_key_of
 from raydistill.errors import ConfigError, did_you_mean
 from raydistill.pipeline.failures import about_member
 from raydistill.storage.garbage import referred
-from raydistill.storage.runs import named, only
+from raydistill.storage.runs import LINKS, RUN, named, only
 from raydistill.storage.storage import Storage
 
-RUN = "run:"
-LINKS = (RUN, "runs:/", "models:/")
 MADE = ("student", "teacher")
 
 
 def with_links(config: Config, storage: Storage) -> Config:
     """The config with the folders of models that earlier runs made. Raises ConfigError, TrackingError for a name of
     none."""
+    return with_models(config, lambda name, setting: linked(name, storage, setting))
+
+
+def with_models(config: Config, named: Callable[[str, str], str]) -> Config:
+    """The config with what ``named`` makes of each model's name and the setting that has it."""
     teacher: Any = config.teacher
     if isinstance(teacher, MixtureTeacher):
         members = {}
         for name, member in teacher.members.items():
             with about_member(name):
-                members[name] = member.model_copy(update={"model": linked(member.model, storage, "model")})
+                members[name] = member.model_copy(update={"model": named(member.model, "model")})
         teacher = teacher.model_copy(update={"members": members})
     else:
-        teacher = teacher.model_copy(update={"model": linked(teacher.model, storage, "teacher.model")})
+        teacher = teacher.model_copy(update={"model": named(teacher.model, "teacher.model")})
     student: Any = config.student
     if student.checkpoint is not None:
-        student = student.model_copy(update={"start": linked(student.checkpoint, storage, "student.start")})
+        student = student.model_copy(update={"start": named(student.checkpoint, "student.start")})
     return config.model_copy(update={"teacher": teacher, "student": student})
 
 

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from raydistill.config.plugins import registered
 from raydistill.config.section import known
-from raydistill.config.teacher import Member, MixtureTeacher, ModelTeacher
 from raydistill.config.tree import Config
 from raydistill.data.perturbations import perturb_rows
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
@@ -20,9 +19,8 @@ from raydistill.data.rows import read_texts, tokenize_data
 from raydistill.models.folder import model_digest, resolve_model
 from raydistill.pipeline.completion import augmentation_of, check_models, check_pooled, complete
 from raydistill.pipeline.defaults import Choice
-from raydistill.pipeline.failures import about_member
 from raydistill.pipeline.job import Job, MemberJob
-from raydistill.pipeline.links import with_links
+from raydistill.pipeline.links import with_links, with_models
 from raydistill.pipeline.members import complete_members, member_jobs, open_members
 from raydistill.pipeline.recipes import start_digest
 from raydistill.storage.artifacts import Artifact
@@ -32,8 +30,6 @@ from raydistill.storage.ownership import Owner
 from raydistill.storage.paths import resolve_path
 from raydistill.storage.storage import Storage
 from raydistill.tracking.runs import RunRef
-
-AnyTeacher = TypeVar("AnyTeacher", ModelTeacher, Member)
 
 
 @dataclass(frozen=True)
@@ -125,26 +121,12 @@ def run_key(config: Config, tokens: Artifact, source: Path, dtype: str, members:
 
 def with_absolute_paths(config: Config) -> Config:
     """Name local models by absolute paths: workers may have another folder."""
-    teacher, student = config.teacher, config.student
-    if isinstance(teacher, MixtureTeacher):
-        members = {}
-        for name, member in teacher.members.items():
-            with about_member(name):
-                members[name] = with_absolute_path(member)
-        teacher = teacher.model_copy(update={"members": members})
-    else:
-        teacher = with_absolute_path(teacher)
-    if student.checkpoint is not None and not student.checkpoint.startswith("pkg://"):
-        path = resolve_path(student.checkpoint)
-        student = student.model_copy(update={"start": str(path)}) if path is not None else student
-    return config.model_copy(update={"teacher": teacher, "student": student})
 
+    def absolute(name: str, setting: str) -> str:
+        path = None if name.startswith("pkg://") else resolve_path(name)
+        return name if path is None else str(path)
 
-def with_absolute_path(teacher: AnyTeacher) -> AnyTeacher:
-    """The same of one teacher."""
-    if teacher.model.startswith("pkg://") or (path := resolve_path(teacher.model)) is None:
-        return teacher
-    return teacher.model_copy(update={"model": str(path)})
+    return with_models(config, absolute)
 
 
 @dataclass

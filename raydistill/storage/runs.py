@@ -8,6 +8,9 @@ from raydistill.errors import ConfigError
 from raydistill.storage.storage import Storage
 
 MIN_ID = 6  # characters of an MLflow run's id
+RUN = "run:"
+LINKS = (RUN, "runs:/", "models:/")
+"""Beginnings of the names of models that runs have made."""
 
 
 def only(fitting: Sequence[str], name: str, where: str) -> str:

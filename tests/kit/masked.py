@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from kit.tiny import MAX_LENGTH, tiny_encoder, tiny_masked_model
-from kit.toy import changed
+from kit.toy import changed, small_run
 
 PAIRS = {
     "good": "film",
@@ -93,9 +93,6 @@ def masked_config(folder: Path, **changes: Any) -> dict[str, Any]:
         },
         "student": {"num_layers": 1},
         "stages": {"distill": {"num_epochs": 2, "learning_rate": 3e-3}},
-        "train": {"num_workers": 0, "global_batch_size": 16, "dtype": "float32", "checkpoint_steps": 5},
-        "evaluate": {"bootstrap_samples": 100, "latency": False, "baseline": True},
-        "tracking": {"system_metrics": False},
-        "registry": {"name": "toy", "challenger": True},
+        **small_run("toy"),
     }
     return changed(config, changes)

@@ -22,7 +22,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from kit.toy import changed
+from kit.toy import changed, small_run
 
 SIZE = 16
 """Pixels of a side, as tiny models read it."""
@@ -124,9 +124,6 @@ def picture_config(folder: Path, **changes: Any) -> dict[str, Any]:
                 "losses": {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}},
             }
         },
-        "train": {"num_workers": 0, "global_batch_size": 16, "dtype": "float32", "checkpoint_steps": 5},
-        "evaluate": {"bootstrap_samples": 100, "latency": False, "baseline": True},
-        "tracking": {"system_metrics": False},
-        "registry": {"name": "stripes", "challenger": True},
+        **small_run("stripes"),
     }
     return changed(config, changes)

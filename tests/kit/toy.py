@@ -74,12 +74,19 @@ def toy_config(folder: Path, **changes: Any) -> dict[str, Any]:
                 "losses": {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}},
             }
         },
+        **small_run("toy"),
+    }
+    return changed(config, changes)
+
+
+def small_run(name: str) -> dict[str, Any]:
+    """Sections of a run in local mode that is over soon; ``name``: in the registry."""
+    return {
         "train": {"num_workers": 0, "global_batch_size": 16, "dtype": "float32", "checkpoint_steps": 5},
         "evaluate": {"bootstrap_samples": 100, "latency": False, "baseline": True},
         "tracking": {"system_metrics": False},
-        "registry": {"name": "toy", "challenger": True},
+        "registry": {"name": name, "challenger": True},
     }
-    return changed(config, changes)
 
 
 def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

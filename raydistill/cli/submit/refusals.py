@@ -13,6 +13,7 @@ from raydistill.cli.submit.project import holds, name_of, named_file
 from raydistill.cli.submit.request import Reference, Request
 from raydistill.errors import ConfigError, RaydistillError
 from raydistill.storage.redaction import redact, redact_values
+from raydistill.storage.runs import LINKS
 from raydistill.tracking.endpoint import sqlite_path
 from raydistill.tracking.lineage import credential_line
 
@@ -108,7 +109,7 @@ def below_one(path: Path, folders: Sequence[Path]) -> Path | None:
 def check_reference(reference: Reference, root: Path, shared: Sequence[Path], found: Findings) -> None:
     """Note what is wrong with a reference, or what it is called on the cluster, or the files that have to travel."""
     value = reference.value.removeprefix("file://")
-    if reference.kind == "hub" or value.startswith(("pkg://", "run:", "runs:/", "models:/")):
+    if reference.kind == "hub" or value.startswith(("pkg://", *LINKS)):
         return
     path = reference.local
     if path is None:

@@ -222,8 +222,9 @@ class MaskedLanguageModeling(Task):
         """A token in words."""
         if self._tokenizer is None:
             return f"token {int(token)}"
-        name: str = self._tokenizer.convert_ids_to_tokens(int(token))
-        return name if name.startswith("##") else self._tokenizer.decode([int(token)]).strip() or name
+        from raydistill.models.scorer import word_of
+
+        return word_of(self._tokenizer, int(token))
 
     def pipeline_arguments(self, max_length: int) -> list[str]:
         return ['tokenizer_kwargs={"truncation": True}']

@@ -21,7 +21,6 @@ from raydistill.tasks.targets import Array, Ragged, as_column
 CHARACTERS_PER_CALL = 1_000_000
 """Of the tokenizer: bounds its memory, about 100 bytes a character."""
 PLACE = np.int32
-PROBE = "a"
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class Pieces:
 def pieces_of(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator[Pieces]:
     """Rows of documents in their order, as many documents at a time as the tokenizer is given; a document without
     tokens is a row of special ones, and where there are none of one padding token."""
+    from raydistill.models.scorer import around
+
     before, after = around(tokenizer)
     room = max_length - len(before) - len(after)
     for part in batches_of(texts):
@@ -97,14 +98,6 @@ def batches_of(texts: Sequence[str]) -> Iterator[slice]:
             start, size = i + 1, 0
     if start < len(texts):
         yield slice(start, len(texts))
-
-
-def around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a row's own."""
-    encoded = tokenizer(PROBE, return_special_tokens_mask=True)
-    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-    own = [i for i, is_special in enumerate(special) if not is_special] or [len(ids), len(ids) - 1]
-    return ids[: own[0]], ids[own[-1] + 1 :]
 
 
 def cut_evenly(lengths: Array, room: int) -> tuple[Array, Array]:
