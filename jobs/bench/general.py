@@ -43,7 +43,8 @@ from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.training import Optimization, Stage
-from raydistill.data.rows import Rows, load_tokenizer
+from raydistill.data.encoding import load_tokenizer
+from raydistill.data.rows import Rows
 from raydistill.losses import build_losses
 from raydistill.models.folder import resolve_model
 from raydistill.models.load import load_model

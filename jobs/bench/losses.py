@@ -26,7 +26,7 @@ from raydistill.config.losses import SECTIONS
 from raydistill.config.schema import list_losses
 from raydistill.config.student import EncoderStudent as Student
 from raydistill.config.training import Stage
-from raydistill.data.rows import load_tokenizer
+from raydistill.data.encoding import load_tokenizer
 from raydistill.losses import Losses, build_losses
 from raydistill.models.capture import capture
 from raydistill.models.folder import resolve_model

@@ -21,7 +21,8 @@ from raydistill.config.student import EncoderStudent as Student
 from raydistill.config.tasks import TextClassification as TextSettings
 from raydistill.config.training import Optimization, Stage
 from raydistill.config.training import Train as TrainSettings
-from raydistill.data.rows import Rows, encode_texts, load_tokenizer
+from raydistill.data.encoding import encode_texts, load_tokenizer
+from raydistill.data.rows import Rows
 from raydistill.data.sources import read_source
 from raydistill.evaluate.predict import predict
 from raydistill.losses import build_losses

@@ -52,7 +52,8 @@ from raydistill.cluster.group import Group
 from raydistill.config.student import EncoderStudent as Student
 from raydistill.config.training import Stage
 from raydistill.data.batches import Batch, micro_batches
-from raydistill.data.rows import Rows, encode_task, load_tokenizer
+from raydistill.data.encoding import encode_task, load_tokenizer
+from raydistill.data.rows import Rows
 from raydistill.losses import Losses, build_losses
 from raydistill.models.capture import capture
 from raydistill.models.folder import resolve_model

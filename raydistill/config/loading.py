@@ -15,13 +15,14 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from raydistill.config.data import Data
+from raydistill.config.filling import with_method, with_mode, with_stages
 from raydistill.config.gate import Gate
 from raydistill.config.plugins import load_named
 from raydistill.config.problems import Path, explain
 from raydistill.config.schema import locate, put
 from raydistill.config.section import Section
 from raydistill.config.syntax import MAX_BYTES, Document, dump_yaml, parse_yaml
-from raydistill.config.tree import Config, with_method, with_mode, with_stages
+from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.storage.paths import names_beside
 

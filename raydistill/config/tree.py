@@ -3,16 +3,15 @@ the ``--set`` override, the sweep key and the MLflow parameter."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from raydistill.config.data import Data
+from raydistill.config.evaluate import Evaluate
 from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMse, SoftLossSection, TaskLoss
-from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section, form_of
+from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section
 from raydistill.config.student import EncoderStudent, Student
 from raydistill.config.sweep import Bounds, Distribution, Sweep
-from raydistill.config.tasks import SECTIONS, MaskedLanguageModeling, Task, TextClassification, task_type
+from raydistill.config.tasks import MaskedLanguageModeling, Task, TextClassification
 from raydistill.config.teacher import (
     FEWEST_PAIRED,
     Finetune,
@@ -22,65 +21,11 @@ from raydistill.config.teacher import (
     Teacher,
     pair_group,
 )
+from raydistill.config.tracking import Registry, Tracking
 from raydistill.config.training import Stage, Train
 from raydistill.errors import did_you_mean
 
 __all__ = ["MODEL_NAME_PATTERN", "NAME_PATTERN", "Bounds", "Config", "Distribution", "Section", "Sweep"]
-
-
-class Baseline(Section):
-    """The same student trained without a teacher."""
-
-    start: Literal["same", "pretrained"] = "same"
-    """``same``: cut from the fine-tuned teacher like the student; ``pretrained``: from the encoder before that."""
-
-
-class Evaluate(Section):
-    """What is measured of the student and its rivals."""
-
-    baseline: Annotated[Annotated[bool, Tag("value")] | Annotated[Baseline, Tag("section")], Discriminator(form_of)] = (
-        False
-    )
-    """Also train the student without a teacher: labels only, the same number of steps."""
-    seeds: int = Field(default=1, ge=1, le=100)
-    """So many times student and baseline are trained, each time with the next seed: tables show the mean and the
-    spread, and the median student by the validation metric is the one that counts."""
-    tfidf: bool = True
-    """Also fit a linear model on TF-IDF of one and two words to the labelled rows, in seconds, where the task has one:
-    what a transformer has to be better than."""
-    metric: str | None = None
-    """Validation metric that picks the best epoch; by default the task's first, or macro F1 where most rows are of one
-    class."""
-    bootstrap_samples: int = Field(default=1000, ge=100)
-    """Resamples of the test rows behind each 95 % interval."""
-    latency: bool = True
-    """Measure latency and throughput of teacher and student."""
-    robustness: bool = False
-    """Also measure all models on the test rows lower-cased, upper-cased, with typos, and cut to half of their tokens.
-    Labelled words are rewritten one by one, and cut to half of them; typos are in questions, not in the texts that
-    answer them, which stay whole. Takes up to four more passes over the rows for each model, the teacher too."""
-
-
-class Registry(Section):
-    """MLflow's model registry."""
-
-    name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN, max_length=200)
-    """Registered model that the student becomes a version of; none: the student is not registered."""
-    challenger: bool = False
-    """Give the new version the alias ``challenger`` also where it only guesses or is worse than the one that has it."""
-
-
-class Tracking(Section):
-    """How the run appears in MLflow."""
-
-    experiment: str = Field(default="raydistill", min_length=1, max_length=200)
-    """MLflow experiment that the run belongs to."""
-    run_name: str | None = None
-    """Name of the run; by default it says what the run is: ``mood 2 layers kd+task``."""
-    tags: dict[str, str] = Field(default={})
-    """Tags of the run, to find it by."""
-    system_metrics: bool = True
-    """Also log the load of CPUs, memory, disk and GPUs."""
 
 
 class Config(Section):
@@ -141,64 +86,6 @@ class Config(Section):
             check_pictures,
         )
         return [mistake for check in checks for mistake in check(self)]
-
-
-DEFAULT_TOP_K = 64
-"""Likeliest tokens of which a record keeps the probabilities: bytes a hidden token are 8 times as many."""
-
-
-def with_method(data: dict[str, Any]) -> dict[str, Any]:
-    """Plain data that says what a length or a learning rate of the user's own for the teacher implies."""
-    teacher = data.get("teacher")
-    if not isinstance(teacher, dict):
-        return data
-    members = teacher.get("members")
-    if isinstance(members, dict):
-        return {**data, "teacher": {**teacher, "members": {n: with_full_method(one) for n, one in members.items()}}}
-    return {**data, "teacher": with_full_method(teacher)}
-
-
-def with_full_method(teacher: Any) -> Any:
-    """One teacher's section, with that."""
-    finetune = teacher.get("finetune") if isinstance(teacher, dict) else None
-    if not isinstance(finetune, dict):
-        return teacher
-    is_written = any(finetune.get(name, "auto") != "auto" for name in ("num_epochs", "learning_rate"))
-    method = {"method": "full"} if is_written and finetune.get("method", "auto") == "auto" else {}
-    return {**teacher, "finetune": {**finetune, **method}}
-
-
-def with_mode(data: dict[str, Any]) -> dict[str, Any]:
-    """Plain data that says where a masked language model is asked: beside the student, as at each epoch other tokens
-    are hidden, or, where rows have copies, once; then how many tokens are kept."""
-    task, teacher = data.get("task"), data.get("teacher")
-    section = SECTIONS.get(task_type(task)) if isinstance(task, dict) else None
-    if not isinstance(task, dict) or section is None or not section.over_vocabulary:
-        return data
-    if not isinstance(teacher, dict) or teacher.get("type", "model") != "model":
-        return data
-    mode = teacher.get("mode", "auto")
-    if mode == "auto":
-        mode = "online" if task.get("copies", 1) == 1 else "cached"
-    kept = {"top_k": DEFAULT_TOP_K} if mode == "cached" and task.get("top_k") is None else {}
-    return {**data, "teacher": {**teacher, "mode": mode}, "task": {**task, **kept}}
-
-
-def with_stages(data: dict[str, Any]) -> dict[str, Any]:
-    """Plain data with the stages that it leaves out: there is one, and one without losses learns soft targets (or the
-    teacher's numbers, where there are no classes) and the task; of embeddings the teacher's vectors and how they lie to
-    each other; of hidden tokens DistilBERT's three terms, 5 : 2 : 1 (https://arxiv.org/abs/1910.01108)."""
-    stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(task_type(data.get("task", {})))
-    if not isinstance(stages, dict):
-        return data
-    soft = "forward_kl" if section is None or section.kind in ForwardKl.kinds else "logit_mse"
-    losses: dict[str, Any] = {"kd": {"type": soft}, "task": {"type": "task", "weight": 0.5}}
-    if section is not None and section.kind == "vector":
-        losses = {"vectors": {"type": "vector_mse"}, "similarities": {"type": "similarity_matrix"}}
-    if section is not None and section.over_vocabulary:
-        losses |= {"task": {"type": "task", "weight": 0.4}, "hidden": {"type": "hidden_cosine", "weight": 0.2}}
-    filled = {n: {"losses": losses, **stage} if isinstance(stage, dict) else stage for n, stage in stages.items()}
-    return {**data, "stages": filled}
 
 
 def check_metrics(config: Config) -> list[Mistake]:

@@ -28,16 +28,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raydistill.data.encoding import ROWS_PER_CALL, encode_task, encode_texts, load_tokenizer
 from raydistill.data.prepare import read_info, write_batch
-from raydistill.data.rows import (
-    ROWS_PER_CALL,
-    SWAPPED,
-    encode_task,
-    encode_texts,
-    load_tokenizer,
-    map_batch,
-    read_texts,
-)
+from raydistill.data.rows import SWAPPED, map_batch, read_texts
 from raydistill.data.typos import with_typos
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock

@@ -15,9 +15,10 @@ import pyarrow as pa
 from raydistill.config.data import Data
 from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft, whole
+from raydistill.data.encoding import encode_apart, encode_task, encode_texts, load_tokenizer, num_cut_in
 from raydistill.data.paths import SPLITS
 from raydistill.data.prepare import DataInfo, info_of, read_info
-from raydistill.data.rows import encode_apart, encode_task, encode_texts, load_tokenizer, num_cut_in, read_texts
+from raydistill.data.rows import read_texts
 from raydistill.models.load import quiet
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task, task_of

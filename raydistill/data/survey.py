@@ -15,8 +15,8 @@ from raydistill.config.data import Columns, Data, Split
 from raydistill.config.tree import Config
 from raydistill.data.columns import choose_columns
 from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
+from raydistill.data.encoding import load_tokenizer
 from raydistill.data.location import SUFFIXES, locate
-from raydistill.data.rows import load_tokenizer
 from raydistill.data.size import LENGTH_ROWS, token_counts
 from raydistill.data.tables import rows_of
 from raydistill.tasks import Targets, Task

@@ -17,8 +17,9 @@ import torch
 import yaml
 from transformers import AutoTokenizer, PreTrainedModel
 
+from raydistill.data.encoding import encode_task
 from raydistill.data.pictures import Picture, Processor
-from raydistill.data.rows import Rows, encode_task
+from raydistill.data.rows import Rows
 from raydistill.deploy.export import EXPORT_FILE
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line

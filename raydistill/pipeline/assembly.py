@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from raydistill.config.tree import Config
+from raydistill.data.encoding import load_tokenizer
 from raydistill.data.perturbations import perturbed_counts, split_of
-from raydistill.data.rows import load_tokenizer
 from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
 from raydistill.evaluate.latency import busy_note

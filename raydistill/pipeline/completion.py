@@ -15,9 +15,9 @@ from raydistill.config.section import known
 from raydistill.config.teacher import Finetune
 from raydistill.config.tree import CRF_LOGITS, NO_SEQUENCES, Config
 from raydistill.data.augmentation import Augmentation
+from raydistill.data.encoding import load_tokenizer
 from raydistill.data.pictures import Processor
 from raydistill.data.prepare import DataInfo
-from raydistill.data.rows import load_tokenizer
 from raydistill.data.size import Texts, pieces_a_document, token_needs
 from raydistill.errors import ConfigError, did_you_mean
 from raydistill.losses import build_stages

@@ -13,8 +13,8 @@ from raydistill.config.teacher import MixtureTeacher
 from raydistill.config.tree import SEVERAL_CRFS, Config
 from raydistill.data.augmentation import Augmentation
 from raydistill.data.prepare import DataInfo
-from raydistill.data.rows import tokenize_data
 from raydistill.data.size import Texts
+from raydistill.data.tokens import tokenize_data
 from raydistill.errors import ConfigError
 from raydistill.models.crf import is_crf
 from raydistill.models.embedding import set_head_of

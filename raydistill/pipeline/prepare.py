@@ -15,7 +15,8 @@ from raydistill.config.section import known
 from raydistill.config.tree import Config
 from raydistill.data.perturbations import perturb_rows
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
-from raydistill.data.rows import read_texts, tokenize_data
+from raydistill.data.rows import read_texts
+from raydistill.data.tokens import tokenize_data
 from raydistill.models.folder import model_digest, resolve_model
 from raydistill.pipeline.completion import augmentation_of, check_models, check_pooled, complete
 from raydistill.pipeline.defaults import Choice

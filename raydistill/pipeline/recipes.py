@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from raydistill.config.evaluate import Baseline
 from raydistill.config.losses import TaskLoss
 from raydistill.config.section import known
 from raydistill.config.student import EncoderStudent, Student
 from raydistill.config.teacher import Mode, ModelTeacher
 from raydistill.config.training import Stage
-from raydistill.config.tree import Baseline, Config
+from raydistill.config.tree import Config
 from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import recipe_key

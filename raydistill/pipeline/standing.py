@@ -9,7 +9,7 @@ from pathlib import Path
 from raydistill.config.section import known
 from raydistill.config.teacher import Finetune, Mode
 from raydistill.config.tree import Config
-from raydistill.data.rows import tokens_recipe
+from raydistill.data.tokens import tokens_recipe
 from raydistill.models.folder import model_digest, tokenizer_digest
 from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes

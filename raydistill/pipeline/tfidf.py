@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raydistill.config.metrics import metric
-from raydistill.data.rows import Rows, load_tokenizer
+from raydistill.data.encoding import load_tokenizer
+from raydistill.data.rows import Rows
 from raydistill.evaluate.results import ModelOutcome
 from raydistill.evaluate.tfidf import MAX_ROWS, MAX_WEIGHTS, MAX_WORDS, STRENGTHS, fit_tfidf
 from raydistill.pipeline import recipes

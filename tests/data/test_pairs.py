@@ -27,9 +27,11 @@ from transformers import (
 from raydistill.config.data import Data
 from raydistill.config.loading import load_config
 from raydistill.data.draft import row_hashes
+from raydistill.data.encoding import encode_texts, load_tokenizer
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import SWAPPED, Rows, encode_texts, load_tokenizer, tokenize_data
+from raydistill.data.rows import SWAPPED, Rows
 from raydistill.data.size import measured_size
+from raydistill.data.tokens import tokenize_data
 from raydistill.deploy.opening import open_folder
 from raydistill.errors import ConfigError
 from raydistill.models.scorer import Scorer

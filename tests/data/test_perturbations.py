@@ -29,7 +29,8 @@ from raydistill.data.perturbations import (
     split_of,
 )
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import Rows, tokenize_data
+from raydistill.data.rows import Rows
+from raydistill.data.tokens import tokenize_data
 from raydistill.data.typos import NEIGHBOURS, TYPO_SHARE, typo, with_typos
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage

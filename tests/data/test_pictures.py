@@ -17,7 +17,8 @@ from raydistill.config.loading import load_config
 from raydistill.data.draft import make_draft
 from raydistill.data.pictures import Processor, decoded, thumbnail
 from raydistill.data.prepare import data_key, prepare_data, read_info
-from raydistill.data.rows import Rows, tokenize_data
+from raydistill.data.rows import Rows
+from raydistill.data.tokens import tokenize_data
 from raydistill.errors import ConfigError, DataError, ModelError
 from raydistill.storage.storage import Storage
 

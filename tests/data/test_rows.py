@@ -10,8 +10,10 @@ import pyarrow as pa
 import pytest
 from kit.rows_on_disk import make_config, splits_of, write_rows
 
+from raydistill.data.encoding import encode_texts, load_tokenizer
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import Rows, encode_texts, load_tokenizer, tokenize_data, tokens_recipe
+from raydistill.data.rows import Rows
+from raydistill.data.tokens import tokenize_data, tokens_recipe
 from raydistill.errors import ConfigError, ModelError
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import recipe_key

@@ -76,7 +76,8 @@ from pathlib import Path
 from kit.masked import documents, masked_config
 from raydistill.config.loading import load_config
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import Rows, tokenize_data
+from raydistill.data.rows import Rows
+from raydistill.data.tokens import tokenize_data
 from raydistill.storage.storage import Storage
 
 folder, copies = Path(sys.argv[1]), int(sys.argv[2])

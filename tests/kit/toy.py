@@ -22,7 +22,8 @@ from raydistill.config.training import Optimization, Stage
 from raydistill.config.training import Train as TrainSettings
 from raydistill.config.tree import Config
 from raydistill.data.prepare import prepare_data, read_info
-from raydistill.data.rows import Rows, tokenize_data
+from raydistill.data.rows import Rows
+from raydistill.data.tokens import tokenize_data
 from raydistill.evaluate.predict import predict
 from raydistill.losses import Losses, build_losses
 from raydistill.models.student import build_student

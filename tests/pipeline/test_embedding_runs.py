@@ -33,7 +33,7 @@ from raydistill.config.loading import load_config, load_data
 from raydistill.config.metrics import METRICS
 from raydistill.config.student import EncoderStudent
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import tokenize_data
+from raydistill.data.tokens import tokenize_data
 from raydistill.deploy.comparison import compare_models
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model

@@ -30,7 +30,8 @@ from raydistill.config.loading import data_config, load_config
 from raydistill.config.student import EncoderStudent
 from raydistill.config.syntax import parse_yaml
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import Rows, read_texts, tokenize_data
+from raydistill.data.rows import Rows, read_texts
+from raydistill.data.tokens import tokenize_data
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import ConfigError, DataError, Interrupted, ModelError

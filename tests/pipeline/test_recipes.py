@@ -12,10 +12,11 @@ import pytest
 from kit.tiny import save_tiny
 from kit.toy import toy_config
 
+from raydistill.config.evaluate import Baseline
 from raydistill.config.loading import load_config
 from raydistill.config.losses import TaskLoss
 from raydistill.config.teacher import MODES, ModelTeacher, Pool
-from raydistill.config.tree import Baseline, Config
+from raydistill.config.tree import Config
 from raydistill.models.folder import model_digest
 from raydistill.pipeline import recipes
 from raydistill.pipeline.prepare import run_key

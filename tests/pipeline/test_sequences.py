@@ -28,7 +28,7 @@ from raydistill.config.student import EncoderStudent
 from raydistill.config.teacher import MODES
 from raydistill.config.training import Stage
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import tokenize_data
+from raydistill.data.tokens import tokenize_data
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import ConfigError

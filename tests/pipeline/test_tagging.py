@@ -26,7 +26,7 @@ from raydistill.config.data import Data
 from raydistill.config.loading import load_config
 from raydistill.config.student import EncoderStudent
 from raydistill.data.prepare import prepare_data
-from raydistill.data.rows import tokenize_data
+from raydistill.data.tokens import tokenize_data
 from raydistill.deploy.export.export import export
 from raydistill.deploy.inference import evaluate_model
 from raydistill.deploy.opening import open_folder

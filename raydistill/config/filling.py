@@ -1,0 +1,65 @@
+"""What a config leaves out and what it says implies, as plain data: before it is read into the tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raydistill.config.losses import ForwardKl
+from raydistill.config.tasks import SECTIONS, task_type
+
+DEFAULT_TOP_K = 64
+"""Likeliest tokens of which a record keeps the probabilities: bytes a hidden token are 8 times as many."""
+
+
+def with_method(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data that says what a length or a learning rate of the user's own for the teacher implies."""
+    teacher = data.get("teacher")
+    if not isinstance(teacher, dict):
+        return data
+    members = teacher.get("members")
+    if isinstance(members, dict):
+        return {**data, "teacher": {**teacher, "members": {n: with_full_method(one) for n, one in members.items()}}}
+    return {**data, "teacher": with_full_method(teacher)}
+
+
+def with_full_method(teacher: Any) -> Any:
+    """One teacher's section, with that."""
+    finetune = teacher.get("finetune") if isinstance(teacher, dict) else None
+    if not isinstance(finetune, dict):
+        return teacher
+    is_written = any(finetune.get(name, "auto") != "auto" for name in ("num_epochs", "learning_rate"))
+    method = {"method": "full"} if is_written and finetune.get("method", "auto") == "auto" else {}
+    return {**teacher, "finetune": {**finetune, **method}}
+
+
+def with_mode(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data that says where a masked language model is asked: beside the student, as at each epoch other tokens
+    are hidden, or, where rows have copies, once; then how many tokens are kept."""
+    task, teacher = data.get("task"), data.get("teacher")
+    section = SECTIONS.get(task_type(task)) if isinstance(task, dict) else None
+    if not isinstance(task, dict) or section is None or not section.over_vocabulary:
+        return data
+    if not isinstance(teacher, dict) or teacher.get("type", "model") != "model":
+        return data
+    mode = teacher.get("mode", "auto")
+    if mode == "auto":
+        mode = "online" if task.get("copies", 1) == 1 else "cached"
+    kept = {"top_k": DEFAULT_TOP_K} if mode == "cached" and task.get("top_k") is None else {}
+    return {**data, "teacher": {**teacher, "mode": mode}, "task": {**task, **kept}}
+
+
+def with_stages(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data with the stages that it leaves out: there is one, and one without losses learns soft targets (or the
+    teacher's numbers, where there are no classes) and the task; of embeddings the teacher's vectors and how they lie to
+    each other; of hidden tokens DistilBERT's three terms, 5 : 2 : 1 (https://arxiv.org/abs/1910.01108)."""
+    stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(task_type(data.get("task", {})))
+    if not isinstance(stages, dict):
+        return data
+    soft = "forward_kl" if section is None or section.kind in ForwardKl.kinds else "logit_mse"
+    losses: dict[str, Any] = {"kd": {"type": soft}, "task": {"type": "task", "weight": 0.5}}
+    if section is not None and section.kind == "vector":
+        losses = {"vectors": {"type": "vector_mse"}, "similarities": {"type": "similarity_matrix"}}
+    if section is not None and section.over_vocabulary:
+        losses |= {"task": {"type": "task", "weight": 0.4}, "hidden": {"type": "hidden_cosine", "weight": 0.2}}
+    filled = {n: {"losses": losses, **stage} if isinstance(stage, dict) else stage for n, stage in stages.items()}
+    return {**data, "stages": filled}
