@@ -9,6 +9,7 @@ rows, the same small encoder, and a student of 2 layers:
     before    3 epochs at 5e-5 for everything, the best epoch kept: what the defaults were
     defaults  a config of data.path and teacher.model
     search    the best of 8 random settings of the student (validation log loss), the teacher of the defaults
+    teacher   the teacher of the defaults alone: is any at chance?
     probe     logistic regression on the encoder's frozen mean states, and nothing is trained
     tfidf     logistic regression on TF-IDF of one and two words
     setfit    SetFit's own trainers, with 4 pairs a text (left out where the package is not installed)
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paired import read_cells
+from paired import keep, read_cells
 from rich.console import Console
 from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -169,6 +170,13 @@ def run_raydistill(name: str, changes: dict[str, Any]) -> Contender:
     return run
 
 
+def teacher(rows: Draw, folder: Path) -> list[Found]:
+    """A student is trained too, as a run has one, but for an epoch, and nothing is told of it."""
+    results = distilled(rows, folder, {"evaluate.baseline": False, "stages.distill.num_epochs": 1})
+    guesses = results["teacher"]["chance"]["at_chance"]
+    return [Found("teacher alone", accuracy(results, "teacher"), results["seconds"]["teacher"], guesses=guesses)]
+
+
 def search(rows: Draw, folder: Path) -> list[Found]:
     """Random settings of the student, the best by validation; runs share the storage, so the teacher is made once."""
     dice, tried = np.random.default_rng((rows.seed, 1)), []
@@ -260,6 +268,8 @@ class Found:
     seconds: float
     most_gain: float | None = None
     """Upper end of the interval of its difference to the same student without a teacher."""
+    guesses: bool | None = None
+    """Whether it is no better than one that does not look at the text."""
 
 
 Contender = Callable[[Draw, Path], list[Found]]
@@ -275,6 +285,7 @@ CONTENDERS: dict[str, Contender] = {
     "before": run_raydistill("before", BEFORE),
     "setfit": setfit,
     "search": search,
+    "teacher": teacher,
 }
 
 
@@ -304,6 +315,13 @@ def report(cells: list[dict[str, Any]], console: Console) -> None:
     if near:
         console.print(f"Within a point of a search of {SEARCHED}: {sum(near)} of {len(near)} cells.")
     console.print(f"Worse than without a teacher, beyond chance: {len(worse)} of {len(students)} cells.")
+    alone = [cell for cell in cells if cell["contender"] == "teacher"]
+    if alone:
+        at_chance = sum(cell["guesses"] for cell in alone)
+        console.print(
+            f"Teachers alone at chance: {at_chance} of {len(alone)}; the worst has an accuracy of "
+            f"{100 * min(cell['accuracy'] for cell in alone):.1f}."
+        )
 
 
 def main() -> None:
@@ -330,10 +348,8 @@ def main() -> None:
                     for name in missing:
                         for one in CONTENDERS[name](rows, Path(folder)):
                             about = {"set": source, "labels": num_labels, "seed": seed, "contender": name}
-                            cells.append(about | vars(one))
+                            keep(cells, about | vars(one), given.cells)
                             console.print(cells[-1])
-                            with given.cells.open("a") as file:
-                                file.write(json.dumps(cells[-1]) + "\n")
     report(cells, console)
 
 

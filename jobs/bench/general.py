@@ -34,7 +34,7 @@ import torch.nn.functional as F
 import transformers
 from contenders import DistillationTrainer, trainer_steps
 from news import articles
-from paired import qualities, read_cells, resampled, write_rows
+from paired import keep, qualities, read_cells, resampled, write_rows
 from rich.console import Console
 from transformers import DataCollatorForLanguageModeling, TrainingArguments
 
@@ -113,16 +113,9 @@ def downstream(folder: Path, num_articles: int, seed: int, name: str, teacher: s
 
 def chain(given: argparse.Namespace, console: Console) -> None:
     cells = read_cells(given.cells)
-
-    def keep(cell: dict[str, Any]) -> dict[str, Any]:
-        cells.append(cell)
-        with given.cells.open("a") as file:
-            file.write(json.dumps(cell) + "\n")
-        return cell
-
-    first = next((cell for cell in cells if "run" in cell), None) or keep(
-        general(given.storage, given.articles, given.epochs)
-    )
+    if not any("run" in cell for cell in cells):
+        keep(cells, general(given.storage, given.articles, given.epochs), given.cells)
+    first = next(cell for cell in cells if "run" in cell)
     for name, metrics in first["found"].items():
         shown = ", ".join(
             f"{metric} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for metric, v in metrics.items()
@@ -139,7 +132,7 @@ def chain(given: argparse.Namespace, console: Console) -> None:
     for seed in given.seeds:
         for name, (teacher, start) in links.items():
             if (seed, name) not in done:
-                keep(downstream(given.storage, given.articles, seed, name, teacher, start))
+                keep(cells, downstream(given.storage, given.articles, seed, name, teacher, start), given.cells)
     qualities([cell for cell in cells if "name" in cell], CUT, f"topics of headlines, {NUM_LABELED} labels", console)
 
 

@@ -13,7 +13,6 @@ and recorded once. What was computed is read again from ``--cells``.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 import yaml
 from news import news_sentences
-from paired import qualities, read_cells, resampled, write_rows
+from paired import keep, qualities, read_cells, resampled, write_rows
 from rich.console import Console
 
 import raydistill
@@ -92,12 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if (method, seed) in done:
                 continue
             try:
-                cells.append(cell(method, known[method], task, path, given, seed))
+                keep(cells, cell(method, known[method], task, path, given, seed), given.cells)
             except raydistill.RaydistillError as error:  # what these models or classes cannot be compared by
                 console.print(f"{method}: {error}")
-                continue
-            with given.cells.open("a") as file:
-                file.write(json.dumps(cells[-1]) + "\n")
     width = f", {given.width} wide" if given.width else ""
     qualities(cells, REFERENCE, f"3 of 6 layers{width}, {given.labeled or 'all'} labels", console)
     console.print(f"{sum(one['seconds'] for one in cells) / 60:.0f} minutes for {len(cells)} students.")

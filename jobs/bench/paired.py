@@ -47,6 +47,13 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def keep(cells: list[dict[str, Any]], cell: dict[str, Any], path: Path) -> None:
+    """Add a cell to those that are there, and to their file."""
+    cells.append(cell)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(cell) + "\n")
+
+
 def told(values: np.ndarray) -> str:
     """The first of the values (1 + resamples), and the interval that the others give."""
     low, high = np.quantile(values[1:], (0.025, 0.975))

@@ -13,7 +13,6 @@ and differences are paired by them. What was computed is read again from ``--cel
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 from news import news_sentences
-from paired import qualities, read_cells, resampled, write_rows
+from paired import keep, qualities, read_cells, resampled, write_rows
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
@@ -130,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind in options.kinds:
             if any((one["kind"], one["seed"]) == (kind, seed) for one in cells):
                 continue
-            cells.append({"kind": kind, "seed": seed, "found": cell(kind, seed, options.storage)})
-            with options.cells.open("a") as file:
-                file.write(json.dumps(cells[-1]) + "\n")
+            keep(cells, {"kind": kind, "seed": seed, "found": cell(kind, seed, options.storage)}, options.cells)
     if cells:
         qualities(cells, REFERENCE, f"2 of 6 layers, {LABELED} labelled sentences, entity F1", console)
 

@@ -25,7 +25,6 @@ bare forward passes of the same batches. Both sides take turns; a ratio is the m
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import random
 import statistics
@@ -41,7 +40,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from news import articles, news_questions, news_sentences
-from paired import read_cells, write_rows
+from paired import keep, read_cells, write_rows
 from problem import BATCH_SIZE, ENCODER, INFERENCE_TOKENS
 from rich.console import Console
 from rich.table import Table
@@ -305,9 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in {cell["task"] for cell in cells} or (name == "ratings" and given.ratings is None):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            cells.append(run(name, given.ratings, Path(folder)))
-        with given.cells.open("a") as file:
-            file.write(json.dumps(cells[-1]) + "\n")
+            keep(cells, run(name, given.ratings, Path(folder)), given.cells)
     if cells:
         report(cells, Console(width=180))
 
