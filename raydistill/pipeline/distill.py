@@ -17,6 +17,7 @@ from raydistill.data.prepare import DataInfo
 from raydistill.errors import Interrupted, TrackingError
 from raydistill.evaluate.results import SCHEMA
 from raydistill.pipeline.assembly import assemble
+from raydistill.pipeline.links import links_of
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
 from raydistill.pipeline.seeds import series_of
 from raydistill.pipeline.stopping import Stop, stoppable
@@ -85,10 +86,11 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
 
 
 def take_over(prepared: Prepared) -> Owner:
-    """Own the run folder, and refer to the run's data, which then stays however long the run waits for its workers."""
+    """Own the run folder, and refer to the run's data and to models of earlier runs that it needs, which then stay
+    however long the run waits for its workers."""
     storage, key = prepared.storage, prepared.run_key
     owner = Owner.acquire(storage, "runs", key)
-    refer(storage, key, prepared.made)
+    refer(storage, key, [*prepared.made, *links_of(prepared.config, storage)])
     if not all(artifact.exists() for artifact in prepared.made):
         prepare(prepared.config, storage)  # garbage collection came between
     return owner

@@ -7,6 +7,7 @@ the model's folder in storage, where every node finds them; what is made of a mo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ from raydistill.config.tree import Config
 from raydistill.deploy.own_rows import run_key_of
 from raydistill.errors import ConfigError, did_you_mean
 from raydistill.pipeline.failures import about_member
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import referred
+from raydistill.storage.manifest import KEY
 from raydistill.storage.runs import LINKS, RUN, named, only
 from raydistill.storage.storage import Storage
 
@@ -43,6 +46,20 @@ def with_models(config: Config, named: Callable[[str, str], str]) -> Config:
     if student.checkpoint is not None:
         student = student.model_copy(update={"start": named(student.checkpoint, "student.start")})
     return config.model_copy(update={"teacher": teacher, "student": student})
+
+
+def links_of(config: Config, storage: Storage) -> list[Artifact]:
+    """The models in storage that a config with links names: what earlier runs made and this one needs."""
+    found: list[Artifact] = []
+    place = re.compile(rf"{re.escape(storage.url)}/({'|'.join(MADE)})/({KEY.pattern})/model")
+
+    def note(name: str, setting: str) -> str:
+        if (link := place.fullmatch(name)) is not None:
+            found.append(Artifact(storage, *link.groups()))
+        return name
+
+    with_models(config, note)
+    return found
 
 
 def linked(name: str, storage: Storage, setting: str) -> str:

@@ -15,6 +15,7 @@ from raydistill.pipeline.distill import distill
 from raydistill.pipeline.links import linked, with_links
 from raydistill.pipeline.plan import make_plan
 from raydistill.storage.artifacts import Artifact
+from raydistill.storage.garbage import referred
 from raydistill.storage.storage import Storage
 
 
@@ -76,6 +77,9 @@ def test_a_student_starts_from_the_student_of_a_run_and_a_teacher_can_be_one(fir
     chained = distill(config_of(folder, **{"teacher__model": f"run:{key[:6]}", "teacher__finetune": None}))
     assert chained["teacher"]["num_parameters"] == earlier["student"]["num_parameters"]
     assert chained["teacher"]["test"] == earlier["student"]["test"]
+    (link,) = (artifact for artifact in referred(storage, key) if artifact.kind == "student")
+    users = [run for run in storage.list("runs") if run != key and link in referred(storage, run)]
+    assert len(users) == 2, "a run keeps the student of an earlier one that it needs"
 
 
 def test_each_node_has_its_own_copy_of_a_link_behind_a_url(tmp_path: Path, first, monkeypatch) -> None:
