@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from raydistill.config.metrics import METRICS
+from raydistill.config.metrics import METRICS, metric
 from raydistill.config.section import Mistake, Section
 
 
@@ -14,10 +14,12 @@ class Gate(Section):
     metric: str | None = None
     """What retention and non-inferiority compare; by default the task's main metric."""
     min_retention: float | None = Field(default=0.95, gt=0)
-    """Challenger ÷ its teacher, on rows for which the teacher's predictions are kept with the run."""
+    """Challenger ÷ its teacher, on rows for which the teacher's predictions are kept with the run; of perplexity, RMSE
+    and mean absolute error, which are better the lower they are, its teacher ÷ challenger."""
     non_inferiority_margin: float | None = Field(default=0.02, ge=0)
     """How far the metric may lie below the champion's: the lower end of the paired 95 % interval of the difference has
-    to stay above minus this margin."""
+    to stay above minus this margin. Perplexity, RMSE and mean absolute error have no upper bound, so it is a share of
+    the champion's: the upper end of the interval of challenger ÷ champion has to stay at 1 + margin (0.02: 2 %)."""
     max_latency_ratio: float | None = Field(default=1.25, gt=0)
     """Latency of one row, challenger ÷ champion: the median over rounds in which each has its turn, in one process."""
     max_bytes: int | None = Field(default=None, ge=1)
@@ -40,4 +42,5 @@ class Gate(Section):
         known = [name for name, about in METRICS.items() if about.is_retained]
         if self.metric is None or self.metric in known:
             return []
-        return [(("metric",), f"{self.metric!r} is not compared. Known: {', '.join(known)}.")]
+        near = ": good models come near 0, where a ratio of two says nothing" * metric(self.metric).lower_is_better
+        return [(("metric",), f"{self.metric!r} is not compared{near}. Known: {', '.join(known)}.")]

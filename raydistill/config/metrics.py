@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 
@@ -19,10 +20,22 @@ class Metric:
     bounds: tuple[float, float] | None = None
     """Least and best value of a metric of right and wrong answers; None for one that measures amounts."""
     is_retained: bool = False
-    """Higher is better and 0 is worthless, so that "the student keeps x % of its teacher" makes sense."""
+    """Higher is better and 0 is worthless, so that "the student keeps x % of its teacher" makes sense; or lower is
+    better, and one model has x % more than another. Not so where good ones come near 0, as with the log loss."""
     hub: str | None = None
     """The hub's name for it, on a model card; None: cards leave it to the table."""
     hub_args: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_amount(self) -> bool:
+        """Lower is better and there is no upper bound: two models differ by a factor, not by points."""
+        return self.is_retained and self.lower_is_better
+
+    def retention(self, value: float, teacher: float) -> float | None:
+        """Student ÷ teacher, of an amount teacher ÷ student: 1 is as good, less is worse. None where that is not
+        defined, or the divisor not above 0."""
+        part, whole = (teacher, value) if self.is_amount else (value, teacher)
+        return part / whole if whole > 0 and isfinite(part) else None
 
     @property
     def title(self) -> str:
@@ -89,10 +102,10 @@ METRICS: dict[str, Metric] = {
     "teacher_ndcg_10": Metric("nDCG@10, teacher's documents", is_retained=True),
     "teacher_recall_10": Metric("recall@10, teacher's documents", is_share=True, is_retained=True),
     "r2": Metric("R²", is_retained=True, hub="r_squared"),
-    "rmse": Metric("RMSE", lower_is_better=True, hub="mse", hub_args={"squared": "False"}),
-    "mae": Metric("mean absolute error", lower_is_better=True, hub="mae"),
+    "rmse": Metric("RMSE", lower_is_better=True, is_retained=True, hub="mse", hub_args={"squared": "False"}),
+    "mae": Metric("mean absolute error", lower_is_better=True, is_retained=True, hub="mae"),
     "masked_accuracy": Metric("masked accuracy", is_share=True, bounds=(0, 1), is_retained=True, hub="accuracy"),
-    "perplexity": Metric("perplexity", lower_is_better=True, hub="perplexity"),
+    "perplexity": Metric("perplexity", lower_is_better=True, is_retained=True, hub="perplexity"),
     "log_loss": Metric("log loss", lower_is_better=True),
     "calibration_error": Metric("calibration error", lower_is_better=True),
 }

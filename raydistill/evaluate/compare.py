@@ -19,13 +19,9 @@ from raydistill.tasks.targets import Array, Targets, Values, as_column, of_colum
 
 
 def retention(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float | None]:
-    """Student ÷ teacher for each metric for which that makes sense; None where the teacher's is not above 0 or not
-    defined."""
-    return {
-        name: student[name] / value if value > 0 and np.isfinite(student[name]) else None
-        for name, value in teacher.items()
-        if METRICS[name].is_retained
-    }
+    """See ``Metric.retention``; for each metric for which that makes sense."""
+    facts = {name: METRICS[name] for name in teacher}
+    return {name: one.retention(student[name], teacher[name]) for name, one in facts.items() if one.is_retained}
 
 
 def chance(intervals: Mapping[str, Mapping[str, float | None]], floor: Floor) -> dict[str, Any]:

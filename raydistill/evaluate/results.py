@@ -25,8 +25,8 @@ champion            a model, and its registry ``version``; or null
 seeds               null, or with evaluate.seeds {num, student, baseline}; each null or {seed: of the median one by the
                     validation metric, which is the one above; test: {metric: {mean, sd}}, sd of a sample; values: list
                     of {seed, metric: value on test}}
-retention           student ÷ teacher on test: {metric: value} of those for which that makes sense; null where the
-                    teacher's is <= 0
+retention           student ÷ teacher on test, of perplexity, RMSE and MAE teacher ÷ student: {metric: value} of those
+                    for which that makes sense; null where what is divided by is <= 0
 agreement           how far student and teacher say the same on test rows, labelled or not; 1 where they always do
 differences         {student_minus_teacher, student_minus_baseline, student_minus_tfidf, student_minus_champion}: each
                     null or {metric: {value, low, high}} on test, paired

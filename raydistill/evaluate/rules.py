@@ -24,7 +24,7 @@ def title_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Retention:
-    """Challenger ÷ teacher on the test rows of its run; ``low`` and ``high``: paired 95 % bootstrap interval."""
+    """As ``Metric.retention`` on the test rows of its run; ``low`` and ``high``: paired 95 % bootstrap interval."""
 
     value: float | None
     low: float | None
@@ -144,20 +144,24 @@ def judge_chance(gate: Gate, facts: Facts) -> Ruling:
 
 def judge_retention(gate: Gate, facts: Facts) -> Ruling:
     name = compared_metric(gate, facts.task, facts.challenger["metrics"])
-    found, value, shown = facts.retention, None, ""
+    found, value, shown, unit = facts.retention, None, "", metric(name)
     lacks, low = "its run keeps no predictions of a teacher", "the teacher's own is not above 0, or not defined"
+    about = f"{unit.words} ÷ its teacher's"
+    if unit.is_amount:
+        about, low = f"its teacher's {unit.words} ÷ its own (less is better)", not_above("its own")
     why = lacks if found is None else low
     if found is not None and found.value is not None:
         value, shown, why = found.value, percent(found.value), f"{found.num_rows:,} test rows of its run"
         if found.low is not None and found.high is not None:
             why = f"95 % interval {percent(found.low)} to {percent(found.high)}, {why}"
-    about = f"{metric(name).words} ÷ its teacher's"
     return ruling("retention", about, value, shown, gate.min_retention, percent, why)
 
 
 def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
     name = compared_metric(gate, facts.task, facts.challenger["metrics"])
     unit, margin = metric(name), gate.non_inferiority_margin
+    if unit.is_amount:
+        return judge_ratio(name, gate, facts)
     about = f"{unit.words} - champion's, lower end of the interval"
     if facts.pair is None:
         return skipped("non_inferiority", about, no_champion(facts))
@@ -176,6 +180,26 @@ def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
 
     shown = "" if low is None else text(low)
     return ruling("non_inferiority", about, low, shown, None if margin is None else -margin, text, why)
+
+
+def judge_ratio(name: str, gate: Gate, facts: Facts) -> Ruling:
+    """Non-inferiority in an amount: it may be larger than the champion's by a share of that."""
+    unit, margin = metric(name), gate.non_inferiority_margin
+    about = f"{unit.words} ÷ champion's (less is better), upper end of the interval"
+    if facts.champion is None or facts.pair is None:
+        return skipped("non_inferiority", about, no_champion(facts))
+    ratio, shown, why = facts.pair["ratios"][name], "", not_above("the champion's")
+    if (high := ratio["high"]) is not None:
+        own, other = (unit.text(model["metrics"][name]["value"]) for model in (facts.challenger, facts.champion))
+        shown, why = f"{high:.3f}", f"{own} against {other}, ratio {ratio['value']:.3f}, "
+        why += f"95 % interval {ratio['low']:.3f} to {high:.3f}"
+    limit = None if margin is None else 1 + margin
+    return ruling("non_inferiority", about, high, shown, limit, "{:g}".format, why, at_most=True)
+
+
+def not_above(whose: str) -> str:
+    """Why there is no ratio, and the way out."""
+    return f"{whose} is 0 in a part of the rows, or not defined, so there is no ratio; name another metric"
 
 
 def judge_latency(gate: Gate, facts: Facts) -> Ruling:

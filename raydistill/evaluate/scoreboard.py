@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from raydistill.config.metrics import metric
 from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.compare import chance
 from raydistill.evaluate.intervals import Interval, corrected, interval, model_intervals, num_examples, tango
@@ -66,14 +67,19 @@ class Scoreboard:
         only = [float((a & ~b).mean()) * self.num_examples for a, b in permutations((one.right, other.right))]
         return corrected(found, one.share_metrics, tango(only[0], only[1], self.num_examples), paired=True)
 
-    def ratio(self, first: str, second: str, metric: str) -> Interval:
-        """{value, low, high} of second ÷ first, paired; all None where the first one's is not above 0."""
-        below = self.scores[first].values[metric]
-        if not below > 0:
+    def ratio(self, first: str, second: str, name: str) -> Interval:
+        """{value, low, high} of second ÷ first in a metric, paired; all None where the first one's is not above 0, and
+        where an amount is not in every resample: the upper end would then be too low."""
+        below, samples = self.scores[first].values[name], self.samples[first][name]
+        if not below > 0 or (metric(name).is_amount and not (samples > 0).all()):
             return {"value": None, "low": None, "high": None}
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = self.samples[second][metric] / self.samples[first][metric]
-        return interval(self.scores[second].values[metric] / below, ratios)
+            ratios = self.samples[second][name] / samples
+        return interval(self.scores[second].values[name] / below, ratios)
+
+    def retention(self, teacher: str, student: str, name: str) -> Interval:
+        """``Metric.retention`` of two models, paired."""
+        return self.ratio(student, teacher, name) if metric(name).is_amount else self.ratio(teacher, student, name)
 
     def agreement(self, first: str, second: str) -> float:
         """On all rows, labelled or not."""
@@ -85,11 +91,13 @@ class Scoreboard:
         return None if one is None or other is None else mcnemar(one, other)
 
     def pair(self, first: str, second: str) -> dict[str, Any]:
-        """Two models against each other: {first, second, differences (second - first), agreement, mcnemar}."""
+        """Two models against each other: {first, second, differences (second - first), ratios (second ÷ first, of
+        amounts), agreement, mcnemar}."""
         return {
             "first": first,
             "second": second,
             "differences": self.differences(first, second),
+            "ratios": {name: self.ratio(first, second, name) for name in self.samples[first] if metric(name).is_amount},
             "agreement": self.agreement(first, second),
             "mcnemar": self.mcnemar(first, second),
         }

@@ -67,7 +67,7 @@ def _main(results: Mapping[str, Any]) -> tuple[str, Metric]:
 def _kept(results: Mapping[str, Any]) -> str:
     (name, about), ratios = _main(results), results["ratios"]
     retention = results["retention"].get(name)
-    if retention is None:
+    if retention is None or about.is_amount:
         own, others = (about.said(results[side]["test"][name]["value"]) for side in ("student", "teacher"))
         text = f"The student's {about.words} is {own}, its teacher's {others},"
     else:

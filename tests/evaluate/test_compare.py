@@ -13,9 +13,11 @@ from raydistill.evaluate import compare
 from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.scoreboard import Scoreboard, describe_task
 from raydistill.tasks import Targets, Task, task_of
+from raydistill.tasks.masked_language_modeling import MaskedLanguageModeling
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.regression import TextRegression
 from raydistill.tasks.scores import Floor
+from raydistill.tasks.targets import Ragged
 from raydistill.tasks.text_classification import TextClassification
 
 TASK = TextClassification(("x", "y", "z"))
@@ -143,6 +145,71 @@ def test_a_ratio_is_paired_and_needs_something_to_divide_by() -> None:
     assert board(-a, b, targets, task).ratio("a", "b", "pearson") == {"value": None, "low": None, "high": None}
 
 
+def two_masked(num_documents: int = 40) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Nats of each hidden token of documents by two models that find the same tokens hard; some have none hidden."""
+    rng = np.random.default_rng(3)
+    shared = [rng.gamma(2.0, 1.0, size) for size in rng.integers(0, 9, num_documents)]
+    return shared, [nats * rng.uniform(0.9, 1.2, len(nats)) for nats in shared]
+
+
+def as_outputs(documents: list[np.ndarray]) -> Ragged:
+    """Log-probability of the right token, the likeliest one, and its log-probability."""
+    rows = [np.column_stack([-nats, np.ones_like(nats), -nats]) for nats in documents]
+    return Ragged(np.concatenate(rows), np.array([len(row) for row in rows]))
+
+
+AMOUNTS = {
+    "perplexity": lambda nats: np.exp(np.concatenate(nats).mean()),
+    "rmse": lambda errors: np.sqrt(np.mean(np.square(errors))),
+    "mae": lambda errors: np.mean(np.abs(errors)),
+}
+"""Of the nats of documents' hidden tokens, or of the errors of rows."""
+
+
+def two_with(metric: str) -> tuple[Scoreboard, list[np.ndarray], list[np.ndarray]]:
+    """A scoreboard of two models a and b, and what each of AMOUNTS is computed from, by document or row."""
+    if metric != "perplexity":
+        a, b, truth = two_regressions(100)
+        return board(a, b, truth, TextRegression(), num_samples=500), list(a[:, 0] - truth), list(b[:, 0] - truth)
+    a, b = two_masked()
+    outputs = [as_outputs(nats) for nats in (a, b)]
+    targets = Ragged(np.zeros((len(outputs[0].flat), 3), np.int32), outputs[0].lengths)
+    return board(*outputs, targets, MaskedLanguageModeling(), num_samples=500), a, b
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "rmse", "mae"])
+def test_a_ratio_of_amounts_is_the_bootstrap_of_numpy_alone(metric: str) -> None:
+    (scores, *models), amount = two_with(metric), AMOUNTS[metric]
+    draws = np.random.default_rng(0).integers(0, len(models[0]), (500, len(models[0])))
+    value = amount(models[1]) / amount(models[0])
+    first, second = (np.array([amount([model[i] for i in drawn]) for drawn in draws]) for model in models)
+    resampled = second / first
+    pair = scores.pair("a", "b")
+    found = pair["ratios"][metric]
+    ends = np.quantile(resampled, [0.025, 0.975])
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((value, *ends), rel=1e-6)
+    assert 1 < found["low"] < found["high"]
+    assert set(pair["ratios"]) == ({"perplexity"} if metric == "perplexity" else {"rmse", "mae"})
+    kept = scores.retention("a", "b", metric)  # b is the student: it has more of what is better the less there is
+    ends = np.quantile(1 / resampled, [0.025, 0.975])
+    assert (kept["value"], kept["low"], kept["high"]) == pytest.approx((1 / value, *ends), rel=1e-6)
+    assert kept["value"] == pytest.approx(METRICS[metric].retention(value, 1.0))
+
+
+def test_an_amount_that_may_be_0_has_no_ratio() -> None:
+    """Where a few rows alone have an error, some resamples have none: without those a ratio would be too low."""
+    _, b, truth = two_regressions(50)
+    few, none = truth.copy()[:, None], truth.copy()[:, None]
+    few[:2] += 0.5
+    undefined = {"value": None, "low": None, "high": None}
+    for perfect in (few, none):
+        scores = board(perfect, b, truth, TextRegression(), num_samples=200)
+        assert scores.ratio("a", "b", "mae") == undefined
+        assert scores.retention("b", "a", "mae") == undefined
+        assert scores.pair("a", "b")["ratios"] == {"rmse": undefined, "mae": undefined}
+        assert scores.ratio("b", "a", "mae")["high"] < 1
+
+
 def test_metrics_that_are_not_wanted_may_be_missing_and_others_are_the_same() -> None:
     a, b, targets = two_regressions()
     few, all_of_them = (board(a, b, targets, TextRegression(), **more) for more in ({"wanted": {"r2"}}, {}))
@@ -182,8 +249,11 @@ def test_retention() -> None:
         "mcc": None,
     }
     assert compare.retention(student, teacher | {"mcc": 0.0})["mcc"] is None
-    numbers = {"pearson": 0.9, "rmse": 0.4}
-    assert compare.retention(numbers, numbers) == {"pearson": 1.0}  # an error is nothing to keep
+    words = {"perplexity": 50.0, "rmse": 0.5, "mae": 0.1, "log_loss": 0.3, "calibration_error": 0.1}
+    less = {"perplexity": 40.0, "rmse": 0.6, "mae": float("nan"), "log_loss": 0.2, "calibration_error": 0.2}
+    found = {"perplexity": pytest.approx(0.8), "rmse": pytest.approx(1.2), "mae": None}
+    assert compare.retention(words, less) == found  # less is better: above 1 the student has less than its teacher
+    assert compare.retention({"rmse": 0.0}, {"rmse": 0.1}) == {"rmse": None}
 
 
 def predictions(task: Task, outputs: np.ndarray, **more: np.ndarray) -> compare.Predictions:

@@ -226,13 +226,59 @@ NUMBERS = replace(
 """Of a regression: no classes, no probabilities, nothing right or wrong."""
 
 
+MASKED = replace(
+    NUMBERS,
+    task={"type": "masked_language_modeling", "main_metric": "masked_accuracy"},
+    challenger={
+        "metrics": {
+            "masked_accuracy": {"value": 0.3, "low": 0.28, "high": 0.32},
+            "perplexity": {"value": 96.04, "low": 80.0, "high": 118.0},
+        },
+        "latency_ms": {"p50": 4.0, "p95": 5.0},
+        "bytes": 50_000_000,
+    },
+    champion={"metrics": {"perplexity": {"value": 95.2, "low": 79.0, "high": 117.0}}, "latency_ms": {"p50": 3.8}},
+    chance={**GOOD.chance, "metric": "masked_accuracy", "value": 0.1, "answer": "always guessing the same token"},
+    pair={
+        "differences": {"perplexity": {"value": 0.84, "low": -0.6, "high": 2.4}},
+        "ratios": {"perplexity": {"value": 1.00882, "low": 0.9931, "high": 1.0249}},
+        "mcnemar": None,
+        "latency_ratio": 1.05,
+    },
+    labels=(),
+    champion_labels=(),
+    retention=Retention(0.96, 0.93, 0.99, 400),
+)
+"""Of a gate that compares perplexity."""
+PERPLEXITY = Gate(metric="perplexity", min_retention=0.97)
+NO_RATIO = replace(
+    MASKED,
+    pair={**MASKED.pair, "ratios": {"perplexity": {"value": None, "low": None, "high": None}}},
+    retention=Retention(None, None, None, 400),
+)
+
+
+def test_less_of_an_amount_is_better() -> None:
+    """Retention falls as the student has more; what the margin allows is a share of what the champion has."""
+    for margin, verdict in ((0.0249, "passed"), (0.0248, "failed"), (0.0, "failed"), (None, "off")):
+        gate = Gate(metric="perplexity", non_inferiority_margin=margin)
+        found = judged(MASKED, gate)
+        assert (found["retention"].verdict, found["non_inferiority"].verdict) == ("passed", verdict), margin
+        assert found["non_inferiority"].value == 1.0249
+        assert found["non_inferiority"].limit == (None if margin is None else pytest.approx(1 + margin))
+    below = replace(MASKED, pair={**MASKED.pair, "ratios": {"perplexity": {"value": 0.8, "low": 0.7, "high": 0.9}}})
+    assert judged(below, Gate(metric="perplexity", non_inferiority_margin=0.0))["non_inferiority"].verdict == "passed"
+
+
 def test_the_main_metric_is_compared_unless_the_gate_names_another_that_the_task_has() -> None:
     for name, expected in ((None, "pearson"), ("r2", "r2")):
         assert compared_metric(Gate(metric=name), NUMBERS.task, NUMBERS.challenger["metrics"]) == expected
-    with pytest.raises(ConfigError, match=r"compares accuracy, which text regression does not have.*pearson, r2\."):
+    with pytest.raises(
+        ConfigError, match=r"compares accuracy, which text regression does not have.*pearson, r2, rmse\."
+    ):
         judged(NUMBERS, Gate(metric="accuracy"))
-    for name in ("rmse", "acuracy"):  # an error is nothing to keep a share of
-        with pytest.raises(ConfigError, match=f"metric: '{name}' is not compared. Known: accuracy, "):
+    for name, said in (("acuracy", ""), ("log_loss", "near 0"), ("calibration_error", "near 0")):
+        with pytest.raises(ConfigError, match=f"metric: '{name}' is not compared.*{said}.* Known: accuracy, .*perplex"):
             load_gate({"metric": name})
 
 
@@ -247,6 +293,9 @@ def test_what_a_person_reads_of_every_rule() -> None:
         ("not known, all rules off", NOT_KNOWN, F1.model_copy(update=OFF)),
         ("no champion", FIRST, Gate()),
         ("numbers", NUMBERS, Gate()),
+        ("an amount", MASKED, PERPLEXITY),
+        ("an amount without a ratio", NO_RATIO, PERPLEXITY),
+        ("an amount, no champion", replace(MASKED, champion=None, pair=None, champion_labels=None), PERPLEXITY),
     ):
         lines.append(f"# {title}")
         for name, r in judged(facts, gate).items():

@@ -87,10 +87,10 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> list[tuple
     agreements = [ABSENT if n == "teacher" else share.text(m["agreement"]) for n, m in models.items()]
     rows.append(("agreement, %", agreements))
     if about.is_retained:
-        shares = [
-            ABSENT if n == "teacher" or not teacher > 0 else share.text(m["test"][main]["value"] / teacher)
-            for n, m in models.items()
+        kept = [
+            None if n == "teacher" else about.retention(m["test"][main]["value"], teacher) for n, m in models.items()
         ]
+        shares = [ABSENT if one is None else share.text(one) for one in kept]
         rows.append(("share, %", shares))
     rows.append(("parameters", [_count(m["num_parameters"]) for m in models.values()]))
     rows.append(("size", [decimal(m["bytes"]) for m in models.values()]))

@@ -100,13 +100,13 @@ def same_outputs(a: Sequence[str], b: Sequence[str]) -> bool:
 
 
 def find_retention(metric: str, num_samples: int, run_id: str, uri: str) -> Retention | None:
-    """Student ÷ teacher on the test rows of the run, as both were predicted then; None where it keeps no teacher's."""
+    """On the test rows of the run, as both were predicted then; None where it keeps no teacher's."""
     kept = read_kept_predictions(run_id, uri)
     if kept is None or TEACHER not in kept.outputs:
         return None
     both = {name: kept.outputs[name] for name in (TEACHER, "student")}
     board = Scoreboard(kept.tasks, both, kept.targets, num_samples=num_samples, wanted={metric})
-    return Retention(**board.ratio(TEACHER, "student", metric), num_rows=board.num_rows)
+    return Retention(**board.retention(TEACHER, "student", metric), num_rows=board.num_rows)
 
 
 def _champion_leak(champion: Version | None, rows: TestRows, uri: str) -> list[str]:

@@ -55,7 +55,8 @@ TERMS = {
     "RMSE": "Root of the mean squared error, in the target's unit; lower is better.",
     "mean absolute error": "Mean distance of answer and target, in the target's unit; lower is better.",
     "agreement with the teacher": "How far both say the same of the rows, right or wrong: 100 % is always.",
-    "share of the teacher's": "The student's value divided by the teacher's (retention).",
+    "share of the teacher's": "The student's value divided by the teacher's (retention); where less is better, the "
+    "teacher's by the student's.",
     "latency p50": "Milliseconds for one row, the median of many calls; p95: 95 % of the calls are faster.",
     "trial": "One student, trained with one choice of the settings that the sweep varies.",
     "objective": "What the search tries to make as high (max) or as low (min) as it can.",

@@ -272,7 +272,7 @@ def relation_rows(results: Mapping[str, Any], contenders: Sequence[Contender]) -
     for contender in contenders:
         is_teacher, value = contender.name == "teacher", contender.figures[main]["value"]
         agreement.append(Cell("" if is_teacher else scale("agreement").text(contender.model["agreement"])))
-        share = value / teacher if teacher and teacher > 0 and value is not None else None
+        share = about.retention(value, teacher) if teacher is not None and value is not None else None
         kept.append(Cell("" if is_teacher else scale("retention").text(share)))
         difference = (results["differences"].get(f"student_minus_{contender.name}") or {}).get(main)
         lead.append(Cell("") if contender.is_main else ahead(main, difference))
