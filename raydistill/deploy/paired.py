@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,9 +45,10 @@ def compare_paired(
     ``bootstrap`` {samples, level}; ``models`` {name: {path, runtime, max_length, num_parameters, bytes, latency_ms
     {p50, p95}, throughput, latency_setting (null without latency), metrics {metric: {value, low, high}}, and the
     details of its scores, such as per_class}}; ``pairs``: a list of {first, second, differences {metric: {value, low,
-    high}} (second - first, paired), agreement, mcnemar {only_first, only_second, p} (null where answers are not right
-    or wrong), latency_ratio (second ÷ first; null without latency, or on different devices)}; ``notes``. Raises
-    ModelError where outputs of models do not fit together.
+    high}} (second - first, paired), ratios (the same of second ÷ first, of amounts such as perplexity), agreement,
+    mcnemar {only_first, only_second, p} (null where answers are not right or wrong), latency_ratio (second ÷ first;
+    null without latency, or on different devices)}; ``notes``. Raises ModelError where outputs of models do not fit
+    together.
     """
     first, *others = predictors
     tasks, outputs, notices = predict_alike(predictors, rows)
@@ -81,11 +83,18 @@ def predict_alike(
     predictors: Mapping[str, Predictor], rows: TestRows
 ) -> tuple[dict[str, Task], dict[str, Values], list[str | None]]:
     """Every model's task, its outputs (N, C) in the order and under the names of the rows' task, and notices."""
+    first = next(iter(predictors))
+    for name, predictor in predictors.items():
+        if why := other_tokens(predictor, predictors[first]):
+            raise ModelError(
+                f"{name} {why} {first}: their figures are of other tokens, which cannot be compared. Compare models of "
+                "one tokenizer and one task.masked_share, at one --max-length, or what they are worth for another task."
+            )
     tasks: dict[str, Task] = {}
     outputs: dict[str, Values] = {}
     notices = []
     for name, predictor in predictors.items():
-        order, notice = own_order(name, predictor.task, next(iter(predictors)), rows.task)
+        order, notice = own_order(name, predictor.task, first, rows.task)
         own = predictor.task.reordered(order).facts()
         tasks[name] = task_of({**own, "outputs": list(rows.task.outputs)})
         found = predictor.outputs(rows.texts, rows.targets.values)
@@ -134,6 +143,28 @@ def speed_section(speed: Mapping[str, Any] | None) -> dict[str, Any]:
     setting = dict(speed or {})
     latency, throughput = setting.pop("latency_ms", None), setting.pop("throughput", None)
     return {"latency_ms": latency, "throughput": throughput, "latency_setting": setting or None}
+
+
+def other_tokens(model: Predictor, first: Predictor) -> str | None:
+    """What makes a model guess other hidden tokens of the same texts than the first one, as the beginning of a
+    sentence about it; None where they are the same, or none are hidden."""
+    own, other = (one.task.masks(one.tokenizer) for one in (model, first))
+    if own is None or other is None:
+        return None
+    if token_rules(model.tokenizer) != token_rules(first.tokenizer) or own != replace(other, share=own.share):
+        return "has another tokenizer than"
+    if own.share != other.share:
+        return f"hides {100 * own.share:g} % of the tokens of a text, not {100 * other.share:g} % as"
+    if model.max_length != first.max_length:
+        return f"reads pieces of {model.max_length} tokens, not of {first.max_length} as"
+    return None
+
+
+def token_rules(tokenizer: Any) -> dict[str, Any]:
+    """By what a tokenizer makes tokens of a text. Its files differ by the length of rows, too."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    found = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    return {name: rule for name, rule in found.items() if name not in ("truncation", "padding")}
 
 
 def own_order(name: str, found: Task, first: str, task: Task) -> tuple[tuple[int, ...], str | None]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raydistill.config.metrics import metric
 from raydistill.evaluate.compare import Predictions
 from raydistill.evaluate.intervals import gain
 from raydistill.evaluate.results import ModelOutcome
 from raydistill.evaluate.scoreboard import Scoreboard
+from raydistill.tasks.targets import units_of
 from raydistill.tracking.registry.aliases import CHAMPION
 from raydistill.tracking.registry.students import CHALLENGER
 from raydistill.tracking.registry.versions import Version, run_tags, version_by_alias
@@ -89,8 +92,13 @@ def find_rival(name: str, alias: str, ref: RunRef) -> Version | None:
 
 
 def kept_predictions(version: Version, ref: RunRef, test: Predictions, task: Task) -> Predictions | None:
-    """What the version's run said of the rows of ``test``, in the order of ``task``; None where it cannot be told."""
+    """What the version's run said of the rows of ``test``, in the order of ``task``; None where it cannot be told, and
+    where it hid other tokens."""
     from raydistill.evaluate.evidence import read_kept_predictions  # it loads torch
 
     kept = read_kept_predictions(version.run_id, ref.tracking_uri)
-    return None if kept is None else kept.aligned(test.hashes, task)
+    found = None if kept is None else kept.aligned(test.hashes, task)
+    if found is None or not task.Settings.over_vocabulary:
+        return found
+    hidden, own = (units_of(one.targets.values) for one in (found, test))
+    return found if np.array_equal(hidden, own) else None

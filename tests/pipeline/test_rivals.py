@@ -19,6 +19,8 @@ from raydistill.pipeline import rivals
 from raydistill.pipeline.distill import distill
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets
+from raydistill.tasks.masked_language_modeling import MaskedLanguageModeling
+from raydistill.tasks.targets import Ragged
 from raydistill.tasks.text_classification import TextClassification
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.registry.aliases import move_champion
@@ -111,3 +113,24 @@ def test_a_challenger_is_compared_on_the_same_rows(monkeypatch: pytest.MonkeyPat
     assert "version 4, which won a sweep, has the better accuracy, by 1.0 points" in str(why(12))
     tags["new"][rivals.SWEEP] = "key"
     assert why(12) is None
+
+
+def test_a_rival_that_guessed_other_tokens_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked language models of the same documents, by another tokenizer or length of rows."""
+    task = MaskedLanguageModeling()
+
+    def kept(places: list[list[int]], nats: float = 1.0) -> Predictions:
+        hidden = Ragged(np.array(places, np.int32), np.array([1, len(places) - 1]))
+        said = Ragged(np.tile([-nats, 9, -nats], (len(places), 1)).astype(np.float32), hidden.lengths)
+        labeled = Targets(hidden, np.ones(2, bool))
+        return Predictions(("a", "b"), labeled, np.arange(2), {"student": said}, {"student": task})
+
+    own = kept([[0, 3, 5], [4, 7, 6], [9, 12, 7]])
+    version = Version("toy", 4, "old", "", {}, ("champion",), 0)
+    for places in ([[0, 3, 5], [4, 7, 8], [9, 12, 7]], [[0, 3, 5], [4, 7, 6]]):
+        monkeypatch.setattr(evidence, "read_kept_predictions", lambda *_, p=places: kept(p))
+        assert rivals.kept_predictions(version, RunRef("uri", "0", "new"), own, task) is None
+    monkeypatch.setattr(evidence, "read_kept_predictions", lambda *_: kept([[0, 3, 5], [4, 7, 6], [9, 12, 7]], 2.0))
+    found = rivals.kept_predictions(version, RunRef("uri", "0", "new"), own, task)
+    assert found is not None
+    assert found.outputs["student"].flat[:, 0].tolist() == [-2.0] * 3

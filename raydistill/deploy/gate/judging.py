@@ -8,7 +8,7 @@ from typing import Any
 
 from raydistill.config.gate import Gate
 from raydistill.deploy.opening import open_folder
-from raydistill.deploy.paired import compare_paired
+from raydistill.deploy.paired import compare_paired, other_tokens
 from raydistill.deploy.predictor import Predictor
 from raydistill.deploy.testset import TestRows, spoken
 from raydistill.errors import DataError, ModelError, RaydistillError
@@ -49,8 +49,16 @@ def open_both(
 
 
 def check_kind(model: Predictor, other: Predictor | None) -> None:
-    """Raises ModelError where two models are for other kinds of problems: no metric is common to them."""
-    if other is not None and other.task.type != model.task.type:
+    """Raises ModelError where two models are for other kinds of problems, or guess other tokens: no metric is common to
+    them."""
+    if other is None:
+        return
+    if why := other_tokens(model, other):
+        raise ModelError(
+            f"it {why} the challenger, so their figures are of other tokens, which cannot be compared. Train the "
+            "challenger as the champion was, or register it under a name of its own."
+        )
+    if other.task.type != model.task.type:
         raise ModelError(
             f"it is for {spoken(model.task)}, the challenger for {spoken(other.task)}. Register each kind of problem "
             "under a name of its own."
