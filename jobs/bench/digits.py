@@ -5,7 +5,8 @@
 scikit-learn's 1,797 digits of 8 x 8 pixels: 600 are the test, 200 of the others have labels unless ``--labels`` says
 more. No model of pictures can be had without a download, so the teacher, a ViT of 6 layers of width 64 that sees 17
 patches, starts from random weights and is fitted to the labels by raydistill itself. Students: 2 of its layers, and a
-ResNet of two stages. Each and its baseline, which sees the labels alone, are trained with three seeds.
+ResNet of two stages. Each and its baseline, which sees the labels alone, are trained with three seeds. With
+``--augment each_epoch``, or a number of copies, they see crops of half of a digit or more.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ def save_models(folder: Path) -> None:
         ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder / name)
 
 
-def measure(folder: Path, student: dict[str, Any], labels: int) -> dict[str, Any]:
-    """The results of one student and its baseline."""
+def measure(folder: Path, student: dict[str, Any], labels: int, copies: str | None) -> dict[str, Any]:
+    """The results of one student and its baseline; ``copies``: of the training rows, see ``data.augment``."""
     start = {"start": str(folder / student["start"])} if "start" in student else {}
+    number = copies if copies is None or copies == "each_epoch" else int(copies)
+    crops = {} if number is None else {"augment": {"copies": number, "ways": ["crop"], "crop_area": 0.5}}
     return raydistill.distill(
         {
             "storage": str(folder / "storage"),
-            "data": {"path": str(folder / "digits"), "max_labeled": labels},
+            "data": {"path": str(folder / "digits"), "max_labeled": labels, **crops},
             "task": {"type": "image_classification"},
             "teacher": {"model": str(folder / "vit"), "finetune": {"num_epochs": 60, "learning_rate": 1e-3}},
             "student": student | start,
@@ -74,14 +77,15 @@ def measure(folder: Path, student: dict[str, Any], labels: int) -> dict[str, Any
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--labels", type=int, default=200)
-    labels = reader.parse_args().labels
+    reader.add_argument("--augment", metavar="COPIES")
+    given = reader.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_digits(folder / "digits")
         save_models(folder)
-        print(f"accuracy on 600 digits, %, mean of {SEEDS} seeds ± deviation; {labels} labels")
+        print(f"accuracy on 600 digits, %, mean of {SEEDS} seeds ± deviation; {given.labels} labels")
         for name, student in STUDENTS.items():
-            found = measure(folder, student, labels)
+            found = measure(folder, student, given.labels, given.augment)
             teacher, seeds = found["teacher"]["test"]["accuracy"], found["seeds"]
             means = [seeds[model]["test"]["accuracy"] for model in ("student", "baseline")]
             told = [f"{100 * one['mean']:.1f} ± {100 * one['sd']:.1f}" for one in means]

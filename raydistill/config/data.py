@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.section import Mistake, OrAuto, Section
 
@@ -46,26 +46,60 @@ class Split(Section):
         return [((), f"validation and test take {held:g} of the rows; leave some for training.")] if held >= 1 else []
 
 
-Way = Literal["words", "masked", "crop", "typos", "lower", "upper"]
+Way = Literal["words", "masked", "crop", "flip", "typos", "lower", "upper"]
+TEXT_WAYS: tuple[Way, ...] = ("words", "masked", "crop", "typos", "lower", "upper")
+PICTURE_WAYS: tuple[Way, ...] = ("crop", "flip")
+EACH_EPOCH = "each_epoch"
+
+
+def each_epoch_or_value(value: Any) -> str:
+    return EACH_EPOCH if value == EACH_EPOCH else "value"
+
+
+Copies = Annotated[
+    Annotated[int, Field(ge=1, le=20), Tag("value")] | Annotated[Literal["each_epoch"], Tag(EACH_EPOCH)],
+    Discriminator(each_epoch_or_value),
+]
 
 
 class Augment(Section):
-    """Copies of the training texts, written otherwise, of which the student learns what the teacher says."""
+    """Training texts written otherwise, pictures seen otherwise: the student learns what the teacher says of them."""
 
-    copies: int = Field(default=2, ge=1, le=20)
-    """Of each training row. They have no label, whatever the row has."""
+    copies: Copies = 2
+    """Of each training row, beside it. They have no label, whatever the row has. ``each_epoch``, of pictures: none;
+    instead of the pictures themselves all models see others of their crops at every epoch, with their labels, the
+    student the same as its teacher, which is not recorded (``teacher.mode: online``)."""
     ways: tuple[Way, ...] = Field(default=("words", "crop"), min_length=1)
-    """How they are written, in turn: ``words`` replaced by others that the teacher's embeddings have nearby, ``masked``
-    words guessed anew by ``masked_model``, a ``crop`` of half of the words or more, ``typos``, all in ``lower`` or
-    ``upper`` case."""
+    """How texts are written, in turn: ``words`` replaced by others that the teacher's embeddings have nearby,
+    ``masked`` words guessed anew by ``masked_model``, a ``crop`` of half of the words or more, ``typos``, all in
+    ``lower`` or ``upper`` case. Of pictures (by default both, at once): ``crop``, a part of any size from ``crop_area``
+    on, brought to the size of the whole; ``flip``, every second one turned left to right."""
+    crop_area: float | None = Field(default=None, gt=0, le=1)
+    """Share of a picture's area that a crop has at least, by default 0.08; the ratio of its sides is 4 : 3 at most."""
     masked_model: str | None = Field(default=None, min_length=1)
     """A masked language model: a folder, ``pkg://package/path``, or a name on the Hugging Face hub."""
 
+    @property
+    def is_each_epoch(self) -> bool:
+        return self.copies == EACH_EPOCH
+
+    @property
+    def num_copies(self) -> int:
+        """Rows beside each one."""
+        return self.copies if isinstance(self.copies, int) else 0
+
     def mistakes(self) -> list[Mistake]:
-        if ("masked" in self.ways) == (self.masked_model is not None):
-            return []
-        needs = "ways has masked, so name a model" if self.masked_model is None else "has no effect: ways lacks masked"
-        return [(("masked_model",), f"{needs}.")]
+        found: list[Mistake] = []
+        if ("masked" in self.ways) != (self.masked_model is not None):
+            lacks = self.masked_model is None
+            needs = "ways has masked, so name a model" if lacks else "has no effect: ways lacks masked"
+            found.append((("masked_model",), f"{needs}."))
+        if self.crop_area is not None and "crop" not in self.ways:
+            found.append((("crop_area",), "has no effect: ways lacks crop."))
+        if set(self.ways) == {"flip"} and self.num_copies > 1:
+            why = f"{self.copies} copies would be the same, turned left to right. Write 1, or add crop to ways."
+            found.append((("copies",), why))
+        return found
 
 
 class Data(Section):
@@ -92,7 +126,7 @@ class Data(Section):
     unlabeled: str | None = None
     """Another file or folder whose texts join the distillation without labels."""
     augment: Augment | None = None
-    """Training texts written otherwise, beside those that there are; for few texts."""
+    """Training rows written otherwise, beside those that there are; for few texts or pictures."""
     split: Split = Split()
 
     @property
@@ -103,4 +137,4 @@ class Data(Section):
     @property
     def num_copies(self) -> int:
         """Training rows that a row of the source becomes."""
-        return self.num_orders * (1 + (self.augment.copies if self.augment else 0))
+        return self.num_orders * (1 + (self.augment.num_copies if self.augment else 0))

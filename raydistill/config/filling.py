@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raydistill.config.data import EACH_EPOCH, PICTURE_WAYS
 from raydistill.config.losses import ForwardKl
 from raydistill.config.tasks import SECTIONS, task_type
 
@@ -32,16 +33,30 @@ def with_full_method(teacher: Any) -> Any:
     return {**teacher, "finetune": {**finetune, **method}}
 
 
+def with_ways(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data that says how pictures are seen otherwise where it says that they are."""
+    section, rows = SECTIONS.get(task_type(data.get("task", {}))), data.get("data")
+    augment = rows.get("augment") if isinstance(rows, dict) else None
+    if section is None or not section.reads_pictures or not isinstance(rows, dict) or not isinstance(augment, dict):
+        return data
+    return {**data, "data": {**rows, "augment": {"ways": [*PICTURE_WAYS], **augment}}}
+
+
 def with_mode(data: dict[str, Any]) -> dict[str, Any]:
-    """Plain data that says where a masked language model is asked: beside the student, as at each epoch other tokens
-    are hidden, or, where rows have copies, once; then how many tokens are kept."""
-    task, teacher = data.get("task"), data.get("teacher")
+    """Plain data that says where a teacher is asked whose rows are others at each epoch: beside the student. So it is
+    where tokens are hidden, or, where such rows have copies, it is asked once; then how many tokens are kept."""
+    task, teacher, rows = data.get("task"), data.get("teacher"), data.get("data")
     section = SECTIONS.get(task_type(task)) if isinstance(task, dict) else None
-    if not isinstance(task, dict) or section is None or not section.over_vocabulary:
+    if not isinstance(task, dict) or section is None:
         return data
     if not isinstance(teacher, dict) or teacher.get("type", "model") != "model":
         return data
     mode = teacher.get("mode", "auto")
+    augment = rows.get("augment") if isinstance(rows, dict) else None
+    if isinstance(augment, dict) and augment.get("copies") == EACH_EPOCH and mode == "auto":
+        return {**data, "teacher": {**teacher, "mode": "online"}}
+    if not section.over_vocabulary:
+        return data
     if mode == "auto":
         mode = "online" if task.get("copies", 1) == 1 else "cached"
     kept = {"top_k": DEFAULT_TOP_K} if mode == "cached" and task.get("top_k") is None else {}

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from raydistill.config.data import Data
-from raydistill.config.filling import with_method, with_mode, with_stages
+from raydistill.config.filling import with_method, with_mode, with_stages, with_ways
 from raydistill.config.gate import Gate
 from raydistill.config.plugins import load_named
 from raydistill.config.problems import Path, explain
@@ -75,7 +75,7 @@ def validate(data: dict[str, Any], name: str, lines: dict[Path, int], section: t
     """The section, or one ConfigError with all problems."""
     if section is Config:
         load_named(data)
-        data = with_stages(with_mode(with_method(data)))
+        data = with_stages(with_mode(with_ways(with_method(data))))
     try:
         # JSON mode is strict about types ("3" is no number) and still takes lists for tuples.
         return section.model_validate_json(json.dumps(data), strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -116,9 +116,10 @@ def problems_of(item: ErrorDetails, place: Location) -> Iterator[Problem]:
     elif kind == "literal_error":
         yield Problem(path, unknown_choice(value, [str(choice) for choice in get_args(variants(place.annotation)[0])]))
     else:
-        takes_auto = field is not None and Auto in variants(field.annotation)
-        or_auto = " or 'auto'" if takes_auto and kind.endswith(("_type", "_from_float")) else ""
-        yield Problem(path, f"{item['msg']}{or_auto}, got {show(value)}{null_hint(place)}.")
+        forms = variants(field.annotation) if field is not None else ()
+        words = [word for form in forms if get_origin(form) is Literal for word in get_args(form)]
+        or_word = "".join(f" or {word!r}" for word in words) if kind.endswith(("_type", "_from_float")) else ""
+        yield Problem(path, f"{item['msg']}{or_word}, got {show(value)}{null_hint(place)}.")
 
 
 def unknown_choice(value: Any, known: list[str], noun: str = "value") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from raydistill.config.data import Data
+from raydistill.config.data import PICTURE_WAYS, TEXT_WAYS, Data
 from raydistill.config.evaluate import Evaluate
 from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMse, SoftLossSection, TaskLoss
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section
@@ -81,6 +81,7 @@ class Config(Section):
             check_sequences,
             check_pairs,
             check_whole_texts,
+            check_ways,
             check_symmetric,
             check_vocabulary,
             check_pictures,
@@ -192,6 +193,32 @@ def check_whole_texts(config: Config) -> list[Mistake]:
     return [(("data", "augment"), why)]
 
 
+def check_ways(config: Config) -> list[Mistake]:
+    """Ways to write texts otherwise that say nothing of pictures, and the other way round; a record of pictures that
+    are seen otherwise at each epoch."""
+    augment, task, teacher = config.data.augment, config.task, config.lead
+    if augment is None or task.has_units:
+        return []
+    place, able = ("data", "augment"), PICTURE_WAYS if task.reads_pictures else TEXT_WAYS
+    found: list[Mistake] = []
+    if strange := [way for way in augment.ways if way not in able]:
+        verb, what = "are" if len(strange) > 1 else "is", "pictures" if task.reads_pictures else "texts"
+        why = f"{', '.join(strange)} {verb} not for {what}, which {task.type} reads. For these: {', '.join(able)}."
+        found.append(((*place, "ways"), why))
+    if not task.reads_pictures:
+        only = f"is for pictures, and {task.type} reads texts."
+        found += [((*place, "copies"), f"each_epoch {only} Write a number.")] if augment.is_each_epoch else []
+        found += [((*place, "crop_area"), f"{only} Leave it out.")] if augment.crop_area is not None else []
+    elif augment.is_each_epoch:
+        why = "teachers that are recorded, or in actors of their own, know pictures as they are stored, and each epoch "
+        why += "shows others (data.augment.copies: each_epoch). {}, or write a number of copies."
+        if teacher.mode != "online":
+            found.append((("teacher", "mode"), why.format("Write online")))
+        if teacher.pool is not None:
+            found.append((("teacher", "pool"), why.format("Leave it out")))
+    return found
+
+
 def check_symmetric(config: Config) -> list[Mistake]:
     """Pairs whose two orders are not alike, or are read one text at a time."""
     why = {
@@ -252,7 +279,6 @@ def check_pictures(config: Config) -> list[Mistake]:
         ("data", "columns", "text_pair"): data.columns.text_pair is not None,
         ("data", "format"): data.format in ("text_folder", "conll"),
         ("data", "symmetric"): data.symmetric,
-        ("data", "augment"): data.augment is not None,
         ("evaluate", "robustness"): config.evaluate.robustness,
         ("teacher", "finetune", "method"): isinstance(tuning, Finetune) and tuning.method not in ("auto", "full"),
         ("student", "type"): student.type == "conv",

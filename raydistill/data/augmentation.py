@@ -1,4 +1,5 @@
-"""Copies of training texts, written otherwise (data.augment): more texts of which a teacher can say something.
+"""Copies of training texts, written otherwise (data.augment): more texts of which a teacher can say something. Of
+pictures see ``views``.
 
 ``words``  each word of two letters or more that the vocabulary has whole is replaced, with probability ``WORD_SHARE``,
            by one of the ``NEAREST`` words whose token embeddings have the highest cosine with its own. After TinyBERT
@@ -51,7 +52,8 @@ class Augmentation:
         """What the copies depend on, beside the texts."""
         from raydistill.models.folder import model_digest
 
-        own = self.settings.model_dump(mode="json", exclude={"masked_model"}) | {"seed": self.seed, "rules": RULES}
+        own = self.settings.model_dump(mode="json", exclude={"masked_model"}, exclude_none=True)
+        own |= {"seed": self.seed, "rules": RULES}
         own |= {"masked_model": model_digest(self.masked)} if self.masked is not None else {}
         return own | ({"model": model_digest(self.model)} if "words" in self.settings.ways else {})
 
@@ -63,7 +65,7 @@ class Augmentation:
         used = {word for column in columns for text in column for word in WORD.findall(text.lower())}
         others = similar_words(token_embeddings(self.model, self.trusted), tokenizer, used) if "words" in ways else {}
         guess = self._guesses(masking)
-        for copy in range(self.settings.copies):
+        for copy in range(self.settings.num_copies):
             way = ways[copy % len(ways)]
             draws = [random.Random(f"{self.seed} {copy} {number}") for number in range(len(columns[0]))]
             made = []

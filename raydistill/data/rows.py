@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raydistill.data.batches import Batch
-from raydistill.data.pictures import Processor
+from raydistill.data.pictures import Pixels, Processor
+from raydistill.data.views import Views
 from raydistill.models.signals import BEGINS, LABELS, SECOND, UNITS
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Targets
@@ -68,7 +69,8 @@ class Rows:
         if "pixels" in info:
             pixels = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
             known = (Targets.of_arrow(batch.column("target")), batch.column("example_id").to_numpy())
-            return PictureRows.of_pixels(pixels, *known, info["max_length"], Processor.of(info["pixels"]))
+            views = Views.read(info.get("views"))
+            return PictureRows.of_pixels(pixels, *known, info["max_length"], Processor.of(info["pixels"]), views)
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         return cls.of(columns, info["pad_token_id"], Masks.read(info.get("masks")))
 
@@ -197,6 +199,8 @@ class PictureRows(Rows):
     """One split of pictures, memory-mapped: ``values`` has their pixels, uint8 (num_rows, C, H, W)."""
 
     processor: Processor | None = None
+    views: Views | None = None
+    """Where pictures are seen otherwise at each epoch, how."""
 
     @classmethod
     def of_pixels(
@@ -206,17 +210,30 @@ class PictureRows(Rows):
         example_ids: npt.NDArray[np.int64],
         num_patches: int,
         processor: Processor,
+        views: Views | None = None,
     ) -> PictureRows:
         """Pictures that models see as so many patches."""
         lengths, starts = np.full(len(pixels), num_patches, np.int32), np.arange(len(pixels)) * num_patches
-        return cls(lengths, targets, example_ids, starts, {"pixels": pixels}, pad_token_id=0, processor=processor)
+        known = (lengths, targets, example_ids, starts, {"pixels": pixels})
+        return cls(*known, pad_token_id=0, processor=processor, views=views)
+
+    def batch(self, row_ids: npt.NDArray[np.integer[Any]], epoch: tuple[int, int] | None = None) -> Batch:
+        """As of texts; ``epoch``: seed and number of one that may show pictures otherwise than they are stored."""
+        if epoch is None or self.views is None:
+            return super().batch(row_ids)
+        pixels = self.views.seen(self.values["pixels"][row_ids], row_ids, epoch)
+        return Batch(row_ids, self.lengths[row_ids], self.targets.take(row_ids), self.normalized(pixels))
 
     def inputs(self, row_ids: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
         """pixel_values of some rows, (B, C, H, W) float32, as the model's image processor gives them."""
+        return self.normalized(self.values["pixels"][row_ids])
+
+    def normalized(self, pixels: Pixels) -> dict[str, torch.Tensor]:
+        """The same of pixels (B, C, H, W)."""
         import torch
 
         assert self.processor is not None
-        return {"pixel_values": torch.from_numpy(self.processor.values(self.values["pixels"][row_ids]))}
+        return {"pixel_values": torch.from_numpy(self.processor.values(pixels))}
 
     def block(self, batch_size: int, length: int) -> dict[str, torch.Tensor]:
         """As many pictures; they have one size."""

@@ -125,6 +125,7 @@ def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_fold
     more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
     if (task := task_of(info.task)).reads_pictures:
         patches = {split: counts.rows * max_length for split, counts in info.counts.items()}
+        patches["train"] *= settings.num_copies
         return Size(info, patches, dict.fromkeys(patches, 0), is_estimate=False, **more)
     tokenizer = load_tokenizer(tokenizer_folder, max_length)
     num_tokens, num_cut, num_windows, num_units = {}, {}, {}, {}

@@ -19,6 +19,7 @@ from raydistill.data.pictures import PICTURES_PER_CALL, Processor
 from raydistill.data.prepare import read_info, write_batch
 from raydistill.data.rows import SWAPPED, map_batch, read_texts
 from raydistill.data.spool import spooled
+from raydistill.data.views import Views
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
@@ -62,7 +63,8 @@ def tokenize_data(
     info.json what the image processor makes of these; ``max_length`` is the number of patches then. Of ``symmetric``
     pairs the training split has all rows in their own order and then in the other one, the same example in both;
     validation and test have a second split each, ``<split>-swapped``. Copies of ``augmentation`` follow the
-    training rows, the same examples without their targets. Raises ModelError for a folder without a fast tokenizer or
+    training rows, the same examples without their targets; where pictures are seen otherwise at each epoch instead,
+    info.json has how, as ``views``. Raises ModelError for a folder without a fast tokenizer or
     an image processor, ConfigError when ``max_length`` is more than the model takes.
     """
     from raydistill.models.folder import tokenizer_digest
@@ -77,7 +79,7 @@ def tokenize_data(
             if task_of(read_info(data).task).reads_pictures:
                 processor = Processor.open(tokenizer_folder)
                 with artifact.write(recipe, parents) as folder:
-                    _write_pixels(processor, data, folder, max_length)
+                    _write_pixels(processor, data, folder, max_length, augmentation)
                 return artifact
             tokenizer = load_tokenizer(tokenizer_folder, max_length)
             with artifact.write(recipe, parents) as folder:
@@ -144,20 +146,32 @@ def _write_tokens(
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 
-def _write_pixels(processor: Processor, data: Artifact, folder: Path, num_patches: int) -> None:
+def _write_pixels(
+    processor: Processor, data: Artifact, folder: Path, num_patches: int, augmentation: Augmentation | None
+) -> None:
+    copies, views, seed = 0, None, 0
+    if augmentation is not None:
+        copies, views, seed = augmentation.settings.num_copies, Views.of(augmentation.settings), augmentation.seed
     num_rows = {}
     for split in SPLITS:
-        batch = map_batch(data.local() / f"{split}.arrow")
-        num_rows[split] = len(batch)
-        shape = (len(batch), *processor.shape)
-        pixels = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", np.uint8, shape)
+        batch, more = map_batch(data.local() / f"{split}.arrow"), copies if split == "train" else 0
+        num_rows[split] = (1 + more) * len(batch)
+        pixels = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", np.uint8, (num_rows[split], *processor.shape))
+        by_copy = pixels.reshape(1 + more, len(batch), *processor.shape)
         for start in range(0, len(batch), PICTURES_PER_CALL):
             pictures = batch.column("image").slice(start, PICTURES_PER_CALL).to_pylist()
-            pixels[start : start + len(pictures)] = processor.pixels(pictures)
+            part = slice(start, start + len(pictures))
+            by_copy[0, part] = own = processor.pixels(pictures)
+            for copy in range(more):
+                assert views is not None
+                by_copy[1 + copy, part] = views.seen(own, np.arange(part.start, part.stop), (seed, copy))
         pixels.flush()
-        write_batch(folder / f"{split}.arrow", {name: batch.column(name) for name in ("target", "example_id")})
+        target, ids = (batch.column(name) for name in ("target", "example_id"))
+        targets = pa.concat_arrays([target, pa.nulls(more * len(batch), target.type)])
+        write_batch(folder / f"{split}.arrow", {"target": targets, "example_id": pa.concat_arrays([ids] * (1 + more))})
     counts = {"num_tokens": {s: n * num_patches for s, n in num_rows.items()}, "num_cut": dict.fromkeys(num_rows, 0)}
-    info = {"pixels": processor.facts(), "max_length": num_patches, **counts, "task": read_info(data).task}
+    seen = {"views": asdict(views)} if views is not None and not copies else {}
+    info = {"pixels": processor.facts(), "max_length": num_patches, **counts, **seen, "task": read_info(data).task}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transformers import PreTrainedConfig
 
+from raydistill.config.data import Augment
 from raydistill.config.losses import largest
 from raydistill.config.section import known
 from raydistill.config.student import Student
@@ -63,16 +64,26 @@ def hiding_note(task: MaskedLanguageModeling, size: Size, max_length: int) -> st
     )
 
 
+def augment_note(augment: Augment, how: str) -> str:
+    """What ``data.augment`` does; ``how``: what is done otherwise to rows."""
+    ways = ", ".join(augment.ways)
+    if augment.is_each_epoch:
+        return (
+            f"Each training row is {how} otherwise at every epoch ({ways}: data.augment), with its label, and by the "
+            "student as by its teacher, which runs beside it."
+        )
+    copies, label = ("a copy", "a label") if augment.copies == 1 else (f"{augment.copies} copies", "labels")
+    return (
+        f"Each training row has {copies} {how} otherwise ({ways}: data.augment), without {label}: an epoch has "
+        f"{1 + augment.num_copies} times as many rows."
+    )
+
+
 def reading_notes(config: Config, size: Size) -> list[str]:
     """What becomes of the training rows before models read them."""
     notes = [BOTH] if config.data.symmetric else []
     if (augment := config.data.augment) is not None:
-        copies, label = ("a copy", "a label") if augment.copies == 1 else (f"{augment.copies} copies", "labels")
-        ways = ", ".join(augment.ways)
-        notes.append(
-            f"Each training row has {copies} written otherwise ({ways}: data.augment), without {label}: an epoch has "
-            f"{1 + augment.copies} times as many rows."
-        )
+        notes.append(augment_note(augment, "seen" if config.task.reads_pictures else "written"))
     if isinstance(config.task, MaskedLanguageModeling):
         notes.append(hiding_note(config.task, size, known(config.data.max_length)))
     return notes

@@ -202,7 +202,6 @@ def test_a_thumbnail_is_a_small_picture_in_the_page() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data__augment": {}}, "data.augment: is made for texts"),
         ({"data__symmetric": True}, "data.symmetric: is made for texts"),
         ({"data__columns": {"text": "a"}}, "data.columns.text: is made for texts"),
         ({"data__format": "text_folder"}, "data.format: is made for texts"),

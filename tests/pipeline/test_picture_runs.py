@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from kit.toy import without_key_biases
 from transformers import pipeline
 
 from raydistill.config.loading import load_config
+from raydistill.data.rows import PictureRows
 from raydistill.errors import ConfigError, ModelError
+from raydistill.models.capture import capture
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.estimate import estimate_run
 from raydistill.pipeline.plan import make_plan
+from raydistill.teacher import signals
+from raydistill.train import loop
 
 HIDDEN = {
     "kd": {"type": "forward_kl"},
@@ -91,6 +96,53 @@ def test_hidden_states_and_relations_of_patches_are_compared(folder: Path) -> No
     a, b = (without_key_biases(read_weights(one["student"]["path"])) for one in (cached, online))
     for name in a:  # recorded states are in half precision
         torch.testing.assert_close(a[name], b[name], atol=3e-3, rtol=3e-2)
+
+
+def test_a_student_and_its_teacher_see_the_same_crops_others_at_each_epoch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a teacher while it is fine-tuned, and a student without one; nobody sees a training picture as it is."""
+    seen: list[tuple[str, torch.Tensor]] = []
+
+    def spied(name: str, module: Any) -> None:
+        def told(model: Any, inputs: Any, *more: Any) -> Any:
+            seen.append((name, inputs["pixel_values"]))
+            return capture(model, inputs, *more)
+
+        monkeypatch.setattr(module, "capture", told)
+
+    spied("student", loop)
+    spied("teacher", signals)
+    asked: list[tuple[int, ...]] = []
+    batch = PictureRows.batch
+
+    def noted(self: PictureRows, row_ids: Any, epoch: tuple[int, int] | None = None) -> Any:
+        asked.extend((row, epoch[1]) for row in row_ids if epoch is not None)
+        return batch(self, row_ids, epoch)
+
+    monkeypatch.setattr(PictureRows, "batch", noted)
+    augment = {"copies": "each_epoch", "ways": ["crop"], "crop_area": 0.5}
+    own = {"data__augment": augment, "train__tokens_per_micro_batch": 100, "evaluate__baseline": True}
+    found = run(folder, **own, teacher__finetune__num_epochs=2)
+    num_rows = len(asked) // 8  # two epochs of the teacher, three of the student, three of the baseline
+    assert sorted(asked) == sorted((row, e) for epochs in (2, 3, 3) for e in range(epochs) for row in range(num_rows))
+    pairs = [(a, b) for (one, a), (other, b) in pairwise(seen) if (one, other) == ("teacher", "student")]
+    assert sum(len(own) for _, own in pairs) == 3 * num_rows
+    assert all(taught.equal(own) for taught, own in pairs)
+    trained = [pictures for name, pictures in seen if name == "student"]
+    assert all(own.equal(alone) for (_, own), alone in zip(pairs, trained[-len(pairs) :], strict=True))
+    assert len(torch.unique(torch.cat(trained), dim=0)) == 3 * num_rows  # the teacher's two epochs are among them
+    assert found["config"]["teacher"]["mode"] == "online"
+    assert "signals" not in found["reused"]
+    assert found["student"]["test"]["accuracy"]["value"] > 0.3
+
+
+def test_copies_of_pictures_are_recorded_as_other_rows_are(folder: Path) -> None:
+    found = run(folder, data__augment={"copies": 1, "crop_area": 0.5}, teacher__finetune__num_epochs=2)
+    plan = make_plan(load_config(picture_config(folder, data__augment={"copies": 1, "crop_area": 0.5})))
+    assert found["config"]["teacher"]["mode"] == "auto"
+    assert plan["teacher"]["signal_bytes"]["logits"] == 2 * 4 * 4 * plan["data"]["rows"]["train"]
+    assert found["curves"]["student"][-1]["step"] == plan["steps"]["student.distill"]
 
 
 @pytest.mark.parametrize("family", ["resnet", "mobilenet"])

@@ -14,14 +14,11 @@ from typing import Any, Self
 import numpy as np
 
 from raydistill.errors import ConfigError
+from raydistill.tasks.draws import fractions, hashed, row_keys
 from raydistill.tasks.targets import Array, Ragged
 
 MASKED, REPLACED = 0.8, 0.9
 """Up to which part of 0 to 1 a hidden token becomes the mask token, and an ordinary one."""
-GOLDEN = 0x9E3779B97F4A7C15
-"""2^64 by the golden ratio."""
-FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-"""Those of SplitMix64. Steele et al. 2014, https://doi.org/10.1145/2714064.2660195."""
 CHOICE, KIND, TOKEN = 1, 2, 3
 """What is drawn of a place: whether it is hidden, by which kind of token, by which."""
 
@@ -76,7 +73,7 @@ class Masks:
         ``rows``: token ids of rows with these ``numbers`` (N,); ``epoch``: seed and number of one, None for what stays
         the same at all epochs.
         """
-        keys = hashed(numbers.astype(np.uint64) ^ key(*((0, 0) if epoch is None else (epoch[0], epoch[1] + 1))))
+        keys = row_keys(numbers, (0, 0) if epoch is None else (epoch[0], epoch[1] + 1))
         able = np.flatnonzero(~self.is_special[rows.flat])
         row = rows.rows[able]
         drawn = hashed(keys[row] ^ hashed((able - rows.starts[row]).astype(np.uint64)))
@@ -87,24 +84,12 @@ class Masks:
         rank = np.arange(len(able)) - np.repeat(np.cumsum(counts) - counts, counts)
         chosen = np.sort(order[rank < np.repeat(wanted, counts)])
         hidden, seeds = able[chosen], drawn[chosen]
-        kind = (hashed(seeds + np.uint64(KIND)) >> np.uint64(11)) * 2.0**-53
+        kind = fractions(hashed(seeds + np.uint64(KIND)))
         other = self.ordinary[hashed(seeds + np.uint64(TOKEN)) % np.uint64(len(self.ordinary))]
         flat = rows.flat.copy()
         flat[hidden] = np.where(kind < MASKED, self.mask, np.where(kind < REPLACED, other, flat[hidden]))
         places = (hidden - rows.starts[row[chosen]]).astype(np.int32)
         return Ragged(places, wanted), flat
-
-
-def key(seed: int, epoch: int) -> np.uint64:
-    return np.uint64(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
-
-
-def hashed(values: Array) -> Array:
-    """SplitMix64 of each of the values, uint64."""
-    values = values + np.uint64(GOLDEN)
-    for shift, factor in zip((30, 27), FACTORS, strict=True):
-        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
-    return values ^ (values >> np.uint64(31))
 
 
 def fingerprints(rows: Ragged) -> Array:
