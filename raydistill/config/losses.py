@@ -87,6 +87,8 @@ class LossSection(Section):
     """Why it cannot learn from guesses of tokens out of a vocabulary, where it cannot."""
     fewest_classes: ClassVar[int] = 2
     """Classes of a categorical prediction below which it says nothing."""
+    takes_maps: ClassVar[bool] = False
+    """Whether it can compare states of models that see other parts of a picture: feature maps of other sizes."""
 
     @classmethod
     def takes(cls, kind: Kind, has_units: bool, over_vocabulary: bool = False) -> bool:
@@ -232,13 +234,17 @@ class LogitMse(LossSection):
 
 
 class HiddenMse(LayerLossSection):
-    """Mean squared difference of hidden states of mapped layers, over real tokens."""
+    """Mean squared difference of hidden states of mapped layers, over real tokens, or the positions of feature maps."""
+
+    takes_maps: ClassVar[bool] = True
 
     type: Literal["hidden_mse"] = "hidden_mse"
 
 
 class HiddenCosine(LayerLossSection):
-    """1 - cosine of hidden states of mapped layers, over real tokens."""
+    """1 - cosine of hidden states of mapped layers, over real tokens, or the positions of feature maps."""
+
+    takes_maps: ClassVar[bool] = True
 
     type: Literal["hidden_cosine"] = "hidden_cosine"
     layers: Layers = "last"
@@ -247,6 +253,8 @@ class HiddenCosine(LayerLossSection):
 
 class HiddenKl(LayerLossSection):
     """T² · KL between hidden states of mapped layers, each a distribution over its width, over real tokens."""
+
+    takes_maps: ClassVar[bool] = True
 
     type: Literal["hidden_kl"] = "hidden_kl"
     temperature: float = Field(default=1.0, gt=0)
@@ -274,6 +282,8 @@ class Pkd(LayerLossSection):
 
 class PooledCosine(LayerLossSection):
     """1 - cosine of the mean hidden states of a row, of mapped layers."""
+
+    takes_maps: ClassVar[bool] = True
 
     type: Literal["pooled_cosine"] = "pooled_cosine"
     layers: Layers = "last"
@@ -335,6 +345,7 @@ class RelationLossSection(LossSection):
 
     role: ClassVar[Role] = "representation"
     compares: ClassVar[str] = "hidden states"
+    takes_maps: ClassVar[bool] = True
 
     group_size: int = Field(default=16, ge=3)
     """So many rows of a batch are compared with each other; ``train.global_batch_size`` is a multiple of it."""
@@ -378,6 +389,7 @@ class GraphAttention(LossSection):
 
     role: ClassVar[Role] = "representation"
     compares: ClassVar[str] = "hidden states"
+    takes_maps: ClassVar[bool] = True
 
     type: Literal["graph_attention"] = "graph_attention"
     nodes: Literal["rows", "tokens"] = "rows"
@@ -394,6 +406,7 @@ class Crd(LossSection):
 
     role: ClassVar[Role] = "representation"
     compares: ClassVar[str] = "hidden states"
+    takes_maps: ClassVar[bool] = True
     not_over_vocabulary: ClassVar[str] = "tells rows from each other, and here they may be pieces of one document"
 
     type: Literal["crd"] = "crd"
@@ -409,6 +422,7 @@ class CosinePairs(LossSection):
     role: ClassVar[Role] = "task"
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical",)
     compares: ClassVar[str] = "hidden states, labels"
+    takes_maps: ClassVar[bool] = True
     compares_rows: ClassVar[bool] = True
 
     type: Literal["cosine_pairs"] = "cosine_pairs"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from raydistill.data.batches import Batch
 from raydistill.data.pictures import Pixels, Processor
 from raydistill.data.views import Views
-from raydistill.models.signals import BEGINS, LABELS, SECOND, UNITS
+from raydistill.models.signals import BEGINS, LABELS, SECOND, UNITS, State
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Targets
 from raydistill.tasks.masked_language_modeling.masks import Masks
@@ -181,6 +181,10 @@ class Rows:
             out[SECOND] = torch.from_numpy(self.second[row_ids])
         return out
 
+    def states_of(self, config: Any) -> tuple[State, ...]:
+        """The hidden states of a model of this config, where rows are pictures."""
+        return ()
+
     def block(self, batch_size: int, length: int) -> dict[str, torch.Tensor]:
         """Inputs (B, L) without padding, one row's tokens after another's, in a shape of one's own, to time models on:
         their order does not change the time."""
@@ -234,6 +238,12 @@ class PictureRows(Rows):
 
         assert self.processor is not None
         return {"pixel_values": torch.from_numpy(self.processor.values(pixels))}
+
+    def states_of(self, config: Any) -> tuple[State, ...]:
+        from raydistill.models.pictures import look
+
+        assert self.processor is not None
+        return look(config, self.processor.shape).states
 
     def block(self, batch_size: int, length: int) -> dict[str, torch.Tensor]:
         """As many pictures; they have one size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +24,9 @@ from raydistill.losses.vectors import SimilarityMatrix, VectorCosine, VectorMse
 from raydistill.models.crf import is_crf, predictions
 from raydistill.models.head import vector_width
 from raydistill.models.layer_map import layer_map
+from raydistill.models.pictures import last_state, state_widths
 from raydistill.models.shared import num_shared
-from raydistill.models.signals import GRADIENTS, PROJECTIONS, TOP, Signal
+from raydistill.models.signals import GRADIENTS, PROJECTIONS, TOP, Signal, State
 from raydistill.tasks import Targets, Task
 
 if TYPE_CHECKING:
@@ -135,11 +136,16 @@ def build_stages(
 
 
 def signal_sizes(
-    stages: Mapping[str, Losses], teacher: PretrainedConfig, num_units: int, num_tokens: int
+    stages: Mapping[str, Losses],
+    teacher: PretrainedConfig,
+    num_units: int,
+    num_tokens: int,
+    states: Sequence[State] = (),
 ) -> dict[Signal, int]:
-    """The signals that the stages' losses ask of the teacher, and the bytes that each takes where it is recorded."""
+    """The signals that the stages' losses ask of the teacher, and the bytes that each takes where it is recorded;
+    ``states``: those of a teacher that reads pictures."""
     needs = frozenset[Signal]().union(*(losses.teacher_needs for losses in stages.values()))
-    return {signal: signal.num_bytes(teacher, num_units, num_tokens) for signal in sorted(needs)}
+    return {signal: signal.num_bytes(teacher, num_units, num_tokens, states) for signal in sorted(needs)}
 
 
 def options(term: settings.SoftLossSection) -> dict[str, Any]:
@@ -179,10 +185,10 @@ def build_loss(
         case settings.SimilarityMatrix():
             return SimilarityMatrix(vector_width(student), term.group_size, term.weight)
         case settings.CosinePairs():
-            return CosinePairs(student.num_hidden_layers, term.group_size, term.weight)
+            return CosinePairs(last_state(student), term.group_size, term.weight)
         case settings.RkdDistance() | settings.RkdAngle():
             assert teacher is not None
-            depths = (student.num_hidden_layers, teacher.num_hidden_layers)
+            depths = (last_state(student), last_state(teacher))
             relation = RkdDistance if isinstance(term, settings.RkdDistance) else RkdAngle
             return relation(*depths, term.group_size, term.weight)
         case settings.AttentionLossSection() | settings.MinilmV2():
@@ -198,17 +204,18 @@ def build_loss(
             return GradientAttention(term.weight)
         case settings.GraphAttention() | settings.Crd():
             assert teacher is not None
-            depths = (student.num_hidden_layers, teacher.num_hidden_layers)
-            widths = (student.hidden_size, teacher.hidden_size)
+            depths = (last_state(student), last_state(teacher))
+            widths = (state_widths(student)[-1], state_widths(teacher)[-1])
             if isinstance(term, settings.Crd):
                 return Crd(depths, widths, term.group_size, term.temperature, weight=term.weight)
             return GraphAttention(depths, widths, term.nodes, term.heads, term.group_size, term.weight)
         case settings.LayerLossSection() | settings.EmbeddingMse() if term.type in HIDDEN:
             assert teacher is not None
-            depths = (student.num_hidden_layers, teacher.num_hidden_layers)
+            depths = (last_state(student), last_state(teacher))
             pairs = layer_map(term.layers, *depths) if isinstance(term, settings.LayerLossSection) else ((0, 0),)
-            more = {"temperature": term.temperature} if isinstance(term, settings.HiddenKl) else {}
-            return HIDDEN[term.type](pairs, student.hidden_size, teacher.hidden_size, term.weight, **more)
+            more: dict[str, Any] = {"temperature": term.temperature} if isinstance(term, settings.HiddenKl) else {}
+            known = (state_widths(student), state_widths(teacher), term.weight)
+            return HIDDEN[term.type](pairs, *known, of_pictures=task.reads_pictures, **more)
         case _:
             joined: Any = find("losses", term.type)
             assert joined is not None, f"no loss of type {term.type}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,46 +13,58 @@ from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
 from raydistill.losses.rows import first_tokens, row_means
+from raydistill.models.pictures import on_one_grid
 from raydistill.models.signals import Signal
 
 
-class HiddenLoss(Loss):
-    """A loss with one value a token: the mean over the mapped layer pairs of ``distance``.
+def width_of(widths: int | Sequence[int], layer: int) -> int:
+    return widths if isinstance(widths, int) else widths[layer]
 
-    ``pairs`` are (student, teacher) indices of hidden states, 0 being the embeddings. Where the widths differ, the
-    student's states pass through one trained linear map a pair (TinyBERT's W_h, https://arxiv.org/abs/1909.10351).
+
+class HiddenLoss(Loss):
+    """A loss with one value a token: the mean over the mapped layer pairs of ``distance``. Of pictures one value each,
+    the mean over the positions of the smaller grid of a pair (``models.pictures``).
+
+    ``pairs`` are (student, teacher) indices of hidden states, 0 being the embeddings; widths are those of all states,
+    or of each. Where they differ, the student's states pass through one trained linear map a pair (TinyBERT's W_h,
+    https://arxiv.org/abs/1909.10351; of maps FitNets' regressor of 1 x 1, https://arxiv.org/abs/1412.6550).
     """
 
     role = "representation"
 
     def __init__(
-        self, pairs: tuple[tuple[int, int], ...], student_width: int, teacher_width: int, weight: float | Schedule = 1.0
+        self,
+        pairs: tuple[tuple[int, int], ...],
+        student_width: int | Sequence[int],
+        teacher_width: int | Sequence[int],
+        weight: float | Schedule = 1.0,
+        *,
+        of_pictures: bool = False,
     ) -> None:
         super().__init__(weight)
-        self.pairs = pairs
+        self.pairs, self.of_pictures = pairs, of_pictures
         self.student_needs = frozenset(Signal.of("hidden_states", s) for s, _ in pairs)
         self.teacher_needs = frozenset(Signal.of("hidden_states", t) for _, t in pairs)
-        same_width = student_width == teacher_width
+        widths = [(width_of(student_width, s), width_of(teacher_width, t)) for s, t in pairs]
         self.projections = nn.ModuleList(
-            nn.Identity() if same_width else nn.Linear(student_width, teacher_width) for _ in pairs
+            nn.Identity() if own == other else nn.Linear(own, other) for own, other in widths
         )
 
     def count(self, batch: Batch) -> int:
-        return batch.num_tokens
+        return batch.num_rows if self.of_pictures else batch.num_tokens
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
-        values = [
-            self.distance(
-                projection(self.reduced(student[Signal.of("hidden_states", s)], batch)).float(),
-                self.reduced(teacher[Signal.of("hidden_states", t)].float(), batch),
-            )
-            for (s, t), projection in zip(self.pairs, self.projections, strict=True)
-        ]
+        values = []
+        for (s, t), projection in zip(self.pairs, self.projections, strict=True):
+            own, other = student[Signal.of("hidden_states", s)], teacher[Signal.of("hidden_states", t)].float()
+            own, other = self.reduced(own, other, batch)
+            found = self.distance(projection(own).float(), other)
+            values.append(found.view(batch.num_rows, -1).mean(1) if self.of_pictures else found)
         return torch.stack(values).mean(0)
 
-    def reduced(self, states: Tensor, batch: Batch) -> Tensor:
+    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """What of the states (N, width) is compared."""
-        return states
+        return on_one_grid(student, teacher, batch.num_rows) if self.of_pictures else (student, teacher)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare (N, width) with (N, width); shape (N,)."""
@@ -76,8 +88,8 @@ class HiddenCosine(HiddenLoss):
 class HiddenKl(HiddenLoss):
     """T² · KL of the hidden states, each a distribution over its width by softmax(h/T)."""
 
-    def __init__(self, *arguments: Any, temperature: float = 1.0) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, temperature: float = 1.0, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self.temperature = temperature
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -93,8 +105,8 @@ class Pkd(HiddenLoss):
     def count(self, batch: Batch) -> int:
         return batch.num_rows
 
-    def reduced(self, states: Tensor, batch: Batch) -> Tensor:
-        return first_tokens(states, batch.lengths)
+    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return first_tokens(student, batch.lengths), first_tokens(teacher, batch.lengths)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return (F.normalize(student, dim=-1) - F.normalize(teacher, dim=-1)).square().sum(-1)
@@ -106,8 +118,8 @@ class PooledCosine(HiddenLoss):
     def count(self, batch: Batch) -> int:
         return batch.num_rows
 
-    def reduced(self, states: Tensor, batch: Batch) -> Tensor:
-        return row_means(states.float(), batch.lengths)
+    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return row_means(student.float(), batch.lengths), row_means(teacher, batch.lengths)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(student, teacher, dim=-1)

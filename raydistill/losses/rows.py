@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydistill.models.ragged import row_sums
+from raydistill.models.ragged import num_positions, row_sums
 
 
 def row_means(states: Tensor, lengths: np.ndarray) -> Tensor:
-    """Mean over each row's tokens: (N, width) of rows with ``lengths`` (B,) one after another -> (B, width)."""
-    counts = torch.as_tensor(lengths, dtype=torch.long, device=states.device)
+    """Mean over each row's tokens, or positions: (N, width) of rows with ``lengths`` (B,) one after another -> (B,
+    width)."""
+    counts = torch.as_tensor(num_positions(len(states), lengths), dtype=torch.long, device=states.device)
     return row_sums(states, counts) / counts[:, None]
 
 

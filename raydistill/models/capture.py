@@ -26,7 +26,7 @@ def capture(
     begin: Mapping[Signal, Tensor] | None = None,
 ) -> dict[Signal, Tensor]:
     """Return the wanted signals of a batch; ``inputs`` is what the tokenizer made, (B, L) each, right or left padded,
-    or pictures (B, C, H, W), whose patches are the tokens.
+    or pictures (B, C, H, W), whose patches are the tokens, or the positions of feature maps, as many of each picture.
 
     ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``; then there are those of ``models.crf``, too,
     and of a masked language model (``models.vocabulary``) VocabularyLogits, ``answers`` and ``top_logits[k]``.
@@ -144,6 +144,8 @@ def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _flat(states: Tensor, tokens: Tensor | None) -> Tensor:
+    if states.dim() == 4:  # a map (B, C, H, W)
+        states = states.permute(0, 2, 3, 1).flatten(1, 2)
     flat = states.flatten(0, 1) if states.dim() == 3 else states
     return flat if tokens is None or tokens.numel() == flat.shape[0] else flat.index_select(0, tokens)
 

@@ -16,7 +16,8 @@ FOLLOWING_FIELDS = ("embedding_size", "input_embedding_size", "pooler_hidden_siz
 
 def is_staged(config: PreTrainedConfig) -> bool:
     """Whether a model has stages of layers, of other widths each, so that no layers can be taken from it."""
-    return hasattr(config, "depths") or not hasattr(config, "num_hidden_layers")
+    has_one_width = hasattr(config, "num_hidden_layers") and getattr(config, "hidden_size", None) is not None
+    return hasattr(config, "depths") or not has_one_width
 
 
 def depth(config: PreTrainedConfig) -> int:

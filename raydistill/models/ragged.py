@@ -16,6 +16,11 @@ def row_sums(flat: Tensor, lengths: Tensor) -> Tensor:
     return flat.new_zeros(len(lengths), *flat.shape[1:]).index_add(0, rows, flat)
 
 
+def num_positions(num_states: int, lengths: np.ndarray) -> np.ndarray:
+    """Positions of each row (B,) among so many states: its tokens, ``lengths``; of feature maps as many of each."""
+    return lengths if num_states == lengths.sum() else np.full(len(lengths), num_states // len(lengths))
+
+
 def padded(logits: Tensor, lengths: np.ndarray) -> Tensor:
     """Logits (M, C) of rows that have any number of units, ``lengths`` (B,), one after another -> (B, C, the most),
     with ``NEVER`` behind a row's last one."""

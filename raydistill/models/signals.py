@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from raydistill.errors import ConfigError
 from raydistill.models.fields import embedding_width
@@ -16,6 +17,13 @@ SEQUENCES, TOP = "k_best", "top_logits"
 OF_OUTPUTS = (*PREDICTIONS, "gradients")
 PROJECTIONS = ("queries", "keys", "values")
 OF_LAYERS = ("hidden_states", *PROJECTIONS)
+
+
+class State(NamedTuple):
+    """A hidden state of a model that reads pictures: its positions in each of them, and its width."""
+
+    positions: int
+    width: int
 
 
 class Signal(str):
@@ -57,6 +65,10 @@ class Signal(str):
         return not self.is_prediction
 
     @property
+    def is_state(self) -> bool:
+        return self.name == "hidden_states"
+
+    @property
     def is_prediction(self) -> bool:
         """Whether it is made from the model's logits."""
         return self.name in (*PREDICTIONS, SEQUENCES, TOP)
@@ -66,8 +78,9 @@ class Signal(str):
         """In which it is kept: row-level signals are small, and differences of them count."""
         return "float16" if self.is_token_level else "float32"
 
-    def width(self, config: Any) -> int:
-        """Numbers a token, or a row, of a model with this config. Raises ConfigError beyond the model's layers."""
+    def width(self, config: Any, states: Sequence[State] = ()) -> int:
+        """Numbers a token, or a row, of a model with this config; ``states``: its hidden states, where it reads
+        pictures. Raises ConfigError beyond the model's layers."""
         if self == ANSWERS:
             return 3
         if self.name in PREDICTIONS:
@@ -78,6 +91,8 @@ class Signal(str):
             return embedding_width(config)
         if self.name in (SEQUENCES, TOP):
             return 2 * self.layer + (self.name == TOP)
+        if self.is_state and states:
+            return self._state(states).width
         if self.layer > config.num_hidden_layers:
             raise ConfigError(f"There is no {self}: the model has {config.num_hidden_layers} layers.")
         size = int(config.hidden_size)
@@ -86,9 +101,21 @@ class Signal(str):
         heads = config.num_attention_heads
         return size * (getattr(config, "num_key_value_heads", None) or heads) // heads
 
-    def num_bytes(self, config: Any, num_units: int, num_tokens: int) -> int:
+    def num_bytes(self, config: Any, num_units: int, num_tokens: int, states: Sequence[State] = ()) -> int:
         """What it takes in storage of rows that have so many predictions (one a row, or several) and tokens."""
-        return self.width(config) * (2 * num_tokens if self.is_token_level else 4 * num_units)
+        width = self.width(config, states)
+        return width * (2 * self.num_positions(num_units, num_tokens, states) if self.is_token_level else 4 * num_units)
+
+    def num_positions(self, num_rows: int, num_tokens: int, states: Sequence[State] = ()) -> int:
+        """Positions that one a token has in so many rows, with so many tokens: these; of a map as many a picture."""
+        return num_rows * self._state(states).positions if self.is_state and states else num_tokens
+
+    def _state(self, states: Sequence[State]) -> State:
+        assert self.layer is not None
+        if self.layer >= len(states):
+            last = len(states) - 1
+            raise ConfigError(f"There is no {self}: the model has hidden_states[0] to hidden_states[{last}].")
+        return states[self.layer]
 
 
 LOGITS = Signal("logits")

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from raydistill.models.capture import capture, real_tokens
+from raydistill.models.pictures import last_state, look, on_grid
 from raydistill.models.signals import Signal
 
 MAX_TOKENS = 4096
@@ -36,20 +37,37 @@ def layer_similarities(
     student: PreTrainedModel, teacher: PreTrainedModel, sample: Iterable[Mapping[str, Tensor]]
 ) -> list[list[float]]:
     """Linear CKA of each hidden state of the student (0: the embeddings) with each of the teacher, over real tokens of
-    the ``sample``, batches of model inputs. Modes are the caller's."""
+    the ``sample``, batches of model inputs; feature maps of several sizes are brought to the coarsest one. Modes are
+    the caller's."""
     batches = list(sample)
     step = math.ceil(sum(len(real_tokens(inputs)) for inputs in batches) / MAX_TOKENS)  # of pictures all patches
-    states = [hidden_states(model, batches, step) for model in (student, teacher)]
+    side = coarsest(student, teacher, batches)
+    states = [hidden_states(model, batches, step, side) for model in (student, teacher)]
     return [[float(value) for value in row] for row in linear_cka(*states)]
 
 
-def hidden_states(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], step: int) -> list[Tensor]:
-    """All hidden states of every so many-th real token, (N, width) in float32 each."""
-    signals = [Signal.of("hidden_states", layer) for layer in range(model.config.num_hidden_layers + 1)]
+def coarsest(student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> int | None:
+    """The side of the smallest grid of two models that read pictures; None where all have the same tokens."""
+    if "pixel_values" not in batches[0]:
+        return None
+    channels, height, width = batches[0]["pixel_values"].shape[1:]
+    states = [state for model in (student, teacher) for state in look(model.config, (channels, height, width)).states]
+    sizes = {state.positions for state in states}
+    return math.isqrt(min(sizes)) if len(sizes) > 1 else None
+
+
+def hidden_states(
+    model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], step: int, side: int | None = None
+) -> list[Tensor]:
+    """All hidden states of every so many-th real token, (N, width) in float32 each; of pictures with maps of several
+    sizes on a grid of this ``side``."""
+    signals = [Signal.of("hidden_states", layer) for layer in range(last_state(model.config) + 1)]
     parts: dict[Signal, list[Tensor]] = {signal: [] for signal in signals}
     seen = 0
     for inputs in batches:
         found = capture(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, signals)
+        if side is not None:
+            found = {s: on_grid(states.float(), len(inputs["pixel_values"]), side) for s, states in found.items()}
         for signal in signals:
             parts[signal].append(found[signal][-seen % step :: step].float().cpu())
         seen += len(found[signals[0]])

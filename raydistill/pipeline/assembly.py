@@ -12,9 +12,10 @@ from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
 from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.results import ModelOutcome, RunMeasurements, SplitRows, build_results
-from raydistill.models.fields import depth, is_staged
+from raydistill.models.fields import is_staged
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import read_config
+from raydistill.models.pictures import last_state
 from raydistill.models.shape import start_layers
 from raydistill.pipeline.defaults import few_rows, told
 from raydistill.pipeline.layers import known_layers
@@ -126,7 +127,7 @@ def describe_layers(config: Config, outcome: PhaseResults) -> dict[str, Any]:
     """Which layers of the teacher those of the student start from and are compared with, as in ``results.json``."""
     folders = {"student": outcome.student.local() / "model", "teacher": outcome.teacher.folder}
     configs = {name: read_config(folder, config.lead.trust_remote_code) for name, folder in folders.items()}
-    depths = {name: depth(made) for name, made in configs.items()}
+    depths = {name: last_state(made) for name, made in configs.items()}
     start: list[list[int]] = []
     if config.student.start == "teacher_layers" and not is_staged(configs["teacher"]):
         chosen = start_layers(configs["teacher"], config.student)

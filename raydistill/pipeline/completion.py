@@ -28,22 +28,24 @@ from raydistill.models.folder import resolve_model, tokenizer_digest
 from raydistill.models.head import IMAGE, kind_of_head
 from raydistill.models.layers import projection
 from raydistill.models.load import is_tuned, new_model, read_config
-from raydistill.models.pictures import look
+from raydistill.models.pictures import Sight, look
 from raydistill.models.pooled import pooled_class
 from raydistill.models.scorer import num_positions
 from raydistill.models.shape import student_config
 from raydistill.models.shared import check_shared, num_shared
-from raydistill.models.signals import LOGITS, PROJECTIONS, Signal
+from raydistill.models.signals import LOGITS, PROJECTIONS, Signal, State
 from raydistill.pipeline.defaults import Choice, Facts, choose, length_choice
 from raydistill.tasks import Task, task_of
 
 
 class Models(NamedTuple):
-    """Configs of teacher and student, and how many tokens both have positions for; None: any number."""
+    """Configs of teacher and student, and how many tokens both have positions for; None: any number. Of a teacher that
+    reads pictures its hidden states."""
 
     teacher: PreTrainedConfig
     student: PreTrainedConfig
     positions: int | None
+    states: tuple[State, ...] = ()
 
 
 def check_models(config: Config, source: Path) -> Models:
@@ -71,7 +73,7 @@ def check_models(config: Config, source: Path) -> Models:
 
 def check_picture_models(config: Config, source: Path, teacher: PreTrainedConfig) -> Models:
     """The same of models that read pictures, whose positions are the patches that the teacher sees of one. Raises
-    RaydistillError for losses on layers of models that do not see the same patches."""
+    RaydistillError for losses on layers that cannot compare patches or maps of other sizes."""
     if kind_of_head(teacher) != IMAGE:
         raise ConfigError(
             f"teacher.model: {config.lead.model} reads no pictures; name a model such as a ViT or ResNet."
@@ -86,16 +88,33 @@ def check_picture_models(config: Config, source: Path, teacher: PreTrainedConfig
         raise ConfigError(
             f"data.max_length is {config.data.max_length}, but a picture has {seen.num_patches} patches. Leave it out."
         )
+    models = Models(teacher, student, seen.num_patches, seen.states)
     if not (seen.is_stack and own.is_stack and seen.num_patches == own.num_patches):
-        for stage_name, stage in config.stages.items():
-            for name, loss in stage.losses.items():
-                if {"hidden states", "queries"} & set(loss.compares.split(", ")):
+        check_maps(config, models, own, seen)
+    return models
+
+
+def check_maps(config: Config, models: Models, own: Sight, seen: Sight) -> None:
+    """ConfigError for losses that say nothing of models that see other parts of a picture, or cannot tell how they lie
+    in it. ``own``, ``seen``: what student and teacher see."""
+    for stage_name, stage in config.stages.items():
+        for name, loss in stage.losses.items():
+            if not {"hidden states", "queries"} & set(loss.compares.split(", ")):
+                continue
+            place = f"stages.{stage_name}.losses.{name}"
+            if not loss.takes_maps or getattr(loss, "nodes", "rows") == "tokens":
+                raise ConfigError(
+                    f"{place}: {loss.type} compares {loss.compares} one by one, and a {models.student.model_type} "
+                    f"student sees other parts of a picture than its {models.teacher.model_type} teacher. Use losses "
+                    "on feature maps, such as hidden_mse or pooled_cosine, or on logits, such as forward_kl."
+                )
+            for model, sight in ((models.student, own), (models.teacher, seen)):
+                if not sight.states or not sight.is_square:
+                    what = "has maps that are no squares" if sight.states else "does not give its feature maps"
                     raise ConfigError(
-                        f"stages.{stage_name}.losses.{name}: {loss.type} compares {loss.compares}, and a "
-                        f"{student.model_type} student sees other parts of a picture than its {teacher.model_type} "
-                        "teacher. Use losses on logits, such as forward_kl."
+                        f"{place}: {loss.type} compares feature maps, and a {model.model_type} model {what}. Use "
+                        "losses on logits, such as forward_kl, or an image processor whose pictures are squares."
                     )
-    return Models(teacher, student, seen.num_patches)
 
 
 def check_tokenizers(config: Config, teacher: Path) -> None:

@@ -25,6 +25,7 @@ from raydistill.models.fields import depth, is_staged, width
 from raydistill.models.folder import resolve_model
 from raydistill.models.layer_map import layer_maps
 from raydistill.models.load import has_head, load_model, order_notice
+from raydistill.models.pictures import last_state
 from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
 from raydistill.models.shared import num_shared
@@ -104,7 +105,7 @@ def make_plan(
     source = resolve_model(config.lead.model, config.lead.revision, config.lead.trust_remote_code)
     models = check_models(config, source)
     opened = open_members(config)
-    source_config, student, _ = models
+    source_config, student = models.teacher, models.student
     if check:
         prepare(config, storage)
     device = device_type(config, state)
@@ -130,7 +131,7 @@ def make_plan(
     num_tokens = size.num_tokens["train"]
     most = {"train": num_tokens if task.has_units else size.num_inputs["train"]}
     num_units = (size.num_units or most)["train"]
-    sizes = signal_sizes(losses, source_config, num_units, num_tokens)
+    sizes = signal_sizes(losses, source_config, num_units, num_tokens, models.states)
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
@@ -158,7 +159,7 @@ def make_plan(
             "teacher_layers": teacher_layers(source_config, config.student),
             "share_layers": num_shared(student),
         },
-        "layer_maps": layer_maps(config, depth(student), depth(source_config)),
+        "layer_maps": layer_maps(config, last_state(student), last_state(source_config)),
         "steps": steps(config, size),
         "choices": [vars(choice) for choice in [*choices, *more]],
         "findings": [

@@ -155,8 +155,8 @@ def stage_signals(
     if recorded:
         return context.recorded({signal: recorded[signal] for signal in sorted(needs)})
     if context.feed is not None:
-        config, lengths = context.read_config(teacher.folder), context.rows["train"].lengths
-        return context.feed.signals(needs, config, lengths, context.group.rank)
+        config, rows = context.read_config(teacher.folder), context.rows["train"]
+        return context.feed.signals(needs, config, rows.lengths, context.group.rank, rows.states_of(config))
     return OnlineSignals(context.teacher(teacher), needs, context.device)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +34,7 @@ from raydistill.losses import build_losses
 from raydistill.models.capture import capture
 from raydistill.models.load import new_model, seeded
 from raydistill.models.precision import attention_implementation
-from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.signals import LOGITS, Signal, State
 from raydistill.models.vocabulary import VocabularyLogits
 from raydistill.pipeline.context import CPU_INFERENCE_TOKENS
 from raydistill.storage.storage import Storage
@@ -190,7 +190,7 @@ def training(
         name="student.timing",
         model=model,
         losses=losses,
-        signals=EmptySignals(losses.teacher_needs, teacher),
+        signals=EmptySignals(losses.teacher_needs, teacher, rows.states_of(teacher)),
         rows=rows,
         row_ids=np.arange(rows.num_rows),
         schedule=Schedule(1, 1),
@@ -207,12 +207,16 @@ def training(
 class EmptySignals(Signals):
     """Signals of zeros in the shapes that a teacher's have."""
 
-    def __init__(self, needs: frozenset[Signal], teacher: PretrainedConfig) -> None:
-        self.widths = {signal: signal.width(teacher) for signal in needs}
+    def __init__(self, needs: frozenset[Signal], teacher: PretrainedConfig, states: Sequence[State]) -> None:
+        self.states = states
+        self.widths = {signal: signal.width(teacher, states) for signal in needs}
 
     def read(self, batch: Batch) -> dict[Signal, Tensor]:
+        known = (batch.num_rows, batch.num_tokens, self.states)
         return {
-            signal: torch.zeros(batch.num_tokens if signal.is_token_level else batch.targets.num_units, width)
+            signal: torch.zeros(
+                signal.num_positions(*known) if signal.is_token_level else batch.targets.num_units, width
+            )
             for signal, width in self.widths.items()
         }
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import ArtifactError
+from raydistill.models.ragged import num_positions
 from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Damaged
@@ -72,7 +73,7 @@ def write_shard(
 ) -> None:
     """Write one signal of one shard. ``values`` are (B, C) or, for token-level signals, (N, width) in row order; (M, C)
     of rows that have so many ``units`` (B,), a prediction each."""
-    counts = lengths if signal.is_token_level else units
+    counts = num_positions(len(values), lengths) if signal.is_token_level else units
     if counts is not None:
         flat = values.to(getattr(torch, signal.dtype)).numpy()
         if signal.is_token_level and not np.isfinite(flat).all():

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit.pictures import KINDS, picture_config, png, save_tiny_pictures, toy_picture
+from kit.pictures import KINDS, SIZE, picture_config, png, save_tiny_pictures, toy_picture
 from kit.runs import read_weights
 from kit.toy import without_key_biases
-from transformers import pipeline
+from transformers import ViTImageProcessorPil, pipeline
 
 from raydistill.config.loading import load_config
 from raydistill.data.rows import PictureRows
@@ -33,6 +33,11 @@ HIDDEN = {
 }
 
 
+def with_loss(kind: str, **more: Any) -> dict[str, Any]:
+    """A ResNet that learns by one loss."""
+    return {"student": {"start": "resnet"}, "stages__distill__losses": {"it": {"type": kind, **more}}}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> Path:
     """Pictures, tiny models of three families, and storage."""
@@ -41,6 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> Path:
     save_tiny_pictures(folder / "resnet", "resnet", num_labels=7)
     save_tiny_pictures(folder / "mobilenet", "mobilenet_v2", num_labels=7)
     save_tiny_pictures(folder / "large", "vit", image_size=64)
+    save_tiny_pictures(folder / "wide", "resnet")
+    ViTImageProcessorPil(size={"height": SIZE, "width": 2 * SIZE}).save_pretrained(folder / "wide")
     return folder
 
 
@@ -156,6 +163,43 @@ def test_a_network_of_convolutions_learns_the_logits_of_a_transformer(family: st
         assert found["student"]["test"]["accuracy"]["value"] > 0.4
 
 
+MAPS = {
+    "kd": {"type": "forward_kl"},
+    "maps": {"type": "hidden_mse", "layers": "auto"},
+    "pooled": {"type": "pooled_cosine"},
+    "rows": {"type": "rkd_distance"},
+}
+
+
+def test_a_network_of_convolutions_learns_the_patches_of_a_transformer(folder: Path) -> None:
+    """From a record of them as from the teacher beside it, by layers that are measured on one grid."""
+    own = {"student": {"start": str(folder / "resnet")}, "stages__distill__losses": MAPS}
+    cached, online = run(folder, **own), run(folder, **own, teacher__mode="online")
+    assert any("Layers of stages.distill.losses.maps by similarity" in note for note in cached["notes"])
+    assert (cached["layers"]["student"], cached["layers"]["teacher"]) == (2, 4)
+    assert cached["layers"]["losses"]["stages.distill.losses.pooled"] == [[2, 4]]
+    a, b = (read_weights(one["student"]["path"]) for one in (cached, online))
+    for name in a:  # recorded states are in half precision
+        torch.testing.assert_close(a[name], b[name], atol=3e-3, rtol=3e-2)
+
+
+def test_a_plan_knows_the_maps_of_a_network_of_convolutions(folder: Path) -> None:
+    losses = {"maps": {"type": "hidden_mse"}, "first": {"type": "hidden_cosine", "layers": [[1, 0]]}}
+    own = {"teacher__model": str(folder / "resnet"), "stages__distill__losses": losses}
+    config = picture_config(folder, **own, student={"start": str(folder / "vit")})
+    plan = make_plan(load_config(config), estimate=estimate_run)
+    rows = plan["data"]["rows"]["train"]
+    sizes = {f"hidden_states[{i}]": 2 * rows * n for i, n in enumerate((16 * 8, 16 * 16, 4 * 32))}
+    assert plan["teacher"]["signal_bytes"] == sizes
+    assert plan["layer_maps"]["stages.distill.losses.maps"] == [[1, 1], [2, 1], [3, 2], [4, 2]]
+    assert plan["total"] > 0
+    found = run(folder, **own, student={"start": str(folder / "vit")})
+    assert found["layers"]["teacher"] == 2
+    for name, size in sizes.items():  # beside the numbers of its rows and where they begin
+        recorded = [f for f in folder.glob("storage/signals/*/*.arrow") if name.encode() in f.read_bytes()[:600]]
+        assert min(abs(file.stat().st_size - size) for file in recorded) < 20 * rows + 2000
+
+
 def test_a_network_of_convolutions_teaches(folder: Path) -> None:
     found = run(folder, teacher__model=str(folder / "resnet"), student={"num_layers": None})
     assert found["teacher"]["test"]["accuracy"]["value"] > 0.4
@@ -166,6 +210,17 @@ def test_a_network_of_convolutions_teaches(folder: Path) -> None:
     ("teacher", "changes", "error", "said"),
     [
         ("vit", {"student": {"start": "resnet"}, "stages__distill__losses": HIDDEN}, ConfigError, "sees other parts"),
+        ("vit", with_loss("pkd"), ConfigError, r"losses\.it: pkd compares hidden states one by one"),
+        ("vit", with_loss("embedding_mse"), ConfigError, r"embedding_mse .*Use losses on feature maps, such as hidden"),
+        (
+            "vit",
+            with_loss("graph_attention", nodes="tokens"),
+            ConfigError,
+            "graph_attention compares hidden states one",
+        ),
+        ("vit", with_loss("attention_kl"), ConfigError, "attention_kl compares queries, keys one by one"),
+        ("wide", with_loss("hidden_mse"), ConfigError, "a resnet model has maps that are no squares"),
+        ("vit", with_loss("hidden_mse", layers=[[3, 4]]), ConfigError, r"pair \[3, 4\].* to 2 for the student"),
         ("vit", {"student": {"start": "resnet", "num_layers": 2}}, ConfigError, r"student\.num_layers: a resnet model"),
         ("vit", {"student": {"start": "large"}}, ModelError, "cannot read the teacher's pictures"),
         ("vit", {"data__max_length": 5}, ConfigError, "a picture has 17 patches"),

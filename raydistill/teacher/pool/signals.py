@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from raydistill.data.batches import Batch
 from raydistill.errors import RaydistillError, TeacherError
-from raydistill.models.signals import Signal
+from raydistill.models.signals import Signal, State
 from raydistill.teacher.pool.packing import unpack
 from raydistill.teacher.pool.teachers import LOST, Complaint, is_final, was_preempted
 from raydistill.teacher.signals import Signals
@@ -37,11 +37,17 @@ class PoolFeed:
     max_ahead_bytes: int
 
     def signals(
-        self, needs: Collection[Signal], teacher: PreTrainedConfig, lengths: np.ndarray, rank: int
+        self,
+        needs: Collection[Signal],
+        teacher: PreTrainedConfig,
+        lengths: np.ndarray,
+        rank: int,
+        states: Sequence[State] = (),
     ) -> PoolSignals:
-        """What the teachers say about rows of the training split; ``lengths``: tokens of each of its rows."""
-        widths = {signal: signal.width(teacher) for signal in needs}
-        return PoolSignals(self.directory, widths, lengths, self.max_ahead_bytes, rank)
+        """What the teachers say about rows of the training split; ``lengths``: tokens of each of its rows; ``states``:
+        those of teachers that read pictures."""
+        widths = {signal: signal.width(teacher, states) for signal in needs}
+        return PoolSignals(self.directory, widths, lengths, self.max_ahead_bytes, rank, states)
 
     def close(self) -> None:
         """Say that no more signals will be asked for."""
@@ -70,9 +76,15 @@ class PoolSignals(Signals):
     """
 
     def __init__(
-        self, directory: Any, widths: Mapping[Signal, int], lengths: np.ndarray, max_ahead_bytes: int, rank: int
+        self,
+        directory: Any,
+        widths: Mapping[Signal, int],
+        lengths: np.ndarray,
+        max_ahead_bytes: int,
+        rank: int,
+        states: Sequence[State] = (),
     ) -> None:
-        self._rank = rank
+        self._rank, self._states = rank, states
         self.directory, self.widths, self.lengths, self.max_ahead_bytes = directory, widths, lengths, max_ahead_bytes
         self.needs = frozenset(widths)
         self._teachers: dict[int, Any] = {}
@@ -135,7 +147,10 @@ class PoolSignals(Signals):
     def _bytes(self, row_ids: np.ndarray) -> int:
         """Of the signals of these rows, in float32."""
         rows, tokens = len(row_ids), int(self.lengths[row_ids].sum())
-        return sum(4 * width * (tokens if signal.is_token_level else rows) for signal, width in self.widths.items())
+        return sum(
+            4 * width * (signal.num_positions(rows, tokens, self._states) if signal.is_token_level else rows)
+            for signal, width in self.widths.items()
+        )
 
     def _request(self, row_ids: np.ndarray) -> Request:
         request = Request(row_ids, self._bytes(row_ids))
