@@ -107,11 +107,12 @@ class Data(Section):
 
     path: str = Field(min_length=1)
     """A file, a folder, ``pkg://package/path`` or the name of a data set on the Hugging Face hub."""
-    format: Literal["auto", "text_folder", "image_folder", "parquet", "csv", "jsonl", "conll", "datasets", "hub"] = (
-        "auto"
-    )
-    """``text_folder``, ``image_folder``: a folder a class, a file a text or a picture. ``datasets``: a folder that
-    ``save_to_disk`` wrote. ``conll``: a word a line, its labels beside it."""
+    format: Literal[
+        "auto", "text_folder", "image_folder", "coco", "yolo", "parquet", "csv", "jsonl", "conll", "datasets", "hub"
+    ] = "auto"
+    """``text_folder``, ``image_folder``: a folder a class, a file a text or a picture. ``coco``, ``yolo``: a folder of
+    pictures beside files that say what is in them. ``datasets``: a folder that ``save_to_disk`` wrote. ``conll``: a
+    word a line, its labels beside it."""
     revision: str | None = None
     """Commit, tag or branch of a hub data set."""
     columns: Columns = Columns()

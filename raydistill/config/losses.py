@@ -24,9 +24,10 @@ Role = Literal["task", "distillation", "representation"]
 """What a loss learns from: labels, the teacher's predictions, or what the teacher computes on the way to them."""
 
 
-Kind = Literal["categorical", "bernoulli", "value", "span", "vector"]
+Kind = Literal["categorical", "bernoulli", "value", "span", "vector", "boxes"]
 """What a prediction is: a distribution over classes, one for each label, a number, two distributions over the tokens of
-a row, where an answer begins and where it ends, or a vector to compare texts by."""
+a row, where an answer begins and where it ends, a vector to compare texts by, or boxes, each with a distribution over
+classes and none."""
 
 
 SequenceHead = Literal["softmax", "crf", "constrained_crf"]
@@ -75,7 +76,7 @@ class LossSection(Section):
     """One term of the student's loss."""
 
     role: ClassVar[Role] = "distillation"
-    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value", "span", "vector")
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "value", "span", "vector", "boxes")
     """Kinds of predictions that it can learn from."""
     compares: ClassVar[str] = "logits"
     """What it looks at in student and teacher."""

@@ -42,12 +42,13 @@ class TaskSection(Section):
         return None
 
 
-def repeated(labels: tuple[str, ...] | None) -> list[Mistake]:
+def repeated(labels: tuple[str, ...] | None, fewest: int = 2) -> list[Mistake]:
     """What is wrong with a list of names."""
     if labels is None:
         return []
-    if len(labels) < 2:
-        return [(("labels",), f"needs two classes or more, got {len(labels)}.")]
+    if len(labels) < fewest:
+        least = "two classes or more" if fewest == 2 else "a class"
+        return [(("labels",), f"needs {least}, got {len(labels)}.")]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     return [(("labels",), f"names {', '.join(map(repr, twice))} twice.")] if twice else []
 
@@ -85,6 +86,25 @@ class ImageClassification(TaskSection):
 
     def mistakes(self) -> list[Mistake]:
         return repeated(self.labels)
+
+
+class ObjectDetection(TaskSection):
+    """Objects in a picture: the class of each, and the box around it."""
+
+    kind = "boxes"
+    metrics = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar")
+    tuning_metrics = ("map", "map_50", "map_75")
+    teacher_metric = "map"
+    reads_pictures = True
+
+    type: Literal["object_detection"] = "object_detection"
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of the logits; by default taken from the data, sorted."""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """Score from which on something that is found is given as an answer. Average precision looks at all of it."""
+
+    def mistakes(self) -> list[Mistake]:
+        return repeated(self.labels, fewest=1)
 
 
 class TextRegression(TaskSection):
@@ -228,6 +248,7 @@ SECTIONS: dict[str, type[TaskSection]] = {
         Embeddings,
         MaskedLanguageModeling,
         ImageClassification,
+        ObjectDetection,
     )
 }
 """Every kind of problem by its ``type``."""
@@ -246,6 +267,7 @@ Task = Annotated[
     | Annotated[QuestionAnswering, Tag("question_answering")]
     | Annotated[Embeddings, Tag("embeddings")]
     | Annotated[MaskedLanguageModeling, Tag("masked_language_modeling")]
-    | Annotated[ImageClassification, Tag("image_classification")],
+    | Annotated[ImageClassification, Tag("image_classification")]
+    | Annotated[ObjectDetection, Tag("object_detection")],
     Discriminator(task_type),
 ]

@@ -271,8 +271,10 @@ def check_pictures(config: Config) -> list[Mistake]:
     """What says something of texts alone, or of pictures alone."""
     data, student, tuning = config.data, config.student, config.lead.finetune
     if not config.task.reads_pictures:
-        why = f"{config.task.type} reads texts; task.type: image_classification reads pictures. Leave it out."
-        wrong = {"columns": data.columns.image is not None, "format": data.format == "image_folder"}
+        fit = "object_detection" if data.format in ("coco", "yolo") else "image_classification"
+        why = f"{config.task.type} reads texts; task.type: {fit} reads pictures. Leave it out."
+        is_format = data.format in ("image_folder", "coco", "yolo")
+        wrong = {"columns": data.columns.image is not None, "format": is_format}
         return [(("data", name), why) for name, is_wrong in wrong.items() if is_wrong]
     wrong_places: dict[tuple[str, ...], bool] = {
         ("data", "columns", "text"): data.columns.text is not None,

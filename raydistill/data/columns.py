@@ -135,7 +135,7 @@ def canonical(
             out |= pictures_in(column, f"Column {name!r} of {where}", where, file)
         else:
             out[role] = _text_column(column, f"Column {name!r} of {where}")
-    return pa.table(out)
+    return kind_of(task).placed(pa.table(out), where)
 
 
 def pictures_in(column: pa.ChunkedArray, what: str, where: str, file: DataFile | None) -> dict[str, pa.Array]:

@@ -18,6 +18,7 @@ from raydistill.config.loading import load_config, load_data
 from raydistill.config.tasks import TaskSection
 from raydistill.config.tree import Config
 from raydistill.data.columns import choose_columns
+from raydistill.data.hub import class_names
 from raydistill.data.paths import SPLIT_NAMES
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.artifacts import Artifact
@@ -87,7 +88,7 @@ def table_of(rows: Any, columns: Columns | None, task: TaskSection | None, what:
     if hasattr(rows, "with_format") and hasattr(rows, "__len__"):
         kept = rows.select_columns(chosen(rows.column_names))
         found = kept.with_format("arrow")[:]
-        if any(hasattr(getattr(feature, "feature", feature), "names") for feature in kept.features.values()):
+        if any(class_names(feature) for feature in kept.features.values()):
             metadata = kept.features.arrow_schema.metadata
     else:
         found = arrow_table(rows, what)

@@ -82,11 +82,17 @@ def read_split(
 ) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str]]:
     """A Dataset as a canonical table, the names of a ClassLabel column, and the columns that were chosen."""
     chosen = choose_columns(data.column_names, columns, what, need_label, task)
-    feature = data.features.get(chosen.get("label", ""))
-    feature = getattr(feature, "feature", feature)  # of lists of labels
-    names = tuple(feature.names) if hasattr(feature, "names") else None
+    names = class_names(data.features.get(chosen.get("label", "")))
     raw = data.select_columns(list(chosen.values())).with_format("arrow")[:]
     return canonical(raw, chosen, what, names, task), names, chosen
+
+
+def class_names(feature: Any) -> tuple[str, ...] | None:
+    """Names of a ClassLabel, or of one in lists and objects."""
+    if hasattr(feature, "names"):
+        return tuple(feature.names)
+    inside = feature.values() if isinstance(feature, dict) else [getattr(feature, "feature", None)]
+    return next((found for one in inside if one is not None and (found := class_names(one)) is not None), None)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,9 @@ def locate(data: Data) -> Location:
         not root.is_dir() if isinstance(root, Path) else len(files) == 1 and root.rstrip("/").endswith(files[0].name)
     )
     kind = _kind(files, single, str(root)) if data.format == "auto" else data.format
-    if single and kind in ("text_folder", "image_folder", "datasets"):
+    if single and kind == "coco":
+        kind = "jsonl"  # whose objects tell what it is
+    if single and kind in ("text_folder", "image_folder", "yolo", "datasets"):
         raise ConfigError(f"{root} is a file, but data.format {kind} is a folder. Set data.format to the file's kind.")
     if kind in SUFFIXES and not single:
         files = [file for file in files if family(file.name) == kind]
@@ -114,6 +116,8 @@ def _kind(files: Sequence[DataFile], single: bool, where: str) -> str:
     if "dataset_dict.json" in names or {"state.json", "dataset_info.json"} <= names:
         return "datasets"
     kinds = {name: family(name) for name in names}
+    if (annotated := _annotated(names)) is not None:
+        return annotated
     if not any(kinds.values()) and 2 * sum(map(is_picture, names)) > len(names):
         return "image_folder"
     documents = any("/" in name and kind is None for name, kind in kinds.items())
@@ -125,6 +129,21 @@ def _kind(files: Sequence[DataFile], single: bool, where: str) -> str:
     if families:
         return families.pop()
     return "text_folder" if any("/" in name for name in names) else "text"
+
+
+def _annotated(names: Collection[str]) -> str | None:
+    """How a folder of pictures says what is in them, where it does: ``coco`` or ``yolo``."""
+    if not any(map(is_picture, names)):
+        return None
+    parts = [name.lower().split("/") for name in names]
+    if any("labels" in folders and file.endswith(".txt") for *folders, file in parts):
+        return "yolo"
+    said = ("annotations", "instances", ".coco.")
+    is_coco = any(
+        file.endswith(".json") and (folders[-1:] == ["annotations"] or any(word in file for word in said))
+        for *folders, file in parts
+    )
+    return "coco" if is_coco else None
 
 
 def document_labels(names: Sequence[str]) -> list[tuple[str, str | None] | None]:

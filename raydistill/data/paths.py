@@ -24,6 +24,10 @@ SPLIT_NAMES = {
 }
 
 
+ROBOFLOW = "_annotations.coco.json"
+"""Ends the name of a file of COCO's that is not hidden, though its name begins so."""
+
+
 def split_of(name: str) -> str | None:
     """The split that a relative file name speaks of, as ``train-00000-of-00002.parquet`` or ``dev/part.csv``; or None.
 
@@ -81,7 +85,7 @@ def list_files(path: Path | str) -> list[DataFile]:
     Raises ConfigError when a URL cannot be reached or is not there, DataError for a name that is not UTF-8.
     """
     found = _list_local(path) if isinstance(path, Path) else _list_remote(path)
-    shown = [f for f in found if not any(part.startswith((".", "_")) for part in f.name.split("/"))]
+    shown = [f for f in found if f.name.endswith(ROBOFLOW) or not re.search(r"(^|/)[._]", f.name)]
     for file in shown:
         if not file.name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in file.name):
             raise DataError(f"The file name {file.name!r} is not UTF-8. Rename the file.")

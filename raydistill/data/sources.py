@@ -4,6 +4,7 @@ A source is a file, a folder, a URL or a hub name; ``data.format`` says which ki
 
 - ``text_folder``: a folder a class, one text file a document; train/validation/test folders may lie above the classes;
 - ``image_folder``: the same of pictures;
+- ``coco``, ``yolo``: pictures, and beside them what is in them, see ``annotated``;
 - ``parquet``, ``csv`` (and .tsv), ``jsonl`` (and .json): one file, or a folder whose file or folder names say the
   split (train | validation, valid, val, dev | test); where no name says a split all files are training rows;
 - raw text, where a task needs no more: any folder of text files, a document each, or one .txt, see ``documents``;
@@ -24,6 +25,7 @@ import pyarrow as pa
 from raydistill.config.data import Columns, Data
 from raydistill.config.tasks import TaskSection
 from raydistill.data import documents
+from raydistill.data.annotated import coco_location, read_yolo
 from raydistill.data.columns import canonical
 from raydistill.data.hub import hub_commit, load_hub, load_saved, read_split
 from raydistill.data.location import (
@@ -74,8 +76,11 @@ def read_source(data: Data, task: TaskSection, *, needs_train: bool = True) -> S
         source = _read_corpus(found)
     elif found.kind == "text_folder":
         source = _read_text_folder(found, task)
-    elif found.kind in SUFFIXES:
-        source = _read_tables(found, data.columns, "data.path", task, needs_train)
+    elif found.kind == "yolo":
+        source = Source(*read_yolo(found, task))
+    elif found.kind in SUFFIXES or found.kind == "coco":
+        tables = coco_location(found) if found.kind == "coco" else found
+        source = _read_tables(tables, data.columns, "data.path", task, needs_train)
     elif found.kind in ("datasets", "hub"):
         source = _read_datasets(found, data.columns, data.revision, "data.path", task)
     else:
@@ -93,10 +98,13 @@ def read_source(data: Data, task: TaskSection, *, needs_train: bool = True) -> S
 
 def check_folder(found: Location, task: TaskSection) -> None:
     """ConfigError for a folder of texts where the task reads pictures, and the other way round."""
-    holds_pictures, kind = found.kind == "image_folder", kind_of(task).type
-    if holds_pictures and not task.reads_pictures:
-        way_out = "Set task.type: image_classification, or name a folder of texts."
+    holds_objects, kind = found.kind in ("coco", "yolo"), kind_of(task).type
+    if (holds_objects or found.kind == "image_folder") and not task.reads_pictures:
+        fit = "object_detection" if holds_objects else "image_classification"
+        way_out = f"Set task.type: {fit}, or name a folder of texts."
         raise ConfigError(f"{found.name} holds pictures, and {kind} reads texts. {way_out}")
+    if holds_objects and task.kind != "boxes":
+        raise ConfigError(f"{found.name} says which objects are in its pictures. Set task.type: object_detection.")
     if task.reads_pictures and found.kind in ("text_folder", "text", "lines", "conll"):
         raise ConfigError(
             f"{found.name} holds no pictures, which {kind} reads. Name a folder of pictures (a class a folder), or a "
@@ -172,6 +180,11 @@ def read_pictures(files: Sequence[tuple[DataFile, str | None]]) -> pa.Table:
 
 
 def _read_image_folder(found: Location, task: TaskSection) -> Source:
+    if task.kind == "boxes":
+        raise DataError(
+            f"{found.name} holds pictures, and nothing says which objects are in them. Put COCO's JSON beside them, "
+            "text files as YOLO has them in a folder labels, or a table with columns image and objects."
+        )
     by_split, notes = _documents(found, [file for file in found.files if is_picture(file.name)], "image_folder")
     tables = {}
     for split, pictures in by_split.items():

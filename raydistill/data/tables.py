@@ -131,13 +131,20 @@ def _read_parquet(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, s
 
 
 def _class_names(table: pa.Table, label: str | None) -> tuple[str, ...] | None:
-    """Names of a ClassLabel column, or of lists of them, in what the datasets library writes into parquet files."""
+    """Names of a ClassLabel column, or of one in lists and objects, in what the datasets library writes into parquet
+    files."""
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     if metadata is None or label is None:
         return None
-    feature = json.loads(metadata).get("info", {}).get("features", {}).get(label, {})
-    feature = feature.get("feature", feature)
-    return tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else None
+    return _names_in(json.loads(metadata).get("info", {}).get("features", {}).get(label, {}))
+
+
+def _names_in(feature: Any) -> tuple[str, ...] | None:
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") == "ClassLabel":
+        return tuple(feature["names"])
+    return next((found for inside in feature.values() if (found := _names_in(inside)) is not None), None)
 
 
 def _read_csv(file: DataFile, choose: Choose) -> tuple[pa.Table, dict[str, str]]:
@@ -261,10 +268,11 @@ def _misfit(cells: Sequence[str], header: Sequence[str]) -> str:
 def _json_rows(raw: Any, name: str) -> Iterator[Row]:
     first = raw.readline()
     is_array = first.lstrip()[:1] == b"["
-    if not is_array and not _is_row(first):  # one object over several lines, or SQuAD's in one
+    if not is_array and not _is_row(first):  # one object over several lines, or SQuAD's, or COCO's, in one
         first += raw.read()
-        if (found := _parsed(first)) is not None and is_squad(found):
-            yield from squad_rows(found, name)
+        found = _parsed(first)
+        if found is not None and (is_squad(found) or is_coco(found)):
+            yield from (squad_rows if is_squad(found) else coco_rows)(found, name)
             return
         raw = io.BytesIO(first)
         first = raw.readline()
@@ -295,7 +303,7 @@ def _parsed(text: bytes) -> Any:
 
 def _is_row(text: bytes) -> bool:
     found = _parsed(text)
-    return found is not None and not is_squad(found)
+    return found is not None and not is_squad(found) and not is_coco(found)
 
 
 def is_squad(found: Any) -> bool:
@@ -321,6 +329,33 @@ def squad_rows(found: Row, name: str) -> Iterator[Row]:
                     "context": paragraph["context"],
                     "answers": answers,
                 }
+
+
+def is_coco(found: Any) -> bool:
+    """Whether an object has images and annotations, as COCO's files do."""
+    return isinstance(found, dict) and all(isinstance(found.get(name), list) for name in ("images", "annotations"))
+
+
+def coco_rows(found: Row, name: str) -> Iterator[Row]:
+    """Pictures of a file of COCO's, with columns file_name and objects, {bbox, category, area, iscrowd} each. Raises
+    DataError."""
+    classes = {one.get("id"): one.get("name") for one in found.get("categories") or ()}
+    objects: dict[Any, list[Row]] = {}
+    for i, image in enumerate(found["images"], 1):
+        if "id" not in image or "file_name" not in image:
+            raise DataError(f"{name}, image {i} has no {'file_name' if 'id' in image else 'id'}. Write one.")
+        objects[image["id"]] = []
+    for i, one in enumerate(found["annotations"], 1):
+        where = f"{name}, annotation {one.get('id', i)}"
+        if one.get("image_id") not in objects:
+            raise DataError(f"{where} is of the image {one.get('image_id')}, which the file does not list.")
+        if one.get("category_id") not in classes:
+            known = ", ".join(map(str, [*classes][:5])) + (", …" if len(classes) > 5 else "")
+            raise DataError(f"{where} is of the category {one.get('category_id')}; the file has {known or 'none'}.")
+        kept = {key: one.get(key) for key in ("bbox", "area", "iscrowd")}
+        objects[one["image_id"]].append({**kept, "category": classes[one["category_id"]]})
+    for image in found["images"]:
+        yield {"file_name": image["file_name"], "objects": objects[image["id"]]}
 
 
 def _conll_rows(raw: Any, name: str) -> Iterator[Row]:

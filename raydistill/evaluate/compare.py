@@ -89,7 +89,7 @@ class Predictions:
             self.targets.take(rows),
             self.example_ids[rows],
             {
-                name: found[rows][:, orders[name]] if task.outputs else found[rows]
+                name: self.tasks[name].reordered_outputs(found[rows], orders[name])
                 for name, found in self.outputs.items()
             },
             {name: own.reordered(orders[name]) for name, own in self.tasks.items()},

@@ -119,7 +119,7 @@ def describe_task(task: Task, found: Iterable[Scores] = ()) -> dict[str, Any]:
     """
     known = {name for scores in found for name, value in scores.values.items() if not np.isnan(value)}
     metrics = [name for name in task.shown_metrics if not known or name in known]
-    counted = {"counted": task.counted} if task.has_units else {}
+    counted = {"counted": task.counted} if task.counted != "rows" else {}
     return {
         "type": task.type,
         "metrics": metrics,

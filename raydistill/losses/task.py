@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from raydistill.config.losses import Schedule
@@ -13,7 +12,6 @@ from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.tasks import Task
-from raydistill.tasks.targets import units_of
 
 
 class TaskLoss(Loss):
@@ -44,11 +42,9 @@ class TaskLoss(Loss):
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         logits, targets = student[LOGITS], batch.targets
-        labeled = torch.as_tensor(targets.labeled_units(), device=logits.device)
         more: dict[str, Any] = {}  # a task without classes takes neither
         if self.class_weights is not None:
             more["class_weights"] = self.class_weights.to(logits.device)
         if self.label_smoothing:
             more["label_smoothing"] = self.label_smoothing
-        values = torch.as_tensor(units_of(targets.values), device=logits.device)[labeled]
-        return self.task.loss_values(logits[labeled], values, **more)
+        return self.task.batch_loss(logits, targets, **more)

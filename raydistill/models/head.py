@@ -14,7 +14,11 @@ if TYPE_CHECKING:  # tasks know heads, and pages and tables know tasks: none of 
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SEQUENCE, TOKEN, SPAN = "SequenceClassification", "TokenClassification", "QuestionAnswering"
-MASKED, EMBEDDING, IMAGE = "MaskedLM", "SentenceEmbedding", "ImageClassification"
+MASKED, EMBEDDING, IMAGE, OBJECTS = "MaskedLM", "SentenceEmbedding", "ImageClassification", "ObjectDetection"
+OF_PICTURES = (IMAGE, OBJECTS)
+"""Heads of models that read pictures. Nearly every checkpoint of these has a head for classes of its own."""
+DETECTORS = ("yolos",)
+"""Families with a head for objects whose outputs and loss are those of ``models.boxes``, by ``model_type``."""
 UNNAMED = (MASKED, EMBEDDING)
 """Heads whose outputs have no names: tokens of the vocabulary, numbers of a vector."""
 EMBEDDING_FIELD = "sentence_embedding"
@@ -69,6 +73,8 @@ def head_in(config: PreTrainedConfig) -> Head:
 
 def kind_of_head(config: PreTrainedConfig) -> str:
     """Return the kind of head that a model's config speaks of; a plain encoder gets one for whole rows."""
+    if config.model_type in DETECTORS or kind_of_architectures(config.architectures) == OBJECTS:
+        return OBJECTS
     if hasattr(config, "num_channels"):
         return IMAGE  # only models of pictures have channels
     return EMBEDDING if getattr(config, EMBEDDING_FIELD, None) else kind_of_architectures(config.architectures)
@@ -76,7 +82,8 @@ def kind_of_head(config: PreTrainedConfig) -> str:
 
 def kind_of_architectures(names: Sequence[str] | None) -> str:
     """Return the kind of head of such classes, as config.json names them."""
-    return next((kind for kind in (TOKEN, SPAN, MASKED, IMAGE) if any(kind in name for name in names or [])), SEQUENCE)
+    known = (TOKEN, SPAN, MASKED, *OF_PICTURES)
+    return next((kind for kind in known if any(kind in name for name in names or [])), SEQUENCE)
 
 
 def set_head(config: PreTrainedConfig, head: Head) -> None:
@@ -102,11 +109,18 @@ def check_problem(config: PreTrainedConfig, head: Head) -> None:
 
 def logit_names(kind: str) -> list[str]:
     """Return what a model with this kind of head calls its outputs."""
-    return [f"{name}_logits" for name in SPAN_OUTPUTS] if kind == SPAN else ["logits"]
+    if kind == SPAN:
+        return [f"{name}_logits" for name in SPAN_OUTPUTS]
+    return ["logits", "pred_boxes"] if kind == OBJECTS else ["logits"]
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return what a model's head computed, (B, C), or (B, L, C) of one with outputs for each token."""
+    """Return what a model's head computed, (B, C), or (B, L, C) of one with outputs for each token; of a detector those
+    of all queries, see ``models.boxes``."""
+    if "pred_boxes" in output:
+        from raydistill.models.boxes import flat_outputs
+
+        return flat_outputs(output)
     if "logits" in output:
         logits: Tensor = output.logits
         return logits
@@ -150,7 +164,7 @@ def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
     import torch
 
     layer = output_layer(model)
-    rows = torch.tensor(order, device=layer.weight.device)
+    rows = torch.tensor([*order, *range(len(order), layer.out_features)], device=layer.weight.device)
     with torch.no_grad():
         layer.weight.copy_(layer.weight.index_select(0, rows))
         if layer.bias is not None:
@@ -161,7 +175,8 @@ def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:
-    """Return the linear layer that makes the logits: the last one of the head with one output a label."""
+    """Return the linear layer that makes the logits: the last one of the head with one output a label, and of a
+    detector one more for no object."""
     from torch import nn
 
     inside = model.base_model_prefix + "."
@@ -170,7 +185,8 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and not name.startswith(inside)
-        and module.out_features == model.config.num_labels
+        and "bbox" not in name
+        and module.out_features == int(model.config.num_labels or 0) + (kind_of_head(model.config) == OBJECTS)
     ]
     if not found:
         raise ModelError(f"{type(model).__name__} has no linear layer that makes its {model.config.num_labels} logits.")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from raydistill.errors import ModelError
@@ -25,6 +29,7 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """
     depth = model.config.num_hidden_layers
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    lists = [(n, m) for n, m in lists if not isinstance(m[0], nn.Linear)]  # a head of as many
     outer = [(n, m) for n, m in lists if not any(n.startswith(other + ".") for other, _ in lists)]
     if len(outer) != 1 or model.config.model_type == "albert":  # albert with one layer has one list of one group
         raise ModelError(
@@ -33,6 +38,21 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             "or set student.start to random, or take a teacher of another family (bert, roberta, modernbert, ...)."
         )
     return outer[0]
+
+
+@torch.no_grad()
+def added_between(source: PreTrainedModel, layers: Sequence[int]) -> dict[str, Tensor]:
+    """Return, for a student of these layers, the tensors of what the family adds to the states behind each layer but
+    the last (YOLOS: positions): behind each one's all that is added on the way to the next, and to the embeddings what
+    comes before the first."""
+    tensors = source.state_dict()
+    name = next((name for name in tensors if name.endswith("mid_position_embeddings")), None)
+    if name is None or not layers:
+        return {}
+    first = next(name for name in tensors if name.endswith("embeddings.position_embeddings"))
+    own = [tensors[name][here:there].sum(0) for here, there in pairwise(layers)]
+    added = torch.stack(own) if own else tensors[name][:0]
+    return {name: added, first: tensors[first] + tensors[name][: layers[0]].sum(0)}
 
 
 def projection(model: PreTrainedModel, layer: int, name: str) -> tuple[nn.Linear, slice | None]:

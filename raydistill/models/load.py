@@ -24,6 +24,8 @@ from raydistill.models.head import (
     EMBEDDING,
     IMAGE,
     MASKED,
+    OBJECTS,
+    OF_PICTURES,
     SEQUENCE,
     UNNAMED,
     Head,
@@ -167,13 +169,13 @@ def has_head(folder: Path, trust_remote_code: bool = False, kind: str = SEQUENCE
 
 
 def is_tuned(folder: Path, head: Head, trust_remote_code: bool = False) -> bool:
-    """Return whether the folder holds the trained weights of such a head. Of pictures its labels have to be the same:
-    nearly every checkpoint has a head for classes of its own."""
+    """Return whether the folder holds the trained weights of such a head. Of pictures its labels have to be the same,
+    see ``OF_PICTURES``."""
     return _is_tuned(folder, read_config(folder, trust_remote_code), head, trust_remote_code)
 
 
 def _is_tuned(folder: Path, config: PreTrainedConfig, head: Head, trust_remote_code: bool) -> bool:
-    if head.kind == IMAGE:
+    if head.kind in OF_PICTURES:
         try:
             output_order(output_names(config), head.outputs)
         except ModelError:
@@ -248,9 +250,8 @@ def supported_attention(config: PreTrainedConfig, wanted: str | None) -> str | N
     """Return ``wanted``, or ``eager`` where the family has no SDPA (deberta-v2) or is unknown to transformers."""
     if wanted != "sdpa":
         return wanted
-    known = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if kind_of_head(config) == IMAGE:
-        known = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    names = {IMAGE: "IMAGE_CLASSIFICATION", OBJECTS: "OBJECT_DETECTION"}
+    known = getattr(transformers, f"MODEL_FOR_{names.get(kind_of_head(config), 'SEQUENCE_CLASSIFICATION')}_MAPPING")
     model_class: Any = known.get(type(config), None)
     return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 

@@ -15,8 +15,8 @@ from raydistill.models.conv import conv_config, copy_embeddings
 from raydistill.models.embedding import identities
 from raydistill.models.fields import head_width, is_staged
 from raydistill.models.folder import resolve_model
-from raydistill.models.head import IMAGE, head_of, kind_of_head, scaled
-from raydistill.models.layers import layer_stack
+from raydistill.models.head import OF_PICTURES, head_of, kind_of_head, scaled
+from raydistill.models.layers import added_between, layer_stack
 from raydistill.models.load import load_model, new_model
 from raydistill.models.narrowing import narrowed
 from raydistill.models.pictures import settle
@@ -57,7 +57,9 @@ def build_student(
     config = shape(source.config, student)
     attention = attn_implementation or teacher.config._attn_implementation
     model = new_model(config, seed=seed, attn_implementation=attention, like=source)
-    if (config.hidden_size != source.config.hidden_size or student.num_heads) and kind_of_head(config) != IMAGE:
+    if (config.hidden_size != source.config.hidden_size or student.num_heads) and kind_of_head(
+        config
+    ) not in OF_PICTURES:
         _check_runs(model)
     scaled(model, head_of(teacher).scale)
     if student.start != "random":
@@ -82,7 +84,7 @@ def _staged(
 
 def _checkpoint(teacher: PreTrainedModel, start: str, seed: int) -> PreTrainedModel:
     source = load_model(resolve_model(start), head_of(teacher), seed=seed)
-    if kind_of_head(teacher.config) == IMAGE:
+    if kind_of_head(teacher.config) in OF_PICTURES:
         return source  # it reads pictures as the teacher's processor gives them
     if source.config.vocab_size != teacher.config.vocab_size:
         raise ConfigError(
@@ -113,7 +115,7 @@ def _copy_weights(
     layers: tuple[int, ...],
     sample: Iterable[Mapping[str, Tensor]] | None,
 ) -> None:
-    given = source.state_dict() | identities(model, source)
+    given = source.state_dict() | identities(model, source) | added_between(source, layers)
     origin = _origins(source, model, layers)
     heads = Heads(
         wide=head_width(source.config),

@@ -14,6 +14,7 @@ from raydistill.tasks.embeddings import Embeddings
 from raydistill.tasks.image_classification import ImageClassification
 from raydistill.tasks.masked_language_modeling import MaskedLanguageModeling
 from raydistill.tasks.multi_label import MultiLabelClassification
+from raydistill.tasks.object_detection import ObjectDetection
 from raydistill.tasks.question_answering import QuestionAnswering
 from raydistill.tasks.regression import TextRegression
 from raydistill.tasks.targets import Targets
@@ -40,6 +41,7 @@ TASKS: dict[str, type[Task]] = {
         Embeddings,
         MaskedLanguageModeling,
         ImageClassification,
+        ObjectDetection,
     )
 }
 

@@ -161,6 +161,12 @@ class Task(ABC):
         """
 
     @classmethod
+    def placed(cls, table: pa.Table, where: str) -> pa.Table:
+        """Rows of pictures, as ``data.pictures`` reads them, with labels that ``column`` gave, where these mean nothing
+        without their picture; ``where``: where they stand. Raises DataError for what does not fit together."""
+        return table
+
+    @classmethod
     @abstractmethod
     def is_target(cls, cells: Sequence[Any]) -> bool:
         """Whether the first cells of a column without a usual name look like targets."""
@@ -281,6 +287,14 @@ class Task(ABC):
         ``is_taught``."""
         return targets
 
+    def batch_loss(self, outputs: Tensor, targets: Targets, **more: Any) -> Tensor:
+        """The task's own loss of a batch's outputs, (``count``,): ``loss_values`` of those that have a target."""
+        import torch
+
+        labeled = torch.as_tensor(targets.labeled_units(), device=outputs.device)
+        values = torch.as_tensor(units_of(targets.values), device=outputs.device)[labeled]
+        return self.loss_values(outputs[labeled], values, **more)
+
     @abstractmethod
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The task's own loss of labelled rows, outputs (B, C) against targets (B, …): (B,), float32."""
@@ -314,6 +328,10 @@ class Task(ABC):
         if len(outputs) == 1:
             return outputs[0]
         return np.average(outputs, axis=0, weights=weights).astype(outputs[0].dtype)
+
+    def reordered_outputs(self, outputs: Values, order: Sequence[int]) -> Values:
+        """Outputs (N, C) of this task as they are of the ``reordered`` one."""
+        return outputs[:, list(order)] if self.outputs else outputs
 
     @abstractmethod
     def scores(self, outputs: Values, targets: Values) -> Scores:

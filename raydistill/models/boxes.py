@@ -1,0 +1,110 @@
+"""What detectors say of a picture: for each of their queries the logits of the classes and of no object, and a box.
+
+Boxes are center, width and height as shares of the picture. Outputs are flat: (B, Q · (C + 5)), a query's C + 1 logits
+and its box, query after query. Matching and loss are those of DETR, https://arxiv.org/abs/2005.12872.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIDES = 4
+"""Numbers of a box, at the end of a query's."""
+L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
+"""Of a box beside its class, in the cost of a match and in the loss."""
+NO_OBJECT_WEIGHT = 0.1
+"""Of a query that finds nothing, in the loss."""
+FILLING = (0.5, 0.5, 1.0, 1.0)
+"""The box of an object that is not there."""
+
+
+def flat_outputs(output: Any) -> Tensor:
+    """What a model's heads computed, (B, Q · (C + 5))."""
+    return torch.cat([output.logits, output.pred_boxes], dim=-1).flatten(1)
+
+
+def queries(outputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Flat outputs as logits (B, Q, C + 1), no object the last, and boxes (B, Q, 4)."""
+    units = outputs.unflatten(1, (-1, num_classes + 1 + SIDES))
+    return units[..., :-SIDES], units[..., -SIDES:]
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Left, top, right and bottom of boxes (…, 4)."""
+    half = boxes[..., 2:] / 2
+    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised intersection over union of boxes (…, 4), -1 to 1. https://arxiv.org/abs/1902.09630."""
+    a, b = corners(a), corners(b)
+    size_a, size_b = ((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b))
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    inside = (high - low).clamp(min=0).prod(-1)
+    union = size_a + size_b - inside
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    return inside / union - (hull - union) / hull
+
+
+def box_errors(boxes: Tensor, wanted: Tensor) -> Tensor:
+    """How far boxes (M, 4) are from those wanted, (M,): L1 and 1 - GIoU, weighted."""
+    return L1_WEIGHT * (boxes - wanted).abs().sum(-1) + GIOU_WEIGHT * (1 - giou(boxes, wanted))
+
+
+def as_block(objects: np.ndarray, lengths: np.ndarray, filling: tuple[float, ...]) -> np.ndarray:
+    """Objects (M, K) of rows one after another as (B, most, K), with ``filling`` (K,) behind a row's last one."""
+    is_there = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    block = np.empty((*is_there.shape, objects.shape[1]), objects.dtype)
+    block[...] = filling
+    block[is_there] = objects
+    return block
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor, boxes: Tensor, classes: Tensor, wanted: Tensor, lengths: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which query finds which object, so that all costs of a row are the least together: row, query and object of each
+    match, on the CPU.
+
+    ``classes`` (B, N) and ``wanted`` boxes (B, N, 4) of the first ``lengths`` (B,) objects of each row. The cost of a
+    pair is -p(class) + 5 · L1 - 2 · GIoU. Of more objects than queries some stay without one.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    index = classes[:, None].expand(-1, logits.shape[1], -1)
+    cost = -logits.softmax(-1).gather(2, index)
+    cost = cost + L1_WEIGHT * (boxes[:, :, None] - wanted[:, None]).abs().sum(-1)
+    cost = cost - GIOU_WEIGHT * giou(boxes[:, :, None], wanted[:, None])
+    costs = cost.nan_to_num(nan=1e9, posinf=1e9, neginf=1e9).cpu().numpy()  # a model that diverges is told by the loop
+    found = [linear_sum_assignment(costs[row, :, :length]) for row, length in enumerate(lengths)]
+    rows = np.repeat(np.arange(len(found)), [len(pair[0]) for pair in found])
+    query, item = (np.concatenate([np.zeros(0, int), *(pair[side] for pair in found)]) for side in (0, 1))
+    return torch.as_tensor(rows), torch.as_tensor(query), torch.as_tensor(item)
+
+
+def detection_losses(
+    outputs: Tensor, classes: Tensor, wanted: Tensor, lengths: np.ndarray, *, num_classes: int, mean_objects: float
+) -> Tensor:
+    """DETR's loss of each row, (B,): cross entropy of the classes, those of unmatched queries at 0.1, and L1 and GIoU
+    of matched boxes.
+
+    DETR divides the first by the sum of weights and the others by the number of objects of a batch. Here both are those
+    of a mean row of the training set, of ``mean_objects`` objects: a row's loss does not hang on the rows beside it,
+    one without objects counts, and over all of them it is the same.
+    """
+    logits, boxes = queries(outputs.float(), num_classes)
+    rows, query, item = (index.to(outputs.device) for index in match(logits, boxes, classes, wanted, lengths))
+    labels = torch.full(logits.shape[:2], num_classes, device=outputs.device)
+    labels[rows, query] = classes[rows, item]
+    nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    weights = torch.where(labels == num_classes, NO_OBJECT_WEIGHT, 1.0)
+    found = min(mean_objects, logits.shape[1])
+    weight = found + NO_OBJECT_WEIGHT * (logits.shape[1] - found)
+    errors = box_errors(boxes[rows, query], wanted[rows, item])
+    return (nats * weights).sum(1) / weight + nats.new_zeros(len(nats)).index_add(0, rows, errors) / mean_objects

@@ -1,0 +1,232 @@
+"""What a detector is worth on labelled pictures: COCO's average precision, under many weightings of them at once.
+
+Metric names: ``map`` (mean over classes and over IoU from 0.5 to 0.95), ``map_50`` and ``map_75`` (at one IoU),
+``map_small``, ``map_medium``, ``map_large`` (of objects below 32², up to 96² and above, pixels), ``mar`` (recall, the
+mean as of ``map``). As pycocotools has them, at most 100 detections of a class in a picture: Lin et al. 2014,
+https://arxiv.org/abs/1405.0312. The tests hold all of them against it.
+
+Which detection finds which object is a picture's own business, however often that is drawn. So pictures are matched
+once, and a resample only counts anew: at the detections that are right, weights of these over those of all before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from raydistill.tasks.object_detection.detections import Detections, ious, of_targets
+from raydistill.tasks.object_detection.reading import AREA, SIZE, objects
+from raydistill.tasks.scores import Floor, Scores, fit_rows
+from raydistill.tasks.targets import Array, Ragged
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+"""Pixels of an object, both ends included."""
+MOST = 100
+"""Detections of a class in a picture that count."""
+AT = {"map_50": 0, "map_75": 5}
+"""Metrics at one of the thresholds."""
+ANSWER_IOU, NEAR_IOU = 0.5, 0.1
+"""From which a detection that is given as an answer is right, and from which it is at least on the object."""
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """The detections of all pictures, the surest first; a sizes, t thresholds of IoU."""
+
+    rows: Array
+    """The picture of each, (D,)."""
+    classes: Array
+    scores: Array
+    hits: Array
+    """Whether it finds an object, (D, a, t)."""
+    counts: Array
+    """Whether it is right or wrong, and not of another size, (D, a, t)."""
+
+
+class BoxScores(Scores):
+    """Outputs (N, Q · (C + 5)), see ``models.boxes``, of pictures with objects, see ``reading``; ``threshold``: from
+    which score on a detection is an answer."""
+
+    def __init__(self, outputs: Array, targets: Ragged, names: Sequence[str], threshold: float) -> None:
+        fit_rows(outputs, targets)  # type: ignore[arg-type]
+        self.num_rows, self.names, self.threshold = len(targets), names, threshold
+        self.targets, self.found = targets, Detections(outputs, len(names))
+
+    @cached_property
+    def truth(self) -> list[tuple[Array, Array]]:
+        return of_targets(self.targets)
+
+    @cached_property
+    def fits(self) -> Array:
+        """Which object is of which size, (M, a)."""
+        area = objects(self.targets).flat[:, AREA].astype(np.float64)
+        return np.stack([(area >= low) & (area <= high) for low, high in SIZES.values()], axis=1)
+
+    @cached_property
+    def support(self) -> Array:
+        """Objects of each class and size in each picture, (N, C, a)."""
+        found = np.zeros((self.num_rows, len(self.names), len(SIZES)))
+        there = objects(self.targets)
+        np.add.at(found, (there.rows, there.flat[:, 0].astype(int)), self.fits)
+        return found
+
+    @cached_property
+    def matched(self) -> Matched:
+        """COCO's matching: the surest detections choose first, each the object that it overlaps most."""
+        starts, parts = objects(self.targets).starts, []
+        sizes = self.targets.flat[self.targets.starts, SIZE].astype(np.float64)
+        for row, (classes, boxes) in enumerate(self.truth):
+            given, scores, places = self.found.found(row, 0.0)
+            kept = np.array([(given[:i] == own).sum() < MOST for i, own in enumerate(given)], bool)
+            given, scores, places = given[kept], scores[kept], places[kept]
+            overlap = np.where(given[:, None] == classes, ious(places, boxes), 0.0)
+            fits = self.fits[starts[row] : starts[row] + len(classes)]
+            hits, ignored = assigned(overlap, fits)
+            area = places[:, 2:].prod(-1) * sizes[row].prod()
+            other = np.stack([(area < low) | (area > high) for low, high in SIZES.values()], axis=1)
+            counts = ~np.where(hits, ignored, other[..., None])
+            parts.append((np.full(len(given), row), given, scores, hits & counts, counts))
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        order = np.argsort(-columns[2], kind="stable")
+        return Matched(*(column[order] for column in columns))
+
+    def weighted(self, weights: Array, wanted: Collection[str] | None = None) -> dict[str, Array]:
+        precision, recall = self.averages(weights, 0)
+        found = {"map": mean_of(precision.mean(1)), "mar": mean_of(recall.mean(1))}
+        found |= {name: mean_of(precision[:, at]) for name, at in AT.items()}
+        for place, size in enumerate(SIZES):
+            if place and (wanted is None or f"map_{size}" in wanted):
+                found[f"map_{size}"] = mean_of(self.averages(weights, place)[0].mean(1))
+        return found
+
+    def averages(self, weights: Array, size: int) -> tuple[Array, Array]:
+        """Average precision, and recall, of each class at each IoU for objects of a size: weights (N, S) -> (C, t, S),
+        NaN where none has weight."""
+        shape = (len(self.names), len(THRESHOLDS), weights.shape[1])
+        precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
+        for one in range(len(self.names)):
+            total = self.support[:, one, size] @ weights.astype(np.float64)
+            own = np.flatnonzero(self.matched.classes == one)
+            for at in range(len(THRESHOLDS)):
+                counted = own[self.matched.counts[own, size, at]]
+                values = average_precision(
+                    weights[self.matched.rows[counted]], self.matched.hits[counted, size, at], total
+                )
+                precision[one, at], recall[one, at] = np.where(total > 0, values, np.nan)
+        return precision, recall
+
+    def floor(self) -> Floor:
+        """Finding nothing."""
+        return Floor("map", 0.0, "finding nothing", None, ("map_50", 0.0))
+
+    def details(self) -> dict[str, Any]:
+        """``per_class``: of the detections that are answers precision, recall and F1 at an IoU of 0.5, and the average
+        precision ``map`` and ``map_50`` of all of them; ``box_errors``: answers that are ``right``, lie on an object of
+        their class but not enough (``misplaced``), on one of another class (``confused``), on none (``invented``), and
+        objects that are ``missed``."""
+        ones = np.ones((self.num_rows, 1))
+        precision = self.averages(ones, 0)[0][..., 0]
+        hits, predicted, support = (np.zeros(len(self.names), int) for _ in range(3))
+        errors = dict.fromkeys(("right", "misplaced", "confused", "invented", "missed"), 0)
+        for row, (classes, boxes) in enumerate(self.truth):
+            given, _, places = self.found.found(row, self.threshold)
+            overlap = ious(places, boxes)
+            partner = partners(np.where(given[:, None] == classes, overlap, 0.0), ANSWER_IOU)
+            right = partner >= 0
+            for total, own in ((hits, given[right]), (predicted, given), (support, classes)):
+                total += np.bincount(own, minlength=len(self.names))
+            same = np.where(given[:, None] == classes, overlap, 0.0).max(1, initial=0.0) >= NEAR_IOU
+            other = overlap.max(1, initial=0.0) >= ANSWER_IOU
+            kinds = np.select([right, same, other], ["right", "misplaced", "confused"], "invented")
+            for kind, count in zip(*np.unique(kinds, return_counts=True), strict=True):
+                errors[str(kind)] += int(count)
+            errors["missed"] += len(classes) - int(right.sum())
+        per_class = [
+            {
+                "name": name,
+                **ratios(int(hits[i]), int(predicted[i]), int(support[i])),
+                "support": int(support[i]),
+                "predicted": int(predicted[i]),
+                "map": none_if_nan(precision[i].mean()),
+                "map_50": none_if_nan(precision[i, 0]),
+            }
+            for i, name in enumerate(self.names)
+        ]
+        return {"per_class": per_class, "box_errors": errors}
+
+
+def assigned(overlap: Array, fits: Array) -> tuple[Array, Array]:
+    """Which detections (D,), the surest first, find an object (G,), and whether that is of another size: overlaps of
+    equal classes (D, G), ``fits`` (G, a) -> (D, a, t) each. One of the size is taken before all others; of equal
+    overlaps the last."""
+    shape = (len(overlap), fits.shape[1], len(THRESHOLDS))
+    hits, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
+    if not overlap.size:
+        return hits, ignored
+    free = np.ones((*shape[1:], len(fits)), bool)
+    least = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
+    sizes, levels = np.arange(shape[1])[:, None], np.arange(shape[2])
+    for one in np.flatnonzero(overlap.max(1) >= least[0]):
+        own = overlap[one]
+        # one of the size is worth more than any overlap with another
+        worth = np.where(free & (own >= least), own + fits.T[:, None], -1.0)
+        best = len(own) - 1 - worth[..., ::-1].argmax(-1)
+        is_hit = worth.max(-1) >= 0
+        hits[one], ignored[one] = is_hit, is_hit & ~fits[best, sizes]
+        free[sizes, levels, best] &= ~is_hit
+    return hits, ignored
+
+
+def partners(overlap: Array, least: float) -> Array:
+    """The column that each row (D,), the first one first, has as its own: that of the largest overlap; -1 for none."""
+    found, free = np.full(len(overlap), -1), np.ones(overlap.shape[1], bool)
+    for row, own in enumerate(overlap):
+        best = int(np.where(free, own, -1.0).argmax()) if free.any() else -1
+        if best >= 0 and free[best] and own[best] >= least:
+            found[row], free[best] = best, False
+    return found
+
+
+def average_precision(weights: Array, hits: Array, total: Array) -> tuple[Array, Array]:
+    """Average over 101 levels of recall of the best precision from there on, and the recall, (S,) each, of detections
+    (D,), the surest first, under weights (D, S) for ``total`` (S,) objects.
+
+    Precision is at its best where a detection is right, so only these are looked at.
+    """
+    right = np.flatnonzero(hits)
+    if not len(right):
+        return np.zeros(len(total)), np.zeros(len(total))
+    given = np.cumsum(weights, axis=0, dtype=np.float64)[right]
+    found = np.cumsum(weights[right], axis=0, dtype=np.float64)
+    precision = np.divide(found, given, out=np.zeros_like(found), where=given > 0)
+    best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    recall = np.divide(found, total, out=np.zeros_like(found), where=total > 0)
+    reached = np.searchsorted(RECALLS, recall, side="right")
+    return (np.diff(reached, axis=0, prepend=0) * best).sum(0) / len(RECALLS), recall[-1]
+
+
+def mean_of(values: Array) -> Array:
+    """Mean over the classes (C, S) that have a value; NaN where none has."""
+    known = ~np.isnan(values)
+    count = known.sum(0)
+    total = np.where(known, values, 0.0).sum(0)
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def ratios(hits: int, predicted: int, support: int) -> dict[str, float]:
+    """Precision, recall and F1, 0 divided by 0 being 0."""
+    return {
+        "precision": hits / predicted if predicted else 0.0,
+        "recall": hits / support if support else 0.0,
+        "f1": 2 * hits / (predicted + support) if predicted + support else 0.0,
+    }
+
+
+def none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

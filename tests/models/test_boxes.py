@@ -1,0 +1,135 @@
+"""Matching and loss of detectors, against transformers' own, and under any cut of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kit.scenes import NAMES, QUERIES, tiny_detector_config
+from torch import Tensor
+from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, HungarianMatcher, generalized_box_iou
+
+from raydistill.data.batches import Batch
+from raydistill.losses.task import TaskLoss
+from raydistill.models.boxes import corners, flat_outputs, giou, match, queries
+from raydistill.models.signals import LOGITS
+from raydistill.tasks import Targets
+from raydistill.tasks.object_detection import ObjectDetection
+from raydistill.tasks.targets import Ragged
+
+COUNTS = (2, 0, 3, 1, QUERIES + 2, 4)
+"""Objects of pictures: none, and more than there are queries."""
+
+
+def made(counts: tuple[int, ...] = COUNTS, seed: int = 0, labeled: Any = None) -> tuple[Tensor, Targets]:
+    """Outputs (B, Q · (C + 5)) and targets of pictures with so many objects."""
+    draw = np.random.default_rng(seed)
+    logits, boxes = draw.normal(0, 2, (len(counts), QUERIES, 3)), draw.uniform(0.1, 0.9, (len(counts), QUERIES, 4))
+    rows = []
+    for count in counts:
+        objects = np.column_stack([draw.integers(0, 2, count), draw.uniform(0.1, 0.9, (count, 4)), np.ones((count, 3))])
+        rows.append((objects if count else np.array([[-1, 0, 0, 0, 0, 0, 1, 1]])).astype(np.float32))
+    lengths = np.array([len(row) for row in rows], np.int64)
+    known = np.ones(len(counts), bool) if labeled is None else np.array(labeled)
+    outputs = torch.tensor(np.concatenate([logits, boxes], -1), dtype=torch.float32).flatten(1)
+    return outputs, Targets(Ragged(np.concatenate(rows), lengths), known)
+
+
+def as_transformers(outputs: Tensor, targets: Targets) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    logits, boxes = queries(outputs, 2)
+    labels = []
+    for row in range(len(targets)):
+        objects = torch.as_tensor(targets.values[row])
+        objects = objects[objects[:, 0] >= 0]
+        labels.append({"class_labels": objects[:, 0].long(), "boxes": objects[:, 1:5]})
+    return {"logits": logits, "pred_boxes": boxes}, labels
+
+
+def task_of(targets: Targets) -> ObjectDetection:
+    """Whose training rows are these."""
+    task = ObjectDetection(NAMES)
+    task.mean_objects = sum(task.counts(targets).values()) / len(targets)
+    return task
+
+
+def test_giou_is_that_of_transformers() -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(n, 4, generator=draw) * 0.5 + 0.1 for n in (7, 5))
+    expected = generalized_box_iou(corners(a), corners(b))
+    torch.testing.assert_close(giou(a[:, None], b[None]), expected)
+    same = torch.tensor([0.5, 0.5, 0.2, 0.4])
+    assert giou(same, same) == pytest.approx(1)
+    far = torch.tensor([[0.1, 0.5, 0.2, 0.2], [0.9, 0.5, 0.2, 0.2]])
+    assert giou(far[0], far[1]) == pytest.approx(-0.6)  # a hull of 0.2, 0.08 of which are boxes
+
+
+def test_matches_are_those_of_transformers() -> None:
+    outputs, targets = made()
+    found, labels = as_transformers(outputs, targets)
+    expected = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)(found, labels)
+    lengths = np.array([len(one["boxes"]) for one in labels])
+    block = torch.zeros(len(labels), lengths.max(), 5) + 0.5
+    for row, one in enumerate(labels):
+        block[row, : lengths[row]] = torch.cat([one["class_labels"][:, None], one["boxes"]], 1)
+    own = match(*queries(outputs, 2), block[..., 0].long(), block[..., 1:], lengths)
+    for row, (query, item) in enumerate(expected):
+        assert own[1][own[0] == row].tolist() == query.tolist()
+        assert own[2][own[0] == row].tolist() == item.tolist()
+    assert (own[0] == 4).sum() == QUERIES
+
+
+@pytest.mark.parametrize("counts", [(2, 0, 3, 1, 6, 4), (1, 1, 1), (0, 5)])
+def test_the_loss_of_the_training_set_is_that_of_transformers(counts: tuple[int, ...]) -> None:
+    """Value and gradient, where a mean row's objects and weights are those of the batch."""
+    outputs, targets = made(counts)
+    outputs.requires_grad_()
+    found, labels = as_transformers(outputs, targets)
+    config = tiny_detector_config()
+    expected, *_ = ForObjectDetectionLoss(
+        found["logits"], labels, outputs.device, found["pred_boxes"], config, None, None
+    )
+    own = task_of(targets).batch_loss(outputs, targets).sum() / len(targets)
+    torch.testing.assert_close(own, expected)
+    wanted, given = (torch.autograd.grad(loss, outputs, retain_graph=True)[0] for loss in (expected, own))
+    torch.testing.assert_close(given, wanted)
+
+
+def test_the_loss_does_not_depend_on_how_a_batch_is_cut() -> None:
+    """Rows without objects are among the parts, and one without a label."""
+    outputs, targets = made(labeled=[True, True, True, False, True, True])
+    loss = TaskLoss(task_of(targets))
+    assert loss.count(Batch(np.arange(6), np.ones(6, int), targets)) == 5
+
+    def gradient(parts: list[list[int]]) -> Tensor:
+        given = outputs.clone().requires_grad_()
+        for ids in parts:
+            batch = Batch(np.array(ids), np.ones(len(ids), int), targets.take(np.array(ids)))
+            values = loss({LOGITS: given[ids]}, {}, batch)
+            assert values.shape == (loss.count(batch),)
+            values.sum().backward()
+        assert given.grad is not None
+        return given.grad
+
+    whole = gradient([[0, 1, 2, 3, 4, 5]])
+    assert whole[3].abs().max() == 0
+    assert whole[1].abs().max() > 0
+    torch.testing.assert_close(gradient([[1], [0, 3], [5, 4, 2]]), whole)
+
+
+def test_a_model_that_diverges_still_gives_a_loss() -> None:
+    outputs, targets = made()
+    outputs[0] = float("nan")
+    assert not torch.isfinite(ObjectDetection(NAMES).batch_loss(outputs, targets)[0])
+
+
+def test_outputs_are_those_of_the_queries_one_after_another() -> None:
+    class Output:
+        logits, pred_boxes = torch.arange(12.0).view(2, 2, 3), torch.arange(100.0, 116.0).view(2, 2, 4)
+
+    flat = flat_outputs(Output)
+    assert flat[1].tolist() == [6, 7, 8, 108, 109, 110, 111, 9, 10, 11, 112, 113, 114, 115]
+    logits, boxes = queries(flat, 2)
+    assert torch.equal(logits, Output.logits)
+    assert torch.equal(boxes, Output.pred_boxes)

@@ -1,0 +1,194 @@
+"""Average precision as pycocotools has it, weighted and not; answers, agreement and what is told of objects."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.pictures import png
+from kit.scenes import NAMES
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from raydistill.data.pictures import Picture
+from raydistill.tasks import task_of
+from raydistill.tasks.object_detection import ObjectDetection
+from raydistill.tasks.object_detection.detections import Detections, of_targets
+from raydistill.tasks.object_detection.scoring import SIZES, BoxScores
+from raydistill.tasks.targets import Array, Ragged, Targets
+
+C, Q = 3, 12
+CLASSES = ("a", "b", "c")
+
+
+def made(num_rows: int = 30, seed: int = 0) -> tuple[Array, Ragged]:
+    """Outputs (N, Q · (C + 5)) near the objects, some of them twice, and objects of all sizes; some rows have none."""
+    draw = np.random.default_rng(seed)
+    rows, outputs = [], draw.normal(0, 1, (num_rows, Q, C + 5))
+    for row in range(num_rows):
+        size = draw.integers(60, 800, 2)
+        count = int(draw.integers(0, 6))
+        boxes = np.concatenate([draw.uniform(0.3, 0.7, (count, 2)), draw.uniform(0.03, 0.5, (count, 2))], 1)
+        classes = draw.integers(0, C - 1, count)  # the last one has no object
+        area = boxes[:, 2:].prod(1) * size.prod() * draw.uniform(0.5, 1, count)
+        own = np.column_stack([classes, boxes, area, np.tile(size, (count, 1))])
+        rows.append((own if count else np.array([[-1, 0, 0, 0, 0, 0, *size]])).astype(np.float32))
+        outputs[row, :, C + 1 :] = draw.uniform(0.1, 0.6, (Q, 4))
+        for query in range(min(2 * count, Q)):
+            outputs[row, query, C + 1 :] = boxes[query // 2] * draw.uniform(0.85, 1.15, 4)
+            outputs[row, query, classes[query // 2]] += draw.normal(1, 2)
+    lengths = np.array([len(own) for own in rows], np.int64)
+    return outputs.reshape(num_rows, -1).astype(np.float32), Ragged(np.concatenate(rows), lengths)
+
+
+def coco_values(outputs: Array, targets: Ragged, rows: Array) -> tuple[dict[str, float], Array]:
+    """What pycocotools says of these pictures, each as often as it stands among them; average precisions (C, sizes)."""
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
+    found, truth = Detections(outputs, C), of_targets(targets)
+    for image, row in enumerate(rows, 1):
+        width, height = targets[int(row)][0][6:8].astype(float)
+        scale = np.array([width, height, width, height])
+        areas = targets[int(row)][:, 5]
+        for i, (label, box) in enumerate(zip(*truth[row], strict=True)):
+            sides = box * scale
+            one = {"image_id": image, "category_id": int(label) + 1, "iscrowd": 0, "area": float(areas[i])}
+            annotations.append({**one, "bbox": [*(sides[:2] - sides[2:] / 2), *sides[2:]], "id": len(annotations) + 1})
+        for label, score, box in zip(*found.found(int(row), 0.0), strict=True):
+            sides = box * scale
+            one = {"image_id": image, "category_id": int(label) + 1, "score": float(score)}
+            detections.append({**one, "bbox": [*(sides[:2] - sides[2:] / 2), *sides[2:]]})
+    with redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {
+            "info": {},
+            "images": [{"id": i} for i in range(1, len(rows) + 1)],
+            "annotations": annotations,
+            "categories": [{"id": i + 1} for i in range(C)],
+        }
+        coco.createIndex()
+        judge = COCOeval(coco, coco.loadRes(detections), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "_", "_", "mar")
+    precision = judge.eval["precision"][..., -1]  # t, recall, class, size
+    precision = np.where(precision < 0, np.nan, precision).mean((0, 1))
+    return dict(zip(names, judge.stats, strict=False)), precision
+
+
+def test_metrics_are_those_of_pycocotools() -> None:
+    outputs, targets = made()
+    scores = BoxScores(outputs, targets, CLASSES, 0.5)
+    expected, precision = coco_values(outputs, targets, np.arange(30))
+    assert 0.1 < expected["map"] < 0.8
+    for name, value in scores.values.items():
+        assert value == pytest.approx(expected[name], abs=1e-9), name
+    for place in range(len(SIZES)):
+        own = scores.averages(np.ones((30, 1)), place)[0].mean(1)[:, 0]
+        np.testing.assert_allclose(own, precision[:, place], atol=1e-9)
+    told = scores.details()["per_class"]
+    assert [one["map"] for one in told[:2]] == pytest.approx(precision[:2, 0])
+    assert told[2]["map"] is None
+
+
+def test_a_resample_is_worth_what_its_pictures_are() -> None:
+    """Pictures drawn twice or never, ten times over at once."""
+    outputs, targets = made(16, seed=1)
+    drawn = np.random.default_rng(0).integers(0, 16, (10, 16))
+    weights = np.stack([np.bincount(rows, minlength=16) for rows in drawn], 1).astype(np.float32)
+    found = BoxScores(outputs, targets, CLASSES, 0.5).weighted(weights)
+    for sample, rows in enumerate(drawn):
+        expected, _ = coco_values(outputs, targets, rows)
+        for name, values in found.items():
+            wanted = np.nan if expected[name] < 0 else expected[name]
+            np.testing.assert_allclose(values[sample], wanted, atol=1e-6, err_msg=f"{name} of {rows}")
+    some = BoxScores(outputs, targets, CLASSES, 0.5).weighted(weights, {"map"})
+    np.testing.assert_array_equal(some["map"], found["map"])
+
+
+def test_only_a_hundred_detections_of_a_class_count() -> None:
+    draw = np.random.default_rng(0)
+    outputs = np.zeros((1, 120, 6), np.float32)
+    outputs[0, :, 0], outputs[0, :, 2:] = draw.uniform(1, 2, 120), (0.5, 0.5, 0.01, 0.01)
+    last = outputs[0, :, 0].argsort()[0]
+    outputs[0, last, 2:] = (0.2, 0.2, 0.2, 0.2)
+    targets = Ragged(np.array([[0, 0.2, 0.2, 0.2, 0.2, 400, 100, 100]], np.float32), np.array([1]))
+    assert BoxScores(outputs.reshape(1, -1), targets, ("a",), 0.5).values["map"] == 0
+    outputs[0, last, 0] = 3
+    assert BoxScores(outputs.reshape(1, -1), targets, ("a",), 0.5).values["map"] == pytest.approx(1)
+
+
+def said(*queries: tuple[int, float, tuple[float, ...]]) -> Array:
+    """Outputs (1, Q · 7) of a model of two classes that is so sure of the class of each query."""
+    found = np.zeros((1, 4, 7), np.float32)
+    found[0, :, 2], found[0, :, 3:] = 9, (0.5, 0.5, 0.1, 0.1)
+    for i, (label, score, box) in enumerate(queries):
+        rest = (1 - score) / 2
+        found[0, i, :3] = np.log(rest)
+        found[0, i, label] = np.log(score)
+        found[0, i, 3:] = box
+    return found.reshape(1, -1)
+
+
+LEFT, RIGHT, NEAR = (0.2, 0.5, 0.2, 0.4), (0.8, 0.5, 0.2, 0.4), (0.28, 0.5, 0.2, 0.4)
+TWO = Ragged(np.array([[0, *LEFT, 32, 20, 10], [1, *RIGHT, 32, 20, 10]], np.float32), np.array([2]))
+
+
+def test_answers_are_objects_in_pixels_the_surest_first() -> None:
+    task = ObjectDetection(NAMES, threshold=0.5)
+    outputs = said((1, 0.6, RIGHT), (0, 0.9, LEFT), (0, 0.4, NEAR))
+    picture = Picture("one", png(Image.new("RGB", (20, 10))))
+    for bound in (task.of_rows([picture], None), task.of_rows(["one"], TWO)):
+        (answer,) = bound.answers(outputs)
+        assert [one["label"] for one in answer["objects"]] == ["bright", "dark"]
+        assert [one["score"] for one in answer["objects"]] == pytest.approx([0.9, 0.6])
+        assert answer["objects"][0]["box"] == pytest.approx({"xmin": 2, "ymin": 3, "xmax": 6, "ymax": 7})
+    assert task.spoken(outputs) == [("1 bright, 1 dark", pytest.approx(0.9))]
+    assert task.spoken(said()) == [("nothing", None)]
+    assert task.spoken_target(TWO[0]) == "1 bright, 1 dark"
+    assert task.spoken_target(np.array([[-1, 0, 0, 0, 0, 0, 5, 5]])) == "nothing"
+
+
+def test_models_agree_on_objects_that_both_find() -> None:
+    task = ObjectDetection(NAMES)
+    both, one = said((0, 0.9, LEFT), (1, 0.8, RIGHT)), said((0, 0.7, LEFT), (0, 0.6, RIGHT))
+    assert task.agreement(both, both) == 1
+    assert task.agreement(said(), said()) == 1
+    assert task.agreement(both, one) == 0.5
+    np.testing.assert_allclose(task.disagreements(both, one), [1.4], atol=1e-6)
+    assert task.disagreements(both, both).tolist() == [0]
+    np.testing.assert_allclose(task.errors(one, TWO), [1.6], atol=1e-6)  # one of another class, and one missed
+    assert task.errors(both, TWO).tolist() == [0]
+
+
+def test_errors_are_told_by_their_kind() -> None:
+    outputs = said((0, 0.9, LEFT), (0, 0.8, NEAR), (0, 0.7, RIGHT), (1, 0.6, (0.5, 0.1, 0.1, 0.1)))
+    found = BoxScores(outputs, TWO, NAMES, 0.5).details()
+    assert found["box_errors"] == {"right": 1, "misplaced": 1, "confused": 1, "invented": 1, "missed": 1}
+    first, second = found["per_class"]
+    assert (first["precision"], first["recall"], first["support"], first["predicted"]) == (1 / 3, 1.0, 1, 3)
+    assert (second["precision"], second["recall"], second["f1"]) == (0, 0, 0)
+
+
+def test_a_task_is_rebuilt_from_its_facts_and_from_a_model() -> None:
+    task = ObjectDetection(CLASSES, mean_objects=2.5, threshold=0.3)
+    settings = task.model_settings()
+    for again in (task_of(task.facts()), ObjectDetection.of_model(CLASSES, settings)):
+        assert again.facts() == task.facts()
+
+
+def test_outputs_and_targets_follow_the_classes() -> None:
+    outputs, targets = made(8)
+    first, order = ObjectDetection(CLASSES), [2, 0, 1]
+    second = first.reordered(order)
+    moved = first.reordered_outputs(outputs, order)
+    known = Targets(targets, np.ones(8, bool))
+    again, _ = second.translate(known, first)
+    assert second.outputs == ("c", "a", "b")
+    assert second.scores(moved, again.values).values["map"] == first.scores(outputs, targets).values["map"]
+    assert second.counts(again) == {name: first.counts(known)[name] for name in second.outputs}
