@@ -65,13 +65,16 @@ def with_mode(data: dict[str, Any]) -> dict[str, Any]:
 
 def with_stages(data: dict[str, Any]) -> dict[str, Any]:
     """Plain data with the stages that it leaves out: there is one, and one without losses learns soft targets (or the
-    teacher's numbers, where there are no classes) and the task; of embeddings the teacher's vectors and how they lie to
-    each other; of hidden tokens DistilBERT's three terms, 5 : 2 : 1 (https://arxiv.org/abs/1910.01108)."""
+    teacher's numbers, where there are no classes) and the task, of objects boxes, too; of embeddings the teacher's
+    vectors and how they lie to each other; of hidden tokens DistilBERT's three terms, 5 : 2 : 1
+    (https://arxiv.org/abs/1910.01108)."""
     stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(task_type(data.get("task", {})))
     if not isinstance(stages, dict):
         return data
     soft = "forward_kl" if section is None or section.kind in ForwardKl.kinds else "logit_mse"
     losses: dict[str, Any] = {"kd": {"type": soft}, "task": {"type": "task", "weight": 0.5}}
+    if section is not None and section.kind == "boxes":
+        losses |= {"boxes": {"type": "boxes"}}
     if section is not None and section.kind == "vector":
         losses = {"vectors": {"type": "vector_mse"}, "similarities": {"type": "similarity_matrix"}}
     if section is not None and section.over_vocabulary:

@@ -135,7 +135,7 @@ class TaskLoss(LossSection):
 class SoftLossSection(LossSection):
     """A term on the two models' probabilities at a temperature."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "span")
+    kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "bernoulli", "span", "boxes")
 
     temperature: Temperature = 2.0
     """T, by which the logits of both are divided: the higher, the more the less likely classes count. A number, or a
@@ -154,7 +154,8 @@ class SoftLossSection(LossSection):
 
 
 class ForwardKl(SoftLossSection):
-    """Soft targets: T² · KL(teacher ‖ student), over classes, for each label, or over begin and end of an answer."""
+    """Soft targets: T² · KL(teacher ‖ student), over classes, for each label, over begin and end of an answer, or for
+    each query of a detector."""
 
     type: Literal["forward_kl"] = "forward_kl"
 
@@ -223,6 +224,15 @@ class KBest(LossSection):
     type: Literal["k_best"] = "k_best"
     k: int = Field(default=5, ge=1, le=100)
     """Sequences of each row."""
+
+
+class Boxes(LossSection):
+    """Differences of the boxes that student and teacher find, as far as the teacher is sure of them: 5 · L1 and 2 ·
+    (1 - GIoU)."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("boxes",)
+
+    type: Literal["boxes"] = "boxes"
 
 
 class LogitMse(LossSection):
@@ -468,6 +478,7 @@ Loss = Annotated[
     | Dist
     | KBest
     | LogitMse
+    | Boxes
     | HiddenMse
     | HiddenCosine
     | HiddenKl

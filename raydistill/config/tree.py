@@ -105,6 +105,14 @@ def check_metrics(config: Config) -> list[Mistake]:
     ]
 
 
+OF_KINDS = {
+    "span": ("places in texts", "forward_kl and logit_mse"),
+    "vector": ("vectors", "vector_mse"),
+    "boxes": ("boxes", "forward_kl and boxes"),
+}
+"""What predictions of a kind are, and which losses can compare them."""
+
+
 def check_kinds(config: Config) -> list[Mistake]:
     """Losses on predictions of another kind than the task's."""
     task = config.task
@@ -113,9 +121,8 @@ def check_kinds(config: Config) -> list[Mistake]:
         for name, loss in stage.losses.items():
             place = ("stages", stage_name, "losses", name)
             if task.kind not in loss.kinds:
-                what = {"span": "places in texts", "vector": "vectors"}.get(task.kind, "numbers")
-                able = {"span": "forward_kl and logit_mse", "vector": "vector_mse"}.get(task.kind, "logit_mse")
-                what = "predictions" if loss.kinds == ("vector",) else what
+                what, able = OF_KINDS.get(task.kind, ("numbers", "logit_mse"))
+                what = "predictions" if loss.kinds in (("vector",), ("boxes",)) else what
                 found.append((place, f"{loss.type} cannot compare the {what} of {task.type}; {able} can."))
             elif loss.compares_sequences and not task.has_units:
                 found.append((place, f"{loss.type} needs labels of words; {task.type} has one prediction a row."))

@@ -130,6 +130,26 @@ class Processor:
             raise ModelError(f"The image processor in {folder} gives the same for black and white. Copy it again.")
         return cls(black.shape, tuple(offset.tolist()), tuple(scale.tolist()), own)
 
+    def check_whole(self) -> None:
+        """Refuse a processor that cuts off parts of a picture, or adds to it: boxes are shares of the whole. Raises
+        ModelError."""
+        from PIL import Image
+
+        width, height = 3 * PROBE_SIZE, 2 * PROBE_SIZE  # a quarter is light, on the left and at the top
+        image = Image.new("RGB", (width, height))
+        image.paste((255, 255, 255), (0, 0, width // 4, height))
+        image.paste((255, 255, 255), (0, 0, width, height // 4))
+        found = values_of(self.own, [image])[0]
+        light = (found - per_channel(self.offset)) / per_channel(self.scale) > 127
+        sides = light[:, light.shape[1] - 2 :].mean((0, 1)), light[:, :, light.shape[2] - 2 :].mean((0, 2))
+        shares = [float(side.mean()) for side in sides]
+        off = [abs(share - 0.25) * size for share, size in zip(shares, (found.shape[2], found.shape[1]), strict=True)]
+        if found.shape != self.shape or max(off) > 1.5:
+            raise ModelError(
+                "The image processor does not bring the whole picture to one size: it crops or pads it, or keeps its "
+                f"proportions. Set size: {{height, width}} and do_pad and do_center_crop to false in {PROCESSOR}."
+            )
+
     def pixels(self, pictures: Sequence[bytes]) -> Pixels:
         """Encoded pictures as the model sees them, (N, C, H, W). Raises ModelError where the processor is no line."""
         values = np.concatenate(at_once(lambda one: values_of(self.own, [decoded(one)]), pictures))

@@ -12,6 +12,7 @@ from raydistill.config.plugins import find
 from raydistill.config.training import Stage
 from raydistill.losses.attention import AttentionKl, AttentionLoss, AttentionMse, Minilm, MinilmV2
 from raydistill.losses.base import Loss, Losses
+from raydistill.losses.boxes import Boxes
 from raydistill.losses.contrastive import CosinePairs, Crd
 from raydistill.losses.gradients import GradientAttention, GradientMatch
 from raydistill.losses.graph import GraphAttention
@@ -59,6 +60,7 @@ ATTENTION: dict[str, type[AttentionLoss]] = {
 __all__ = [
     "AttentionKl",
     "AttentionMse",
+    "Boxes",
     "CosinePairs",
     "Crd",
     "Dist",
@@ -171,6 +173,7 @@ def build_loss(
         case settings.SoftLossSection() if term.type in SOFT:
             shared = (term.weight, term.temperature, task.kind, term.standardize, term.confidence)
             soft = SOFT[term.type](*shared, **options(term))
+            soft.problem = getattr(task, "problem", None)
             if teacher is not None:
                 kept = predictions(teacher) if task.top_k is None else Signal.of(TOP, task.top_k)
                 soft.read(predictions(student), kept)
@@ -179,6 +182,8 @@ def build_loss(
             return KBest(term.weight, term.k)
         case settings.LogitMse():
             return LogitMse(term.weight)
+        case settings.Boxes():
+            return Boxes(task.problem, term.weight)  # type: ignore[attr-defined]
         case settings.VectorMse() | settings.VectorCosine():
             compared = VectorMse if isinstance(term, settings.VectorMse) else VectorCosine
             return compared(vector_width(student), term.weight)

@@ -13,6 +13,7 @@ from torch import Tensor
 from raydistill.config.losses import Kind, Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
+from raydistill.models.boxes import NO_OBJECT_WEIGHT, SIDES, Problem, paired
 from raydistill.models.ragged import padded
 from raydistill.models.signals import LOGITS, TOP, Signal
 from raydistill.models.vocabulary import coarse, top_ids, top_log_probabilities
@@ -40,7 +41,10 @@ class SoftLoss(LogitLoss):
 
     ``categorical`` predictions are softmax(z/T); ``bernoulli`` ones are sigmoid(z/T) for each label, ``span`` ones
     softmax(z/T) over the units of a row for each output (begin and end), a value a row; the mean over the labels, or
-    outputs, is taken, as the task's own loss does. T² keeps the size of the gradient about constant over T.
+    outputs, is taken, as the task's own loss does. Of ``boxes`` they are softmax(z/T) over the classes and no object
+    for each query that the teacher has, see ``models.boxes.paired``, a value a row: their sum, in which one counts 0.1,
+    and as much more as the teacher is sure that it finds something, over what the queries of a mean row count in the
+    task's own loss. T² keeps the size of the gradient about constant over T.
 
     ``standardize``: z is (z - mean) / deviation over the row's classes (Sun et al. 2024,
     https://arxiv.org/abs/2403.01427). ``confidence``: a value is multiplied by this power of the teacher's largest
@@ -48,6 +52,8 @@ class SoftLoss(LogitLoss):
     """
 
     temperature: float
+    problem: Problem | None = None
+    """Of boxes."""
 
     def __init__(
         self,
@@ -72,6 +78,9 @@ class SoftLoss(LogitLoss):
         if self.kind == "span":
             lengths = batch.targets.values.lengths
             z_student, z_teacher = (padded(z, lengths) for z in (z_student, z_teacher))
+        if self.problem is not None:
+            z_student, z_teacher = (one[..., :-SIDES] for one in paired(z_student, z_teacher, self.problem))
+            certainty = self.problem.certainty(z_teacher)
         sure = z_teacher.softmax(-1).amax(-1) ** self.confidence if self.confidence else None
         if self.standardize:
             z_student, z_teacher = (F.layer_norm(z, z.shape[-1:], eps=1e-7) for z in (z_student, z_teacher))
@@ -79,12 +88,15 @@ class SoftLoss(LogitLoss):
         divergence = self.divergence(log_student, log_teacher, batch)
         if sure is not None:
             divergence = divergence * sure
-        if divergence.dim() > 1:
+        if self.problem is not None:
+            weights = NO_OBJECT_WEIGHT + (1 - NO_OBJECT_WEIGHT) * certainty
+            divergence = (weights * divergence).sum(-1) / self.problem.mean_weight(weights.shape[1])
+        elif divergence.dim() > 1:
             divergence = divergence.mean(-1)
         return divergence * self.temperature**2
 
     def count(self, batch: Batch) -> int:
-        return batch.num_rows if self.kind == "span" else super().count(batch)
+        return batch.num_rows if self.kind in ("span", "boxes") else super().count(batch)
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Compare log-probabilities (…, C), by which they are reduced."""

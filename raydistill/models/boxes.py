@@ -6,6 +6,7 @@ and its box, query after query. Matching and loss are those of DETR, https://arx
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,31 @@ L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
 """Of a box beside its class, in the cost of a match and in the loss."""
 NO_OBJECT_WEIGHT = 0.1
 """Of a query that finds nothing, in the loss."""
+CHOSEN_FIRST = 30.0
+"""More than any cost of a pair: the queries that find something are matched before all others."""
 FILLING = (0.5, 0.5, 1.0, 1.0)
 """The box of an object that is not there."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a loss on boxes knows of the training pictures: the number of classes, and the objects of a mean one."""
+
+    num_classes: int
+    mean_objects: float
+
+    def units(self, outputs: Tensor) -> Tensor:
+        """Flat outputs by query, (B, Q, C + 5), float32."""
+        return outputs.float().unflatten(1, (-1, self.num_classes + 1 + SIDES))
+
+    def mean_weight(self, num_queries: int) -> float:
+        """Weight of all queries of a mean picture, those that find nothing counting a tenth."""
+        found = min(self.mean_objects, num_queries)
+        return found + NO_OBJECT_WEIGHT * (num_queries - found)
+
+    def certainty(self, logits: Tensor) -> Tensor:
+        """Probability that queries find something, (…, C + 1) -> (…)."""
+        return 1 - logits.softmax(-1)[..., -1]
 
 
 def flat_outputs(output: Any) -> Tensor:
@@ -88,23 +112,51 @@ def match(
     return torch.as_tensor(rows), torch.as_tensor(query), torch.as_tensor(item)
 
 
-def detection_losses(
-    outputs: Tensor, classes: Tensor, wanted: Tensor, lengths: np.ndarray, *, num_classes: int, mean_objects: float
-) -> Tensor:
+def detection_losses(outputs: Tensor, classes: Tensor, wanted: Tensor, lengths: np.ndarray, problem: Problem) -> Tensor:
     """DETR's loss of each row, (B,): cross entropy of the classes, those of unmatched queries at 0.1, and L1 and GIoU
     of matched boxes.
 
     DETR divides the first by the sum of weights and the others by the number of objects of a batch. Here both are those
-    of a mean row of the training set, of ``mean_objects`` objects: a row's loss does not hang on the rows beside it,
+    of a mean row of the training set: a row's loss does not hang on the rows beside it,
     one without objects counts, and over all of them it is the same.
     """
-    logits, boxes = queries(outputs.float(), num_classes)
+    nothing = problem.num_classes
+    logits, boxes = queries(outputs.float(), nothing)
     rows, query, item = (index.to(outputs.device) for index in match(logits, boxes, classes, wanted, lengths))
-    labels = torch.full(logits.shape[:2], num_classes, device=outputs.device)
+    labels = torch.full(logits.shape[:2], nothing, device=outputs.device)
     labels[rows, query] = classes[rows, item]
     nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-    weights = torch.where(labels == num_classes, NO_OBJECT_WEIGHT, 1.0)
-    found = min(mean_objects, logits.shape[1])
-    weight = found + NO_OBJECT_WEIGHT * (logits.shape[1] - found)
+    weights = torch.where(labels == nothing, NO_OBJECT_WEIGHT, 1.0)
     errors = box_errors(boxes[rows, query], wanted[rows, item])
-    return (nats * weights).sum(1) / weight + nats.new_zeros(len(nats)).index_add(0, rows, errors) / mean_objects
+    of_classes = (nats * weights).sum(1) / problem.mean_weight(logits.shape[1])
+    return of_classes + nats.new_zeros(len(nats)).index_add(0, rows, errors) / problem.mean_objects
+
+
+def paired(student: Tensor, teacher: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """The queries of two detectors that stand for each other, (B, M, C + 5) each, of flat outputs.
+
+    Where both have as many, query i is query i: a student that is cut from its teacher has its queries, and any other
+    can learn what each of them looks for. Else they are matched as to objects, those first of which the teacher is
+    surest that they find something.
+    """
+    own, other = problem.units(student), problem.units(teacher)
+    if own.shape == other.shape:
+        return own, other
+    first, second = match_queries(own, other, problem)
+    return tuple(  # type: ignore[return-value]
+        units.gather(1, index.to(units.device)[..., None].expand(-1, -1, units.shape[-1]))
+        for units, index in ((own, first), (other, second))
+    )
+
+
+@torch.no_grad()
+def match_queries(own: Tensor, other: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Which query of a row (B, Q, C + 5) stands for which of another model's (B, R, C + 5): (B, min(Q, R)) each."""
+    from scipy.optimize import linear_sum_assignment
+
+    sure, likely = problem.certainty(other[..., :-SIDES]), other[..., : problem.num_classes].softmax(-1)
+    cost = -own[..., :-SIDES].softmax(-1)[..., :-1] @ likely.transpose(1, 2)
+    cost = cost + box_errors(own[:, :, None, -SIDES:], other[:, None, :, -SIDES:])
+    costs = (sure[:, None] * (cost - CHOSEN_FIRST)).nan_to_num(nan=1e9, posinf=1e9, neginf=1e9).cpu().numpy()
+    found = np.array([linear_sum_assignment(one) for one in costs]).reshape(len(costs), 2, -1)
+    return torch.as_tensor(found[:, 0]), torch.as_tensor(found[:, 1])

@@ -25,7 +25,7 @@ from raydistill.models.checks import has_position_table
 from raydistill.models.crf import is_crf, set_crf
 from raydistill.models.fields import depth, is_staged, width
 from raydistill.models.folder import resolve_model, tokenizer_digest
-from raydistill.models.head import IMAGE, kind_of_head
+from raydistill.models.head import DETECTORS, OBJECTS, OF_PICTURES, kind_of_head
 from raydistill.models.layers import projection
 from raydistill.models.load import is_tuned, new_model, read_config
 from raydistill.models.pictures import Sight, look
@@ -74,15 +74,14 @@ def check_models(config: Config, source: Path) -> Models:
 def check_picture_models(config: Config, source: Path, teacher: PreTrainedConfig) -> Models:
     """The same of models that read pictures, whose positions are the patches that the teacher sees of one. Raises
     RaydistillError for losses on layers that cannot compare patches or maps of other sizes."""
-    if kind_of_head(teacher) != IMAGE:
-        raise ConfigError(
-            f"teacher.model: {config.lead.model} reads no pictures; name a model such as a ViT or ResNet."
-        )
+    check_head(config, "teacher.model", config.lead.model, teacher)
     if config.student.checkpoint is not None:
-        start = resolve_model(config.student.checkpoint)
-        if kind_of_head(read_config(start)) != IMAGE:
-            raise ConfigError(f"student.start: {config.student.checkpoint} reads no pictures; the teacher does.")
-    student, shape = student_config(teacher, config.student), Processor.open(source).shape
+        start = read_config(resolve_model(config.student.checkpoint))
+        check_head(config, "student.start", config.student.checkpoint, start)
+    processor = Processor.open(source)
+    student, shape = student_config(teacher, config.student), processor.shape
+    if config.task.kind == "boxes":
+        processor.check_whole()
     seen, own = look(teacher, shape), look(student, shape)
     if config.data.max_length not in ("auto", seen.num_patches):
         raise ConfigError(
@@ -115,6 +114,21 @@ def check_maps(config: Config, models: Models, own: Sight, seen: Sight) -> None:
                         f"{place}: {loss.type} compares feature maps, and a {model.model_type} model {what}. Use "
                         "losses on logits, such as forward_kl, or an image processor whose pictures are squares."
                     )
+
+
+def check_head(config: Config, place: str, name: str, model: PreTrainedConfig) -> None:
+    """Refuse a model that reads no pictures, or that has no head for the task. Raises ConfigError."""
+    is_detector = config.task.kind == "boxes"
+    if (kind := kind_of_head(model)) not in OF_PICTURES:
+        fit = "a YOLOS" if is_detector else "a ViT or ResNet"
+        raise ConfigError(f"{place}: {name} reads no pictures; name a model such as {fit}.")
+    if is_detector and model.model_type not in DETECTORS:
+        raise ConfigError(
+            f"{place}: a {model.model_type} model is none of the detectors that can be trained here: "
+            f"{', '.join(DETECTORS)}. Name one of these, such as hustvl/yolos-tiny."
+        )
+    if not is_detector and kind == OBJECTS:
+        raise ConfigError(f"{place}: {name} finds objects. Set task.type: object_detection, or name a classifier.")
 
 
 def check_tokenizers(config: Config, teacher: Path) -> None:

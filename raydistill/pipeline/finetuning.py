@@ -66,7 +66,7 @@ def tuned(context: Context, folder: Path, settings: Finetune) -> Tuned:
 def full(context: Context, folder: Path, settings: Finetune) -> Tuned:
     """Train all of it on the task's loss; once more, with another order and half the rate, where it learns nothing."""
     floor = math.inf  # an encoder compares texts already, and knows more of tokens than how frequent they are
-    if context.task.outputs:
+    if context.task.outputs and context.task.has_plain_outputs:
         floor = LEARNED * constant_loss(context.task, context.rows["train"].targets)
     metric, attempts = settings.metric or context.config.task.teacher_metric, settings.max_attempts or 1
     for attempt in range(attempts):
@@ -184,7 +184,7 @@ def refit(context: Context, model: PreTrainedModel, strengths: tuple[float, ...]
 
 def calibrate(context: Context, model: PreTrainedModel) -> None:
     """Divide the logits by the temperature that fits the validation rows best: a student learns the probabilities."""
-    if context.task.kind == "value" or not context.task.outputs:
+    if context.task.kind == "value" or not context.task.outputs or not context.task.has_plain_outputs:
         return
     parts = [context.labeled(model, split, one_order=True) for split in context.orders("validation")]
     outputs, targets = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))

@@ -94,6 +94,8 @@ class Task(ABC):
     """Whether ``fitted`` chooses anything."""
     has_units: ClassVar[bool] = False
     """Whether rows have any number of predictions: outputs and targets are then Ragged, and a long text is not cut."""
+    has_plain_outputs: ClassVar[bool] = True
+    """Whether the outputs of a row are its answer as they stand: a constant and a temperature can be fitted to them."""
     needs_labels: ClassVar[bool] = True
     """Whether nothing can be learned from texts alone."""
     reads_documents: ClassVar[bool] = False

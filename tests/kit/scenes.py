@@ -126,7 +126,7 @@ def scene_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "task": {"type": "object_detection"},
         "teacher": {"model": str(teacher), "finetune": {"num_epochs": 4, "learning_rate": 3e-3}, "allow_chance": True},
         "student": {"num_layers": 2},
-        "stages": {"distill": {"num_epochs": 2, "learning_rate": 1e-3, "losses": {"task": {"type": "task"}}}},
+        "stages": {"distill": {"num_epochs": 2, "learning_rate": 1e-3}},
         **small_run("scenes"),
     }
-    return changed(config, {"evaluate__baseline": False, **changes})
+    return changed(config, changes)

@@ -247,8 +247,8 @@ def data_section(results: Mapping[str, Any]) -> list[str]:
     if data["unlabeled"]:
         what, source = "Pictures" if reads_pictures else "Texts", source_of(data["unlabeled"]).link("datasets/")
         told += f" {what} without labels from {source} joined the training rows."
-    has_units = "counted" in results["task"]
-    cut = "Longer texts are read in windows of" if has_units else "Rows are cut to"
+    counted = results["task"].get("counted")
+    cut = "Longer texts are read in windows of" if counted else "Rows are cut to"
     if not reads_pictures:
         told += f" {cut} {data['max_length']} tokens."
     splits = list(counts["num_rows"])
@@ -259,7 +259,7 @@ def data_section(results: Mapping[str, Any]) -> list[str]:
         cells = [[escape(n), *(f"{counts['per_class'][s].get(n, 0):,}" for s in splits)] for n in names]
         return [
             *parts,
-            f"Labelled {'words' if has_units else 'rows'} by label:",
+            f"Labelled {'objects' if counted == 'objects' else 'words' if counted else 'rows'} by label:",
             table(["label", *splits], cells),
             *([more] if more else []),
         ]

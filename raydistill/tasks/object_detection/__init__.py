@@ -25,6 +25,8 @@ from raydistill.tasks.text_classification.reading import known_places
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from raydistill.models.boxes import Problem
+
 __all__ = ["ObjectDetection"]
 
 SETTINGS = "object_detection"
@@ -50,6 +52,7 @@ class ObjectDetection(Task):
     guessing = "no better than finding nothing"
     strata_words = "groups of pictures by their rarest class"
     counted = "objects"
+    has_plain_outputs = False
 
     def __init__(self, outputs: Sequence[str], mean_objects: float = 1.0, threshold: float = 0.5) -> None:
         self.outputs = tuple(outputs)
@@ -170,14 +173,15 @@ class ObjectDetection(Task):
         labeled = np.flatnonzero(targets.labeled)
         there = objects(targets.values[labeled])
         block = torch.as_tensor(as_block(there.flat[:, :5], there.lengths, (0.0, *FILLING)), device=outputs.device)
-        return detection_losses(
-            outputs[torch.as_tensor(labeled, device=outputs.device)],
-            block[..., 0].long(),
-            block[..., 1:],
-            there.lengths,
-            num_classes=len(self.outputs),
-            mean_objects=self.mean_objects,
-        )
+        known = outputs[torch.as_tensor(labeled, device=outputs.device)]
+        return detection_losses(known, block[..., 0].long(), block[..., 1:], there.lengths, self.problem)
+
+    @property
+    def problem(self) -> Problem:
+        """What losses on boxes know of the training pictures."""
+        from raydistill.models.boxes import Problem
+
+        return Problem(len(self.outputs), self.mean_objects)
 
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError("the loss of objects needs to know which are of one picture: see batch_loss")
