@@ -94,12 +94,13 @@ def at_once(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(pool.map(work, items))
 
 
-def thumbnail(content: bytes) -> str:
-    """A small copy as a data URI, of pixels that are seen as such where the picture is small."""
+def thumbnail(content: bytes, size: int = THUMBNAIL_SIZE) -> str:
+    """A small copy as a data URI, of pixels that are seen as such where the picture is small; ``size``: pixels of its
+    longer side."""
     from PIL import Image
 
     image = decoded(content)
-    share = THUMBNAIL_SIZE / max(image.size)
+    share = size / max(image.size)
     width, height = (max(1, round(side * share)) for side in image.size)
     made = io.BytesIO()
     resample = Image.Resampling.NEAREST if share > 1 else Image.Resampling.BICUBIC

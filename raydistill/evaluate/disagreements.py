@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.data.pictures import thumbnail
+from raydistill.data.pictures import THUMBNAIL_SIZE, thumbnail
 from raydistill.evaluate.compare import Predictions
 from raydistill.tasks.targets import Array
 
 MAX_ROWS = 20
 MAX_ERRORS = 10
 MAX_CHARACTERS = 500
+MARKED_SIZE = 240
+"""Pixels of a picture in which boxes are drawn."""
 SIDES = ("student", "teacher")
 
 
@@ -43,10 +45,13 @@ def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[d
     """Rows as ``results.json`` has them.
 
     ``split`` is the prepared split's Arrow file, whose rows are those that were predicted: texts longer than 500
-    characters are cut. Pictures have their name as text, and a small ``image``, a data URI.
+    characters are cut. Pictures have their name as text, and a small ``image``, a data URI; ``marks``, where answers
+    point at parts of it: of label, student and teacher, as ``Task.marked`` has them.
     """
-    read, targets = read_texts(split, rows), kept.targets.take(np.asarray(rows, int))
     outputs = {side: kept.outputs[side][rows] for side in SIDES}
+    marks = {side: found for side in SIDES if (found := kept.tasks[side].marked(outputs[side])) is not None}
+    size = MARKED_SIZE if marks else THUMBNAIL_SIZE
+    read, targets = read_texts(split, rows, size), kept.targets.take(np.asarray(rows, int))
     student, teacher = (kept.outputs[side] for side in SIDES)
     others = kept.tasks["student"].counterparts(student, teacher, np.asarray(rows, int))
     if others is not None:
@@ -57,6 +62,11 @@ def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[d
     texts = [texts["text"] for texts in read]
     tasks = {side: kept.tasks[side].of_rows(texts, targets.values) for side in SIDES}
     spoken = {side: tasks[side].spoken(outputs[side]) for side in SIDES}
+
+    def marks_of(i: int) -> dict[str, Any]:
+        own = kept.tasks["student"].marked_target(targets.values[i]) if targets.labeled[i] else []
+        return {"label": own, **{side: found[i] for side, found in marks.items()}}
+
     named = [tasks["student"].of_rows([text], targets.values[[i]]) for i, text in enumerate(texts)]
     return [
         {
@@ -64,21 +74,22 @@ def describe_rows(rows: Sequence[int], kept: Predictions, split: Path) -> list[d
             **{name: text if name == "image" else shortened(text) for name, text in read[i].items()},
             "label": named[i].spoken_target(targets.values[i]) if targets.labeled[i] else None,
             **{side: dict(zip(("answer", "sure"), told[i], strict=True)) for side, told in spoken.items()},
+            **({"marks": marks_of(i)} if marks else {}),
         }
         for i, row in enumerate(rows)
     ]
 
 
-def read_texts(split: Path, rows: Sequence[int]) -> list[dict[str, str | None]]:
+def read_texts(split: Path, rows: Sequence[int], size: int = THUMBNAIL_SIZE) -> list[dict[str, str | None]]:
     """``text`` and ``text_pair`` (None in data without pairs) of some rows of a prepared split's Arrow file; of
-    pictures ``text`` is the name, and there is an ``image``."""
+    pictures ``text`` is the name, and there is an ``image`` of so many pixels."""
     import pyarrow as pa
 
     with pa.memory_map(str(split)) as source:
         table = pa.ipc.open_file(source).read_all().take(pa.array(rows, pa.int64()))
     if "image" in table.column_names:
         named = zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True)
-        return [{"text": name, "text_pair": None, "image": thumbnail(content)} for name, content in named]
+        return [{"text": name, "text_pair": None, "image": thumbnail(content, size)} for name, content in named]
     pairs = table["text_pair"] if "text_pair" in table.column_names else pa.nulls(len(rows), pa.string())
     return [
         {"text": text, "text_pair": pair}

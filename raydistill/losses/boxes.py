@@ -9,7 +9,8 @@ from torch import Tensor
 from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
-from raydistill.models.boxes import SIDES, Problem, box_errors, paired
+from raydistill.models.boxes import Problem, box_errors, paired
+from raydistill.models.head import NUM_SIDES
 from raydistill.models.signals import LOGITS, Signal
 
 
@@ -31,5 +32,5 @@ class Boxes(Loss):
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         own, other = paired(student[LOGITS], teacher[LOGITS], self.problem)
-        sure = self.problem.certainty(other[..., :-SIDES])
-        return (sure * box_errors(own[..., -SIDES:], other[..., -SIDES:])).sum(1) / self.problem.mean_objects
+        sure = self.problem.certainty(other[..., :-NUM_SIDES])
+        return (sure * box_errors(own[..., -NUM_SIDES:], other[..., -NUM_SIDES:])).sum(1) / self.problem.mean_objects

@@ -13,7 +13,8 @@ from torch import Tensor
 from raydistill.config.losses import Kind, Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
-from raydistill.models.boxes import NO_OBJECT_WEIGHT, SIDES, Problem, paired
+from raydistill.models.boxes import NO_OBJECT_WEIGHT, Problem, paired
+from raydistill.models.head import NUM_SIDES
 from raydistill.models.ragged import padded
 from raydistill.models.signals import LOGITS, TOP, Signal
 from raydistill.models.vocabulary import coarse, top_ids, top_log_probabilities
@@ -79,7 +80,7 @@ class SoftLoss(LogitLoss):
             lengths = batch.targets.values.lengths
             z_student, z_teacher = (padded(z, lengths) for z in (z_student, z_teacher))
         if self.problem is not None:
-            z_student, z_teacher = (one[..., :-SIDES] for one in paired(z_student, z_teacher, self.problem))
+            z_student, z_teacher = (one[..., :-NUM_SIDES] for one in paired(z_student, z_teacher, self.problem))
             certainty = self.problem.certainty(z_teacher)
         sure = z_teacher.softmax(-1).amax(-1) ** self.confidence if self.confidence else None
         if self.standardize:

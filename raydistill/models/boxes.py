@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIDES = 4
-"""Numbers of a box, at the end of a query's."""
+from raydistill.models.head import NUM_SIDES
+
 L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
 """Of a box beside its class, in the cost of a match and in the loss."""
 NO_OBJECT_WEIGHT = 0.1
@@ -38,7 +38,7 @@ class Problem:
 
     def units(self, outputs: Tensor) -> Tensor:
         """Flat outputs by query, (B, Q, C + 5), float32."""
-        return outputs.float().unflatten(1, (-1, self.num_classes + 1 + SIDES))
+        return outputs.float().unflatten(1, (-1, self.num_classes + 1 + NUM_SIDES))
 
     def mean_weight(self, num_queries: int) -> float:
         """Weight of all queries of a mean picture, those that find nothing counting a tenth."""
@@ -60,13 +60,13 @@ def tell_queries_apart(model: nn.Module) -> None:
 
 def flat_outputs(output: Any) -> Tensor:
     """What a model's heads computed, (B, Q · (C + 5))."""
-    return torch.cat([output.logits, output.pred_boxes], dim=-1).flatten(1)
+    return torch.cat([output["logits"], output["pred_boxes"]], dim=-1).flatten(1)
 
 
 def queries(outputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Flat outputs as logits (B, Q, C + 1), no object the last, and boxes (B, Q, 4)."""
-    units = outputs.unflatten(1, (-1, num_classes + 1 + SIDES))
-    return units[..., :-SIDES], units[..., -SIDES:]
+    units = outputs.unflatten(1, (-1, num_classes + 1 + NUM_SIDES))
+    return units[..., :-NUM_SIDES], units[..., -NUM_SIDES:]
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -165,9 +165,9 @@ def match_queries(own: Tensor, other: Tensor, problem: Problem) -> tuple[Tensor,
     """Which query of a row (B, Q, C + 5) stands for which of another model's (B, R, C + 5): (B, min(Q, R)) each."""
     from scipy.optimize import linear_sum_assignment
 
-    sure, likely = problem.certainty(other[..., :-SIDES]), other[..., : problem.num_classes].softmax(-1)
-    cost = -own[..., :-SIDES].softmax(-1)[..., :-1] @ likely.transpose(1, 2)
-    cost = cost + box_errors(own[:, :, None, -SIDES:], other[:, None, :, -SIDES:])
+    sure, likely = problem.certainty(other[..., :-NUM_SIDES]), other[..., : problem.num_classes].softmax(-1)
+    cost = -own[..., :-NUM_SIDES].softmax(-1)[..., :-1] @ likely.transpose(1, 2)
+    cost = cost + box_errors(own[:, :, None, -NUM_SIDES:], other[:, None, :, -NUM_SIDES:])
     costs = (sure[:, None] * (cost - CHOSEN_FIRST)).nan_to_num(nan=1e9, posinf=1e9, neginf=1e9).cpu().numpy()
     found = np.array([linear_sum_assignment(one) for one in costs]).reshape(len(costs), 2, -1)
     return torch.as_tensor(found[:, 0]), torch.as_tensor(found[:, 1])

@@ -17,6 +17,9 @@ SEQUENCE, TOKEN, SPAN = "SequenceClassification", "TokenClassification", "Questi
 MASKED, EMBEDDING, IMAGE, OBJECTS = "MaskedLM", "SentenceEmbedding", "ImageClassification", "ObjectDetection"
 OF_PICTURES = (IMAGE, OBJECTS)
 """Heads of models that read pictures. Nearly every checkpoint of these has a head for classes of its own."""
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+"""Of a box in pixels, as transformers' pipeline names them."""
+NUM_SIDES = len(SIDES)
 DETECTORS = ("yolos",)
 """Families with a head for objects whose outputs and loss are those of ``models.boxes``, by ``model_type``."""
 UNNAMED = (MASKED, EMBEDDING)
@@ -122,11 +125,11 @@ def logits_of(output: Any) -> Tensor:
 
         return flat_outputs(output)
     if "logits" in output:
-        logits: Tensor = output.logits
+        logits: Tensor = output["logits"]
         return logits
     import torch
 
-    return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
 
 
 def output_order(found: Sequence[str], labels: Sequence[str]) -> tuple[tuple[int, ...], str | None]:

@@ -23,7 +23,9 @@ NUM_WORDS = 5
 """For each mask token of a text."""
 OWN_TYPE = "raydistill_conv"
 """Models of this type bring raydistill's code, which lies beside this file and is run with the same right."""
-IMAGE = "ImageClassification"
+OBJECTS = "ObjectDetection"
+OF_PICTURES = ("ImageClassification", OBJECTS)
+SIDES = ("xmin", "ymin", "xmax", "ymax")
 NO_LIMIT = 10**9
 """A tokenizer that knows no limit says 10^30, which none of the fast ones takes as a length to cut to."""
 
@@ -37,12 +39,12 @@ class Scorer:
         written = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
         self.embedding = written.get("sentence_embedding")
         """Of a sentence encoder: {pooling, layers, normalize}."""
-        heads = ("TokenClassification", "QuestionAnswering", "MaskedLM", IMAGE)
+        heads = ("TokenClassification", "QuestionAnswering", "MaskedLM", *OF_PICTURES)
         named = str(written.get("architectures"))
         self.head = next((kind for kind in heads if kind in named), "SequenceClassification")
         auto = getattr(transformers, "AutoModel" if self.embedding else f"AutoModelFor{self.head}")
         is_own = written.get("model_type") == OWN_TYPE
-        self.processor: Any = AutoImageProcessor.from_pretrained(folder) if self.head == IMAGE else None
+        self.processor: Any = AutoImageProcessor.from_pretrained(folder) if self.head in OF_PICTURES else None
         own = {"trust_remote_code": is_own}
         self.tokenizer: Any = None if self.processor else AutoTokenizer.from_pretrained(folder, **own)
         self.model = auto.from_pretrained(folder, trust_remote_code=is_own).to(self.device).eval()
@@ -76,7 +78,8 @@ class Scorer:
         "answers"}``: the answer and its place, "" and None where there is none, and the best ones in their order. A
         sentence encoder gives ``{"vector"}``, a list of numbers. A masked language model gives ``{"words"}``, for each
         mask token of a text a list of {word, score}, the likeliest first. Of pictures the
-        column has their bytes, as files have them.
+        column has their bytes, as files have them. A detector gives ``{"objects"}``, a list of {label, score, box}, the
+        surest first; a box is {xmin, ymin, xmax, ymax} in pixels.
         """
         columns = list(model_input.columns)
         if self.processor:
@@ -106,9 +109,22 @@ class Scorer:
         found: list[dict[str, Any]] = []
         for start in range(0, len(contents), BATCH_ROWS):
             images = [opened(content) for content in contents[start : start + BATCH_ROWS]]
-            inputs = self.processor(images, return_tensors="pt").to(self.device)
-            found += self.answers(self.model(**inputs).logits.float().cpu())
+            pixels = self.processor(images, return_tensors="pt")["pixel_values"].to(self.device)
+            output = self.model(pixel_values=pixels)
+            is_detector = self.head == OBJECTS
+            found += self._objects(output, images) if is_detector else self.answers(output.logits.float().cpu())
         return found
+
+    def _objects(self, output: Any, images: list[Any]) -> list[dict[str, Any]]:
+        least = (getattr(self.model.config, "object_detection", None) or {}).get("threshold", 0.5)
+        sizes = [image.size[::-1] for image in images]
+        told = []
+        for one in self.processor.post_process_object_detection(output, threshold=least, target_sizes=sizes):
+            rows = zip(*(one[name].float().cpu().tolist() for name in ("labels", "scores", "boxes")), strict=True)
+            ordered = sorted(rows, key=lambda row: -row[1])
+            named = [(self.names[int(label)], score, zip(SIDES, box, strict=True)) for label, score, box in ordered]
+            told.append({"objects": [{"label": label, "score": s, "box": dict(box)} for label, s, box in named]})
+        return told
 
     @torch.inference_mode()
     def _score(self, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:

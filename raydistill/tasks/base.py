@@ -413,6 +413,15 @@ class Task(ABC):
         """The answer to each of the outputs (N, C) in words, and how sure it is, 0 to 1; None where that has no
         meaning."""
 
+    def marked(self, outputs: Values) -> list[list[dict[str, Any]]] | None:
+        """What each of the outputs points at in its picture: a list of {label, score, box}, a box being left, top,
+        right and bottom as shares of the picture; None where answers point at nothing."""
+        return None
+
+    def marked_target(self, target: Any) -> list[dict[str, Any]]:
+        """The same of a target, without scores."""
+        return []
+
     @abstractmethod
     def spoken_target(self, target: Any) -> str:
         """A target in words."""

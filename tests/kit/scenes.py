@@ -97,8 +97,8 @@ def yolo_line(name: str, box: tuple[float, float, float, float], size: tuple[int
 def tiny_detector_config(num_layers: int = 3, num_labels: int = 2, **changes: Any) -> PreTrainedConfig:
     """A YOLOS of width 32 for pictures of 24 x 32 pixels."""
     shape = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 8}
-    given = {"image_size": SIZE, "num_detection_tokens": QUERIES, "num_labels": num_labels, **changes}
-    return YolosConfig(num_hidden_layers=num_layers, **shape, **given)
+    given = {**shape, "image_size": SIZE, "num_detection_tokens": QUERIES, "num_labels": num_labels, **changes}
+    return YolosConfig(num_hidden_layers=num_layers, **given)
 
 
 def save_tiny_detector(folder: Path, *, names: Sequence[str] = ("a", "b", "c"), seed: int = 0, **changes: Any) -> Path:
@@ -115,15 +115,15 @@ def scene_config(folder: Path, **changes: Any) -> dict[str, Any]:
     """A config that distils a tiny YOLOS on toy scenes in local mode; ``changes`` are dotted names with __."""
     data, teacher = folder / "scenes", folder / "yolos"
     if not data.exists():
-        write_scenes(data, toy_scenes(96))
-        save_tiny_detector(teacher)
+        write_scenes(data, toy_scenes(256))
+        save_tiny_detector(teacher, hidden_size=64, intermediate_size=128)
     config: dict[str, Any] = {
         "storage": str(folder / "storage"),
         "data": {"path": str(data), "split": {"validation": 0.2, "test": 0.2}},
         "task": {"type": "object_detection"},
-        "teacher": {"model": str(teacher), "finetune": {"num_epochs": 4, "learning_rate": 3e-3}, "allow_chance": True},
+        "teacher": {"model": str(teacher), "finetune": {"num_epochs": 40, "learning_rate": 2e-3}, "allow_chance": True},
         "student": {"num_layers": 2},
-        "stages": {"distill": {"num_epochs": 2, "learning_rate": 1e-3}},
+        "stages": {"distill": {"num_epochs": 10, "learning_rate": 1e-3}},
         **small_run("scenes"),
     }
     return changed(config, changes)

@@ -127,14 +127,12 @@ def test_a_model_that_diverges_still_gives_a_loss() -> None:
 
 
 def test_outputs_are_those_of_the_queries_one_after_another() -> None:
-    class Output:
-        logits, pred_boxes = torch.arange(12.0).view(2, 2, 3), torch.arange(100.0, 116.0).view(2, 2, 4)
-
-    flat = flat_outputs(Output)
+    output = {"logits": torch.arange(12.0).view(2, 2, 3), "pred_boxes": torch.arange(100.0, 116.0).view(2, 2, 4)}
+    flat = flat_outputs(output)
     assert flat[1].tolist() == [6, 7, 8, 108, 109, 110, 111, 9, 10, 11, 112, 113, 114, 115]
     logits, boxes = queries(flat, 2)
-    assert torch.equal(logits, Output.logits)
-    assert torch.equal(boxes, Output.pred_boxes)
+    assert torch.equal(logits, output["logits"])
+    assert torch.equal(boxes, output["pred_boxes"])
 
 
 def test_queries_of_a_new_model_are_told_apart() -> None:

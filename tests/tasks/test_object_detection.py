@@ -148,7 +148,12 @@ def test_answers_are_objects_in_pixels_the_surest_first() -> None:
         assert [one["label"] for one in answer["objects"]] == ["bright", "dark"]
         assert [one["score"] for one in answer["objects"]] == pytest.approx([0.9, 0.6])
         assert answer["objects"][0]["box"] == pytest.approx({"xmin": 2, "ymin": 3, "xmax": 6, "ymax": 7})
-    assert task.spoken(outputs) == [("1 bright, 1 dark", pytest.approx(0.9))]
+    assert task.spoken(outputs) == [("1 bright, 1 dark", None)]
+    first, second = task.marked(outputs)[0]
+    assert (first["label"], second["label"]) == ("bright", "dark")
+    assert first["box"] == pytest.approx([0.1, 0.3, 0.3, 0.7])
+    assert first["score"] == pytest.approx(0.9)
+    assert task.marked_target(TWO[0])[1] == {"label": "dark", "score": None, "box": [0.7, 0.3, 0.9, 0.7]}
     assert task.spoken(said()) == [("nothing", None)]
     assert task.spoken_target(TWO[0]) == "1 bright, 1 dark"
     assert task.spoken_target(np.array([[-1, 0, 0, 0, 0, 0, 5, 5]])) == "nothing"

@@ -19,7 +19,7 @@ from raydistill.deploy.export.silence import silent
 from raydistill.deploy.predictor import Inputs, Predictor, TorchPredictor
 from raydistill.errors import ModelError
 from raydistill.models.checks import first_line
-from raydistill.models.head import logit_names
+from raydistill.models.head import logit_names, logits_of
 
 FILE = "model.onnx"
 EXTERNAL_BYTES = 1_500_000_000
@@ -136,13 +136,14 @@ class OnnxPredictor(Predictor):
                 f"onnxruntime cannot load {folder / FILE}: {first_line(error)}. Export the model again."
             ) from error
         self.inputs = [value.name for value in self.session.get_inputs()]
+        self.names = [value.name for value in self.session.get_outputs()]
         self.runtime = f"onnxruntime {release('onnxruntime')} {'int8' if form == 'onnx-int8' else 'float32'}"
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         feeds = {name: inputs[name].numpy() for name in self.inputs}
         try:
-            found = [torch.from_numpy(values) for values in self.session.run(None, feeds)]
-            return found[0] if len(found) == 1 else torch.stack(found, dim=-1)
+            found = [torch.from_numpy(values) for values in self.session.run(self.names, feeds)]
+            return logits_of(dict(zip(self.names, found, strict=True)))
         except Exception as error:  # onnxruntime's kinds derive from Exception or RuntimeError
             shape = " x ".join(map(str, feeds[self.inputs[0]].shape))
             raise ModelError(

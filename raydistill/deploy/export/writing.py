@@ -12,7 +12,7 @@ from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
 from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.evaluate.report.naming import source_of
 from raydistill.models.folder import TOKENIZER_FILES, model_digest, read_json
-from raydistill.models.head import EMBEDDING, IMAGE, SPAN, logit_names
+from raydistill.models.head import EMBEDDING, NUM_SIDES, OBJECTS, SPAN, logit_names
 from raydistill.storage.paths import is_url, resolve_path
 from raydistill.storage.redaction import redact
 
@@ -21,7 +21,6 @@ OF_ENCODING = {"input_ids": "ids", "attention_mask": "attention_mask", "token_ty
 
 
 EXAMPLES = ('["a text", "another one"]', '["a question"], ["its context"]')
-PICTURES = f"AutoModelFor{IMAGE}"
 ENCODED = ('["a text", "another one"]', '[("a question", "its context")]')
 """Two texts, or a pair, as transformers and tokenizers take them."""
 
@@ -50,7 +49,7 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
             {"name": name, "dtype": "int64" if is_text else "float32", "axes": ["batch", *shape]} for name in inputs
         ],
         "outputs": [
-            {"name": name, "dtype": dtype, "axes": axes(source)} for name in logit_names(source.task.head_kind)
+            {"name": name, "dtype": dtype, "axes": axes(source, name)} for name in logit_names(source.task.head_kind)
         ],
         **made,
         "load": load_lines(form, source, inputs),
@@ -59,8 +58,11 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
     return content
 
 
-def axes(source: Predictor) -> list[str | int]:
-    """Of the logits: a row each, or a token of each row."""
+def axes(source: Predictor, name: str) -> list[str | int]:
+    """Of an output: a row each, or a token, or query, of each row."""
+    if source.task.head_kind == OBJECTS:
+        classes = len(source.task.outputs)
+        return ["batch", source.width // (classes + 1 + NUM_SIDES), NUM_SIDES if name == "pred_boxes" else classes + 1]
     is_one = len(logit_names(source.task.head_kind)) == 1
     return ["batch", *(["length"] if source.task.has_units else []), *([source.width] if is_one else [])]
 
@@ -114,25 +116,28 @@ def write_about(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / EXPORT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def picture_lines(form: str) -> list[str]:
-    """The same of two pictures."""
+def picture_lines(form: str, kind: str) -> list[str]:
+    """The same of two pictures, for a head of this kind."""
+    model, names = f"AutoModelFor{kind}", logit_names(kind)
     opened = [
         "from PIL import Image",
-        "from transformers import AutoImageProcessor" + ("" if form.startswith("onnx") else ", " + PICTURES),
+        "from transformers import AutoImageProcessor" + ("" if form.startswith("onnx") else ", " + model),
         'processor = AutoImageProcessor.from_pretrained(".")',
         'pictures = [Image.open(name).convert("RGB") for name in ("one.jpg", "another.jpg")]',
     ]
     if not form.startswith("onnx"):
         return [
             *opened,
-            f'model = {PICTURES}.from_pretrained(".")',
-            'logits = model(**processor(pictures, return_tensors="pt").to(model.dtype)).logits',
+            f'model = {model}.from_pretrained(".")',
+            'output = model(**processor(pictures, return_tensors="pt").to(model.dtype))',
+            f"{', '.join(names)} = {', '.join(f'output.{name}' for name in names)}",
         ]
     return [
         "import onnxruntime",
         *opened,
         'session = onnxruntime.InferenceSession("model.onnx")',
-        'logits = session.run(["logits"], dict(processor(pictures, return_tensors="np")))[0]',
+        'feeds = {"pixel_values": processor(pictures, return_tensors="np")["pixel_values"]}',
+        f"{', '.join(names)} = session.run({json.dumps(names)}, feeds){'[0]' * (len(names) == 1)}",
     ]
 
 
@@ -141,7 +146,7 @@ def load_lines(form: str, source: Predictor, inputs: Sequence[str]) -> list[str]
     length, tokenizer, model = source.max_length, source.tokenizer, f"AutoModelFor{source.task.head_kind}"
     names, is_pair = logit_names(source.task.head_kind), source.task.head_kind == SPAN
     if source.processor is not None:
-        return picture_lines(form)
+        return picture_lines(form, source.task.head_kind)
     if not form.startswith("onnx") and source.task.head_kind == EMBEDDING:
         return (source.task.loading_code('"."', length) or "").splitlines()
     if not form.startswith("onnx"):

@@ -68,12 +68,21 @@ FATES = {
         "not_answered": "not answered though there is an answer",
         "invented": "answered though there is none",
     },
+    "objects": {
+        "right": "found",
+        "misplaced": "found twice, or with a box that is off",
+        "confused": "found as another class",
+        "invented": "found where none is",
+        "missed": "missed",
+    },
 }
 """What can become of what a task counts: see ``details`` of its scores."""
-FATES_OF = {"entities": "entity_errors", "questions": "answer_errors"}
+FATES_OF = {"entities": "entity_errors", "questions": "answer_errors", "objects": "box_errors"}
 CAPTIONS = {
     "entities": "The labelled entities of the test rows: found, with another type, with other words (too many or too "
     "few), with both, or missed; below, what a model names where no entity is.",
+    "objects": "What a model gives as an answer on test pictures, the score being high enough: it is an object where "
+    "boxes overlap by half of what they cover together (IoU 0.5). Below, objects that no answer is about.",
     "questions": "The questions of the test rows, by the answer that a model gives and the right one that is nearest.",
 }
 SIDES = ("student", "teacher")
@@ -333,6 +342,7 @@ def judged(disagreement: Mapping[str, Any]) -> dict[str, Any]:
     label = None if label is None else cut(label, MAX_NAME)
     return {
         "image": None,
+        "marks": None,
         **disagreement,
         **texts,
         **sides,

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from raydistill.config import tasks as config
 from raydistill.errors import DataError
-from raydistill.models.head import OBJECTS
+from raydistill.models.head import OBJECTS, SIDES
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.object_detection import reading
 from raydistill.tasks.object_detection.detections import Detections, corners, ious, of_targets
-from raydistill.tasks.object_detection.reading import CLASS, NOTHING, SIZE, objects
+from raydistill.tasks.object_detection.reading import BOX, CLASS, NOTHING, SIZE, objects
 from raydistill.tasks.object_detection.scoring import ANSWER_IOU, BoxScores, partners
 from raydistill.tasks.targets import Array, Ragged, Targets, shown
 from raydistill.tasks.text_classification.classes import class_summary
@@ -255,7 +255,7 @@ class ObjectDetection(Task):
         return {
             "label": self.outputs[label],
             "score": score,
-            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), sides, strict=True)),
+            "box": dict(zip(SIDES, sides, strict=True)),
         }
 
     @property
@@ -263,10 +263,21 @@ class ObjectDetection(Task):
         return ("objects",)
 
     def spoken(self, outputs: Array) -> list[tuple[str, float | None]]:
+        return [(self._counted(classes), None) for classes, *_ in self._found(outputs)]
+
+    def marked(self, outputs: Array) -> list[list[dict[str, Any]]]:
         return [
-            (self._counted(classes), float(scores[0]) if len(scores) else None)
-            for classes, scores, _ in self._found(outputs)
+            [self._mark(*one) for one in zip(classes, corners(boxes), scores, strict=True)]
+            for classes, scores, boxes in self._found(outputs)
         ]
+
+    def marked_target(self, target: Any) -> list[dict[str, Any]]:
+        there = target[target[:, CLASS] >= 0]
+        return [self._mark(*one) for one in zip(there[:, CLASS].astype(int), corners(there[:, BOX]), strict=True)]
+
+    def _mark(self, label: int, sides: Array, score: float | None = None) -> dict[str, Any]:
+        box = np.clip(sides, 0, 1, dtype=np.float64).round(4).tolist()
+        return {"label": self.outputs[label], "score": None if score is None else float(score), "box": box}
 
     def spoken_target(self, target: Any) -> str:
         classes = target[:, CLASS].astype(int)

@@ -7,10 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
+from raydistill.models.head import NUM_SIDES
 from raydistill.tasks.object_detection.reading import BOX, CLASS, objects
 from raydistill.tasks.targets import Array, Ragged
-
-SIDES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +23,14 @@ class Detections:
     @cached_property
     def units(self) -> Array:
         """(N, Q, C + 5)."""
-        return self.outputs.reshape(len(self.outputs), -1, self.num_classes + 1 + SIDES)
+        return self.outputs.reshape(len(self.outputs), -1, self.num_classes + 1 + NUM_SIDES)
 
     @cached_property
     def probabilities(self) -> Array:
         """Of the classes and of no object, (N, Q, C + 1)."""
         from scipy.special import softmax
 
-        return np.asarray(softmax(self.units[..., :-SIDES].astype(np.float64), axis=-1))
+        return np.asarray(softmax(self.units[..., :-NUM_SIDES].astype(np.float64), axis=-1))
 
     @cached_property
     def classes(self) -> Array:
@@ -48,7 +47,7 @@ class Detections:
     @property
     def boxes(self) -> Array:
         """(N, Q, 4), center, width and height as shares of the picture."""
-        return self.units[..., -SIDES:].astype(np.float64)
+        return self.units[..., -NUM_SIDES:].astype(np.float64)
 
     def found(self, row: int, threshold: float) -> tuple[Array, Array, Array]:
         """Classes, scores and boxes in a row of at least this score, the surest first."""

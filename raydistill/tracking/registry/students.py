@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import TrackingError
 from raydistill.models.folder import CARD
-from raydistill.models.head import EMBEDDING_FIELD, IMAGE, MASKED, SPAN, TOKEN, kind_of_architectures
+from raydistill.models.head import (
+    EMBEDDING_FIELD,
+    IMAGE,
+    MASKED,
+    OBJECTS,
+    OF_PICTURES,
+    SIDES,
+    SPAN,
+    TOKEN,
+    kind_of_architectures,
+)
 from raydistill.storage.manifest import file_digest, folder_digest
 from raydistill.tracking.lineage import headline
 from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
@@ -66,7 +76,7 @@ def write_model(student: Path, folder: Path, *, max_length: int | None = None, h
     named = ("text", "text_pair") if has_pairs else (None,)  # one unnamed column: predict takes a list of strings
     config = json.loads((student / "config.json").read_text(encoding="utf-8"))
     outputs, kind = answer_schema(config), kind_of_architectures(config.get("architectures"))
-    is_text = kind != IMAGE
+    is_text = kind not in OF_PICTURES
     inputs = Schema([ColSpec("string", name) for name in named] if is_text else [ColSpec("binary")])
     is_encoder = EMBEDDING_FIELD in config
     needed = ("mlflow", "torch", "transformers", *(() if is_text else ("pillow",)))
@@ -116,6 +126,8 @@ def pipeline_of(kind: str, is_encoder: bool) -> dict[str, str]:
         names = ("fill-mask", "FillMaskPipeline", f"AutoModelFor{kind}")
     elif kind == IMAGE:
         names = ("image-classification", "ImageClassificationPipeline", f"AutoModelFor{kind}")
+    elif kind == OBJECTS:
+        names = ("object-detection", "ObjectDetectionPipeline", f"AutoModelFor{kind}")
     elif kind == TOKEN:
         names = ("token-classification", "TokenClassificationPipeline", f"AutoModelFor{kind}")
     else:
@@ -134,6 +146,10 @@ def answer_schema(config: Mapping[str, Any]) -> Schema:
         parts = {"label": "string", "text": "string", "start": "long", "end": "long", "score": "double"}
         entity = Object([Property(name, DataType[kind]) for name, kind in parts.items()])
         return Schema([ColSpec(Array(entity), "entities")])
+    if kind_of_architectures(config.get("architectures")) == OBJECTS:
+        box = Object([Property(side, DataType.double) for side in SIDES])
+        found = Object([Property("label", DataType.string), Property("score", DataType.double), Property("box", box)])
+        return Schema([ColSpec(Array(found), "objects")])
     if kind_of_architectures(config.get("architectures")) == MASKED:
         word = Object([Property("word", DataType.string), Property("score", DataType.double)])
         return Schema([ColSpec(Array(Array(word)), "words")])
