@@ -98,7 +98,7 @@ def predict_alike(
         own = predictor.task.reordered(order).facts()
         tasks[name] = task_of({**own, "outputs": list(rows.task.outputs)})
         found = predictor.outputs(rows.texts, rows.targets.values)
-        outputs[name] = found[:, list(order)] if order else found
+        outputs[name] = predictor.task.reordered_outputs(found, order)
         notices.append(notice)
     return tasks, outputs, notices
 

@@ -333,7 +333,7 @@ class Task(ABC):
 
     def reordered_outputs(self, outputs: Values, order: Sequence[int]) -> Values:
         """Outputs (N, C) of this task as they are of the ``reordered`` one."""
-        return outputs[:, list(order)] if self.outputs else outputs
+        return outputs[:, list(order)] if order else outputs
 
     @abstractmethod
     def scores(self, outputs: Values, targets: Values) -> Scores:
