@@ -96,6 +96,11 @@ class Rows:
     def num_rows(self) -> int:
         return len(self.lengths)
 
+    @property
+    def num_predictions(self) -> int:
+        """How many predictions a model makes of all rows: one a row, or a unit."""
+        return self.num_rows if self.units is None else len(self.units.flat)
+
     def sample(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield inputs of some rows, always the same, spread evenly over all: 512, fewer where rows are long."""
         wanted = SAMPLE_TOKENS / max(1.0, float(self.lengths.mean()))

@@ -7,7 +7,6 @@ and its box, query after query. Matching and loss are those of DETR, https://arx
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,11 +55,6 @@ def tell_queries_apart(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(TOKENS) and not parameter.is_meta and not parameter.any():
             nn.init.trunc_normal_(parameter, std=TOKEN_DEVIATION)
-
-
-def flat_outputs(output: Any) -> Tensor:
-    """What a model's heads computed, (B, Q · (C + 5))."""
-    return torch.cat([output["logits"], output["pred_boxes"]], dim=-1).flatten(1)
 
 
 def queries(outputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

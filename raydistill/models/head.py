@@ -120,15 +120,13 @@ def logit_names(kind: str) -> list[str]:
 def logits_of(output: Any) -> Tensor:
     """Return what a model's head computed, (B, C), or (B, L, C) of one with outputs for each token; of a detector those
     of all queries, see ``models.boxes``."""
-    if "pred_boxes" in output:
-        from raydistill.models.boxes import flat_outputs
+    import torch
 
-        return flat_outputs(output)
+    if "pred_boxes" in output:
+        return torch.cat([output["logits"], output["pred_boxes"]], dim=-1).flatten(1)
     if "logits" in output:
         logits: Tensor = output["logits"]
         return logits
-    import torch
-
     return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
 
 

@@ -185,7 +185,7 @@ def teacher_mode(context: Context, teacher: TeacherIdentity, config: Config) -> 
     losses = build_stages(config.stages, context.task, student, teacher_config, seed=recipes.student_seed(config))
     rows = context.rows["train"]
     states = rows.states_of(teacher_config)
-    sizes = signal_sizes(losses, teacher_config, rows.targets.num_units, int(rows.lengths.sum()), states)
+    sizes = signal_sizes(losses, teacher_config, rows.num_predictions, int(rows.lengths.sum()), states)
     return *config.teacher.choose_mode(sum(sizes.values())), frozenset(sizes)
 
 

@@ -391,12 +391,12 @@ def test_losses_are_described() -> None:
     tokens = ["attention_mse", "attention_kl", "minilm", "minilm_v2"]
     relations = ["rkd_distance", "rkd_angle", "gradient_match", "gradient_attention", "graph_attention", "crd"]
     vectors = ["vector_mse", "vector_cosine", "similarity_matrix"]
-    assert list(found) == ["task", *soft, "k_best", "logit_mse", *hidden, *tokens, *relations, "cosine_pairs", *vectors]
+    assert list(found) == ["task", *soft, "k_best", "logit_mse", "boxes", *hidden, *tokens, *relations, "cosine_pairs", *vectors]
     rows = ["text_classification", "text_regression", "multi_label_classification"]
     everywhere = [*rows, "token_classification", "question_answering"]
     pictures = "image_classification"
     assert found["logit_mse"]["tasks"] == [*everywhere, pictures]
-    both = [*everywhere, "embeddings", "masked_language_modeling", pictures]
+    both = [*everywhere, "embeddings", "masked_language_modeling", pictures, "object_detection"]
     assert {n for n, loss in found.items() if loss["tasks"] == both} >= {"task", "hidden_mse", "rkd_angle"}
     assert {n for n, loss in found.items() if loss["tasks"] == ["embeddings"]} == set(vectors)
     assert found["jsd"]["tasks"] == [name for name in both if name not in ("text_regression", "embeddings")]
@@ -404,6 +404,7 @@ def test_losses_are_described() -> None:
     words = ["text_classification", "token_classification", pictures]
     assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (words, "logits, labels")
     assert found["dist"]["tasks"] == found["cosine_pairs"]["tasks"] == ["text_classification", pictures]
+    assert found["boxes"]["tasks"] == ["object_detection"]
     assert found["k_best"]["tasks"] == ["token_classification"]
     assert found["forward_kl"]["settings"]["temperature"]["default"] == 2.0
     assert all(loss["about"] for loss in found.values())

@@ -14,7 +14,8 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, 
 from raydistill.data.batches import Batch
 from raydistill.losses import Boxes, ForwardKl
 from raydistill.losses.task import TaskLoss
-from raydistill.models.boxes import Problem, corners, flat_outputs, giou, match, paired, queries
+from raydistill.models.boxes import Problem, corners, giou, match, paired, queries
+from raydistill.models.head import logits_of
 from raydistill.models.load import new_model
 from raydistill.models.signals import LOGITS
 from raydistill.tasks import Targets
@@ -128,7 +129,7 @@ def test_a_model_that_diverges_still_gives_a_loss() -> None:
 
 def test_outputs_are_those_of_the_queries_one_after_another() -> None:
     output = {"logits": torch.arange(12.0).view(2, 2, 3), "pred_boxes": torch.arange(100.0, 116.0).view(2, 2, 4)}
-    flat = flat_outputs(output)
+    flat = logits_of(output)
     assert flat[1].tolist() == [6, 7, 8, 108, 109, 110, 111, 9, 10, 11, 112, 113, 114, 115]
     logits, boxes = queries(flat, 2)
     assert torch.equal(logits, output["logits"])

@@ -67,6 +67,11 @@ def test_a_student_learns_what_its_teacher_finds(results: dict[str, Any]) -> Non
     )
 
 
+def test_the_record_is_of_pictures_not_of_objects(results: dict[str, Any]) -> None:
+    size = 4 * QUERIES * 7 * results["data"]["num_rows"]["train"]
+    assert any(f"its outputs take {size:,} bytes" in note for note in results["notes"])
+
+
 def test_the_same_again_computes_nothing(folder: Path, results: dict[str, Any]) -> None:
     assert distill(load_config(scene_config(folder, evaluate__latency=True)))["reused"] == ["run"]
 
