@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import ConfigError
+from raydistill.models.boxes import exact_boxes
 from raydistill.models.crf import Chains, read_chain
 from raydistill.models.gradients import differentiable, input_gradients, of_unit_length
 from raydistill.models.head import logits_of
@@ -78,6 +79,7 @@ def _capture(
             if signal.name in PROJECTIONS:
                 hooks.callback(_catch(model, signal, caught).remove)
         decoding = hooks.enter_context(decoder_input(model, units))
+        hooks.enter_context(exact_boxes(model))
         output = model(**inputs, output_hidden_states=any(signal.name == "hidden_states" for signal in wanted))
     found: dict[Signal, Any] = {}
     predicted = [signal for signal in wanted if signal.is_prediction]

@@ -391,7 +391,18 @@ def test_losses_are_described() -> None:
     tokens = ["attention_mse", "attention_kl", "minilm", "minilm_v2"]
     relations = ["rkd_distance", "rkd_angle", "gradient_match", "gradient_attention", "graph_attention", "crd"]
     vectors = ["vector_mse", "vector_cosine", "similarity_matrix"]
-    assert list(found) == ["task", *soft, "k_best", "logit_mse", "boxes", *hidden, *tokens, *relations, "cosine_pairs", *vectors]
+    assert list(found) == [
+        "task",
+        *soft,
+        "k_best",
+        "logit_mse",
+        "boxes",
+        *hidden,
+        *tokens,
+        *relations,
+        "cosine_pairs",
+        *vectors,
+    ]
     rows = ["text_classification", "text_regression", "multi_label_classification"]
     everywhere = [*rows, "token_classification", "question_answering"]
     pictures = "image_classification"

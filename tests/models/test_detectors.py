@@ -53,6 +53,19 @@ def test_a_detector_is_a_stack_whose_outputs_are_its_queries(tmp_path: Path) -> 
     assert found[wanted[2]].shape == (3 * sight.num_patches, 32)
 
 
+def test_boxes_are_exact_under_autocast(tmp_path: Path) -> None:
+    model, batch = loaded(tmp_path), pictures(3)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        boxes = queries(capture(model, batch, [LOGITS])[LOGITS], 2)[1]
+        whole = model(**batch)
+    with torch.inference_mode():
+        expected = model.bbox_predictor(whole.last_hidden_state[:, -QUERIES:].float()).sigmoid()
+    torch.testing.assert_close(boxes, expected)
+    assert whole.pred_boxes.dtype == torch.bfloat16
+    assert (whole.pred_boxes.float() - expected).abs().max() > 1e-4
+    assert "forward" not in vars(model.bbox_predictor)
+
+
 @pytest.mark.parametrize("depth", [3, 4])
 def test_a_student_of_all_layers_is_its_teacher(depth: int, tmp_path: Path) -> None:
     """Of three layers, too: a head for objects has as many."""
