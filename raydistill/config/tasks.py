@@ -9,6 +9,8 @@ from pydantic import Discriminator, Field, Tag
 from raydistill.config.losses import Kind
 from raydistill.config.section import Mistake, Section, type_of
 
+PictureSide = Annotated[int, Field(ge=16, le=4096)]
+
 
 class TaskSection(Section):
     """A kind of problem. See ``config.metrics`` for the facts of its metrics."""
@@ -100,6 +102,9 @@ class ObjectDetection(TaskSection):
     type: Literal["object_detection"] = "object_detection"
     labels: tuple[str, ...] | None = None
     """Class names in the order of the logits; by default taken from the data, sorted."""
+    picture_size: tuple[PictureSide, PictureSide] | None = None
+    """Height and width, in pixels, to which all pictures are brought, whatever their proportions. By default what the
+    teacher's image processor says, where that is one size: those of most detectors keep proportions."""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Score from which on something that is found is given as an answer. Average precision looks at all of it."""
 

@@ -121,9 +121,10 @@ class Processor:
     """The processor itself, where pictures are still to be brought to their pixels."""
 
     @classmethod
-    def open(cls, folder: Path) -> Processor:
-        """The one in a folder. ModelError where there is none, or one that does more than size and normalise."""
-        own = load_processor(folder)
+    def open(cls, folder: Path, size: tuple[int, int] | None = None) -> Processor:
+        """The one in a folder, for pictures of its own ``size`` or of another height and width. ModelError where there
+        is none, or one that does more than size and normalise."""
+        own = load_processor(folder, size)
         black, white = (values_of(own, [plain(level)])[0] for level in (0, 255))
         middle = (slice(None), black.shape[1] // 2, black.shape[2] // 2)
         offset, scale = black[middle], (white[middle] - black[middle]) / 255
@@ -154,7 +155,7 @@ class Processor:
         if found.shape != self.shape or max(off) > 1.5:
             raise ModelError(
                 "The image processor does not bring the whole picture to one size: it crops or pads it, or keeps its "
-                f"proportions. Set size: {{height, width}} and do_pad and do_center_crop to false in {PROCESSOR}."
+                f"proportions. Set task.picture_size, [512, 512] say; do_center_crop in {PROCESSOR} has to be false."
             )
 
     def pixels(self, pictures: Sequence[bytes]) -> Pixels:
@@ -192,9 +193,15 @@ class Processor:
         return cls(tuple(facts["shape"]), tuple(facts["offset"]), tuple(facts["scale"]))
 
 
-def load_processor(folder: Path) -> Any:
+def sized(size: tuple[int, int] | None) -> dict[str, Any]:
+    """Settings of an image processor that brings all pictures to this height and width; None changes nothing."""
+    return {} if size is None else {"size": {"height": size[0], "width": size[1]}, "do_pad": False}
+
+
+def load_processor(folder: Path, size: tuple[int, int] | None = None) -> Any:
     """The image processor of a model's folder, on Pillow: torchvision's resizes otherwise, so that pixels would depend
-    on what is installed. Raises ModelError where there is none, ConfigError for a transformers that lacks it."""
+    on what is installed; ``size``: see ``sized``. Raises ModelError where there is none, ConfigError for a transformers
+    that lacks it."""
     from transformers import AutoImageProcessor
 
     from raydistill.models.checks import first_line
@@ -213,7 +220,8 @@ def load_processor(folder: Path) -> Any:
         )
     try:
         with quiet():
-            return AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+            options = {"local_files_only": True, "backend": "pil", **sized(size)}
+            return AutoImageProcessor.from_pretrained(str(folder), **options)
     except Exception as error:  # transformers has no error class of its own: ValueError to ImportError
         raise ModelError(f"{folder / PROCESSOR} cannot be loaded: {first_line(error)}.") from error
 

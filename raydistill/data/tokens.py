@@ -76,8 +76,8 @@ def tokenize_data(
         return artifact
     with lock(storage, "tokens", artifact.key + ".lock"):
         if not artifact.exists():
-            if task_of(read_info(data).task).reads_pictures:
-                processor = Processor.open(tokenizer_folder)
+            if (task := task_of(read_info(data).task)).reads_pictures:
+                processor = Processor.open(tokenizer_folder, task.picture_size)
                 with artifact.write(recipe, parents) as folder:
                     _write_pixels(processor, data, folder, max_length, augmentation)
                 return artifact

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from raydistill.config.losses import KBest, LogitMse, SoftLossSection, TaskLoss
 from raydistill.config.section import known
+from raydistill.config.tasks import ObjectDetection
 from raydistill.config.teacher import Finetune
 from raydistill.config.tree import CRF_LOGITS, NO_SEQUENCES, Config
 from raydistill.data.augmentation import Augmentation
@@ -78,9 +79,10 @@ def check_picture_models(config: Config, source: Path, teacher: PreTrainedConfig
     if config.student.checkpoint is not None:
         start = read_config(resolve_model(config.student.checkpoint))
         check_head(config, "student.start", config.student.checkpoint, start)
-    processor = Processor.open(source)
+    size = config.task.picture_size if isinstance(config.task, ObjectDetection) else None
+    processor = Processor.open(source, size)
     student, shape = student_config(teacher, config.student), processor.shape
-    if config.task.kind == "boxes":
+    if isinstance(config.task, ObjectDetection):
         processor.check_whole()
     seen, own = look(teacher, shape), look(student, shape)
     if config.data.max_length not in ("auto", seen.num_patches):

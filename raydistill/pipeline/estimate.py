@@ -72,7 +72,7 @@ def measure(
     device = Device(computer.device, planned["dtype"])
     lead = config.lead
     source = resolve_model(lead.model, lead.revision, lead.trust_remote_code)
-    processor = Processor.open(source) if size.task.reads_pictures else None
+    processor = Processor.open(source, size.task.picture_size) if size.task.reads_pictures else None
     trial = Sample(length, size.task, device, computer.threads, processor)
     stage = max(config.stages.values(), key=lambda stage: known(stage.num_epochs) * num_rows(stage, size))
     # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 
 from raydistill.config.section import known
 from raydistill.config.training import Optimization, Stage
+from raydistill.data.pictures import sized
 from raydistill.errors import Interrupted
 from raydistill.losses import build_losses
+from raydistill.models.folder import PROCESSOR
 from raydistill.models.load import save_model
 from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
@@ -192,16 +194,20 @@ def publish(
         with artifact.write(recipe, parents) as folder:
             save_model(model, tokenizer_folder, folder / "model")
             if not context.task.reads_pictures:
-                set_max_length(folder / "model" / "tokenizer_config.json", known(context.config.data.max_length))
+                length = {"model_max_length": known(context.config.data.max_length)}
+                change(folder / "model" / "tokenizer_config.json", length)
+            elif context.task.picture_size is not None:
+                change(folder / "model" / PROCESSOR, sized(context.task.picture_size))
             (folder / "training.json").write_text(json.dumps({"history": history}))
         context.checkpoints(artifact.kind).clear()
     context.group.barrier()
 
 
-def set_max_length(tokenizer_config: Path, max_length: int) -> None:
-    """Let whoever loads the model cut rows where training did, instead of at the encoder's limit."""
-    settings = json.loads(tokenizer_config.read_text()) if tokenizer_config.exists() else {}
-    tokenizer_config.write_text(json.dumps({**settings, "model_max_length": max_length}, indent=2))
+def change(path: Path, settings: Mapping[str, Any]) -> None:
+    """Let whoever loads the model cut rows, or bring pictures to a size, as training did, instead of as the model that
+    it comes from."""
+    written = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**written, **settings}, indent=2))
 
 
 def untrained() -> list[dict[str, Any]]:

@@ -115,6 +115,8 @@ class Task(ABC):
     """By perturbation (``data.perturbations``) that says nothing of such rows, why."""
     is_taught: ClassVar[bool] = False
     """Whether a student is measured by what its teacher says of held-out rows."""
+    picture_size: tuple[int, int] | None = None
+    """Height and width to which pictures are brought; None: as the teacher's image processor says."""
     top_k: int | None = None
     """How many of a teacher's outputs, the likeliest ones, soft targets are made of; None: all."""
     outputs: tuple[str, ...]

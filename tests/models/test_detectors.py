@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import ViTImageProcessorPil, YolosImageProcessorPil, pipeline
 
 from raydistill.config.student import EncoderStudent
-from raydistill.data.pictures import Processor
+from raydistill.data.pictures import Processor, sized
 from raydistill.errors import ModelError
 from raydistill.models.boxes import queries
 from raydistill.models.capture import capture
@@ -24,6 +25,7 @@ from raydistill.models.load import is_tuned, load_model, new_model, save_model
 from raydistill.models.pictures import look
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.models.student import build_student
+from raydistill.pipeline.stages import change
 from raydistill.tasks.object_detection import ObjectDetection
 
 HEAD = Head(NAMES, kind=OBJECTS)
@@ -158,6 +160,21 @@ def test_only_a_processor_of_whole_pictures_will_do(own: Any, said: str | None, 
     else:
         with pytest.raises(ModelError, match=said):
             processor.check_whole()
+
+
+def test_pictures_are_brought_to_a_size_of_ones_own(tmp_path: Path) -> None:
+    """Also where the folder is of the time before sizes had names, as those of hustvl/yolos-tiny are."""
+    old = {"do_normalize": True, "do_resize": True, "format": "coco_detection", "max_size": 1333, "size": 512}
+    written = {**old, "feature_extractor_type": "YolosFeatureExtractor", "image_processor_type": "YolosImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
+    with pytest.raises(ModelError, match=r"Set task.picture_size"):
+        Processor.open(tmp_path).check_whole()
+    processor = Processor.open(tmp_path, (24, 40))
+    processor.check_whole()
+    content = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 48, 3), dtype=np.uint8)))
+    assert processor.pixels([content]).shape == (1, 3, 24, 40)
+    change(tmp_path / "preprocessor_config.json", sized((24, 40)))
+    np.testing.assert_array_equal(Processor.open(tmp_path).pixels([content]), processor.pixels([content]))
 
 
 def test_a_classifier_of_pictures_is_none_of_objects(tmp_path: Path) -> None:

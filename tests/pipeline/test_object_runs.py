@@ -110,6 +110,13 @@ def test_a_student_of_its_own_start_learns_from_the_teacher(
     assert made["num_detection_tokens"] == QUERIES - 2 * (student["start"] == "few")
 
 
+def test_pictures_may_have_a_size_of_their_own(folder: Path, results: dict[str, Any]) -> None:
+    found = run(folder, task__picture_size=[16, 24], teacher__finetune__num_epochs=1)
+    reader = json.loads((Path(found["student"]["path"]) / "preprocessor_config.json").read_text())
+    assert reader["size"] == {"height": 16, "width": 24}
+    assert found["config"]["data"]["max_length"] == 1 + 2 * 3 + QUERIES
+
+
 def test_all_ways_to_ask_give_the_same_objects(
     folder: Path, results: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:

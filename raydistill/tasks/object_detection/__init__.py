@@ -37,7 +37,7 @@ class ObjectDetection(Task):
     """Targets are objects, Ragged (M, 8), see ``reading``; outputs of all queries of a picture, (N, Q · (C + 5)), see
     ``models.boxes``.
 
-    ``mean_objects``: of a training picture; ``threshold``: as in ``config.tasks``.
+    ``mean_objects``: of a training picture; ``threshold`` and ``picture_size``: as in ``config.tasks``.
     """
 
     type = "object_detection"
@@ -54,8 +54,15 @@ class ObjectDetection(Task):
     counted = "objects"
     has_plain_outputs = False
 
-    def __init__(self, outputs: Sequence[str], mean_objects: float = 1.0, threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        outputs: Sequence[str],
+        mean_objects: float = 1.0,
+        threshold: float = 0.5,
+        picture_size: Sequence[int] | None = None,
+    ) -> None:
         self.outputs = tuple(outputs)
+        self.picture_size = None if picture_size is None else (picture_size[0], picture_size[1])
         self.mean_objects, self.threshold = mean_objects, threshold
         self._sizes: Array | None = None
 
@@ -82,7 +89,7 @@ class ObjectDetection(Task):
         order = reading.classes_of(columns, names, settings.labels)
         place = {name: i for i, name in enumerate(order)}
         targets = {split: reading.targets_of(column, place) for split, column in columns.items()}
-        task = cls(order, threshold=settings.threshold)
+        task = cls(order, threshold=settings.threshold, picture_size=settings.picture_size)
         task.check(targets["train"], ())
         counts = task.counts(targets["train"])
         task.mean_objects = sum(counts.values()) / int(targets["train"].labeled.sum())
@@ -113,8 +120,9 @@ class ObjectDetection(Task):
         return {"type": self.type, "outputs": list(self.outputs), **self._more}
 
     @property
-    def _more(self) -> dict[str, float]:
-        return {"mean_objects": self.mean_objects, "threshold": self.threshold}
+    def _more(self) -> dict[str, Any]:
+        size = {} if self.picture_size is None else {"picture_size": list(self.picture_size)}
+        return {"mean_objects": self.mean_objects, "threshold": self.threshold, **size}
 
     def model_settings(self) -> dict[str, Any]:
         return {SETTINGS: self._more}
