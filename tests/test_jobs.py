@@ -15,6 +15,7 @@ import yaml
 from kit import ROOT
 from kit.asked import asked_config
 from kit.pictures import picture_config
+from kit.scenes import scene_config
 from kit.tagged import tagged_config
 from kit.tiny import WORDS, save_tiny
 from kit.toy import TOPICS, toy_config
@@ -34,6 +35,7 @@ TOYS = dict.fromkeys(METHODS, toy_config) | {
     "question_answering": asked_config,
     "taggers": tagged_config,
     "image_classification": picture_config,
+    "object_detection": scene_config,
 }
 
 
@@ -87,6 +89,7 @@ def test_recipes_run(path: Path, tmp_path: Path, mlflow_uri: str) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
     recipe, toy = yaml.safe_load(path.read_text(encoding="utf-8")), TOYS[path.stem](tmp_path)
     recipe["student"] |= {"num_layers": min(4, recipe["student"].get("num_layers", 4))}  # the toy's teacher has 4
+    recipe["task"].pop("picture_size", None) if "task" in recipe else None
     own = recipe["teacher"].get("finetune") or {}
     toy["teacher"]["finetune"] |= {name: own[name] for name in ("head",) if name in own}
     if "members" in recipe["teacher"]:

@@ -116,7 +116,7 @@ def scene_config(folder: Path, **changes: Any) -> dict[str, Any]:
     data, teacher = folder / "scenes", folder / "yolos"
     if not data.exists():
         write_scenes(data, toy_scenes(256))
-        save_tiny_detector(teacher, hidden_size=64, intermediate_size=128)
+        save_tiny_detector(teacher, num_layers=4, hidden_size=64, intermediate_size=128)
     config: dict[str, Any] = {
         "storage": str(folder / "storage"),
         "data": {"path": str(data), "split": {"validation": 0.2, "test": 0.2}},
