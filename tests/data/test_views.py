@@ -168,6 +168,10 @@ def test_rows_are_seen_otherwise_at_each_epoch_with_their_labels(tmp_path: Path)
         ({"data__augment": {"copies": "each_epoch"}, "teacher__mode": "pool"}, r"teacher\.mode: .*Write online, or"),
         ({"data__augment": {"copies": "each_epoch"}, "teacher__pool": {}}, r"teacher\.pool: .*Leave it out, or"),
         (
+            {"task__type": "object_detection", "data__augment": {"copies": "each_epoch"}},
+            r"copies: each_epoch keeps the labels, and boxes do not move",
+        ),
+        (
             {"task__type": "text_classification", "data__augment": {"ways": ["words", "flip"]}},
             r"ways: flip is not for texts, which text_classification reads\. For these: words, masked",
         ),
