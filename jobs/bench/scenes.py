@@ -5,8 +5,8 @@
 A scene of 48 x 48 pixels has one to five of scikit-learn's digits, zeros to threes, 10 to 20 pixels high, on a ground
 of blots; a digit may hide a fifth of another one. Digits of test scenes are in no other scene. No detector can be had
 without a download, so the teacher, a YOLOS of 4 layers of width 64, starts from random weights and is fitted to the
-labelled scenes by raydistill itself; students have 2 of its layers. Each and its baseline, which sees the labels alone, are trained with
-so many seeds. ``--labels``: of the 2,000 training scenes, the others are seen without.
+labelled scenes by raydistill itself; students have 2 of its layers. Each and its baseline, which sees the labels alone,
+are trained with so many seeds. ``--labels``: of the 2,000 training scenes, the others are seen without.
 """
 
 from __future__ import annotations
