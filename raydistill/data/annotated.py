@@ -59,8 +59,10 @@ def listed(files: Sequence[DataFile], all_files: Sequence[DataFile]) -> tuple[Da
 
 
 def coco_location(found: Location) -> Location:
-    """The JSON files of a folder, as tables of pictures with their objects. Raises DataError where there is none."""
+    """The JSON files of a folder, as tables of pictures with their objects; beside COCO's instances_… its captions and
+    keypoints are left out. Raises DataError where there is none."""
     files = [one for one in found.files if one.name.lower().endswith(".json")]
+    files = [one for one in files if "instances" in PurePosixPath(one.name).name.lower()] or files
     if not files:
         raise DataError(f"{found.name} has no JSON file that says what is in its pictures.")
     return Location("jsonl", found.root, listed(files, found.files))

@@ -135,7 +135,7 @@ def read_unlabeled(data: Data, task: TaskSection) -> Source | None:
     found = locate(unlabeled_section(data))
     check_folder(found, task)
     columns = data.columns.model_copy(update={"label": None})
-    if found.kind == "image_folder":
+    if found.kind in ("image_folder", "coco", "yolo"):
         pictures = [(file, None) for file in found.files if is_picture(file.name)]
         source = Source({"train": read_pictures(pictures)})
     elif found.kind in ("text_folder", "text"):

@@ -173,7 +173,7 @@ def build_loss(
         case settings.SoftLossSection() if term.type in SOFT:
             shared = (term.weight, term.temperature, task.kind, term.standardize, term.confidence)
             soft = SOFT[term.type](*shared, **options(term))
-            soft.problem = getattr(task, "problem", None)
+            soft.problem = task.problem
             if teacher is not None:
                 kept = predictions(teacher) if task.top_k is None else Signal.of(TOP, task.top_k)
                 soft.read(predictions(student), kept)
@@ -183,7 +183,8 @@ def build_loss(
         case settings.LogitMse():
             return LogitMse(term.weight)
         case settings.Boxes():
-            return Boxes(task.problem, term.weight)  # type: ignore[attr-defined]
+            assert task.problem is not None
+            return Boxes(task.problem, term.weight)
         case settings.VectorMse() | settings.VectorCosine():
             compared = VectorMse if isinstance(term, settings.VectorMse) else VectorCosine
             return compared(vector_width(student), term.weight)

@@ -28,6 +28,7 @@ from raydistill.tasks.targets import Array, Ragged, Targets, Values, units_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from raydistill.models.boxes import Problem
     from raydistill.tasks.masked_language_modeling.masks import Masks
 
 
@@ -133,6 +134,11 @@ class Task(ABC):
     def head(self) -> Head:
         """What a model of the task ends with."""
         return Head(self.outputs, self.problem_type, self.output_scale, self.head_kind)
+
+    @property
+    def problem(self) -> Problem | None:
+        """What losses on boxes know of the training pictures, where predictions are such."""
+        return None
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:

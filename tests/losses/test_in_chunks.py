@@ -14,16 +14,11 @@ from raydistill.losses import ForwardKl, HiddenMse, Jsd, Losses, TaskLoss, build
 from raydistill.models import vocabulary
 from raydistill.models.capture import capture
 from raydistill.models.signals import LOGITS, TOP, UNITS, Signal
+from raydistill.tasks.masked_language_modeling import MaskedLanguageModeling
 from raydistill.tasks.targets import Ragged, Targets
 
 NUM_UNITS = 7
-TASK = SimpleNamespace(
-    kind="categorical",
-    top_k=None,
-    check_loss=lambda: None,
-    count=lambda targets: int(targets.labeled_units().sum()),
-    loss_values=lambda logits, targets: F.cross_entropy(logits.float(), targets[:, -1].long(), reduction="none"),
-)
+TASK = MaskedLanguageModeling()
 
 
 @pytest.fixture
@@ -123,7 +118,7 @@ def test_the_likeliest_tokens_and_the_rest_as_one(batch, temperature) -> None:
     z, z_teacher = dense(student, batch).detach().double(), dense(teacher, batch).detach().double()
     found = {}
     for k in (4, size):
-        task = SimpleNamespace(**vars(TASK) | {"top_k": k})
+        task = MaskedLanguageModeling(top_k=k)
         losses = build_losses(term, task, student.config, teacher.config, seed=0)
         assert losses.teacher_needs == {Signal.of(TOP, k)}
         with torch.no_grad():
