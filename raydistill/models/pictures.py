@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from raydistill.errors import ModelError
+from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.fields import depth, is_staged
-from raydistill.models.head import IMAGE, kind_of_head
+from raydistill.models.head import DETECTORS, IMAGE, OBJECTS, OF_PICTURES, kind_of_head
 from raydistill.models.load import new_model
 from raydistill.models.signals import State
 
@@ -129,6 +129,22 @@ def on_grid(states: Tensor, num_rows: int, side: int) -> Tensor:
         maps = patches.transpose(1, 2).unflatten(2, (own, own))
         patches = F.adaptive_avg_pool2d(maps, side).flatten(2).transpose(1, 2)
     return patches.flatten(0, 1)
+
+
+def check_head(config: PreTrainedConfig, wanted: str, name: str) -> None:
+    """Refuse a model that reads no pictures, or whose head is not, and cannot become, one of the ``wanted`` kind;
+    ``name``: of the setting and the model. Raises ConfigError."""
+    kind = kind_of_head(config)
+    if kind not in OF_PICTURES:
+        fit = "YOLOS" if wanted == OBJECTS else "ViT or ResNet"
+        raise ConfigError(f"{name} reads no pictures; name a model such as a {fit}.")
+    if wanted == OBJECTS and config.model_type not in DETECTORS:
+        raise ConfigError(
+            f"{name}, a {config.model_type} model, is none of the detectors that can be trained here: "
+            f"{', '.join(DETECTORS)}. Name one of these, such as hustvl/yolos-tiny."
+        )
+    if wanted != OBJECTS and kind == OBJECTS:
+        raise ConfigError(f"{name} finds objects. Set task.type: object_detection, or name a classifier.")
 
 
 def train_mode(model: nn.Module) -> None:

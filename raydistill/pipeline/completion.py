@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig
 
 from raydistill.config.losses import KBest, LogitMse, SoftLossSection, TaskLoss
 from raydistill.config.section import known
-from raydistill.config.tasks import ObjectDetection
 from raydistill.config.teacher import Finetune
 from raydistill.config.tree import CRF_LOGITS, NO_SEQUENCES, Config
 from raydistill.data.augmentation import Augmentation
@@ -26,17 +25,16 @@ from raydistill.models.checks import has_position_table
 from raydistill.models.crf import is_crf, set_crf
 from raydistill.models.fields import depth, is_staged, width
 from raydistill.models.folder import resolve_model, tokenizer_digest
-from raydistill.models.head import DETECTORS, OBJECTS, OF_PICTURES, kind_of_head
 from raydistill.models.layers import projection
 from raydistill.models.load import is_tuned, new_model, read_config
-from raydistill.models.pictures import Sight, look
+from raydistill.models.pictures import Sight, check_head, look
 from raydistill.models.pooled import pooled_class
 from raydistill.models.scorer import num_positions
 from raydistill.models.shape import student_config
 from raydistill.models.shared import check_shared, num_shared
 from raydistill.models.signals import LOGITS, PROJECTIONS, Signal, State
 from raydistill.pipeline.defaults import Choice, Facts, choose, length_choice
-from raydistill.tasks import Task, task_of
+from raydistill.tasks import Task, kind_of, task_of
 
 
 class Models(NamedTuple):
@@ -75,14 +73,13 @@ def check_models(config: Config, source: Path) -> Models:
 def check_picture_models(config: Config, source: Path, teacher: PreTrainedConfig) -> Models:
     """The same of models that read pictures, whose positions are the patches that the teacher sees of one. Raises
     RaydistillError for losses on layers that cannot compare patches or maps of other sizes."""
-    check_head(config, "teacher.model", config.lead.model, teacher)
-    if config.student.checkpoint is not None:
-        start = read_config(resolve_model(config.student.checkpoint))
-        check_head(config, "student.start", config.student.checkpoint, start)
-    size = config.task.picture_size if isinstance(config.task, ObjectDetection) else None
-    processor = Processor.open(source, size)
+    wanted = kind_of(config.task).head_kind
+    check_head(teacher, wanted, f"teacher.model: {config.lead.model}")
+    if (start := config.student.checkpoint) is not None:
+        check_head(read_config(resolve_model(start)), wanted, f"student.start: {start}")
+    processor = Processor.open(source, config.task.wanted_size)
     student, shape = student_config(teacher, config.student), processor.shape
-    if isinstance(config.task, ObjectDetection):
+    if config.task.sees_whole_pictures:
         processor.check_whole()
     seen, own = look(teacher, shape), look(student, shape)
     if config.data.max_length not in ("auto", seen.num_patches):
@@ -116,21 +113,6 @@ def check_maps(config: Config, models: Models, own: Sight, seen: Sight) -> None:
                         f"{place}: {loss.type} compares feature maps, and a {model.model_type} model {what}. Use "
                         "losses on logits, such as forward_kl, or an image processor whose pictures are squares."
                     )
-
-
-def check_head(config: Config, place: str, name: str, model: PreTrainedConfig) -> None:
-    """Refuse a model that reads no pictures, or that has no head for the task. Raises ConfigError."""
-    is_detector = config.task.kind == "boxes"
-    if (kind := kind_of_head(model)) not in OF_PICTURES:
-        fit = "a YOLOS" if is_detector else "a ViT or ResNet"
-        raise ConfigError(f"{place}: {name} reads no pictures; name a model such as {fit}.")
-    if is_detector and model.model_type not in DETECTORS:
-        raise ConfigError(
-            f"{place}: a {model.model_type} model is none of the detectors that can be trained here: "
-            f"{', '.join(DETECTORS)}. Name one of these, such as hustvl/yolos-tiny."
-        )
-    if not is_detector and kind == OBJECTS:
-        raise ConfigError(f"{place}: {name} finds objects. Set task.type: object_detection, or name a classifier.")
 
 
 def check_tokenizers(config: Config, teacher: Path) -> None:

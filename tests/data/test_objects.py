@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from kit.pictures import png
 from kit.scenes import NAMES, Objects, save_tiny_detector, scene_config, toy_scenes, write_coco, write_scenes
 from PIL import Image
 
+from raydistill.cli.proposal import propose
 from raydistill.config.loading import load_config
 from raydistill.data.draft import make_draft, read_draft
 from raydistill.data.prepare import data_key, prepare_data
@@ -251,6 +254,32 @@ def write_coco_of(path: Path, scenes: list[tuple[Image.Image, Objects]]) -> None
     found = json.loads(path.read_text())
     found["categories"] = [one | {"name": back[one["name"]]} for one in found["categories"]]
     path.write_text(json.dumps(found))
+
+
+def test_pictures_without_labels_join_from_any_folder(tmp_path: Path) -> None:
+    """Whatever lies beside them, captions of COCO's among the labels."""
+    folder = write_scenes(tmp_path / "made", SCENES[:20])
+    (folder / "annotations.json").rename(folder / "instances_train.json")
+    captions = {"images": [{"id": 0, "file_name": "000.png"}], "annotations": [{"image_id": 0, "caption": "noise"}]}
+    (folder / "captions_train.json").write_text(json.dumps(captions))
+    for form in ("coco", "yolo"):
+        more = write_scenes(tmp_path / form, toy_scenes(7, seed=3), form)
+        save_tiny_detector(tmp_path / "yolos")
+        config = scene_config(tmp_path, data__path=str(folder), data__unlabeled=str(more), data__split__test=0.3)
+        train = make_draft(load_config(config)).parts["train"]
+        assert (~train.targets.labeled).sum() == 7
+        assert objects(train.targets.values).lengths[~train.targets.labeled].sum() == 0
+
+
+def test_a_config_is_written_for_a_folder(tmp_path: Path) -> None:
+    folder = write_scenes(tmp_path / "made", SCENES)
+    given = {"data": {"path": str(folder)}, "task": {"type": "object_detection"}, "teacher": {"model": "x"}}
+    text, _ = propose(load_config(given), None)
+    assert "task: {type: object_detection, picture_size: [512, 512]}" in text
+    assert "teacher: {model: hustvl/yolos-small}" in text
+    counts = Counter(name for _, found in SCENES for name, _ in found)
+    share = 100 * counts["bright"] / counts.total()
+    assert re.search(rf"bright +{counts['bright']} +{share:.1f} %", text)
 
 
 def test_tasks_and_folders_have_to_fit(tmp_path: Path) -> None:

@@ -1,11 +1,8 @@
 """Losses over a vocabulary, chunk by chunk, against all logits at once."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from kit.tiny import VOCABULARY, tiny_inputs, tiny_masked_model
 
 from raydistill.config import losses as config
