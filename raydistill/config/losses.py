@@ -284,7 +284,7 @@ class EmbeddingMse(LossSection):
 
 class Pkd(LayerLossSection):
     """Squared difference of the first tokens' hidden states of mapped layers, each of length 1, a row each. At weight
-    1 it cost students of few labels 4 points, at two widths."""
+    1 it cost students of few labels 4 points, of texts at two widths and of words."""
 
     type: Literal["pkd"] = "pkd"
     layers: Layers = "uniform"
@@ -322,7 +322,8 @@ class AttentionMse(AttentionLossSection):
 
 
 class AttentionKl(AttentionLossSection):
-    """KL(teacher ‖ student) of where each token attends to, averaged over the heads."""
+    """KL(teacher ‖ student) of where each token attends to, averaged over the heads. At weight 1 it cost students of
+    few labels 5 points of texts, 7 of words."""
 
     type: Literal["attention_kl"] = "attention_kl"
 

@@ -123,6 +123,11 @@ def metric(name: str) -> Metric:
     return METRICS.get(name, Metric(name.replace("_", " ")))
 
 
+def capitalized(words: str) -> str:
+    """The beginning of a line; nDCG and mAP stay as they are."""
+    return words if words[1:2].isupper() else words[0].upper() + words[1:]
+
+
 def score(name: str, values: Mapping[str, Any]) -> float:
     """The value of a metric among ``values``, turned so that higher is better."""
     return -float(values[name]) if metric(name).lower_is_better else float(values[name])

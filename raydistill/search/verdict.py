@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raydistill.config.metrics import capitalized
 from raydistill.config.metrics import metric as facts
 from raydistill.evaluate.report.scales import spoken
 from raydistill.search.front import first_validation
@@ -43,7 +44,7 @@ def _decision(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     elif change == SAME:
         decision = [f"No gain: trial {number} is as good as the config's own values."]
     elif found["sd"] is None or theirs["sd"] is None:
-        decision = [f"{compared.capitalize()}.", "How much of that is due to the seed is not known."]
+        decision = [f"{capitalized(compared)}.", "How much of that is due to the seed is not known."]
     elif _may_be_luck(found, theirs, num_seeds=len(finalist["seeds"])):
         decision = [f"No gain is certain: {compared}.", "The seed alone may explain that (95 %)."]
     else:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from raydistill.config.metrics import METRICS
+from raydistill.config.metrics import METRICS, capitalized
 from raydistill.errors import ArtifactError
 from raydistill.evaluate import compare
 from raydistill.evaluate.intervals import intervals
@@ -363,3 +363,10 @@ def test_missing_or_damaged_predictions_are_named(tmp_path: Path, content: bytes
         (tmp_path / "predictions-test.parquet").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"predictions-test\.parquet.*Evaluate the model again"):
         compare.read_predictions(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [("accuracy", "Accuracy"), ("mAP at IoU 0.5", "mAP at IoU 0.5"), ("a", "A")]
+)
+def test_a_line_begins_with_a_capital_but_for_names(words: str, told: str) -> None:
+    assert capitalized(words) == told

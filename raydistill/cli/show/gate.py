@@ -8,7 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from raydistill.cli.show.runs import main_figure
-from raydistill.config.metrics import metric
+from raydistill.config.metrics import capitalized, metric
 from raydistill.evaluate.rules import title_of
 from raydistill.tracking.registry.aliases import PROMOTED, ROLLED_BACK
 from raydistill.tracking.registry.verdicts import VERDICT
@@ -54,7 +54,7 @@ def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     about = metric(main)
     reached = ", ".join(f"{name} {about.text(m['metrics'][main]['value'])}" for name, m in summary["models"].items())
     text = f"{about.words} on {data['num_rows']:,} rows of {data['source']}: {reached}."
-    text = text if text[1].isupper() else text[0].upper() + text[1:]  # nDCG stays as it is
+    text = capitalized(text)
     console.print(text, markup=False, style="dim")
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raydistill.config.metrics import metric
+from raydistill.config.metrics import capitalized, metric
 from raydistill.evaluate.report import pictures as run_pictures
 from raydistill.evaluate.report.comparison import (
     TITLES,
@@ -255,7 +255,7 @@ def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     main = results["task"]["main_metric"]
     reached, words = measured(main, student["test"][main]), metric(main).words
     text = f"{reached.text} {scale(main).unit}".rstrip() + (f" ({reached.detail})" if reached.detail else "")
-    found = [(f"{words[0].upper()}{words[1:]} on test", text)]
+    found = [(f"{capitalized(words)} on test", text)]
     for name, heading in (("num_parameters", "Parameters"), ("bytes", "Size on disk")):
         unit = scale(name)
         text = f"{unit.amount(student[name])} of the teacher's {unit.amount(teacher[name])}"
