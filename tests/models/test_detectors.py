@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import ViTImageProcessorPil, YolosImageProcessorPil, pipeline
 
 from raydistill.config.student import EncoderStudent
-from raydistill.data.pictures import Processor, sized
+from raydistill.data.pictures import Picture, Processor, sized
 from raydistill.errors import ModelError
 from raydistill.models.boxes import queries
 from raydistill.models.capture import capture
@@ -130,10 +130,10 @@ def test_transformers_pipeline_gives_the_tasks_answers(tmp_path: Path) -> None:
     content = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 48, 3), dtype=np.uint8)))
     (tmp_path / "one.png").write_bytes(content)
     expected = pipeline("object-detection", str(tmp_path / "saved"), threshold=0.0)(str(tmp_path / "one.png"))
-    task, processor = ObjectDetection(NAMES, threshold=0.0), Processor.open(tmp_path / "saved")
+    task = ObjectDetection(NAMES, threshold=0.0).of_rows([Picture("one", content)], None)
+    processor = Processor.open(tmp_path / "saved")
     with torch.inference_mode():
         outputs = capture(model, {"pixel_values": torch.from_numpy(processor.encode([content]))}, [LOGITS])[LOGITS]
-    task._sizes = np.array([[48, 36]])
     (answer,) = task.answers(outputs.numpy())
     assert len(answer["objects"]) == len(expected) == QUERIES
     for own, other in zip(answer["objects"], sorted(expected, key=lambda one: -one["score"]), strict=True):

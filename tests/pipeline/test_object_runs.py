@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from transformers import DetrConfig, pipeline
 
 from raydistill.cli import main as cli
+from raydistill.config.gate import Gate
 from raydistill.config.loading import load_config
 from raydistill.deploy.comparison import compare_models
 from raydistill.deploy.export.export import export
+from raydistill.deploy.gate.promotion import promote
 from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import RaydistillError
 from raydistill.pipeline.distill import distill
@@ -180,6 +182,17 @@ def test_the_lines_of_an_export_run_as_they_stand(form: str, exports: dict[str, 
         ("logits", ["batch", QUERIES, 3]),
         ("pred_boxes", ["batch", QUERIES, 4]),
     ]
+
+
+def test_a_gate_judges_by_average_precision(folder: Path, results: dict[str, Any]) -> None:
+    """No version stands beside it; the teacher's share, the leak of rows and the recall of classes are known."""
+    lenient = Gate(min_rows=20, max_latency_ratio=50.0, min_class_recall=0.01, min_retention=0.5)
+    version, storage = results["model_version"], str(folder / "storage")
+    found = promote("scenes", version=version, gate=lenient, storage=storage, dry_run=True)
+    assert found["verdict"] == "passed", found["rules"]
+    own = found["comparison"]["models"]["challenger"]["metrics"]["map"]["value"]
+    assert own == pytest.approx(results["student"]["test"]["map"]["value"], abs=1e-4)
+    assert found["retention"]["value"] == pytest.approx(results["retention"]["map"], abs=1e-3)
 
 
 def test_a_plan_knows_the_size_of_a_record(folder: Path) -> None:
