@@ -119,6 +119,16 @@ def as_block(objects: np.ndarray, lengths: np.ndarray, filling: tuple[float, ...
     return block
 
 
+def cheapest(cost: Tensor, lengths: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each row of costs (B, Q, N), of which the first ``lengths`` (B,) columns count, the pairs of least total cost:
+    their queries and columns, min(Q, length) each. What is no number costs most: the loop tells of models that
+    diverge."""
+    from scipy.optimize import linear_sum_assignment
+
+    known = cost.nan_to_num(nan=1e9, posinf=1e9, neginf=1e9).cpu().numpy()  # one way from the device for all rows
+    return [linear_sum_assignment(one[:, :length]) for one, length in zip(known, lengths, strict=True)]
+
+
 @torch.no_grad()
 def match(
     logits: Tensor, boxes: Tensor, classes: Tensor, wanted: Tensor, lengths: np.ndarray
@@ -129,14 +139,11 @@ def match(
     ``classes`` (B, N) and ``wanted`` boxes (B, N, 4) of the first ``lengths`` (B,) objects of each row. The cost of a
     pair is -p(class) + 5 · L1 - 2 · GIoU. Of more objects than queries some stay without one.
     """
-    from scipy.optimize import linear_sum_assignment
-
     index = classes[:, None].expand(-1, logits.shape[1], -1)
     cost = -logits.softmax(-1).gather(2, index)
     cost = cost + L1_WEIGHT * (boxes[:, :, None] - wanted[:, None]).abs().sum(-1)
     cost = cost - GIOU_WEIGHT * giou(boxes[:, :, None], wanted[:, None])
-    costs = cost.nan_to_num(nan=1e9, posinf=1e9, neginf=1e9).cpu().numpy()  # a model that diverges is told by the loop
-    found = [linear_sum_assignment(costs[row, :, :length]) for row, length in enumerate(lengths)]
+    found = cheapest(cost, lengths)
     rows = np.repeat(np.arange(len(found)), [len(pair[0]) for pair in found])
     query, item = (np.concatenate([np.zeros(0, int), *(pair[side] for pair in found)]) for side in (0, 1))
     return torch.as_tensor(rows), torch.as_tensor(query), torch.as_tensor(item)
@@ -182,11 +189,9 @@ def paired(student: Tensor, teacher: Tensor, problem: Problem) -> tuple[Tensor, 
 @torch.no_grad()
 def match_queries(own: Tensor, other: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """Which query of a row (B, Q, C + 5) stands for which of another model's (B, R, C + 5): (B, min(Q, R)) each."""
-    from scipy.optimize import linear_sum_assignment
-
     sure, likely = problem.certainty(other[..., :-NUM_SIDES]), other[..., : problem.num_classes].softmax(-1)
     cost = -own[..., :-NUM_SIDES].softmax(-1)[..., :-1] @ likely.transpose(1, 2)
     cost = cost + box_errors(own[:, :, None, -NUM_SIDES:], other[:, None, :, -NUM_SIDES:])
-    costs = (sure[:, None] * (cost - CHOSEN_FIRST)).nan_to_num(nan=1e9, posinf=1e9, neginf=1e9).cpu().numpy()
-    found = np.array([linear_sum_assignment(one) for one in costs]).reshape(len(costs), 2, -1)
+    pairs = cheapest(sure[:, None] * (cost - CHOSEN_FIRST), np.full(len(own), other.shape[1]))
+    found = np.array(pairs).reshape(len(own), 2, -1)
     return torch.as_tensor(found[:, 0]), torch.as_tensor(found[:, 1])
