@@ -1,6 +1,6 @@
 """What a small detector keeps of its teacher, and what the teacher adds to the labels: on scenes of digits.
 
-    python jobs/bench/scenes.py              # an hour on 2 cores
+    python jobs/bench/scenes.py              # half an hour on 2 busy cores
 
 A scene of 48 x 48 pixels has one to four of scikit-learn's digits, zeros to threes, 14 to 24 pixels high, on a ground
 of blots; a digit may hide a fifth of another one. Digits of test scenes are in no other scene. No detector can be had
@@ -131,7 +131,7 @@ def measure(folder: Path, labels: int | None, epochs: int, seeds: int) -> dict[s
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--labels", type=int, default=None)
-    reader.add_argument("--epochs", type=int, default=90, help="of the teacher; students have a third")
+    reader.add_argument("--epochs", type=int, default=48, help="of the teacher; students have a third")
     reader.add_argument("--seeds", type=int, default=2)
     given = reader.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
