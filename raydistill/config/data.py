@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from raydistill.config.section import Mistake, OrAuto, Section
+from raydistill.config.section import Mistake, OrAuto, Section, word_or_value
 
 
 class Columns(Section):
@@ -52,13 +52,12 @@ PICTURE_WAYS: tuple[Way, ...] = ("crop", "flip")
 EACH_EPOCH = "each_epoch"
 
 
-def each_epoch_or_value(value: Any) -> str:
-    return EACH_EPOCH if value == EACH_EPOCH else "value"
-
+OF_OBJECTS = ("coco", "yolo")
+"""Formats that say which objects are in pictures, and where."""
 
 Copies = Annotated[
     Annotated[int, Field(ge=1, le=20), Tag("value")] | Annotated[Literal["each_epoch"], Tag(EACH_EPOCH)],
-    Discriminator(each_epoch_or_value),
+    Discriminator(word_or_value(EACH_EPOCH)),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -32,11 +32,12 @@ Auto = Literal["auto"]
 T = TypeVar("T")
 
 
-def auto_or_value(value: Any) -> str:
-    return "auto" if isinstance(value, str) and value == "auto" else "value"
+def word_or_value(word: str) -> Callable[[Any], str]:
+    """What tells a setting's one word from its other values, by the tags ``word`` and ``value``."""
+    return lambda value: word if isinstance(value, str) and value == word else "value"
 
 
-OrAuto = Annotated[Annotated[T, Tag("value")] | Annotated[Auto, Tag("auto")], Discriminator(auto_or_value)]
+OrAuto = Annotated[Annotated[T, Tag("value")] | Annotated[Auto, Tag("auto")], Discriminator(word_or_value("auto"))]
 """A setting that ``pipeline.defaults`` chooses, from the models and the data, where it is ``auto``."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from raydistill.config.data import PICTURE_WAYS, TEXT_WAYS, Data
+from raydistill.config.data import OF_OBJECTS, PICTURE_WAYS, TEXT_WAYS, Data
 from raydistill.config.evaluate import Evaluate
 from raydistill.config.losses import ForwardKl, KBest, LayerLossSection, LogitMse, SoftLossSection, TaskLoss
 from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Mistake, Name, Section
@@ -281,9 +281,9 @@ def check_pictures(config: Config) -> list[Mistake]:
     """What says something of texts alone, or of pictures alone."""
     data, student, tuning = config.data, config.student, config.lead.finetune
     if not config.task.reads_pictures:
-        fit = "object_detection" if data.format in ("coco", "yolo") else "image_classification"
+        fit = "object_detection" if data.format in OF_OBJECTS else "image_classification"
         why = f"{config.task.type} reads texts; task.type: {fit} reads pictures. Leave it out."
-        is_format = data.format in ("image_folder", "coco", "yolo")
+        is_format = data.format in ("image_folder", *OF_OBJECTS)
         wrong = {"columns": data.columns.image is not None, "format": is_format}
         return [(("data", name), why) for name, is_wrong in wrong.items() if is_wrong]
     wrong_places: dict[tuple[str, ...], bool] = {

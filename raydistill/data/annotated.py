@@ -86,10 +86,9 @@ def read_yolo(found: Location, task: TaskSection) -> tuple[dict[str, pa.Table], 
         text = next((texts[name] for name in text_names(one.name) if name in texts), None)
         used.add(text.name if text else None)
         by_split.setdefault(split, []).append((one, [] if text is None else list(objects_in(text, names))))
-    tables = {}
+    tables, root = {}, listed([DataFile("-", "-")], found.files)[0]
     for split, rows in by_split.items():
         raw = pa.table({"image": [one.name for one, _ in rows], "objects": pa.array([own for _, own in rows], OBJECTS)})
-        root = listed([DataFile("-", "-")], found.files)[0]
         tables[split] = canonical(raw, {"image": "image", "label": "objects"}, found.name, names, task, root)
     notes = [f"Ignored, as others name their split and these do not: {some(ignored)}."] if ignored else []
     alone = sorted(name for name in texts.keys() - used if "labels" in name.split("/"))

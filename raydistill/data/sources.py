@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from raydistill.config.data import Columns, Data
+from raydistill.config.data import OF_OBJECTS, Columns, Data
 from raydistill.config.tasks import TaskSection
 from raydistill.data import documents
 from raydistill.data.annotated import coco_location, read_yolo
@@ -98,7 +98,7 @@ def read_source(data: Data, task: TaskSection, *, needs_train: bool = True) -> S
 
 def check_folder(found: Location, task: TaskSection) -> None:
     """ConfigError for a folder of texts where the task reads pictures, and the other way round."""
-    holds_objects, kind = found.kind in ("coco", "yolo"), kind_of(task).type
+    holds_objects, kind = found.kind in OF_OBJECTS, kind_of(task).type
     if (holds_objects or found.kind == "image_folder") and not task.reads_pictures:
         fit = "object_detection" if holds_objects else "image_classification"
         way_out = f"Set task.type: {fit}, or name a folder of texts."
@@ -135,7 +135,7 @@ def read_unlabeled(data: Data, task: TaskSection) -> Source | None:
     found = locate(unlabeled_section(data))
     check_folder(found, task)
     columns = data.columns.model_copy(update={"label": None})
-    if found.kind in ("image_folder", "coco", "yolo"):
+    if found.kind in ("image_folder", *OF_OBJECTS):
         pictures = [(file, None) for file in found.files if is_picture(file.name)]
         source = Source({"train": read_pictures(pictures)})
     elif found.kind in ("text_folder", "text"):

@@ -25,7 +25,7 @@ from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.embedding import recognise
 from raydistill.models.folder import TOKENIZER_FILES, model_bytes, read_json
-from raydistill.models.head import EMBEDDING, MASKED, OBJECTS, logits_of, vector_width
+from raydistill.models.head import OBJECTS, UNNAMED, logits_of
 from raydistill.models.load import auto_class, load_model, quiet, read_config
 from raydistill.models.scorer import NO_LIMIT, num_positions
 from raydistill.models.signals import BEGINS, LOGITS, UNITS
@@ -169,11 +169,7 @@ class TorchPredictor(Predictor):
 
 def output_width(config: Any, task: Task) -> int:
     """Numbers that a model of a task gives for a row, or for each of its tokens."""
-    if task.head_kind == MASKED:
-        return int(config.vocab_size)
-    if task.head_kind == OBJECTS:
-        return LOGITS.width(config)
-    return vector_width(config) if task.head_kind == EMBEDDING else len(task.outputs)
+    return LOGITS.width(config) if task.head_kind in (*UNNAMED, OBJECTS) else len(task.outputs)
 
 
 def open_tokenizer(folder: Path) -> Any:

@@ -57,9 +57,8 @@ def build_student(
     config = shape(source.config, student)
     attention = attn_implementation or teacher.config._attn_implementation
     model = new_model(config, seed=seed, attn_implementation=attention, like=source)
-    if (config.hidden_size != source.config.hidden_size or student.num_heads) and kind_of_head(
-        config
-    ) not in OF_PICTURES:
+    is_other = config.hidden_size != source.config.hidden_size or bool(student.num_heads)
+    if is_other and kind_of_head(config) not in OF_PICTURES:
         _check_runs(model)
     scaled(model, head_of(teacher).scale)
     if student.start != "random":

@@ -81,8 +81,12 @@ def averages(hits: Array, support: Array, predicted: Array, present: Array) -> d
 
 
 def label_table(names: Sequence[str], truth: Array, given: Array) -> list[dict[str, Any]]:
-    """One entry a label: name, precision, recall, f1, support (rows that have it), predicted (rows given it)."""
-    hits, support, predicted = (m[:, 0] for m in label_counts(truth, given, np.ones((truth.shape[1], 1))))
+    """One entry a label, see ``count_table``: ``support``, rows that have it, ``predicted``, rows given it."""
+    return count_table(names, *(m[:, 0] for m in label_counts(truth, given, np.ones((truth.shape[1], 1)))))
+
+
+def count_table(names: Sequence[str], hits: Array, support: Array, predicted: Array) -> list[dict[str, Any]]:
+    """One entry a label, of counts (L,): name, precision, recall, f1, support, predicted."""
     columns = {name: divide(*counts).tolist() for name, counts in label_ratios(hits, support, predicted).items()}
     columns |= {"support": support.astype(int).tolist(), "predicted": predicted.astype(int).tolist()}
     rows = zip(names, *columns.values(), strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -233,6 +233,12 @@ def shown(names: Sequence[str], most: int = 5) -> str:
 
 def is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def are_objects(cells: Sequence[Any], key: str) -> bool:
+    """Whether cells hold objects with this key, or lists of such; nulls may be among them."""
+    known = [cell[:1] if isinstance(cell, list) else [cell] for cell in cells if cell is not None]
+    return bool(known) and all(isinstance(one, Mapping) and key in one for cell in known for one in cell)
 
 
 def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -230,12 +230,11 @@ MASKED = replace(
     NUMBERS,
     task={"type": "masked_language_modeling", "main_metric": "masked_accuracy"},
     challenger={
+        **NUMBERS.challenger,
         "metrics": {
             "masked_accuracy": {"value": 0.3, "low": 0.28, "high": 0.32},
             "perplexity": {"value": 96.04, "low": 80.0, "high": 118.0},
         },
-        "latency_ms": {"p50": 4.0, "p95": 5.0},
-        "bytes": 50_000_000,
     },
     champion={"metrics": {"perplexity": {"value": 95.2, "low": 79.0, "high": 117.0}}, "latency_ms": {"p50": 3.8}},
     chance={**GOOD.chance, "metric": "masked_accuracy", "value": 0.1, "answer": "always guessing the same token"},

@@ -18,7 +18,7 @@ from raydistill.tasks.object_detection import reading
 from raydistill.tasks.object_detection.detections import Detections, corners, ious, of_targets
 from raydistill.tasks.object_detection.reading import BOX, CLASS, NOTHING, SIZE, objects
 from raydistill.tasks.object_detection.scoring import ANSWER_IOU, BoxScores, partners
-from raydistill.tasks.targets import Array, Ragged, Targets, shown
+from raydistill.tasks.targets import Array, Ragged, Targets, are_objects, shown
 from raydistill.tasks.text_classification.classes import class_summary
 from raydistill.tasks.text_classification.reading import known_places
 
@@ -79,8 +79,7 @@ class ObjectDetection(Task):
     @classmethod
     def is_target(cls, cells: Sequence[Any]) -> bool:
         """Objects with boxes."""
-        first = [cell[:1] if isinstance(cell, list) else [cell] for cell in cells if cell is not None]
-        return bool(first) and all(isinstance(one, Mapping) and "bbox" in one for cell in first for one in cell)
+        return are_objects(cells, "bbox")
 
     @classmethod
     def read(

@@ -9,6 +9,7 @@ import numpy as np
 
 from raydistill.models.head import NUM_SIDES
 from raydistill.tasks.object_detection.reading import BOX, CLASS, objects
+from raydistill.tasks.statistics import divide
 from raydistill.tasks.targets import Array, Ragged
 
 
@@ -75,4 +76,4 @@ def ious(a: Array, b: Array) -> Array:
     sides = np.minimum(left[..., 2:], right[..., 2:]) - np.maximum(left[..., :2], right[..., :2])
     inside = sides.clip(min=0).prod(-1)
     union = a[:, None, 2:].prod(-1) + b[None, :, 2:].prod(-1) - inside
-    return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    return divide(inside, union)

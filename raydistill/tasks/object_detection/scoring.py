@@ -23,6 +23,7 @@ import numpy as np
 from raydistill.tasks.object_detection.detections import Detections, ious, of_targets
 from raydistill.tasks.object_detection.reading import AREA, SIZE, objects
 from raydistill.tasks.scores import Floor, Scores, fit_rows
+from raydistill.tasks.statistics import count_table, divide
 from raydistill.tasks.targets import Array, Ragged
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -150,17 +151,8 @@ class BoxScores(Scores):
             for kind, count in zip(*np.unique(kinds, return_counts=True), strict=True):
                 errors[str(kind)] += int(count)
             errors["missed"] += len(classes) - int(right.sum())
-        per_class = [
-            {
-                "name": name,
-                **ratios(int(hits[i]), int(predicted[i]), int(support[i])),
-                "support": int(support[i]),
-                "predicted": int(predicted[i]),
-                "map": none_if_nan(precision[i].mean()),
-                "map_50": none_if_nan(precision[i, 0]),
-            }
-            for i, name in enumerate(self.names)
-        ]
+        table = zip(count_table(self.names, hits, support, predicted), precision, strict=True)
+        per_class = [{**counts, "map": none_if_nan(own.mean()), "map_50": none_if_nan(own[0])} for counts, own in table]
         return {"per_class": per_class, "box_errors": errors}
 
 
@@ -208,9 +200,9 @@ def average_precision(weights: Array, given: Array, hits: Array, total: Array) -
         return np.zeros(len(total)), np.zeros(len(total))
     given = given[right]
     found = np.cumsum(weights[right], axis=0, dtype=np.float64)
-    precision = np.divide(found, given, out=np.zeros_like(found), where=given > 0)
+    precision = divide(found, given)
     best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    recall = np.divide(found, total, out=np.zeros_like(found), where=total > 0)
+    recall = divide(found, total)
     reached = np.searchsorted(RECALLS, recall, side="right")
     return (np.diff(reached, axis=0, prepend=0) * best).sum(0) / len(RECALLS), recall[-1]
 
@@ -221,15 +213,6 @@ def mean_of(values: Array) -> Array:
     count = known.sum(0)
     total = np.where(known, values, 0.0).sum(0)
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
-
-
-def ratios(hits: int, predicted: int, support: int) -> dict[str, float]:
-    """Precision, recall and F1, 0 divided by 0 being 0."""
-    return {
-        "precision": hits / predicted if predicted else 0.0,
-        "recall": hits / support if support else 0.0,
-        "f1": 2 * hits / (predicted + support) if predicted + support else 0.0,
-    }
 
 
 def none_if_nan(value: float) -> float | None:

@@ -24,7 +24,7 @@ from raydistill.tasks.question_answering.reading import NONE, PLACE
 from raydistill.tasks.question_answering.scoring import SpanScores
 from raydistill.tasks.question_answering.spans import Spans
 from raydistill.tasks.rewriting import Rewrite, moved
-from raydistill.tasks.targets import Array, Ragged, Targets
+from raydistill.tasks.targets import Array, Ragged, Targets, are_objects
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,8 +104,7 @@ class QuestionAnswering(Task):
     @classmethod
     def is_target(cls, cells: Sequence[Any]) -> bool:
         """Objects, or lists of them, with the text of an answer."""
-        known = [cell[:1] if isinstance(cell, list) else [cell] for cell in cells if cell is not None]
-        return bool(known) and all(isinstance(item, dict) and "text" in item for cell in known for item in cell)
+        return are_objects(cells, "text")
 
     @classmethod
     def read(
