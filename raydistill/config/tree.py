@@ -216,9 +216,6 @@ def check_ways(config: Config) -> list[Mistake]:
         only = f"is for pictures, and {task.type} reads texts."
         found += [((*place, "copies"), f"each_epoch {only} Write a number.")] if augment.is_each_epoch else []
         found += [((*place, "crop_area"), f"{only} Leave it out.")] if augment.crop_area is not None else []
-    elif augment.is_each_epoch and task.kind == "boxes":
-        why = "each_epoch keeps the labels, and boxes do not move with crops and mirror images. Write a number: copies "
-        found.append(((*place, "copies"), f"{why}have no labels, and the teacher says what is in them."))
     elif augment.is_each_epoch:
         why = "teachers that are recorded, or in actors of their own, know pictures as they are stored, and each epoch "
         why += "shows others (data.augment.copies: each_epoch). {}, or write a number of copies."

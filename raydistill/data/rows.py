@@ -17,7 +17,7 @@ from raydistill.data.pictures import Pixels, Processor
 from raydistill.data.views import Views
 from raydistill.models.signals import BEGINS, LABELS, SECOND, UNITS, State
 from raydistill.storage.artifacts import Artifact
-from raydistill.tasks import Targets
+from raydistill.tasks import Targets, Task, task_of
 from raydistill.tasks.masked_language_modeling.masks import Masks
 from raydistill.tasks.targets import Ragged, Values, of_column, units_of
 
@@ -69,8 +69,8 @@ class Rows:
         if "pixels" in info:
             pixels = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
             known = (Targets.of_arrow(batch.column("target")), batch.column("example_id").to_numpy())
-            views = Views.read(info.get("views"))
-            return PictureRows.of_pixels(pixels, *known, info["max_length"], Processor.of(info["pixels"]), views)
+            more = (Processor.of(info["pixels"]), Views.read(info.get("views")), task_of(info["task"]))
+            return PictureRows.of_pixels(pixels, *known, info["max_length"], *more)
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         return cls.of(columns, info["pad_token_id"], Masks.read(info.get("masks")))
 
@@ -210,6 +210,8 @@ class PictureRows(Rows):
     processor: Processor | None = None
     views: Views | None = None
     """Where pictures are seen otherwise at each epoch, how."""
+    task: Task | None = None
+    """Which knows what becomes of targets then."""
 
     @classmethod
     def of_pixels(
@@ -220,18 +222,22 @@ class PictureRows(Rows):
         num_patches: int,
         processor: Processor,
         views: Views | None = None,
+        task: Task | None = None,
     ) -> PictureRows:
         """Pictures that models see as so many patches."""
         lengths, starts = np.full(len(pixels), num_patches, np.int32), np.arange(len(pixels)) * num_patches
         known = (lengths, targets, example_ids, starts, {"pixels": pixels})
-        return cls(*known, pad_token_id=0, processor=processor, views=views)
+        return cls(*known, pad_token_id=0, processor=processor, views=views, task=task)
 
     def batch(self, row_ids: npt.NDArray[np.integer[Any]], epoch: tuple[int, int] | None = None) -> Batch:
         """As of texts; ``epoch``: seed and number of one that may show pictures otherwise than they are stored."""
         if epoch is None or self.views is None:
             return super().batch(row_ids)
-        pixels = self.views.seen(self.values["pixels"][row_ids], row_ids, epoch)
-        return Batch(row_ids, self.lengths[row_ids], self.targets.take(row_ids), self.normalized(pixels))
+        assert self.task is not None
+        pixels = self.values["pixels"][row_ids]
+        parts = self.views.parts(row_ids, epoch, pixels.shape[2:])
+        targets = self.task.seen(self.targets.take(row_ids), *parts)
+        return Batch(row_ids, self.lengths[row_ids], targets, self.normalized(self.views.seen(pixels, row_ids, epoch)))
 
     def inputs(self, row_ids: npt.NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
         """pixel_values of some rows, (B, C, H, W) float32, as the model's image processor gives them."""

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2106.05237.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,13 +52,25 @@ class Views:
 
     def seen(self, pixels: Pixels, numbers: Array, epoch: tuple[int, int]) -> Pixels:
         """Pictures (B, C, H, W) of the rows with these ``numbers`` (B,) as an epoch, seed and number, shows them."""
+        starts, sizes, is_mirrored = self._drawn(numbers, epoch, pixels.shape[2:])
+        if self.smallest is not None:
+            pixels = enlarged(pixels, starts, sizes)
+        return np.where(is_mirrored[:, None, None, None], pixels[..., ::-1], pixels)
+
+    def parts(self, numbers: Array, epoch: tuple[int, int], size: Sequence[int]) -> tuple[Array, Array]:
+        """Which parts of pictures of this height and width are seen so, left, top, width and height as shares of them
+        (B, 4), and which of them turned left to right (B,)."""
+        starts, sizes, is_mirrored = self._drawn(numbers, epoch, size)
+        return np.hstack([starts[:, ::-1], sizes[:, ::-1]]) / np.tile(size[::-1], 2), is_mirrored
+
+    def _drawn(self, numbers: Array, epoch: tuple[int, int], size: Sequence[int]) -> tuple[Array, Array, Array]:
+        """Where the parts begin, and their sizes, as ``boxes`` has them, and which are turned."""
         lots = np.arange(1, 4 + 2 * TRIES, dtype=np.uint64)
         drawn = fractions(hashed(row_keys(numbers, epoch)[:, None] + hashed(lots)))
-        if self.smallest is not None:
-            height, width = pixels.shape[2:]
-            pixels = enlarged(pixels, *boxes(drawn[:, 1:], height, width, self.smallest))
-        is_mirrored = drawn[:, :1, None, None] < self.mirrored
-        return np.where(is_mirrored, pixels[..., ::-1], pixels)
+        whole = np.tile(size, (len(numbers), 1))
+        height, width = size
+        crops = boxes(drawn[:, 1:], height, width, self.smallest) if self.smallest else (np.zeros_like(whole), whole)
+        return *crops, drawn[:, 0] < self.mirrored
 
 
 def boxes(drawn: Array, height: int, width: int, smallest: float) -> tuple[Array, Array]:

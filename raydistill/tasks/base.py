@@ -270,6 +270,11 @@ class Task(ABC):
         written, units = first_half(texts[0], units) if half else unit_by_unit(texts[0], units, rewrites)
         return [written], units
 
+    def seen(self, targets: Targets, parts: Array, is_mirrored: Array) -> Targets:
+        """Targets of pictures of which only ``parts`` are seen, left, top, width and height as shares of the picture
+        (N, 4), turned left to right where ``is_mirrored`` (N,): see ``data.views``."""
+        return targets
+
     @abstractmethod
     def blank(self, num_rows: int) -> Targets:
         """Targets of made-up rows, all labelled, to time a model on."""

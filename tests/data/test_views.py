@@ -12,12 +12,18 @@ from PIL import Image
 
 from raydistill.config.data import Augment
 from raydistill.config.loading import load_config
-from raydistill.data.rows import Rows
+from raydistill.data.pictures import Processor
+from raydistill.data.rows import PictureRows, Rows
 from raydistill.data.views import RATIO, SMALLEST, TRIES, Views, boxes, enlarged
 from raydistill.errors import ConfigError
 from raydistill.pipeline.plan import make_plan
 from raydistill.pipeline.prepare import Prepared, prepare
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Targets
+from raydistill.tasks.object_detection import ObjectDetection
+from raydistill.tasks.object_detection.crops import LEAST_VISIBLE
+from raydistill.tasks.object_detection.reading import AREA, BOX, objects
+from raydistill.tasks.targets import Array, Ragged
 
 DRAW = np.random.default_rng(0)
 PIXELS = DRAW.integers(0, 256, (40, 3, 24, 32), dtype=np.uint8)
@@ -90,6 +96,60 @@ def test_what_is_seen_hangs_on_seed_epoch_and_row_alone() -> None:
         assert (other != first).any((1, 2, 3)).all()
     same = BOTH.seen(np.repeat(PIXELS[:1], 40, 0), NUMBERS, (7, 2))
     assert len(np.unique(same, axis=0)) == 40
+
+
+def framed(seed: int) -> tuple[PictureRows, Array, Array]:
+    """Rows of black pictures, each with a white box of 6 pixels a side or more, which boxes have white pixels (N, H, W)
+    and how many of them a crop shows (N,)."""
+    draw, (height, width) = np.random.default_rng(seed), (48, 64)
+    sides = np.array([6, 6]) + draw.integers(0, (20, 30), (300, 2))
+    starts = draw.integers(0, np.array([height, width]) - sides + 1)
+    lines, columns = np.arange(height)[None, :, None], np.arange(width)[None, None]
+    (top, left), (tall, wide) = starts.T[..., None, None], sides.T[..., None, None]
+    is_white = (lines >= top) & (lines < top + tall) & (columns >= left) & (columns < left + wide)
+    center = (starts + sides / 2)[:, ::-1] / (width, height)
+    own = np.hstack([np.zeros((300, 1)), center, sides[:, ::-1] / (width, height), sides.prod(1, keepdims=True)])
+    flat = np.hstack([own, np.tile([width, height], (300, 1))]).astype(np.float32)
+    targets = Targets(Ragged(flat, np.ones(300, np.int64)), np.ones(300, bool))
+    pixels = np.repeat(255 * is_white[:, None].astype(np.uint8), 3, axis=1)
+    views, processor = Views(0.15, 0.5), Processor((3, height, width), (0.0,) * 3, (1.0,) * 3)
+    rows = PictureRows.of_pixels(pixels, targets, np.arange(300), 9, processor, views, ObjectDetection(("a",)))
+    parts, _ = views.parts(np.arange(300), (7, seed), (height, width))
+    corners = np.rint(parts * (width, height, width, height)).astype(int)
+    shown = [white[y : y + h, x : x + w].sum() for white, (x, y, w, h) in zip(is_white, corners, strict=True)]
+    return rows, is_white, np.array(shown)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_are_where_their_objects_are_seen(seed: int) -> None:
+    """Found again in the pixels of what is seen: a side lies where these turn from black to white."""
+    rows, is_white, shown = framed(seed)
+    batch = rows.batch(np.arange(300), (7, seed))
+    share = shown / is_white.sum((1, 2))
+    found = objects(batch.targets.values)
+    sure = np.abs(share - LEAST_VISIBLE) > 1e-6
+    assert np.array_equal(found.lengths[sure] == 1, share[sure] >= LEAST_VISIBLE)
+    assert batch.targets.labeled.all()
+    assert min((found.lengths == 0).sum(), (share < 1).sum(), (share == 1).sum()) > 20
+    for row in np.flatnonzero(found.lengths):
+        white = batch.inputs["pixel_values"][row, 0].numpy() > 127.5
+        columns, lines = (np.flatnonzero(white.any(axis)) for axis in (0, 1))
+        edges = np.array([columns[0], lines[0], columns[-1] + 1, lines[-1] + 1])
+        x, y, w, h = found[row][0, BOX] * (64, 48, 64, 48)
+        np.testing.assert_allclose([x - w / 2, y - h / 2, x + w / 2, y + h / 2], edges, atol=0.501)
+        assert found[row][0, AREA] == pytest.approx(w * h, rel=1e-4)
+
+
+def test_boxes_hang_on_seed_epoch_and_row_alone() -> None:
+    rows, *_ = framed(0)
+    order = DRAW.permutation(300)
+    whole = rows.batch(np.arange(300), (3, 1)).targets.values[order]
+    parts = [rows.batch(part, (3, 1)).targets.values for part in np.split(order, [1, 40, 220])]
+    np.testing.assert_array_equal(np.concatenate([part.flat for part in parts]), whole.flat)
+    np.testing.assert_array_equal(np.concatenate([part.lengths for part in parts]), whole.lengths)
+    assert len(rows.batch(order, (3, 2)).targets.values.flat) == 300
+    assert not np.array_equal(rows.batch(order, (3, 2)).targets.values.flat, whole.flat)
+    np.testing.assert_array_equal(rows.batch(order).targets.values.flat, rows.targets.values[order].flat)
 
 
 def prepared(folder: Path, **changes: Any) -> Prepared:
@@ -168,8 +228,8 @@ def test_rows_are_seen_otherwise_at_each_epoch_with_their_labels(tmp_path: Path)
         ({"data__augment": {"copies": "each_epoch"}, "teacher__mode": "pool"}, r"teacher\.mode: .*Write online, or"),
         ({"data__augment": {"copies": "each_epoch"}, "teacher__pool": {}}, r"teacher\.pool: .*Leave it out, or"),
         (
-            {"task__type": "object_detection", "data__augment": {"copies": "each_epoch"}},
-            r"copies: each_epoch keeps the labels, and boxes do not move",
+            {"task__type": "object_detection", "data__augment": {"copies": "each_epoch"}, "teacher__mode": "cached"},
+            r"teacher\.mode: .*Write online, or",
         ),
         (
             {"task__type": "text_classification", "data__augment": {"ways": ["words", "flip"]}},

@@ -20,6 +20,7 @@ from transformers import DetrConfig, pipeline
 from raydistill.cli import main as cli
 from raydistill.config.gate import Gate
 from raydistill.config.loading import load_config
+from raydistill.data.rows import PictureRows
 from raydistill.deploy.comparison import compare_models
 from raydistill.deploy.export.export import export
 from raydistill.deploy.gate.promotion import promote
@@ -27,6 +28,7 @@ from raydistill.deploy.inference import evaluate_model
 from raydistill.errors import RaydistillError
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.plan import make_plan
+from raydistill.tasks.object_detection.reading import objects
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,28 @@ def test_a_record_teaches_as_the_teacher_beside_the_student_does(folder: Path, r
     for one in ("map", "map_50", "mar"):
         values = [found["student"]["test"][one]["value"] for found in (cached, online)]
         assert values[0] == pytest.approx(values[1], abs=0.02)
+
+
+def test_crops_at_each_epoch_are_learned_with_their_boxes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the teacher while it is fine-tuned, by the student, and without a teacher."""
+    batch, seen = PictureRows.batch, []
+
+    def noted(self: PictureRows, row_ids: Any, epoch: tuple[int, int] | None = None) -> Any:
+        made = batch(self, row_ids, epoch)
+        if epoch is not None:
+            before = objects(self.targets.values[row_ids])
+            seen.append((len(row_ids), len(before.flat), len(objects(made.targets.values).flat)))
+            assert made.targets.labeled.all()
+        return made
+
+    monkeypatch.setattr(PictureRows, "batch", noted)
+    augment = {"copies": "each_epoch", "crop_area": 0.3}
+    found = run(folder, data__augment=augment, teacher__finetune__num_epochs=2, evaluate__baseline=True)
+    assert found["config"]["teacher"]["mode"] == "online"
+    num_rows = found["data"]["num_rows"]["train"]
+    assert sum(count for count, *_ in seen) == 6 * num_rows  # two epochs each
+    before, after = (sum(column) for column in list(zip(*seen, strict=True))[1:])
+    assert 0.5 * before < after < 0.95 * before
 
 
 @pytest.mark.parametrize("student", [{"start": "random", "num_layers": 2, "hidden_size": 32}, {"start": "few"}])

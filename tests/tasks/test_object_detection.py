@@ -197,3 +197,24 @@ def test_outputs_and_targets_follow_the_classes() -> None:
     assert second.outputs == ("c", "a", "b")
     assert second.scores(moved, again.values).values["map"] == first.scores(outputs, targets).values["map"]
     assert second.counts(again) == {name: first.counts(known)[name] for name in second.outputs}
+
+
+def test_a_part_of_a_picture_has_the_objects_that_it_shows() -> None:
+    """Its left half, turned: what lies on the right, or reaches in by less than a quarter, is gone."""
+    size = (200, 100)
+    first = [[0, 0.2, 0.5, 0.2, 0.4, 800, *size], [1, 0.5, 0.5, 0.2, 0.4, 600, *size], [0, 0.58, 0.5, 0.2, 1, 1, *size]]
+    rows = [first, [[-1, 0, 0, 0, 0, 0, *size]], [[2, 0.9, 0.5, 0.1, 0.1, 5, *size]], []]
+    flat = np.array([unit for row in rows for unit in row], np.float32)
+    targets = Targets(Ragged(flat, np.array([len(row) for row in rows])), np.array([True, True, True, False]))
+    half, whole = np.tile([0, 0, 0.5, 1.0], (4, 1)), np.tile([0, 0, 1.0, 1.0], (4, 1))
+    task, yes, no = ObjectDetection(CLASSES), np.ones(4, bool), np.zeros(4, bool)
+    found = task.seen(targets, half, yes)
+    assert found.labeled.tolist() == targets.labeled.tolist()
+    assert found.values.lengths.tolist() == [2, 1, 1, 0]
+    expected = [[0, 0.6, 0.5, 0.4, 0.4, 1600, *size], [1, 0.1, 0.5, 0.2, 0.4, 600, *size]]
+    np.testing.assert_allclose(found.values[0], expected, rtol=1e-5)
+    for row in (1, 2):
+        assert found.values[row].tolist() == [[-1, 0, 0, 0, 0, 0, *size]]
+    np.testing.assert_allclose(task.seen(targets, whole, no).values.flat, flat, rtol=1e-5)
+    twice = task.seen(task.seen(targets, whole, yes), whole, yes)
+    np.testing.assert_allclose(twice.values.flat, flat, rtol=1e-5)

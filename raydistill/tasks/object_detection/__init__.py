@@ -14,7 +14,7 @@ from raydistill.config import tasks as config
 from raydistill.errors import DataError
 from raydistill.models.head import OBJECTS, SIDES
 from raydistill.tasks.base import Read, Task
-from raydistill.tasks.object_detection import reading
+from raydistill.tasks.object_detection import crops, reading
 from raydistill.tasks.object_detection.detections import Detections, corners, ious, of_targets
 from raydistill.tasks.object_detection.reading import BOX, CLASS, NOTHING, SIZE, objects
 from raydistill.tasks.object_detection.scoring import ANSWER_IOU, BoxScores, partners
@@ -155,6 +155,9 @@ class ObjectDetection(Task):
         """Objects of each class."""
         classes = objects(targets.values[targets.labeled]).flat[:, CLASS].astype(int)
         return dict(zip(self.outputs, np.bincount(classes, minlength=len(self.outputs)).tolist(), strict=True))
+
+    def seen(self, targets: Targets, parts: Array, is_mirrored: Array) -> Targets:
+        return Targets(crops.seen(targets.values, parts, is_mirrored), targets.labeled)
 
     def blank(self, num_rows: int) -> Targets:
         """An object in the middle of each."""
