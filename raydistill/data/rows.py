@@ -69,8 +69,8 @@ class Rows:
         if "pixels" in info:
             pixels = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
             known = (Targets.of_arrow(batch.column("target")), batch.column("example_id").to_numpy())
-            more = (Processor.of(info["pixels"]), Views.read(info.get("views")), task_of(info["task"]))
-            return PictureRows.of_pixels(pixels, *known, info["max_length"], *more)
+            processor, views = Processor.of(info["pixels"]), Views.read(info.get("views"))
+            return PictureRows.of_pixels(pixels, *known, info["max_length"], processor, views, task_of(info["task"]))
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         return cls.of(columns, info["pad_token_id"], Masks.read(info.get("masks")))
 
