@@ -33,7 +33,7 @@ from raydistill.tasks import Task
 
 INCLUDED = {"columns", "split", "max_labeled"}
 """Settings of the data section that decide what its rows are."""
-CHECKS = 2
+CHECKS = 3
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
 
 

@@ -23,7 +23,7 @@ from raydistill.data.rows import map_batch
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets, task_of
-from raydistill.tasks.object_detection.reading import BOX, CLASS, SIZE, objects, size_of
+from raydistill.tasks.object_detection.reading import BOX, CLASS, CROWD, SIZE, crowds, objects, objects_of, size_of
 
 SCENES = toy_scenes(40)
 
@@ -144,10 +144,31 @@ def test_a_box_is_cut_off_at_its_picture_within_a_pixel(tmp_path: Path) -> None:
     np.testing.assert_allclose(part.targets.values[0][0, BOX], [0.25, 0.7, 0.5, 0.6], atol=1e-6)
 
 
-def test_crowds_are_left_out_and_areas_kept(tmp_path: Path) -> None:
-    cell = [box("cat", 0, 0, 9, 9, iscrowd=1, area=3.0), box("dog", 1, 1, 4, 4, iscrowd=0, area=7.0)]
+def test_crowds_are_known_and_areas_kept(tmp_path: Path) -> None:
+    """In a list of objects, in an object of lists, and as a text; a picture of crowds alone has a label."""
+    cell = [box("cat", 0, 0, 10, 5, iscrowd=1, area=3.0), box("dog", 1, 1, 4, 4, iscrowd=0, area=7.0)]
+    lists = {key: [one[key] for one in cell] for key in cell[0]}
+    assert objects_of(cell, None) == objects_of(lists, None) == objects_of(json.dumps(cell), None)
     part = one_row(tmp_path / "made", Image.new("RGB", (10, 10)), cell)
-    assert part.targets.values[0][:, [CLASS, 5]].tolist() == [[1, 7]]
+    assert part.targets.values[0][:, [CLASS, 5]].tolist() == [[CROWD, 3], [1, 7]]
+    assert objects(part.targets.values).lengths.tolist() == [1, 1]
+    part = one_row(tmp_path / "alone", Image.new("RGB", (10, 10)), cell[:1])
+    again = Targets.of_arrow(part.targets.to_arrow())
+    assert (again.labeled.tolist(), objects(again.values).lengths.tolist()) == ([True, True], [0, 1])
+    assert crowds(again.values)[0].tolist() == pytest.approx(np.array([[0, 0.5, 0.25, 1, 0.5, 3, 10, 10]]))
+
+
+def test_crowds_of_a_file_of_cocos_are_told(tmp_path: Path) -> None:
+    folder = write_scenes(tmp_path / "made", SCENES)
+    found = json.loads((folder / "annotations.json").read_text())
+    for one in found["annotations"][:3]:
+        one["iscrowd"] = 1
+    (folder / "annotations.json").write_text(json.dumps(found))
+    draft, before = read(tmp_path, folder), read(tmp_path, write_scenes(tmp_path / "plain", SCENES))
+    assert "3 crowds are no objects: what is found in them is neither right nor wrong." in draft.notes
+    told, all_of_them = (sum(one.task.counts(one.parts["train"].targets).values()) for one in (draft, before))
+    assert told == all_of_them - 3
+    assert draft.task.mean_objects == told / len(SCENES)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from kit.pictures import png
 from kit.scenes import NAMES
 from PIL import Image
@@ -17,7 +18,8 @@ from pycocotools.cocoeval import COCOeval
 from raydistill.data.pictures import Picture
 from raydistill.tasks import task_of
 from raydistill.tasks.object_detection import ObjectDetection
-from raydistill.tasks.object_detection.detections import Detections, of_targets
+from raydistill.tasks.object_detection.detections import Detections
+from raydistill.tasks.object_detection.reading import CLASS, CROWD, NOTHING, crowds, objects, with_crowds
 from raydistill.tasks.object_detection.scoring import SIZES, BoxScores
 from raydistill.tasks.targets import Array, Ragged, Targets
 
@@ -25,8 +27,9 @@ C, Q = 3, 12
 CLASSES = ("a", "b", "c")
 
 
-def made(num_rows: int = 30, seed: int = 0) -> tuple[Array, Ragged]:
-    """Outputs (N, Q · (C + 5)) near the objects, some of them twice, and objects of all sizes; some rows have none."""
+def made(num_rows: int = 30, seed: int = 0, crowds: float = 0.4) -> tuple[Array, Ragged]:
+    """Outputs (N, Q · (C + 5)) near the objects, some of them twice, and objects of all sizes; some rows have none. A
+    share of them are crowds, of almost twice the size of what is found in them."""
     draw = np.random.default_rng(seed)
     rows, outputs = [], draw.normal(0, 1, (num_rows, Q, C + 5))
     for row in range(num_rows):
@@ -35,12 +38,14 @@ def made(num_rows: int = 30, seed: int = 0) -> tuple[Array, Ragged]:
         boxes = np.concatenate([draw.uniform(0.3, 0.7, (count, 2)), draw.uniform(0.03, 0.5, (count, 2))], 1)
         classes = draw.integers(0, C - 1, count)  # the last one has no object
         area = boxes[:, 2:].prod(1) * size.prod() * draw.uniform(0.5, 1, count)
-        own = np.column_stack([classes, boxes, area, np.tile(size, (count, 1))])
+        is_crowd = draw.random(count) < crowds
+        around = np.where(is_crowd[:, None], boxes * (1, 1, 1.4, 1.4), boxes)
+        own = np.column_stack([np.where(is_crowd, CROWD - classes, classes), around, area, np.tile(size, (count, 1))])
         rows.append((own if count else np.array([[-1, 0, 0, 0, 0, 0, *size]])).astype(np.float32))
         outputs[row, :, C + 1 :] = draw.uniform(0.1, 0.6, (Q, 4))
         for query in range(min(2 * count, Q)):
-            outputs[row, query, C + 1 :] = boxes[query // 2] * draw.uniform(0.85, 1.15, 4)
-            outputs[row, query, classes[query // 2]] += draw.normal(1, 2)
+            outputs[row, query, C + 1 :] = boxes[query // 2] * draw.uniform(0.9, 1.1, 4)
+            outputs[row, query, classes[query // 2]] += draw.normal(2, 2)
     lengths = np.array([len(own) for own in rows], np.int64)
     return outputs.reshape(num_rows, -1).astype(np.float32), Ragged(np.concatenate(rows), lengths)
 
@@ -49,14 +54,16 @@ def coco_values(outputs: Array, targets: Ragged, rows: Array) -> tuple[dict[str,
     """What pycocotools says of these pictures, each as often as it stands among them; average precisions (C, sizes)."""
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
-    found, truth = Detections(outputs, C), of_targets(targets)
+    found = Detections(outputs, C)
     for image, row in enumerate(rows, 1):
         width, height = targets[int(row)][0][6:8].astype(float)
         scale = np.array([width, height, width, height])
-        areas = targets[int(row)][:, 5]
-        for i, (label, box) in enumerate(zip(*truth[row], strict=True)):
-            sides = box * scale
-            one = {"image_id": image, "category_id": int(label) + 1, "iscrowd": 0, "area": float(areas[i])}
+        for label, *box, area, _, _ in targets[int(row)].astype(float):
+            if label == NOTHING:
+                continue
+            sides, is_crowd = np.array(box) * scale, label <= CROWD
+            one = {"image_id": image, "category_id": int(CROWD - label if is_crowd else label) + 1, "area": area}
+            one["iscrowd"] = int(is_crowd)
             annotations.append({**one, "bbox": [*(sides[:2] - sides[2:] / 2), *sides[2:]], "id": len(annotations) + 1})
         for label, score, box in zip(*found.found(int(row), 0.0), strict=True):
             sides = box * scale
@@ -81,15 +88,18 @@ def coco_values(outputs: Array, targets: Ragged, rows: Array) -> tuple[dict[str,
     return dict(zip(names, judge.stats, strict=False)), precision
 
 
-def test_metrics_are_those_of_pycocotools() -> None:
-    outputs, targets = made()
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_metrics_are_those_of_pycocotools(share: float) -> None:
+    """With crowds among the objects, and without."""
+    outputs, targets = made(40, crowds=share)
+    assert 0.5 * share <= len(crowds(targets).flat) / len(with_crowds(targets)[0].flat) <= 1.5 * share
     scores = BoxScores(outputs, targets, CLASSES, 0.5)
-    expected, precision = coco_values(outputs, targets, np.arange(30))
+    expected, precision = coco_values(outputs, targets, np.arange(40))
     assert 0.1 < expected["map"] < 0.8
     for name, value in scores.values.items():
         assert value == pytest.approx(expected[name], abs=1e-9), name
     for place in range(len(SIZES)):
-        own = scores.averages(np.ones((30, 1)), place)[0].mean(1)[:, 0]
+        own = scores.averages(np.ones((40, 1)), place)[0].mean(1)[:, 0]
         np.testing.assert_allclose(own, precision[:, place], atol=1e-9)
     told = scores.details()["per_class"]
     assert [one["map"] for one in told[:2]] == pytest.approx(precision[:2, 0])
@@ -180,6 +190,39 @@ def test_errors_are_told_by_their_kind() -> None:
     assert (second["precision"], second["recall"], second["f1"]) == (0, 0, 0)
 
 
+def test_answers_in_a_crowd_are_neither_right_nor_wrong() -> None:
+    """By half of themselves, of its class, and only where they find no object; they find it all the same."""
+    crowd = [CROWD, 0.3, 0.5, 0.4, 0.4, 32, 20, 10]
+    targets = Ragged(np.array([[0, *LEFT, 32, 20, 10], crowd], np.float32), np.array([2]))
+    outputs = said((0, 0.9, LEFT), (0, 0.8, LEFT), (0, 0.7, (0.55, 0.5, 0.2, 0.4)), (1, 0.6, LEFT))
+    found = BoxScores(outputs, targets, NAMES, 0.5).details()
+    assert found["box_errors"] == {"right": 1, "misplaced": 0, "confused": 1, "invented": 1, "missed": 0}
+    first, second = found["per_class"]
+    assert (first["predicted"], first["support"], first["precision"], first["recall"]) == (2, 1, 0.5, 1.0)
+    assert (second["predicted"], second["support"]) == (1, 0)
+    task = ObjectDetection(NAMES)
+    np.testing.assert_allclose(task.errors(outputs, targets), [1.3], atol=1e-6)
+    assert task.spoken_target(targets[0]) == "1 bright"
+    assert [one["label"] for one in task.marked_target(targets[0])] == ["bright"]
+    assert task.counts(Targets(targets, np.ones(1, bool))) == {"bright": 1, "dark": 0}
+    alone = Ragged(np.array([crowd], np.float32), np.array([1]))
+    assert BoxScores(said((0, 0.9, LEFT)), alone, NAMES, 0.5).details()["box_errors"]["missed"] == 0
+    assert task.spoken_target(alone[0]) == "nothing"
+
+
+def test_a_crowd_is_no_target_in_training() -> None:
+    outputs, targets = made(8, crowds=0.5)
+    task, labeled = ObjectDetection(CLASSES), np.ones(8, bool)
+    there = objects(targets)
+    rows = [
+        there[row] if len(there[row]) else np.array([[NOTHING, 0, 0, 0, 0, 0, 9, 9]], np.float32) for row in range(8)
+    ]
+    without = Ragged.of(rows, there.flat[:0])
+    assert len(crowds(targets).flat) > 3
+    losses = [task.batch_loss(torch.tensor(outputs), Targets(own, labeled)) for own in (targets, without)]
+    torch.testing.assert_close(*losses)
+
+
 def test_a_task_is_rebuilt_from_its_facts_and_from_a_model() -> None:
     task = ObjectDetection(CLASSES, mean_objects=2.5, threshold=0.3)
     settings = task.model_settings()
@@ -196,6 +239,10 @@ def test_outputs_and_targets_follow_the_classes() -> None:
     again, _ = second.translate(known, first)
     assert second.outputs == ("c", "a", "b")
     assert second.scores(moved, again.values).values["map"] == first.scores(outputs, targets).values["map"]
+    found, expected = (np.unique(crowds(own).flat[:, CLASS], return_counts=True) for own in (again.values, targets))
+    assert dict(zip(*found, strict=True)) == {
+        order.index(int(one)): count for one, count in zip(*expected, strict=True)
+    }
     assert second.counts(again) == {name: first.counts(known)[name] for name in second.outputs}
 
 
@@ -204,14 +251,16 @@ def test_a_part_of_a_picture_has_the_objects_that_it_shows() -> None:
     size = (200, 100)
     first = [[0, 0.2, 0.5, 0.2, 0.4, 800, *size], [1, 0.5, 0.5, 0.2, 0.4, 600, *size], [0, 0.58, 0.5, 0.2, 1, 1, *size]]
     rows = [first, [[-1, 0, 0, 0, 0, 0, *size]], [[2, 0.9, 0.5, 0.1, 0.1, 5, *size]], []]
+    first.append([CROWD - 1, 0.4, 0.5, 0.2, 0.4, 800, *size])
     flat = np.array([unit for row in rows for unit in row], np.float32)
     targets = Targets(Ragged(flat, np.array([len(row) for row in rows])), np.array([True, True, True, False]))
     half, whole = np.tile([0, 0, 0.5, 1.0], (4, 1)), np.tile([0, 0, 1.0, 1.0], (4, 1))
     task, yes, no = ObjectDetection(CLASSES), np.ones(4, bool), np.zeros(4, bool)
     found = task.seen(targets, half, yes)
     assert found.labeled.tolist() == targets.labeled.tolist()
-    assert found.values.lengths.tolist() == [2, 1, 1, 0]
+    assert found.values.lengths.tolist() == [3, 1, 1, 0]
     expected = [[0, 0.6, 0.5, 0.4, 0.4, 1600, *size], [1, 0.1, 0.5, 0.2, 0.4, 600, *size]]
+    expected.append([CROWD - 1, 0.2, 0.5, 0.4, 0.4, 1600, *size])
     np.testing.assert_allclose(found.values[0], expected, rtol=1e-5)
     for row in (1, 2):
         assert found.values[row].tolist() == [[-1, 0, 0, 0, 0, 0, *size]]

@@ -16,8 +16,8 @@ from raydistill.models.head import OBJECTS, SIDES
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.object_detection import crops, reading
 from raydistill.tasks.object_detection.detections import Detections, corners, ious, of_targets
-from raydistill.tasks.object_detection.reading import BOX, CLASS, NOTHING, SIZE, objects
-from raydistill.tasks.object_detection.scoring import ANSWER_IOU, BoxScores, partners
+from raydistill.tasks.object_detection.reading import BOX, CLASS, CROWD, NOTHING, SIZE, crowds, objects
+from raydistill.tasks.object_detection.scoring import ANSWER_IOU, BoxScores, in_crowds, partners
 from raydistill.tasks.targets import Array, Ragged, Targets, are_objects, shown
 from raydistill.tasks.text_classification.classes import class_summary
 from raydistill.tasks.text_classification.reading import known_places
@@ -95,8 +95,10 @@ class ObjectDetection(Task):
         notes = []
         if absent := [name for name, count in counts.items() if not count]:
             notes.append(f"No training picture has an object of the class {shown(absent)}.")
-        if bare := int((targets["train"].values.flat[:, CLASS] == NOTHING).sum()):
+        if bare := int((objects(targets["train"].values).lengths[targets["train"].labeled] == 0).sum()):
             notes.append(f"{bare:,} training pictures have no objects.")
+        if found := sum(len(crowds(own.values).flat) for own in targets.values()):
+            notes.append(f"{found:,} crowds are no objects: what is found in them is neither right nor wrong.")
         return Read(task, targets, notes)
 
     def read_for(self, column: pa.ChunkedArray, names: Sequence[str] | None) -> tuple[Targets, list[str]]:
@@ -108,7 +110,10 @@ class ObjectDetection(Task):
         place, notes = known_places(other.names_in(targets), self.outputs, other.outputs)
         order = np.array([place.get(name, 0) for name in other.outputs] + [NOTHING], np.float32)
         flat = targets.values.flat.copy()
-        flat[:, CLASS] = order[flat[:, CLASS].astype(int)]
+        classes = flat[:, CLASS].astype(int)
+        is_crowd = classes <= CROWD
+        own = order[np.where(is_crowd, CROWD - classes, classes)]
+        flat[:, CLASS] = np.where(is_crowd, CROWD - own, own)
         return Targets(Ragged(flat, targets.values.lengths), targets.labeled), notes
 
     @classmethod
@@ -229,11 +234,11 @@ class ObjectDetection(Task):
     def errors(self, outputs: Array, targets: Ragged) -> Array:
         """The sum of the scores of answers that are wrong, and 1 for each object that is missed."""
         found = np.zeros(len(outputs))
-        for row, ((own, sure, boxes), (its, places)) in enumerate(
-            zip(self._found(outputs), of_targets(targets), strict=True)
-        ):
-            partner = alike(own, boxes, its, places)
-            found[row] = sure[partner < 0].sum() + len(its) - (partner >= 0).sum()
+        known = zip(self._found(outputs), of_targets(targets), of_targets(crowds(targets)), strict=True)
+        for row, ((own, sure, boxes), (its, places), others) in enumerate(known):
+            is_right = alike(own, boxes, its, places) >= 0
+            is_wrong = ~is_right & ~in_crowds(own, boxes, *others)
+            found[row] = sure[is_wrong].sum() + len(its) - is_right.sum()
         return found
 
     # answering

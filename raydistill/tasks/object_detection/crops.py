@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from raydistill.tasks.object_detection.detections import corners
-from raydistill.tasks.object_detection.reading import AREA, BOX, CLASS, NOTHING
+from raydistill.tasks.object_detection.reading import AREA, BOX, CLASS, NOTHING, only
 from raydistill.tasks.statistics import divide
 from raydistill.tasks.targets import Array, Ragged
 
@@ -16,9 +16,9 @@ shown (https://arxiv.org/abs/1512.02325, section 2.2), of which a quarter is the
 
 
 def seen(targets: Ragged, parts: Array, is_mirrored: Array) -> Ragged:
-    """Objects, see ``reading``, in parts of their pictures that are brought to the size of the whole: ``parts`` (N, 4)
-    are left, top, width and height as shares of the picture, turned left to right where ``is_mirrored`` (N,). A picture
-    of which no object is left is one without objects."""
+    """Objects and crowds, see ``reading``, in parts of their pictures that are brought to the size of the whole:
+    ``parts`` (N, 4) are left, top, width and height as shares of the picture, turned left to right where
+    ``is_mirrored`` (N,). A picture of which none is left is one without objects."""
     flat, rows = targets.flat.copy(), targets.rows
     start, size = parts[rows, :2], parts[rows, 2:]
     sides = corners(flat[:, BOX].astype(np.float64))
@@ -33,4 +33,4 @@ def seen(targets: Ragged, parts: Array, is_mirrored: Array) -> Ragged:
     bare = targets.starts[(targets.lengths > 0) & (np.bincount(rows[kept], minlength=len(targets)) == 0)]
     flat[bare, : AREA + 1] = [NOTHING, 0, 0, 0, 0, 0]
     kept[bare] = True
-    return Ragged(flat[kept], np.bincount(rows[kept], minlength=len(targets)))
+    return only(Ragged(flat, targets.lengths), kept)

@@ -70,10 +70,12 @@ def corners(boxes: Array) -> Array:
     return np.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], axis=-1)
 
 
-def ious(a: Array, b: Array) -> Array:
-    """Intersection over union of boxes (A, 4) and (B, 4), (A, B). Shares of a picture have those of its pixels."""
+def ious(a: Array, b: Array, is_crowd: Array | bool = False) -> Array:
+    """Intersection over union of boxes (A, 4) and (B, 4), (A, B); where the second one ``is_crowd`` (B,), over the area
+    of the first one. Shares of a picture have those of its pixels."""
     left, right = corners(a)[:, None], corners(b)[None]
     sides = np.minimum(left[..., 2:], right[..., 2:]) - np.maximum(left[..., :2], right[..., :2])
     inside = sides.clip(min=0).prod(-1)
-    union = a[:, None, 2:].prod(-1) + b[None, :, 2:].prod(-1) - inside
+    own = a[:, None, 2:].prod(-1)
+    union = own + np.where(is_crowd, 0.0, b[None, :, 2:].prod(-1) - inside)
     return divide(inside, union)

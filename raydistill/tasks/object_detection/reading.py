@@ -1,8 +1,9 @@
 """Objects in pictures in the forms that tables and files have them, as one: the class of each and where it is.
 
-A row's cell is a list of objects {bbox, category[, area]}, or an object of such lists, as Hugging Face's data sets have
-them; bbox is COCO's: left, top, width and height in pixels of the picture as it is seen, turned as its EXIF says. An
-empty list says that there is nothing to find, null that the row is not labelled.
+A row's cell is a list of objects {bbox, category[, area, iscrowd]}, or an object of such lists, as Hugging Face's data
+sets have them; bbox is COCO's: left, top, width and height in pixels of the picture as it is seen, turned as its EXIF
+says. An empty list says that there is nothing to find, null that the row is not labelled. What is marked as a crowd,
+many objects that nobody has told apart, is none to find: see ``scoring``.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from raydistill.tasks.targets import Array, Ragged, Targets, decoded, shown
 
 CLASS, BOX, AREA, SIZE = 0, slice(1, 5), 5, slice(6, 8)
 """Columns of a target: class; cx, cy, w, h, 0 to 1 of the picture; pixels that the object covers, and the picture's
-width and height in pixels. Of a picture without objects there is one, of class ``NOTHING``."""
+width and height in pixels. Of a picture without objects and crowds there is one, of class ``NOTHING``; a crowd of
+objects of class c has ``CROWD`` - c, so that what is not below 0 is an object."""
 NUM_COLUMNS = 8
-NOTHING = -1
+NOTHING, CROWD = -1, -2
 NAMES = ("category", "categories", "label", "labels", "category_id", "class", "name")
 """Under which an object may have its class."""
-GIVEN = pa.struct(
-    [("name", pa.large_string()), ("box", pa.list_(pa.float64())), ("area", pa.float64()), ("is_share", pa.bool_())]
+PLACED = pa.struct(
+    [("name", pa.large_string()), ("box", pa.list_(pa.float64())), ("area", pa.float64()), ("is_crowd", pa.bool_())]
 )
+GIVEN = pa.struct([*PLACED, ("is_share", pa.bool_())])
 """An object as it is given; ``is_share``: its box is center, width and height as shares of the picture, as YOLO has
 it."""
-PLACED = pa.struct([("name", pa.large_string()), ("box", pa.list_(pa.float64())), ("area", pa.float64())])
 FORM = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("objects", pa.list_(PLACED))])
 """A label, once the picture is known: box as in a target. Null where a row is not labelled."""
 MARGIN = 1.0
@@ -58,7 +60,7 @@ def given(column: pa.ChunkedArray, what: str, names: Sequence[str] | None) -> pa
 
 
 def objects_of(cell: Any, names: Sequence[str] | None) -> list[dict[str, Any]] | None:
-    """The objects of a cell as ``GIVEN``, without those that COCO calls a crowd; None for no label. Raises Wrong."""
+    """The objects of a cell as ``GIVEN``; None for no label. Raises Wrong."""
     if isinstance(cell, str):  # as CSV files have it
         try:
             cell = json.loads(cell) if cell.strip() else None
@@ -73,7 +75,7 @@ def objects_of(cell: Any, names: Sequence[str] | None) -> list[dict[str, Any]] |
         cell = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
     if not isinstance(cell, list) or not all(isinstance(one, Mapping) for one in cell):
         raise Wrong("its objects are no list of {bbox, category}.")
-    return [object_of(one, number, names) for number, one in enumerate(cell, 1) if not one.get("iscrowd")]
+    return [object_of(one, number, names) for number, one in enumerate(cell, 1)]
 
 
 def object_of(one: Mapping[str, Any], number: int, names: Sequence[str] | None) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def object_of(one: Mapping[str, Any], number: int, names: Sequence[str] | None) 
     box = one.get("share", one.get("bbox"))
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
         raise Wrong(f"object {number}, {label}, has the bbox {box}, not four numbers: left, top, width, height.")
-    return {"name": str(label).strip(), "box": box, "area": one.get("area"), "is_share": "share" in one}
+    about = {"area": one.get("area"), "is_crowd": bool(one.get("iscrowd")), "is_share": "share" in one}
+    return {"name": str(label).strip(), "box": box, **about}
 
 
 def placed(table: pa.Table, where: str) -> pa.Table:
@@ -139,7 +142,7 @@ def placed_object(one: Mapping[str, Any], number: int, width: int, height: int) 
         raise Wrong(f"{what} lies outside its picture of {width} x {height} pixels.")
     box = [(left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height]
     area = one["area"] if one["area"] is not None and one["area"] > 0 else (right - left) * (bottom - top)
-    return {"name": one["name"], "box": box, "area": area}
+    return {"name": one["name"], "box": box, "area": area, "is_crowd": one["is_crowd"]}
 
 
 def size_of(content: bytes) -> tuple[int, int]:
@@ -170,14 +173,33 @@ def targets_of(column: pa.ChunkedArray, place: Mapping[str, int]) -> Targets:
 def rows_of(cell: Mapping[str, Any], place: Mapping[str, int]) -> Array:
     """The units of a labelled picture."""
     size = (cell["width"], cell["height"])
-    units = [(place[one["name"]], *one["box"], one["area"], *size) for one in cell["objects"]]
+    classes = [(CROWD - place[one["name"]]) if one["is_crowd"] else place[one["name"]] for one in cell["objects"]]
+    units = [(own, *one["box"], one["area"], *size) for own, one in zip(classes, cell["objects"], strict=True)]
     return np.array(units or [(NOTHING, 0, 0, 0, 0, 0, *size)], np.float32)
 
 
 def objects(targets: Ragged) -> Ragged:
-    """Targets without the units that say that there is nothing."""
-    is_there = targets.flat[:, CLASS] >= 0
-    return Ragged(targets.flat[is_there], np.bincount(targets.rows[is_there], minlength=len(targets)))
+    """Targets without crowds, and the units that say that there is nothing."""
+    return only(targets, targets.flat[:, CLASS] >= 0)
+
+
+def crowds(targets: Ragged) -> Ragged:
+    """The crowds alone, with the classes of their objects."""
+    return only(*with_crowds(targets))
+
+
+def with_crowds(targets: Ragged) -> tuple[Ragged, Array]:
+    """Objects and crowds, these with the classes of their objects, and which are crowds, (M,)."""
+    classes = targets.flat[:, CLASS]
+    is_crowd, flat = classes <= CROWD, targets.flat.copy()
+    flat[is_crowd, CLASS] = CROWD - classes[is_crowd]
+    is_there = classes != NOTHING
+    return only(Ragged(flat, targets.lengths), is_there), is_crowd[is_there]
+
+
+def only(targets: Ragged, kept: Array) -> Ragged:
+    """The same rows with some of their units (M,)."""
+    return Ragged(targets.flat[kept], np.bincount(targets.rows[kept], minlength=len(targets)))
 
 
 def classes_of(

@@ -3,7 +3,9 @@
 Metric names: ``map`` (mean over classes and over IoU from 0.5 to 0.95), ``map_50`` and ``map_75`` (at one IoU),
 ``map_small``, ``map_medium``, ``map_large`` (of objects below 32², up to 96² and above, pixels), ``mar`` (recall, the
 mean as of ``map``). As pycocotools has them, at most 100 detections of a class in a picture: Lin et al. 2014,
-https://arxiv.org/abs/1405.0312. The tests hold all of them against it.
+https://arxiv.org/abs/1405.0312. The tests hold all of them against it. A crowd is no object to find; detections that
+find nothing else and lie in one of their class, by as much of their own area as an IoU asks for, are neither right nor
+wrong, however many these are.
 
 Which detection finds which object is a picture's own business, however often that is drawn. So pictures are matched
 once, and a resample only counts anew: at the detections that are right, weights of these over those of all before them.
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from raydistill.tasks.object_detection.detections import Detections, ious, of_targets
-from raydistill.tasks.object_detection.reading import AREA, SIZE, objects
+from raydistill.tasks.object_detection.reading import AREA, CLASS, SIZE, crowds, with_crowds
 from raydistill.tasks.scores import Floor, Scores, fit_rows
 from raydistill.tasks.statistics import count_table, divide
 from raydistill.tasks.targets import Array, Ragged
@@ -67,30 +69,32 @@ class BoxScores(Scores):
 
     @cached_property
     def fits(self) -> Array:
-        """Which object is of which size, (M, a)."""
-        area = objects(self.targets).flat[:, AREA].astype(np.float64)
+        """Which of the objects and crowds is an object of which size, (M, a)."""
+        there, is_crowd = with_crowds(self.targets)
+        area = np.where(is_crowd, np.nan, there.flat[:, AREA].astype(np.float64))
         return np.stack([(area >= low) & (area <= high) for low, high in SIZES.values()], axis=1)
 
     @cached_property
     def support(self) -> Array:
         """Objects of each class and size in each picture, (N, C, a)."""
         found = np.zeros((self.num_rows, len(self.names), len(SIZES)))
-        there = objects(self.targets)
-        np.add.at(found, (there.rows, there.flat[:, 0].astype(int)), self.fits)
+        there, _ = with_crowds(self.targets)
+        np.add.at(found, (there.rows, there.flat[:, CLASS].astype(int)), self.fits)
         return found
 
     @cached_property
     def matched(self) -> Matched:
         """COCO's matching: the surest detections choose first, each the object that it overlaps most."""
-        starts, parts = objects(self.targets).starts, []
+        there, are_crowds = with_crowds(self.targets)
+        parts = []
         sizes = self.targets.flat[self.targets.starts, SIZE].astype(np.float64)
-        for row, (classes, boxes) in enumerate(self.truth):
+        for row, (classes, boxes) in enumerate(of_targets(there)):
             given, scores, places = self.found.found(row, 0.0)
             kept = np.array([(given[:i] == own).sum() < MOST for i, own in enumerate(given)], bool)
             given, scores, places = given[kept], scores[kept], places[kept]
-            overlap = np.where(given[:, None] == classes, ious(places, boxes), 0.0)
-            fits = self.fits[starts[row] : starts[row] + len(classes)]
-            hits, ignored = assigned(overlap, fits)
+            own = slice(there.starts[row], there.starts[row] + len(classes))
+            overlap = np.where(given[:, None] == classes, ious(places, boxes, are_crowds[own]), 0.0)
+            hits, ignored = assigned(overlap, self.fits[own], are_crowds[own])
             area = places[:, 2:].prod(-1) * sizes[row].prod()
             other = np.stack([(area < low) | (area > high) for low, high in SIZES.values()], axis=1)
             counts = ~np.where(hits, ignored, other[..., None])
@@ -133,16 +137,18 @@ class BoxScores(Scores):
         """``per_class``: of the detections that are answers precision, recall and F1 at an IoU of 0.5, and the average
         precision ``map`` and ``map_50`` of all of them; ``box_errors``: answers that are ``right``, lie on an object of
         their class but not enough (``misplaced``), on one of another class (``confused``), on none (``invented``), and
-        objects that are ``missed``."""
+        objects that are ``missed``; answers that lie in a crowd count nowhere."""
         ones = np.ones((self.num_rows, 1))
         precision = self.averages(ones, 0)[0][..., 0]
         hits, predicted, support = (np.zeros(len(self.names), int) for _ in range(3))
+        crowded = of_targets(crowds(self.targets))
         errors = dict.fromkeys(("right", "misplaced", "confused", "invented", "missed"), 0)
         for row, (classes, boxes) in enumerate(self.truth):
             given, _, places = self.found.found(row, self.threshold)
             overlap = ious(places, boxes)
             partner = partners(np.where(given[:, None] == classes, overlap, 0.0), ANSWER_IOU)
-            right = partner >= 0
+            counts = (partner >= 0) | ~in_crowds(given, places, *crowded[row])
+            given, overlap, right = given[counts], overlap[counts], partner[counts] >= 0
             for total, own in ((hits, given[right]), (predicted, given), (support, classes)):
                 total += np.bincount(own, minlength=len(self.names))
             same = np.where(given[:, None] == classes, overlap, 0.0).max(1, initial=0.0) >= NEAR_IOU
@@ -156,10 +162,10 @@ class BoxScores(Scores):
         return {"per_class": per_class, "box_errors": errors}
 
 
-def assigned(overlap: Array, fits: Array) -> tuple[Array, Array]:
-    """Which detections (D,), the surest first, find an object (G,), and whether that is of another size: overlaps of
-    equal classes (D, G), ``fits`` (G, a) -> (D, a, t) each. One of the size is taken before all others; of equal
-    overlaps the last."""
+def assigned(overlap: Array, fits: Array, is_crowd: Array) -> tuple[Array, Array]:
+    """Which detections (D,), the surest first, find an object or a crowd (G,), and whether that is not one of the size:
+    overlaps of equal classes (D, G), ``fits`` (G, a) -> (D, a, t) each. One of the size is taken before all others; of
+    equal overlaps the last. A crowd is never used up."""
     shape = (len(overlap), fits.shape[1], len(THRESHOLDS))
     hits, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
     if not overlap.size:
@@ -174,8 +180,15 @@ def assigned(overlap: Array, fits: Array) -> tuple[Array, Array]:
         best = len(own) - 1 - worth[..., ::-1].argmax(-1)
         is_hit = worth.max(-1) >= 0
         hits[one], ignored[one] = is_hit, is_hit & ~fits[best, sizes]
-        free[sizes, levels, best] &= ~is_hit
+        free[sizes, levels, best] &= ~is_hit | is_crowd[best]
     return hits, ignored
+
+
+def in_crowds(given: Array, places: Array, classes: Array, boxes: Array) -> Array:
+    """Which detections, classes (D,) and boxes, lie in a crowd (G,) of their class, by half of them or more."""
+    overlap = np.where(given[:, None] == classes, ious(places, boxes, is_crowd=True), 0.0)
+    found: Array = overlap.max(1, initial=0.0) >= ANSWER_IOU
+    return found
 
 
 def partners(overlap: Array, least: float) -> Array:
