@@ -6,7 +6,8 @@ A scene of 48 x 48 pixels has one to four of scikit-learn's digits, zeros to thr
 of blots; a digit may hide a fifth of another one. Digits of test scenes are in no other scene. No detector can be had
 without a download, so the teacher, a YOLOS of 4 layers of width 64, starts from random weights and is fitted to the
 labelled scenes by raydistill itself; students have 2 of its layers. Each and its baseline, which sees the labels alone,
-are trained with as many seeds. ``--labels``: of the 2,000 training scenes, the others are seen without.
+are trained with as many seeds. ``--labels``: of the 2,000 training scenes, the others are seen without. ``--losses``:
+beside the labels, ``forward_kl boxes`` by default.
 """
 
 from __future__ import annotations
@@ -108,8 +109,9 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def measure(folder: Path, labels: int | None, epochs: int, seeds: int) -> dict[str, Any]:
+def measure(folder: Path, losses: list[str], labels: int | None, epochs: int, seeds: int) -> dict[str, Any]:
     """The results of the student and its baseline."""
+    terms = {"task": {"type": "task", "weight": 0.5}, **{name: {"type": name} for name in losses}}
     return raydistill.distill(
         {
             "storage": str(folder / "storage"),
@@ -121,7 +123,7 @@ def measure(folder: Path, labels: int | None, epochs: int, seeds: int) -> dict[s
                 "allow_chance": True,
             },
             "student": {"num_layers": 2},
-            "stages": {"distill": {"num_epochs": epochs // 3, "learning_rate": 1e-3}},
+            "stages": {"distill": {"num_epochs": epochs // 3, "learning_rate": 1e-3, "losses": terms}},
             "train": {"num_workers": 0, "global_batch_size": 32},
             "evaluate": {"baseline": True, "seeds": seeds},
         }
@@ -130,6 +132,7 @@ def measure(folder: Path, labels: int | None, epochs: int, seeds: int) -> dict[s
 
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader.add_argument("--losses", nargs="*", default=["forward_kl", "boxes"])
     reader.add_argument("--labels", type=int, default=None)
     reader.add_argument("--epochs", type=int, default=48, help="of the teacher; students have a third")
     reader.add_argument("--seeds", type=int, default=2)
@@ -138,7 +141,8 @@ def main() -> None:
         folder = Path(scratch)
         write_scenes(folder / "scenes")
         save_model(folder / "yolos")
-        found = measure(folder, given.labels, given.epochs, given.seeds)
+        found = measure(folder, given.losses, given.labels, given.epochs, given.seeds)
+    print(f"Losses: task, {', '.join(given.losses)}")
     print(f"{ROWS['test']} test scenes, %, mean of {given.seeds} seeds ± deviation; {given.labels or 'all'} labels")
     for name in ("map", "map_50", "map_75"):
         seeds = [found["seeds"][model]["test"][name] for model in ("student", "baseline")]

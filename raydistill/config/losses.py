@@ -301,6 +301,17 @@ class PooledCosine(LayerLossSection):
     """Layer map, or pairs [student layer, teacher layer]; 0 is the embeddings, i the output of layer i."""
 
 
+class BoxFeatures(LayerLossSection):
+    """1 - cosine of hidden states of mapped layers inside the teacher's boxes, as far as it is sure of them: each box
+    counts as much, whatever its size, and the ground not at all."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("boxes",)
+    compares: ClassVar[str] = "hidden states, boxes"
+    takes_maps: ClassVar[bool] = True
+
+    type: Literal["box_features"] = "box_features"
+
+
 class AttentionLossSection(LayerLossSection):
     """A term on how the tokens of a row attend to each other in mapped layers."""
 
@@ -486,6 +497,7 @@ Loss = Annotated[
     | EmbeddingMse
     | Pkd
     | PooledCosine
+    | BoxFeatures
     | AttentionMse
     | AttentionKl
     | Minilm

@@ -120,9 +120,11 @@ def check_kinds(config: Config) -> list[Mistake]:
     for stage_name, stage in config.stages.items():
         for name, loss in stage.losses.items():
             place = ("stages", stage_name, "losses", name)
-            if task.kind not in loss.kinds:
+            if loss.kinds == ("boxes",) and task.kind != "boxes":
+                found.append((place, f"{loss.type} needs boxes; {task.type} has none."))
+            elif task.kind not in loss.kinds:
                 what, able = OF_KINDS.get(task.kind, ("numbers", "logit_mse"))
-                what = "predictions" if loss.kinds in (("vector",), ("boxes",)) else what
+                what = "predictions" if loss.kinds == ("vector",) else what
                 found.append((place, f"{loss.type} cannot compare the {what} of {task.type}; {able} can."))
             elif loss.compares_sequences and not task.has_units:
                 found.append((place, f"{loss.type} needs labels of words; {task.type} has one prediction a row."))

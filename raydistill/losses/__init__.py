@@ -12,7 +12,7 @@ from raydistill.config.plugins import find
 from raydistill.config.training import Stage
 from raydistill.losses.attention import AttentionKl, AttentionLoss, AttentionMse, Minilm, MinilmV2
 from raydistill.losses.base import Loss, Losses
-from raydistill.losses.boxes import Boxes
+from raydistill.losses.boxes import Boxes, BoxFeatures
 from raydistill.losses.contrastive import CosinePairs, Crd
 from raydistill.losses.gradients import GradientAttention, GradientMatch
 from raydistill.losses.graph import GraphAttention
@@ -49,6 +49,7 @@ HIDDEN: dict[str, type[HiddenLoss]] = {
     "embedding_mse": HiddenMse,
     "pkd": Pkd,
     "pooled_cosine": PooledCosine,
+    "box_features": BoxFeatures,
 }
 
 ATTENTION: dict[str, type[AttentionLoss]] = {
@@ -60,6 +61,7 @@ ATTENTION: dict[str, type[AttentionLoss]] = {
 __all__ = [
     "AttentionKl",
     "AttentionMse",
+    "BoxFeatures",
     "Boxes",
     "CosinePairs",
     "Crd",
@@ -220,8 +222,9 @@ def build_loss(
             depths = (last_state(student), last_state(teacher))
             pairs = layer_map(term.layers, *depths) if isinstance(term, settings.LayerLossSection) else ((0, 0),)
             more: dict[str, Any] = {"temperature": term.temperature} if isinstance(term, settings.HiddenKl) else {}
-            known = (state_widths(student), state_widths(teacher), term.weight)
-            return HIDDEN[term.type](pairs, *known, of_pictures=task.reads_pictures, **more)
+            more |= {"problem": task.problem} if isinstance(term, settings.BoxFeatures) else {}
+            more |= {"pictures": (student, teacher)} if task.reads_pictures else {}
+            return HIDDEN[term.type](pairs, state_widths(student), state_widths(teacher), term.weight, **more)
         case _:
             joined: Any = find("losses", term.type)
             assert joined is not None, f"no loss of type {term.type}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,11 @@ from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
 from raydistill.losses.rows import first_tokens, row_means
-from raydistill.models.pictures import on_one_grid
+from raydistill.models.pictures import Grid, look, on_one_grid, shape_of
 from raydistill.models.signals import Signal
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def width_of(widths: int | Sequence[int], layer: int) -> int:
@@ -28,6 +31,7 @@ class HiddenLoss(Loss):
     ``pairs`` are (student, teacher) indices of hidden states, 0 being the embeddings; widths are those of all states,
     or of each. Where they differ, the student's states pass through one trained linear map a pair (TinyBERT's W_h,
     https://arxiv.org/abs/1909.10351; of maps FitNets' regressor of 1 x 1, https://arxiv.org/abs/1412.6550).
+    ``pictures``: configs of student and teacher where they read such.
     """
 
     role = "representation"
@@ -39,10 +43,11 @@ class HiddenLoss(Loss):
         teacher_width: int | Sequence[int],
         weight: float | Schedule = 1.0,
         *,
-        of_pictures: bool = False,
+        pictures: tuple[PretrainedConfig, PretrainedConfig] | None = None,
     ) -> None:
         super().__init__(weight)
-        self.pairs, self.of_pictures = pairs, of_pictures
+        self.pairs, self.pictures = pairs, pictures
+        self._grids: dict[tuple[int, int, int], dict[tuple[int, int], tuple[Grid, Grid]]] = {}
         self.student_needs = frozenset(Signal.of("hidden_states", s) for s, _ in pairs)
         self.teacher_needs = frozenset(Signal.of("hidden_states", t) for _, t in pairs)
         widths = [(width_of(student_width, s), width_of(teacher_width, t)) for s, t in pairs]
@@ -51,20 +56,36 @@ class HiddenLoss(Loss):
         )
 
     def count(self, batch: Batch) -> int:
-        return batch.num_rows if self.of_pictures else batch.num_tokens
+        return batch.num_tokens if self.pictures is None else batch.num_rows
 
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         values = []
-        for (s, t), projection in zip(self.pairs, self.projections, strict=True):
-            own, other = student[Signal.of("hidden_states", s)], teacher[Signal.of("hidden_states", t)].float()
-            own, other = self.reduced(own, other, batch)
+        for pair, projection in zip(self.pairs, self.projections, strict=True):
+            own, other = self.reduced(*self.states(student, teacher, pair), batch, pair)
             found = self.distance(projection(own).float(), other)
-            values.append(found.view(batch.num_rows, -1).mean(1) if self.of_pictures else found)
+            values.append(found if self.pictures is None else found.view(batch.num_rows, -1).mean(1))
         return torch.stack(values).mean(0)
 
-    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What of the states (N, width) is compared."""
-        return on_one_grid(student, teacher, batch.num_rows) if self.of_pictures else (student, teacher)
+    def states(
+        self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], pair: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Those of a pair, (N, width) each."""
+        return student[Signal.of("hidden_states", pair[0])], teacher[Signal.of("hidden_states", pair[1])].float()
+
+    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch, pair: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What of the states (N, width) of a pair is compared."""
+        if self.pictures is None or len(student) == len(teacher):
+            return student, teacher
+        return on_one_grid(student, teacher, self.grids(batch)[pair], batch.num_rows)
+
+    def grids(self, batch: Batch) -> dict[tuple[int, int], tuple[Grid, Grid]]:
+        """How the states of each pair lie in the batch's pictures."""
+        assert self.pictures is not None
+        shape = shape_of(batch.inputs)
+        if shape not in self._grids:
+            own, other = (look(config, shape).grids for config in self.pictures)
+            self._grids[shape] = {(s, t): (own[s], other[t]) for s, t in self.pairs}
+        return self._grids[shape]
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare (N, width) with (N, width); shape (N,)."""
@@ -105,7 +126,7 @@ class Pkd(HiddenLoss):
     def count(self, batch: Batch) -> int:
         return batch.num_rows
 
-    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch, pair: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return first_tokens(student, batch.lengths), first_tokens(teacher, batch.lengths)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -118,7 +139,7 @@ class PooledCosine(HiddenLoss):
     def count(self, batch: Batch) -> int:
         return batch.num_rows
 
-    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def reduced(self, student: Tensor, teacher: Tensor, batch: Batch, pair: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return row_means(student.float(), batch.lengths), row_means(teacher, batch.lengths)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Models that read pictures: the patches or feature maps that they see, and maps of one size out of those of several.
 
 A state is a grid of positions: a map (B, C, H, W) of a network of convolutions is flat, (B · H · W, C), as are the
-patches of a transformer, before which other tokens may stand. Grids are squares: the number of their positions tells
-their size.
+patches of a transformer, before and behind which other tokens may stand.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,19 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SEEN: dict[tuple[str, tuple[int, int, int]], Sight] = {}
 
 
+class Grid(NamedTuple):
+    """Where a state's positions lie in the picture: rows and columns from its upper left corner on, behind so many
+    other tokens (``before``)."""
+
+    before: int
+    height: int
+    width: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
 @dataclass(frozen=True)
 class Sight:
     """What a model sees of a picture: its patches, and others that it adds to them."""
@@ -41,8 +54,8 @@ class Sight:
     """Whether each layer has states of just these; stages of a network of convolutions have maps of other sizes."""
     states: tuple[State, ...]
     """Its hidden states, from 0 on, as the model gives them; none where they are neither lists of patches nor maps."""
-    is_square: bool
-    """Whether all of them are square grids, behind the tokens that are no patches."""
+    grids: tuple[Grid, ...]
+    """How each of them lies in the picture; none where that is not known of all."""
 
 
 def look(config: PreTrainedConfig, shape: tuple[int, int, int]) -> Sight:
@@ -54,12 +67,12 @@ def look(config: PreTrainedConfig, shape: tuple[int, int, int]) -> Sight:
 
 
 def _look(config: PreTrainedConfig, shape: tuple[int, int, int]) -> Sight:
-    grids: list[torch.Size] = []
+    cut: list[torch.Size] = []
     with torch.device("meta"):
         model = new_model(config, seed=0)
         for module in model.modules():
             if isinstance(module, nn.Conv2d):  # the first one cuts patches, where there are such
-                module.register_forward_hook(lambda layer, given, output: grids.append(output.shape[2:]))
+                module.register_forward_hook(lambda layer, given, output: cut.append(output.shape[2:]))
         try:
             output = model(pixel_values=torch.zeros(1, *shape), output_hidden_states=True)
         except Exception as error:  # whatever a model's code raises
@@ -72,21 +85,27 @@ def _look(config: PreTrainedConfig, shape: tuple[int, int, int]) -> Sight:
     if {len(size) for size in found} - {2, 3}:
         found = []
     states = tuple(State(s[0], s[1]) if len(s) == 2 else State(s[1] * s[2], s[0]) for s in found)
-    patches = grids[0] if grids else torch.Size((0, 0))
-    is_square = all(_is_square(size, patches) for size in found)
+    behind = getattr(config, "num_detection_tokens", 0)
+    known = [grid for size in found if (grid := _grid(size, cut[0] if cut else None, behind)) is not None]
+    grids = tuple(known) if len(known) == len(found) else ()
     if len(set(found)) == 1 and len(found[0]) == 2:
-        return Sight(states[0].positions, is_stack=True, states=states, is_square=is_square)
+        return Sight(states[0].positions, is_stack=True, states=states, grids=grids)
     cost = max(FEWEST, shape[1] * shape[2] // PATCH**2)
-    return Sight(cost, is_stack=False, states=states, is_square=is_square)
+    return Sight(cost, is_stack=False, states=states, grids=grids)
 
 
-def _is_square(size: tuple[int, ...], patches: torch.Size) -> bool:
-    """Whether a state's grid is what its number of positions says; ``patches``: height and width of the first ones."""
+def _grid(size: tuple[int, ...], patches: torch.Size | None, behind: int) -> Grid | None:
+    """The grid of a state of this size, (C, H, W) or (N, C), where it is known; ``patches``: height and width of those
+    that were cut first; ``behind``: tokens that stand behind them."""
     if len(size) == 3:
-        return size[1] == size[2]
-    grid = math.isqrt(size[0]) ** 2
-    is_whole = size[0] < patches.numel()  # patches were joined on the way, and nothing stands before them
-    return grid == size[0] if is_whole else patches[0] == patches[1] and grid == patches.numel()
+        return Grid(0, size[1], size[2])
+    if patches is None:
+        return None
+    before = size[0] - patches.numel() - behind
+    if before >= 0:
+        return Grid(before, patches[0], patches[1])
+    side = math.isqrt(size[0])  # patches were joined on the way, and nothing stands beside them
+    return Grid(0, side, side) if patches[0] == patches[1] and side**2 == size[0] else None
 
 
 def states_of(config: PreTrainedConfig) -> tuple[State, ...]:
@@ -111,23 +130,36 @@ def state_widths(config: PreTrainedConfig) -> list[int]:
     return [int(config.hidden_size)] * (config.num_hidden_layers + 1)
 
 
-def on_one_grid(states: Tensor, others: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+def shape_of(inputs: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """Channels, height and width of a batch's pictures. Raises ModelError where it has none."""
+    if "pixel_values" not in inputs:
+        raise ModelError(
+            "How states lie in a picture depends on its size, and the batch has no pictures. Give it the models' "
+            "inputs, with pixel_values (B, C, H, W)."
+        )
+    channels, height, width = inputs["pixel_values"].shape[1:]
+    return channels, height, width
+
+
+def coarsest(grids: Iterable[Grid]) -> tuple[int, int]:
+    """Height and width of the smallest of some grids."""
+    heights, widths = zip(*(grid.size for grid in grids), strict=True)
+    return min(heights), min(widths)
+
+
+def on_one_grid(states: Tensor, others: Tensor, grids: tuple[Grid, Grid], num_rows: int) -> tuple[Tensor, Tensor]:
     """States of two models of so many pictures, (B · N, C) and (B · M, K), at the same positions: the larger grid is
-    brought to the size of the smaller one by adaptive average pooling, without the tokens before it."""
-    if len(states) == len(others):
-        return states, others
-    side = min(math.isqrt(len(one) // num_rows) for one in (states, others))
-    return on_grid(states, num_rows, side), on_grid(others, num_rows, side)
+    brought to the size of the smaller one by adaptive average pooling, without the tokens that are none of it."""
+    size = coarsest(grids)
+    return on_grid(states, num_rows, grids[0], size), on_grid(others, num_rows, grids[1], size)
 
 
-def on_grid(states: Tensor, num_rows: int, side: int) -> Tensor:
-    """States of so many pictures on a grid of this side, (B · N, C) -> (B · side², C)."""
-    patches = states.unflatten(0, (num_rows, -1))
-    own = math.isqrt(patches.shape[1])
-    patches = patches[:, patches.shape[1] - own**2 :]
-    if own != side:
-        maps = patches.transpose(1, 2).unflatten(2, (own, own))
-        patches = F.adaptive_avg_pool2d(maps, side).flatten(2).transpose(1, 2)
+def on_grid(states: Tensor, num_rows: int, grid: Grid, size: tuple[int, int]) -> Tensor:
+    """States of so many pictures, which lie on a grid, on one of this size, (B · N, C) -> (B · height · width, C)."""
+    patches = states.unflatten(0, (num_rows, -1)).narrow(1, grid.before, grid.height * grid.width)
+    if grid.size != size:
+        maps = patches.transpose(1, 2).unflatten(2, grid.size)
+        patches = F.adaptive_avg_pool2d(maps, size).flatten(2).transpose(1, 2)
     return patches.flatten(0, 1)
 
 

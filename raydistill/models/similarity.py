@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from raydistill.models.capture import capture, real_tokens
-from raydistill.models.pictures import last_state, look, on_grid
+from raydistill.models.pictures import coarsest, last_state, look, on_grid, shape_of
 from raydistill.models.signals import Signal
 
 MAX_TOKENS = 4096
@@ -41,33 +41,36 @@ def layer_similarities(
     the caller's."""
     batches = list(sample)
     step = math.ceil(sum(len(real_tokens(inputs)) for inputs in batches) / MAX_TOKENS)  # of pictures all patches
-    side = coarsest(student, teacher, batches)
-    states = [hidden_states(model, batches, step, side) for model in (student, teacher)]
+    size = common_size(student, teacher, batches[0])
+    states = [hidden_states(model, batches, step, size) for model in (student, teacher)]
     return [[float(value) for value in row] for row in linear_cka(*states)]
 
 
-def coarsest(student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> int | None:
-    """The side of the smallest grid of two models that read pictures; None where all have the same tokens."""
-    if "pixel_values" not in batches[0]:
+def common_size(
+    student: PreTrainedModel, teacher: PreTrainedModel, inputs: Mapping[str, Tensor]
+) -> tuple[int, int] | None:
+    """The size of the smallest grid of two models that read pictures; None where all have the same tokens."""
+    if "pixel_values" not in inputs:
         return None
-    channels, height, width = batches[0]["pixel_values"].shape[1:]
-    states = [state for model in (student, teacher) for state in look(model.config, (channels, height, width)).states]
-    sizes = {state.positions for state in states}
-    return math.isqrt(min(sizes)) if len(sizes) > 1 else None
+    sights = [look(model.config, shape_of(inputs)) for model in (student, teacher)]
+    if len({state.positions for sight in sights for state in sight.states}) == 1:
+        return None
+    return coarsest(grid for sight in sights for grid in sight.grids)
 
 
 def hidden_states(
-    model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], step: int, side: int | None = None
+    model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], step: int, size: tuple[int, int] | None = None
 ) -> list[Tensor]:
     """All hidden states of every so many-th real token, (N, width) in float32 each; of pictures with maps of several
-    sizes on a grid of this ``side``."""
+    sizes on a grid of this ``size``."""
     signals = [Signal.of("hidden_states", layer) for layer in range(last_state(model.config) + 1)]
     parts: dict[Signal, list[Tensor]] = {signal: [] for signal in signals}
     seen = 0
     for inputs in batches:
         found = capture(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, signals)
-        if side is not None:
-            found = {s: on_grid(states.float(), len(inputs["pixel_values"]), side) for s, states in found.items()}
+        if size is not None:
+            lain = zip(signals, look(model.config, shape_of(inputs)).grids, strict=True)
+            found = {s: on_grid(found[s].float(), len(inputs["pixel_values"]), grid, size) for s, grid in lain}
         for signal in signals:
             parts[signal].append(found[signal][-seen % step :: step].float().cpu())
         seen += len(found[signals[0]])

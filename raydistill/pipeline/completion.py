@@ -107,8 +107,9 @@ def check_maps(config: Config, models: Models, own: Sight, seen: Sight) -> None:
                     "on feature maps, such as hidden_mse or pooled_cosine, or on logits, such as forward_kl."
                 )
             for model, sight in ((models.student, own), (models.teacher, seen)):
-                if not sight.states or not sight.is_square:
-                    what = "has maps that are no squares" if sight.states else "does not give its feature maps"
+                if not sight.grids:
+                    unknown = "has maps of which it is not known how they lie in pictures that are no squares"
+                    what = unknown if sight.states else "does not give its feature maps"
                     raise ConfigError(
                         f"{place}: {loss.type} compares feature maps, and a {model.model_type} model {what}. Use "
                         "losses on logits, such as forward_kl, or an image processor whose pictures are squares."

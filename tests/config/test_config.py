@@ -387,7 +387,7 @@ def test_data_section_alone() -> None:
 def test_losses_are_described() -> None:
     found = list_losses()
     soft = ["forward_kl", "reverse_kl", "jsd", "soft_cross_entropy", "dkd", "dist"]
-    hidden = ["hidden_mse", "hidden_cosine", "hidden_kl", "embedding_mse", "pkd", "pooled_cosine"]
+    hidden = ["hidden_mse", "hidden_cosine", "hidden_kl", "embedding_mse", "pkd", "pooled_cosine", "box_features"]
     tokens = ["attention_mse", "attention_kl", "minilm", "minilm_v2"]
     relations = ["rkd_distance", "rkd_angle", "gradient_match", "gradient_attention", "graph_attention", "crd"]
     vectors = ["vector_mse", "vector_cosine", "similarity_matrix"]
@@ -415,7 +415,7 @@ def test_losses_are_described() -> None:
     words = ["text_classification", "token_classification", pictures]
     assert (found["dkd"]["tasks"], found["dkd"]["compares"]) == (words, "logits, labels")
     assert found["dist"]["tasks"] == found["cosine_pairs"]["tasks"] == ["text_classification", pictures]
-    assert found["boxes"]["tasks"] == ["object_detection"]
+    assert found["boxes"]["tasks"] == found["box_features"]["tasks"] == ["object_detection"]
     assert found["k_best"]["tasks"] == ["token_classification"]
     assert found["forward_kl"]["settings"]["temperature"]["default"] == 2.0
     assert all(loss["about"] for loss in found.values())

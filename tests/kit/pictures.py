@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
+    SwinConfig,
     ViTConfig,
     ViTImageProcessorPil,
 )
@@ -74,6 +75,9 @@ def tiny_picture_config(family: str, num_layers: int = 4, num_labels: int = 4) -
             return ResNetConfig(
                 embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", num_labels=num_labels
             )
+        case "swin":
+            stages = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+            return SwinConfig(image_size=SIZE, patch_size=4, num_labels=num_labels, **stages)
         case "mobilenet_v2":
             return MobileNetV2Config(image_size=SIZE, depth_multiplier=0.25, num_labels=num_labels)
     raise ValueError(family)

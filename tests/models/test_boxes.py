@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ from kit.scenes import NAMES, QUERIES, SIZE, tiny_detector_config
 from torch import Tensor
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, HungarianMatcher, generalized_box_iou
 
+from raydistill.config import losses as settings
 from raydistill.data.batches import Batch
-from raydistill.losses import Boxes, ForwardKl
+from raydistill.losses import Boxes, BoxFeatures, ForwardKl, build_losses
 from raydistill.losses.task import TaskLoss
 from raydistill.models.boxes import Problem, corners, giou, match, paired, queries
+from raydistill.models.capture import capture
 from raydistill.models.head import logits_of
 from raydistill.models.load import new_model
-from raydistill.models.signals import LOGITS
+from raydistill.models.signals import LOGITS, Signal
 from raydistill.tasks import Targets
 from raydistill.tasks.object_detection import ObjectDetection
 from raydistill.tasks.targets import Ragged
@@ -206,3 +209,110 @@ def test_other_queries_are_matched_to_what_the_teacher_finds(num_queries: int) -
         for query in sure:
             place = int((second[row] == units[row, query]).all(1).nonzero()[0])
             torch.testing.assert_close(first[row, place], units[row, query])
+
+
+FINE, COARSE = (6, 8), (3, 4)
+"""Patches of a student, 4 pixels wide, and of its teacher, 8 pixels wide."""
+
+
+def inside_models() -> tuple[Any, Any, Any]:
+    """A student of narrower states, finer patches and other queries than its teacher; the loss between them."""
+    student = new_model(tiny_detector_config(2, patch_size=4, num_detection_tokens=QUERIES - 1), seed=1)
+    teacher = new_model(tiny_detector_config(3, hidden_size=48), seed=2)
+    task = ObjectDetection(NAMES, mean_objects=1.5)
+    term = settings.BoxFeatures(layers=((1, 2), (2, 3)))
+    return student, teacher, build_losses({"it": term}, task, student.config, teacher.config, seed=0)["it"]
+
+
+def seen(num_rows: int) -> Batch:
+    pixels = torch.rand(num_rows, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    targets = Targets(Ragged(np.zeros((0, 8), np.float32), np.zeros(num_rows, np.int64)), np.zeros(num_rows, bool))
+    return Batch(np.arange(num_rows), np.full(num_rows, 19), targets, {"pixel_values": pixels})
+
+
+def states_of(model: Any, names: Any, batch: Batch, teacher: Tensor | None = None) -> dict[Signal, Tensor]:
+    found = capture(model, batch.inputs, names)
+    return found if teacher is None else {**found, LOGITS: teacher}
+
+
+def spoken() -> Tensor:
+    """What a teacher finds in three pictures: also something tiny, something that lies beside the picture in part or as
+    a whole, and one thing twice."""
+    outputs, _ = made((1, 2, 3), seed=5)
+    units = queries(outputs, 2)[1]
+    units[0, 0] = torch.tensor([0.41, 0.3, 1e-3, 2e-3])
+    units[0, 1] = torch.tensor([0.95, 0.1, 0.4, 0.5])
+    units[0, 2] = torch.tensor([1.4, 0.5, 0.2, 0.2])
+    units[1, 3] = units[1, 2]
+    return outputs
+
+
+def covered(box: Any, size: tuple[int, int]) -> np.ndarray:
+    """How much of a box (center, width, height) is in each cell of a picture, of sum 1 or 0."""
+    x, y, w, h = (float(side) for side in box)
+    found = np.zeros(size)
+    for row, column in np.ndindex(*size):
+        tall = min(y + h / 2, (row + 1) / size[0]) - max(y - h / 2, row / size[0])
+        wide = min(x + w / 2, (column + 1) / size[1]) - max(x - w / 2, column / size[1])
+        found[row, column] = max(tall, 0) * max(wide, 0)
+    return found / found.sum() if found.sum() > 0 else found
+
+
+def test_features_are_compared_inside_the_boxes_of_the_teacher() -> None:
+    student, teacher, loss = inside_models()
+    batch, outputs = seen(3), spoken()
+    assert isinstance(loss, BoxFeatures)
+    assert set(loss.teacher_needs) == {LOGITS, "hidden_states[2]", "hidden_states[3]"}
+    own, other = states_of(student, loss.student_needs, batch), states_of(teacher, loss.teacher_needs, batch, outputs)
+    values = loss(own, other, batch).detach()
+    assert values.shape == (loss.count(batch),) == (3,)
+    logits, boxes = (part.double().numpy() for part in queries(outputs, 2))
+    for row in range(3):
+        worth = np.zeros(COARSE)
+        for z, box in zip(logits[row], boxes[row], strict=True):
+            sure = 1 - np.exp(z[-1]) / np.exp(z).sum()
+            worth = np.maximum(worth, sure * covered(box, COARSE))
+        total = 0.0
+        for (s, t), linear in zip(((1, 2), (2, 3)), loss.projections, strict=True):
+            weight, bias = (one.detach().double().numpy() for one in (linear.weight, linear.bias))
+            a = own[Signal.of("hidden_states", s)].view(3, 1 + 48 + QUERIES - 1, 32)[row, 1:49].detach().double()
+            b = other[Signal.of("hidden_states", t)].view(3, 1 + 12 + QUERIES, 48)[row, 1:13].detach().double()
+            fine, coarse = a.view(*FINE, 32).numpy(), b.view(*COARSE, 48).numpy()
+            for y, x in np.ndindex(*COARSE):
+                mine = fine[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((0, 1)) @ weight.T + bias
+                cosine = mine @ coarse[y, x] / np.linalg.norm(mine) / np.linalg.norm(coarse[y, x])
+                total += worth[y, x] * (1 - cosine) / 2
+        assert float(values[row]) == pytest.approx(total / 1.5, rel=1e-4)
+    alone = [
+        loss(
+            {signal: states.unflatten(0, (3, -1))[row] for signal, states in own.items()},
+            {signal: states.unflatten(0, (3, -1))[row] for signal, states in other.items()},
+            replace(batch, row_ids=batch.row_ids[[row]], inputs={"pixel_values": batch.inputs["pixel_values"][[row]]}),
+        )
+        for row in range(3)
+    ]
+    torch.testing.assert_close(torch.cat(alone).detach(), values)
+
+
+@pytest.mark.parametrize("box", [None, (0.4, 0.4, 0.0, 0.0), (1.4, 0.5, 0.2, 0.2)])
+def test_where_the_teacher_finds_nothing_there_is_nothing_to_learn(box: Any) -> None:
+    """Nor from boxes without a size, or beside the picture."""
+    student, teacher, loss = inside_models()
+    batch, outputs = seen(2), made((1, 1), seed=5)[0]
+    logits, boxes = queries(outputs, 2)
+    if box is None:
+        logits[0, :, -1] = 200.0
+    else:
+        boxes[0] = torch.tensor(box)
+    own, other = states_of(student, loss.student_needs, batch), states_of(teacher, loss.teacher_needs, batch, outputs)
+    for states in own.values():
+        states.retain_grad()
+    values = loss(own, other, batch)
+    assert values[0] == 0 < values[1]
+    values.sum().backward()
+    for states in own.values():
+        nothing, something = states.grad.unflatten(0, (2, -1))
+        assert not nothing.any()
+        assert something[1:49].any()
+        assert something.isfinite().all()
+        assert not something[[0, *range(49, len(something))]].any()

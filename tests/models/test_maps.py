@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 from kit.pictures import SIZE, save_tiny_pictures, tiny_picture_config
+from kit.scenes import tiny_detector_config
 from torch import Tensor
-from transformers import Dinov2WithRegistersConfig, EfficientNetConfig, SwinConfig
+from transformers import Dinov2WithRegistersConfig, EfficientNetConfig, PreTrainedConfig
 
 from raydistill.config import losses as settings
 from raydistill.data.batches import Batch
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, ModelError
 from raydistill.losses import Loss, Losses, build_losses
 from raydistill.models.capture import capture
 from raydistill.models.fields import is_staged
 from raydistill.models.head import IMAGE, Head
-from raydistill.models.load import load_model
-from raydistill.models.pictures import last_state, look, on_grid, on_one_grid, state_widths
+from raydistill.models.load import load_model, new_model
+from raydistill.models.pictures import Grid, last_state, look, on_grid, on_one_grid, state_widths
 from raydistill.models.signals import Signal, State
 from raydistill.models.similarity import layer_similarities, linear_cka
 from raydistill.tasks.image_classification import ImageClassification
@@ -76,44 +78,88 @@ def test_maps_are_known_before_anything_is_computed(models: dict[str, Any]) -> N
         capture(models["resnet"], pictures(), ["hidden_states[3]"])
 
 
-def test_squares_are_told_from_other_grids() -> None:
-    """Nine tokens are no grid of 3 x 3 where they are 2 x 2 patches and five others."""
+def registers() -> PreTrainedConfig:
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4}
-    for size, is_square in ((8, False), (16, True)):
-        assert look(Dinov2WithRegistersConfig(**shape, image_size=size), (3, size, size)).is_square is is_square
-    swin = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
-    assert look(swin, (3, 32, 32)).is_square
-    assert not look(tiny_picture_config("resnet"), (3, 16, 32)).is_square
+    return Dinov2WithRegistersConfig(**shape, image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "grids"),
+    [
+        (tiny_picture_config("vit", 1), (16, 16), [Grid(1, 4, 4)] * 2),
+        (registers(), (8, 8), [Grid(5, 2, 2)] * 2),
+        (tiny_detector_config(1), (24, 32), [Grid(1, 3, 4)] * 2),
+        (tiny_detector_config(1), (16, 16), [Grid(1, 2, 2)] * 2),
+        (tiny_picture_config("resnet"), (16, 32), [Grid(0, 4, 8), Grid(0, 4, 8), Grid(0, 2, 4)]),
+        (tiny_picture_config("swin"), (16, 16), [Grid(0, 4, 4), Grid(0, 2, 2), Grid(0, 2, 2)]),
+        (tiny_picture_config("swin"), (16, 32), []),
+    ],
+    ids=lambda one: getattr(one, "model_type", None),
+)
+def test_it_is_known_where_in_a_picture_positions_lie(
+    config: PreTrainedConfig, size: tuple[int, int], grids: list[Grid]
+) -> None:
+    """Of a picture that is changed at one place the first state differs most at the position that lies there,
+    and beside it where what positions see overlaps."""
+    assert list(look(config, (3, *size)).grids) == grids
+    model = new_model(config, seed=0)
+    for grid in grids[:1]:
+        for place in np.ndindex(*grid.size):
+            changed = torch.zeros(2, 3, *size)
+            top, left = (i * side // n for i, side, n in zip(place, size, grid.size, strict=True))
+            changed[1, :, top : top + size[0] // grid.height, left : left + size[1] // grid.width] = 3.0
+            with torch.inference_mode():
+                first = capture(model, {"pixel_values": changed}, ["hidden_states[0]"]).popitem()[1]
+            same, other = first.unflatten(0, (2, -1))
+            furthest = int((other - same).square().sum(1).argmax())
+            found = np.unravel_index(furthest - grid.before, grid.size)
+            assert np.abs(np.subtract(found, place)).max() <= (config.model_type == "resnet")
+
+
+def test_some_networks_have_many_maps() -> None:
     seen = look(efficientnet(), (3, 32, 32))
-    assert (is_staged(efficientnet()), seen.is_stack, seen.is_square) == (True, False, True)
+    assert (is_staged(efficientnet()), seen.is_stack, len(seen.grids)) == (True, False, len(seen.states))
     assert len({state.width for state in seen.states}) > 3
 
 
-def pooled(grid: np.ndarray, side: int) -> np.ndarray:
-    """Adaptive average pooling by its definition: (H, H, C) -> (side, side, C)."""
-    own, found = len(grid), np.zeros((side, side, grid.shape[2]))
-    for y in range(side):
-        for x in range(side):
-            (top, bottom), (left, right) = ((i * own // side, math.ceil((i + 1) * own / side)) for i in (y, x))
-            found[y, x] = grid[top:bottom, left:right].mean((0, 1))
+def pooled(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Adaptive average pooling by its definition: (H, W, C) -> (*size, C)."""
+    found = np.zeros((*size, grid.shape[2]))
+    for place in np.ndindex(*size):
+        known = zip(place, grid.shape, size, strict=False)
+        (top, bottom), (left, right) = ((i * own // n, math.ceil((i + 1) * own / n)) for i, own, n in known)
+        found[place] = grid[top:bottom, left:right].mean((0, 1))
     return found
 
 
-@pytest.mark.parametrize(("own", "before", "side"), [(4, 1, 2), (5, 5, 3), (3, 0, 1), (4, 1, 4)])
-def test_the_larger_grid_is_pooled_to_the_smaller_one(own: int, before: int, side: int) -> None:
-    states = np.random.default_rng(0).normal(size=(NUM_ROWS, before + own**2, 6))
-    found = on_grid(torch.from_numpy(states.reshape(-1, 6)), NUM_ROWS, side)
-    expected = [pooled(row[before:].reshape(own, own, 6), side).reshape(-1, 6) for row in states]
+@pytest.mark.parametrize(
+    ("grid", "behind", "size"),
+    [
+        (Grid(1, 4, 4), 0, (2, 2)),
+        (Grid(5, 5, 5), 0, (3, 3)),
+        (Grid(0, 3, 3), 0, (1, 1)),
+        (Grid(1, 4, 4), 0, (4, 4)),
+        (Grid(1, 3, 4), 6, (2, 3)),
+    ],
+)
+def test_the_larger_grid_is_pooled_to_the_smaller_one(grid: Grid, behind: int, size: tuple[int, int]) -> None:
+    num_patches = grid.height * grid.width
+    states = np.random.default_rng(0).normal(size=(NUM_ROWS, grid.before + num_patches + behind, 6))
+    flat = torch.from_numpy(states.reshape(-1, 6))
+    found = on_grid(flat, NUM_ROWS, grid, size)
+    patches = states[:, grid.before : grid.before + num_patches]
+    expected = [pooled(row.reshape(*grid.size, 6), size).reshape(-1, 6) for row in patches]
     np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-12)
-    small = torch.zeros(NUM_ROWS * side**2, 2)
-    a, b = on_one_grid(small, torch.from_numpy(states.reshape(-1, 6)), NUM_ROWS)
+    small = torch.zeros(NUM_ROWS * math.prod(size), 2)
+    a, b = on_one_grid(small, flat, (Grid(0, *size), grid), NUM_ROWS)
     assert a.shape == small.shape
     torch.testing.assert_close(b, found)
 
 
-def batch_of(num_rows: int) -> Batch:
-    labeled = np.ones(num_rows, bool)
-    return Batch(np.arange(num_rows), np.full(num_rows, 17), Targets(np.zeros(num_rows, np.int64), labeled))
+def batch_of(inputs: dict[str, Tensor]) -> Batch:
+    num_rows = len(inputs["pixel_values"])
+    targets = Targets(np.zeros(num_rows, np.int64), np.ones(num_rows, bool))
+    return Batch(np.arange(num_rows), np.full(num_rows, 17), targets, inputs)
 
 
 def built(student: Any, teacher: Any, **term: Any) -> Losses:
@@ -132,7 +178,7 @@ def values_of(losses: Losses, student: Any, teacher: Any, parts: list[slice]) ->
     for part in parts:
         inputs = {"pixel_values": pictures(8)["pixel_values"][part]}
         own, other = (capture(m, inputs, n) for m, n in ((student, loss.student_needs), (teacher, loss.teacher_needs)))
-        batch = batch_of(len(inputs["pixel_values"]))
+        batch = batch_of(inputs)
         values = loss(own, other, batch)
         assert len(values) == loss.count(batch)
         found.append(values)
@@ -186,10 +232,16 @@ def test_losses_across_shapes_are_what_loops_say(
             a, b = states[0][s][row], states[1][t][row]
             if student != teacher:
                 side = min(len(grid(a)), len(grid(b)))
-                a, b = (pooled(grid(state), side).reshape(side**2, -1) for state in (a, b))
+                a, b = (pooled(grid(state), (side, side)).reshape(side**2, -1) for state in (a, b))
             a = projected(loss, number, a)
             means.append(np.mean([DISTANCES[type_](x, y) for x, y in zip(a, b, strict=True)]))
         assert float(values[row]) == pytest.approx(np.mean(means), rel=1e-4, abs=1e-6)
+
+
+def test_maps_of_other_sizes_need_the_pictures(models: dict[str, Any]) -> None:
+    losses = built(models["resnet"], models["vit"], type="hidden_mse")
+    with pytest.raises(ModelError, match=r"the batch has no pictures. Give it the models' inputs"):
+        losses["it"].grids(replace(batch_of(pictures()), inputs={}))
 
 
 @pytest.mark.parametrize(
@@ -257,6 +309,9 @@ def test_layers_are_compared_on_the_coarsest_grid(models: dict[str, Any]) -> Non
             ]
             for model in (student, teacher)
         )
-        sides = [[on_grid(states, 13, 2) for states in side] for side in (own, other)]
+        sides = [
+            [on_grid(x, 13, grid, (2, 2)) for x, grid in zip(side, look(model.config, SHAPE).grids, strict=True)]
+            for side, model in ((own, student), (other, teacher))
+        ]
         expected = linear_cka(*sides)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)

@@ -95,7 +95,7 @@ def test_rows_that_are_shown_have_their_boxes(results: dict[str, Any]) -> None:
 
 
 def test_a_record_teaches_as_the_teacher_beside_the_student_does(folder: Path, results: dict[str, Any]) -> None:
-    losses = {"kd": {"type": "forward_kl"}, "boxes": {"type": "boxes"}, "hidden": {"type": "hidden_mse"}}
+    losses = {name: {"type": name} for name in ("forward_kl", "boxes", "hidden_mse", "box_features")}
     cached, online = (run(folder, stages__distill__losses=losses, teacher__mode=mode) for mode in ("cached", "online"))
     for one in ("map", "map_50", "mar"):
         values = [found["student"]["test"][one]["value"] for found in (cached, online)]
@@ -130,7 +130,8 @@ def test_a_student_of_its_own_start_learns_from_the_teacher(
 ) -> None:
     """One that is narrower, and one with other queries."""
     start = student["start"] if student["start"] == "random" else str(folder / student["start"])
-    found = run(folder, student={**student, "start": start})
+    losses = {name: {"type": name} for name in ("forward_kl", "boxes", "box_features", "task")}
+    found = run(folder, student={**student, "start": start}, stages__distill__losses=losses)
     made = json.loads((Path(found["student"]["path"]) / "config.json").read_text())
     assert made["id2label"] == {"0": "bright", "1": "dark"}
     assert made["num_detection_tokens"] == QUERIES - 2 * (student["start"] == "few")
@@ -234,6 +235,10 @@ def test_a_plan_knows_the_size_of_a_record(folder: Path) -> None:
         ({"stages__distill__losses": {"kd": {"type": "logit_mse"}}}, r"logit_mse cannot compare the boxes"),
         ({"stages__distill__losses": {"kd": {"type": "dkd"}}}, r"dkd cannot compare the boxes of object_detection"),
         ({"task": {"type": "image_classification"}}, r"Set task.type: object_detection"),
+        (
+            {"task": {"type": "image_classification"}, "stages__distill__losses": {"x": {"type": "box_features"}}},
+            r"losses.x: box_features needs boxes; image_classification has none",
+        ),
         ({"task__labels": []}, r"needs a class, got 0"),
         ({"evaluate__metric": "accuracy"}, r"accuracy is no metric of object_detection"),
     ],

@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> Path:
     save_tiny_pictures(folder / "resnet", "resnet", num_labels=7)
     save_tiny_pictures(folder / "mobilenet", "mobilenet_v2", num_labels=7)
     save_tiny_pictures(folder / "large", "vit", image_size=64)
-    save_tiny_pictures(folder / "wide", "resnet")
+    save_tiny_pictures(folder / "wide", "swin")
     ViTImageProcessorPil(size={"height": SIZE, "width": 2 * SIZE}).save_pretrained(folder / "wide")
     return folder
 
@@ -219,7 +219,7 @@ def test_a_network_of_convolutions_teaches(folder: Path) -> None:
             "graph_attention compares hidden states one",
         ),
         ("vit", with_loss("attention_kl"), ConfigError, "attention_kl compares queries, keys one by one"),
-        ("wide", with_loss("hidden_mse"), ConfigError, "a resnet model has maps that are no squares"),
+        ("wide", with_loss("hidden_mse"), ConfigError, "a swin model has maps of which it is not known"),
         ("vit", with_loss("hidden_mse", layers=[[3, 4]]), ConfigError, r"pair \[3, 4\].* to 2 for the student"),
         ("vit", {"student": {"start": "resnet", "num_layers": 2}}, ConfigError, r"student\.num_layers: a resnet model"),
         ("vit", {"student": {"start": "large"}}, ModelError, "cannot read the teacher's pictures"),
