@@ -69,8 +69,8 @@ def hidden_states(
     for inputs in batches:
         found = capture(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, signals)
         if size is not None:
-            lain = zip(signals, look(model.config, shape_of(inputs)).grids, strict=True)
-            found = {s: on_grid(found[s].float(), len(inputs["pixel_values"]), grid, size) for s, grid in lain}
+            placed = zip(signals, look(model.config, shape_of(inputs)).grids, strict=True)
+            found = {s: on_grid(found[s].float(), len(inputs["pixel_values"]), grid, size) for s, grid in placed}
         for signal in signals:
             parts[signal].append(found[signal][-seen % step :: step].float().cpu())
         seen += len(found[signals[0]])
