@@ -114,8 +114,9 @@ class ObjectDetection(TaskSection):
     picture_size: tuple[PictureSide, PictureSide] | None = None
     """Height and width, in pixels, to which all pictures are brought, whatever their proportions. By default what the
     teacher's image processor says, where that is one size: those of most detectors keep proportions."""
-    threshold: float = Field(default=0.5, ge=0, le=1)
-    """Score from which on something that is found is given as an answer. Average precision looks at all of it."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Score from which on something that is found is given as an answer; by default each model has the one with the
+    best F1 on validation pictures, at IoU 0.5. Average precision looks at all that is found."""
 
     def mistakes(self) -> list[Mistake]:
         return repeated(self.labels, fewest=1)

@@ -78,6 +78,9 @@ entity_errors       test: labelled entities {exact, wrong_type, wrong_border, ov
                     ``invented`` where none is
 answer_errors       test: questions answered {right, one_word_off, overlapping (with a right answer), elsewhere,
                     not_answered (though there is an answer), invented (though there is none)}
+box_errors          test: answers {right, misplaced (on an object, with a box that is off), confused (of another class),
+                    invented}, and objects missed
+threshold           score from which on what a detector finds is an answer
 confusion           test: rows counted [label][prediction]
 pairwise_pr_auc     test: area under the precision-recall curve (average precision) of telling class i from class j,
                     [i][j], on the rows of these two; null where i = j or one has no row. Random scores reach the share
@@ -226,7 +229,7 @@ def build_results(outcome: RunMeasurements) -> dict[str, Any]:
         "robustness": _robustness(outcome, models) if outcome.perturbed else None,
         "layers": outcome.layers,
     }
-    exact = {"task": describe_task(outcome.task), "config": redact_tree(dict(outcome.config))}
+    exact = {"task": describe_task(outcome.student.task), "config": redact_tree(dict(outcome.config))}
     results = strict_json(results) | strict_json(exact, digits=None)
     return results | {"verdict": verdict(results)}
 

@@ -93,6 +93,22 @@ def count_table(names: Sequence[str], hits: Array, support: Array, predicted: Ar
     return [dict(zip(("name", *columns), row, strict=True)) for row in rows]
 
 
+def best_threshold(scores: Array, hits: Array, positives: int) -> float:
+    """The score from which on to give an answer for the best F1, halfway between the last that is given and the next.
+
+    ``hits`` (N,): which of those with these ``scores`` (N,) are right, of ``positives`` that there are to find; 0.5
+    where none is.
+    """
+    if not hits.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    ordered = np.append(scores[order], 0.0)
+    found = hits[order].cumsum()
+    f1 = np.where(ordered[:-1] > ordered[1:], 2 * found / (np.arange(1, len(order) + 1) + positives), 0.0)
+    best = int(f1.argmax())
+    return float((ordered[best] + ordered[best + 1]) / 2)
+
+
 def divide(a: Array, b: Array) -> Array:
     """a / b, 0 where b is 0."""
     return np.divide(a, b, out=np.zeros_like(a, dtype=np.float64), where=b > 0)

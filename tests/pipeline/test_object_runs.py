@@ -80,6 +80,19 @@ def test_the_same_again_computes_nothing(folder: Path, results: dict[str, Any]) 
     assert distill(load_config(scene_config(folder, evaluate__latency=True)))["reused"] == ["run"]
 
 
+def threshold_of(results: dict[str, Any]) -> float:
+    """As the student's folder has it."""
+    told = json.loads((Path(results["student"]["path"]) / "config.json").read_text())
+    return float(told["object_detection"]["threshold"])
+
+
+def test_each_model_has_the_threshold_of_its_validation_pictures(results: dict[str, Any]) -> None:
+    least = threshold_of(results)
+    assert least == results["student"]["threshold"] == results["task"]["facts"]["threshold"]
+    assert 0 < least < 1
+    assert len({least, results["teacher"]["threshold"], results["baseline"]["threshold"], 0.5}) == 4
+
+
 def test_rows_that_are_shown_have_their_boxes(results: dict[str, Any]) -> None:
     shown = [*results["errors"], *results["disagreements"]]
     assert shown
@@ -90,7 +103,9 @@ def test_rows_that_are_shown_have_their_boxes(results: dict[str, Any]) -> None:
     assert page.count('<rect class="label"') >= sum(len(row["marks"]["label"]) for row in shown)
     assert "found twice, or with a box that is off" in page
     card = (Path(results["student"]["path"]) / "README.md").read_text()
-    assert 'pipeline("object-detection", "FOLDER_OR_REPO", threshold=0.5)' in card
+    least = threshold_of(results)
+    assert f'pipeline("object-detection", "FOLDER_OR_REPO", threshold={least})' in card
+    assert f"Scores count from: teacher {results['teacher']['threshold']:.2f}, student {least:.2f}" in page
     assert "Labelled objects by label" in card
 
 
@@ -154,7 +169,10 @@ def test_all_ways_to_ask_give_the_same_objects(
     assert cli.execute(["predict", results["student"]["path"], "--file", str(folder / "fresh.png"), "--json"]) == 0
     own = json.loads(capfd.readouterr().out)["predictions"][0]["objects"]
     assert own
-    named = pipeline("object-detection", results["student"]["path"], threshold=0.5)(str(folder / "fresh.png"))
+    assert min(one["score"] for one in own) >= threshold_of(results)
+    named = pipeline("object-detection", results["student"]["path"], threshold=threshold_of(results))(
+        str(folder / "fresh.png")
+    )
     assert [one["label"] for one in own] == [one["label"] for one in sorted(named, key=lambda one: -one["score"])]
     model = mlflow.pyfunc.load_model(f"models:/scenes/{results['model_version']}")
     assert mlflow.transformers.load_model(f"models:/scenes/{results['model_version']}").task == "object-detection"

@@ -25,9 +25,9 @@ from raydistill.tasks.multi_label import (
     NO_LABEL,
     LabelScores,
     MultiLabelClassification,
-    best_threshold,
     probabilities,
 )
+from raydistill.tasks.statistics import best_threshold
 
 TASK = MultiLabelClassification(("a", "b", "c"), (0.5, 0.3, 0.7))
 
@@ -115,7 +115,7 @@ def best_by_trying(probs: np.ndarray, targets: np.ndarray) -> float:
 def test_no_threshold_has_a_better_f1(seed: int, num_rows: int) -> None:
     rng = np.random.default_rng(seed)
     probs, targets = rng.integers(1, 10, num_rows) / 10, rng.integers(0, 2, num_rows)
-    threshold = best_threshold(probs, targets)
+    threshold = best_threshold(probs, targets, int(targets.sum()))
     if not targets.any():
         assert threshold == 0.5
         return

@@ -223,6 +223,47 @@ def test_a_crowd_is_no_target_in_training() -> None:
     torch.testing.assert_close(*losses)
 
 
+def f1_of(scores: BoxScores) -> float:
+    """Of all answers at an IoU of 0.5."""
+    errors = scores.details()["box_errors"]
+    given = sum(errors[kind] for kind in ("right", "misplaced", "confused", "invented"))
+    return 2 * errors["right"] / (given + errors["right"] + errors["missed"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_threshold_has_a_better_f1(seed: int) -> None:
+    """Each score tried; average precision is the same whatever the threshold is."""
+    outputs, targets = made(12, seed)
+    cuts = [*Detections(outputs, C).scores.ravel(), 1.0]
+    tried = max(f1_of(BoxScores(outputs, targets, CLASSES, cut)) for cut in cuts)
+    fitted = ObjectDetection(CLASSES).fitted(outputs, targets)
+    found = fitted.scores(outputs, targets)
+    assert f1_of(found) == pytest.approx(tried)
+    assert f1_of(found) > f1_of(ObjectDetection(CLASSES).scores(outputs, targets))
+    assert found.details()["threshold"] == fitted.threshold == fitted.model_settings()["object_detection"]["threshold"]
+    np.testing.assert_equal(found.values, ObjectDetection(CLASSES).scores(outputs, targets).values)
+
+
+def test_a_threshold_by_hand_stays_and_what_finds_nothing_has_the_usual_one() -> None:
+    outputs, targets = made(12)
+    assert ObjectDetection(CLASSES, threshold=0.25).fitted(outputs, targets).threshold == 0.25
+    task, crowd = ObjectDetection(NAMES), np.array([[CROWD, *LEFT, 32, 20, 10]], np.float32)
+    for own in (TWO, Ragged(crowd, np.array([1]))):
+        assert task.fitted(said((0, 0.9, (0.5, 0.1, 0.1, 0.1))), own).threshold == 0.5
+    assert "threshold" not in task.model_settings()["object_detection"]
+    fitted = task.fitted(said((0, 0.9, LEFT), (0, 0.8, (0.5, 0.1, 0.1, 0.1)), (1, 0.6, RIGHT), (1, 0.5, NEAR)), TWO)
+    assert fitted.threshold == pytest.approx(0.55)
+    assert task.pipeline_arguments(0) + fitted.pipeline_arguments(0) == ["threshold=0.5", "threshold=0.55"]
+
+
+def test_each_model_answers_from_its_own_threshold_on() -> None:
+    sure, less = said((0, 0.9, LEFT), (1, 0.8, RIGHT)), said((0, 0.4, LEFT), (1, 0.45, RIGHT))
+    task, low = ObjectDetection(NAMES), ObjectDetection(NAMES, threshold=0.2)
+    assert (task.agreement(sure, less), task.agreement(sure, less, low)) == (0, 1)
+    np.testing.assert_allclose(task.disagreements(sure, less), [1.7], atol=1e-6)
+    assert task.disagreements(sure, less, low).tolist() == [0]
+
+
 def test_a_task_is_rebuilt_from_its_facts_and_from_a_model() -> None:
     task = ObjectDetection(CLASSES, mean_objects=2.5, threshold=0.3)
     settings = task.model_settings()

@@ -142,7 +142,9 @@ def fates(counted: str, contenders: Sequence[Any]) -> dict[str, Any] | None:
     if not all(counts):
         return None
     rows = [(words, [found[name] for found in counts]) for name, words in FATES[counted].items()]
-    return {"counted": counted, "caption": CAPTIONS[counted], "rows": rows}
+    least = [f"{one.title} {one.model['threshold']:.2f}" for one in contenders if "threshold" in one.model]
+    caption = CAPTIONS[counted] + (f" Scores count from: {', '.join(least)}." if least else "")
+    return {"counted": counted, "caption": caption, "rows": rows}
 
 
 def terms(results: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from raydistill.config import tasks as config
 from raydistill.errors import ConfigError, DataError, did_you_mean
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.linear import Linear, fit_labels
-from raydistill.tasks.multi_label.scoring import LabelScores, best_threshold, mean_logits, probabilities
+from raydistill.tasks.multi_label.scoring import LabelScores, mean_logits, probabilities
+from raydistill.tasks.statistics import best_threshold
 from raydistill.tasks.targets import Array, Targets, decoded, is_string, shown
 from raydistill.tasks.text_classification.classes import class_summary, look_alikes
 from raydistill.tasks.text_classification.reading import known_places
@@ -184,8 +185,8 @@ class MultiLabelClassification(Task):
 
     def fitted(self, outputs: Array, targets: Array) -> Self:
         """With the threshold of each label that has the best F1 on these rows; 0.5 for a label without a row."""
-        probs = probabilities(outputs)
-        return type(self)(self.outputs, [best_threshold(probs[:, i], targets[:, i]) for i in range(len(self.outputs))])
+        pairs = zip(probabilities(outputs).T, targets.T, strict=True)
+        return type(self)(self.outputs, [best_threshold(probs, own, int(own.sum())) for probs, own in pairs])
 
     def decide(self, outputs: Array) -> Array:
         """Which labels are given, (N, L) bool."""

@@ -92,17 +92,3 @@ def mean_logits(outputs: Sequence[Array], weights: Sequence[float] | None = None
     factors = np.ones((len(stacked), 1, 1)) if weights is None else np.asarray(weights, np.float64)[:, None, None]
     found = logsumexp(log_expit(stacked), axis=0, b=factors) - logsumexp(log_expit(-stacked), axis=0, b=factors)
     return np.asarray(found, outputs[0].dtype)
-
-
-def best_threshold(probs: Array, targets: Array) -> float:
-    """The probability from which on to give a label for the best F1: halfway between the last that gets it and the
-    next."""
-    positives = int(targets.sum())
-    if not positives:
-        return 0.5
-    order = np.argsort(-probs, kind="stable")
-    ordered = np.append(probs[order], 0.0)
-    hits = targets[order].cumsum()
-    f1 = np.where(ordered[:-1] > ordered[1:], 2 * hits / (np.arange(1, len(order) + 1) + positives), 0.0)
-    best = int(f1.argmax())
-    return float((ordered[best] + ordered[best + 1]) / 2)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectDetection"]
 
+USUAL = 0.5
+"""Threshold of a model for which none was chosen."""
 SETTINGS = "object_detection"
 """Of a model's config.json: what its answers depend on beside its outputs."""
 
@@ -37,7 +39,9 @@ class ObjectDetection(Task):
     """Targets are objects, Ragged (M, 8), see ``reading``; outputs of all queries of a picture, (N, Q · (C + 5)), see
     ``models.boxes``.
 
-    ``mean_objects``: of a training picture; ``threshold`` and ``picture_size``: as in ``config.tasks``.
+    ``mean_objects``: of a training picture; ``picture_size``: as in ``config.tasks``; ``threshold``: the score from
+    which on a detection is an answer, one for all classes, as ``transformers.pipeline`` takes it; None: ``USUAL``,
+    until it is ``fitted``.
     """
 
     type = "object_detection"
@@ -52,13 +56,14 @@ class ObjectDetection(Task):
     guessing = "no better than finding nothing"
     strata_words = "groups of pictures by their rarest class"
     counted = "objects"
+    is_fitted = True
     has_plain_outputs = False
 
     def __init__(
         self,
         outputs: Sequence[str],
         mean_objects: float = 1.0,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         picture_size: Sequence[int] | None = None,
     ) -> None:
         self.outputs = tuple(outputs)
@@ -126,7 +131,13 @@ class ObjectDetection(Task):
     @property
     def _more(self) -> dict[str, Any]:
         size = {} if self.picture_size is None else {"picture_size": list(self.picture_size)}
-        return {"mean_objects": self.mean_objects, "threshold": self.threshold, **size}
+        chosen = {} if self.threshold is None else {"threshold": self.threshold}
+        return {"mean_objects": self.mean_objects, **chosen, **size}
+
+    @property
+    def least(self) -> float:
+        """Score from which on a detection is an answer."""
+        return USUAL if self.threshold is None else self.threshold
 
     def model_settings(self) -> dict[str, Any]:
         return {SETTINGS: self._more}
@@ -204,28 +215,37 @@ class ObjectDetection(Task):
     # scoring
 
     def scores(self, outputs: Array, targets: Ragged) -> BoxScores:
-        return BoxScores(outputs, targets, self.outputs, self.threshold)
+        return BoxScores(outputs, targets, self.outputs, self.least)
+
+    def fitted(self, outputs: Array, targets: Ragged) -> Self:
+        """With the threshold that has the best F1 on these rows, where none was given by hand."""
+        if self.threshold is not None:
+            return self
+        made = copy.copy(self)
+        made.threshold = self.scores(outputs, targets).best_threshold()
+        return made
 
     def _found(self, outputs: Array) -> list[tuple[Array, Array, Array]]:
         """Classes, scores and boxes of what is given as an answer."""
         found = Detections(outputs, len(self.outputs))
-        return [found.found(row, self.threshold) for row in range(len(outputs))]
+        return [found.found(row, self.least) for row in range(len(outputs))]
 
     def agreement(self, a: Array, b: Array, other: Task | None = None) -> float:
         """Of the objects that either model finds the share that both do, at an IoU of 0.5 and of one class; 1 where
         there are none."""
         total, both = 0, 0
-        for (own, _, boxes), (its, _, places) in zip(self._found(a), self._found(b), strict=True):
+        second: Any = other or self
+        for (own, _, boxes), (its, _, places) in zip(self._found(a), second._found(b), strict=True):
             total += len(own) + len(its)
             both += 2 * int((alike(own, boxes, its, places) >= 0).sum())
         return both / total if total else 1.0
 
     def disagreements(self, a: Array, b: Array, other: Task | None = None) -> Array:
         """The sum of the scores of objects that one model finds and the other does not."""
+        second: Any = other or self
         found = np.zeros(len(a))
-        for row, ((own, sure, boxes), (its, as_sure, places)) in enumerate(
-            zip(self._found(a), self._found(b), strict=True)
-        ):
+        known = zip(self._found(a), second._found(b), strict=True)
+        for row, ((own, sure, boxes), (its, as_sure, places)) in enumerate(known):
             partner = alike(own, boxes, its, places)
             alone = np.setdiff1d(np.arange(len(its)), partner)
             found[row] = sure[partner < 0].sum() + as_sure[alone].sum()
@@ -245,7 +265,7 @@ class ObjectDetection(Task):
 
     def pipeline_arguments(self, max_length: int) -> list[str]:
         """None but the threshold: the folder's image processor says how pictures are read."""
-        return [f"threshold={self.threshold}"]
+        return [f"threshold={self.least}"]
 
     def of_rows(self, texts: Sequence[Any], values: Ragged | None) -> Self:
         """With the sizes of these pictures: of labelled ones as targets have them, else of the pictures themselves."""

@@ -25,7 +25,7 @@ import numpy as np
 from raydistill.tasks.object_detection.detections import Detections, ious, of_targets
 from raydistill.tasks.object_detection.reading import AREA, CLASS, SIZE, crowds, with_crowds
 from raydistill.tasks.scores import Floor, Scores, fit_rows
-from raydistill.tasks.statistics import count_table, divide
+from raydistill.tasks.statistics import best_threshold, count_table, divide
 from raydistill.tasks.targets import Array, Ragged
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -129,6 +129,12 @@ class BoxScores(Scores):
                 precision[one, at], recall[one, at] = np.where(total > 0, values, np.nan)
         return precision, recall
 
+    def best_threshold(self) -> float:
+        """The score from which on detections have the best F1 at an IoU of 0.5, all classes together, to 4 digits."""
+        counts, total = self.matched.counts[:, 0, 0], int(self.support[..., 0].sum())
+        found = self.matched.scores[counts], self.matched.hits[counts, 0, 0], total
+        return round(best_threshold(*found), 4)
+
     def floor(self) -> Floor:
         """Finding nothing."""
         return Floor("map", 0.0, "finding nothing", None, ("map_50", 0.0))
@@ -137,7 +143,8 @@ class BoxScores(Scores):
         """``per_class``: of the detections that are answers precision, recall and F1 at an IoU of 0.5, and the average
         precision ``map`` and ``map_50`` of all of them; ``box_errors``: answers that are ``right``, lie on an object of
         their class but not enough (``misplaced``), on one of another class (``confused``), on none (``invented``), and
-        objects that are ``missed``; answers that lie in a crowd count nowhere."""
+        objects that are ``missed``; answers that lie in a crowd count nowhere. ``threshold``: from which score on they
+        are answers."""
         ones = np.ones((self.num_rows, 1))
         precision = self.averages(ones, 0)[0][..., 0]
         hits, predicted, support = (np.zeros(len(self.names), int) for _ in range(3))
@@ -159,7 +166,7 @@ class BoxScores(Scores):
             errors["missed"] += len(classes) - int(right.sum())
         table = zip(count_table(self.names, hits, support, predicted), precision, strict=True)
         per_class = [{**counts, "map": none_if_nan(own.mean()), "map_50": none_if_nan(own[0])} for counts, own in table]
-        return {"per_class": per_class, "box_errors": errors}
+        return {"per_class": per_class, "box_errors": errors, "threshold": self.threshold}
 
 
 def assigned(overlap: Array, fits: Array, is_crowd: Array) -> tuple[Array, Array]:
