@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.section import Mistake, OrAuto, Section, word_or_value
+from raydistill.config.tasks import TaskSection
 
 
 class Columns(Section):
@@ -65,9 +66,10 @@ class Augment(Section):
     """Training texts written otherwise, pictures seen otherwise: the student learns what the teacher says of them."""
 
     copies: Copies = 2
-    """Of each training row, beside it. They have no label, whatever the row has. ``each_epoch``, of pictures: none;
-    instead of the pictures themselves all models see others of their crops at every epoch, with their labels, the
-    student the same as its teacher, which is not recorded (``teacher.mode: online``)."""
+    """Of each training row, beside it. They have no label, whatever the row has, but the boxes of objects that they
+    show. ``each_epoch``, of pictures: none; instead of the pictures themselves all models see others of their crops at
+    every epoch, with their labels, the student the same as its teacher, which is not recorded (``teacher.mode:
+    online``)."""
     ways: tuple[Way, ...] = Field(default=("words", "crop"), min_length=1)
     """How texts are written, in turn: ``words`` replaced by others that the teacher's embeddings have nearby,
     ``masked`` words guessed anew by ``masked_model``, a ``crop`` of half of the words or more, ``typos``, all in
@@ -131,10 +133,14 @@ class Data(Section):
 
     @property
     def num_orders(self) -> int:
-        """Labelled training rows that a labelled row of the source becomes."""
+        """Training rows that a row of the source becomes, without its copies."""
         return 2 if self.symmetric else 1
 
     @property
     def num_copies(self) -> int:
         """Training rows that a row of the source becomes."""
         return self.num_orders * (1 + (self.augment.num_copies if self.augment else 0))
+
+    def num_labeled_copies(self, task: type[TaskSection]) -> int:
+        """Those of them with a label, where the row has one."""
+        return self.num_copies if task.sees_whole_pictures else self.num_orders

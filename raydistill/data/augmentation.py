@@ -47,6 +47,8 @@ class Augmentation:
     """Whether the model's own code may run."""
     masked: Path | None = None
     """The folder of the masked language model, where words are guessed."""
+    keeps_labels: bool = False
+    """Whether copies have the labels of their rows, as far as they show what these speak of."""
 
     def recipe(self) -> dict[str, Any]:
         """What the copies depend on, beside the texts."""
@@ -55,6 +57,7 @@ class Augmentation:
         own = self.settings.model_dump(mode="json", exclude={"masked_model"}, exclude_none=True)
         own |= {"seed": self.seed, "rules": RULES}
         own |= {"masked_model": model_digest(self.masked)} if self.masked is not None else {}
+        own |= {"keeps_labels": True} if self.keeps_labels and self.settings.num_copies else {}
         return own | ({"model": model_digest(self.model)} if "words" in self.settings.ways else {})
 
     def copies_of(self, texts: Sequence[pa.Array], tokenizer: Any, masking: Any = None) -> Iterator[list[pa.Array]]:

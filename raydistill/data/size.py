@@ -47,10 +47,10 @@ class Size:
     """Rows that models read, where long texts are read in windows."""
     num_units: dict[str, int] | None = None
     """Predictions that rows ask for, where they have any number."""
-    num_orders: int = 1
-    """Training rows that models read of a labelled pair, see ``data.symmetric``."""
+    num_labeled_copies: int = 1
     num_copies: int = 1
-    """Training rows that models read of a row, see ``data.augment``."""
+    """Training rows that models read of a row, and those of them with its label, see ``data.augment`` and
+    ``data.symmetric``."""
 
     @property
     def num_inputs(self) -> dict[str, int]:
@@ -61,7 +61,7 @@ class Size:
     def num_labeled_inputs(self) -> int:
         """Those of the training rows with a label; where texts are read in windows, in the mean."""
         if self.num_windows is None:
-            return self.num_orders * self.num_labeled
+            return self.num_labeled_copies * self.num_labeled
         return round(self.num_labeled * self.num_inputs["train"] / max(self.num_rows["train"], 1))
 
     @property
@@ -103,9 +103,16 @@ def pieces_a_document(texts: Sequence[pa.Array], tokenizer_folder: Path, max_len
 
 def measured_size(data: Artifact, tokens: Artifact, settings: Data) -> Size:
     counted = json.loads((tokens.local() / "info.json").read_text())
-    more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
+    info = read_info(data)
+    more = copies_in(info, settings)
     more |= {name: counted.get(name) for name in ("num_windows", "num_units")}
-    return Size(read_info(data), counted["num_tokens"], counted["num_cut"], is_estimate=False, **more)
+    return Size(info, counted["num_tokens"], counted["num_cut"], is_estimate=False, **more)
+
+
+def copies_in(info: DataInfo, settings: Data) -> dict[str, Any]:
+    """How often a model reads a row of the source, as ``Size`` has it."""
+    labeled = settings.num_labeled_copies(task_of(info.task).Settings)
+    return {"num_copies": settings.num_copies, "num_labeled_copies": labeled}
 
 
 def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
@@ -122,7 +129,7 @@ def look(config: Config, data: Artifact) -> tuple[DataInfo, Texts]:
 def estimated_size(info: DataInfo, texts: Texts, max_length: int, tokenizer_folder: Path, settings: Data) -> Size:
     """The rows of the splits, and their tokens from a sample. Raises ConfigError for a length to which the tokenizer
     cannot cut."""
-    more: dict[str, Any] = {"num_orders": settings.num_orders, "num_copies": settings.num_copies}
+    more = copies_in(info, settings)
     if (task := task_of(info.task)).reads_pictures:
         patches = {split: counts.rows * max_length for split, counts in info.counts.items()}
         patches["train"] *= settings.num_copies

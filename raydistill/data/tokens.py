@@ -24,7 +24,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
-from raydistill.tasks import task_of
+from raydistill.tasks import Targets, task_of
 from raydistill.tasks.targets import of_column
 
 COUNTS = ["num_tokens", "num_cut"]
@@ -63,9 +63,9 @@ def tokenize_data(
     info.json what the image processor makes of these; ``max_length`` is the number of patches then. Of ``symmetric``
     pairs the training split has all rows in their own order and then in the other one, the same example in both;
     validation and test have a second split each, ``<split>-swapped``. Copies of ``augmentation`` follow the
-    training rows, the same examples without their targets; where pictures are seen otherwise at each epoch instead,
-    info.json has how, as ``views``. Raises ModelError for a folder without a fast tokenizer or
-    an image processor, ConfigError when ``max_length`` is more than the model takes.
+    training rows, the same examples without their targets, or where it ``keeps_labels`` with what is seen of them;
+    where pictures are seen otherwise at each epoch instead, info.json has how, as ``views``. Raises ModelError for a
+    folder without a fast tokenizer or an image processor, ConfigError when ``max_length`` is more than the model takes.
     """
     from raydistill.models.folder import tokenizer_digest
 
@@ -149,9 +149,11 @@ def _write_tokens(
 def _write_pixels(
     processor: Processor, data: Artifact, folder: Path, num_patches: int, augmentation: Augmentation | None
 ) -> None:
-    copies, views, seed = 0, None, 0
+    facts = read_info(data).task
+    copies, views, seed, keeps_labels = 0, None, 0, False
     if augmentation is not None:
         copies, views, seed = augmentation.settings.num_copies, Views.of(augmentation.settings), augmentation.seed
+        keeps_labels = augmentation.keeps_labels
     num_rows = {}
     for split in SPLITS:
         batch, more = map_batch(data.local() / f"{split}.arrow"), copies if split == "train" else 0
@@ -167,11 +169,16 @@ def _write_pixels(
                 by_copy[1 + copy, part] = views.seen(own, np.arange(part.start, part.stop), (seed, copy))
         pixels.flush()
         target, ids = (batch.column(name) for name in ("target", "example_id"))
-        targets = pa.concat_arrays([target, pa.nulls(more * len(batch), target.type)])
-        write_batch(folder / f"{split}.arrow", {"target": targets, "example_id": pa.concat_arrays([ids] * (1 + more))})
+        targets = [target] + [pa.nulls(len(batch), target.type)] * more
+        if keeps_labels and views is not None:
+            rows, known = np.arange(len(batch)), Targets.of_arrow(target)
+            shown = (views.parts(rows, (seed, copy), processor.shape[1:]) for copy in range(more))
+            targets[1:] = [task_of(facts).seen(known, *parts).to_arrow() for parts in shown]
+        columns = {"target": pa.concat_arrays(targets), "example_id": pa.concat_arrays([ids] * (1 + more))}
+        write_batch(folder / f"{split}.arrow", columns)
     counts = {"num_tokens": {s: n * num_patches for s, n in num_rows.items()}, "num_cut": dict.fromkeys(num_rows, 0)}
-    seen = {"views": asdict(views)} if views is not None and not copies else {}
-    info = {"pixels": processor.facts(), "max_length": num_patches, **counts, **seen, "task": read_info(data).task}
+    anew = {"views": asdict(views)} if views is not None and not copies else {}
+    info = {"pixels": processor.facts(), "max_length": num_patches, **counts, **anew, "task": facts}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 

@@ -156,8 +156,8 @@ def complete(config: Config, models: Models, info: DataInfo, texts: Texts, sourc
         num_patches=None if is_text else models.positions,
         num_rows=train.rows,
         num_labeled=train.labeled,
-        num_orders=config.data.num_orders,
         num_copies=config.data.num_copies,
+        num_labeled_copies=config.data.num_labeled_copies(type(config.task)),
         num_tokens=needed,
         limit=min(limit, models.positions or limit),
         metric=task.advised_metric(train.per_class),
@@ -219,7 +219,8 @@ def augmentation_of(config: Config, teacher: Path) -> Augmentation | None:
     if augment is None:
         return None
     masked = None if augment.masked_model is None else resolve_model(augment.masked_model)
-    return Augmentation(augment, config.seed, teacher, config.lead.trust_remote_code, masked)
+    keeps_labels = config.task.sees_whole_pictures
+    return Augmentation(augment, config.seed, teacher, config.lead.trust_remote_code, masked, keeps_labels)
 
 
 def check_classes(config: Config, task: Task) -> None:

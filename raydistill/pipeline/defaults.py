@@ -65,8 +65,8 @@ class Facts:
     """Whether a row has several predictions."""
     usual_length: int | None = None
     """Tokens that a row should have at most, as longer texts lose nothing."""
-    num_orders: int = 1
     num_copies: int = 1
+    num_labeled_copies: int = 1
     """Rows that are trained on for each of these."""
     metric: tuple[str, str] | None = None
     """What should pick the best epoch where the task's first metric says little of these rows, and why."""
@@ -113,7 +113,7 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
     if tuning is not None:
         found += finetune_choices(section, tuning, facts, batch)
     for name, stage in config.stages.items():
-        alone = facts.num_orders * facts.num_labeled
+        alone = facts.num_labeled_copies * facts.num_labeled
         rows = facts.num_copies * facts.num_rows if teacher_speaks(stage) else alone
         steps = (ceil(max(rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
         is_light = config.student.type == "conv"
@@ -147,7 +147,7 @@ def finetune_choices(section: str, settings: Any, facts: Facts, batch: int) -> l
     if method == "full" and is_open and getattr(settings, "max_attempts", None) is None:
         found.append(Choice(f"{section}.max_attempts", MAX_ATTEMPTS, "its learning rate is open"))
     rate = facts.rate * (PAIRS_RATE if method == "contrastive" else 1.0)
-    steps = (ceil(max(facts.num_orders * facts.num_labeled, 1) / batch), TEACHER_STEPS, MOST_TEACHER_EPOCHS)
+    steps = (ceil(max(facts.num_labeled_copies * facts.num_labeled, 1) / batch), TEACHER_STEPS, MOST_TEACHER_EPOCHS)
     return found + training_choices(section, settings, steps, rate, facts.why)
 
 

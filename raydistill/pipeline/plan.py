@@ -12,7 +12,7 @@ from raydistill.config.data import Augment
 from raydistill.config.losses import largest
 from raydistill.config.section import known
 from raydistill.config.student import Student
-from raydistill.config.tasks import MaskedLanguageModeling
+from raydistill.config.tasks import MaskedLanguageModeling, TaskSection
 from raydistill.config.teacher import ModelTeacher
 from raydistill.config.tree import Config
 from raydistill.data.prepare import data_key, read_info
@@ -65,8 +65,9 @@ def hiding_note(task: MaskedLanguageModeling, size: Size, max_length: int) -> st
     )
 
 
-def augment_note(augment: Augment, how: str) -> str:
-    """What ``data.augment`` does; ``how``: what is done otherwise to rows."""
+def augment_note(augment: Augment, task: TaskSection) -> str:
+    """What ``data.augment`` does."""
+    how = "seen" if task.reads_pictures else "written"
     ways = ", ".join(augment.ways)
     if augment.is_each_epoch:
         return (
@@ -74,8 +75,9 @@ def augment_note(augment: Augment, how: str) -> str:
             "student as by its teacher, which runs beside it."
         )
     copies, label = ("a copy", "a label") if augment.copies == 1 else (f"{augment.copies} copies", "labels")
+    label = "with the boxes that are seen" if task.sees_whole_pictures else f"without {label}"
     return (
-        f"Each training row has {copies} {how} otherwise ({ways}: data.augment), without {label}: an epoch has "
+        f"Each training row has {copies} {how} otherwise ({ways}: data.augment), {label}: an epoch has "
         f"{1 + augment.num_copies} times as many rows."
     )
 
@@ -84,7 +86,7 @@ def reading_notes(config: Config, size: Size) -> list[str]:
     """What becomes of the training rows before models read them."""
     notes = [BOTH] if config.data.symmetric else []
     if (augment := config.data.augment) is not None:
-        notes.append(augment_note(augment, "seen" if config.task.reads_pictures else "written"))
+        notes.append(augment_note(augment, config.task))
     if isinstance(config.task, MaskedLanguageModeling):
         notes.append(hiding_note(config.task, size, known(config.data.max_length)))
     return notes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from kit.pictures import picture_config
+from kit.scenes import scene_config
 from PIL import Image
 
 from raydistill.config.data import Augment
@@ -212,6 +214,28 @@ def test_rows_are_seen_otherwise_at_each_epoch_with_their_labels(tmp_path: Path)
     assert all(one.equal(batch.inputs["pixel_values"][[i]]) for i, one in enumerate(alone))
     (note,) = [note for note in make_plan(made.config)["data"]["notes"] if "data.augment" in note]
     assert note.startswith("Each training row is seen otherwise at every epoch (crop, flip: data.augment), with its")
+
+
+def test_copies_of_scenes_have_the_boxes_that_they_show(tmp_path: Path) -> None:
+    """Those that an epoch of that number has."""
+    augment = {"copies": 2, "crop_area": 0.3}
+    settings = {name: scene_config(tmp_path, data__augment=augment | {"copies": name}) for name in (2, "each_epoch")}
+    plans = [make_plan(load_config(settings[2]))]
+    made, anew = (rows_of(prepare(load_config(own), Storage(own["storage"]))) for own in settings.values())
+    plans.append(make_plan(load_config(settings[2])))
+    size = anew.num_rows
+    assert (made.num_rows, made.targets.labeled.all()) == (3 * size, True)
+    assert np.array_equal(made.targets.values[np.arange(size)].flat, anew.targets.values.flat)
+    for copy in range(2):
+        stored, seen = made.batch(np.arange(size) + (1 + copy) * size), anew.batch(np.arange(size), (0, copy))
+        assert stored.inputs["pixel_values"].equal(seen.inputs["pixel_values"])
+        np.testing.assert_array_equal(stored.targets.values.flat, seen.targets.values.flat)
+        np.testing.assert_array_equal(stored.targets.values.lengths, seen.targets.values.lengths)
+    batches = math.ceil(3 * size / load_config(settings[2]).train.global_batch_size)
+    steps = {"teacher": 40 * batches, "student.distill": 10 * batches, "baseline.distill": 10 * batches}
+    assert [plan["steps"] for plan in plans] == [steps] * 2
+    (note,) = [note for note in plans[0]["data"]["notes"] if "data.augment" in note]
+    assert note.startswith("Each training row has 2 copies seen otherwise (crop, flip: data.augment), with the boxes")
 
 
 @pytest.mark.parametrize(
