@@ -19,13 +19,14 @@ import json
 import logging
 import math
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,7 @@ def trainer_loop(prepared: Any, teacher: Any, folder: Path, num_articles: int) -
 
 
 def memory(given: argparse.Namespace, console: Console) -> None:
-    """Each size in a process of its own, whose peak is that of the preparation alone."""
+    """Each size in a process of its own."""
     for millions in given.tokens:
         found = subprocess.run(
             [sys.executable, __file__, "prepare", "--tokens", str(millions)], capture_output=True, text=True, check=True
@@ -268,20 +269,39 @@ def prepare_text(given: argparse.Namespace, console: Console) -> None:
                 file.write(json.dumps({"text": " ".join(draw.choices(words, weights, k=400))}) + "\n")
         config = general_config(folder, given.articles)
         config["data"]["path"] = str(path)
-        before = peak()
-        started = time.perf_counter()
-        prepared = prepare(load_config(config), Storage(config["storage"]))
+        before, started = own_memory(), time.perf_counter()
+        with watched_memory() as most:
+            prepared = prepare(load_config(config), Storage(config["storage"]))
         info = json.loads((prepared.tokens.local() / "info.json").read_text())
         count = sum(info["num_tokens"].values())
         console.print(
-            f"{count / 1e6:.1f} million tokens, {path.stat().st_size / 1e6:.0f} MB of text: peak {peak():,} MB, "
+            f"{count / 1e6:.1f} million tokens, {path.stat().st_size / 1e6:.0f} MB of text: {most[0]:,} MB at most, "
             f"{before:,} MB before, {time.perf_counter() - started:.0f} s"
         )
 
 
-def peak() -> int:
-    """Megabytes of memory that this process has had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def own_memory() -> int:
+    """Megabytes of memory of this process without pages of files, which the kernel may drop at any time."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[int]]:
+    """The most of it inside, looked at ten times a second."""
+    most, done = [own_memory()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            most[0] = max(most[0], own_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        watcher.join()
 
 
 def main() -> None:

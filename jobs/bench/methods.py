@@ -4,10 +4,11 @@
     python jobs/bench/methods.py entities --labeled 200                    # words of BBC news, entities by rule
 
 The teacher is a MiniLM of 6 layers, tuned on the labelled rows; students have 3 of these, are as wide or narrower
-(``--width``), and get what a config without settings gets, but for the losses: each stands beside ``task`` with its
-own defaults, then each recipe in ``jobs`` with its own stages. Differences are from ``forward_kl`` beside ``task``,
-paired by the test rows, with 95 % intervals, the mean over the seeds. Runs share their storage: the teacher is made
-and recorded once. What was computed is read again from ``--cells``.
+(``--width``), and get what a config without settings gets, but for the losses: each stands beside ``task`` with its own
+defaults, then each recipe in ``jobs`` with its own stages, but for those whose students share layers with the teacher,
+where they are narrower. Differences are from ``forward_kl`` beside ``task``, paired by the test rows, with 95 %
+intervals, the mean over the seeds. Runs share their storage: the teacher is made and recorded once. What was computed
+is read again from ``--cells``.
 """
 
 from __future__ import annotations
@@ -33,21 +34,23 @@ RECIPES = ("distilbert", "tinybert", "minilm", "pkd", "early", "late")
 SENTENCES = 2600
 
 
-def methods(task: str) -> dict[str, dict[str, Any]]:
-    """Settings of a run for each loss that the task knows, and for each recipe."""
+def methods(task: str, width: int | None) -> dict[str, dict[str, Any]]:
+    """Settings of a run for each loss that the task knows, and for each recipe whose student may have this width."""
+    shape = {"hidden_size": width} if width else {}
     names = [name for name, about in list_losses().items() if task in about["tasks"] and name != "task"]
     names.sort(key=lambda name: name != REFERENCE)
-    found = {name: {"stages": {"distill": {"losses": {"own": {"type": name}, "task": TASK}}}} for name in names}
+    stages = {name: {"distill": {"losses": {"own": {"type": name}, "task": TASK}}} for name in names}
+    found = {name: {"student": {"num_layers": 3, **shape}, "stages": own} for name, own in stages.items()}
     for name in RECIPES:
         recipe = yaml.safe_load((Path(__file__).parent.parent / f"{name}.yaml").read_text(encoding="utf-8"))
-        found[f"{name}.yaml"] = {"student": recipe["student"], "stages": recipe["stages"]}
+        if not (width and "share_layers" in recipe["student"]):
+            found[f"{name}.yaml"] = {"student": {**recipe["student"], **shape}, "stages": recipe["stages"]}
     return found
 
 
 def cell(
     method: str, settings: dict[str, Any], task: str, path: Path, given: argparse.Namespace, seed: int
 ) -> dict[str, Any]:
-    shape = {"num_layers": 3} | ({"hidden_size": given.width} if given.width else {})
     config = {
         "storage": str(given.storage / "storage"),
         "data": {"path": str(path), "max_labeled": given.labeled, "split": {"test": 0.3}},
@@ -57,7 +60,6 @@ def cell(
         "evaluate": {"latency": False, "baseline": method == REFERENCE, "bootstrap_samples": 100, "tfidf": False},
         "tracking": {"system_metrics": False},
         **settings,
-        "student": settings.get("student", shape),
     }
     started = time.perf_counter()
     results = raydistill.distill(config)
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task, path = "text_classification", Path(given.data)
     if given.data == "entities":
         task, path = "token_classification", write_rows(given.storage / "entities.jsonl", news_sentences(SENTENCES))
-    known, cells = methods(task), read_cells(given.cells)
+    known, cells = methods(task, given.width), read_cells(given.cells)
     if unknown := set(given.methods or ()) - known.keys():
         parser.error(f"no method {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     done = {(one["method"], one["seed"]) for one in cells}
