@@ -1,12 +1,14 @@
 """What a small detector keeps of its teacher, and what the teacher adds to the labels: on scenes of digits.
 
-    python jobs/bench/scenes.py              # half an hour on 2 busy cores
+    python jobs/bench/scenes.py                     # half an hour on 2 busy cores
+    python jobs/bench/scenes.py --family rt_detr --labels 300
 
 A scene of 48 x 48 pixels has one to four of scikit-learn's digits, zeros to threes, 14 to 24 pixels high, on a ground
 of blots; a digit may hide a fifth of another one. Digits of test scenes are in no other scene. No detector can be had
-without a download, so the teacher, a YOLOS of 4 layers of width 64, starts from random weights and is fitted to the
-labelled scenes by raydistill itself; students have 2 of its layers. Each and its baseline, which sees the labels alone,
-are trained with as many seeds. ``--labels``: of the 2,000 training scenes, the others are seen without. ``--losses``:
+without a download, so the teacher starts from random weights and is fitted to the labelled scenes by raydistill itself:
+a YOLOS of 4 layers of width 64, whose students have 2 of its layers, or an RT-DETR, whose students have half the width,
+two layers of three in their decoder, and random weights, too. Each and its baseline, which sees the labels alone, are
+trained with as many seeds. ``--labels``: of the 2,000 training scenes, the others are seen without. ``--losses``:
 beside the labels, ``forward_kl boxes`` by default.
 """
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIZE, PIXELS, CLASSES = 48, 8, 4
+ENLARGED = 64
+"""Pixels of a side as RT-DETR sees them: its coarsest map has a cell for 32 of them."""
 MOST, LEAST_HEIGHT, MOST_HEIGHT = 4, 14, 24
 HIDDEN = 0.2
 """Of a digit's box that others may cover."""
@@ -96,42 +100,66 @@ def write_scenes(folder: Path) -> Path:
     return folder
 
 
-def save_model(folder: Path) -> Path:
-    """A YOLOS with random weights, and its processor."""
-    from transformers import YolosConfig, YolosImageProcessorPil
-
-    from raydistill.models.load import new_model
+def yolos() -> Any:
+    from transformers import YolosConfig
 
     shape = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
-    config = YolosConfig(**shape, image_size=[SIZE, SIZE], patch_size=6, num_detection_tokens=QUERIES)
-    new_model(config, seed=0).save_pretrained(folder)  # whose queries are told apart
-    YolosImageProcessorPil(size={"height": SIZE, "width": SIZE}, do_pad=False).save_pretrained(folder)
-    return folder
+    return YolosConfig(**shape, image_size=[SIZE, SIZE], patch_size=6, num_detection_tokens=QUERIES)
 
 
-def measure(folder: Path, losses: list[str], labels: int | None, epochs: int, seeds: int) -> dict[str, Any]:
+def rt_detr(width: int, num_layers: int) -> Any:
+    from transformers import RTDetrConfig, RTDetrResNetConfig
+
+    sizes: dict[str, Any] = {"embedding_size": width // 2, "hidden_sizes": [width // 2, width // 2, width, 2 * width]}
+    backbone = RTDetrResNetConfig(**sizes, depths=[1] * 4, layer_type="basic", out_indices=[2, 3, 4])
+    widths = {"d_model": width, "encoder_hidden_dim": width, "encoder_ffn_dim": 2 * width, "decoder_ffn_dim": 2 * width}
+    widths |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_layers": num_layers}
+    maps = {"encoder_in_channels": sizes["hidden_sizes"][1:], "decoder_in_channels": [width] * 3}
+    more = {"num_queries": QUERIES, "num_denoising": 0, "freeze_backbone_batch_norms": False}
+    return RTDetrConfig(backbone_config=backbone, **widths, **maps, **more)
+
+
+def save_models(folder: Path, family: str) -> dict[str, Any]:
+    """A teacher with random weights, and its processor; the config's section of the student."""
+    from transformers import RTDetrImageProcessorPil, YolosImageProcessorPil
+
+    from raydistill.models.load import new_model  # a new detector is fit to be trained
+
+    if family == "yolos":
+        new_model(yolos(), seed=0).save_pretrained(folder / "teacher")
+        YolosImageProcessorPil(size={"height": SIZE, "width": SIZE}, do_pad=False).save_pretrained(folder / "teacher")
+        return {"num_layers": 2}
+    for name, config in (("teacher", rt_detr(64, 3)), ("small", rt_detr(32, 2))):
+        new_model(config, seed=0).save_pretrained(folder / name)
+        RTDetrImageProcessorPil(size={"height": ENLARGED, "width": ENLARGED}).save_pretrained(folder / name)
+    return {"start": str(folder / "small")}
+
+
+def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """The results of the student and its baseline."""
-    terms = {"task": {"type": "task", "weight": 0.5}, **{name: {"type": name} for name in losses}}
+    terms = {"task": {"type": "task", "weight": 0.5}, **{name: {"type": name} for name in given.losses}}
     return raydistill.distill(
         {
             "storage": str(folder / "storage"),
-            "data": {"path": str(folder / "scenes"), "max_labeled": labels},
+            "data": {"path": str(folder / "scenes"), "max_labeled": given.labels},
             "task": {"type": "object_detection"},
             "teacher": {
-                "model": str(folder / "yolos"),
-                "finetune": {"num_epochs": epochs, "learning_rate": 2e-3},
+                "model": str(folder / "teacher"),
+                "finetune": {"num_epochs": given.epochs, "learning_rate": given.rate},
                 "allow_chance": True,
             },
-            "student": {"num_layers": 2},
-            "stages": {"distill": {"num_epochs": epochs // 3, "learning_rate": 1e-3, "losses": terms}},
+            "student": save_models(folder, given.family),
+            "stages": {"distill": {"num_epochs": given.epochs // 3, "learning_rate": given.rate / 2, "losses": terms}},
             "train": {"num_workers": 0, "global_batch_size": 32},
-            "evaluate": {"baseline": True, "seeds": seeds},
+            "evaluate": {"baseline": True, "seeds": given.seeds},
         }
     )
 
 
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader.add_argument("--family", choices=["yolos", "rt_detr"], default="yolos")
+    reader.add_argument("--rate", type=float, default=2e-3, help="of the teacher; students have half of it")
     reader.add_argument("--losses", nargs="*", default=["forward_kl", "boxes"])
     reader.add_argument("--labels", type=int, default=None)
     reader.add_argument("--epochs", type=int, default=48, help="of the teacher; students have a third")
@@ -140,8 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_scenes(folder / "scenes")
-        save_model(folder / "yolos")
-        found = measure(folder, given.losses, given.labels, given.epochs, given.seeds)
+        found = measure(folder, given)
     print(f"Losses: task, {', '.join(given.losses)}")
     print(f"{ROWS['test']} test scenes, %, mean of {given.seeds} seeds ± deviation; {given.labels or 'all'} labels")
     for name in ("map", "map_50", "map_75"):

@@ -68,13 +68,15 @@ def _spelled(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], float):
         return f"{value[0]:.4f}, {value[1]:.4f}, … ({len(value)} numbers)"
     if isinstance(value, list):
-        value = [f"{item['text']} ({_said(item)})" if isinstance(item, dict) else item for item in value]
+        value = [_part(item) if isinstance(item, dict) else item for item in value]
     return "-" if value in (None, "", []) else str(_joined(value))
 
 
-def _said(part: Mapping[str, Any]) -> str:
-    """What a model says of a part of a text."""
-    return str(part["label"]) if "label" in part else f"{part['score']:.4f}"
+def _part(part: Mapping[str, Any]) -> str:
+    """A part of a text and what a model says of it; or an object, and where it is in its picture."""
+    if "box" in part:
+        return f"{part['label']} {part['score']:.2f} ({', '.join(f'{side:.0f}' for side in part['box'].values())})"
+    return f"{part['text']} ({part['label'] if 'label' in part else format(part['score'], '.4f')})"
 
 
 def _joined(value: Any) -> Any:

@@ -13,9 +13,9 @@ What happens to a row, in this order; every count ends up in info.json, with a s
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,10 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
-from raydistill.tasks import Task
+from raydistill.tasks import Task, task_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 INCLUDED = {"columns", "split", "max_labeled"}
 """Settings of the data section that decide what its rows are."""
@@ -69,6 +72,10 @@ class DataInfo:
     def labels(self) -> tuple[str, ...]:
         """Names of a model's outputs, in their order."""
         return tuple(self.task["outputs"])
+
+    def answered_by(self, config: PreTrainedConfig) -> DataInfo:
+        """With the task as models like one of this config answer it."""
+        return replace(self, task=task_of(self.task).answered_by(config).facts())
 
 
 def data_key(config: Config) -> str:

@@ -12,7 +12,8 @@ from raydistill.config.losses import Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
 from raydistill.losses.hidden import HiddenCosine
-from raydistill.models.boxes import Problem, box_errors, corners, paired
+from raydistill.models.boxes import box_errors, corners
+from raydistill.models.detection import Problem, paired
 from raydistill.models.head import NUM_SIDES
 from raydistill.models.pictures import coarsest, on_one_grid
 from raydistill.models.signals import LOGITS, Signal
@@ -20,8 +21,9 @@ from raydistill.models.signals import LOGITS, Signal
 
 class Boxes(Loss):
     """Sum over the teacher's queries of p(it finds something) · (5 · L1 + 2 · (1 - GIoU)) of the two boxes, over the
-    objects of a mean picture, a value a picture: the size of the task's own part on boxes. Which query stands for
-    which, see ``models.boxes.paired``. After Chang et al. 2023 (DETRDistill), https://arxiv.org/abs/2211.10156.
+    objects of a mean picture, a value a picture: the size of the task's own part on boxes; the mean over the stages of
+    the student. Which query stands for which, see ``models.detection.paired``. After Chang et al. 2023 (DETRDistill),
+    https://arxiv.org/abs/2211.10156.
     """
 
     student_needs = frozenset({LOGITS})
@@ -37,7 +39,8 @@ class Boxes(Loss):
     def forward(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> Tensor:
         own, other = paired(student[LOGITS], teacher[LOGITS], self.problem)
         sure = self.problem.certainty(other[..., :-NUM_SIDES])
-        return (sure * box_errors(own[..., -NUM_SIDES:], other[..., -NUM_SIDES:])).sum(1) / self.problem.mean_objects
+        errors = sure * box_errors(own[..., -NUM_SIDES:], other[..., -NUM_SIDES:])
+        return errors.sum(-1).mean(1) / self.problem.mean_objects
 
 
 class BoxFeatures(HiddenCosine):

@@ -13,7 +13,7 @@ from torch import Tensor
 from raydistill.config.losses import Kind, Schedule
 from raydistill.data.batches import Batch
 from raydistill.losses.base import Loss
-from raydistill.models.boxes import NO_OBJECT_WEIGHT, Problem, paired
+from raydistill.models.detection import NO_OBJECT_WEIGHT, Problem, paired
 from raydistill.models.head import NUM_SIDES
 from raydistill.models.ragged import padded
 from raydistill.models.signals import LOGITS, TOP, Signal
@@ -43,9 +43,10 @@ class SoftLoss(LogitLoss):
     ``categorical`` predictions are softmax(z/T); ``bernoulli`` ones are sigmoid(z/T) for each label, ``span`` ones
     softmax(z/T) over the units of a row for each output (begin and end), a value a row; the mean over the labels, or
     outputs, is taken, as the task's own loss does. Of ``boxes`` they are softmax(z/T) over the classes and no object
-    for each query that the teacher has, see ``models.boxes.paired``, a value a row: their sum, in which one counts 0.1,
-    and as much more as the teacher is sure that it finds something, over what the queries of a mean row count in the
-    task's own loss. T² keeps the size of the gradient about constant over T.
+    for each query that the teacher has, or sigmoid(z/T) of each class, over which the sum is taken, see
+    ``models.detection``; a value a row: the sum over the queries, in which one counts 0.1, and as much more as the
+    teacher is sure that it finds something, over what the queries of a mean row count, and the mean over the student's
+    stages. T² keeps the size of the gradient about constant over T.
 
     ``standardize``: z is (z - mean) / deviation over the row's classes (Sun et al. 2024,
     https://arxiv.org/abs/2403.01427). ``confidence``: a value is multiplied by this power of the teacher's largest
@@ -74,14 +75,15 @@ class SoftLoss(LogitLoss):
         z_student, z_teacher = (side[signal].float() for side, signal in sides)
         if self.signals[1].name == TOP:  # the likeliest tokens, and all others as one
             z_student, z_teacher = coarse(z_student, top_ids(z_teacher)), top_log_probabilities(z_teacher)
-        if self.kind == "bernoulli":  # the two outcomes of each label are a distribution over z and 0
-            z_student, z_teacher = (torch.stack([z, torch.zeros_like(z)], dim=-1) for z in (z_student, z_teacher))
         if self.kind == "span":
             lengths = batch.targets.values.lengths
             z_student, z_teacher = (padded(z, lengths) for z in (z_student, z_teacher))
         if self.problem is not None:
             z_student, z_teacher = (one[..., :-NUM_SIDES] for one in paired(z_student, z_teacher, self.problem))
             certainty = self.problem.certainty(z_teacher)
+        is_focal = self.problem is not None and self.problem.is_focal
+        if self.kind == "bernoulli" or is_focal:  # the two outcomes of each label are a distribution over z and 0
+            z_student, z_teacher = (torch.stack([z, torch.zeros_like(z)], dim=-1) for z in (z_student, z_teacher))
         sure = z_teacher.softmax(-1).amax(-1) ** self.confidence if self.confidence else None
         if self.standardize:
             z_student, z_teacher = (F.layer_norm(z, z.shape[-1:], eps=1e-7) for z in (z_student, z_teacher))
@@ -91,7 +93,8 @@ class SoftLoss(LogitLoss):
             divergence = divergence * sure
         if self.problem is not None:
             weights = NO_OBJECT_WEIGHT + (1 - NO_OBJECT_WEIGHT) * certainty
-            divergence = (weights * divergence).sum(-1) / self.problem.mean_weight(weights.shape[1])
+            divergence = divergence.sum(-1) if is_focal else divergence  # over the classes
+            divergence = (weights * divergence).sum(-1).mean(1) / self.problem.mean_weight(weights.shape[-1])
         elif divergence.dim() > 1:
             divergence = divergence.mean(-1)
         return divergence * self.temperature**2

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from raydistill.errors import ConfigError
 from raydistill.models.boxes import exact_boxes
 from raydistill.models.crf import Chains, read_chain
+from raydistill.models.detection import training_outputs
 from raydistill.models.gradients import differentiable, input_gradients, of_unit_length
-from raydistill.models.head import logits_of
+from raydistill.models.head import is_focal, logits_of
 from raydistill.models.layers import projection
+from raydistill.models.pictures import states_in
 from raydistill.models.shared import beginning_behind
 from raydistill.models.signals import BEGINS, GRADIENTS, LABELS, LOGITS, PROJECTIONS, SECOND, UNITS, Signal
 from raydistill.models.vocabulary import decoder_input, is_masked_model, vocabulary_signals
@@ -30,7 +32,8 @@ def capture(
     or pictures (B, C, H, W), whose patches are the tokens, or the positions of feature maps, as many of each picture.
 
     ``logits``: (B, C) float32, or (M, C) where ``inputs`` name ``UNITS``; then there are those of ``models.crf``, too,
-    and of a masked language model (``models.vocabulary``) VocabularyLogits, ``answers`` and ``top_logits[k]``.
+    and of a masked language model (``models.vocabulary``) VocabularyLogits, ``answers`` and ``top_logits[k]``. Of
+    detectors see ``models.detection``.
     Of rows of two texts that are read apart (``SECOND``): (B, 2 C). All others: (N, width) of the N real tokens, row
     after row without padding. ``hidden_states[i]`` and the projections are in the dtype the model computes in, heads
     beside each other; hidden states are outputs of the model, projections are caught by hooks, so that attention stays
@@ -87,7 +90,7 @@ def _capture(
         assert units is not None
         found = vocabulary_signals(predicted, decoding.logits(model, output, units), labels)
     elif predicted:
-        logits = logits_of(output).float()
+        logits = (training_outputs(output) if model.training and is_focal(model.config) else logits_of(output)).float()
         logits = logits if units is None else logits.flatten(0, 1).index_select(0, units)
     for signal in (signal for signal in wanted if signal not in found):
         if signal == LOGITS:
@@ -100,12 +103,12 @@ def _capture(
         elif signal in caught:
             found[signal] = _flat(caught[signal], tokens)
         else:
-            states, layer = output.hidden_states, signal.layer or 0
-            if layer >= len(states):
+            given, layer = states_in(output), signal.layer or 0
+            if layer >= len(given):
                 raise ConfigError(
-                    f"There is no {signal}: the model has hidden_states[0] to hidden_states[{len(states) - 1}]."
+                    f"There is no {signal}: the model has hidden_states[0] to hidden_states[{len(given) - 1}]."
                 )
-            found[signal] = _flat(states[layer], tokens)
+            found[signal] = _flat(given[layer], tokens)
     return found
 
 

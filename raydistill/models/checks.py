@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from raydistill.errors import ModelError
 from raydistill.models.embedding import LAYERS
 from raydistill.models.folder import VOCABULARIES, weight_names
+from raydistill.models.head import CLASS_LAYERS, is_focal
 
 
 def check_report(folder: Path, model: PreTrainedModel, report: dict[str, Any], fine_tuned: bool) -> None:
@@ -20,7 +21,8 @@ def check_report(folder: Path, model: PreTrainedModel, report: dict[str, Any], f
     wrong = set(report["missing_keys"]) | mismatched
     if not fine_tuned:
         own = "" if model.base_model is model else inside  # a sentence encoder is the base model itself
-        wrong = {key for key in wrong if key.startswith(own) and "pooler." not in key and not key.startswith(LAYERS)}
+        head = ("pooler.", *(CLASS_LAYERS if is_focal(model.config) else ()))
+        wrong = {k for k in wrong if k.startswith(own) and not any(p in k for p in head) and not k.startswith(LAYERS)}
     if wrong:
         raise ModelError(
             f"The weights in {folder} do not fit its config.json ({type(model).__name__}): missing or of another "

@@ -20,8 +20,14 @@ OF_PICTURES = (IMAGE, OBJECTS)
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 """Of a box in pixels, as transformers' pipeline names them."""
 NUM_SIDES = len(SIDES)
-DETECTORS = ("yolos",)
-"""Families with a head for objects whose outputs and loss are those of ``models.boxes``, by ``model_type``."""
+FOCAL = ("rt_detr", "rt_detr_v2", "d_fine")
+"""Detectors whose queries say of each class by itself whether they found it, by ``model_type``; each layer of their
+decoder, and what picks the queries, is trained by a loss of its own."""
+CLASS_LAYERS = ("class_embed", "enc_score_head")
+"""Parts of the names of the layers of these that know classes: of the decoder, of the proposals, and by which some
+learn to repair boxes."""
+DETECTORS = ("yolos", *FOCAL)
+"""Families with a head for objects whose outputs and losses are those of ``models.detection``."""
 UNNAMED = (MASKED, EMBEDDING)
 """Heads whose outputs have no names: tokens of the vocabulary, numbers of a vector."""
 EMBEDDING_FIELD = "sentence_embedding"
@@ -119,7 +125,7 @@ def logit_names(kind: str) -> list[str]:
 
 def logits_of(output: Any) -> Tensor:
     """Return what a model's head computed, (B, C), or (B, L, C) of one with outputs for each token; of a detector those
-    of all queries, see ``models.boxes``."""
+    of all queries, see ``models.detection``."""
     import torch
 
     if "pred_boxes" in output:
@@ -128,6 +134,21 @@ def logits_of(output: Any) -> Tensor:
         logits: Tensor = output["logits"]
         return logits
     return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
+
+
+def is_focal(config: PreTrainedConfig) -> bool:
+    """Return whether a detector says of each class by itself whether a query found it, see ``models.detection``."""
+    return config.model_type in FOCAL
+
+
+def num_queries(config: PreTrainedConfig) -> int:
+    """Return how many objects a detector can find in a picture."""
+    return int(config.num_queries if is_focal(config) else config.num_detection_tokens)
+
+
+def num_scores(num_classes: int, focal: bool) -> int:
+    """Return how many logits a query of a detector has: one a class, and one for no object where it says that."""
+    return num_classes + (not focal)
 
 
 def output_order(found: Sequence[str], labels: Sequence[str]) -> tuple[tuple[int, ...], str | None]:
@@ -164,12 +185,10 @@ def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
         return
     import torch
 
-    layer = output_layer(model)
-    rows = torch.tensor([*order, *range(len(order), layer.out_features)], device=layer.weight.device)
-    with torch.no_grad():
-        layer.weight.copy_(layer.weight.index_select(0, rows))
-        if layer.bias is not None:
-            layer.bias.copy_(layer.bias.index_select(0, rows))
+    for parameter in class_parameters(model).values():
+        rows = torch.tensor([*order, *range(len(order), len(parameter))], device=parameter.device)
+        with torch.no_grad():
+            parameter.copy_(parameter.index_select(0, rows))
     chain: Any = getattr(model, "crf", None)
     if chain is not None:
         chain.reorder(order)
@@ -177,21 +196,41 @@ def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:
     """Return the linear layer that makes the logits: the last one of the head with one output a label, and of a
-    detector one more for no object."""
+    detector one more for no object, where it says that."""
+    return next(reversed(output_layers(model).values()))
+
+
+def output_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Return the layers that make logits, by their names: one; of a focal detector one a layer of its decoder, and that
+    which picks the queries. Raises ModelError where there is none."""
     from torch import nn
 
-    inside = model.base_model_prefix + "."
-    found = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and not name.startswith(inside)
+    config, inside = model.config, model.base_model_prefix + "."
+    focal, width = is_focal(config), int(config.num_labels or 0)
+    width = num_scores(width, focal) if kind_of_head(config) == OBJECTS else width
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found = {
+        name: module
+        for name, module in linear.items()
+        if module.out_features == width
         and "bbox" not in name
-        and module.out_features == int(model.config.num_labels or 0) + (kind_of_head(model.config) == OBJECTS)
-    ]
+        and (knows_classes(name) if focal else not name.startswith(inside))
+    }
     if not found:
-        raise ModelError(f"{type(model).__name__} has no linear layer that makes its {model.config.num_labels} logits.")
-    return found[-1]
+        raise ModelError(f"{type(model).__name__} has no linear layer that makes its {config.num_labels} logits.")
+    return found if focal else dict([found.popitem()])
+
+
+def class_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters with a row a class, and maybe one for no object behind them; tied ones are there once."""
+    layers, focal = tuple(f"{name}." for name in output_layers(model)), is_focal(model.config)
+    parameters = model.named_parameters()
+    return {n: found for n, found in parameters if (knows_classes(n) if focal else n.startswith(layers))}
+
+
+def knows_classes(name: str) -> bool:
+    """Return whether a parameter or layer of a focal detector has a row a class, by its name."""
+    return any(part in name for part in CLASS_LAYERS)
 
 
 def scaled(model: PreTrainedModel, scale: tuple[float, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from raydistill.config.losses import SequenceHead
 from raydistill.errors import ModelError
 from raydistill.models import conv  # noqa: F401, transformers gets to know its models
-from raydistill.models.boxes import tell_queries_apart
+from raydistill.models.boxes import fit_to_be_trained
 from raydistill.models.checks import check_report, check_vocabulary, first_line
 from raydistill.models.crf import add_crf, saved_settings, set_crf
 from raydistill.models.embedding import embedding_class, recognise, set_embedding
@@ -31,8 +32,9 @@ from raydistill.models.head import (
     UNNAMED,
     Head,
     check_problem,
+    is_focal,
     kind_of_head,
-    output_layer,
+    output_layers,
     output_names,
     output_order,
     reorder_outputs,
@@ -41,6 +43,9 @@ from raydistill.models.head import (
     set_head,
 )
 from raydistill.models.pooled import HEAD, is_pooled, pooled_class, set_pooled
+
+FIRST_SCORE = 0.01
+"""What a new focal detector gives each class, so that its many queries without an object do not outweigh the rest."""
 
 
 def load_model(
@@ -123,15 +128,16 @@ def _load(
 
 
 def _renew_output_layer(model: PreTrainedModel, report: dict[str, Any], seed: int) -> None:
-    """Draw the output layer where weights were found for it: another task's head must not pass for this one's."""
-    layer = output_layer(model)
-    name = next(name for name, module in model.named_modules() if module is layer)
-    if f"{name}.weight" in {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}:
-        return  # already drawn, the way the family does it
+    """Draw the output layers where weights were found for them: another task's head must not pass for this one's."""
+    drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}  # the way the family does it
+    first = math.log(FIRST_SCORE / (1 - FIRST_SCORE)) if is_focal(model.config) else 0.0
     with seeded(seed), torch.no_grad():
-        layer.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
-        if layer.bias is not None:
-            layer.bias.zero_()
+        for name, layer in output_layers(model).items():
+            if f"{name}.weight" in drawn:
+                continue
+            layer.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
+            if layer.bias is not None:
+                layer.bias.fill_(first)
 
 
 def new_model(
@@ -151,7 +157,7 @@ def new_model(
                 attn_implementation=supported_attention(config, attn_implementation),
             )
             if kind_of_head(config) == OBJECTS:
-                tell_queries_apart(model)
+                fit_to_be_trained(model)
     except Exception as error:  # transformers has no error class of its own: ValueError to AssertionError
         raise ModelError(f"Cannot build a {config.model_type} model of this shape: {first_line(error)}") from error
     add_crf(model, output_names(config))

@@ -7,9 +7,9 @@ patches of a transformer, before and behind which other tokens may stand.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.checks import first_line
 from raydistill.models.fields import depth, is_staged
-from raydistill.models.head import DETECTORS, IMAGE, OBJECTS, OF_PICTURES, kind_of_head
+from raydistill.models.head import DETECTORS, OBJECTS, OF_PICTURES, is_focal, kind_of_head
 from raydistill.models.load import new_model
 from raydistill.models.signals import State
 
@@ -74,14 +74,13 @@ def _look(config: PreTrainedConfig, shape: tuple[int, int, int]) -> Sight:
             if isinstance(module, nn.Conv2d):  # the first one cuts patches, where there are such
                 module.register_forward_hook(lambda layer, given, output: cut.append(output.shape[2:]))
         try:
-            output = model(pixel_values=torch.zeros(1, *shape), output_hidden_states=True)
+            found = [tuple(state.shape[1:]) for state in states_of_pictures(model, torch.zeros(1, *shape))]
         except Exception as error:  # whatever a model's code raises
             channels, height, width = shape
             raise ModelError(
                 f"A {config.model_type} model of this config cannot read the teacher's pictures, {channels} channels "
                 f"of {height} x {width} pixels: {first_line(error)}. Name a model for such pictures."
             ) from error
-    found = [tuple(state.shape[1:]) for state in output.hidden_states or ()]
     if {len(size) for size in found} - {2, 3}:
         found = []
     states = tuple(State(s[0], s[1]) if len(s) == 2 else State(s[1] * s[2], s[0]) for s in found)
@@ -92,6 +91,37 @@ def _look(config: PreTrainedConfig, shape: tuple[int, int, int]) -> Sight:
         return Sight(states[0].positions, is_stack=True, states=states, grids=grids)
     cost = max(FEWEST, shape[1] * shape[2] // PATCH**2)
     return Sight(cost, is_stack=False, states=states, grids=grids)
+
+
+def states_of_pictures(model: PreTrainedModel, pixels: Tensor) -> Sequence[Tensor]:
+    """The hidden states of pictures (B, C, H, W). Of a focal detector nothing is computed behind its encoder, where
+    some ask for numbers that tensors without data do not have."""
+    found: list[Any] = []
+    if not is_focal(model.config):
+        return states_in(model(pixel_values=pixels, output_hidden_states=True))
+
+    def stop(encoder: nn.Module, given: Any, output: Any) -> None:
+        found.append(output.last_hidden_state)
+        raise StopIteration
+
+    detector: Any = model.base_model
+    hook = detector.encoder.register_forward_hook(stop)
+    try:
+        model(pixel_values=pixels)
+    except StopIteration:
+        pass
+    finally:
+        hook.remove()
+    states: Sequence[Tensor] = found[0]
+    return states
+
+
+def states_in(output: Any) -> Sequence[Tensor]:
+    """The hidden states of a model's output; of a focal detector the maps that its encoder makes of the pictures, from
+    the finest on."""
+    maps = output.get("encoder_last_hidden_state")
+    states: Sequence[Tensor] = maps if isinstance(maps, list | tuple) else output.hidden_states or ()
+    return states
 
 
 def _grid(size: tuple[int, ...], patches: torch.Size | None, behind: int) -> Grid | None:
@@ -118,7 +148,7 @@ def states_of(config: PreTrainedConfig) -> tuple[State, ...]:
 def last_state(config: PreTrainedConfig) -> int:
     """The number of a model's last hidden state, 0 being the first: that of its layers, or, of a network with stages,
     of the maps that follow the first one."""
-    if is_staged(config) and kind_of_head(config) == IMAGE:
+    if is_staged(config) and kind_of_head(config) in OF_PICTURES:
         return max(len(states_of(config)) - 1, 0)
     return depth(config)
 
@@ -173,7 +203,7 @@ def check_head(config: PreTrainedConfig, wanted: str, name: str) -> None:
     if wanted == OBJECTS and config.model_type not in DETECTORS:
         raise ConfigError(
             f"{name}, a {config.model_type} model, is none of the detectors that can be trained here: "
-            f"{', '.join(DETECTORS)}. Name one of these, such as hustvl/yolos-tiny."
+            f"{', '.join(DETECTORS)}. Name one of these, such as hustvl/yolos-tiny or PekingU/rtdetr_r18vd."
         )
     if wanted != OBJECTS and kind == OBJECTS:
         raise ConfigError(f"{name} finds objects. Set task.type: object_detection, or name a classifier.")

@@ -22,7 +22,7 @@ from raydistill.models.fields import (
     set_dropout_config,
 )
 from raydistill.models.folder import resolve_model
-from raydistill.models.head import head_in
+from raydistill.models.head import head_in, is_focal
 from raydistill.models.layer_map import choose_layers
 from raydistill.models.load import new_model, read_config
 from raydistill.models.pooled import set_pooled
@@ -117,11 +117,20 @@ def shape(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig
 
 
 def staged(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig:
-    """Return the config of a student that has the shape of a model of stages, as that is. Raises ConfigError."""
-    sizes = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "share_layers")
+    """Return the config of a student that has the shape of a model of stages, as that is; but for the layers of a focal
+    detector's decoder, of which it may have the first ones. Raises ConfigError."""
+    sizes = (
+        "hidden_size",
+        "num_heads",
+        "intermediate_size",
+        "share_layers",
+        *(() if is_focal(source) else ("num_layers",)),
+    )
     asked = [name for name in sizes if getattr(student, name) not in (None, "auto")]
-    if student.checkpoint is None and (student.num_layers == "auto" or student.teacher_layers != "auto"):
-        asked.append("num_layers" if student.num_layers == "auto" else "teacher_layers")
+    if student.teacher_layers != "auto":
+        asked.append("teacher_layers")
+    elif student.checkpoint is None and student.num_layers == "auto" and not is_focal(source):
+        asked.append("num_layers")
     if asked:
         raise ConfigError(
             f"student.{asked[0]}: a {source.model_type} model has stages of other widths, so no layers and no width "
@@ -129,8 +138,23 @@ def staged(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfi
         )
     config = copy.deepcopy(source)
     config.dtype = torch.float32
+    if is_focal(source):
+        set_decoder(config, student)
     set_dropout_config(config, student.dropout)
     return config
+
+
+def set_decoder(config: PreTrainedConfig, student: EncoderStudent) -> None:
+    """Give a focal detector the first layers of its decoder, each of which has learned to answer; where it is cut from
+    its teacher and nothing is said, half of them. Raises ConfigError for more than there are."""
+    depth, wanted = int(config.decoder_layers), student.num_layers
+    if wanted == "auto":
+        wanted = (depth + 1) // 2 if student.start == "teacher_layers" else depth
+    if wanted is not None and wanted > depth:
+        raise ConfigError(f"student.num_layers is {wanted}, but the decoder has {depth} layers. Ask for fewer.")
+    _set(config, "decoder_layers", wanted or depth)
+    if hasattr(config, "eval_idx"):
+        _set(config, "eval_idx", -1)  # D-FINE's layer that answers: the last one
 
 
 def _pattern(depth: int, source: PreTrainedConfig, student: EncoderStudent) -> tuple[int, ...]:

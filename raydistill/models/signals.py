@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 
 from raydistill.errors import ConfigError
 from raydistill.models.fields import embedding_width
-from raydistill.models.head import EMBEDDING, MASKED, NUM_SIDES, OBJECTS, kind_of_head, vector_width
+from raydistill.models.head import (
+    EMBEDDING,
+    MASKED,
+    NUM_SIDES,
+    OBJECTS,
+    is_focal,
+    kind_of_head,
+    num_queries,
+    num_scores,
+    vector_width,
+)
 
 _LAYER = re.compile(r"(\w+)\[(\d+)\]")
 PREDICTIONS = ("logits", "log_marginals", "transitions", "answers")
@@ -87,7 +97,7 @@ class Signal(str):
             kind = kind_of_head(config)
             named = len(config.id2label or ())
             if kind == OBJECTS:
-                return int(config.num_detection_tokens * (named + 1 + NUM_SIDES))
+                return num_queries(config) * (num_scores(named, is_focal(config)) + NUM_SIDES)
             return vector_width(config) if kind == EMBEDDING else config.vocab_size if kind == MASKED else named
         if self.layer is None:
             return embedding_width(config)

@@ -71,10 +71,12 @@ def build_student(
 def _staged(
     source: PreTrainedModel, student: EncoderStudent, seed: int, sample: Iterable[Mapping[str, Tensor]] | None
 ) -> PreTrainedModel:
-    """A student of a model of stages, as large; one that is no copy of its teacher has the statistics of the sample."""
+    """A student of a model of stages, as large, but for the last layers of a detector's decoder; one that is no copy of
+    its teacher has the statistics of the sample."""
     model = new_model(shape(source.config, student), seed=seed, like=source)
     if student.start != "random":
-        model.load_state_dict(source.state_dict())
+        given = source.state_dict()
+        model.load_state_dict({name: given[name] for name in model.state_dict()})
     if student.start != "teacher_layers" and sample is not None:
         settle(model, sample)
     scaled(model, head_of(source).scale)

@@ -25,6 +25,7 @@ from raydistill.models.checks import has_position_table
 from raydistill.models.crf import is_crf, set_crf
 from raydistill.models.fields import depth, is_staged, width
 from raydistill.models.folder import resolve_model, tokenizer_digest
+from raydistill.models.head import FOCAL, OBJECTS, is_focal
 from raydistill.models.layers import projection
 from raydistill.models.load import is_tuned, new_model, read_config
 from raydistill.models.pictures import Sight, check_head, look
@@ -76,7 +77,14 @@ def check_picture_models(config: Config, source: Path, teacher: PreTrainedConfig
     wanted = kind_of(config.task).head_kind
     check_head(teacher, wanted, f"teacher.model: {config.lead.model}")
     if (start := config.student.checkpoint) is not None:
-        check_head(read_config(resolve_model(start)), wanted, f"student.start: {start}")
+        other = read_config(resolve_model(start))
+        check_head(other, wanted, f"student.start: {start}")
+        if wanted == OBJECTS and is_focal(other) != is_focal(teacher):
+            raise ConfigError(
+                f"student.start: {start}, a {other.model_type} model, and teacher.model, a {teacher.model_type} one, "
+                "say differently what they find: one has a probability of no object, the other one of each class by "
+                f"itself. Start from a {' or '.join(FOCAL if is_focal(teacher) else ('yolos',))} model."
+            )
     processor = Processor.open(source, config.task.wanted_size)
     student, shape = student_config(teacher, config.student), processor.shape
     if config.task.sees_whole_pictures:

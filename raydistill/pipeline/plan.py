@@ -24,7 +24,7 @@ from raydistill.models.embedding import set_head_of
 from raydistill.models.fields import depth, is_staged, width
 from raydistill.models.folder import resolve_model
 from raydistill.models.layer_map import layer_maps
-from raydistill.models.load import has_head, load_model, order_notice
+from raydistill.models.load import has_head, load_model, order_notice, read_config
 from raydistill.models.pictures import last_state
 from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
@@ -114,6 +114,7 @@ def make_plan(
     dtype = compute_dtype(config.train.dtype, device)
     data = Artifact(storage, "data", data_key(config))
     info, texts = look(config, data)
+    info = info.answered_by(models.teacher)
     config, choices = complete(config, models, info, texts, source)
     config, opened, more = complete_members(config, opened, info, texts)
     length = known(config.data.max_length)
@@ -124,7 +125,7 @@ def make_plan(
         if tokens is None
         else measured_size(data, tokens, config.data)
     )
-    task = size.task
+    task = task_of(info.task)
     set_head_of(source_config, source, task.head)
     teacher = speakers[""].identity(storage, dtype) if "" in speakers else None  # several are compared by no layer
     if teacher is not None and tokens is not None and config.sweep is None:  # trials have students of their own
@@ -252,7 +253,7 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     from raydistill.teacher.signals import OnlineSignals
 
     assert tokens is not None
-    info = read_info(Artifact(storage, "data", data_key(config)))
+    info = read_info(Artifact(storage, "data", data_key(config))).answered_by(read_config(source))
     rows, task = Rows.open(tokens.local(), "train"), task_of(info.task)
     trusted = config.lead.trust_remote_code
     tuning = known(config.lead.finetune)

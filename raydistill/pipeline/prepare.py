@@ -76,7 +76,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     opened = open_members(config)
     before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
     data = prepare_data(config, storage)
-    info = read_info(data)
+    info = read_info(data).answered_by(models.teacher)
     texts = partial(read_texts, data)
     config, choices = complete(config, models, info, texts, source)
     config, opened, more = complete_members(config, opened, info, texts)

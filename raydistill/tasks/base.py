@@ -27,8 +27,9 @@ from raydistill.tasks.targets import Array, Ragged, Targets, Values, units_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
-    from raydistill.models.boxes import Problem
+    from raydistill.models.detection import Problem
     from raydistill.tasks.masked_language_modeling.masks import Masks
 
 
@@ -118,6 +119,8 @@ class Task(ABC):
     """Whether a student is measured by what its teacher says of held-out rows."""
     picture_size: tuple[int, int] | None = None
     """Height and width to which pictures are brought; None: as the teacher's image processor says."""
+    focal: bool = False
+    """Whether detectors say of each class by itself if it is there, see ``models.detection``."""
     top_k: int | None = None
     """How many of a teacher's outputs, the likeliest ones, soft targets are made of; None: all."""
     outputs: tuple[str, ...]
@@ -202,6 +205,10 @@ class Task(ABC):
     @abstractmethod
     def of_model(cls, outputs: tuple[str, ...], settings: Mapping[str, Any]) -> Self:
         """The task of a finished model: its outputs' names and what ``model_settings`` left in its config."""
+
+    def answered_by(self, config: PreTrainedConfig) -> Self:
+        """The task as models of a kind answer it, where kinds have outputs of their own; ``config``: of one of them."""
+        return self
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

@@ -9,16 +9,29 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import PreTrainedConfig, YolosConfig, YolosImageProcessorPil
+from torch import Tensor
+from transformers import (
+    DFineConfig,
+    HGNetV2Config,
+    PreTrainedConfig,
+    RTDetrConfig,
+    RTDetrImageProcessorPil,
+    RTDetrResNetConfig,
+    RTDetrV2Config,
+    YolosConfig,
+    YolosImageProcessorPil,
+)
 
 from kit.pictures import png
 from kit.toy import changed, small_run
+from raydistill.models.detection import Softmax
 from raydistill.models.load import new_model
 
 NAMES = ("bright", "dark")
 SIZE = (24, 32)
 """Height and width of pictures, as tiny models read them."""
 QUERIES = 6
+FOCAL_CONFIGS: dict[str, Any] = {"rt_detr": RTDetrConfig, "rt_detr_v2": RTDetrV2Config, "d_fine": DFineConfig}
 
 Objects = list[tuple[str, tuple[float, float, float, float]]]
 """Name, and left, top, width, height in pixels, of each."""
@@ -94,11 +107,47 @@ def yolo_line(name: str, box: tuple[float, float, float, float], size: tuple[int
     return f"{NAMES.index(name)} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}\n"
 
 
+def queries(outputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Of a YOLOS: logits (B, Q, C + 1), no object the last, and boxes (B, Q, 4)."""
+    units = Softmax(num_classes, 1.0).units(outputs)
+    return units[..., :-4], units[..., -4:]
+
+
 def tiny_detector_config(num_layers: int = 3, num_labels: int = 2, **changes: Any) -> PreTrainedConfig:
     """A YOLOS of width 32 for pictures of 24 x 32 pixels."""
     shape = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 8}
     given = {**shape, "image_size": SIZE, "num_detection_tokens": QUERIES, "num_labels": num_labels, **changes}
     return YolosConfig(num_hidden_layers=num_layers, **given)
+
+
+def tiny_focal_config(kind: str = "rt_detr", num_labels: int = 2, **changes: Any) -> PreTrainedConfig:
+    """An RT-DETR, or ``rt_detr_v2`` or ``d_fine``, of width 16 for pictures of 64 x 64 pixels."""
+    if kind == "d_fine":
+        stages = {
+            "stage_in_channels": [8, 8, 16, 16],
+            "stage_mid_channels": [4, 4, 8, 8],
+            "stage_numb_of_layers": [1] * 4,
+        }
+        stages |= {"stage_out_channels": [8, 16, 16, 16], "stage_num_blocks": [1] * 4, "stem_channels": [3, 8, 8]}
+        backbone: Any = HGNetV2Config(hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, out_indices=[2, 3, 4], **stages)
+    else:
+        sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 16], "depths": [1] * 4}
+        backbone = RTDetrResNetConfig(**sizes, layer_type="basic", out_indices=[2, 3, 4])
+    widths = {"d_model": 16, "encoder_hidden_dim": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    widths |= {"encoder_in_channels": [16] * 3, "decoder_in_channels": [16] * 3}
+    given = {**widths, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_labels": num_labels}
+    given |= {"num_queries": QUERIES + 2, "decoder_layers": 2, "freeze_backbone_batch_norms": False, **changes}
+    return FOCAL_CONFIGS[kind](backbone_config=backbone, **given)
+
+
+def save_tiny_focal(folder: Path, kind: str = "rt_detr", *, names: Sequence[str] = NAMES, **changes: Any) -> Path:
+    """An ordinary Hugging Face folder."""
+    config = tiny_focal_config(kind, len(names), **changes)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    new_model(config, seed=0).save_pretrained(folder)
+    RTDetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
 
 
 def save_tiny_detector(folder: Path, *, names: Sequence[str] = ("a", "b", "c"), seed: int = 0, **changes: Any) -> Path:
@@ -121,7 +170,7 @@ def scene_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "storage": str(folder / "storage"),
         "data": {"path": str(data), "split": {"validation": 0.2, "test": 0.2}},
         "task": {"type": "object_detection"},
-        "teacher": {"model": str(teacher), "finetune": {"num_epochs": 40, "learning_rate": 2e-3}, "allow_chance": True},
+        "teacher": {"model": str(teacher), "finetune": {"num_epochs": 60, "learning_rate": 1e-3}, "allow_chance": True},
         "student": {"num_layers": 2},
         "stages": {"distill": {"num_epochs": 10, "learning_rate": 1e-3}},
         **small_run("scenes"),

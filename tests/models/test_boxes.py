@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit.scenes import NAMES, QUERIES, SIZE, tiny_detector_config
+from kit.scenes import NAMES, QUERIES, SIZE, queries, tiny_detector_config
 from torch import Tensor
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, HungarianMatcher, generalized_box_iou
 
@@ -16,8 +16,9 @@ from raydistill.config import losses as settings
 from raydistill.data.batches import Batch
 from raydistill.losses import Boxes, BoxFeatures, ForwardKl, build_losses
 from raydistill.losses.task import TaskLoss
-from raydistill.models.boxes import Problem, corners, giou, match, paired, queries
+from raydistill.models.boxes import corners, giou
 from raydistill.models.capture import capture
+from raydistill.models.detection import Problem, Softmax, match, paired
 from raydistill.models.head import logits_of
 from raydistill.models.load import new_model
 from raydistill.models.signals import LOGITS, Signal
@@ -79,7 +80,8 @@ def test_matches_are_those_of_transformers() -> None:
     block = torch.zeros(len(labels), lengths.max(), 5) + 0.5
     for row, one in enumerate(labels):
         block[row, : lengths[row]] = torch.cat([one["class_labels"][:, None], one["boxes"]], 1)
-    own = match(*queries(outputs, 2), block[..., 0].long(), block[..., 1:], lengths)
+    problem = Softmax(2, 1.0)
+    own = match(problem.units(outputs), block[..., 0].long(), block[..., 1:], lengths, problem)
     for row, (query, item) in enumerate(expected):
         assert own[1][own[0] == row].tolist() == query.tolist()
         assert own[2][own[0] == row].tolist() == item.tolist()
@@ -163,7 +165,7 @@ def soft(outputs: Tensor, teacher: Tensor, problem: Problem, temperature: float 
 def test_soft_targets_are_of_each_query_by_what_the_teacher_finds() -> None:
     student, _ = made((2, 1), seed=1)
     teacher, _ = made((2, 1), seed=2)
-    problem = Problem(2, 1.5)
+    problem = Softmax(2, 1.5)
     own, other = queries(student, 2)[0], queries(teacher, 2)[0]
     for temperature in (1.0, 3.0):
         p, q = (z.div(temperature).softmax(-1) for z in (other, own))
@@ -177,7 +179,7 @@ def test_soft_targets_are_of_each_query_by_what_the_teacher_finds() -> None:
 def test_boxes_are_compared_as_far_as_the_teacher_is_sure() -> None:
     student, _ = made((2, 1), seed=1)
     teacher, targets = made((2, 1), seed=2)
-    loss = Boxes(Problem(2, 1.5))
+    loss = Boxes(Softmax(2, 1.5))
     batch = Batch(np.arange(2), np.ones(2, int), targets)
     values = loss({LOGITS: student}, {LOGITS: teacher}, batch)
     (_, own), (logits, other) = queries(student, 2), queries(teacher, 2)
@@ -192,7 +194,7 @@ def test_boxes_are_compared_as_far_as_the_teacher_is_sure() -> None:
 def test_other_queries_are_matched_to_what_the_teacher_finds(num_queries: int) -> None:
     """Those of which it is surest first; a student that says the same in another order has nothing to learn."""
     teacher, _ = made((2, 1, 4), seed=3)
-    units = Problem(2, 1.0).units(teacher)
+    units = Softmax(2, 1.0).units(teacher)
     sure = [0, 3]
     units[:, :, 2] = 6.0
     units[:, sure, 2] = -6.0
@@ -201,7 +203,7 @@ def test_other_queries_are_matched_to_what_the_teacher_finds(num_queries: int) -
     own = more[:, [i for i in order.tolist() if i in sure or i < num_queries][:num_queries]]
     if num_queries < QUERIES:
         own = torch.cat([units[:, [3, 1, 0]], units[:, [5]]], 1)
-    first, second = paired(own.flatten(1), teacher, Problem(2, 1.0))
+    first, second = (one[:, 0] for one in paired(own.flatten(1), teacher, Softmax(2, 1.0)))
     assert first.shape == second.shape == (3, min(num_queries, QUERIES), 7)
     for row in range(3):
         found = {int((units[row] == one).all(1).nonzero()[0]) for one in second[row]}

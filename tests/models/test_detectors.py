@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from kit.pictures import png, save_tiny_pictures
-from kit.scenes import NAMES, QUERIES, SIZE, save_tiny_detector, tiny_detector_config
+from kit.scenes import NAMES, QUERIES, SIZE, queries, save_tiny_detector, tiny_detector_config
 from PIL import Image
 from torch import Tensor
 from transformers import ViTImageProcessorPil, YolosImageProcessorPil, pipeline
@@ -18,7 +18,6 @@ from transformers import ViTImageProcessorPil, YolosImageProcessorPil, pipeline
 from raydistill.config.student import EncoderStudent
 from raydistill.data.pictures import Picture, Processor, sized
 from raydistill.errors import ModelError
-from raydistill.models.boxes import queries
 from raydistill.models.capture import capture
 from raydistill.models.head import OBJECTS, Head, head_of, kind_of_head, output_layer
 from raydistill.models.load import is_tuned, load_model, new_model, save_model

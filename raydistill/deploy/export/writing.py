@@ -12,7 +12,7 @@ from raydistill.deploy.export import EXPORT_FILE, FORMATS, SCHEMA, packages
 from raydistill.deploy.predictor import Predictor, TorchPredictor
 from raydistill.evaluate.report.naming import source_of
 from raydistill.models.folder import TOKENIZER_FILES, model_digest, read_json
-from raydistill.models.head import EMBEDDING, NUM_SIDES, OBJECTS, SPAN, logit_names
+from raydistill.models.head import EMBEDDING, NUM_SIDES, OBJECTS, SPAN, logit_names, num_scores
 from raydistill.storage.paths import is_url, resolve_path
 from raydistill.storage.redaction import redact
 
@@ -61,8 +61,8 @@ def write_export(form: str, source: TorchPredictor, model: str, scratch: Path) -
 def axes(source: Predictor, name: str) -> list[str | int]:
     """Of an output: a row each, or a token, or query, of each row."""
     if source.task.head_kind == OBJECTS:
-        classes = len(source.task.outputs)
-        return ["batch", source.width // (classes + 1 + NUM_SIDES), NUM_SIDES if name == "pred_boxes" else classes + 1]
+        scores = num_scores(len(source.task.outputs), source.task.focal)
+        return ["batch", source.width // (scores + NUM_SIDES), NUM_SIDES if name == "pred_boxes" else scores]
     is_one = len(logit_names(source.task.head_kind)) == 1
     return ["batch", *(["length"] if source.task.has_units else []), *([source.width] if is_one else [])]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raydistill.config import tasks as config
 from raydistill.errors import DataError
-from raydistill.models.head import OBJECTS, SIDES
+from raydistill.models.head import FOCAL, OBJECTS, SIDES, is_focal
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.object_detection import crops, reading
 from raydistill.tasks.object_detection.detections import Detections, corners, ious, of_targets
@@ -24,8 +24,9 @@ from raydistill.tasks.text_classification.reading import known_places
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
-    from raydistill.models.boxes import Problem
+    from raydistill.models.detection import Problem
 
 __all__ = ["ObjectDetection"]
 
@@ -36,12 +37,12 @@ SETTINGS = "object_detection"
 
 
 class ObjectDetection(Task):
-    """Targets are objects, Ragged (M, 8), see ``reading``; outputs of all queries of a picture, (N, Q · (C + 5)), see
-    ``models.boxes``.
+    """Targets are objects, Ragged (M, 8), see ``reading``; outputs of all queries of a picture, (N, Q · (S + 4)), see
+    ``models.detection``.
 
     ``mean_objects``: of a training picture; ``picture_size``: as in ``config.tasks``; ``threshold``: the score from
     which on a detection is an answer, one for all classes, as ``transformers.pipeline`` takes it; None: ``USUAL``,
-    until it is ``fitted``.
+    until it is ``fitted``; ``focal``: what the models' outputs are.
     """
 
     type = "object_detection"
@@ -65,10 +66,11 @@ class ObjectDetection(Task):
         mean_objects: float = 1.0,
         threshold: float | None = None,
         picture_size: Sequence[int] | None = None,
+        focal: bool = False,
     ) -> None:
         self.outputs = tuple(outputs)
         self.picture_size = None if picture_size is None else (picture_size[0], picture_size[1])
-        self.mean_objects, self.threshold = mean_objects, threshold
+        self.mean_objects, self.threshold, self.focal = mean_objects, threshold, focal
         self._sizes: Array | None = None
 
     # reading
@@ -123,7 +125,10 @@ class ObjectDetection(Task):
 
     @classmethod
     def of_model(cls, outputs: tuple[str, ...], settings: Mapping[str, Any]) -> Self:
-        return cls(outputs, **dict(settings.get(SETTINGS) or {}))
+        return cls(outputs, **(dict(settings.get(SETTINGS) or {}) | {"focal": settings.get("model_type") in FOCAL}))
+
+    def answered_by(self, config: PreTrainedConfig) -> Self:
+        return type(self)(self.outputs, **(self._more | {"focal": is_focal(config)}))
 
     def facts(self) -> dict[str, Any]:
         return {"type": self.type, "outputs": list(self.outputs), **self._more}
@@ -132,7 +137,7 @@ class ObjectDetection(Task):
     def _more(self) -> dict[str, Any]:
         size = {} if self.picture_size is None else {"picture_size": list(self.picture_size)}
         chosen = {} if self.threshold is None else {"threshold": self.threshold}
-        return {"mean_objects": self.mean_objects, **chosen, **size}
+        return {"mean_objects": self.mean_objects, "focal": self.focal, **chosen, **size}
 
     @property
     def least(self) -> float:
@@ -146,7 +151,7 @@ class ObjectDetection(Task):
         return type(self)([self.outputs[i] for i in order], **self._more)
 
     def reordered_outputs(self, outputs: Array, order: Sequence[int]) -> Array:
-        units = Detections(outputs, len(self.outputs)).units
+        units = self._detections(outputs).units
         others = range(len(order), units.shape[-1])
         return np.ascontiguousarray(units[..., [*order, *others]]).reshape(len(outputs), -1)
 
@@ -188,13 +193,14 @@ class ObjectDetection(Task):
     # learning
 
     def count(self, targets: Targets) -> int:
-        """Pictures, also those without objects: see ``models.boxes.detection_losses``."""
+        """Pictures, also those without objects: see ``models.detection.detection_losses``."""
         return int(targets.labeled.sum())
 
     def batch_loss(self, outputs: Tensor, targets: Targets, **more: Any) -> Tensor:
         import torch
 
-        from raydistill.models.boxes import FILLING, as_block, detection_losses
+        from raydistill.models.boxes import FILLING, as_block
+        from raydistill.models.detection import detection_losses
 
         labeled = np.flatnonzero(targets.labeled)
         there = objects(targets.values[labeled])
@@ -205,9 +211,9 @@ class ObjectDetection(Task):
     @property
     def problem(self) -> Problem:
         """What losses on boxes know of the training pictures."""
-        from raydistill.models.boxes import Problem
+        from raydistill.models.detection import problem_of
 
-        return Problem(len(self.outputs), self.mean_objects)
+        return problem_of(len(self.outputs), self.mean_objects, self.focal)
 
     def loss_values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError("the loss of objects needs to know which are of one picture: see batch_loss")
@@ -215,7 +221,7 @@ class ObjectDetection(Task):
     # scoring
 
     def scores(self, outputs: Array, targets: Ragged) -> BoxScores:
-        return BoxScores(outputs, targets, self.outputs, self.least)
+        return BoxScores(outputs, targets, self.outputs, self.least, self.focal)
 
     def fitted(self, outputs: Array, targets: Ragged) -> Self:
         """With the threshold that has the best F1 on these rows, where none was given by hand."""
@@ -225,9 +231,12 @@ class ObjectDetection(Task):
         made.threshold = self.scores(outputs, targets).best_threshold()
         return made
 
+    def _detections(self, outputs: Array) -> Detections:
+        return Detections(outputs, len(self.outputs), self.focal)
+
     def _found(self, outputs: Array) -> list[tuple[Array, Array, Array]]:
         """Classes, scores and boxes of what is given as an answer."""
-        found = Detections(outputs, len(self.outputs))
+        found = self._detections(outputs)
         return [found.found(row, self.least) for row in range(len(outputs))]
 
     def agreement(self, a: Array, b: Array, other: Task | None = None) -> float:

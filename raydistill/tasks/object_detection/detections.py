@@ -1,4 +1,4 @@
-"""What a detector finds in pictures: of each query the likeliest class, its probability, and a box."""
+"""What a detector finds in pictures: classes, their probabilities, and boxes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from raydistill.models.head import NUM_SIDES
+from raydistill.models.head import NUM_SIDES, num_scores
 from raydistill.tasks.object_detection.reading import BOX, CLASS, objects
 from raydistill.tasks.statistics import divide
 from raydistill.tasks.targets import Array, Ragged
@@ -15,40 +15,53 @@ from raydistill.tasks.targets import Array, Ragged
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Outputs (N, Q · (C + 5)) of a model of ``num_classes``, see ``models.boxes``; as transformers' pipeline reads
-    them."""
+    """Outputs (N, Q · (S + 4)) of a model of ``num_classes``, see ``models.detection``, Q detections of each; as
+    transformers' pipeline reads them: the likeliest class of each query, or, of a ``focal`` model, the likeliest of all
+    classes of all queries."""
 
     outputs: Array
     num_classes: int
+    focal: bool = False
 
     @cached_property
     def units(self) -> Array:
-        """(N, Q, C + 5)."""
-        return self.outputs.reshape(len(self.outputs), -1, self.num_classes + 1 + NUM_SIDES)
+        """(N, Q, S + 4)."""
+        return self.outputs.reshape(len(self.outputs), -1, num_scores(self.num_classes, self.focal) + NUM_SIDES)
 
     @cached_property
     def probabilities(self) -> Array:
-        """Of the classes and of no object, (N, Q, C + 1)."""
-        from scipy.special import softmax
+        """Of the classes, (N, Q, C)."""
+        from scipy.special import expit, softmax
 
-        return np.asarray(softmax(self.units[..., :-NUM_SIDES].astype(np.float64), axis=-1))
+        logits = self.units[..., :-NUM_SIDES].astype(np.float64)
+        return np.asarray(expit(logits) if self.focal else softmax(logits, axis=-1)[..., :-1])
+
+    @cached_property
+    def places(self) -> Array:
+        """Of each detection the query and class, one number, (N, Q)."""
+        num_queries, num_classes = self.probabilities.shape[1:]
+        if not self.focal:
+            return np.arange(num_queries) * num_classes + self.probabilities.argmax(-1)
+        flat = self.probabilities.reshape(len(self.outputs), -1)
+        return np.argpartition(-flat, num_queries - 1, axis=1)[:, :num_queries]
 
     @cached_property
     def classes(self) -> Array:
         """(N, Q)."""
-        found: Array = self.probabilities[..., :-1].argmax(-1)
+        found: Array = self.places % self.num_classes
         return found
 
     @cached_property
     def scores(self) -> Array:
         """(N, Q)."""
-        found: Array = self.probabilities[..., :-1].max(-1)
-        return found
+        flat = self.probabilities.reshape(len(self.outputs), -1)
+        return np.take_along_axis(flat, self.places, 1)
 
-    @property
+    @cached_property
     def boxes(self) -> Array:
         """(N, Q, 4), center, width and height as shares of the picture."""
-        return self.units[..., -NUM_SIDES:].astype(np.float64)
+        query = self.places[..., None] // self.num_classes
+        return np.take_along_axis(self.units[..., -NUM_SIDES:], query, 1).astype(np.float64)
 
     def found(self, row: int, threshold: float) -> tuple[Array, Array, Array]:
         """Classes, scores and boxes in a row of at least this score, the surest first."""

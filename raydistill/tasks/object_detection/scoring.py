@@ -55,13 +55,15 @@ class Matched:
 
 
 class BoxScores(Scores):
-    """Outputs (N, Q · (C + 5)), see ``models.boxes``, of pictures with objects, see ``reading``; ``threshold``: from
-    which score on a detection is an answer."""
+    """Outputs (N, Q · (S + 4)) of models that are ``focal`` or not, see ``models.detection``, of pictures with objects,
+    see ``reading``; ``threshold``: from which score on a detection is an answer."""
 
-    def __init__(self, outputs: Array, targets: Ragged, names: Sequence[str], threshold: float) -> None:
+    def __init__(
+        self, outputs: Array, targets: Ragged, names: Sequence[str], threshold: float, focal: bool = False
+    ) -> None:
         fit_rows(outputs, targets)  # type: ignore[arg-type]
         self.num_rows, self.names, self.threshold = len(targets), names, threshold
-        self.targets, self.found = targets, Detections(outputs, len(names))
+        self.targets, self.found = targets, Detections(outputs, len(names), focal)
 
     @cached_property
     def truth(self) -> list[tuple[Array, Array]]:
