@@ -323,13 +323,13 @@ def test_bench_of_methods_has_every_loss_and_recipe(tmp_path: Path) -> None:
 
     models = {"data": {"path": "x.csv"}, "teacher": {"model": "x"}}
     for task, few in (("text_classification", {"rkd_angle", "tinybert.yaml"}), ("token_classification", {"hidden_kl"})):
-        found = methods.methods(task, None)
+        found = methods.methods(task, 3, None)
         assert next(iter(found)) == methods.REFERENCE  # the first, so that others stand beside it
         assert few < found.keys()
         for name, settings in found.items():
             config = load_config({**models, "task": {"type": task}, **settings})
             assert name.endswith(".yaml") or config.stages["distill"].losses["own"].type == name
-        narrow = methods.methods(task, 192)
+        narrow = methods.methods(task, 3, 192)
         assert found.keys() - narrow.keys() == {"early.yaml", "late.yaml"}
         assert {settings["student"]["hidden_size"] for settings in narrow.values()} == {192}
 
@@ -343,10 +343,10 @@ def test_bench_of_methods_pairs_runs_by_rows(
     data, toy = tmp_path / "toy.csv", toy_config(tmp_path)
     short = {
         name: {"teacher": toy["teacher"], "stages": {"distill": {"num_epochs": 1, **settings["stages"]["distill"]}}}
-        for name, settings in methods.methods("text_classification", None).items()
+        for name, settings in methods.methods("text_classification", 3, None).items()
         if name in ("forward_kl", "dkd")
     }
-    monkeypatch.setattr(methods, "methods", lambda task, width: short)
+    monkeypatch.setattr(methods, "methods", lambda task, layers, width: short)
     arguments = [str(data), "--labeled", "60", "--methods", "forward_kl", "dkd", "--storage", str(tmp_path / "s")]
     cells = tmp_path / "cells.jsonl"
     for _ in range(2):  # the second reads what the first computed
