@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydistill.config.data import Data
 from raydistill.config.tree import Config
@@ -22,6 +23,7 @@ from raydistill.data.rows import read_texts
 from raydistill.models.load import quiet
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task, task_of
+from raydistill.tasks.masked_language_modeling.encoding import batches_of
 
 SAMPLE_ROWS = 512
 """Rows of a split whose tokens are counted to estimate those of all: their mean is within 3 % or so."""
@@ -80,9 +82,13 @@ class Size:
 def token_counts(texts: Sequence[pa.Array], tokenizer: Any) -> list[int]:
     """Tokens of a sample of rows, whatever their number; ``texts``: one column or two, the texts of a pair together."""
     rows = np.sort(np.random.default_rng(0).permutation(len(texts[0]))[:LENGTH_ROWS])
+    sizes: Any = sum(pc.binary_length(column).to_numpy(zero_copy_only=False)[rows] for column in texts)
+    counts: list[int] = []
     with quiet():  # a warning for every text beyond the model's length
-        encoded = tokenizer(*(column.take(rows).to_pylist() for column in texts))
-    return [len(ids) for ids in encoded["input_ids"]]
+        for part in batches_of(sizes.tolist()):
+            encoded = tokenizer(*(column.take(rows[part]).to_pylist() for column in texts))
+            counts += [len(ids) for ids in encoded["input_ids"]]
+    return counts
 
 
 def token_needs(texts: Sequence[pa.Array], tokenizer_folder: Path) -> tuple[int, int]:

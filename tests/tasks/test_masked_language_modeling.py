@@ -13,7 +13,7 @@ from kit.tiny import tiny_masked_model
 from transformers import PreTrainedTokenizerFast
 
 from raydistill.data.rows import Rows
-from raydistill.data.size import estimated_size
+from raydistill.data.size import estimated_size, token_counts
 from raydistill.errors import ConfigError, DataError
 from raydistill.evaluate.intervals import intervals
 from raydistill.models.capture import capture
@@ -37,6 +37,23 @@ def many(num_rows: int, length: int = 102) -> Ragged:
     flat = np.random.default_rng(0).integers(5, len(VOCABULARY), num_rows * length).astype(np.int32)
     flat[::length], flat[length - 1 :: length] = 2, 3
     return Ragged(flat, np.full(num_rows, length))
+
+
+def test_tokens_of_a_sample_are_counted_some_texts_at_a_time(monkeypatch: Any) -> None:
+    """So that memory does not grow with the length of documents; one that is long by itself is a call of its own."""
+    monkeypatch.setattr(encoding, "CHARACTERS_PER_CALL", 1500)
+    texts, calls = [*documents(40), "film " * 2000, "film"], []
+
+    def counted(*columns: list[str]) -> Any:
+        calls.append([len(text) for text in columns[0]])
+        return TOKENIZER(*columns)
+
+    whole = [len(ids) for ids in TOKENIZER(texts)["input_ids"]]
+    assert token_counts([pa.array(texts, pa.large_string())], counted) == whole
+    assert len(calls) > 5
+    assert max(sum(sizes[:-1]) for sizes in calls) < 1500
+    pairs = [pa.array(texts, pa.large_string()), pa.array(texts[::-1], pa.large_string())]
+    assert token_counts(pairs, TOKENIZER) == [len(ids) for ids in TOKENIZER(texts, texts[::-1])["input_ids"]]
 
 
 @pytest.mark.parametrize("max_length", [8, 12, 32, 400])

@@ -18,7 +18,7 @@ import pyarrow as pa
 from raydistill.tasks.masked_language_modeling.masks import Masks, fingerprints, given
 from raydistill.tasks.targets import Array, Ragged, as_column
 
-CHARACTERS_PER_CALL = 1_000_000
+CHARACTERS_PER_CALL = 250_000
 """Of the tokenizer: bounds its memory, about 100 bytes a character."""
 PLACE = np.int32
 
@@ -68,7 +68,7 @@ def pieces_of(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator
 
     before, after = around(tokenizer)
     room = max_length - len(before) - len(after)
-    for part in batches_of(texts):
+    for part in batches_of([len(text) for text in texts]):
         encoded = tokenizer(
             list(texts[part]),
             add_special_tokens=False,
@@ -88,16 +88,16 @@ def pieces_of(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator
         yield Pieces(rows, told.flat, part.start + documents)
 
 
-def batches_of(texts: Sequence[str]) -> Iterator[slice]:
-    """Texts one after another, of about CHARACTERS_PER_CALL together."""
-    start, size = 0, 0
-    for i, text in enumerate(texts):
-        size += len(text)
-        if size >= CHARACTERS_PER_CALL:
+def batches_of(sizes: Sequence[int]) -> Iterator[slice]:
+    """Texts of these sizes one after another, of about CHARACTERS_PER_CALL together."""
+    start, held = 0, 0
+    for i, size in enumerate(sizes):
+        held += size
+        if held >= CHARACTERS_PER_CALL:
             yield slice(start, i + 1)
-            start, size = i + 1, 0
-    if start < len(texts):
-        yield slice(start, len(texts))
+            start, held = i + 1, 0
+    if start < len(sizes):
+        yield slice(start, len(sizes))
 
 
 def cut_evenly(lengths: Array, room: int) -> tuple[Array, Array]:
