@@ -9,7 +9,8 @@ without a download, so the teacher starts from random weights and is fitted to t
 a YOLOS of 4 layers of width 64, whose students have 2 of its layers, or an RT-DETR, whose students have half the width,
 two layers of three in their decoder, and random weights, too. Each and its baseline, which sees the labels alone, are
 trained with as many seeds. ``--labels``: of the 2,000 training scenes, the others are seen without. ``--losses``:
-beside the labels, ``forward_kl boxes`` by default.
+beside the labels, ``forward_kl boxes`` by default. With ``--crops 0.3`` all see other crops at each epoch, of that
+share of a scene or more, and the boxes in them.
 """
 
 from __future__ import annotations
@@ -138,10 +139,11 @@ def save_models(folder: Path, family: str) -> dict[str, Any]:
 def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """The results of the student and its baseline."""
     terms = {"task": {"type": "task", "weight": 0.5}, **{name: {"type": name} for name in given.losses}}
+    seen = {"augment": {"copies": "each_epoch", "ways": ["crop"], "crop_area": given.crops}} if given.crops else {}
     return raydistill.distill(
         {
             "storage": str(folder / "storage"),
-            "data": {"path": str(folder / "scenes"), "max_labeled": given.labels},
+            "data": {"path": str(folder / "scenes"), "max_labeled": given.labels, **seen},
             "task": {"type": "object_detection"},
             "teacher": {
                 "model": str(folder / "teacher"),
@@ -162,6 +164,7 @@ def main() -> None:
     reader.add_argument("--rate", type=float, default=2e-3, help="of the teacher; students have half of it")
     reader.add_argument("--losses", nargs="*", default=["forward_kl", "boxes"])
     reader.add_argument("--labels", type=int, default=None)
+    reader.add_argument("--crops", type=float, metavar="SHARE")
     reader.add_argument("--epochs", type=int, default=48, help="of the teacher; students have a third")
     reader.add_argument("--seeds", type=int, default=2)
     given = reader.parse_args()
