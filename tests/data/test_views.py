@@ -232,7 +232,9 @@ def test_copies_of_scenes_have_the_boxes_that_they_show(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored.targets.values.flat, seen.targets.values.flat)
         np.testing.assert_array_equal(stored.targets.values.lengths, seen.targets.values.lengths)
     batches = math.ceil(3 * size / load_config(settings[2]).train.global_batch_size)
-    steps = {"teacher": 40 * batches, "student.distill": 10 * batches, "baseline.distill": 10 * batches}
+    sections = settings[2]["teacher"]["finetune"], settings[2]["stages"]["distill"]
+    alone, own = (section["num_epochs"] * batches for section in sections)
+    steps = {"teacher": alone, "student.distill": own, "baseline.distill": own}
     assert [plan["steps"] for plan in plans] == [steps] * 2
     (note,) = [note for note in plans[0]["data"]["notes"] if "data.augment" in note]
     assert note.startswith("Each training row has 2 copies seen otherwise (crop, flip: data.augment), with the boxes")
