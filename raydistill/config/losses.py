@@ -245,7 +245,8 @@ class LogitMse(LossSection):
 
 
 class HiddenMse(LayerLossSection):
-    """Mean squared difference of hidden states of mapped layers, over real tokens, or the positions of feature maps."""
+    """Mean squared difference of hidden states of mapped layers, over real tokens, or the positions of feature maps. At
+    weight 1 it cost students of few labels 2 points of texts, 3 of words."""
 
     takes_maps: ClassVar[bool] = True
 
@@ -263,7 +264,8 @@ class HiddenCosine(LayerLossSection):
 
 
 class HiddenKl(LayerLossSection):
-    """T² · KL between hidden states of mapped layers, each a distribution over its width, over real tokens."""
+    """T² · KL between hidden states of mapped layers, each a distribution over its width, over real tokens. At weight 1
+    it cost students of few labels 3 points of texts, 4 of words."""
 
     takes_maps: ClassVar[bool] = True
 
@@ -274,7 +276,7 @@ class HiddenKl(LayerLossSection):
 
 class EmbeddingMse(LossSection):
     """Mean squared difference of what goes into the first layers, over real tokens. At weight 1 it cost students of few
-    labels 2 points, at two widths."""
+    labels 3 points of texts, 5 of words."""
 
     role: ClassVar[Role] = "representation"
     compares: ClassVar[str] = "hidden states"
@@ -284,7 +286,7 @@ class EmbeddingMse(LossSection):
 
 class Pkd(LayerLossSection):
     """Squared difference of the first tokens' hidden states of mapped layers, each of length 1, a row each. At weight
-    1 it cost students of few labels 4 points, of texts at two widths and of words."""
+    1 it cost students of few labels 3 points of texts, 5 of words."""
 
     type: Literal["pkd"] = "pkd"
     layers: Layers = "uniform"
@@ -327,14 +329,15 @@ class AttentionLossSection(LayerLossSection):
 
 
 class AttentionMse(AttentionLossSection):
-    """Mean squared difference of attention scores before the softmax, over a row's tokens and the heads."""
+    """Mean squared difference of attention scores before the softmax, over a row's tokens and the heads. At weight 1 it
+    cost students of few labels 2 points of texts, 4 of words."""
 
     type: Literal["attention_mse"] = "attention_mse"
 
 
 class AttentionKl(AttentionLossSection):
     """KL(teacher ‖ student) of where each token attends to, averaged over the heads. At weight 1 it cost students of
-    few labels 5 points of texts, 7 of words."""
+    few labels 3 points of texts, 8 of words."""
 
     type: Literal["attention_kl"] = "attention_kl"
 
@@ -425,7 +428,7 @@ class GraphAttention(LossSection):
 
 class Crd(LossSection):
     """A row is to be told by its teacher's mean hidden state from the others of its group: the student's width is
-    free."""
+    free. At weight 1 it cost students of few labels 2 points of texts, 10 of words."""
 
     role: ClassVar[Role] = "representation"
     compares: ClassVar[str] = "hidden states"
