@@ -253,9 +253,9 @@ def checked(config: Config, storage: Storage, tokens: Artifact | None, source: P
     from raydistill.teacher.signals import OnlineSignals
 
     assert tokens is not None
-    info = read_info(Artifact(storage, "data", data_key(config))).answered_by(read_config(source))
-    rows, task = Rows.open(tokens.local(), "train"), task_of(info.task)
     trusted = config.lead.trust_remote_code
+    info = read_info(Artifact(storage, "data", data_key(config))).answered_by(read_config(source, trusted))
+    rows, task = Rows.open(tokens.local(), "train"), task_of(info.task)
     tuning = known(config.lead.finetune)
     how: dict[str, Any] = {"dropout": 0.0, "seed": config.seed, "sequences": tuning and tuning.head}
     teacher = load_model(source, task.head, trust_remote_code=trusted, **how)
