@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raydistill.models.head import DETECTORS
+
 L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
 """Of a box beside its class, in the cost of a match and in the loss."""
 TOKENS, TOKEN_DEVIATION = ("_token", "_tokens", "position_embeddings"), 0.2
@@ -49,7 +51,10 @@ def exact_boxes(model: nn.Module) -> Iterator[None]:
 
 
 def box_heads(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model that make boxes; of a list its members."""
+    """The layers of a model that make boxes; of a list its members. Only detectors are looked through: this is asked at
+    each forward pass."""
+    if getattr(getattr(model, "config", None), "model_type", None) not in DETECTORS:
+        return []
     found = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in BOX_HEADS}
     return [one for head in found.values() for one in (head if isinstance(head, nn.ModuleList) else [head])]
 

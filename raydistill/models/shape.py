@@ -119,14 +119,9 @@ def shape(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig
 def staged(source: PreTrainedConfig, student: EncoderStudent) -> PreTrainedConfig:
     """Return the config of a student that has the shape of a model of stages, as that is; but for the layers of a focal
     detector's decoder, of which it may have the first ones. Raises ConfigError."""
-    sizes = (
-        "hidden_size",
-        "num_heads",
-        "intermediate_size",
-        "share_layers",
-        *(() if is_focal(source) else ("num_layers",)),
-    )
-    asked = [name for name in sizes if getattr(student, name) not in (None, "auto")]
+    sizes = ("hidden_size", "num_heads", "intermediate_size", "share_layers")
+    fixed = sizes if is_focal(source) else ("num_layers", *sizes)
+    asked = [name for name in fixed if getattr(student, name) not in (None, "auto")]
     if student.teacher_layers != "auto":
         asked.append("teacher_layers")
     elif student.checkpoint is None and student.num_layers == "auto" and not is_focal(source):
