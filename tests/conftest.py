@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import settings
+from kit.environment import neutralize
 
-from raydistill.storage import node_cache  # before torch, which it tells how threads wait
-from raydistill.storage.storage import Storage
-from raydistill.tracking.endpoint import DEFAULTS
+neutralize(os.environ)  # before the imports of what reads it only once
+
+from raydistill.storage import node_cache  # noqa: E402 (before torch, which it tells how threads wait)
+from raydistill.storage.storage import Storage  # noqa: E402
+from raydistill.tracking.endpoint import DEFAULTS, made_whole, sqlite_path  # noqa: E402
 
 settings.register_profile("suite", deadline=None)  # a machine may be busy
 settings.load_profile("suite")
 
+PROCESS_BYTES = 3 * 2**30
+"""Memory of a process of tests with the processes that it starts."""
 ON_RAY = ("test_pool.py", "test_sweep.py", "test_worker.py")
 """Files whose tests share the session's Ray cluster."""
 FAULT = ("fault", "when", "repeated", "weights differ by", "time")
@@ -60,9 +68,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files on Ray go first: a process in which another Ray was started and ended keeps that one's token."""
-    items.sort(key=lambda item: item.path.name not in ON_RAY)
+    """Files on Ray go first: a process in which another Ray was started and ended keeps that one's token. Whole runs
+    are next, so that no process is left with the longest file at the end."""
+    items.sort(key=lambda item: (item.path.name not in ON_RAY, item.path.parent.name != "pipeline"))
     assert all(item.path.name in ON_RAY for item in items if "ray_cluster" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many processes as there are cores for this one, and memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().available // PROCESS_BYTES))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -114,9 +130,32 @@ def own_tracking() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """New MLflow databases of this process are copies of its first one: MLflow takes 0.7 s to create the tables."""
+    template = tmp_path_factory.mktemp("template") / "mlflow.db"
+
+    @contextmanager
+    def copied(uri: str) -> Iterator[str]:
+        with made_whole(uri) as address:
+            database = sqlite_path(address)
+            if database is None or database.exists():
+                yield address
+            elif template.exists():
+                shutil.copyfile(template, database)
+                yield address
+            else:
+                yield address
+                shutil.copyfile(database, template)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raydistill.tracking.runs.made_whole", copied)
+        yield
+
+
 @pytest.fixture(scope="module")
 def mlflow_uri(own_tracking: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One MLflow store for all runs of a module: to make one takes 2 s."""
+    """One MLflow store for all runs of a module."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -83,11 +83,9 @@ def test_recipes_of_packages_can_be_planned(path: Path, tmp_path: Path, monkeypa
     assert len(plan["student"]["teacher_layers"]) == (0 if is_new else plan["student"]["num_layers"])
 
 
-@pytest.mark.parametrize("path", [JOBS / f"{name}.yaml" for name in TOYS], ids=lambda path: path.stem)
-def test_recipes_run(path: Path, tmp_path: Path, mlflow_uri: str) -> None:
-    """On the toy of their task, an epoch a stage; each has at most 40 lines."""
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
-    recipe, toy = yaml.safe_load(path.read_text(encoding="utf-8")), TOYS[path.stem](tmp_path)
+def toy_recipe(path: Path, folder: Path) -> Config:
+    """A recipe on the toy of its task, an epoch a stage."""
+    recipe, toy = yaml.safe_load(path.read_text(encoding="utf-8")), TOYS[path.stem](folder)
     recipe["student"] |= {"num_layers": min(4, recipe["student"].get("num_layers", 4))}  # the toy's teacher has 4
     recipe["task"].pop("picture_size", None) if "task" in recipe else None
     own = recipe["teacher"].get("finetune") or {}
@@ -101,9 +99,28 @@ def test_recipes_run(path: Path, tmp_path: Path, mlflow_uri: str) -> None:
         recipe["student"]["teacher_layers"] = [0, 1, 2, 3]
     for stage in recipe["stages"].values():
         stage["num_epochs"] = 1
-    results = distill(load_config(recipe))
+    return load_config(recipe)
+
+
+OF_TASKS = pytest.mark.parametrize("path", [JOBS / f"{name}.yaml" for name in TOYS], ids=lambda path: path.stem)
+
+
+@OF_TASKS
+def test_recipes_can_be_checked(path: Path, tmp_path: Path) -> None:
+    """Every loss once on a real batch; each has at most 40 lines."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+    config = toy_recipe(path, tmp_path)
+    plan = make_plan(config, check=True)
+    assert plan["steps"].keys() >= {f"student.{name}" for name in config.stages}
+
+
+@pytest.mark.slow
+@OF_TASKS
+def test_recipes_run(path: Path, tmp_path: Path, mlflow_uri: str) -> None:
+    config = toy_recipe(path, tmp_path)
+    results = distill(config)
     weighed = {key for entry in results["curves"]["student"] for key in entry["metrics"]}
-    losses = {name for stage in recipe["stages"].values() for name in stage["losses"]}
+    losses = {name for stage in config.stages.values() for name in stage.losses}
     assert {f"train/loss/{name}" for name in losses} <= weighed
 
 
@@ -123,6 +140,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_problem(toy_rows(70, 0), toy_rows(40, 1), encoder, folder, max_length=24, num_epochs=2)
 
 
+@pytest.mark.slow
 def test_bench_compares_three_loops(problem: Any) -> None:
     from throughput import describe, print_report, run_contenders
 
@@ -279,6 +297,7 @@ def test_bench_of_defaults_counts_cells(capsys: pytest.CaptureFixture[str]) -> N
     assert "80.0 ± 3.2" in shown
 
 
+@pytest.mark.slow
 def test_bench_of_defaults_runs_the_tool_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import defaults
 

@@ -120,6 +120,7 @@ def write_stars(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_a_loss_and_a_task(site: Path, tmp_path: Path) -> None:
     content = toy_config(tmp_path, task={"type": "rating"}, evaluate__baseline=False, registry={})
     content["data"] = {"path": str(write_stars(tmp_path)), "max_length": 20}

@@ -83,6 +83,7 @@ def test_what_init_writes_can_be_run(
     assert config.registry.name == "my-posts"
 
 
+@pytest.mark.slow
 def test_without_a_config_the_command_prints_the_one_that_it_amounts_to(
     tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

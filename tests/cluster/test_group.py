@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from kit.toy import run_ranks
+from kit.ranks import run_ranks
 from torch import nn
 
 from raydistill.cluster import group as group_module

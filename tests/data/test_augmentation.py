@@ -136,6 +136,7 @@ def test_copies_follow_the_training_rows_without_labels(symmetric: bool, tmp_pat
     assert steps["copies"]["teacher"] == steps["plain"]["teacher"]
 
 
+@pytest.mark.slow
 def test_a_run_with_copies_says_so_and_the_teacher_speaks_of_them(tmp_path: Path, mlflow_uri: str) -> None:
     config = load_config(toy_config(tmp_path, data__augment={"copies": 1, "ways": ["typos"]}))
     before = make_plan(config)

@@ -118,6 +118,7 @@ def test_a_path_is_taken_too(tmp_path: Path) -> None:
     assert config_with(toy_config(tmp_path), [], tmp_path / "x y.csv").data.path == str(tmp_path / "x y.csv")
 
 
+@pytest.mark.slow
 def test_equal_frames_are_one_run_and_what_was_computed_is_kept(tmp_path: Path) -> None:
     config = toy_config(tmp_path, evaluate__baseline=False)
     table = pd.read_csv(config["data"].pop("path"))

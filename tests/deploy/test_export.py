@@ -368,6 +368,7 @@ def test_an_export_of_several_labels_is_judged_by_its_decisions() -> None:
     assert "micro F1 falls by" in judge_it("torch-int8", outputs=lost)["reasons"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [NUMBERS, TAGS])
 def test_models_of_other_tasks_go_out_and_come_back(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

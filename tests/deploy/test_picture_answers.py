@@ -129,6 +129,7 @@ def test_every_format_holds_what_torch_says(exports: dict[str, Any]) -> None:
     assert set(exports["formats"]) == {"onnx", "onnx-int8", "torch-int8", "safetensors-bf16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "safetensors-bf16"])
 def test_the_lines_of_an_export_run_as_they_stand(form: str, exports: dict[str, Any], fresh: Path) -> None:
     place = Path(exports["formats"][form]["path"])

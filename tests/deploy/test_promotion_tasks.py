@@ -62,6 +62,7 @@ def judged(life: tuple[str, Path, dict[str, Any]], *asked: Any, **more: Any) -> 
     return judge_version(life[1] / "storage", *asked, **more)
 
 
+@pytest.mark.slow
 def test_a_student_is_judged_by_the_metric_of_its_task(life: tuple[str, Path, dict[str, Any]]) -> None:
     kind, folder, results = life
     found = judged(life, LENIENT, 1, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,22 +98,6 @@ def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             section = section.setdefault(parent, {})
         section[leaf] = value
     return config
-
-
-def _rank_main(rank: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=size)
-    try:
-        torch.save(function(*arguments), f"{folder}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def run_ranks(function: Callable[..., Any], size: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Run ``function(*arguments)`` in ``size`` gloo processes and return what each returned."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.spawn(_rank_main, (function, size, str(folder), arguments), nprocs=size)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from kit.ranks import run_ranks
 from kit.tiny import FAMILIES, save_tiny, tiny_classifier, tiny_inputs
-from kit.toy import make_toy, relative_difference, run_ranks, toy_config
+from kit.toy import make_toy, relative_difference, toy_config
 
 from raydistill.config.loading import load_config
 from raydistill.config.student import ConvStudent, EncoderStudent

@@ -57,6 +57,7 @@ def with_code(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_teacher_with_code_of_its_own_is_distilled(tmp_path):
     labels = tuple(sorted(TOPICS))
     teacher = with_code(tmp_path / "teacher", labels=labels)

@@ -18,12 +18,13 @@ from fastapi import HTTPException
 from kit.asked import as_squad, asked_config, asked_rows
 from kit.finished import predict_texts
 from kit.news import distill_news
+from kit.ranks import run_ranks
 from kit.registered import client, judge_version, verdicts
 from kit.runs import make_context, make_shared, perturbed_artifacts, predictions, texts_of_test_rows
 from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import write_jsonl
-from kit.toy import Toy, run_ranks
+from kit.toy import Toy
 from news import news_questions
 from rich.console import Console
 from torchmetrics.functional.text import squad
@@ -371,6 +372,7 @@ def test_the_page_and_the_card_speak_of_questions(finished: tuple[dict[str, Any]
     assert told.getvalue().strip() in ("actor", "[CLS]", "market actor")
 
 
+@pytest.mark.slow
 def test_an_export_answers_as_the_model_does(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     results, folder = finished
     model, out = results["student"]["path"], tmp_path / "exported"

@@ -192,6 +192,7 @@ def test_outputs_are_kept_in_the_units_of_the_targets(other_run: tuple[dict, Sto
         assert thresholds[0] == pytest.approx(thresholds[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_champion_of_other_tasks_is_compared_on_the_same_rows(other_run: tuple[dict, Storage, Path]) -> None:
     first, storage, folder = other_run
     kind, main = first["task"]["type"], first["task"]["main_metric"]

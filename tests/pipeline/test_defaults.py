@@ -158,6 +158,7 @@ def test_where_most_rows_are_of_one_class_macro_f1_picks_the_epoch(tmp_path: Pat
     assert found == {"skewed": "macro_f1", "written": None, "even": None}
 
 
+@pytest.mark.slow
 def test_a_config_of_data_and_teacher_is_the_run_of_the_config_that_says_what_was_chosen(tmp_path: Path) -> None:
     full = toy_config(tmp_path)
     bare = {name: full[name] for name in ("storage", "train", "tracking")} | {

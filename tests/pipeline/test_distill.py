@@ -465,6 +465,7 @@ def test_another_student_reuses_everything_to_its_left(base, other):
     assert other.results["teacher"]["test"] == base.results["teacher"]["test"]
 
 
+@pytest.mark.slow
 def test_the_best_epoch_of_every_model_or_a_later_one_is_kept_whatever_the_others_scored(base, unsteady):
     best_is_last = []
     for ran in (base, unsteady):
@@ -481,6 +482,7 @@ def test_the_best_epoch_of_every_model_or_a_later_one_is_kept_whatever_the_other
     assert not all(best_is_last), "this toy cannot tell the best from the last"
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_teacher_is_used_as_it_is(unsteady):
     assert set(unsteady.spy.num_steps) == {"student.distill", "baseline.distill"}
     assert "teacher" not in artifacts_of_run(unsteady.storage, run_key(unsteady))
@@ -503,6 +505,7 @@ def nameless_teacher(base: Ran, folder: Path) -> dict[str, str]:
     return {"model": str(folder), "allow_chance": True}
 
 
+@pytest.mark.slow
 def test_classes_that_are_known_by_position_only_are_told_everywhere(base, tmp_path, capsys):
     teacher = nameless_teacher(base, tmp_path / "teacher")
     results = run(base.folder, teacher=teacher, evaluate__baseline=False).results
@@ -515,6 +518,7 @@ def test_classes_that_are_known_by_position_only_are_told_everywhere(base, tmp_p
     assert not [note for note in named["notes"] if note.startswith("teacher.model: ")]
 
 
+@pytest.mark.slow
 def test_an_order_of_classes_that_the_rows_contradict_is_refused(base, tmp_path):
     """The labels are what the teacher itself says, so in its own order it is right on every row."""
     with (base.folder / "toy.csv").open(newline="") as file:
@@ -549,6 +553,7 @@ def test_a_teacher_at_chance_ends_the_run_before_a_student_learns_from_it(tmp_pa
     assert finished["reused"] == ["run"]
 
 
+@pytest.mark.slow
 def test_a_ready_made_teacher_at_chance_ends_the_run(tmp_path):
     toy_config(tmp_path)
     save_tiny(tmp_path / "guessing", "bert", labels=tuple(sorted(TOPICS)))
@@ -566,6 +571,7 @@ def test_online_gives_the_student_of_cached(other):
     np.testing.assert_allclose(a, b, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_stages_follow_each_other(base):
     losses = {"kd": {"type": "forward_kl"}}
     stages = {
@@ -587,6 +593,7 @@ def test_two_stages_follow_each_other(base):
     assert torch.equal(between[name], after[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["teacher", "baseline"])
 def test_a_signal_stops_the_run_with_a_checkpoint_and_the_next_goes_on(base, tmp_path, phase):
     """In any training phase; the second run takes the remaining steps only and ends with the very same weights."""
@@ -614,6 +621,7 @@ def test_a_signal_stops_the_run_with_a_checkpoint_and_the_next_goes_on(base, tmp
         assert same_weights(resumed.weights(model), base.weights(model))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(base, tmp_path, mlflow_uri):
     for name in ("toy.csv", "more.csv", "encoder"):
         (tmp_path / name).symlink_to(base.folder / name)

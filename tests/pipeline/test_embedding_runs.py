@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 import torch
 from kit.finished import predict_texts
+from kit.ranks import run_ranks
 from kit.registered import client, judge_version, verdicts
 from kit.runs import make_context, make_shared, predictions
 from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tiny import WORDS, save_tiny
-from kit.toy import Toy, run_ranks, toy_config
+from kit.toy import Toy, toy_config
 from sentence_transformers import SentenceTransformer
 from sklearn.decomposition import PCA
 from transformers import AutoModel, AutoTokenizer
@@ -181,6 +182,7 @@ def test_texts_alone_are_enough(finished: tuple[dict[str, Any], Path]) -> None:
     assert any("Spearman of similarities" in page for page in pages)
 
 
+@pytest.mark.slow
 def test_metrics_that_texts_alone_do_not_define_have_no_mean_over_seeds(tmp_path: Path) -> None:
     config = pair_config(tmp_path, 80, "texts", evaluate__seeds=2, evaluate__baseline=True)
     seeds = raydistill.distill(config)["seeds"]
@@ -224,6 +226,7 @@ def test_vectors_are_the_same_everywhere(finished: tuple[dict[str, Any], Path]) 
     assert all(np.allclose(own, other, atol=2e-6) for other in others)
 
 
+@pytest.mark.slow
 def test_exports_give_the_same_vectors(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     results, folder = finished
     model = results["student"]["path"]
@@ -308,6 +311,7 @@ def test_its_card_says_how_to_load_it(finished: tuple[dict[str, Any], Path]) -> 
     assert 'SentenceTransformer("FOLDER_OR_REPO")' in card
 
 
+@pytest.mark.slow
 def test_scored_pairs_have_correlations_and_a_loss(tmp_path: Path) -> None:
     losses = {"vectors": {"type": "vector_mse"}, "task": {"type": "task"}}
     finetune = {"num_epochs": 4, "learning_rate": 1e-3, "method": "full"}
@@ -335,6 +339,7 @@ def test_queries_find_documents_also_the_teachers(tmp_path: Path) -> None:
         assert student[name]["value"] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_that_no_teacher_speaks_of_are_judged_by_what_they_say(
     finished: tuple[dict[str, Any], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,6 +369,7 @@ def test_pairs_that_no_teacher_speaks_of_are_judged_by_what_they_say(
         Scorer(models[0]).predict(pd.DataFrame({"text": ["a"], "text_pair": ["b"]}))
 
 
+@pytest.mark.slow
 def test_a_teacher_of_fewer_numbers_has_the_principal_components(tmp_path: Path) -> None:
     """Directions and their order are scikit-learn's; the student begins with the teacher's projection."""
     config = pair_config(tmp_path, kind="texts", task__width=6, stages__distill__num_epochs=1)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.ranks import run_ranks
 from kit.runs import make_context, read_weights
-from kit.toy import relative_difference, run_ranks, toy_config, without_key_biases
+from kit.toy import relative_difference, toy_config, without_key_biases
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
@@ -59,6 +60,7 @@ def test_a_probe_is_the_logistic_regression_of_the_mean_states(tmp_path: Path) -
     assert (found - found.mean(1, keepdims=True)) == pytest.approx(expected, rel=0.02, abs=0.05)
 
 
+@pytest.mark.slow
 def test_pairs_of_rows_make_a_better_teacher_than_frozen_states(tmp_path: Path) -> None:
     probe = distilled(tmp_path, {"method": "probe"}, evaluate__baseline=False)
     pairs = {"method": "contrastive", "num_epochs": 20, "learning_rate": 3e-3}
@@ -126,6 +128,7 @@ def _tuned(job: Job, folder: Path) -> dict[str, torch.Tensor]:
     return tune(make_context(job), folder, settings)[0].state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["probe", "contrastive"])
 def test_two_workers_make_the_same_teacher_as_one(method: str, tmp_path: Path) -> None:
     finetune = {"method": method} | ({"num_epochs": 3, "learning_rate": 1e-3} if method == "contrastive" else {})

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from kit.ranks import run_ranks
 from kit.runs import artifacts_of_run, find_run, make_context, make_shared
-from kit.toy import run_ranks, toy_config
+from kit.toy import toy_config
 from transformers import AutoModel
 
 from raydistill.config.loading import load_config
@@ -101,6 +102,7 @@ def by_definition(x: torch.Tensor, y: torch.Tensor) -> float:
     return float((y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
+@pytest.mark.slow
 def test_what_is_kept_decides_for_restarts_and_other_runs(
     ran: tuple[dict[str, Any], Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

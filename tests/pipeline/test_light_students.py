@@ -73,6 +73,7 @@ def test_the_plan_has_its_shape(tmp_path: Path) -> None:
     assert {name: plan["student"][name] for name in shape} == shape
 
 
+@pytest.mark.slow
 def test_onnx_says_the_same(classes: tuple[dict[str, Any], Path, Path], tmp_path: Path) -> None:
     _, student, folder = classes
     data = Data(path=str(folder / "toy.csv"))
@@ -98,6 +99,7 @@ print(json.dumps([model.predict(texts), flavour(texts)]))
 """
 
 
+@pytest.mark.slow
 def test_mlflow_loads_it_without_raydistill(classes: tuple[dict[str, Any], Path, Path], tmp_path: Path) -> None:
     _, student, _ = classes
     write_model(student, tmp_path / "served", max_length=20)
@@ -111,6 +113,7 @@ def test_mlflow_loads_it_without_raydistill(classes: tuple[dict[str, Any], Path,
         assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_words_are_labelled_by_it(tmp_path: Path) -> None:
     student: dict[str, Any] = CONV | {"kernel_size": 3, "head": "crf"}
     settings = {"data__max_length": 24, "data__max_labeled": None, "evaluate__baseline": False}

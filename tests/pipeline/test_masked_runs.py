@@ -16,9 +16,10 @@ import pytest
 import torch
 from kit.finished import predict_texts
 from kit.masked import VOCABULARY, document, documents, masked_config, save_masked, wordpiece
+from kit.ranks import run_ranks
 from kit.runs import make_context, make_shared, same_weights
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
-from kit.toy import Toy, run_ranks, weights
+from kit.toy import Toy, weights
 from transformers import AutoModelForMaskedLM, pipeline
 
 import raydistill
@@ -226,6 +227,7 @@ def test_other_documents_can_be_named(run: tuple[Path, dict[str, Any]], tmp_path
     assert found["metrics"]["perplexity"]["value"] > 1
 
 
+@pytest.mark.slow
 def test_exports_are_the_same_model(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, results = run
     made = export(results["student"]["path"], ["onnx", "safetensors-bf16"], tmp_path, storage=str(folder / "storage"))
@@ -243,6 +245,7 @@ def test_the_same_run_again_computes_nothing(run: tuple[Path, dict[str, Any]]) -
     assert again["student"]["test"] == results["student"]["test"]
 
 
+@pytest.mark.slow
 def test_a_record_of_copies_and_an_encoder_without_a_head(tmp_path: Path) -> None:
     """Of a table; the teacher gets a head whose decoder is its embedding."""
     save_masked(tmp_path / "bert", has_head=False)
@@ -266,6 +269,7 @@ def test_a_record_of_copies_and_an_encoder_without_a_head(tmp_path: Path) -> Non
     assert plan["teacher"]["signal_bytes"]["top_logits[5]"] == masked * (2 * 5 + 1) * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [1, 2])
 def test_a_trial_of_a_sweep_is_judged_by_what_is_kept(tmp_path: Path, copies: int) -> None:
     """Beside its teacher, or by the record that all trials share."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from kit.finished import write_numbers_csv
+from kit.ranks import run_ranks
 from kit.runs import (
     artifacts_of_run,
     find_run,
@@ -27,7 +28,7 @@ from kit.runs import (
 )
 from kit.tagged import tagged_config
 from kit.tiny import save_tiny, tiny_config
-from kit.toy import changed, relative_difference, run_ranks, toy_config, without_key_biases
+from kit.toy import changed, relative_difference, toy_config, without_key_biases
 from scipy.special import expit, softmax
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
@@ -195,6 +196,7 @@ def test_pages_name_every_teacher(ran: Ran) -> None:
     assert f"{folder / 'encoder'} + {folder / 'second'}" in page
 
 
+@pytest.mark.slow
 def test_a_member_is_found_again_that_a_run_of_its_own_has_made(tmp_path: Path) -> None:
     """And the other way round; another member records itself alone, another weight no teacher at all."""
     config = mixture_config(tmp_path, evaluate__baseline=False)
@@ -229,6 +231,7 @@ def test_a_member_is_found_again_that_a_run_of_its_own_has_made(tmp_path: Path) 
     assert "signals of test" in distill(load_config(config))["reused"]  # alone it is what it was beside others
 
 
+@pytest.mark.slow
 def test_a_single_member_is_the_teacher_that_it_is(tmp_path: Path) -> None:
     config = mixture_config(tmp_path)
     del config["teacher"]["members"]["small"]
@@ -239,6 +242,7 @@ def test_a_single_member_is_the_teacher_that_it_is(tmp_path: Path) -> None:
     assert alone["student"]["path"] == mixed["student"]["path"]
 
 
+@pytest.mark.slow
 def test_a_baseline_knows_nothing_of_further_teachers(ran: Ran, tmp_path: Path) -> None:
     _, _, folder = ran
     config = mixture_config(folder)
@@ -248,6 +252,7 @@ def test_a_baseline_knows_nothing_of_further_teachers(ran: Ran, tmp_path: Path) 
     assert "student" not in alone["reused"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_teachers_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raydistill.pipeline import teaching
 
@@ -333,6 +338,7 @@ def test_a_run_on_s3_equals_one_on_a_local_disk(
     assert distill(config)["reused"] == ["run"]
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_passes_of_every_teacher(tmp_path: Path) -> None:
     config = load_config(mixture_config(tmp_path))
     plan = make_plan(config)
@@ -399,6 +405,7 @@ def test_each_kind_of_prediction_has_its_own_mean() -> None:
     np.testing.assert_allclose(values, np.einsum("k,knc->nc", shares, 3 + 2 * exact), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_teachers_of_numbers_and_of_vectors(tmp_path: Path) -> None:
     """The teacher's row in the results is the mean of what each was recorded to say, in the units of the targets."""
     made = []
@@ -440,6 +447,7 @@ def vector_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 def test_teachers_of_words_need_one_tokenizer(tmp_path: Path) -> None:
     config = tagged_config(tmp_path, evaluate__baseline=False, evaluate__tfidf=False)
     one = {"model": config["teacher"]["model"], "finetune": {"num_epochs": 2, "learning_rate": 2e-3}}
@@ -539,6 +547,7 @@ def test_the_same_teacher_twice_is_refused(tmp_path: Path) -> None:
     assert told in refused(config)
 
 
+@pytest.mark.slow
 def test_other_labels_and_an_untrained_head_name_their_teacher(tmp_path: Path) -> None:
     config = mixture_config(tmp_path)
     strange = save_tiny(tmp_path / "strange", "bert", num_layers=2, labels=("film", "weather"))
@@ -552,6 +561,7 @@ def test_other_labels_and_an_untrained_head_name_their_teacher(tmp_path: Path) -
         distill(load_config(config))
 
 
+@pytest.mark.slow
 def test_a_mean_at_chance_ends_the_run(tmp_path: Path) -> None:
     config = mixture_config(tmp_path, teacher__allow_chance=False)
     config["teacher"]["members"]["big"] = {"model": str(save_tiny(tmp_path / "random", labels=ORDER)), "finetune": None}

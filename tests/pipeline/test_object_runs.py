@@ -112,6 +112,7 @@ def test_rows_that_are_shown_have_their_boxes(results: dict[str, Any]) -> None:
     assert "Labelled objects by label" in card
 
 
+@pytest.mark.slow
 def test_a_record_teaches_as_the_teacher_beside_the_student_does(folder: Path, results: dict[str, Any]) -> None:
     losses = {name: {"type": name} for name in ("forward_kl", "boxes", "hidden_mse", "box_features")}
     cached, online = (run(folder, stages__distill__losses=losses, teacher__mode=mode) for mode in ("cached", "online"))
@@ -120,6 +121,7 @@ def test_a_record_teaches_as_the_teacher_beside_the_student_does(folder: Path, r
         assert values[0] == pytest.approx(values[1], abs=0.02)
 
 
+@pytest.mark.slow
 def test_crops_at_each_epoch_are_learned_with_their_boxes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the teacher while it is fine-tuned, by the student, and without a teacher."""
     batch, seen = PictureRows.batch, []
@@ -142,6 +144,7 @@ def test_crops_at_each_epoch_are_learned_with_their_boxes(folder: Path, monkeypa
     assert 0.5 * before < after < 0.95 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", [{"start": "random", "num_layers": 2, "hidden_size": 32}, {"start": "few"}])
 def test_a_student_of_its_own_start_learns_from_the_teacher(
     student: dict[str, Any], folder: Path, results: dict[str, Any]
@@ -155,6 +158,7 @@ def test_a_student_of_its_own_start_learns_from_the_teacher(
     assert made["num_detection_tokens"] == QUERIES - 2 * (student["start"] == "few")
 
 
+@pytest.mark.slow
 def test_pictures_may_have_a_size_of_their_own(folder: Path, results: dict[str, Any]) -> None:
     found = run(folder, task__picture_size=[16, 24], teacher__finetune__num_epochs=1)
     reader = json.loads((Path(found["student"]["path"]) / "preprocessor_config.json").read_text())
@@ -207,6 +211,7 @@ def focal(folder: Path) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 def test_a_focal_detector_keeps_the_first_layers_of_its_decoder(focal: dict[str, Any]) -> None:
     made, of_teacher = (
         json.loads((Path(focal[model]["path"]) / "config.json").read_text()) for model in ("student", "teacher")
@@ -218,6 +223,7 @@ def test_a_focal_detector_keeps_the_first_layers_of_its_decoder(focal: dict[str,
     assert Path(focal["report"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_focal_detector_answers_alike_here_and_in_transformers(folder: Path, focal: dict[str, Any]) -> None:
     """Of every picture, at a threshold that all pass."""
     model, scenes = TorchPredictor(Path(focal["student"]["path"])), folder / "few_scenes" / "images"
@@ -257,6 +263,7 @@ def exports(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     return export(results["student"]["path"], "all", folder / "out", storage=storage, latency=False, margin=0.1)
 
 
+@pytest.mark.slow
 def test_every_format_holds_what_torch_says(exports: dict[str, Any]) -> None:
     assert exports["good"], exports["formats"]
     assert exports["formats"]["onnx"]["largest_difference"] < 1e-4
@@ -264,6 +271,7 @@ def test_every_format_holds_what_torch_says(exports: dict[str, Any]) -> None:
     assert set(exports["formats"]) == {"onnx", "onnx-int8", "torch-int8", "safetensors-bf16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "safetensors-bf16"])
 def test_the_lines_of_an_export_run_as_they_stand(form: str, exports: dict[str, Any]) -> None:
     place = Path(exports["formats"][form]["path"])

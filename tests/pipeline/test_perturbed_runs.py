@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.finished import NUMBERS, WRITERS
+from kit.ranks import run_ranks
 from kit.runs import artifacts_of_run, check_artifacts, find_run, make_context, perturbed_artifacts
 from kit.tiny import tiny_tokenizer
-from kit.toy import TOPICS, run_ranks, toy_config
+from kit.toy import TOPICS, toy_config
 from rich.console import Console
 from tokenizers import normalizers
 
@@ -84,6 +85,7 @@ def test_results_are_those_of_what_is_kept(ran: tuple[dict[str, Any], Storage, P
     assert "with typos, %" in shown.get()
 
 
+@pytest.mark.slow
 def test_another_run_makes_nothing_twice_and_garbage_leaves_it(
     ran: tuple[dict[str, Any], Storage, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +107,7 @@ def test_another_run_makes_nothing_twice_and_garbage_leaves_it(
     }
 
 
+@pytest.mark.slow
 def test_what_was_done_before_the_end_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, write = robust_config(tmp_path), measure.write_predictions
 
@@ -157,6 +160,7 @@ def test_two_workers_are_one(tmp_path: Path, ran: tuple[dict[str, Any], Storage,
         np.testing.assert_allclose(outputs, alone[split][model], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_uncased_tokenizer_is_named_and_not_measured(tmp_path: Path) -> None:
     config = toy_config(tmp_path, evaluate__robustness=True, evaluate__baseline=False)
     tokenizer = tiny_tokenizer("bert")
@@ -175,6 +179,7 @@ def test_an_uncased_tokenizer_is_named_and_not_measured(tmp_path: Path) -> None:
     assert set(results["labels"]) == set(TOPICS)
 
 
+@pytest.mark.slow
 def test_numbers_are_compared_by_their_correlation(tmp_path: Path) -> None:
     rows = WRITERS[NUMBERS](tmp_path / "rows.csv", 200)
     kd = {"type": "logit_mse"}

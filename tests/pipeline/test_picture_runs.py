@@ -96,6 +96,7 @@ def test_a_student_is_an_ordinary_folder_that_a_pipeline_loads(folder: Path, res
     assert "cut to" not in card
 
 
+@pytest.mark.slow
 def test_hidden_states_and_relations_of_patches_are_compared(folder: Path) -> None:
     cached = run(folder, stages__distill__losses=HIDDEN)
     online = run(folder, stages__distill__losses=HIDDEN, teacher__mode="online")
@@ -105,6 +106,7 @@ def test_hidden_states_and_relations_of_patches_are_compared(folder: Path) -> No
         torch.testing.assert_close(a[name], b[name], atol=3e-3, rtol=3e-2)
 
 
+@pytest.mark.slow
 def test_a_student_and_its_teacher_see_the_same_crops_others_at_each_epoch(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +146,7 @@ def test_a_student_and_its_teacher_see_the_same_crops_others_at_each_epoch(
     assert found["student"]["test"]["accuracy"]["value"] > 0.3
 
 
+@pytest.mark.slow
 def test_copies_of_pictures_are_recorded_as_other_rows_are(folder: Path) -> None:
     found = run(folder, data__augment={"copies": 1, "crop_area": 0.5}, teacher__finetune__num_epochs=2)
     plan = make_plan(load_config(picture_config(folder, data__augment={"copies": 1, "crop_area": 0.5})))
@@ -152,6 +155,7 @@ def test_copies_of_pictures_are_recorded_as_other_rows_are(folder: Path) -> None
     assert found["curves"]["student"][-1]["step"] == plan["steps"]["student.distill"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["resnet", "mobilenet"])
 def test_a_network_of_convolutions_learns_the_logits_of_a_transformer(family: str, folder: Path) -> None:
     """Its checkpoint has a head for other classes: a new one is set."""
@@ -171,6 +175,7 @@ MAPS = {
 }
 
 
+@pytest.mark.slow
 def test_a_network_of_convolutions_learns_the_patches_of_a_transformer(folder: Path) -> None:
     """From a record of them as from the teacher beside it, by layers that are measured on one grid."""
     own = {"student": {"start": str(folder / "resnet")}, "stages__distill__losses": MAPS}
@@ -200,6 +205,7 @@ def test_a_plan_knows_the_maps_of_a_network_of_convolutions(folder: Path) -> Non
         assert min(abs(file.stat().st_size - size) for file in recorded) < 20 * rows + 2000
 
 
+@pytest.mark.slow
 def test_a_network_of_convolutions_teaches(folder: Path) -> None:
     found = run(folder, teacher__model=str(folder / "resnet"), student={"num_layers": None})
     assert found["teacher"]["test"]["accuracy"]["value"] > 0.4

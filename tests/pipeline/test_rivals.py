@@ -67,6 +67,7 @@ def test_it_is_compared_on_the_same_rows_without_its_model(tmp_path: Path) -> No
     assert any("version 1 of toy, is not in the table" in note for note in third["notes"])
 
 
+@pytest.mark.slow
 def test_a_version_that_is_worse_is_registered_and_leaves_the_alias(tmp_path: Path) -> None:
     free: dict[str, Any] = {**GOOD, "registry__challenger": False}
     toy_config(tmp_path)

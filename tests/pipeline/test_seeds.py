@@ -50,6 +50,7 @@ def test_seeds_share_all_but_student_and_baseline(run: Run) -> None:
     assert not [name for name in storage.list("runs", key) if "seed" in name]  # no checkpoint is left
 
 
+@pytest.mark.slow
 def test_each_seed_is_the_student_of_that_seed_alone(run: Run) -> None:
     """So that a run of one of them trains nothing."""
     results, storage, folder = run
@@ -64,6 +65,7 @@ def test_each_seed_is_the_student_of_that_seed_alone(run: Run) -> None:
     assert keys_by_kind(storage, "evaluation") == before
 
 
+@pytest.mark.slow
 def test_the_median_by_validation_counts_and_the_table_tells_mean_and_spread(run: Run) -> None:
     results, storage, folder = run
     seeds = results["seeds"]
@@ -124,6 +126,7 @@ def test_plan_names_every_student(run: Run) -> None:
     assert (states["student (seed 3)"], states["baseline (seed 3)"]) == ("to do", "to do")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "seed"), [("student", 1), ("baseline", 2)])
 def test_a_stopped_run_goes_on_in_its_seed(run: Run, tmp_path: Path, phase: str, seed: int) -> None:
     results, _, folder = run

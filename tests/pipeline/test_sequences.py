@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from kit.finished import predict_texts
+from kit.ranks import run_ranks
 from kit.registered import client, judge_version, verdicts
 from kit.runs import make_context, make_shared
 from kit.served import served
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows
-from kit.toy import Toy, run_ranks
+from kit.toy import Toy
 from transformers import AutoModelForTokenClassification, pipeline
 
 import raydistill
@@ -301,6 +302,7 @@ def test_a_sweep_may_choose_the_head(tmp_path: Path) -> None:
         assert ("crf" in json.loads((made / "config.json").read_text())) == (head == "crf")
 
 
+@pytest.mark.slow
 def test_a_constrained_student_gives_no_stray_label_where_softmax_does(toy: Toy, tmp_path: Path) -> None:
     teacher = teacher_of(toy)
     counts = {}

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.ranks import run_ranks
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
-from kit.toy import Toy, make_toy, run_ranks, toy_config
+from kit.toy import Toy, make_toy, toy_config
 from safetensors.torch import load_file
 
 from raydistill.cluster.group import Group
@@ -102,6 +103,7 @@ def test_early_distillation(tmp_path: Path, mode: str) -> None:
     assert len(recorded) == (4 if mode == "cached" else 2)  # logits of three splits, and states of one
 
 
+@pytest.mark.slow
 def test_late_distillation_trains_a_head_alone(tmp_path: Path) -> None:
     results = run(tmp_path, student={"num_layers": 4, "share_layers": 4}, stages__distill__num_epochs=3)
     teacher, student = (weights_of(results, model) for model in ("teacher", "student"))
@@ -109,6 +111,7 @@ def test_late_distillation_trains_a_head_alone(tmp_path: Path) -> None:
     assert changed == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"}
 
 
+@pytest.mark.slow
 def test_stages_thaw_one_after_another(tmp_path: Path) -> None:
     """The head alone, then a layer with it: what stays frozen in both is the teacher's."""
     stage = {"learning_rate": 1e-3, "num_epochs": 1, "losses": {"kd": {"type": "forward_kl"}}}

@@ -12,10 +12,11 @@ import pytest
 import torch
 from kit.finished import predict_texts
 from kit.news import distill_news
+from kit.ranks import run_ranks
 from kit.runs import perturbed_artifacts, predictions, texts_of_test_rows
 from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differences, record_signals, stage_setup
 from kit.tagged import LABELS, tagged_config, tagged_rows, write_jsonl
-from kit.toy import Toy, run_ranks
+from kit.toy import Toy
 from news import news_sentences
 from transformers import pipeline
 
@@ -326,6 +327,7 @@ def test_its_card_speaks_of_words(finished: tuple[dict[str, Any], Path]) -> None
     assert "Labelled words by label:" in card
 
 
+@pytest.mark.slow
 def test_an_export_says_the_same_of_long_texts_too(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     results, folder = finished
     model, out = results["student"]["path"], tmp_path / "exported"

@@ -144,6 +144,7 @@ def test_a_run_stopped_with_one_worker_goes_on_with_two(one, ray_cluster, inputs
     assert_equal_within_rounding(one, again)
 
 
+@pytest.mark.slow
 def test_a_mistake_found_in_a_worker_arrives_as_its_own_error_at_once(ray_cluster, inputs, tmp_path):
     before = len(ray_cluster.read_text().splitlines())
     config = shrunk(inputs, tmp_path, "train.num_workers=2", 'teacher.finetune.freeze=["*nothing*"]')

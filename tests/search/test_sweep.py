@@ -168,6 +168,7 @@ def in_state(trials: dict[int, Trial], *states: str) -> list[Trial]:
     return [trial for trial in trials.values() if trial.state in states]
 
 
+@pytest.mark.slow
 def test_the_teacher_sees_every_row_once_however_many_trials_and_sessions_there_are(swept):
     assert len(in_state(swept.resumed.trials, "completed", "failed")) == 12
     shards = Counter(tuple(line.split()[1:3]) for line in swept.lines if line.startswith("shard "))
@@ -188,6 +189,7 @@ def test_the_teacher_sees_every_row_once_however_many_trials_and_sessions_there_
     assert told == {"passes": 1, "passes_saved": epochs - 1, "rows": 192}
 
 
+@pytest.mark.slow
 def test_nobody_opens_test_rows_before_the_last_student_is_trained(swept):
     trainers = {line.split()[-1] for line in swept.lines if line.startswith("step student.")}
     both = swept.stopped.opened + swept.resumed.opened
@@ -200,6 +202,7 @@ def test_nobody_opens_test_rows_before_the_last_student_is_trained(swept):
     assert tests[0][1] not in trainers
 
 
+@pytest.mark.slow
 def test_ctrl_c_tells_how_to_go_on_and_what_trained_is_not_trained_again(swept):
     assert "same command" in swept.message
     states = [trial.state for trial in swept.stopped.trials.values()]
@@ -214,6 +217,7 @@ def test_ctrl_c_tells_how_to_go_on_and_what_trained_is_not_trained_again(swept):
     assert 0 < swept.stopped.steps().total() < NUM_STEPS * len(states)
 
 
+@pytest.mark.slow
 def test_a_resumed_sweep_goes_on_from_its_checkpoints(swept):
     ended = in_state(swept.resumed.trials, "completed")
     trained = len(ended) + len(swept.resumed.finals)
@@ -233,18 +237,21 @@ def test_a_resumed_sweep_goes_on_from_its_checkpoints(swept):
     assert all(swept.storage.list(*work, name, "student") == [] for name in swept.storage.list(*work))
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_returns_its_summary_at_once(swept):
     assert swept.again.summary == swept.resumed.summary
     assert swept.again.lines == []
     assert swept.again.trials == swept.resumed.trials
 
 
+@pytest.mark.slow
 def test_with_more_trials_the_same_sweep_goes_on_to_the_end_of_its_space(swept):
     summary = swept.resumed.summary
     assert summary["counts"] | {"completed": 8, "failed": 4, "rejected": 6} == summary["counts"]
     assert summary["stopped_by"] == "grid"
 
 
+@pytest.mark.slow
 def test_no_combination_trains_twice(swept):
     combinations = Counter(json.dumps(trial.params, sort_keys=True) for trial in swept.resumed.trials.values())
     assert len(combinations) == 18
@@ -253,6 +260,7 @@ def test_no_combination_trains_twice(swept):
     assert len(set(students)) == 8
 
 
+@pytest.mark.slow
 def test_a_combination_beyond_a_constraint_never_trains_and_says_why(swept, mlflow_uri):
     rejected = in_state(swept.resumed.trials, "rejected")
     assert [trial.params[LAYERS] for trial in rejected] == [3] * 6
@@ -263,6 +271,7 @@ def test_a_combination_beyond_a_constraint_never_trains_and_says_why(swept, mlfl
     assert not {f"trial-{trial.number:05d}" for trial in rejected} & set(names)
 
 
+@pytest.mark.slow
 def test_a_failing_trial_is_recorded_with_its_reason_and_ends_nothing_else(swept, mlflow_uri):
     failed = in_state(swept.resumed.trials, "failed")
     assert [trial.params[RATE] for trial in failed] == [TOO_FAST] * 4
@@ -276,6 +285,7 @@ def test_a_failing_trial_is_recorded_with_its_reason_and_ends_nothing_else(swept
     assert not set(swept.resumed.summary["front"]) & {trial.number for trial in failed}
 
 
+@pytest.mark.slow
 def test_finals_are_trained_with_seeds_that_the_search_never_had(swept):
     finalists = swept.resumed.summary["finalists"]
     roles = {role for finalist in finalists for role in finalist["roles"]}
@@ -297,6 +307,7 @@ def test_finals_are_trained_with_seeds_that_the_search_never_had(swept):
             assert recipe["student"]["num_layers"] == trial.params[LAYERS]
 
 
+@pytest.mark.slow
 def test_the_winner_is_the_best_mean_and_its_line_gives_distill_a_finished_run(swept, tmp_path):
     summary = swept.resumed.summary
     winner = summary["winner"]
@@ -319,6 +330,7 @@ def as_file(folder: Path, config: Config) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_winner_is_registered_as_challenger_with_its_results(swept, mlflow_uri):
     summary, client = swept.resumed.summary, MlflowClient(tracking_uri=mlflow_uri)
     version = client.get_model_version_by_alias("toy", "challenger")
@@ -339,6 +351,7 @@ def children(session: Session, uri: str) -> list[Run]:
     return [run for run in mlflow_runs(uri) if run.data.tags.get("mlflow.parentRunId") == parent]
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_parent_with_a_child_a_trial_named_and_measured_as_runs_are(swept, mlflow_uri):
     session = swept.resumed
     client = MlflowClient(tracking_uri=mlflow_uri)
@@ -373,6 +386,7 @@ def test_mlflow_has_one_parent_with_a_child_a_trial_named_and_measured_as_runs_a
         assert metric_steps(mlflow_uri, run.info.run_id, "train/loss")[-1] == NUM_STEPS
 
 
+@pytest.mark.slow
 def test_the_sweep_keeps_what_it_calls_best_from_garbage_collection(swept):
     kept = artifacts_of_run(swept.storage, swept.resumed.summary["sweep_key"])
     finalists = {o["student"] for finalist in swept.resumed.summary["finalists"] for o in finalist["seeds"]}
@@ -380,6 +394,7 @@ def test_the_sweep_keeps_what_it_calls_best_from_garbage_collection(swept):
     assert all(artifact.exists() for artifact in kept["student"])
 
 
+@pytest.mark.slow
 def test_a_trial_gives_the_very_student_that_distill_gives(swept, tmp_path):
     """Another storage, no Ray: the same weights and figures, also of a trial that was stopped on its way."""
     storage = Storage(str(tmp_path))
@@ -416,6 +431,21 @@ def train_to_end(actor: TrialActor, most: int = 100) -> list[dict[str, Any]]:
 
 def without_times(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{n: v for n, v in entry.items() if not n.endswith("seconds")} for entry in entries]
+
+
+def test_a_small_sweep_trains_on_one_record_and_names_its_winner(ray_cluster, tmp_path, mlflow_uri):
+    """The least that has all of it: two trials, a final of each, the winner registered."""
+    own = {"space": {LAYERS: {"choice": [1, 2]}}, "num_trials": 2, "final_seeds": 1, "constraints": {}}
+    config = load_config(toy_config(tmp_path, **SHAPES, sweep=SWEEP | own))
+    session = take_session(ray_cluster, config)
+    assert [trial.state for trial in session.trials.values()] == ["completed"] * 2
+    assert len([line for line in session.lines if line.startswith("shard train/")]) == 1
+    summary = session.summary
+    assert summary["teacher"]["passes"] == 1
+    means = {final["trial"]: final["validation"]["accuracy"]["mean"] for final in summary["finalists"]}
+    assert means[summary["winner"]["trial"]] == max(means.values())
+    version = MlflowClient(tracking_uri=mlflow_uri).get_model_version_by_alias("toy", "challenger")
+    assert int(version.version) == summary["results"]["model_version"]
 
 
 def test_a_teacher_at_chance_ends_a_sweep_before_its_first_trial(tmp_path):

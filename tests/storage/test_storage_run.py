@@ -30,6 +30,7 @@ from raydistill.storage.storage import Storage
 SHORT = {"teacher__finetune__num_epochs": 2, "stages__distill__num_epochs": 1}
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_equals_one_on_a_local_disk(remote, tmp_path, monkeypatch):
     local = distill(load_config(toy_config(tmp_path, **SHORT)))
     config = load_config(toy_config(tmp_path, **SHORT, storage=remote.url))
@@ -63,6 +64,7 @@ def run_together(tmp_path: Path, *configs: dict[str, Any]) -> list[dict[str, Any
         return [command.results() for command in commands]
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_config_make_one_run(tmp_path):
     config = toy_config(tmp_path, **SHORT)
     first, second = run_together(tmp_path, config, config)

@@ -10,8 +10,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from kit.ranks import run_ranks
 from kit.stages import wanted_signals
-from kit.toy import Toy, make_toy, run_ranks
+from kit.toy import Toy, make_toy
 
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group

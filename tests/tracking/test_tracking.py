@@ -432,6 +432,7 @@ sys.exit(left)
 """
 
 
+@pytest.mark.slow
 def test_killed_writer_is_continued(ref: RunRef, tmp_path: Path) -> None:
     fields = [ref.tracking_uri, ref.experiment_id, ref.run_id, str(tmp_path / "metrics.jsonl")]
     command = [sys.executable, "-c", WRITE, *fields]

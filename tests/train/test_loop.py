@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from kit.losses import PairDistance
+from kit.ranks import run_ranks
 from kit.stages import batch_gradients
-from kit.toy import Toy, make_toy, relative_difference, run_ranks, weights, without_key_biases
+from kit.toy import Toy, make_toy, relative_difference, weights, without_key_biases
 from scipy.linalg import hadamard
 
 from raydistill.cluster.device import Device
