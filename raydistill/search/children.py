@@ -8,20 +8,20 @@ from typing import Any
 from raydistill.config.tree import Config
 from raydistill.tracking.lineage import parameters
 from raydistill.tracking.listing import COUNTS, PARENT
-from raydistill.tracking.runs import RunRef, log_figures, log_params, open_client, open_run, reported, set_tags
+from raydistill.tracking.runs import RUN_KEY, RunRef, log_figures, log_params, open_client, open_run, reported, set_tags
 
 HEADLINES = {"latency_ms": "latency_ms/p50"}
 """A sweep's names for figures that the run of a ``distill`` has under another one."""
 
 
 def start_child(parent: RunRef, config: Config, key: str, name: str, *, facts: Mapping[str, float]) -> RunRef:
-    """The child run with this key, reopened if there is one. ``facts``: figures known before training.
+    """The parent's child run with this key, reopened if there is one. ``facts``: figures known before training.
 
     Takes about 30 ms on local sqlite. Raises TrackingError.
     """
     with reported(parent.tracking_uri):
         client = open_client(parent.tracking_uri)
-        run_id = open_run(client, parent.experiment_id, key, name, {PARENT: parent.run_id})
+        run_id = open_run(client, parent.experiment_id, name, {RUN_KEY: key, PARENT: parent.run_id}, {})
         log_params(client, run_id, parameters(config))
         log_figures(client, run_id, {HEADLINES.get(name, name): value for name, value in facts.items()})
         if config.tracking.tags:

@@ -1,8 +1,9 @@
-"""Who may write into a run folder: its newest owner."""
+"""Who may write into a run folder: its newest owner; and which storage it is."""
 
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 
 from raydistill.errors import StaleOwner
@@ -48,3 +49,14 @@ class Owner:
 
     def _place(self) -> str:
         return self.storage.show(*self.folder)
+
+
+def identity(storage: Storage) -> str:
+    """What tells a storage from every other one, wherever it is mounted: 32 hex digits, drawn when first asked for."""
+    name = "storage.json"
+    with suppress(Missing):
+        return str(storage.read_json(name)["id"])
+    with lock(storage, name):
+        if not storage.exists(name):
+            storage.write_json({"id": uuid.uuid4().hex}, name)
+    return str(storage.read_json(name)["id"])

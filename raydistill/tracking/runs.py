@@ -15,12 +15,18 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raydistill.config.loading import to_yaml
 from raydistill.errors import TrackingError
+from raydistill.models.folder import CARD
+from raydistill.storage.garbage import referred
+from raydistill.storage.manifest import folder_digest
+from raydistill.storage.ownership import identity
 from raydistill.storage.redaction import redact, redact_values
+from raydistill.storage.runs import run_id as recorded_id
 from raydistill.tracking.endpoint import (
     DEFAULTS,
     artifact_location,
@@ -42,6 +48,7 @@ from raydistill.tracking.lineage import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.store.entities import PagedList
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -51,7 +58,9 @@ if TYPE_CHECKING:
     from raydistill.storage.storage import Storage
 
 T = TypeVar("T")
-RUN_KEY = "raydistill.run_key"
+RUN_KEY, STORAGE = "raydistill.run_key", "raydistill.storage"
+DIGEST, CLOSED = "raydistill.student_digest", "raydistill.closed"
+"""Content of the student that a run has stored; a run with ``CLOSED`` is not gone on with."""
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow's page show runs and not what is for language models."""
 REQUEST = "raydistill.request"
@@ -82,10 +91,12 @@ def prepare_store(uri: str) -> None:
 
 
 def start_run(config: Config, storage: Storage, run_key: str, lineage: Mapping[str, Any] | None = None) -> RunRef:
-    """The MLflow run of this run key, reopened if there is one, with parameters, config, tags and lineage logged.
+    """The MLflow run of this storage and run key, with parameters, config, tags and lineage logged.
 
-    ``lineage`` holds further digests, for example ``{"data": ..., "teacher": ...}``: they become tags
-    ``raydistill.<name>`` and part of ``lineage.json``. Raises TrackingError.
+    One that is there is reopened, unless it has stored a student that the storage holds no more: another student will
+    be of other content, and a version once judged keeps its own. ``lineage`` holds further digests, for example
+    ``{"data": ..., "teacher": ...}``: they become tags ``raydistill.<name>`` and part of ``lineage.json``. Raises
+    TrackingError.
     """
     uri = tracking_uri(storage)
     prepare_store(uri)
@@ -94,7 +105,8 @@ def start_run(config: Config, storage: Storage, run_key: str, lineage: Mapping[s
         with store_lock(uri):
             experiment_id = experiment_named(client, config.tracking.experiment, artifact_location(uri, storage))
             name = config.tracking.run_name or run_name(config, str((lineage or {}).get("kind", "distill")))
-            run_id = open_run(client, experiment_id, run_key, name)
+            more, goes_on = {STORAGE: identity(storage)}, partial(_goes_on, storage, run_key)
+            run_id = open_run(client, experiment_id, name, {RUN_KEY: run_key}, more, goes_on)
         facts = describe_environment() | {"config_hash": config_hash(config), "seed": config.seed, "run_key": run_key}
         facts |= dict(lineage or {})
         log_params(client, run_id, parameters(config))
@@ -293,14 +305,40 @@ def page_of(uri: str, run_id: str) -> str:
 
 
 def open_run(
-    client: MlflowClient, experiment_id: str, run_key: str, name: str, more: Mapping[str, str] | None = None
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    tags: Mapping[str, str],
+    more: Mapping[str, str],
+    goes_on: Callable[[Run], bool] = lambda run: True,
 ) -> str:
-    """The run with this key, reopened, or a new one with the tags ``more``."""
-    found = _earliest(client, experiment_id, RUN_KEY, run_key)
+    """The first run with ``tags`` that ``goes_on``, reopened, or a new one, which gets the tags ``more``, too."""
+    found = _earliest(client, experiment_id, tags, goes_on)
     if found is None:
-        return create_run(client, experiment_id, name, {RUN_KEY: run_key, **(more or {})})
+        return create_run(client, experiment_id, name, {**tags, **more})
     client.update_run(found, status="RUNNING")
     return found
+
+
+def is_of(storage: Storage, run_key: str, run_id: str, tags: Mapping[str, str]) -> bool:
+    """Whether a run with this key is the storage's own; earlier releases noted it in the run's folder only."""
+    if STORAGE in tags:
+        return tags[STORAGE] == identity(storage)
+    return run_id == recorded_id(storage, run_key)
+
+
+def _goes_on(storage: Storage, run_key: str, run: Run) -> bool:
+    """Whether the run is this storage's and not closed, and its student, if it has one, is still in the storage."""
+    tags = run.data.tags
+    if CLOSED in tags or not is_of(storage, run_key, str(run.info.run_id), tags):
+        return False
+    digest = tags.get(DIGEST)
+    if digest is None:
+        return True
+    students = [one for one in referred(storage, run_key) if one.kind == "student"]
+    if not all(one.exists() for one in students):  # several seeds: which of them it will be is known at the end only
+        return False
+    return digest in {folder_digest(one.local() / "model", without=(CARD,)) for one in students}
 
 
 def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
@@ -308,12 +346,19 @@ def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mappin
     request = uuid.uuid4().hex
     facts = {**tags, REQUEST: request, "mlflow.source.name": "raydistill", "mlflow.source.type": "LOCAL"}
     made = client.create_run(experiment_id, tags=facts, run_name=name)
-    return _earliest(client, experiment_id, REQUEST, request) or str(made.info.run_id)
+    return _earliest(client, experiment_id, {REQUEST: request}) or str(made.info.run_id)
 
 
-def _earliest(client: MlflowClient, experiment_id: str, tag: str, value: str) -> str | None:
-    """The first run with the tag; others that the same request made are deleted."""
-    found = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time ASC"])
+def _earliest(
+    client: MlflowClient,
+    experiment_id: str,
+    tags: Mapping[str, str],
+    fits: Callable[[Run], bool] = lambda run: True,
+) -> str | None:
+    """The first run with the tags that ``fits``; others that the same request made are deleted."""
+    condition = " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+    found = client.search_runs([experiment_id], condition, order_by=["attributes.start_time ASC"])
+    found = [run for run in found if fits(run)]
     if not found:
         return None
     request = found[0].data.tags.get(REQUEST)

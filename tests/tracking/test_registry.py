@@ -17,6 +17,9 @@ from kit.tiny import save_tiny
 
 from raydistill.cli import main as cli
 from raydistill.errors import TrackingError
+from raydistill.search.children import start_child
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.garbage import refer
 from raydistill.storage.storage import Storage
 from raydistill.tracking.registry.students import log_student, register_student
 from raydistill.tracking.registry.versions import list_versions, version_by_alias
@@ -171,6 +174,70 @@ def test_run_registers_once_and_later_runs_take_the_alias(storage: Storage, stud
     assert register(first, "race", student) == 1
     versions = list_versions("race", first.tracking_uri)
     assert [(version.version, version.aliases) for version in versions] == [(2, ("challenger",)), (1, ())]
+
+
+@pytest.fixture(scope="module")
+def other(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of the same recipe whose weights are others, as another device makes them."""
+    return save_tiny(tmp_path_factory.mktemp("hf") / "student", "bert", num_layers=1, labels=LABELS, seed=1)
+
+
+def weights_of(ref: RunRef, name: str, version: int, folder: Path) -> bytes:
+    client = open_client(ref.tracking_uri)
+    run_id = client.get_model_version(name, str(version)).run_id
+    return Path(client.download_artifacts(run_id, "student/model.safetensors", str(folder))).read_bytes()
+
+
+def test_storages_that_share_a_server_share_no_run(
+    student: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the second would put its student in the place of the first one's, which a gate let through."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    storages = [Storage(str(tmp_path / name)) for name in "ab"]
+    first, second = (run(storage, "shared") for storage in storages)
+    assert first.run_id != second.run_id
+    children = [start_child(one, make_config(), "shared/trial-0", "trial-0", facts={}) for one in (first, second)]
+    assert children[0].run_id != children[1].run_id
+    assert [run(storage, "shared") for storage in storages] == [first, second]
+    assert [register(first, "shared", student), register(second, "shared", other)] == [1, 2]
+    assert start_child(second, make_config(), "shared/trial-0", "trial-0", facts={}) == children[1]
+    for version, made in ((1, student), (2, other)):
+        assert weights_of(first, "shared", version, tmp_path) == (made / "model.safetensors").read_bytes()
+
+
+def test_a_student_that_is_trained_again_is_another_run_and_version(student: Path, other: Path, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    made = Artifact(storage, "student", "0" * 20)
+
+    def trained(model: Path) -> Path:
+        with made.write({}) as folder:
+            shutil.copytree(model, folder / "model")
+        return made.local() / "model"
+
+    refer(storage, "again", [made])
+    first = run(storage, "again")
+    assert register(first, "again", trained(student)) == 1
+    assert run(storage, "again") == first  # cut off before its results were written
+    made.delete()  # cache rm
+    second = run(storage, "again")
+    assert second.run_id != first.run_id
+    assert register(second, "again", trained(other)) == 2
+    assert run(storage, "again") == second
+    for version, model in ((1, student), (2, other)):
+        assert weights_of(first, "again", version, tmp_path) == (model / "model.safetensors").read_bytes()
+
+
+def test_nothing_is_written_to_a_complete_version(storage: Storage, student: Path, other: Path, tmp_path: Path) -> None:
+    ref = run(storage, "complete")
+    for card in ("first", "second"):
+        register_student(ref, "complete", student, RESULTS, run_key="complete", card=card)
+    for _ in range(2):
+        with pytest.raises(TrackingError, match=r"holds another student already.*Run the same command again"):
+            register(ref, "complete", other)
+    client = open_client(ref.tracking_uri)
+    assert Path(client.download_artifacts(ref.run_id, "student/README.md", str(tmp_path))).read_text() == "first"
+    assert weights_of(ref, "complete", 1, tmp_path) == (student / "model.safetensors").read_bytes()
+    assert run(storage, "complete").run_id != ref.run_id
 
 
 def test_registration_cut_off_after_creation_is_completed(storage: Storage, student: Path) -> None:

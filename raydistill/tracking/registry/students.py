@@ -30,7 +30,7 @@ from raydistill.models.head import (
 )
 from raydistill.storage.manifest import file_digest, folder_digest
 from raydistill.tracking.lineage import headline
-from raydistill.tracking.runs import RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
+from raydistill.tracking.runs import CLOSED, DIGEST, RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 FOLDER = "student"
 CHALLENGER = "challenger"
-DIGEST = "raydistill.student_digest"
 COMPLETE = "raydistill.complete"
 SCORER = Path(__file__).parents[2] / "models" / "scorer.py"
 
@@ -47,7 +46,8 @@ SCORER = Path(__file__).parents[2] / "models" / "scorer.py"
 def log_student(
     ref: RunRef, student: Path, *, card: str | None = None, max_length: int | None = None, has_pairs: bool = False
 ) -> str:
-    """Store a Hugging Face folder as the run's model; its ``runs:/`` URI. The same content is uploaded once.
+    """Store a Hugging Face folder as the run's model; its ``runs:/`` URI. The same content is uploaded once, and never
+    in the place of another.
 
     ``card``: text of the run's own model card; another run's may lie in the folder, so it is no part of the digest.
     ``max_length``: tokens that the stored scorer cuts a row to. ``has_pairs``: its input has columns ``text`` and
@@ -56,7 +56,15 @@ def log_student(
     digest = folder_digest(student, without=(CARD,))
     with reported(ref.tracking_uri):
         client = open_client(ref.tracking_uri)
-        if client.get_run(ref.run_id).data.tags.get(DIGEST) != digest or _missing_files(client, ref):
+        stored = client.get_run(ref.run_id).data.tags.get(DIGEST)
+        if stored not in (None, digest):
+            set_tags(client, ref.run_id, {CLOSED: "true"})
+            raise TrackingError(
+                f"The MLflow run {ref.run_id} holds another student already, which versions of a registered model may "
+                "be made of; it stays as it is. Run the same command again: everything computed is kept, and goes into "
+                "a new run."
+            )
+        if stored is None or _missing_files(client, ref):
             with tempfile.TemporaryDirectory(prefix="raydistill-") as scratch:
                 folder = Path(scratch) / FOLDER
                 write_model(student, folder, max_length=max_length, has_pairs=has_pairs)
@@ -186,8 +194,12 @@ def register_student(
     ``takes_alias``.
 
     A run has one version of a name: doing it again completes or returns that one, and leaves an alias that has moved on
-    to a later run's version where it is. Raises TrackingError; the alias is set after everything else.
+    to a later run's version where it is; to a complete one, its card included, nothing is written. Raises
+    TrackingError; the alias is set after everything else.
     """
+    with reported(ref.tracking_uri):
+        known = _own_version(open_client(ref.tracking_uri), name, ref.run_id)
+    card = None if known is not None and COMPLETE in known.tags else card
     source = log_student(ref, student, card=card, max_length=max_length, has_pairs=has_pairs)
     tags = {key: f"{value:.0f}" if value.is_integer() else f"{value:.6g}" for key, value in headline(results).items()}
     with reported(ref.tracking_uri):
