@@ -16,6 +16,7 @@ from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import sqlite_path, tracking_uri
 from raydistill.tracking.listing import Found, RunStore
 from raydistill.tracking.registry.versions import open_store
+from raydistill.tracking.runs import is_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,17 +33,19 @@ def remove_run(storage: str, name: str, force: bool = False) -> dict[str, Any]:
     """
     place = Storage(storage)
     keys = place.list("runs")
-    key = name if name in keys else only(named(place, keys, name) if name else [], name, place.show())
+    key = only(named(place, keys, name) if name else [], name, place.show())
     held = is_held(place, "runs", key, LOCK)
     if held or (held is None and not force):
         certain = "is running" if held else "may be running, its lock is another user's"
         raise ArtifactError(f"Run {key} stays: it {certain}. Stop it first; the same command would go on with it.")
     with lock(place, "runs", key, LOCK):
         store = _store(place)
-        run = next(iter(store.by_key(key)), None) if store is not None else None
-        versions = store.versions(run) if store is not None and run is not None else []
+        found = store.by_key(key) if store is not None else []  # of KEY-2, and of other storages at the server, too
+        runs = [run for run in found if run.key == key and is_of(place, key, run.run_id, run.tags)]
+        held_by = {run.run_id: store.versions(run) for run in runs} if store is not None else {}
+        versions = [version for own in held_by.values() for version in own]
         _check_versions(key, versions, force)
-        gone = store.forget(run, versions) if store is not None and run is not None else []
+        gone = [one for run in runs for one in store.forget(run, held_by[run.run_id])] if store is not None else []
         for file in ("results.json", "sweep.json"):  # first: what has results counts as finished
             place.delete("runs", key, file)
         place.delete("runs", key)
@@ -98,7 +101,8 @@ def _find(store: RunStore, place: Storage, name: str) -> Found:
     found = store.by_key(name) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else []
     if not found:
         found = [run for key in named(place, place.list("runs"), name) for run in store.by_key(key)]
-    key = only(list(dict.fromkeys(str(run.key) for run in found)), name, place.show())
+    known = list(dict.fromkeys(str(run.key) for run in found))
+    key = name if name in known else only(known, name, place.show())
     return next(run for run in found if run.key == key)
 
 

@@ -22,8 +22,9 @@ def only(fitting: Sequence[str], name: str, where: str) -> str:
 
 
 def named(storage: Storage, known: Iterable[str], name: str) -> list[str]:
-    """Keys that begin with a name; if none does, those of MLflow runs whose id does."""
-    fitting = [key for key in known if key.startswith(name)]
+    """The key of that name; without one keys that begin with it; if none does, those of MLflow runs whose id does."""
+    known = list(known)  # a sweep's key begins those of the sweeps that --fresh began beside it
+    fitting = [name] if name in known else [key for key in known if key.startswith(name)]
     if fitting or len(name) < MIN_ID:
         return fitting
     return [key for key in known if (run_id(storage, key) or "").startswith(name)]

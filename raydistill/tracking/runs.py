@@ -321,10 +321,8 @@ def open_run(
 
 
 def is_of(storage: Storage, run_key: str, run_id: str, tags: Mapping[str, str]) -> bool:
-    """Whether a run with this key is the storage's own; earlier releases noted it in the run's folder only."""
-    if STORAGE in tags:
-        return tags[STORAGE] == identity(storage)
-    return run_id == recorded_id(storage, run_key)
+    """Whether a run with this key is the storage's own: of earlier releases only the run's folder tells it."""
+    return tags.get(STORAGE) == identity(storage) or run_id == recorded_id(storage, run_key)
 
 
 def _goes_on(storage: Storage, run_key: str, run: Run) -> bool:

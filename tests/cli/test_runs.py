@@ -314,6 +314,26 @@ def test_a_removed_run_is_gone_from_storage_and_list(own: Storage, capfd: pytest
     assert "bad" not in keys(own)
 
 
+def test_what_only_begins_like_a_removed_run_stays(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    """A sweep that ``--fresh`` began beside it, and what another storage has at the same server."""
+    uri, before = tracking_uri(own), keys(own)
+    beside = start(own, "swept-2", "sweep")
+    own.write_json({"artifacts": [], "run_id": beside.run_id}, "runs", "swept-2", "run.json")
+    client = open_client(uri)
+    client.create_model_version("news", "elsewhere", run_id=beside.run_id)
+    other = Storage(f"{own.root}-2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        elsewhere = start(other, "swept", "sweep")
+    code, told = call("rm", "swept", storage=own, capfd=capfd)
+    assert (code, told["removed"]["versions"]) == (0, [])
+    assert sorted(map(str, keys(own))) == sorted(map(str, [*before, "swept-2", "won"]))
+    assert rows_of(own)[0]["run_id"] == elsewhere.run_id
+    assert call("diff", "swept", "swept-2", storage=own, capfd=capfd)[0] == 0
+    assert client.search_model_versions(f"run_id = '{beside.run_id}'")
+    assert "swept-2" in own.list("runs")
+
+
 def test_a_name_that_fits_several_runs_or_none_is_refused(own: Storage, capfd: pytest.CaptureFixture[str]) -> None:
     for name, message in (("o", "3 runs begin with 'o': one, open, other"), ("x", "No run 'x'"), ("", "No run ''")):
         code, told = call("rm", name, storage=own, capfd=capfd)
