@@ -30,17 +30,19 @@ def is_masked_model(model: Any) -> bool:
 
 
 class VocabularyLogits:
-    """Logits of units, of which there are ``len``, (M, V): what ``decoder`` makes of ``states`` (M, width)."""
+    """Logits of units, of which there are ``len``, (M, V): what ``decoder`` makes of ``states`` (M, width), whoever
+    looks at them, under the autocast that this was made under (``dtype``; None: none)."""
 
-    def __init__(self, states: Tensor, decoder: nn.Module, num_tokens: int) -> None:
-        self.states, self.decoder, self.num_tokens = states, decoder, num_tokens
+    def __init__(self, states: Tensor, decoder: nn.Module, num_tokens: int, dtype: torch.dtype | None = None) -> None:
+        self.states, self.decoder, self.num_tokens, self.dtype = states, decoder, num_tokens, dtype
 
     def __len__(self) -> int:
         return len(self.states)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> VocabularyLogits:
         """Return the same with its states on ``device``, where the decoder is."""
-        return VocabularyLogits(self.states.to(device, non_blocking=non_blocking), self.decoder, self.num_tokens)
+        states = self.states.to(device, non_blocking=non_blocking)
+        return VocabularyLogits(states, self.decoder, self.num_tokens, self.dtype)
 
     def chunks(self) -> Iterator[slice]:
         """Yield units whose logits may be looked at together, all in their order."""
@@ -50,7 +52,8 @@ class VocabularyLogits:
 
     def decoded(self, states: Tensor) -> Tensor:
         """Return the logits of states (m, width) of these units, (m, V), float32."""
-        logits: Tensor = self.decoder(states)
+        with torch.autocast(states.device.type, self.dtype, enabled=self.dtype is not None):
+            logits: Tensor = self.decoder(states)
         return logits.float()
 
     def part(self, units: slice) -> Tensor:
@@ -67,7 +70,9 @@ class Decoding:
         """Return the logits at ``units``; of a family whose decoder has no place of its own those that it computed."""
         num_tokens = int(model.config.vocab_size)
         if self.states is not None:
-            return VocabularyLogits(self.states, model.get_output_embeddings(), num_tokens)
+            kind = self.states.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            return VocabularyLogits(self.states, model.get_output_embeddings(), num_tokens, dtype)
         return VocabularyLogits(logits_of(output).flatten(0, 1).index_select(0, units), nn.Identity(), num_tokens)
 
 

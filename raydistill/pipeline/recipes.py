@@ -130,6 +130,11 @@ def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe
     }
 
 
+def exact_losses(dtype: str) -> Recipe:
+    """Beside the dtype of what losses that multiply matrices have made: once they did so in that dtype, too."""
+    return {} if dtype == "float32" else {"losses": "float32"}
+
+
 def changes_teacher(config: Config) -> bool:
     """Whether the teacher that speaks is made from the one that the config names."""
     return config.lead.finetune is not None or config.task.num_components is not None
@@ -137,7 +142,9 @@ def changes_teacher(config: Config) -> bool:
 
 def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype: str) -> Recipe:
     finetune = known(config.lead.finetune)
+    is_contrastive = finetune is not None and finetune.method == "contrastive"
     return {
+        **(exact_losses(dtype) if is_contrastive else {}),
         "source": source_digest,
         "finetune": None if finetune is None else _without_defaults(finetune.model_dump(mode="json")),
         **_common(config, config.seed, tokens_digest, dtype),
@@ -154,6 +161,7 @@ def student_recipe(
         "mode": mode.name,
         "student": _student_recipe(config.student),
         "stages": {name: _stage_recipe(stage) for name, stage in config.stages.items()},
+        **exact_losses(dtype),
         **_common(config, student_seed(config), tokens_digest, dtype),
     }
 

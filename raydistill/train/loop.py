@@ -251,7 +251,7 @@ class StageRun:
         teacher = setup.device.move(setup.signals.read(batch))
         with setup.device.autocast():
             student = capture(setup.model, batch.inputs, setup.losses.student_needs, setup.losses.begin(teacher))
-            return setup.losses(student, teacher, batch, counts)
+        return setup.losses(student, teacher, batch, counts)
 
     def _agree(self, batches: list[Batch], progress: TrainProgress) -> list[float]:
         """Sum the counts over all ranks, and with them what ranks ask for: to leave, save, or wait at one step."""

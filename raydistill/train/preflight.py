@@ -69,7 +69,7 @@ def gradient_norms(
             continue
         with device.autocast():
             student = capture(model, batch.inputs, loss.student_needs, losses.begin(teacher))
-            value, _ = Losses({name: loss})(student, teacher, batch, [count])
+        value, _ = Losses({name: loss})(student, teacher, batch, [count])
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         norms[name] = math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))
     return norms

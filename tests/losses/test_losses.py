@@ -56,6 +56,16 @@ def kl_by_hand(teacher: torch.Tensor, student: torch.Tensor, temperature: float)
     return values
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_terms_are_given_what_a_model_computed_in_half_precision_as_float32(dtype):
+    """One of a user's own need not know; its projection has float32 weights."""
+    batch, loss = make_batch([0, 0], [2, 3]), HiddenMse(((1, 1),), 4, 6)
+    student, teacher = ({"hidden_states[1]": random_logits(5, width, width).to(dtype)} for width in (4, 6))
+    _, sums = Losses({"it": loss})(student, teacher, batch, [5.0])
+    exact = ({name: states.float() for name, states in side.items()} for side in (student, teacher))
+    assert torch.equal(sums[0], loss(*exact, batch).sum().detach())
+
+
 @pytest.mark.parametrize("classes", [2, 3, 30522])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_forward_kl_equals_the_definition(classes, temperature):

@@ -81,6 +81,19 @@ def test_only_units_are_decoded(family: str) -> None:
     assert decoded == [0, 2, 2, 1]
 
 
+@torch.no_grad()
+def test_words_are_decoded_in_the_dtype_in_which_they_were_captured() -> None:
+    """Wherever somebody looks at them: losses do so where autocast has ended."""
+    model, inputs = tiny_masked_model("bert"), masked_inputs("bert")
+    with torch.autocast("cpu", torch.bfloat16):
+        half, expected = capture(model, inputs, {LOGITS})[LOGITS], plain_logits(model, inputs)
+    exact, all_units = capture(model, inputs, {LOGITS})[LOGITS], slice(None)
+    assert torch.equal(half.to(torch.device("cpu")).part(all_units), expected.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = exact.part(all_units)
+    assert torch.equal(inside, exact.part(all_units))
+
+
 def test_signals_know_their_size() -> None:
     config = tiny_masked_model("bert").config
     assert (LOGITS.width(config), ANSWERS.width(config)) == (len(VOCABULARY), 3)

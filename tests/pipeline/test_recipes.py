@@ -148,6 +148,8 @@ def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
         **start,
         **common,
     }
+    in_half = [recipes.student_artifact(*given[:-1], dtype, MODES["online"])[1] for dtype in ("float32", "bfloat16")]
+    assert in_half[1] == {**in_half[0], "dtype": "bfloat16", "losses": "float32"}
     stages = {"stages": {"distill": bare}, "speaks": ["distill"]}
     assert recipes.baseline_artifact(*given)[1] == {**stages, **start, **common}
 

@@ -28,6 +28,7 @@ from raydistill.teacher.signals import OnlineSignals
 from raydistill.train import checkpoint, loop
 from raydistill.train.dropout import RowDropout
 from raydistill.train.loop import Schedule, StageRun, Validation, train
+from raydistill.train.preflight import gradient_norms
 
 FP32_GRADIENT = 5e-6
 """Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
@@ -88,6 +89,27 @@ def test_micro_batches_hardly_change_the_gradient_in_bfloat16(toy):
         for tokens in (100_000, 160)
     ]
     assert 0 < max(relative_difference(*cut).values()) < BF16_GRADIENT
+
+
+@pytest.mark.parametrize("kind", ["hidden_mse", "minilm_v2", "rkd_angle", "crd", "graph_attention", "cosine_pairs"])
+def test_a_model_computes_in_bfloat16_and_its_losses_in_float32(toy, kind):
+    """Loop and pre-flight: the loss of what autocast made of the model, by products of matrices that are exact."""
+    device, student = Device("cpu", "bfloat16"), toy.student(start="random", hidden_size=16, num_heads=2).eval()
+    losses = toy.losses(student, it={"type": kind})
+    setup = toy.setup("exact", losses, student, device=device)
+    batch = setup.rows.batch(np.flatnonzero(setup.rows.targets.labeled)[:16])
+    ids, (loss,) = losses.student_needs, losses.terms.values()
+    teacher = setup.signals.read(batch)
+    with device.autocast():
+        given = capture(student, batch.inputs, ids)
+    exact = capture(student, batch.inputs, ids)
+    assert not any(torch.equal(exact[name], given[name].float()) for name in ids)
+    expected = loss(*({name: z.float() for name, z in side.items()} for side in (given, teacher)), batch).sum()
+    _, sums = StageRun(setup)._forward(batch, [float(loss.count(batch))])
+    torch.testing.assert_close(sums[0], expected.detach(), rtol=1e-6, atol=0)
+    gradients = torch.autograd.grad(expected / loss.count(batch), [*student.parameters()], allow_unused=True)
+    norm = float(torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt())
+    assert gradient_norms(student, losses, setup.signals, batch, device) == {"it": pytest.approx(norm, rel=1e-5)}
 
 
 def test_losses_do_not_depend_on_the_padding_length(toy):
