@@ -116,7 +116,7 @@ def _moments(
 
     def add(name: str, module: Measurable, inputs: Tensor) -> None:
         moments = found.setdefault(name, Moments(inputs.shape[-1]))
-        if inputs.shape[:2] == mask.shape:
+        if inputs.dim() > 2 and inputs.shape[:2] == mask.shape:  # pooled (B, width) is no (B, L), even of L = width
             inputs = inputs[mask]
         elif inputs.dim() != 2 or len(inputs) != len(mask):  # no entry a row either: deberta's relative positions
             if name in others:  # which are the same for all rows

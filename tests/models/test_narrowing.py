@@ -255,6 +255,29 @@ def test_the_same_rows_give_the_same_student_however_they_are_batched(family: st
     torch.testing.assert_close(first(**unseen).logits, other(**unseen).logits, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("width", [8, 16, 24])
+@torch.no_grad()
+def test_rows_as_long_as_a_model_is_wide_give_the_same_student(family: str, width: int) -> None:
+    """What is pooled, (B, width), is not taken for masks of tokens (B, length); nor are 32 rows for entries."""
+    teacher, narrow = tiny_classifier(family), EncoderStudent(hidden_size=width, num_heads=2, num_layers=2)
+    rows = tiny_inputs(family, num_rows=32)
+    longest = rows["input_ids"].shape[1]
+    assert longest < 32
+    short, *others = (
+        build_student(
+            teacher,
+            narrow,
+            seed=0,
+            sample=[{key: nn.functional.pad(tensor, (0, length - longest)) for key, tensor in rows.items()}],
+        )
+        for length in (longest, 24, 32, 64)
+    )
+    unseen = tiny_inputs(family, num_rows=6, seed=99)
+    for other in others:
+        torch.testing.assert_close(short(**unseen).logits, other(**unseen).logits, rtol=1e-2, atol=1e-2)
+
+
 @torch.no_grad()
 def test_rows_of_two_texts_are_read_as_texts() -> None:
     """They are measured apart, as the model will read them."""
