@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag
 
 from raydistill.config.losses import SequenceHead
 from raydistill.config.section import Mistake, Name, OrAuto, Section, known, type_of
-from raydistill.config.training import Optimization, Resources
+from raydistill.config.training import Optimization, Resources, without_gpu
 
 FEWEST_PAIRED = 4
 """Rows that a contrastive training compares with each other at least."""
@@ -60,7 +60,8 @@ class Pool(Section):
     """Outputs that teachers may have ready for each training worker; beyond that they wait for the student."""
 
     def mistakes(self) -> list[Mistake]:
-        return [(("min",), f"{self.min} is above max ({self.max}).")] if self.min > self.max else []
+        found = without_gpu("resources", self.resources, self.accelerator_type)
+        return [*found, (("min",), f"{self.min} is above max ({self.max}).")] if self.min > self.max else found
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,14 @@ class Stage(Optimization):
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
 
+def without_gpu(setting: str, resources: Resources | None, accelerator_type: str | None) -> list[Mistake]:
+    """Resources that ask for no GPU beside a kind of GPU: on such a node all would be computed on its CPUs."""
+    if accelerator_type is None or resources is None or resources.get("GPU"):
+        return []
+    text = f"asks for no GPU, but accelerator_type for a node with {accelerator_type}. Add GPU: 1, or leave accelerator_type out."
+    return [((setting,), text)]
+
+
 class Train(Section):
     """How training runs: workers, batches, checkpoints."""
 
@@ -107,6 +115,7 @@ class Train(Section):
     one data and teacher stay what they are."""
 
     def mistakes(self) -> list[Mistake]:
-        if self.min_workers is None or self.min_workers <= self.num_workers:
-            return []
-        return [(("min_workers",), f"{self.min_workers} is above num_workers ({self.num_workers}).")]
+        found = without_gpu("resources_per_worker", self.resources_per_worker, self.accelerator_type)
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            found.append((("min_workers",), f"{self.min_workers} is above num_workers ({self.num_workers})."))
+        return found

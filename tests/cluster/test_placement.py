@@ -67,6 +67,11 @@ GPU_CLUSTER = cluster(head(trainer=(2, 16, 2), teacher=(4, 8, 1), cpu=(4, 16)))
         ([node(), node(8, 1, teacher=1)], {}, {"CPU": 8, "GPU": 1}),
         ([node(8)], {"resources_per_worker": {"CPU": 3}}, {"CPU": 3}),
         ([node(8)], {"accelerator_type": "A100"}, {"CPU": 1, "GPU": 1, "accelerator_type:A100": SHARE}),
+        (
+            [node(8, 1)],
+            {"accelerator_type": "A100", "resources_per_worker": {"GPU": 0.5}},
+            {"GPU": 0.5, "accelerator_type:A100": SHARE},
+        ),
         ([node(8, trainer=1), node(32)], {}, {"CPU": 8, "trainer": SHARE}),
         # too few nodes for training: anywhere, rather than waiting without end
         ([node(8, 1, trainer=1), node(32, 4)], {"num_workers": 2}, {"CPU": 8, "GPU": 1}),

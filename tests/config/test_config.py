@@ -121,6 +121,17 @@ def test_config_is_frozen() -> None:
             {"CPU": -1},
             "train.resources_per_worker.CPU: Input should be greater than or equal to 0, got",
         ),
+        (
+            "train",
+            {"accelerator_type": "L4", "resources_per_worker": {"CPU": 4}},
+            "train.resources_per_worker: asks for no GPU, but accelerator_type for a node with L4. Add GPU: 1, or",
+        ),
+        ("train", {"accelerator_type": "L4", "resources_per_worker": {"GPU": 0}}, "train.resources_per_worker: asks"),
+        (
+            "teacher.pool",
+            {"accelerator_type": "L4", "resources": {"CPU": 4}},
+            "teacher.pool.resources: asks for no GPU",
+        ),
         ("stages", {}, "stages: Dictionary should have at least 1 item"),
         ("stages.distill.losses", {}, "stages.distill.losses: Dictionary should have at least 1 item"),
         (
