@@ -16,7 +16,7 @@ from raydistill.config.data import Split
 from raydistill.config.tree import Config
 from raydistill.data.paths import SPLITS
 from raydistill.data.sources import read_source, read_unlabeled
-from raydistill.data.splits import cut, find_duplicates, keep_labels
+from raydistill.data.splits import contradicting, cut, find_duplicates, keep_labels
 from raydistill.data.spool import LARGE_BYTES, picked, spooled_texts
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks import Targets, Task, kind_of
@@ -184,6 +184,7 @@ def read_draft(config: Config) -> Draft:
 
 def drop_duplicates(draft: Draft) -> None:
     """Remove what ``find_duplicates`` says, and held-out splits without a row."""
+    join_copies(draft)
     parts = draft.parts
     found = find_duplicates({s: p.hashes for s, p in parts.items()}, {s: p.targets.ids() for s, p in parts.items()})
     draft.parts = {split: part.only(found.keep[split]) for split, part in parts.items()}
@@ -198,6 +199,25 @@ def drop_duplicates(draft: Draft) -> None:
             del draft.parts[split]
             draft.notes.append(f"The {split} split of the source has no row that can be used.")
     draft.task.check(draft.parts["train"].targets, draft.notes)
+
+
+def join_copies(draft: Draft) -> None:
+    """Give training rows with one text what their targets say together, where the task knows: of several ratings of a
+    text none is wrong."""
+    train, words = draft.parts["train"], draft.task.joined_words
+    _, group = np.unique(train.hashes, return_inverse=True)
+    differ = contradicting(group, train.targets.ids()) if words else np.zeros(0, bool)
+    if not differ.any():
+        return
+    targets = draft.task.joined(train.targets, group)
+    rows = differ & ~contradicting(group, targets.ids()) & targets.labeled
+    draft.parts["train"] = replace(train, targets=targets)
+    if ratings := list(filter(None, np.bincount(group[rows]).tolist())):
+        what = "picture" if draft.task.reads_pictures else "text"
+        draft.notes.append(
+            f"{len(ratings):,} training {what}s have several labels, {min(ratings)} to {max(ratings)} each, that "
+            f"differ: {words}."
+        )
 
 
 def cut_missing(draft: Draft, split: Split, seed: int) -> None:

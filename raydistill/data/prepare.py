@@ -4,7 +4,8 @@ What happens to a row, in this order; every count ends up in info.json, with a s
 
 1. a row with an empty text or one that repeats the header is skipped, an unlabelled row of validation or test too;
 2. a text of test is removed from validation and training, one of validation from training; copies within training are
-   kept once, none where their labels disagree; copies within validation and test stay, as these rows are given;
+   kept once, with the mean of their numbers or all their answers, none where other labels disagree; copies within
+   validation and test stay, as these rows are given;
 3. a missing validation or test split is cut from the labelled training rows, stratified, by a fixed seed;
 4. ``data.max_labeled`` hides the labels of the other training rows;
 5. ``data.unlabeled`` joins training without labels, and without what stands in any split already.
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 INCLUDED = {"columns", "split", "max_labeled"}
 """Settings of the data section that decide what its rows are."""
-CHECKS = 3
+CHECKS = 4
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
 
 

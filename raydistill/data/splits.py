@@ -32,7 +32,8 @@ def find_duplicates(hashes: Mapping[str, Hashes], labels: Mapping[str, Ids]) -> 
 
     A text of test is removed from validation and training, one of validation from training. Copies within training
     are kept once, the first labelled one if there is one; where their labels disagree all copies are removed, as
-    neither label can be trusted. Copies within validation and test are counted but kept: these rows are given.
+    neither label can be trusted (ratings and answers have been joined before, see ``draft.join_copies``). Copies
+    within validation and test are counted but kept: these rows are given.
     """
     keep = {split: np.ones(len(values), bool) for split, values in hashes.items()}
     removed, repeated, disagree = {}, {}, {}
@@ -55,19 +56,24 @@ def find_duplicates(hashes: Mapping[str, Hashes], labels: Mapping[str, Ids]) -> 
 def _keep_once(hashes: Hashes, labels: Ids) -> tuple[Mask, int]:
     """One row of each hash, the first labelled one before the first; none where labels differ. Number of such rows."""
     _, group = np.unique(hashes, return_inverse=True)
-    num_groups = int(group.max()) + 1 if len(group) else 0
-    low = np.full(num_groups, np.iinfo(np.int64).max)
-    high = np.full(num_groups, -1)
-    labeled = labels >= 0
-    np.minimum.at(low, group[labeled], labels[labeled])
-    np.maximum.at(high, group[labeled], labels[labeled])
-    in_conflict = (low < high)[group]
-    order = np.lexsort((np.arange(len(group)), ~labeled, group))
+    in_conflict = contradicting(group, labels)
+    order = np.lexsort((np.arange(len(group)), labels < 0, group))
     first = np.ones(len(group), bool)
     first[1:] = group[order][1:] != group[order][:-1]
     keep = np.zeros(len(group), bool)
     keep[order[first]] = True
     return keep & ~in_conflict, int(in_conflict.sum())
+
+
+def contradicting(group: Ids, labels: Ids) -> Mask:
+    """Rows (N,) of groups whose labelled rows do not all have one label; groups are numbers from 0."""
+    num_groups = int(group.max()) + 1 if len(group) else 0
+    low, high = np.full(num_groups, np.iinfo(np.int64).max), np.full(num_groups, -1)
+    labeled = labels >= 0
+    np.minimum.at(low, group[labeled], labels[labeled])
+    np.maximum.at(high, group[labeled], labels[labeled])
+    found: Mask = (low < high)[group]
+    return found
 
 
 def allocate(counts: Ids, total: int, low: Ids, high: Ids) -> Ids:

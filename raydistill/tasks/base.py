@@ -88,6 +88,8 @@ class Task(ABC):
     """What a model at the floor is called: ``no better than guessing the most frequent class``."""
     strata_words: ClassVar[str]
     """What ``strata`` are called, in the plural."""
+    joined_words: ClassVar[str] = ""
+    """What ``joined`` makes of several rows' targets, a clause; empty where different ones contradict each other."""
     linear: ClassVar[str] = ""
     """What ``fit_linear`` fits, in words; empty where no linear model on words is a rival."""
     counted: ClassVar[str] = "rows"
@@ -221,6 +223,11 @@ class Task(ABC):
     def strata(self, targets: Targets) -> NDArray[np.int64]:
         """A group for each row, by which splits are cut; -1 for a row without a label."""
         return np.where(targets.labeled, 0, -1)
+
+    def joined(self, targets: Targets, groups: NDArray[np.int64]) -> Targets:
+        """Targets in which each labelled row has what all those of its group (N,), rows with one text, say together;
+        what differs within a group then still is a contradiction."""
+        return targets
 
     def names_in(self, targets: Targets) -> set[str]:
         """The outputs of which labelled rows have an example; empty where that has no meaning."""

@@ -30,6 +30,14 @@ def as_numbers(column: pa.ChunkedArray, infinite: str) -> pa.ChunkedArray:
     return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
 
 
+def group_means(known: Array, groups: Array) -> Array:
+    """Of each number (N,) the mean of those of its group (N,); of equal ones exactly what they are."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    begin = known[first]
+    means: Array = begin + np.bincount(group, known - begin[group]) / np.bincount(group)
+    return means[group]
+
+
 def tenths(known: Array) -> Array:
     """In which tenth of them, by size, numbers (N,) are; equal ones are together."""
     found: Array = np.searchsorted(np.sort(known), known) * NUM_STRATA // max(len(known), 1)

@@ -12,7 +12,7 @@ from raydistill.config import tasks as config
 from raydistill.errors import DataError
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.linear import Linear, fit_numbers
-from raydistill.tasks.numbers import NUMBER, as_numbers, no_numbers, tenths
+from raydistill.tasks.numbers import NUMBER, as_numbers, group_means, no_numbers, tenths
 from raydistill.tasks.scores import Floor, Scores, fit_rows
 from raydistill.tasks.statistics import weighted_pearson, weighted_ranks
 from raydistill.tasks.targets import Array, Targets, decoded, is_string, none_if_empty
@@ -38,6 +38,7 @@ class TextRegression(Task):
     limit = "It gives every row a number, also a row of which that makes no sense."
     guessing = "no better than always answering the mean"
     strata_words = "ranges of the target"
+    joined_words = "their number is the mean"
     linear = "ridge regression"
 
     def __init__(self, center: float = 0.0, scale: float = 1.0, outputs: Sequence[str] = ("value",)) -> None:
@@ -96,6 +97,12 @@ class TextRegression(Task):
         found = np.full(len(targets), -1, np.int64)
         found[targets.labeled] = tenths(targets.values[targets.labeled])
         return found
+
+    def joined(self, targets: Targets, groups: Array) -> Targets:
+        """With the mean of the numbers of a group."""
+        values, known = targets.values.copy(), targets.labeled
+        values[known] = group_means(values[known], groups[known])
+        return Targets(values, known)
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:
         if len(np.unique(train.values[train.labeled])) < 2:

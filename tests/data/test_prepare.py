@@ -256,3 +256,50 @@ def test_the_real_news_texts(local: Storage) -> None:
     assert info.removed["train_repeated"] == 98
     assert info.skipped == {"not UTF-8": 1}
     assert seconds < 3  # 0.5 s on two idle cores
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "labels", "joined"),
+    [
+        ("text_regression", "label", [1.0, 2.0, 2.0, 3.5], [2.125]),
+        ("text_regression", "label", [0.1, 0.1, 0.1, None], [0.1]),
+        ("question_answering", "answers", [["cat"], ["a cat"], ["cat"], None], [[11, 14, 1], [9, 14, 1]]),
+        ("embeddings", "score", [0.0, 0.5, 1.0, 0.5], [0.5]),
+    ],
+)
+def test_several_ratings_or_answers_of_one_text_become_one_row(
+    task: str, column: str, labels: list[Any], joined: list[Any], tmp_path: Path, local: Storage
+) -> None:
+    texts = {
+        "text_regression": ("text", "none"),
+        "question_answering": ("question", "context"),
+        "embeddings": ("text", "text_pair"),
+    }[task]
+    rows = [
+        {texts[0]: f"text {i}", texts[1]: f"there is a cat {i}", column: label} for i in range(30) for label in labels
+    ]
+    rows += [{texts[0]: f"once {i}", texts[1]: "it sat", column: ["sat"] if column == "answers" else i} for i in (4, 5)]
+    source = tmp_path / "x.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    artifact = prepare_data(make_config(source, task={"type": task}), local)
+    info, tables = read_info(artifact), splits_of(artifact)
+    assert sum(table.num_rows for table in tables.values()) == 32
+    assert (info.removed["train_conflicting"], info.removed["train_repeated"]) == (0, 90)
+    found = {
+        json.dumps(target["units"] if isinstance(target, dict) else target[:1] if task == "embeddings" else [target])
+        for table in tables.values()
+        for target, text in zip(table["target"].to_pylist(), table["text"].to_pylist(), strict=True)
+        if text.startswith("text")
+    }
+    assert found == {json.dumps(joined)}
+    different = len({json.dumps(label) for label in labels if label is not None})
+    assert ("30 training texts have several labels, " in " ".join(info.notes)) == (different > 1)
+
+
+def test_answers_and_none_of_one_question_contradict_each_other(tmp_path: Path, local: Storage) -> None:
+    rows = [{"question": f"who {i}", "context": "the cat sat", "answers": ["cat"]} for i in range(20)]
+    rows += [{"question": "who 0", "context": "the cat sat", "answers": []}]
+    source = tmp_path / "x.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    info = read_info(prepare_data(make_config(source, task={"type": "question_answering"}), local))
+    assert info.removed["train_conflicting"] == 2

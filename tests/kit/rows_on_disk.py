@@ -15,7 +15,8 @@ from raydistill.storage.artifacts import Artifact
 
 def make_config(path: Path | str, **data: Any) -> Config:
     rest = {name: data.pop(name) for name in ("seed", "task", "storage") if name in data}
-    stage = {"losses": {"kd": {"type": "logit_mse"}}}
+    is_of_vectors = rest.get("task", {}).get("type") == "embeddings"
+    stage = {"losses": {"kd": {"type": "vector_mse" if is_of_vectors else "logit_mse"}}}
     tree = {"data": {"path": str(path), **data}, "teacher": {"model": "x"}, "stages": {"distill": stage}, **rest}
     return Config.model_validate(tree)
 

@@ -20,7 +20,7 @@ from raydistill.tasks.base import Read, Task
 from raydistill.tasks.embeddings import reading
 from raydistill.tasks.embeddings.reading import FIRST, KNOWN, SCORE, SECOND
 from raydistill.tasks.embeddings.scoring import MAX_TEXTS, EmbeddingScores, apart, beside, cosine_of_pairs
-from raydistill.tasks.numbers import tenths
+from raydistill.tasks.numbers import group_means, tenths
 from raydistill.tasks.targets import Array, Targets
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Embeddings(Task):
     limit = "Its vectors are compared by their cosine; they mean nothing beside those of another model."
     guessing = "no better than vectors in which no text is nearer than another"
     strata_words = "ranges of scores"
+    joined_words = "their score is the mean"
     outputs = ()
 
     def __init__(
@@ -136,6 +137,14 @@ class Embeddings(Task):
         if self.scores_range is not None:
             found[targets.labeled] = tenths(targets.values[targets.labeled, SCORE])
         return found
+
+    def joined(self, targets: Targets, groups: Array) -> Targets:
+        """With the mean of the scores of a group, where pairs have scores."""
+        if self.scores_range is None:
+            return targets
+        values, known = targets.values.copy(), targets.labeled
+        values[known, SCORE] = group_means(values[known, SCORE], groups[known])
+        return Targets(values, known)
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:
         if len(np.unique(train.values[:, FIRST])) < FEWEST:

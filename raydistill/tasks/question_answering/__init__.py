@@ -68,6 +68,7 @@ class QuestionAnswering(Task):
     limit = "It answers with a part of the given text, never with words of its own."
     guessing = "no better than an answer that does not look at the question"
     strata_words = "kinds of questions (with and without an answer)"
+    joined_words = "their answers are one list, the most frequent first"
 
     def __init__(
         self,
@@ -188,6 +189,10 @@ class QuestionAnswering(Task):
         first = targets.values.starts[targets.labeled]
         found[targets.labeled] = targets.values.flat[first, 2] != 1
         return found
+
+    def joined(self, targets: Targets, groups: Array) -> Targets:
+        """With all different answers of a group, the most frequent first; a row that says that there is none stays."""
+        return reading.with_all_answers(targets, groups)
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:
         if not (train.values.flat[train.labeled_units(), 2] == 1).any():

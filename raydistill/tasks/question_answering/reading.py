@@ -6,6 +6,7 @@ context has none, null that the row is not labelled.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from raydistill.errors import DataError
 from raydistill.tasks.mistakes import Wrong, refuse
-from raydistill.tasks.targets import Ragged, Targets, decoded, is_string
+from raydistill.tasks.targets import Array, Ragged, Targets, decoded, is_string
 
 PLACE = np.int32
 ANSWER = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("places", pa.int32())])
@@ -151,3 +152,18 @@ def targets_of(column: pa.ChunkedArray) -> Targets:
     flat = np.concatenate([np.zeros((0, 3), PLACE), *rows])
     texts = form.field("context").fill_null("")
     return Targets(Ragged(flat, lengths, texts=texts), labeled)
+
+
+def with_all_answers(targets: Targets, groups: Array) -> Targets:
+    """Targets in which each row with answers has all different ones of the rows of its group (N,), the most frequent
+    first. A row that says that there is none keeps that: it contradicts the others."""
+    rows = [targets.values[row] for row in range(len(targets))]
+    given = [row for row, units in enumerate(rows) if targets.labeled[row] and units[0, 2] == 1]
+    counts: dict[int, Counter[tuple[int, ...]]] = {}
+    for row in given:
+        counts.setdefault(int(groups[row]), Counter()).update(map(tuple, rows[row].tolist()))
+    units = {group: np.array([answer for answer, _ in own.most_common()], PLACE) for group, own in counts.items()}
+    for row in given:
+        rows[row] = units[int(groups[row])]
+    joined = Ragged.of(rows, targets.values.flat[:0])
+    return Targets(Ragged(joined.flat, joined.lengths, texts=targets.values.texts), targets.labeled)
