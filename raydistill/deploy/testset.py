@@ -56,7 +56,7 @@ def read_test_rows(data: Data, task: Task, split: str = "test", section: TaskSec
     ``section``: of a config, how labels are written. Raises DataError where nothing has a label, ConfigError for a
     split that the data lacks, ModelError for labels that the model does not know.
     """
-    source = read_source(data, section or task.Settings(), needs_train=False)
+    source = read_source(data, written_for(task, section or task.Settings()), needs_train=False)
     table, notes = chosen_table(source, split)
     if "label" not in table.column_names and task.needs_labels:
         raise DataError(
@@ -77,6 +77,12 @@ def read_test_rows(data: Data, task: Task, split: str = "test", section: TaskSec
     part = part.only(kept)
     hashes = tuple(value.decode() for value in part.hashes)
     return TestRows(as_texts(part.texts), targets.take(kept), task, hashes, data.path, split, tuple(notes))
+
+
+def written_for(task: Task, section: TaskSection) -> TaskSection:
+    """The section, with a model's own labels where it lists none: rows of 0 and 1 stand for them in that order."""
+    lists_labels = "labels" in type(section).model_fields and task.outputs and not getattr(section, "labels", None)
+    return section.model_copy(update={"labels": task.outputs}) if lists_labels else section
 
 
 def chosen_table(source: Source, split: str) -> tuple[pa.Table, list[str]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.rows_on_disk import make_config, write_rows
 from kit.scores import (
     assert_interval_is_scipy_s,
     assert_values_are,
@@ -17,7 +21,11 @@ from kit.scores import (
 from scipy.special import logit
 from sklearn import metrics as library
 
+from raydistill.config.data import Data
 from raydistill.config.tasks import MultiLabelClassification as Settings
+from raydistill.data.draft import make_draft
+from raydistill.deploy.testset import read_test_rows
+from raydistill.errors import DataError
 from raydistill.evaluate.compare import chance
 from raydistill.evaluate.intervals import intervals
 from raydistill.tasks import task_of
@@ -185,3 +193,63 @@ def test_the_loss_is_the_mean_cross_entropy_over_the_labels() -> None:
     ]
     assert values.tolist() == pytest.approx(expected, rel=1e-5)
     assert values.mean().item() == pytest.approx(LabelScores(logits, targets, TASK).values["log_loss"], rel=1e-5)
+
+
+def lists_of(cells: list[Any], labels: tuple[str, ...] | None = None, names: tuple[str, ...] | None = None) -> Any:
+    section = Settings(labels=labels)
+    return MultiLabelClassification.column(section, pa.chunked_array([pa.array(cells)]), "It", names).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["a, b", "", "  ", None, "[]", ","], [["a", "b"], None, None, None, [], None]),  # as CSV files have them
+        (["['a', 'b']", '["a", null]', "[]", "[urgent]"], [["a", "b"], ["a"], [], ["[urgent]"]]),
+        ([["a", None], [], None, [None], ["b", " "]], [["a"], [], None, None, ["b"]]),
+        ([[1.0, None], [2.0]], [["1"], ["2"]]),
+        ([[0], [1], [0, 1]], [["0"], ["1"], ["0", "1"]]),  # numbers of labels
+    ],
+)
+def test_a_cell_says_its_labels_or_that_there_are_none_or_nothing(cells: list[Any], expected: list[Any]) -> None:
+    assert lists_of(cells) == expected
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [[0, 1, 1], [0, 0, 0], [], None, [1, 0, 0]],
+        [[0.0, 1.0, 1.0], [False, False, False], [], [None, None, None], [True, False, False]],
+        ["0,1,1", "[0, 0, 0]", "[]", "", "1,0,0"],
+    ],
+)
+def test_rows_of_0_and_1_stand_for_names(cells: list[Any]) -> None:
+    cells = [cell if not isinstance(cell, list) else [None if i is None else float(i) for i in cell] for cell in cells]
+    expected = [["b", "c"], [], [], None, ["a"]]
+    assert lists_of(cells, labels=("a", "b", "c")) == expected
+    assert lists_of(cells, names=("a", "b", "c")) == expected
+    for labels in (None, ("a", "b")):
+        with pytest.raises(DataError, match=r"rows of 3 numbers 0 and 1.*task\.labels"):
+            lists_of(cells, labels=labels)
+
+
+def test_a_row_of_0_and_1_with_a_gap_is_named() -> None:
+    with pytest.raises(DataError, match="1 row of It cannot be used; row 2: a place is neither 0 nor 1"):
+        lists_of([[0, 1, 1], [0, None, 1]], labels=("a", "b", "c"))
+
+
+def test_rows_of_0_and_1_are_read_for_a_finished_model(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "x.jsonl", [("one", [1, 0, 1]), ("two", [0, 0, 0])])
+    found = read_test_rows(Data(path=str(path)), MultiLabelClassification(("a", "b", "c")), "train")
+    assert found.targets.values.tolist() == [[1, 0, 1], [0, 0, 0]]
+
+
+def test_an_empty_csv_cell_is_no_label(tmp_path: Path) -> None:
+    lines = ["text,labels", *(f'text {i},"{"a,b" if i % 2 else "b"}"' for i in range(30)), "bare,[]", "left open,"]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    draft = make_draft(make_config(tmp_path / "x.csv", task={"type": "multi_label_classification"}))
+    labeled = {
+        text: known
+        for part in draft.parts.values()
+        for text, known in zip(part.texts["text"].to_pylist(), part.targets.labeled.tolist(), strict=True)
+    }
+    assert [text for text, known in labeled.items() if not known] == ["left open"]

@@ -142,7 +142,7 @@ def test_lists_and_cells_of_labels_are_the_same_targets(tmp_path: Path, storage:
     given_labels = [["a"], ["a", "b"], [], ["c", "a"], ["b"]]
     rows = [{"text": f"text {i}", "labels": given_labels[i % 5]} for i in range(100)]
     lists = prepare_data(make_config(write(tmp_path / "x.jsonl", rows), task=LABELS), storage)
-    cells = ["text,labels", *(f"{row['text']},{' ; '.join(row['labels'])}" for row in rows)]
+    cells = ["text,labels", *(f"{row['text']},{' ; '.join(row['labels']) or '[]'}" for row in rows)]
     (tmp_path / "x.csv").write_text("\n".join(cells) + "\n")
     text = prepare_data(make_config(tmp_path / "x.csv", task={**LABELS, "separator": ";"}), storage)
     for split, table in splits_of(lists).items():

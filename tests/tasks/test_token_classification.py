@@ -10,6 +10,7 @@ from typing import Any
 import nervaluate
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from kit.rows_on_disk import make_config
@@ -17,12 +18,13 @@ from kit.scores import assert_interval_is_scipy_s, assert_values_are, assert_wei
 from kit.tagged import LABELS, tagged_rows, write_jsonl
 from sklearn.metrics import accuracy_score, log_loss
 
+from raydistill.config.tasks import TokenClassification as Settings
 from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks.targets import Ragged
 from raydistill.tasks.text_classification.scoring import probabilities
-from raydistill.tasks.token_classification import TokenClassification
+from raydistill.tasks.token_classification import TokenClassification, reading
 from raydistill.tasks.token_classification.scoring import EntityScores
 from raydistill.tasks.token_classification.words import FINE, WHOLE, Scheme, split, stray, to_iob2
 
@@ -415,3 +417,14 @@ def test_rows_are_grouped_by_their_rarest_entity(tmp_path: Path) -> None:
     expected = [number[rare] if rare in found else number[next(iter(found))] if found else 0 for found in kinds]
     assert task.strata(targets).tolist() == expected
     assert task.counts(targets)["B-ORG"] == sum(int((row[:, 2] == 1).sum()) for row in targets.values)
+
+
+def test_a_word_labelled_minus_100_and_an_empty_csv_cell_are_no_labels() -> None:
+    names = ("O", "B-PER", "I-PER")
+    row = reading.read_row(["my", "Ann", "Lee"], [-100, 1, 2], names)
+    assert (row.text, row.places, row.tags) == ("my Ann Lee", [(3, 6), (7, 10)], ["B-PER", "I-PER"])
+    assert reading.read_row("my Ann Lee", "O -100 O", None).tags == ["O", "O"]
+    assert reading.read_row("my Ann Lee", " ", None).tags is None
+    words, labels = (pa.chunked_array([rows]) for rows in ([["my", "Ann"], ["a", "b"]], [[-100, -100], [0, 1]]))
+    form = reading.aligned(Settings(), words, labels, "It", names)[1]
+    assert reading.targets_of(form, names).labeled.tolist() == [False, True]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raydistill.config import tasks as config
-from raydistill.errors import ConfigError, DataError, did_you_mean
+from raydistill.errors import DataError, did_you_mean
 from raydistill.tasks.base import Read, Task
 from raydistill.tasks.linear import Linear, fit_labels
+from raydistill.tasks.multi_label import reading
 from raydistill.tasks.multi_label.scoring import LabelScores, mean_logits, probabilities
 from raydistill.tasks.statistics import best_threshold
-from raydistill.tasks.targets import Array, Targets, decoded, is_string, shown
+from raydistill.tasks.targets import Array, Targets, shown
 from raydistill.tasks.text_classification.classes import class_summary, look_alikes
 from raydistill.tasks.text_classification.reading import known_places
 
@@ -51,19 +51,8 @@ class MultiLabelClassification(Task):
     def column(
         cls, settings: config.MultiLabelClassification, column: pa.ChunkedArray, what: str, names: Sequence[str] | None
     ) -> pa.ChunkedArray:
-        """A list of names for each row: of lists of names or numbers, or of texts with ``task.separator`` between."""
-        column = decoded(column)
-        if pa.types.is_null(column.type):
-            return column.cast(pa.list_(pa.large_string()))
-        if is_string(column.type):
-            column = pc.split_pattern(column.cast(pa.large_string()), settings.separator)
-        elif not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-            raise DataError(f"{what} holds {column.type}; multi-label classification needs lists of labels, or texts.")
-        if pa.types.is_nested(column.type.value_type):
-            raise DataError(f"{what} holds lists of {column.type.value_type}. Give each row a list of names.")
-        rows = [None if row is None else [_name(item, names, what) for item in row] for row in column.to_pylist()]
-        kept = [None if row is None else [name for name in dict.fromkeys(row) if name] for row in rows]
-        return pa.chunked_array([pa.array(kept, pa.list_(pa.large_string()))])
+        """A list of names for each row, see ``reading``."""
+        return reading.label_lists(settings, column, what, names)
 
     @classmethod
     def is_target(cls, cells: Sequence[Any]) -> bool:
@@ -238,11 +227,3 @@ def _targets(rows: Sequence[Sequence[str] | None], place: Mapping[str, int], num
     for i, row in enumerate(rows):
         values[i, [place[name] for name in row or ()]] = 1
     return Targets(values, np.array([row is not None for row in rows], bool))
-
-
-def _name(item: Any, names: Sequence[str] | None, what: str) -> str:
-    if names is None or not isinstance(item, int):
-        return str(item).strip()
-    if not 0 <= item < len(names):
-        raise ConfigError(f"{what} holds label {item}, but only {len(names)} names go with it.")
-    return names[item]

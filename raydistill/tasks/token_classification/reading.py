@@ -28,6 +28,8 @@ FORM = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("tag", p
 """Of a label column: a word each; null where a row has no labels."""
 STARTS, ENDS, NAMES = ("start", "start_offset"), ("end", "end_offset"), ("label", "type", "entity")
 """What annotation tools call the parts of a span."""
+MASKED = "-100"
+"""Of a word that is no unit: nothing is learned or measured of it, and it stays context."""
 _WORD = re.compile(r"\S+")
 IOB1 = "Mend them or, if the first word of an entity need not have a B-, set task.scheme: iob1."
 
@@ -85,14 +87,15 @@ def read_row(text: Any, label: Any, names: Sequence[str] | None) -> Row:
     else:
         text = text or ""
         places = [found.span() for found in _WORD.finditer(text)]
-    if label is None:
+    if label is None or (isinstance(label, str) and not label.strip()):
         return Row(text)
     tags = label.split() if isinstance(label, str) else label
     if not isinstance(tags, list):
         raise Wrong(f"its labels are {type(label).__name__}, not a list with a label for each word.")
     if len(tags) != len(places):
         raise Wrong(f"there are {len(places)} words and {len(tags)} labels. Each word needs one.")
-    return Row(text, places, [named(tag, names) for tag in tags])
+    known = [(place, named(tag, names)) for place, tag in zip(places, tags, strict=True) if str(tag).strip() != MASKED]
+    return Row(text, [place for place, _ in known], [tag for _, tag in known])
 
 
 def named(tag: Any, names: Sequence[str] | None) -> str:
