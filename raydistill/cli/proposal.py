@@ -148,7 +148,8 @@ def data_section(survey: Survey) -> list[str]:
     lines += [f"  max_labeled: {data.max_labeled}"] * bool(data.max_labeled)
     lines += [f"  unlabeled: {as_yaml(data.unlabeled)}"] * bool(data.unlabeled)
     split = data.split.model_dump()
-    held = f"  split: {{validation: {split['validation']}, test: {split['test']}}}"
+    by = f", by: {split['by']}" if split["by"] != "auto" else ""
+    held = f"  split: {{validation: {split['validation']}, test: {split['test']}{by}}}"
     return [*lines, f"{held}  # shares of the labelled rows, where the data has no such split of its own"]
 
 

@@ -41,6 +41,10 @@ class Split(Section):
     """Rows that pick the best epoch."""
     test: float = Field(default=0.1, gt=0, lt=1)
     """Rows that only the results look at."""
+    by: Literal["auto", "rows", "text", "text_pair", "texts"] = "auto"
+    """Which rows of pairs stay in one split: those with one ``text``, one ``text_pair``, or a common text in either
+    column (``texts``); ``rows``: each for itself. ``auto``: embeddings by ``texts``, or where one text leads to nearly
+    all others by ``text``; questions by their context; others by ``rows``, and a note counts common texts."""
 
     def mistakes(self) -> list[Mistake]:
         held = self.validation + self.test

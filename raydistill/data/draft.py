@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from raydistill.config.data import Split
 from raydistill.config.tree import Config
 from raydistill.data.paths import SPLITS
 from raydistill.data.sources import read_source, read_unlabeled
-from raydistill.data.splits import contradicting, cut, find_duplicates, keep_labels
+from raydistill.data.splits import contradicting, cut, cut_groups, find_duplicates, joined_by, keep_labels
 from raydistill.data.spool import LARGE_BYTES, picked, spooled_texts
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks import Targets, Task, kind_of
@@ -31,6 +32,10 @@ _REMOVED = {
     "validation_in_test": "{rows} removed from validation: the same {what} is in test.",
     "train_in_held_out": "{rows} removed from training: the same {what} is in validation or test.",
     "train_repeated": "{rows} removed from training: a copy of the same {what} stays.",
+    "unlabeled_beside_test": "{rows} removed from training: without a label, and with a {what} that is in test.",
+    "unlabeled_beside_validation": (
+        "{rows} removed from training: without a label, and with a {what} that is in validation."
+    ),
     "train_conflicting": "{rows} removed from training: copies of one {what} with different labels.",
     "unlabeled_in_held_out": "{rows} of data.unlabeled removed: the same {what} is in validation or test.",
     "unlabeled_repeated": "{rows} of data.unlabeled removed: the same {what} is in training already.",
@@ -222,6 +227,7 @@ def join_copies(draft: Draft) -> None:
 
 def cut_missing(draft: Draft, split: Split, seed: int) -> None:
     """Cut the held-out splits that the source lacks from the labelled training rows, stratified."""
+    by = grouping(draft, split)
     missing = [name for name in ("test", "validation") if name not in draft.parts]
     if len(missing) == 2 and split.validation + split.test >= 1:
         raise ConfigError(
@@ -232,34 +238,78 @@ def cut_missing(draft: Draft, split: Split, seed: int) -> None:
     for name in missing:
         train, share = draft.parts["train"], getattr(split, name)
         # both shares are of all rows, so the second is larger in relation to what the first has left
-        chosen = cut_rows(draft.task, train, share / left, seed, name)
+        chosen, beside = cut_rows(draft.task, train, by, share / left, seed, name)
         left -= share
         if not chosen.any():
             raise DataError(
                 f"There are too few labelled training rows to cut a {name} split from: none of the "
                 f"{draft.task.strata_words} has two of them. Add rows, or a file of its own for {name}."
             )
-        draft.parts |= {name: train.only(chosen), "train": train.only(~chosen)}
+        draft.parts |= {name: train.only(chosen), "train": train.only(~chosen & ~beside)}
+        draft.remove({f"unlabeled_beside_{name}": int(beside.sum())} if beside.any() else {})
         draft.notes.append(f"The {name} split, {int(chosen.sum()):,} rows, was cut from the training rows.")
         there = draft.task.names_in(train.targets.take(chosen))
         missed = draft.task.names_in(train.targets) - there
         if rare := [name for name in draft.task.outputs if name in missed]:
             draft.notes.append(f"Too rare to be in the {name} split: {shown(rare)}.")
+    for name in ("test", "validation"):
+        tell_shared_texts(draft, name, split, was_cut=name in missing)
 
 
-def cut_rows(task: Task, part: Part, share: float, seed: int, name: str) -> npt.NDArray[np.bool_]:
-    """Rows that form a held-out split: stratified; or all labelled ones of some texts, where several rows are about one
-    text (``Task.grouped_by``) and there is more than one text."""
+def grouping(draft: Draft, split: Split) -> tuple[str, ...]:
+    """Which rows stay in one split, as ``data.split.by`` has it, the best way first. Raises ConfigError."""
+    is_pair = "text_pair" in draft.parts["train"].texts.column_names
+    if split.by not in ("auto", "rows") and not is_pair:
+        raise ConfigError(
+            f"data.split.by is {split.by}, but the rows have one text each, and none is in two splits. Leave it out, "
+            "or name the second column in data.columns.text_pair."
+        )
+    return ("rows",) if not is_pair else draft.task.split_by if split.by == "auto" else (split.by,)
+
+
+def cut_rows(
+    task: Task, part: Part, by: Sequence[str], share: float, seed: int, name: str
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Rows that form a held-out split: stratified, or whole groups of rows, ``by`` the first of several ways that gives
+    such a split; and rows without a label that belong to these groups."""
     strata = task.strata(part.targets)
-    if task.grouped_by is not None:
-        hashes = row_hashes(part.texts.select([task.grouped_by]))
-        _, first, text = np.unique(hashes, return_index=True, return_inverse=True)
-        known = np.full(len(first), -1)
-        known[text[strata >= 0]] = 0
-        chosen = cut(known, hashes[first], share, seed, name)[text] & (strata >= 0)
+    for way in by:
+        if way == "rows":
+            break
+        chosen = cut_groups(text_groups(part.texts, way), strata, part.hashes, share, seed, name)
         if chosen.any():
-            return chosen
-    return cut(strata, part.hashes, share, seed, name)
+            return chosen & (strata >= 0), chosen & (strata < 0)
+    else:
+        raise DataError(
+            f"No {name} split can be cut off whose rows share no text with others (data.split.by: {by[-1]}): nearly "
+            f"all training rows belong together. Set data.split.by: rows, or add a file of its own for {name}."
+        )
+    return cut(strata, part.hashes, share, seed, name), np.zeros(len(strata), bool)
+
+
+def text_groups(texts: pa.Table, by: str) -> npt.NDArray[np.int64]:
+    """A number for each row, equal for rows that stay together, see ``grouping``."""
+    names = ["text", "text_pair"] if by == "texts" else [by]
+    hashes = np.concatenate([row_hashes(texts.select([name])) for name in names])
+    ids = np.unique(hashes, return_inverse=True)[1]
+    return joined_by(*np.split(ids, len(names)))
+
+
+def tell_shared_texts(draft: Draft, name: str, split: Split, *, was_cut: bool) -> None:
+    """A note on rows of a held-out split of which one text is in a training row, too, with another beside it."""
+    train, part = draft.parts["train"].texts, draft.parts[name].texts
+    if "text_pair" not in train.column_names:
+        return
+    whole_texts = {"text": ["text"], "text_pair": ["text_pair"]}
+    watched = whole_texts.get(draft.task.split_by[0] if split.by == "auto" else split.by, ["text", "text_pair"])
+    known = pa.chunked_array([whole(train.column(other)) for other in watched])
+    seen = [pc.is_in(whole(part.column(own)), value_set=known) for own in watched]
+    if count := int(pc.sum(reduce(pc.or_, seen)).as_py() or 0):
+        way_out = " data.split.by: texts keeps rows with a common text in one split." if was_cut else ""
+        draft.notes.append(
+            f"{count:,} of {part.num_rows:,} {name} rows have a text that is in training, too, beside another, which "
+            f"may flatter the figures.{way_out}"
+        )
 
 
 def hide_targets(draft: Draft, max_labeled: int, seed: int) -> None:

@@ -6,7 +6,8 @@ What happens to a row, in this order; every count ends up in info.json, with a s
 2. a text of test is removed from validation and training, one of validation from training; copies within training are
    kept once, with the mean of their numbers or all their answers, none where other labels disagree; copies within
    validation and test stay, as these rows are given;
-3. a missing validation or test split is cut from the labelled training rows, stratified, by a fixed seed;
+3. a missing validation or test split is cut from the labelled training rows, stratified, by a fixed seed; of some
+   pairs rows with a common text stay together (``data.split.by``), and unlabelled rows beside held-out ones go;
 4. ``data.max_labeled`` hides the labels of the other training rows;
 5. ``data.unlabeled`` joins training without labels, and without what stands in any split already.
 """
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 INCLUDED = {"columns", "split", "max_labeled"}
 """Settings of the data section that decide what its rows are."""
-CHECKS = 5
+CHECKS = 6
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
 
 

@@ -104,6 +104,47 @@ def cut(strata: Ids, hashes: Hashes, share: float, seed: int, name: str) -> Mask
     return _draw(strata, hashes, groups, quota, f"{seed}:{name}")
 
 
+def cut_groups(groups: Ids, strata: Ids, hashes: Hashes, share: float, seed: int, name: str) -> Mask:
+    """Rows of whole groups (numbers from 0) that have ``share`` of the labelled rows together, at most half of that
+    fewer; the smallest group where all are larger than that. Nothing where that cannot be.
+
+    Rows without a label, of which ``strata`` is -1, do not count, but are in their group's place.
+    """
+    sizes = np.bincount(groups, strata >= 0, int(groups.max(initial=-1)) + 1).astype(np.int64)
+    total = max(1, round(share * int(sizes.sum())))
+    able = np.flatnonzero(sizes)
+    if len(able) < 2:
+        return np.zeros(len(groups), bool)
+    order = np.lexsort((hashes, groups))
+    least = hashes[
+        order[np.diff(groups[order], prepend=-1) > 0]
+    ]  # of each group, so that the order of rows means nothing
+    prefix = hashlib.sha256(f"{seed}:{name}".encode())
+    taken, left = np.zeros(len(sizes), bool), total
+    for group in sorted(able.tolist(), key=lambda group: _rank(prefix, bytes(least[group]))):
+        if sizes[group] <= left:
+            taken[group], left = True, left - sizes[group]
+    if not taken.any():
+        taken[able[np.argmin(sizes[able])]] = True
+    elif 2 * left > total:
+        taken[:] = False
+    found: Mask = taken[groups]
+    return found
+
+
+def joined_by(*ids: Ids) -> Ids:
+    """A number from 0 for each row, equal for rows that have one of their ``ids`` (N,) in common, or are linked by rows
+    that do; of several columns equal numbers mean one thing."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    first, size = ids[0], int(max(own.max(initial=-1) for own in ids)) + 1
+    links = [(first, own) for own in ids[1:]] or [(first, first)]
+    rows, columns = (np.concatenate(side) for side in zip(*links, strict=True))
+    found: Ids = connected_components(coo_matrix((np.ones(len(rows), bool), (rows, columns)), (size, size)), False)[1]
+    return np.unique(found[first], return_inverse=True)[1].astype(np.int64)
+
+
 def keep_labels(strata: Ids, hashes: Hashes, num_labels: int, seed: int) -> Mask:
     """``num_labels`` labelled rows, stratified, at least one of each group."""
     groups, counts = np.unique(strata[strata >= 0], return_counts=True)

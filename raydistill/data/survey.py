@@ -126,7 +126,9 @@ SHARES = {"validation": (MIN_VALIDATION_ROWS, 0.2), "test": (MIN_TEST_ROWS, 0.3)
 
 def shares(labeled: int, missing: Sequence[str]) -> Split:
     """A tenth for each split that is missing, more where that would be too few rows."""
-    return Split(**{s: round(min(max(0.1, SHARES[s][0] / max(labeled, 1)), SHARES[s][1]), 2) for s in missing})
+    return Split.model_validate(
+        {s: round(min(max(0.1, SHARES[s][0] / max(labeled, 1)), SHARES[s][1]), 2) for s in missing}
+    )
 
 
 def measure(part: Part, tokenizer_folder: Path | None) -> tuple[Lengths, Lengths | None]:

@@ -64,8 +64,9 @@ class Task(ABC):
     """Usual names of the column with the text, before those that any task knows."""
     pair_columns: ClassVar[tuple[str, ...]] = ()
     """Usual names of the column with the second text, where rows have to be pairs."""
-    grouped_by: ClassVar[str | None] = None
-    """Text column of which equal texts stay together where splits are cut: rows about one text are not independent."""
+    split_by: ClassVar[tuple[str, ...]] = ("rows",)
+    """What ``data.split.by`` is where splits of pairs are cut and nothing is set: of several the first one by which a
+    split of the wanted size can be cut. Rows about one text are not independent."""
     label_columns: ClassVar[tuple[str, ...]] = ("label", "labels", "class", "category", "target")
     """Usual names of the column with the target."""
     pipeline_tag: ClassVar[str] = "text-classification"

@@ -26,14 +26,14 @@ from transformers import (
 
 from raydistill.config.data import Data
 from raydistill.config.loading import load_config
-from raydistill.data.draft import row_hashes
+from raydistill.data.draft import Draft, make_draft, row_hashes
 from raydistill.data.encoding import encode_texts, load_tokenizer
 from raydistill.data.prepare import prepare_data
 from raydistill.data.rows import SWAPPED, Rows
 from raydistill.data.size import measured_size
 from raydistill.data.tokens import tokenize_data
 from raydistill.deploy.opening import open_folder
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, DataError
 from raydistill.models.scorer import Scorer
 from raydistill.pipeline.plan import make_plan
 from raydistill.storage.storage import Storage
@@ -227,3 +227,66 @@ def test_finished_models_answer_with_the_mean_of_both_orders(problem: str, tmp_p
                 assert value == pytest.approx(answer[name], abs=1e-5)
             else:
                 assert value == answer[name]
+
+
+def drafted(path: Path, rows: list[tuple[Any, ...]], task: str, by: str | None = None) -> Draft:
+    """Rows of first text, second text and label, with the splits that are cut off."""
+    found = [dict(zip(("text", "text_pair", "label"), row, strict=False)) for row in rows]
+    path.write_text("\n".join(map(json.dumps, found)))
+    split = {"split": {"by": by}} if by else {}
+    return make_draft(make_config(path, task={"type": task}, **split))
+
+
+def common(draft: Draft, column: str) -> set[str]:
+    """Texts of a column that stand in two splits."""
+    found = [text for part in draft.parts.values() for text in set(part.texts[column].to_pylist())]
+    return {text for text in found if found.count(text) > 1}
+
+
+QUERIES = [(f"query {i // 4}", f"document {i}") for i in range(400)]
+PREMISES = [(f"premise {i // 3}", f"it is so {i % 3} {i}", "ab"[i % 2]) for i in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "by", "shared"),
+    [
+        (QUERIES, "embeddings", None, False),
+        ([(b, a) for a, b in QUERIES], "embeddings", None, False),
+        ([(a, f"document {i // 8} {i % 4}") for i, (a, _) in enumerate(QUERIES)], "embeddings", None, False),
+        (QUERIES, "embeddings", "rows", True),
+        (PREMISES, "text_classification", None, True),
+        (PREMISES, "text_classification", "text", False),
+        ([(b, a, c) for a, b, c in PREMISES], "text_classification", "texts", False),
+        ([(b, a, c) for a, b, c in PREMISES], "text_classification", "text", True),
+    ],
+)
+def test_rows_with_one_text_are_in_one_split(
+    rows: list[tuple[Any, ...]], task: str, by: str | None, shared: bool, tmp_path: Path
+) -> None:
+    draft = drafted(tmp_path / "x.jsonl", rows, task, by)
+    sizes = {split: part.num_rows for split, part in draft.parts.items()}
+    assert sum(sizes.values()) == len(rows)
+    assert all(0.08 * len(rows) <= sizes[split] <= 0.1 * len(rows) for split in ("validation", "test"))
+    assert bool(common(draft, "text") | common(draft, "text_pair")) == shared
+    told = [note for note in draft.notes if "have a text that is in training, too" in note]
+    assert len(told) == (2 if shared and by != "text" else 0)
+    backwards = drafted(tmp_path / "y.jsonl", rows[::-1], task, by)
+    assert set(backwards.parts["test"].hashes) == set(draft.parts["test"].hashes)
+
+
+def test_where_one_text_leads_to_all_others_first_texts_stay_together(tmp_path: Path) -> None:
+    rows = [*QUERIES, *((f"query {i}", "a document of all") for i in range(100))]
+    draft = drafted(tmp_path / "x.jsonl", rows, "embeddings")
+    assert not common(draft, "text")
+    assert any("10 of 50 test rows have a text that is in training" in note for note in draft.notes)
+    with pytest.raises(DataError, match=r"No test split can be cut off.*data\.split\.by: texts.*rows"):
+        drafted(tmp_path / "x.jsonl", rows, "embeddings", "texts")
+    with pytest.raises(ConfigError, match=r"data\.split\.by is text, but the rows have one text"):
+        drafted(tmp_path / "y.jsonl", [(f"text {i}",) for i in range(40)], "embeddings", "text")
+
+
+def test_rows_without_a_label_do_not_stay_beside_held_out_ones(tmp_path: Path) -> None:
+    rows = [*PREMISES, *((f"premise {i}", f"it may be {i}", None) for i in range(100))]
+    draft = drafted(tmp_path / "x.jsonl", rows, "text_classification", "text")
+    assert not common(draft, "text")
+    assert draft.removed["unlabeled_beside_test"] == draft.parts["test"].num_rows / 3

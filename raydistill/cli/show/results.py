@@ -176,7 +176,7 @@ def example_of(results: Mapping[str, Any]) -> str:
     task = task_of(results["task"]["facts"])
     if task.reads_pictures:
         return "--file picture.jpg"
-    return '--text "…"' if task.grouped_by is None else "--file questions.csv"
+    return '--text "…"' if not task.pair_columns else "--file questions.csv"
 
 
 def print_found(console: Console, results: Mapping[str, Any]) -> None:

@@ -60,6 +60,7 @@ class Embeddings(Task):
     about = "sentence encoder"
     limit = "Its vectors are compared by their cosine; they mean nothing beside those of another model."
     guessing = "no better than vectors in which no text is nearer than another"
+    split_by = ("texts", "text", "rows")
     strata_words = "ranges of scores"
     joined_words = "their score is the mean"
     outputs = ()

@@ -57,7 +57,7 @@ class QuestionAnswering(Task):
     counted = "questions"
     text_columns = ("question", "query")
     pair_columns = ("context", "paragraph", "passage", "document", "text")
-    grouped_by = "text_pair"
+    split_by = ("text_pair", "rows")
     label_columns = ("answers", "answer", "answer_text", "label", "labels")
     pipeline_tag = "question-answering"
     pipeline_note = (
