@@ -122,6 +122,13 @@ class Sweep(Section):
         if self.scheduler == "pbt":
             text = "changes what is trained, and pbt changes settings while it trains; search without pbt."
             found += [(("space", name), text) for name in self.space if not may_change(name)]
+            for name, values in self.space.items():
+                others = [
+                    one for one in values.choice or () if isinstance(one, bool) or not isinstance(one, int | float)
+                ]
+                if others and may_change(name):
+                    text = f"pbt changes numbers while it trains, and {others[0]!r} is no number; search without pbt."
+                    found.append((("space", name), text))
         return found
 
 

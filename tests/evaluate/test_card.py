@@ -19,8 +19,9 @@ from markdown_it import MarkdownIt
 
 from raydistill.cli.show.runs import listed
 from raydistill.config.loading import load_config
+from raydistill.config.losses import SECTIONS, SoftLossSection
 from raydistill.config.tree import Config
-from raydistill.evaluate.report.card import model_card, write_card
+from raydistill.evaluate.report.card import loss_text, model_card, write_card
 from raydistill.evaluate.report.naming import plain
 from raydistill.evaluate.results import RunMeasurements, build_results
 from raydistill.pipeline.distill import distill
@@ -39,6 +40,8 @@ HOSTILE = (
     *("line\nbreak", "---\nkey: value\n---", "quote\"'", "back\\slash", "😀 emoji", "tab\there", "nul\x00\x1b[31m"),
     *("\u202egnp.exe", "half\ud800", "{{ 7*7 }}", "&lt;b&gt;", "~~gone~~", "$x$", "!![yes](no)", "yes", "1e3", "null"),
 )
+
+COSINE = {"type": "cosine", "start": 4.0, "end": 1.0, "over": 0.5}
 
 
 def results(made: RunMeasurements | None = None, **changes: Any) -> dict[str, Any]:
@@ -180,6 +183,36 @@ def test_how_it_was_trained() -> None:
     assert "seed 7" in other
     assert "2 layers, 48 wide, started at random" in other
     assert "fine-tuned" not in other
+
+
+def test_settings_that_change_over_the_steps_are_told() -> None:
+    kd = {"type": "forward_kl", "weight": {"start": 1, "end": 0.2}, "temperature": COSINE}
+    made = results(stages__distill__losses__kd=kd)
+    made["config"]["stages"]["distill"] |= {"num_epochs": "auto", "learning_rate": "auto"}
+    made["config"]["teacher"]["finetune"]["num_epochs"] = "auto"
+    card = model_card(made)
+    check_structure(card)
+    changes = "weight from 1 to 0.2, temperature from 4 to 1 by a cosine over the first 50.0 % of the steps"
+    assert f"kd: forward\\_kl ({changes})" in card
+    assert "Stage distill: auto epochs, learning rate auto (linear, warm-up" in card
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_every_loss_is_told_in_every_form_of_its_settings(kind: str) -> None:
+    fields = SECTIONS[kind].model_fields
+    forms: dict[str, list[Any]] = {"weight": [0, 0.5, COSINE]}
+    if "temperature" in fields and issubclass(SECTIONS[kind], SoftLossSection):
+        forms["temperature"] = [2, COSINE]
+    if "layers" in fields:
+        forms["layers"] = ["auto", "last", [[1, 2]], []]
+    if "class_weights" in fields:
+        forms |= {"class_weights": [None, "balanced", {"a": 2.0}], "label_smoothing": [0, 0.1]}
+    for name, values in forms.items():
+        for value in values:
+            told = loss_text("x", SECTIONS[kind].model_validate({name: value}).model_dump(mode="json"))
+            assert "from 4 to 1 by a cosine" in told or value is not COSINE
+    own = {"type": "mine", "weight": 1, "temperature": None, "layers": 3}  # a user's own loss has what it likes
+    assert loss_text("x", own) == "x: mine (weight 1, temperature null, layers 3)"
 
 
 def test_training_data_and_limits() -> None:

@@ -326,6 +326,18 @@ def test_pbt_refuses_what_cannot_change_on_the_way(tmp_path):
     assert RATE not in text
 
 
+@pytest.mark.parametrize("value", ["auto", {"start": 1.0, "end": 0.0}])
+def test_pbt_refuses_choices_that_are_no_numbers(tmp_path, value):
+    """A trial that took one over would have it as a number from then on."""
+    name = RATE if value == "auto" else "stages.distill.losses.kd.weight"
+    plain = pbt_config(tmp_path)
+    plain["sweep"]["space"] = {name: {"choice": [0.5, value]}}
+    with pytest.raises(ConfigError, match=f"sweep.space.{name}: pbt changes numbers while it trains"):
+        load_config(plain)
+    plain["sweep"]["scheduler"] = "none"
+    load_config(plain)
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raydistill.config.losses import Schedule
 from raydistill.config.metrics import metric
 from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.report.comparison import cost_rows, latency_setting, quality_rows
@@ -22,7 +23,7 @@ from raydistill.evaluate.report.naming import (
     teachers_of,
 )
 from raydistill.evaluate.report.page import brings_code, loading_code, loading_note, relation_rows, run_contenders
-from raydistill.evaluate.report.scales import short_count
+from raydistill.evaluate.report.scales import setting, short_count
 from raydistill.evaluate.rules import percent
 from raydistill.models.folder import CARD
 from raydistill.storage.storage import Storage
@@ -181,7 +182,8 @@ def trained(results: Mapping[str, Any]) -> str:
     lines.append(f"- Student: {start_text(results)}.")
     for name, stage in config["stages"].items():
         terms = ", ".join(loss_text(label, loss) for label, loss in stage["losses"].items())
-        line = f"- Stage {escape(name)}: {stage['num_epochs']:g} epochs, learning rate {stage['learning_rate']:g}"
+        line = f"- Stage {escape(name)}: {spelled(stage['num_epochs'])} epochs, "
+        line += f"learning rate {spelled(stage['learning_rate'])}"
         line += f" ({stage['schedule']}, warm-up {percent(stage['warmup_ratio'])}), losses: {terms}"
         line += f", frozen: {escape(', '.join(stage['freeze']))}" if stage["freeze"] else ""
         line += ", with settings that change on the way" if stage["changes"] else ""
@@ -202,7 +204,7 @@ def teacher_text(teacher: Mapping[str, Any], size: str = "") -> str:
     told, finetune = model_source(teacher).link(), teacher["finetune"]
     if finetune is not None:
         told += METHODS[finetune["method"]]
-        told += "" if finetune["method"] == "probe" else f" for {finetune['num_epochs']:g} epochs"
+        told += "" if finetune["method"] == "probe" else f" for {spelled(finetune['num_epochs'])} epochs"
     return told + size + (", with Python code of its own (trust_remote_code)" if teacher["trust_remote_code"] else "")
 
 
@@ -227,16 +229,27 @@ def start_text(results: Mapping[str, Any]) -> str:
 
 def loss_text(name: str, loss: Mapping[str, Any]) -> str:
     kind = loss["type"]
-    text = f"{kind} (weight {loss['weight']:g}"
-    text += f", temperature {loss['temperature']:g}" if "temperature" in loss else ""
+    text = f"{kind} (weight {spelled(loss['weight'])}"
+    text += f", temperature {spelled(loss['temperature'])}" if "temperature" in loss else ""
     if weights := loss.get("class_weights"):
         listed = ", ".join(f"{label} {weight:g}" for label, weight in weights.items()) if weights != "balanced" else ""
         text += f", class weights {listed or weights}"
-    text += f", label smoothing {loss['label_smoothing']:g}" if loss.get("label_smoothing") else ""
+    text += f", label smoothing {spelled(loss['label_smoothing'])}" if loss.get("label_smoothing") else ""
     if "layers" in loss:
         layers = loss["layers"]
-        text += ", layers " + (layers if isinstance(layers, str) else " ".join(f"{s}:{t}" for s, t in layers))
+        is_map = isinstance(layers, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in layers)
+        text += ", layers " + (" ".join(f"{s}:{t}" for s, t in layers) if is_map else spelled(layers))
     return escape(f"{text})" if name == kind else f"{name}: {text})")
+
+
+def spelled(value: Any) -> str:
+    """A setting in words, whichever of its forms it has: a number, a schedule, a word; a loss of a user's own may have
+    any other."""
+    if isinstance(value, Mapping) and value.keys() == Schedule.model_fields.keys():
+        text = f"from {value['start']:g} to {value['end']:g}" + (" by a cosine" if value["type"] == "cosine" else "")
+        return text + (f" over the first {percent(value['over'])} of the steps" if value["over"] < 1 else "")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else setting(value)
 
 
 def data_section(results: Mapping[str, Any]) -> list[str]:
