@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +16,8 @@ from transformers import PretrainedConfig
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError
 from raydistill.evaluate.latency import busy_note, measure_models
-from raydistill.models.fields import depth, intermediate, is_staged, width
-from raydistill.models.load import new_model, read_config
+from raydistill.models.fields import depth, dropout_fields, intermediate, is_staged, width
+from raydistill.models.load import new_model
 from raydistill.models.modeling_conv import ConvConfig
 from raydistill.models.shape import count_parameters, student_config
 from raydistill.models.signals import Signal
@@ -23,7 +25,7 @@ from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.layers import with_layers
-from raydistill.pipeline.pooled import PooledRun, find_unrecorded
+from raydistill.pipeline.pooled import PooledRun, driver_context, find_unrecorded
 from raydistill.pipeline.recipes import TeacherIdentity
 from raydistill.pipeline.stopping import Stop
 from raydistill.pipeline.teaching import fit_teacher, record_splits, teacher_mode
@@ -44,6 +46,8 @@ class Shape:
     """A student's shape, its size, and the latency of one row, alone on the machine, with untrained weights."""
 
     name: str
+    key: str
+    """What it is told apart by, as ``shape_key`` returns it: other families, vocabularies and heads share a name."""
     num_parameters: int
     latency: dict[str, Any] | None = None
     """As ``measure_models`` returns it; None where nothing in the sweep asks for it."""
@@ -133,6 +137,8 @@ def load_shared(job: Job) -> Shared | None:
     teacher = recipes.identify_teachers(job.config, artifacts)
     if not all(artifact.exists() for artifact in signals.values()):
         return None
+    if not all("key" in shape for shape in content["shapes"]):
+        return None  # written by a version that told shapes apart by their names
     return Shared(
         replace(job, run=None),
         teacher,
@@ -150,16 +156,16 @@ class Judge:
 
     def __init__(self, config: Config, shared: Shared) -> None:
         self.config, self.constraints = config, sweep_of(config).constraints
-        self.teacher = read_config(shared.teacher.folder, config.lead.trust_remote_code)
-        self.shapes = {shape.name: shape for shape in shared.shapes}
+        self.teacher = driver_context(shared.job).read_config(shared.teacher.folder)  # as that of the measured shapes
+        self.shapes = {shape.key: shape for shape in shared.shapes}
 
     def __call__(self, params: Params) -> Verdict:
         try:
             student = student_config(self.teacher, with_params(self.config, params).student)
         except ConfigError as error:
             return Verdict(reason=str(error))
-        name = shape_name(student)
-        shape = self.shapes.get(name) or Shape(name, count_parameters(student))
+        name, key = shape_name(student), shape_key(student)
+        shape = self.shapes.get(key) or Shape(name, key, count_parameters(student))
         for measure, bounds in self.constraints.items():
             value = shape.facts.get(measure)
             if value is not None and not within(value, bounds):
@@ -182,12 +188,12 @@ def combinations(config: Config, decides: Callable[[str], bool]) -> Iterator[Con
 
 
 def shapes_of(config: Config, teacher: PretrainedConfig) -> dict[str, PretrainedConfig]:
-    """The shapes that the space can give a student, by their names; those that cannot be are left out."""
+    """The shapes that the space can give a student, by their keys; those that cannot be are left out."""
     shapes: dict[str, PretrainedConfig] = {}
     for student in {made.student: None for made in combinations(config, lambda name: name.startswith("student."))}:
         with suppress(ConfigError):  # such a trial is rejected
             shaped = student_config(teacher, student)
-            shapes.setdefault(shape_name(shaped), shaped)
+            shapes.setdefault(shape_key(shaped), shaped)
     return shapes
 
 
@@ -195,14 +201,14 @@ def measure_shapes(context: Context, teacher: PretrainedConfig) -> list[Shape]:
     """Size of every shape of the space and, where the sweep asks for it, latency; rank 0 measures, alone."""
     sweep = sweep_of(context.config)
     configs = shapes_of(context.config, teacher)
-    shapes = {name: Shape(name, count_parameters(shaped)) for name, shaped in configs.items()}
+    shapes = {key: Shape(shape_name(one), key, count_parameters(one)) for key, one in configs.items()}
     if "latency_ms" in {*sweep.objectives, *sweep.constraints} and context.group.is_first:
         bounds = sweep.constraints.get("num_parameters")
-        possible = [name for name, shape in shapes.items() if bounds is None or within(shape.num_parameters, bounds)]
+        possible = [key for key, shape in shapes.items() if bounds is None or within(shape.num_parameters, bounds)]
         for start in range(0, len(possible), MODELS_AT_ONCE):
-            names = possible[start : start + MODELS_AT_ONCE]
-            for name, latency in time_models(context, {name: configs[name] for name in names}).items():
-                shapes[name] = replace(shapes[name], latency=latency)
+            keys = possible[start : start + MODELS_AT_ONCE]
+            for key, latency in time_models(context, {key: configs[key] for key in keys}).items():
+                shapes[key] = replace(shapes[key], latency=latency)
     return list(context.group.broadcast(list(shapes.values())))
 
 
@@ -221,16 +227,27 @@ def time_models(context: Context, configs: dict[str, PretrainedConfig]) -> dict[
 
 
 def shape_name(config: PretrainedConfig) -> str:
-    """A name that models of the same size and speed have in common."""
+    """A shape as a reader knows it."""
     if isinstance(config, ConvConfig):
         return f"{config.num_hidden_layers} conv layers, width {config.hidden_size}, kernel {config.kernel_size}"
-    inner = intermediate(config)[1]
     if is_staged(config):
         return f"{config.model_type} of {depth(config)} layers, width {width(config)}"
     return (
-        f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, "
-        f"inner width {inner}"
+        f"{config.model_type} of {config.num_hidden_layers} layers, width {config.hidden_size}, "
+        f"{config.num_attention_heads} heads, inner width {intermediate(config)[1]}"
     )
+
+
+NO_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Fields of a config that say where it is from, or in what precision, but not what is computed."""
+
+
+def shape_key(config: PretrainedConfig) -> str:
+    """What models of the same size and speed have in common: their whole config, but for dropout and its origin."""
+    plain = json.loads(config.to_json_string(use_diff=False))
+    without = {*NO_SHAPE, *dropout_fields(config)}
+    text = json.dumps({name: value for name, value in plain.items() if name not in without}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def share_with_pool(job: Job, show: Show, stop: Stop) -> Shared:
