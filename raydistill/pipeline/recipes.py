@@ -127,12 +127,18 @@ def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe
         "metric": config.epoch_metric,
         "train": config.train.model_dump(include={"global_batch_size", "max_grad_norm", "early_stopping"}),
         "task": config.task.model_dump(mode="json"),
+        **task_version(config),
     }
 
 
 def exact_losses(dtype: str) -> Recipe:
     """Beside the dtype of what losses that multiply matrices have made: once they did so in that dtype, too."""
     return {} if dtype == "float32" else {"losses": "float32"}
+
+
+def task_version(config: Config) -> Recipe:
+    """Nothing of a task's first version, before which there were none."""
+    return {} if config.task.version == 1 else {"task_version": config.task.version}
 
 
 def changes_teacher(config: Config) -> bool:

@@ -118,6 +118,13 @@ def test_digests_of_inputs_are_in_the_keys(folder: Path) -> None:
     assert changed(before, keys(pretrained, folder, spoken="other")) == {"student"}
 
 
+def test_the_version_of_a_task_is_in_the_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(toy_config(folder))
+    before = keys(config, folder)
+    monkeypatch.setattr(type(config.task), "version", 2)
+    assert changed(before, keys(config, folder)) == ALL
+
+
 def test_a_run_goes_by_the_content_of_its_teacher(tmp_path: Path) -> None:
     config = load_config(toy_config(tmp_path))
     before = keys(config, tmp_path)

@@ -131,17 +131,77 @@ def test_no_threshold_has_a_better_f1(seed: int, num_rows: int) -> None:
     assert reached == pytest.approx(best_by_trying(probs, targets))
 
 
-def test_thresholds_are_chosen_a_label_each_and_lie_between_rows() -> None:
-    probs = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.2], [0.05, 0.6]])
-    targets = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
-    fitted = MultiLabelClassification(("x", "y")).fitted(logit(probs), targets)
-    assert fitted.thresholds == pytest.approx([0.15, 0.7])
-    assert (fitted.decide(logit(probs)) == targets).all()
+def zipf_rows(
+    seed: int, num_rows: int, num_labels: int, per_row: float, skew: float, num_fresh: int = 2000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Logits and targets of validation and of fresh rows; ``skew``: how far off its logits lie, in the mean."""
+    rng = np.random.default_rng(seed)
+    share = 1 / np.arange(1, num_labels + 1)
+    share = np.minimum(share * per_row / share.sum(), 0.6)
+    apart, off = np.maximum(2 + 0.5 * rng.normal(size=num_labels), 0.3), skew * (rng.normal(size=num_labels) - 1)
+    targets = (rng.random((num_rows + num_fresh, num_labels)) < share).astype(np.int8)
+    seen = apart * targets + rng.normal(size=targets.shape)
+    logits = apart * seen - apart**2 / 2 + logit(share) + off
+    return logits[:num_rows], targets[:num_rows], logits[num_rows:], targets[num_rows:]
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.7], ids=["right probabilities", "wrong ones"])
+@pytest.mark.parametrize(
+    ("num_rows", "num_labels", "per_row"),
+    [(20, 60, 0.35), (50, 10, 1.5), (150, 60, 0.35), (150, 200, 3.0), (2000, 60, 2)],
+)
+def test_thresholds_do_no_harm_where_labels_are_as_rare_as_zipf_says(
+    num_rows: int, num_labels: int, per_row: float, skew: float
+) -> None:
+    plain = MultiLabelClassification([f"label {i}" for i in range(num_labels)])
+    gains = []
+    for seed in range(4):
+        *known, logits, targets = zipf_rows(seed, num_rows, num_labels, per_row, skew)
+        fitted = plain.fitted(*known)
+        assert fitted.scores(*known).values["micro_f1"] >= plain.scores(*known).values["micro_f1"]
+        fresh = [task.scores(logits, targets) for task in (plain, fitted)]
+        gains.append(np.subtract(*[[one.values[name] for name in ("micro_f1", "macro_f1")] for one in fresh[::-1]]))
+        assert fitted.decide(logits).sum() < 2 * targets.sum()
+    assert np.mean(gains, axis=0).min() > 0
+
+
+def test_with_many_rows_each_label_goes_by_its_own_threshold() -> None:
+    """Probabilities of the two labels lie too high and too low: one threshold for both does worse."""
+    _, _, logits, targets = zipf_rows(0, 1, 2, 0.6, 0.0)
+    logits = logits + np.array([3.0, -3.0])
+    plain = MultiLabelClassification(("often", "seldom"))
+
+    def reached(*thresholds: float) -> float:
+        return library.f1_score(targets, logits >= logit(thresholds), average="micro")
+
+    fitted, few = plain.fitted(logits, targets), plain.fitted(logits[:40], targets[:40])
+    best = max(reached(high, low) for high in (0.7, 0.8, 0.9, 0.95) for low in (0.01, 0.02, 0.03, 0.05))
+    assert reached(*fitted.thresholds) > best - 0.005
+    assert reached(*fitted.thresholds) > max(reached(both, both) for both in np.arange(0.05, 1, 0.05)) + 0.1
+    gaps = [np.subtract(*logit(task.thresholds)) for task in (few, fitted)]
+    assert 0 < gaps[0] < gaps[1] - 1  # what few rows say goes less far
     again = task_of(fitted.facts())
     assert again.facts() == fitted.facts()
     turned = fitted.reordered([1, 0])
-    assert turned.outputs == ("y", "x")
-    assert turned.thresholds == pytest.approx([0.7, 0.15])
+    assert turned.outputs == ("seldom", "often")
+    assert turned.thresholds.tolist() == fitted.thresholds[::-1].tolist()
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10_000), num_rows=st.integers(0, 12), strength=st.floats(-3, 3))
+def test_thresholds_are_never_worse_than_a_half_on_the_rows_they_are_chosen_on(
+    seed: int, num_rows: int, strength: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 2, (num_rows, 3)).astype(np.int8)
+    logits = strength * targets + rng.choice([-40.0, -1, 0, 0.5, 2, 40], (num_rows, 3))
+    plain = MultiLabelClassification(("a", "b", "c"))
+    fitted = plain.fitted(logits, targets)
+    if not targets.any():
+        assert fitted.thresholds.tolist() == [0.5] * 3
+    else:
+        reached = [task.scores(logits, targets).values["micro_f1"] for task in (plain, fitted)]
+        assert reached[1] >= reached[0]
 
 
 def test_a_model_that_does_not_look_is_called_that() -> None:

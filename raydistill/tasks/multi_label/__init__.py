@@ -14,7 +14,7 @@ from raydistill.tasks.base import Read, Task
 from raydistill.tasks.linear import Linear, fit_labels
 from raydistill.tasks.multi_label import reading
 from raydistill.tasks.multi_label.scoring import LabelScores, mean_logits, probabilities
-from raydistill.tasks.statistics import best_threshold
+from raydistill.tasks.multi_label.thresholds import choose_thresholds
 from raydistill.tasks.targets import Array, Targets, shown
 from raydistill.tasks.text_classification.classes import class_summary, look_alikes
 from raydistill.tasks.text_classification.reading import known_places
@@ -173,9 +173,8 @@ class MultiLabelClassification(Task):
         return LabelScores(outputs, targets, self)
 
     def fitted(self, outputs: Array, targets: Array) -> Self:
-        """With the threshold of each label that has the best F1 on these rows; 0.5 for a label without a row."""
-        pairs = zip(probabilities(outputs).T, targets.T, strict=True)
-        return type(self)(self.outputs, [best_threshold(probs, own, int(own.sum())) for probs, own in pairs])
+        """With a threshold for each label, chosen on these rows."""
+        return type(self)(self.outputs, choose_thresholds(probabilities(outputs), targets).tolist())
 
     def decide(self, outputs: Array) -> Array:
         """Which labels are given, (N, L) bool."""
