@@ -79,7 +79,10 @@ def without_gpu(setting: str, resources: Resources | None, accelerator_type: str
     """Resources that ask for no GPU beside a kind of GPU: on such a node all would be computed on its CPUs."""
     if accelerator_type is None or resources is None or resources.get("GPU"):
         return []
-    text = f"asks for no GPU, but accelerator_type for a node with {accelerator_type}. Add GPU: 1, or leave accelerator_type out."
+    text = (
+        f"asks for no GPU, but accelerator_type for a node with {accelerator_type}. Add GPU: 1, or leave "
+        "accelerator_type out."
+    )
     return [((setting,), text)]
 
 
