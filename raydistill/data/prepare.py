@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raydistill.config.tree import Config
@@ -151,13 +152,21 @@ def info_of(draft: Draft) -> DataInfo:
 
 def _columns(part: Part) -> dict[str, pa.Array]:
     texts = {name: whole(part.texts.column(name)) for name in part.texts.column_names}
-    hashes = pa.array(part.hashes.astype(str), pa.string())
     return {
         "example_id": pa.array(np.arange(part.num_rows)),
         **texts,
         "target": part.targets.to_arrow(),
-        "hash": hashes,
+        "hash": hash_column(part.hashes),
     }
+
+
+def hash_column(hashes: npt.NDArray[np.bytes_]) -> pa.LargeStringArray:
+    """Hashes (N,) of one length as texts, of any number: pyarrow would make several pieces of 33.5 million and more,
+    which no record batch takes."""
+    width = hashes.dtype.itemsize
+    offsets = np.arange(len(hashes) + 1) * width
+    values = np.ascontiguousarray(hashes).view(np.uint8)
+    return pa.LargeStringArray.from_buffers(len(hashes), pa.py_buffer(offsets), pa.py_buffer(values))
 
 
 def write_batch(path: Path, columns: dict[str, pa.Array]) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from kit.rows_on_disk import make_config, numbered, splits_of, texts_of, write_r
 
 from raydistill.data.draft import row_hashes
 from raydistill.data.paths import SPLITS
-from raydistill.data.prepare import data_key, prepare_data, read_info
+from raydistill.data.prepare import data_key, hash_column, prepare_data, read_info
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.storage import Storage
 
@@ -303,3 +304,12 @@ def test_answers_and_none_of_one_question_contradict_each_other(tmp_path: Path, 
     source.write_text("\n".join(map(json.dumps, rows)))
     info = read_info(prepare_data(make_config(source, task={"type": "question_answering"}), local))
     assert info.removed["train_conflicting"] == 2
+
+
+def test_more_rows_than_pyarrow_puts_into_one_piece(tmp_path: Path) -> None:
+    hashes = np.memmap(tmp_path / "sparse", "S32", "w+", shape=(2**25 + 2**16,))  # 1 GiB that takes no room
+    hashes[-1] = row_hashes(pa.table({"text": pa.array(["last"], pa.large_string())}))[0]
+    batch = pa.RecordBatch.from_pydict({"hash": hash_column(hashes)})
+    assert batch.num_rows == len(hashes)
+    assert batch["hash"][len(hashes) - 1].as_py() == hashes[-1].decode()
+    assert hash_column(hashes[:0]).to_pylist() == []
