@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 INCLUDED = {"columns", "split", "max_labeled"}
 """Settings of the data section that decide what its rows are."""
-CHECKS = 6
+CHECKS = 7
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
 
 

@@ -22,7 +22,7 @@ MAX_WORDS, MAX_WEIGHTS = 100_000, 2_000_000
 """Words and pairs of words that it knows at most, the most frequent ones; and weights of them for all outputs."""
 STRENGTHS = (1.0, 10.0, 100.0)
 """Inverse regularisations, of which the validation rows choose."""
-WORD = r"\b\w+\b"
+WORD = r"\w+"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def fit_tfidf(
     words = TfidfVectorizer(
         ngram_range=(1, 2),
         sublinear_tf=True,
-        token_pattern=WORD,
+        tokenizer=words_in,
+        token_pattern=None,
         max_features=min(MAX_WORDS, max(MAX_WEIGHTS // num_outputs, 1)),
         dtype=np.float32,
     )
@@ -81,3 +82,10 @@ def fit_tfidf(
     num_bytes = 4 * (size + len(vocabulary)) + sum(len(word.encode()) + 1 for word in vocabulary)
     outputs = {"validation": validation, "test": answer(asked["test"])}
     return Tfidf({n: o.astype(np.float32) for n, o in outputs.items()}, fitted, len(rows), size, num_bytes)
+
+
+def words_in(text: str) -> list[str]:
+    """Letters and digits together, with their combining marks."""
+    from raydistill.models.scorer import word_places
+
+    return [text[start:end] for start, end in word_places(text, WORD)]

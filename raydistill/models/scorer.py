@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ OF_PICTURES = ("ImageClassification", OBJECTS)
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 NO_LIMIT = 10**9
 """A tokenizer that knows no limit says 10^30, which none of the fast ones takes as a length to cut to."""
+SIGN = re.compile(r"[^\w\s\x00-\x7f]")
+JOINERS = "\u00ad\u200c\u200d\u2060"
+"""Signs that are not seen and part no word: soft hyphen, zero-width non-joiner and joiner, word joiner."""
 
 
 class Scorer:
@@ -199,7 +203,7 @@ class Scorer:
     @torch.inference_mode()
     def _entities(self, text: str) -> list[dict[str, Any]]:
         settings = self.model.config.token_classification
-        words = [found.span() for found in re.finditer(settings["words"], text)]
+        words = word_places(text, settings["words"])
         if not words:
             return []
         labels, probs = self._read(torch.stack(self._word_logits(text, words, settings)))
@@ -311,6 +315,22 @@ class Scorer:
             first = ids.index(self.tokenizer.cls_token_id) if self.tokenizer.cls_token_id in ids else 0
             inside = [i for i, part in enumerate(parts[row]) if part == 1 and places[i][1] > places[i][0]]
             yield logits[row, [first, *inside]], [places[i] for i in inside]
+
+
+def word_places(text: str, pattern: str) -> list[tuple[int, int]]:
+    """Begin and end of each word that a pattern finds. It does not see combining marks and joiners, of which ``\\w``
+    knows nothing: they belong to what stands before them, as in Hindi, Tamil, vocalised Arabic, or e with U+0301."""
+    hidden = {
+        found.start()
+        for found in SIGN.finditer(text)
+        if (found[0] in JOINERS or unicodedata.category(found[0])[0] == "M") and not text[found.start() - 1].isspace()
+    } - {0}
+    if not hidden:
+        return [found.span() for found in re.finditer(pattern, text)]
+    seen = [i for i in range(len(text)) if i not in hidden]
+    ends = [*seen[1:], len(text)]
+    bare = "".join(text[i] for i in seen)
+    return [(seen[found.start()], ends[found.end() - 1]) for found in re.finditer(pattern, bare)]
 
 
 def around(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raydistill.storage.board import Show
 
 SPLITS = ("validation", "test")
-VERSION = 1
+VERSION = 2
 """Raised when it is fitted otherwise."""
 
 

@@ -11,7 +11,7 @@ from kit.tiny import WORDS
 from kit.toy import TOPICS
 
 from raydistill.evaluate import tfidf
-from raydistill.evaluate.tfidf import STRENGTHS, Tfidf, fit_tfidf
+from raydistill.evaluate.tfidf import STRENGTHS, Tfidf, fit_tfidf, words_in
 from raydistill.tasks import Targets, Task, TextClassification, TextRegression
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.targets import Array
@@ -95,6 +95,10 @@ def test_its_size_has_a_bound_and_its_bytes_are_those_of_weights_and_words(monke
     assert asked[-1] > 60  # drawn from all rows, not the first ones
     assert found.num_parameters == 3 * (20 + 1)
     assert 4 * (63 + 20) < found.num_bytes < 4 * (63 + 20) + 20 * 20
+
+
+def test_words_with_marks_are_whole() -> None:
+    assert words_in("Mr. O'Brien, मैं हिन्दी: cafe\u0301s") == ["Mr", "O", "Brien", "मैं", "हिन्दी", "cafe\u0301s"]
 
 
 def test_texts_without_words_have_no_model() -> None:

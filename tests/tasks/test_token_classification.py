@@ -316,6 +316,43 @@ def test_of_rows_of_which_half_is_asked_only_that_half_counts(transitions: Any) 
     assert task.scores(outputs, targets).values["entity_f1"] == pytest.approx(2 * hits / sizes)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("मैं हिन्दी बोलता हूँ।", ["मैं", "हिन्दी", "बोलता", "हूँ", "।"]),
+        ("আমি বাংলায় লিখি", ["আমি", "বাংলায়", "লিখি"]),
+        ("நான் தமிழ் பேசுகிறேன்.", ["நான்", "தமிழ்", "பேசுகிறேன்", "."]),
+        ("తెలుగు భాష", ["తెలుగు", "భాష"]),
+        ("ನಾನು ಕನ್ನಡ", ["ನಾನು", "ಕನ್ನಡ"]),
+        ("മലയാളം നല്ലത്", ["മലയാളം", "നല്ലത്"]),
+        ("ગુજરાતી ભાષા", ["ગુજરાતી", "ભાષા"]),
+        ("ਪੰਜਾਬੀ ਬੋਲੀ", ["ਪੰਜਾਬੀ", "ਬੋਲੀ"]),
+        ("සිංහල භාෂාව", ["සිංහල", "භාෂාව"]),
+        ("ශ්\u200dරී ලංකා", ["ශ්\u200dරී", "ලංකා"]),
+        ("مُحَمَّدٌ رَسُولُ", ["مُحَمَّدٌ", "رَسُولُ"]),
+        ("می\u200cخواهم بروم", ["می\u200cخواهم", "بروم"]),
+        ("בְּרֵאשִׁית בָּרָא", ["בְּרֵאשִׁית", "בָּרָא"]),
+        ("བོད་སྐད", ["བོད", "་", "སྐད"]),
+        ("ภาษาที่นี่", ["ภ", "า", "ษ", "า", "ที่", "นี่"]),
+        ("ខ្ញុំ", ["ខ្", "ញុំ"]),
+        ("မြန်မာ", ["မြ", "န်", "မာ"]),
+        ("か\u3099っこう", ["か\u3099", "っ", "こ", "う"]),
+        ("Zu\u0308rich cafe\u0301s!", ["Zu\u0308rich", "cafe\u0301s", "!"]),
+        ("Tiếng Vie\u0302\u0323t", ["Tiếng", "Vie\u0302\u0323t"]),
+        ("Do\u00adnau I \u2764\ufe0f it", ["Do\u00adnau", "I", "\u2764\ufe0f", "it"]),
+        ("\u0301a \u0301\u0302 b", ["\u0301", "a", "\u0301\u0302", "b"]),
+    ],
+)
+@pytest.mark.parametrize("pattern", [FINE, WHOLE])
+def test_marks_and_joiners_belong_to_the_word(text: str, words: list[str], pattern: str) -> None:
+    assert [text[start:end] for start, end in split(text, pattern)] == words
+
+
+def test_a_span_of_a_word_with_marks_is_one_word() -> None:
+    row = reading.with_spans("मैं हिन्दी बोलता", [{"start": 4, "end": 10, "label": "LANG"}])
+    assert row.tags == ["O", "B-LANG", "O"]
+
+
 def test_words_of_a_plain_text_are_as_the_data_had_them(tmp_path: Path) -> None:
     task, _ = targets_of(config_of(write_jsonl(tmp_path / "x.jsonl", many(ROWS))))
     assert task.words == WHOLE

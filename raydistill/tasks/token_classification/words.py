@@ -24,7 +24,9 @@ _TO_IOB2 = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}
 
 def split(text: str, pattern: str = FINE, borders: Sequence[int] = ()) -> Array:
     """Begin and end of each word that a pattern finds, (m, 2); cut at ``borders`` (of annotated spans), too."""
-    places = [found.span() for found in re.finditer(pattern, text)]
+    from raydistill.models.scorer import word_places  # it also runs where raydistill is not
+
+    places = word_places(text, pattern)
     for border in borders:
         places = [part for start, end in places for part in cut(start, end, border)]
     return np.array(places, WORD_TYPE).reshape(-1, 2)
