@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
+
+NOT_DEFINED = "not defined"
+"""What is said of a value that is not there."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Metric:
     is_retained: bool = False
     """Higher is better and 0 is worthless, so that "the student keeps x % of its teacher" makes sense; or lower is
     better, and one model has x % more than another. Not so where good ones come near 0, as with the log loss."""
+    undefined: str = "they do not determine it"
+    """Why rows may not define it, as it is said of them after "because"."""
     hub: str | None = None
     """The hub's name for it, on a model card; None: cards leave it to the table."""
     hub_args: Mapping[str, str] = field(default_factory=dict)
@@ -31,10 +36,12 @@ class Metric:
         """Lower is better and there is no upper bound: two models differ by a factor, not by points."""
         return self.is_retained and self.lower_is_better
 
-    def retention(self, value: float, teacher: float) -> float | None:
-        """Student ÷ teacher, of an amount teacher ÷ student: 1 is as good, less is worse. None where that is not
+    def retention(self, value: float | None, teacher: float | None) -> float | None:
+        """Student ÷ teacher, of an amount teacher ÷ student: 1 is as good, less is worse. None where one of them is not
         defined, or the divisor not above 0."""
         part, whole = (teacher, value) if self.is_amount else (value, teacher)
+        if part is None or whole is None:
+            return None
         return part / whole if whole > 0 and isfinite(part) else None
 
     @property
@@ -42,22 +49,31 @@ class Metric:
         """With its unit, at the head of a row or a column."""
         return f"{self.words}, %" if self.is_share else self.words
 
-    def text(self, value: float) -> str:
+    def text(self, value: float | None) -> str:
         """A value, or a difference of values, in the unit of ``title``; never "-0.0"."""
+        if value is None or not isfinite(value):
+            return NOT_DEFINED
         return f"{round(100 * value, 1) + 0.0:.1f}" if self.is_share else f"{round(value, 3) + 0.0:.3f}"
 
-    def said(self, value: float) -> str:
+    def said(self, value: float | None) -> str:
         """A value for a sentence: in percent where the metric is a share."""
-        return f"{self.text(value)} %" if self.is_share else self.text(value)
+        return self._with(self.text(value), " %")
 
     def around(self, spread: Mapping[str, float | None]) -> str:
         """``87.0 ± 0.6``, of a mean and a standard deviation."""
         mean, sd = spread["mean"], spread["sd"]
-        return "-" if mean is None or sd is None else f"{self.text(mean)} ± {self.text(sd)}"
+        return NOT_DEFINED if mean is None or sd is None else f"{self.text(mean)} ± {self.text(sd)}"
 
-    def amount(self, difference: float) -> str:
+    def said_around(self, spread: Mapping[str, float | None]) -> str:
+        """The same for a sentence."""
+        return self._with(self.around(spread), " %")
+
+    def amount(self, difference: float | None) -> str:
         """A difference for a sentence: points where the metric is a share."""
-        return f"{self.text(difference)} points" if self.is_share else self.text(difference)
+        return self._with(self.text(difference), " points")
+
+    def _with(self, text: str, unit: str) -> str:
+        return text + unit if self.is_share and text != NOT_DEFINED else text
 
 
 def _averages() -> dict[str, Metric]:
@@ -116,6 +132,23 @@ METRICS: dict[str, Metric] = {
     "log_loss": Metric("log loss", lower_is_better=True),
     "calibration_error": Metric("calibration error", lower_is_better=True),
 }
+
+_UNDEFINED = {
+    "a label stands in all of them, or in none": ("auc",),
+    "none of the labels stands in them": ("macro_f1", "macro_precision", "macro_recall"),
+    "none of their questions has an answer": ("has_answer_f1",),
+    "each of their questions has an answer": ("no_answer_accuracy",),
+    "there is no score between their texts": ("pearson", "spearman"),
+    "the teacher's vectors of them are not known": (
+        *("similarity_spearman", "neighbor_recall_1", "neighbor_recall_10", "cosine"),
+        *("teacher_ndcg_10", "teacher_recall_10"),
+    ),
+    "they are no queries with documents": ("ndcg_10", "recall_1", "recall_10"),
+    "no such object is labelled in them": ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar"),
+    "their targets are all the same": ("r2",),
+}
+for _why, _names in _UNDEFINED.items():
+    METRICS |= {name: replace(METRICS[name], undefined=_why) for name in _names}
 
 
 def metric(name: str) -> Metric:

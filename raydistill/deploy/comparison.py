@@ -14,6 +14,8 @@ from raydistill.deploy.own_rows import find_test_rows, run_id_of
 from raydistill.deploy.paired import compare_paired
 from raydistill.errors import ConfigError
 from raydistill.evaluate.evidence import read_seen
+from raydistill.evaluate.figure import ABSENT, Figure
+from raydistill.evaluate.report.scales import scale
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.registry.versions import run_tags
@@ -21,8 +23,6 @@ from raydistill.tracking.registry.versions import run_tags
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-ABSENT = "-"
 
 
 def compare_models(
@@ -89,10 +89,10 @@ def comparison_table(summary: Mapping[str, Any], letters: Mapping[str, str]) -> 
     for letter in letters.values():
         table.add_column(letter, justify="right", no_wrap=True)
     for name in summary["data"]["task"]["metrics"]:
-        facts, found = metric(name), [model["metrics"][name] for model in models]
-        table.add_row(facts.title, *(ABSENT if one["value"] is None else facts.text(one["value"]) for one in found))
+        found = [Figure.of(name, model["metrics"][name]) for model in models]
+        table.add_row(metric(name).title, *(one.text for one in found))
         if name == summary["data"]["task"]["main_metric"]:
-            bounds = (f"[{facts.text(one['low'])}, {facts.text(one['high'])}]" for one in found)
+            bounds = (f"[{one.bounds(', ')}]" if one.bounds() else ABSENT for one in found)
             table.add_row("  95 % interval", *bounds, style="dim")
     parameters = (ABSENT if m["num_parameters"] is None else f"{m['num_parameters'] / 1e6:.1f} M" for m in models)
     table.add_row("parameters", *parameters)
@@ -107,15 +107,13 @@ def comparison_table(summary: Mapping[str, Any], letters: Mapping[str, str]) -> 
 
 def describe_pair(pair: Mapping[str, Any], letters: Mapping[str, str], name: str) -> str:
     """A sentence on the difference in a metric: no model is called better whose interval does not show it."""
-    first, second, facts = letters[pair["first"]], letters[pair["second"]], metric(name)
-    found, test = pair["differences"][name], pair["mcnemar"]
-    is_higher, is_lower = found["low"] > 0, found["high"] < 0
-    better, worse = (is_lower, is_higher) if facts.lower_is_better else (is_higher, is_lower)
-    word = "better than" if better else "worse than" if worse else "not measurably different from"
-    text = (
-        f"{second} is {word} {first}: difference in {facts.words} {facts.amount(found['value'])}, 95 % interval "
-        f"{facts.text(found['low'])} to {facts.text(found['high'])}, agreement {100 * pair['agreement']:.1f} %"
-    )
+    first, second, test = letters[pair["first"]], letters[pair["second"]], pair["mcnemar"]
+    found, agreement = Figure.of(name, pair["differences"][name]), scale("agreement").amount(pair["agreement"])
+    word = "better than" if found.is_better else "worse than" if found.is_worse else "not measurably different from"
+    text = f"{second} is {word} {first}: difference in {found.about.words} {found.about.amount(found.value)}, "
+    text += f"95 % interval {found.bounds()}, agreement {agreement}"
+    if found.why:
+        text = f"Whether {second} is better than {first} is not known: {found.why}; agreement {agreement}"
     if test is None:
         return f"{text}."
     return (

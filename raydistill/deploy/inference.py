@@ -7,12 +7,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raydistill.config.data import Data
-from raydistill.config.metrics import metric
 from raydistill.config.tree import STORAGE
 from raydistill.data.pictures import Picture, is_readable
 from raydistill.deploy.opening import open_model
 from raydistill.deploy.own_rows import find_test_rows
 from raydistill.deploy.predictor import BATCH_ROWS, Predictor, Text
+from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.scoreboard import describe_task
@@ -94,11 +94,11 @@ def evaluate_model(
 def print_scores(console: Console, scores: Mapping[str, Any]) -> None:
     """The headline metrics with their intervals, then those of each output."""
     print(f"{scores['model']} on {scores['num_rows']:,} rows of {scores['data']}")
-    shown = [(metric(name), scores["metrics"][name]) for name in scores["task"]["metrics"]]
-    width = max(len(facts.title) for facts, _ in shown)
-    for facts, found in shown:
-        bounds = f"[{facts.text(found['low'])}, {facts.text(found['high'])}]"
-        print(f"  {facts.title:{width}}  {facts.text(found['value']):>6}  {bounds}")
+    shown = [Figure.of(name, scores["metrics"][name]) for name in scores["task"]["metrics"]]
+    width = max(len(figure.about.title) for figure in shown)
+    for figure in shown:
+        bounds = f"[{figure.bounds(', ')}]" if figure.bounds() else figure.why
+        print(f"  {figure.about.title:{width}}  {figure.text:>6}  {bounds}")
     for entry in scores.get("per_class", ()):
         named = (f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in entry.items())
         print("  " + "  ".join(named).removeprefix("name "))

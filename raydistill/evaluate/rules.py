@@ -13,7 +13,9 @@ from typing import Any, Literal
 from raydistill.config.gate import Gate
 from raydistill.config.metrics import Metric, metric
 from raydistill.errors import ConfigError
+from raydistill.evaluate.figure import Figure
 
+NOT_KNOWN = "not known"
 TITLES = {"above_chance": "better than guessing", "retention": "share of the teacher's"}
 
 
@@ -118,43 +120,48 @@ def judge_rows(gate: Gate, facts: Facts) -> Ruling:
     limit, found = gate.min_rows, facts.num_rows
     few = limit is not None and found < limit
     why = "on so few a worse challenger may pass by luck; more with --data" if few else ""
-    return ruling("rows", "labelled rows it is judged on", found, f"{found:,}", limit, "{:,}".format, why)
+    return ruling("rows", "labelled rows it is judged on", found, "{:,}".format, limit, "{:,}".format, why)
 
 
 def judge_leak(gate: Gate, facts: Facts) -> Ruling:
-    about, found, shown = "test rows that it was trained or selected on", None, ""
+    about, found = "test rows that it was trained or selected on", None
     why = "its run keeps no hashes of its rows, so this is not known"
     if facts.leaked is not None:
         found = sum(facts.leaked.values())
         why = ", ".join(f"{count:,} in {split}" for split, count in facts.leaked.items() if count)
-        shown = f"{found:,} of {facts.num_rows:,}"
+
+    def shown(count: int) -> str:
+        return f"{count:,} of {facts.num_rows:,}"
+
     return ruling("leaked_rows", about, found, shown, gate.max_leaked_rows, "{:,}".format, why, at_most=True)
 
 
 def judge_chance(gate: Gate, facts: Facts) -> Ruling:
     chance = facts.chance
-    low, about = facts.challenger["metrics"][chance["metric"]]["low"], metric(chance["metric"])
+    found = Figure.of(chance["metric"], facts.challenger["metrics"][chance["metric"]])
+    about, low = found.about, found.low
     told = f"{about.words}, lower end of the interval, against {chance['answer']}"
     if not gate.above_chance:
-        return ruling("above_chance", told, low, about.said(low), None, about.said)
-    shown = {"value": about.said(low), "limit": f"> {about.said(chance['value'])}"}
-    passed = not chance["at_chance"] or chance["reason"] == "floor_only"
-    return Ruling("above_chance", told, low, chance["value"], shown, "passed" if passed else "failed", chance["why"])
+        return ruling("above_chance", told, low, about.said, None, about.said)
+    shown = {"value": NOT_KNOWN if low is None else about.said(low), "limit": f"> {about.said(chance['value'])}"}
+    passed = low is not None and (not chance["at_chance"] or chance["reason"] == "floor_only")
+    why = chance["why"] or found.why
+    return Ruling("above_chance", told, low, chance["value"], shown, "passed" if passed else "failed", why)
 
 
 def judge_retention(gate: Gate, facts: Facts) -> Ruling:
     name = compared_metric(gate, facts.task, facts.challenger["metrics"])
-    found, value, shown, unit = facts.retention, None, "", metric(name)
+    found, value, unit = facts.retention, None, metric(name)
     lacks, low = "its run keeps no predictions of a teacher", "the teacher's own is not above 0, or not defined"
     about = f"{unit.words} ÷ its teacher's"
     if unit.is_amount:
         about, low = f"its teacher's {unit.words} ÷ its own (less is better)", not_above("its own")
     why = lacks if found is None else low
     if found is not None and found.value is not None:
-        value, shown, why = found.value, percent(found.value), f"{found.num_rows:,} test rows of its run"
+        value, why = found.value, f"{found.num_rows:,} test rows of its run"
         if found.low is not None and found.high is not None:
             why = f"95 % interval {percent(found.low)} to {percent(found.high)}, {why}"
-    return ruling("retention", about, value, shown, gate.min_retention, percent, why)
+    return ruling("retention", about, value, percent, gate.min_retention, percent, why)
 
 
 def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
@@ -165,11 +172,10 @@ def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
     about = f"{unit.words} - champion's, lower end of the interval"
     if facts.pair is None:
         return skipped("non_inferiority", about, no_champion(facts))
-    difference, test = facts.pair["differences"][name], facts.pair["mcnemar"]
-    low, points = difference["low"], " points" if unit.is_share else ""
-    why = "the interval is not defined on these rows"
-    if low is not None:
-        ends = (signed(unit, difference[end]) for end in ("value", "low", "high"))
+    difference, test = Figure.of(name, facts.pair["differences"][name]), facts.pair["mcnemar"]
+    low, points, why = difference.low, " points" if unit.is_share else "", difference.why
+    if not why:
+        ends = (signed(unit, end) for end in (difference.value, low, difference.high))
         why = "difference {}, 95 % interval {} to {}".format(*ends)
         if test is not None:
             why += f"; right on rows where the other errs: {test['only_second']:,} against {test['only_first']:,}"
@@ -178,8 +184,7 @@ def judge_inferiority(gate: Gate, facts: Facts) -> Ruling:
     def text(value: float) -> str:
         return f"{signed(unit, value)}{points}"
 
-    shown = "" if low is None else text(low)
-    return ruling("non_inferiority", about, low, shown, None if margin is None else -margin, text, why)
+    return ruling("non_inferiority", about, low, text, None if margin is None else -margin, text, why)
 
 
 def judge_ratio(name: str, gate: Gate, facts: Facts) -> Ruling:
@@ -188,13 +193,12 @@ def judge_ratio(name: str, gate: Gate, facts: Facts) -> Ruling:
     about = f"{unit.words} ÷ champion's (less is better), upper end of the interval"
     if facts.champion is None or facts.pair is None:
         return skipped("non_inferiority", about, no_champion(facts))
-    ratio, shown, why = facts.pair["ratios"][name], "", not_above("the champion's")
+    ratio, why = facts.pair["ratios"][name], not_above("the champion's")
     if (high := ratio["high"]) is not None:
         own, other = (unit.text(model["metrics"][name]["value"]) for model in (facts.challenger, facts.champion))
-        shown, why = f"{high:.3f}", f"{own} against {other}, ratio {ratio['value']:.3f}, "
-        why += f"95 % interval {ratio['low']:.3f} to {high:.3f}"
+        why = f"{own} against {other}, ratio {ratio['value']:.3f}, 95 % interval {ratio['low']:.3f} to {high:.3f}"
     limit = None if margin is None else 1 + margin
-    return ruling("non_inferiority", about, high, shown, limit, "{:g}".format, why, at_most=True)
+    return ruling("non_inferiority", about, high, "{:.3f}".format, limit, "{:g}".format, why, at_most=True)
 
 
 def not_above(whose: str) -> str:
@@ -207,60 +211,64 @@ def judge_latency(gate: Gate, facts: Facts) -> Ruling:
     if facts.champion is None or facts.pair is None:
         return skipped("latency", about, no_champion(facts))
     own, other = (model["latency_ms"]["p50"] for model in (facts.challenger, facts.champion))
-    ratio, shown, why = facts.pair["latency_ratio"], "", "the two models compute on different devices"
+    ratio, why = facts.pair["latency_ratio"], "the two models compute on different devices"
     if ratio is not None:
-        shown, why = f"{ratio:.2f}", f"medians {own:.2f} and {other:.2f} ms"
-    return ruling("latency", about, ratio, shown, gate.max_latency_ratio, "{:g}".format, why, at_most=True)
+        why = f"medians {own:.2f} and {other:.2f} ms"
+    return ruling("latency", about, ratio, "{:.2f}".format, gate.max_latency_ratio, "{:g}".format, why, at_most=True)
 
 
 def judge_bytes(gate: Gate, facts: Facts) -> Ruling:
     size = facts.challenger["bytes"]
-    return ruling("bytes", "size on disk", size, megabytes(size), gate.max_bytes, megabytes, at_most=True)
+    return ruling("bytes", "size on disk", size, megabytes, gate.max_bytes, megabytes, at_most=True)
 
 
 def judge_classes(gate: Gate, facts: Facts) -> Ruling:
     about, floor = "recall of the weakest label", gate.min_class_recall
     if not facts.challenger.get("per_class"):
         return skipped("class_recall", about, "the task has no labels")
+    what = facts.task.get("counted", "rows")
     judged = [entry for entry in facts.challenger["per_class"] if entry["support"]]
+    if not judged:
+        return skipped("class_recall", about, f"no label has any of the {what}")
     worst = min(judged, key=lambda entry: entry["recall"])
     below = [entry for entry in judged if floor is not None and entry["recall"] < floor]
-    what = facts.task.get("counted", "rows")
     why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} {what}" for e in below or [worst])
     unjudged = [entry["name"] for entry in facts.challenger["per_class"] if not entry["support"]]
     if unjudged:
         why += f"; without a row, so not judged: {', '.join(unjudged)}"
-    return ruling("class_recall", about, worst["recall"], percent(worst["recall"]), floor, percent, why)
+    return ruling("class_recall", about, worst["recall"], percent, floor, percent, why)
 
 
 def judge_calibration(gate: Gate, facts: Facts) -> Ruling:
     about, limit = "expected calibration error", gate.max_calibration_error
     if "calibration_error" not in facts.challenger["metrics"]:
         return skipped("calibration", about, "the task has none")
-    error = facts.challenger["metrics"]["calibration_error"]["value"]
-    return ruling("calibration", about, error, f"{error:.3f}", limit, "{:g}".format, at_most=True)
+    error = Figure.of("calibration_error", facts.challenger["metrics"]["calibration_error"])
+    why = "" if error.value is not None else error.why
+    return ruling("calibration", about, error.value, "{:.3f}".format, limit, "{:g}".format, why, at_most=True)
 
 
 def ruling(
     name: str,
     about: str,
     value: float | None,
-    shown: str,
+    shown: Callable[[Any], str],
     limit: float | None,
     text: Callable[[Any], str],
     why: str = "",
     *,
     at_most: bool = False,
 ) -> Ruling:
-    """A value, as people are ``shown`` it, against a limit, which ``text`` writes.
+    """A value, which ``shown`` writes for people, against a limit, which ``text`` does.
 
     A value that is not known does not pass; the way out is to switch the rule off by name, by a limit of None.
     """
-    shown, value = ("not known", None) if value is None else (shown, float(value))
+    told = {"value": NOT_KNOWN if value is None else shown(value), "limit": "none"}
+    value = None if value is None else float(value)
     if limit is None:
-        return Ruling(name, about, value, None, {"value": shown, "limit": "none"}, "off", "switched off")
+        return Ruling(name, about, value, None, told, "off", "switched off")
     passed = value is not None and (value <= limit if at_most else value >= limit)
-    told = {"value": shown, "limit": f"{'<=' if at_most else '>='} {text(limit)}"}
+    told |= {"limit": f"{'<=' if at_most else '>='} {text(limit)}"}
     return Ruling(name, about, value, float(limit), told, "passed" if passed else "failed", why)
 
 
@@ -276,10 +284,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def signed(unit: Metric, difference: float) -> str:
+def signed(unit: Metric, difference: float | None) -> str:
     """A difference in the metric's unit, with its sign."""
     text = unit.text(difference)
-    return text if text.startswith("-") else f"+{text}"
+    return text if difference is None or text.startswith("-") else f"+{text}"
 
 
 def megabytes(size: float) -> str:

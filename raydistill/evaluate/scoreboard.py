@@ -115,10 +115,11 @@ def describe_task(task: Task, found: Iterable[Scores] = ()) -> dict[str, Any]:
     """What pages and tables have to know of a task: {type, metrics (shown, the main one first), main_metric, guessing,
     facts}, and ``counted``, what ``per_class`` has the number of where it is not rows.
 
-    ``found``: of models on the rows that are spoken of; metrics that none of them has are left out.
+    ``found``: of models on the rows that are spoken of; metrics that none of them has are left out, unless
+    these are all.
     """
     known = {name for scores in found for name, value in scores.values.items() if not np.isnan(value)}
-    metrics = [name for name in task.shown_metrics if not known or name in known]
+    metrics = [name for name in task.shown_metrics if name in known] or [*task.shown_metrics]
     counted = {"counted": task.counted} if task.counted != "rows" else {}
     return {
         "type": task.type,

@@ -7,7 +7,7 @@ from typing import Any
 
 from raydistill.config.metrics import Metric, metric
 from raydistill.evaluate import rules
-from raydistill.evaluate.intervals import gain
+from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.robustness import fragile_sentence
 
 BASELINE_STARTS = {"same": "the same weights as the student", "pretrained": "the weights before fine-tuning"}
@@ -64,12 +64,24 @@ def _main(results: Mapping[str, Any]) -> tuple[str, Metric]:
     return name, metric(name)
 
 
+def _reached(results: Mapping[str, Any], model: str) -> Figure:
+    name = results["task"]["main_metric"]
+    return Figure.of(name, results[model]["test"][name])
+
+
+def _ahead(results: Mapping[str, Any], model: str) -> Figure:
+    """What the student has more than a model."""
+    name = results["task"]["main_metric"]
+    return Figure.of(name, results["differences"][f"student_minus_{model}"][name])
+
+
 def _kept(results: Mapping[str, Any]) -> str:
     (name, about), ratios = _main(results), results["ratios"]
-    retention = results["retention"].get(name)
-    if retention is None or about.is_amount:
-        own, others = (about.said(results[side]["test"][name]["value"]) for side in ("student", "teacher"))
-        text = f"The student's {about.words} is {own}, its teacher's {others},"
+    retention, own, other = results["retention"].get(name), _reached(results, "student"), _reached(results, "teacher")
+    if why := own.why or other.why:
+        text = f"What the student keeps of its teacher is not known ({why}),"
+    elif retention is None or about.is_amount:
+        text = f"The student's {about.words} is {own.said}, its teacher's {other.said},"
     else:
         verb = "keeps" if retention <= 1 else "reaches"
         text = f"The student {verb} {rules.percent(retention)} of its teacher's {about.words}"
@@ -86,16 +98,16 @@ def _gain(results: Mapping[str, Any]) -> str:
     baseline = results["baseline"]
     if baseline is None:
         return "Whether the teacher is worth it is not known: no student was trained without it (evaluate.baseline)."
-    name, about = _main(results)
-    difference = results["differences"]["student_minus_baseline"][name]
-    reached = f"{about.said(results['student']['test'][name]['value'])} with it, "
-    reached += f"{about.text(baseline['test'][name]['value'])} without"
+    ahead = _ahead(results, "baseline")
+    if ahead.why:
+        return f"Whether the teacher is worth it is not known: {ahead.why}."
+    reached = f"{ahead.about.words} {_reached(results, 'student').said} with it, "
+    reached += f"{_reached(results, 'baseline').text} without"
     reached += ", which is no better than guessing" if _at_chance(baseline) else ""
-    reached = f"{about.words} {reached} ({_interval(about, difference)})"
-    found = gain(name, difference)
-    if found["low"] > 0:
+    reached = f"{reached} ({ahead.difference})"
+    if ahead.is_better:
         return f"The teacher is worth it: {reached}."
-    if found["high"] < 0:
+    if ahead.is_worse:
         return f"The teacher does harm here: {reached}."
     return f"The teacher brings no measurable gain: {reached}."
 
@@ -105,38 +117,28 @@ def _over_seeds(results: Mapping[str, Any]) -> str:
     seeds, (name, about) = results.get("seeds"), _main(results)
     if seeds is None:
         return ""
-    reached = [about.around(seeds[model]["test"][name]) for model in ("student", "baseline") if seeds[model]]
-    reached[0] += " %" if about.is_share else ""
-    without = f" with the teacher, {reached[1]} without" if len(reached) > 1 else ""
-    return f"Over {seeds['num']} seeds, mean ± standard deviation: {about.words} {reached[0]}{without}."
+    told = f"{about.words} {about.said_around(seeds['student']['test'][name])}"
+    if seeds["baseline"]:
+        told += f" with the teacher, {about.around(seeds['baseline']['test'][name])} without"
+    return f"Over {seeds['num']} seeds, mean ± standard deviation: {told}."
 
 
 def _against_words(results: Mapping[str, Any]) -> str:
     """Said where a linear model on words does as well as the student, as far as the test rows can tell."""
-    words = results.get("tfidf")
-    if words is None:
+    if results.get("tfidf") is None:
         return ""
-    name, about = _main(results)
-    difference = results["differences"]["student_minus_tfidf"][name]
-    found = gain(name, difference)
-    reached = f"{about.words} {about.said(words['test'][name]['value'])} ({_interval(about, difference)})"
-    if found["high"] < 0:
-        return f"A linear model on TF-IDF is better than the student: {reached}."
-    return "" if found["low"] > 0 else f"A linear model on TF-IDF does as well as the student: {reached}."
+    ahead, words = _ahead(results, "tfidf"), _reached(results, "tfidf")
+    if ahead.is_better or ahead.why:  # why is said already, of the student alone
+        return ""
+    verb = "is better than" if ahead.is_worse else "does as well as"
+    return f"A linear model on TF-IDF {verb} the student: {words.about.words} {words.said} ({ahead.difference})."
 
 
 def _against_champion(results: Mapping[str, Any]) -> str:
-    champion = results["champion"]
-    if champion is None:
+    if results["champion"] is None:
         return ""
-    name, about = _main(results)
-    difference = results["differences"]["student_minus_champion"][name]
-    found = gain(name, difference)
-    word = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "not measurably different"
-    reached = about.text(champion["test"][name]["value"])
-    return f"The champion reaches {reached}: the student is {word} ({_interval(about, difference)})."
-
-
-def _interval(about: Metric, difference: Mapping[str, float]) -> str:
-    low, high = (about.text(difference[end]) for end in ("low", "high"))
-    return f"difference {about.amount(difference['value'])}, 95 % interval {low} to {high}"
+    ahead, reached = _ahead(results, "champion"), _reached(results, "champion")
+    if ahead.why:
+        return f"Whether the student is better than the champion is not known: {ahead.why}."
+    word = "better" if ahead.is_better else "worse" if ahead.is_worse else "not measurably different"
+    return f"The champion reaches {reached.text}: the student is {word} ({ahead.difference})."

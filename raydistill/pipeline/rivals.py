@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raydistill.config.metrics import metric
 from raydistill.evaluate.compare import Predictions
-from raydistill.evaluate.intervals import gain
+from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.results import ModelOutcome
 from raydistill.evaluate.scoreboard import Scoreboard
 from raydistill.tasks.targets import units_of
@@ -74,15 +73,27 @@ def why_not_challenger(name: str, ref: RunRef, results: Mapping[str, Any], test:
         example_ids=test.example_ids,
         wanted={main},
     )
-    ahead, low, high = (gain(main, board.differences("own", "other")[main])[key] for key in ("value", "low", "high"))
+    own, other = (Figure.of(main, board.intervals(name)[main]) for name in ("own", "other"))
+    ahead = Figure.of(main, board.differences("own", "other")[main]).gained
     won = SWEEP in (run_tags(present.run_id, uri) or {}) and SWEEP not in (run_tags(ref.run_id, uri) or {})
-    if low <= 0 and not (won and ahead > 0):
-        return None
-    about, holder = metric(main), f"version {present.version}, {'which won a sweep' if won else 'which has it'}"
-    return (
-        f"on the same test rows {holder}, has the better {about.words}, by {about.amount(ahead)} "
-        f"(95 % interval {about.text(low)} to {about.text(high)})"
+    return why_behind(
+        f"version {present.version}, {'which won a sweep' if won else 'which has it'},", own, other, ahead, won
     )
+
+
+def why_behind(holder: str, own: Figure, other: Figure, ahead: Figure, won: bool) -> str | None:
+    """Why a student with its ``own`` value stays behind ``holder`` with the ``other`` one, which is ``ahead`` by so
+    much; None where it need not: it is not measurably worse, or as good as one that ``won`` a sweep.
+
+    Where neither value is defined, or the holder's is not, nobody is shown to be better.
+    """
+    if own.value is None and other.value is not None:
+        return f"its {own.about.words} is not defined on the test rows, on which {holder} has {other.said}"
+    if not (ahead.low is not None and ahead.low > 0) and not (won and ahead.value is not None and ahead.value > 0):
+        return None
+    about = ahead.about
+    bounds = f" (95 % interval {ahead.bounds()})" if ahead.bounds() else ""
+    return f"on the same test rows {holder} has the better {about.words}, by {about.amount(ahead.value)}{bounds}"
 
 
 def find_rival(name: str, alias: str, ref: RunRef) -> Version | None:

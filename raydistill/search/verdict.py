@@ -64,7 +64,11 @@ def _reached(summary: Mapping[str, Any]) -> list[str]:
     name = first_validation(summary["objectives"])
     metric, sign = name.removeprefix("validation/"), 1 if summary["objectives"][name] == "max" else -1
     finalist = _finalist(summary)
-    validation, test, search = finalist["validation"][metric], finalist["test"].get(metric), finalist["search"][name]
+    validation, test, search = (
+        finalist["validation"][metric],
+        finalist["test"].get(metric),
+        finalist["search"].get(name),
+    )
     seeds = len(finalist["seeds"])
     of = f"the mean of {seeds} fresh seeds" if seeds > 1 else "with one fresh seed"
     told = [f"The winner reaches {_spread(metric, validation)} {spoken(metric)} on validation, {of}."]
@@ -72,6 +76,7 @@ def _reached(summary: Mapping[str, Any]) -> list[str]:
         told.append("On test it is not known.")
     else:
         told.append(f"On test it reaches {_spread(metric, test)}.")
+    if test is not None and test["mean"] is not None and search is not None:
         change = _change(metric, sign * (test["mean"] - search))
         told.append(f"That is {change} what the search saw on validation ({facts(metric).said(search)}).")
     return told + _facts(summary)

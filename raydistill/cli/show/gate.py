@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.cli.show.runs import main_figure
 from raydistill.config.metrics import capitalized, metric
+from raydistill.evaluate.figure import ABSENT, Figure
 from raydistill.evaluate.rules import title_of
 from raydistill.tracking.registry.aliases import PROMOTED, ROLLED_BACK
 from raydistill.tracking.registry.verdicts import VERDICT
@@ -17,7 +18,6 @@ from raydistill.tracking.registry.versions import Version
 if TYPE_CHECKING:
     from rich.console import Console
 
-ABSENT = "-"
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim", "off": "dim"}
 
 
@@ -51,9 +51,8 @@ def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     """On what, and under which conditions, the models were measured."""
     data = summary["data"]
     main = data["task"]["main_metric"]
-    about = metric(main)
-    reached = ", ".join(f"{name} {about.text(m['metrics'][main]['value'])}" for name, m in summary["models"].items())
-    text = f"{about.words} on {data['num_rows']:,} rows of {data['source']}: {reached}."
+    reached = ", ".join(f"{name} {Figure.of(main, m['metrics'][main]).text}" for name, m in summary["models"].items())
+    text = f"{metric(main).words} on {data['num_rows']:,} rows of {data['source']}: {reached}."
     text = capitalized(text)
     console.print(text, markup=False, style="dim")
 

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from raydistill.cli.show.labels import print_labels
-from raydistill.config.metrics import Metric, metric
+from raydistill.config.metrics import metric
+from raydistill.evaluate.figure import ABSENT, Figure
 from raydistill.evaluate.latency import of_tokens
 from raydistill.evaluate.report.scales import scale
 from raydistill.evaluate.robustness import WORDS, listed, same_sentences
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 Model = Mapping[str, Any]
 MODELS = ("teacher", "student", "baseline", "tfidf", "champion")
-ABSENT = "-"
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -74,15 +74,14 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> list[tuple
     between = ",\n" if len(models) > 3 else ", "
     rows = [
         (about.title, [_reached(m, main) for m in models.values()]),
-        ("  95 % interval", [_bounds(about, m["test"][main], between) for m in models.values()]),
+        ("  95 % interval", [_bounds(main, m["test"][main], between) for m in models.values()]),
     ]
     if seeds := results.get("seeds"):
         spreads = {name: seeds[name]["test"][main] for name in ("student", "baseline") if seeds[name]}
         around = {name: about.around(found).replace(" ± ", f"{between[1:]}± ") for name, found in spreads.items()}
         rows.append((f"  {seeds['num']} seeds, mean", [around.get(name, ABSENT) for name in models]))
     for name in others:
-        values = [m["test"][name]["value"] for m in models.values()]
-        rows.append((metric(name).title, [ABSENT if v is None else metric(name).text(v) for v in values]))
+        rows.append((metric(name).title, [Figure.of(name, m["test"][name]).text for m in models.values()]))
     rows += _perturbed_rows(models, results.get("robustness"), between)
     agreements = [ABSENT if n == "teacher" else share.text(m["agreement"]) for n, m in models.items()]
     rows.append(("agreement, %", agreements))
@@ -113,20 +112,21 @@ def _perturbed_rows(
         if one["models"] is not None:
             known = [one["models"].get(model) for model in models]
             title = f"{WORDS[name]}, %" if about.is_share else WORDS[name]
-            rows.append((title, [ABSENT if m is None else about.text(m["value"]) for m in known]))
+            rows.append((title, [Figure.of(found["metric"], m).text for m in known]))
             # without brackets, as two signs take their place: all models fit
-            changes = [ABSENT if m is None else _bounds(about, m["change"], between)[1:-1] for m in known]
+            changes = [Figure.of(found["metric"], m and m["change"]).bounds(between) or ABSENT for m in known]
             rows.append(("  change, 95 %", changes))
     return rows
 
 
 def _reached(model: Model, main: str) -> str:
-    value = metric(main).text(model["test"][main]["value"])
+    value = Figure.of(main, model["test"][main]).text
     return f"* {value}" if model["chance"]["at_chance"] else value
 
 
-def _bounds(about: Metric, interval: Mapping[str, float], between: str) -> str:
-    return f"[{about.text(interval['low'])}{between}{about.text(interval['high'])}]"
+def _bounds(name: str, found: Mapping[str, float | None], between: str) -> str:
+    bounds = Figure.of(name, found).bounds(between)
+    return f"[{bounds}]" if bounds else ABSENT
 
 
 def _latency(model: Model, quantile: str) -> str:

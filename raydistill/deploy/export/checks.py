@@ -14,6 +14,7 @@ from raydistill.deploy.paired import latency_ratio, measure_speed, speed_section
 from raydistill.deploy.predictor import Predictor, num_letters
 from raydistill.deploy.testset import TestRows
 from raydistill.errors import ConfigError, ModelError, nearest
+from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.scoreboard import Scoreboard, describe_task
 from raydistill.tasks.base import Task
@@ -156,18 +157,18 @@ def judge_shapes(form: str, predictor: Predictor, rows: TestRows, outputs: Value
 
 def judge_metric(difference: Mapping[str, float | None], metric: str, margin: float) -> tuple[list[str], list[str]]:
     """Reasons to refuse, and a note where the rows are too few to be sure; ``difference`` is export - torch."""
-    facts = facts_of(metric)
+    facts, figure = facts_of(metric), Figure.of(metric, difference)
+    if figure.value is None:
+        return [f"How it compares is not known: {figure.why}."], []
     sign = -1.0 if facts.lower_is_better else 1.0
-    value, low, high = (difference[key] for key in ("value", "low", "high"))
-    assert value is not None
-    assert low is not None
-    assert high is not None
-    worst = min(sign * low, sign * high)
     # Shares are counts of rows divided by their number: a fall of exactly one point must not fail by rounding.
-    if -sign * value > margin + 1e-9:
+    if -sign * figure.value > margin + 1e-9:
         verb = "rises" if facts.lower_is_better else "falls"
         limit = f"more than the margin of {facts.amount(margin)}"
-        return [f"The {facts.words} {verb} by {facts.amount(abs(value))}, {limit}."], []
+        return [f"The {facts.words} {verb} by {facts.amount(abs(figure.value))}, {limit}."], []
+    if figure.low is None or figure.high is None:
+        return [], [f"These rows cannot rule out that it gets worse: {figure.why}; more rows would."]
+    worst = min(sign * figure.low, sign * figure.high)
     if -worst > margin:
         return [], [
             f"These rows cannot rule out that the {facts.words} gets worse by {facts.amount(-worst)} (95 % interval); "

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.config.metrics import metric as facts_of
 from raydistill.deploy.export.checks import TORCH
+from raydistill.evaluate.figure import ABSENT, Figure
 from raydistill.evaluate.latency import of_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-ABSENT = "-"
 
 
 def print_export(console: Console, found: Mapping[str, Any]) -> None:
@@ -63,11 +62,11 @@ def headings(metric: str) -> tuple[str, ...]:
 
 def cells(section: Mapping[str, Any], metric: str) -> list[str]:
     """Metric, its difference, largest difference of an output, agreement, size, latency, speed."""
-    value, difference, text = section["metric"], section.get("difference"), facts_of(metric).text
+    value, change = (Figure.of(metric, section.get(name)) for name in ("metric", "difference"))
     largest, same = section.get("largest_difference"), section.get("agreement")
     return [
-        ABSENT if value is None else text(value["value"]),
-        ABSENT if difference is None else f"{'+' if difference['value'] > 0 else ''}{text(difference['value'])}",
+        value.text,
+        f"{'+' if (change.value or 0) > 0 else ''}{change.text}",
         ABSENT if largest is None else f"{largest:.1g}",
         ABSENT if same is None else f"{100 * same:.1f}",
         f"{section['bytes'] / 1e6:.1f}",
@@ -76,9 +75,9 @@ def cells(section: Mapping[str, Any], metric: str) -> list[str]:
     ]
 
 
-def interval(found: Mapping[str, float] | None, metric: str) -> str:
-    text = facts_of(metric).text
-    return "" if found is None else f"[{text(found['low'])}, {text(found['high'])}]"
+def interval(found: Mapping[str, float | None] | None, metric: str) -> str:
+    bounds = Figure.of(metric, found).bounds(", ")
+    return f"[{bounds}]" if bounds else ""
 
 
 def conditions(found: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.config.metrics import capitalized, metric
+from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.report import pictures as run_pictures
 from raydistill.evaluate.report.comparison import (
     TITLES,
@@ -255,9 +256,9 @@ def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a reader wants to know first: name and value."""
     student, teacher, ratios = results["student"], results["teacher"], results["ratios"]
     main = results["task"]["main_metric"]
-    reached, words = measured(main, student["test"][main]), metric(main).words
-    text = f"{reached.text} {scale(main).unit}".rstrip() + (f" ({reached.detail})" if reached.detail else "")
-    found = [(f"{capitalized(words)} on test", text)]
+    reached = Figure.of(main, student["test"][main])
+    text = reached.said + (f" ({bounds})" if (bounds := reached.bounds()) else "")
+    found = [(f"{capitalized(reached.about.words)} on test", text)]
     for name, heading in (("num_parameters", "Parameters"), ("bytes", "Size on disk")):
         unit = scale(name)
         text = f"{unit.amount(student[name])} of the teacher's {unit.amount(teacher[name])}"
@@ -283,8 +284,7 @@ def relation_rows(results: Mapping[str, Any], contenders: Sequence[Contender]) -
     for contender in contenders:
         is_teacher, value = contender.name == "teacher", contender.figures[main]["value"]
         agreement.append(Cell("" if is_teacher else scale("agreement").text(contender.model["agreement"])))
-        share = about.retention(value, teacher) if teacher is not None and value is not None else None
-        kept.append(Cell("" if is_teacher else scale("retention").text(share)))
+        kept.append(Cell("" if is_teacher else scale("retention").text(about.retention(value, teacher))))
         difference = (results["differences"].get(f"student_minus_{contender.name}") or {}).get(main)
         lead.append(Cell("") if contender.is_main else ahead(main, difference))
     rows = [Row("agreement with the teacher, %", agreement)]
@@ -318,10 +318,12 @@ def robustness_section(results: Mapping[str, Any], contenders: Sequence[Contende
         groups.append([reached, Row("its change", [ahead(main, figure["change"]) for figure in known])])
         extra = ahead(main, one["student_minus_teacher"])
         beyond = "more" if one["is_more_fragile"] else "not measurably more"
+        compared = f"the student is {beyond} fragile than its teacher (its change minus the teacher's: {extra.text}, "
+        compared += f"95 % interval {extra.detail})"
+        if why := Figure.of(main, one["student_minus_teacher"]).why:
+            compared = f"whether the student is more fragile than its teacher is not known: {why}"
         told.append(
-            f"{listed([WORDS[name]])}: {100 * one['rows_changed']:.0f} % of the rows read otherwise; "
-            f"the student is {beyond} fragile than its teacher (its change minus the teacher's: {extra.text}, 95 % "
-            f"interval {extra.detail})."
+            f"{listed([WORDS[name]])}: {100 * one['rows_changed']:.0f} % of the rows read otherwise; {compared}."
         )
     return {"contenders": own, "groups": groups, "told": told}
 

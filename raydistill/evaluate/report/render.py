@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ def render(template: str, pictures: Mapping[str, Sequence[Picture]], *, package:
     return page.render(plotly=plotly, plotly_checksum=checksum(plotly), pictures=pictures, figures=figures, **values)
 
 
+@cache
 def environment(package: str) -> Environment:
     """Templates of ``package`` and of all pages; texts are escaped, and a name that is missing is an error."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
