@@ -54,6 +54,8 @@ layers              pairs [student, teacher] of layers, counted from 1, 0 the em
                     the teacher's, [student][teacher], or null}
 config              the config of the run, without credentials, with everything chosen that it left open
 choices             list of {name, value, why}: what was chosen, added by the pipeline
+decision            {decision: ship, do not ship or cannot tell yet, reason: a sentence, next: a sentence}: whether the
+                    default gate would pass the student, as far as it needs neither champion nor other rows
 verdict             the result in a sentence or two
 notes               sentences about data and run, added by the pipeline
 report              where the run's page lies, added by the pipeline; null where it could not be drawn
@@ -101,6 +103,7 @@ import numpy as np
 
 from raydistill.evaluate.bootstrap import LEVEL
 from raydistill.evaluate.compare import retention
+from raydistill.evaluate.decision import decide
 from raydistill.evaluate.robustness import Perturbed, robustness
 from raydistill.evaluate.scoreboard import Scoreboard, describe_task
 from raydistill.evaluate.verdict import verdict
@@ -231,7 +234,7 @@ def build_results(outcome: RunMeasurements) -> dict[str, Any]:
     }
     exact = {"task": describe_task(outcome.student.task), "config": redact_tree(dict(outcome.config))}
     results = strict_json(results) | strict_json(exact, digits=None)
-    return results | {"verdict": verdict(results)}
+    return results | {"decision": decide(results), "verdict": verdict(results)}
 
 
 def _scoreboard(outcome: RunMeasurements, rows: SplitRows, outputs: Mapping[str, Array]) -> Scoreboard:

@@ -1,4 +1,4 @@
-"""What a run showed, the decision first, in sentences to quote: no gain is claimed that its interval does not show."""
+"""What a run showed, in sentences to quote: no gain is claimed that its interval does not show."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BASELINE_STARTS = {"same": "the same weights as the student", "pretrained": "the
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Whether the teacher was worth it, whether the gate would pass, then what the student reaches of its teacher, and
-    where it is more fragile, and of the champion, from results.json."""
+    """Whether the teacher was worth it, then what the student reaches of its teacher, where it is more fragile, and of
+    the champion, from results.json."""
     student, teacher, guessing = results["student"], results["teacher"], results["task"]["guessing"]
     if _at_chance(student):
         third = f"The student is {guessing}: {student['chance']['why']}."
@@ -26,33 +26,8 @@ def verdict(results: Mapping[str, Any]) -> str:
     else:
         third = _kept(results)
     rivals, own = (_gain(results), _over_seeds(results), _against_words(results)), (third, fragile_sentence(results))
-    told = (*rivals, _gate(results), *own, _against_champion(results))
+    told = (*rivals, *own, _against_champion(results))
     return " ".join(s for s in told if s)
-
-
-def _gate(results: Mapping[str, Any]) -> str:
-    """Whether a gate with its defaults would pass the student, by the rules that need neither a champion nor other
-    rows."""
-    student, num_rows = results["student"], results["data"]["labeled"]["test"]
-    retention = results["retention"].get(results["task"]["main_metric"])
-    facts = rules.Facts(
-        {"metrics": student["test"], "per_class": student.get("per_class", ())},
-        student["chance"],
-        results["task"],
-        retention=rules.Retention(retention, None, None, num_rows),
-        num_rows=num_rows,
-    )
-    own = (rules.judge_rows, rules.judge_chance, rules.judge_retention, rules.judge_classes, rules.judge_calibration)
-    failed = [found for rule in own if (found := rule(rules.Gate(), facts)).verdict == "failed"]
-    if not failed:
-        return "The gate would pass it, as far as it does not depend on a champion."
-    why = (f"{found.about} {found.shown['value']}, limit {found.shown['limit']}{_named(found)}" for found in failed)
-    return f"The gate would refuse it: {'; '.join(why)}."
-
-
-def _named(found: Any) -> str:
-    """The outputs that fail, where it is them."""
-    return f" ({found.why.partition(';')[0]})" if found.name == "class_recall" else ""
 
 
 def _at_chance(model: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from kit.servers import make_config
 from rich.console import Console
 
 from raydistill.cli.show.labels import print_labels
-from raydistill.cli.show.results import print_next_steps, print_results
+from raydistill.cli.show.results import print_found, print_next_steps, print_results
 from raydistill.config.metrics import METRICS, metric
 from raydistill.evaluate.intervals import intervals
 from raydistill.evaluate.results import RunMeasurements, SplitRows, build_results
@@ -257,20 +257,83 @@ def test_verdict_names_the_gain(results: dict[str, Any]) -> None:
     student = f"{100 * results['student']['test']['accuracy']['value']:.1f}"
     assert results["verdict"] == (
         f"The teacher is worth it: accuracy {student} % with it, {accuracy} without (difference {numbers[0]} points, "
-        f"95 % interval {numbers[1]} to {numbers[2]}). The gate would refuse it: expected calibration error "
-        f"0.193, limit <= 0.15. The student keeps {retention} % of its teacher's accuracy at 45 % of its parameters "
-        "and 2.9x lower latency."
+        f"95 % interval {numbers[1]} to {numbers[2]}). The student keeps {retention} % of its teacher's accuracy at "
+        "45 % of its parameters and 2.9x lower latency."
     )
 
 
-def test_the_verdict_names_the_class_for_which_the_gate_refuses() -> None:
+def decided(run: RunMeasurements, **config: Any) -> dict[str, Any]:
+    """The decision on a run with these sections of its config."""
+    return dict(build_results(replace(run, config={**run.config, **config}))["decision"])
+
+
+def calibrated(run: RunMeasurements) -> RunMeasurements:
+    """The student states its certainty as it is."""
+    return replace(run, student=replace(run.student, test=2.2 * run.student.test))
+
+
+def test_a_student_that_the_gate_would_pass_is_shipped() -> None:
+    found = decided(calibrated(outcome()), registry={"name": "toy"})
+    assert found == {
+        "decision": "ship",
+        "reason": "On 500 labelled test rows the student passes each rule of the default gate that needs no champion.",
+        "next": "Next: `raydistill promote toy`.",
+    }
+    assert "registry.name" in decided(calibrated(outcome()))["next"]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"data": {"split": {"test": 0.2}}}, "Hold more out (--set data.split.test=0.21)."),
+        ({"data": {"split": {"test": 0.5}}}, "Label more rows."),
+        ({"registry": {"name": "toy"}}, "Label more rows or name others (`raydistill promote toy --data FILE`)."),
+    ],
+)
+def test_on_few_rows_it_cannot_be_told(config: dict[str, Any], told: str) -> None:
+    """A test set that is two rows too small makes no bad model of a good one."""
+    found = decided(calibrated(outcome(num_rows=198)), **config)
+    assert found["decision"] == "cannot tell yet"
+    assert found["reason"] == "The student was tested on 198 labelled rows; the gate needs at least 200."
+    assert found["next"] == told
+
+
+def test_the_decision_names_the_class_that_is_missed() -> None:
     run = outcome()
     labels = run.test.targets.values
     logits = np.where((labels == 2)[:, None], np.array([9.0, 0.0, 0.0]), 9.0 * np.eye(3)[np.maximum(labels, 0)])
-    results = build_results(replace(run, student=replace(run.student, test=logits)))
-    rows = int((labels == 2).sum())
-    assert f"recall of the weakest label 0.0 %, limit >= 50.0 % (class 2 0.0 % of {rows} rows)" in results["verdict"]
-    assert results["verdict"].index("The gate would refuse it") < results["verdict"].index("The student ")
+    run = replace(run, student=replace(run.student, test=logits), teacher=replace(run.teacher, test=logits))
+    found, rows = decided(run), int((labels == 2).sum())
+    assert found["decision"] == "do not ship"
+    assert f"(recall: class 2 0.0 % of {rows} rows); the gate asks for at least 50.0 %" in found["reason"]
+    assert found["next"].startswith("Label more rows of it")
+
+
+@pytest.mark.parametrize(
+    ("run", "reason", "step"),
+    [
+        (outcome(), "expected calibration error is 0.193; the gate allows at most 0.15", "Rely on its answers"),
+        (outcome(student=1.0), "% of its teacher's accuracy; the gate asks for at least 95.0 %", "num_layers=3"),
+        (outcome(student=0.0), "is no better than guessing the most frequent class: its accuracy", "num_layers=3"),
+        (outcome(student=0.0, num_rows=60), "no better than guessing", "num_layers=3"),
+        (outcome(student=0.0, teacher=0.0), "no better than guessing", "Its teacher is no better"),
+        (replace(calibrated(outcome()), champion=outcome(teacher=4.0).teacher), "champion is better", "stays"),
+    ],
+    ids=["calibration", "retention", "chance", "few rows, too", "teacher", "champion"],
+)
+def test_one_reason_not_to_ship_is_told_with_a_way_out(run: RunMeasurements, reason: str, step: str) -> None:
+    found = decided(run, student={"num_layers": 2})
+    assert found["decision"] == "do not ship"
+    assert reason in found["reason"]
+    assert step in found["next"]
+
+
+def test_the_decision_is_the_first_line(results: dict[str, Any]) -> None:
+    stream = io.StringIO()
+    print_found(Console(file=stream, width=400, no_color=True), {**results, "notes": ["a note"]})
+    assert stream.getvalue().startswith(
+        "Do not ship. The student's expected calibration error is 0.193; the gate allows"
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,8 +380,8 @@ def test_the_verdict_on_numbers() -> None:
     assert verdict == (
         f"The teacher is worth it: Pearson correlation {value['student']} with it, {value['baseline']} without "
         f"(difference {said(difference['value'])}, 95 % interval {said(difference['low'])} to "
-        f"{said(difference['high'])}). The gate would pass it, as far as it does not depend on a champion. The student "
-        f"keeps {kept} % of its teacher's Pearson correlation at 45 % of its parameters and 2.9x lower latency."
+        f"{said(difference['high'])}). The student keeps {kept} % of its teacher's Pearson correlation at 45 % of its "
+        "parameters and 2.9x lower latency."
     )
     text = printed(results)
     assert max(map(len, text.splitlines())) <= 80

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.cli.show.labels import print_labels
 from raydistill.config.metrics import metric
+from raydistill.evaluate.decision import sentence
 from raydistill.evaluate.figure import ABSENT, Figure
 from raydistill.evaluate.latency import of_tokens
-from raydistill.evaluate.report.scales import scale
+from raydistill.evaluate.report.scales import scale, visible
 from raydistill.evaluate.robustness import WORDS, listed, same_sentences
 from raydistill.evaluate.verdict import BASELINE_STARTS
 from raydistill.tasks import task_of
@@ -180,7 +181,12 @@ def example_of(results: Mapping[str, Any]) -> str:
 
 
 def print_found(console: Console, results: Mapping[str, Any]) -> None:
-    """Print what a distillation found: notes, labels, table and verdict."""
+    """Print what a distillation found: the decision, notes, labels, verdict and table."""
+    from rich.text import Text
+
+    if decision := results.get("decision"):
+        console.print(Text(visible(sentence(decision)), style="bold"))
+        console.print()
     for note in results.get("notes", []):  # skipped and removed rows, choices made, findings of the pre-flight
         console.print(f"- {note}", markup=False)
     per_class = results["data"]["per_class"]
