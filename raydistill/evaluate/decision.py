@@ -39,8 +39,14 @@ def decide(results: Mapping[str, Any]) -> dict[str, str]:
     return _decision(SHIP, reason, f"Next: {step}.")
 
 
-def sentence(decision: Mapping[str, str]) -> str:
-    return f"{decision['decision'].capitalize()}. {decision['reason']} {decision['next']}"
+def decision_of(results: Mapping[str, Any]) -> tuple[str, str]:
+    """The decision and the sentences on it; of results from before there were any, too."""
+    found = results.get("decision") or decide(results)
+    return f"{found['decision'].capitalize()}.", f"{found['reason']} {found['next']}"
+
+
+def decision_line(results: Mapping[str, Any]) -> str:
+    return " ".join(decision_of(results))
 
 
 def _decision(decision: str, reason: str, step: str) -> dict[str, str]:

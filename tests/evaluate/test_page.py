@@ -20,7 +20,7 @@ from kit.tiny import save_tiny
 
 from raydistill.deploy.opening import open_folder
 from raydistill.errors import ConfigError
-from raydistill.evaluate.decision import sentence
+from raydistill.evaluate.decision import decision_line
 from raydistill.evaluate.report import comparison
 from raydistill.evaluate.report import page as run
 from raydistill.evaluate.report.glossary import TERMS
@@ -70,7 +70,7 @@ def test_what_the_page_says(report: Path, results: dict[str, Any]) -> None:
     ):
         assert part in text, part
     assert "<title>movies version 4</title>" in page
-    assert text.index(sentence(results["decision"])) < text.index(results["verdict"]) < text.index("The models")
+    assert text.index(decision_line(results)) < text.index(results["verdict"]) < text.index("The models")
     assert "hunter2" not in page
 
 

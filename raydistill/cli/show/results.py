@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.cli.show.labels import print_labels
 from raydistill.config.metrics import metric
-from raydistill.evaluate.decision import sentence
+from raydistill.evaluate.decision import decision_line
 from raydistill.evaluate.figure import ABSENT, Figure
 from raydistill.evaluate.latency import of_tokens
 from raydistill.evaluate.report.scales import scale, visible
@@ -184,9 +184,8 @@ def print_found(console: Console, results: Mapping[str, Any]) -> None:
     """Print what a distillation found: the decision, notes, labels, verdict and table."""
     from rich.text import Text
 
-    if decision := results.get("decision"):
-        console.print(Text(visible(sentence(decision)), style="bold"))
-        console.print()
+    console.print(Text(visible(decision_line(results)), style="bold"))
+    console.print()
     for note in results.get("notes", []):  # skipped and removed rows, choices made, findings of the pre-flight
         console.print(f"- {note}", markup=False)
     per_class = results["data"]["per_class"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.config.losses import Schedule
 from raydistill.config.metrics import metric
-from raydistill.evaluate.decision import sentence
+from raydistill.evaluate.decision import decision_line
 from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.report.comparison import cost_rows, latency_setting, quality_rows
 from raydistill.evaluate.report.naming import (
@@ -133,8 +133,7 @@ def eval_result(task: Task, name: str, kind: str, value: float, data: Source) ->
 def summary(results: Mapping[str, Any], task: Task) -> str:
     """The decision, what it is, and the verdict."""
     what = f"A {task.about.format(count=len(task.outputs))}, distilled from a larger one."
-    said = [sentence(results["decision"])] if results.get("decision") else []
-    return " ".join([*map(escape, said), what, escape(results["verdict"])])
+    return f"{escape(decision_line(results))} {what} {escape(results['verdict'])}"
 
 
 def usage(results: Mapping[str, Any], task: Task, has_pairs: bool) -> str:

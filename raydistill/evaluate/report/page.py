@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.config.metrics import capitalized, metric
+from raydistill.evaluate.decision import decision_of
 from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.report import pictures as run_pictures
 from raydistill.evaluate.report.comparison import (
@@ -109,6 +110,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         "run.html",
         pictures(shown, contenders),
         results=shown,
+        decision=decision_of(shown),
         title=title(shown),
         subtitle=subtitle(shown),
         facts=facts(shown),
