@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import linecache
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from kit import ROOT
 from kit.toy import toy_config
 
 from raydistill.config import losses as settings
-from raydistill.config import plugins
+from raydistill.config import plugins, tasks
 from raydistill.config.loading import load_config
+from raydistill.config.sources import source_version
+from raydistill.config.teacher import MODES
 from raydistill.errors import ConfigError, RaydistillError
 from raydistill.losses import ForwardKl, Loss, build_losses
+from raydistill.pipeline import recipes
+from raydistill.pipeline.prepare import prepare
+from raydistill.storage.storage import Storage
 from raydistill.tasks import TextClassification
 
 PACKAGE = {
@@ -179,7 +186,7 @@ def test_a_class_registered_from_python_joins_the_config(tmp_path: Path) -> None
     content["stages"]["distill"]["losses"]["kd"]["sharpnes"] = 4
     with pytest.raises(ConfigError, match=r"sharpnes.*did you mean.*sharpness"):
         load_config(content)
-    assert plugins.registered() == (SharpKl,)
+    assert [plugin.made for plugin in plugins.registered()] == [SharpKl]
 
 
 @pytest.mark.usefixtures("unregistered")
@@ -189,3 +196,108 @@ def test_what_cannot_join_says_why() -> None:
     taken = type("Taken", (Loss,), {"Settings": settings.LogitMse})
     with pytest.raises(ConfigError, match="'logit_mse' of Taken is taken"):
         plugins.register(taken)
+
+
+FILES = {
+    "own/__init__.py": "",
+    "own/losses.py": "from raydistill.losses import ForwardKl\nfrom .parts import size\n\n\n"
+    "class Mine(ForwardKl):\n    def divergence(self, student, teacher, batch):\n        return size(student)\n",
+    "own/parts/__init__.py": "def size(x):\n    from own.parts import deep\n    return deep.norm(x)\n",
+    "own/parts/deep.py": "import beside\n\n\ndef norm(x):\n    return beside.ONE * x.norm()\n",
+    "own/other.py": "ANOTHER = 1\n",
+    "beside.py": "ONE = 1\n",
+}
+
+
+def version_in(folder: Path, monkeypatch: pytest.MonkeyPatch, edited: str | None = None) -> str | None:
+    """The version of ``own.losses.Mine``, imported from there, where one file was edited."""
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content + ("\n# edited\n" if name == edited else ""))
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        made = importlib.import_module("own.losses").Mine
+        found = source_version(made)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("own", "beside")]:
+        del sys.modules[name]
+    return found
+
+
+def test_a_version_covers_what_a_class_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module, and what that imports of its own package or, where it is not installed, from beside it."""
+    before = version_in(tmp_path / "a", monkeypatch)
+    assert before == version_in(tmp_path / "b", monkeypatch)
+    edited = {name: version_in(tmp_path / name.replace("/", "-"), monkeypatch, name) for name in FILES}
+    assert {name for name, version in edited.items() if version != before} == {
+        *("own/losses.py", "own/parts/__init__.py", "own/parts/deep.py", "beside.py")
+    }
+    (installed := tmp_path / "site" / "own-1.0.dist-info").mkdir(parents=True)
+    assert version_in(installed.parent, monkeypatch) == version_in(installed.parent, monkeypatch, "beside.py") != before
+
+
+def made_in_a_cell(text: str, file: str) -> type:
+    """A class of a notebook, whose cells IPython puts where tracebacks look for their lines."""
+    names = {"__name__": "no_such_module", "ForwardKl": ForwardKl}
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    exec(compile(text, file, "exec"), names)
+    return names["Mine"]  # type: ignore[return-value]
+
+
+def test_a_cell_is_a_source_and_a_prompt_is_none() -> None:
+    first, again, edited = (
+        made_in_a_cell(f"class Mine(ForwardKl):\n    def count(self, batch):\n        return {n}\n", f"<cell {i}>")
+        for i, n in enumerate([1, 1, 2])
+    )
+    assert source_version(first) == source_version(again) != source_version(edited)
+    prompted = type("Mine", (ForwardKl,), {"__module__": "no_such_module"})
+    assert source_version(prompted) is None
+    assert source_version(type("Told", (prompted,), {"version": 3})) == "3"
+
+
+class Stars(TextClassification):
+    """Classes by another name."""
+
+    type = "stars"
+
+    class Settings(tasks.TextClassification):
+        """Classes by another name."""
+
+        type: Literal["stars"] = "stars"
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_edited_classes_make_anew_what_they_change(tmp_path: Path) -> None:
+    """A loss: student and run. A task: the data and, by the digest of its tokens, all that is made with it."""
+
+    def made(loss: str | None, task: str | None) -> tuple[dict[str, Any], str, str, str]:
+        for base, version in ((SharpKl, loss), (Stars, task)):
+            told = {} if version is None else {"version": version}
+            plugins.register(type(base.__name__, (base,), {"__module__": "typed", **told}))
+        content = toy_config(tmp_path, task={"type": "stars"}, student__num_layers=2)
+        content["stages"]["distill"]["losses"] = {"kd": {"type": "sharp_kl"}}
+        config = load_config(content)
+        prepared = prepare(config, Storage(config.storage))
+        student = recipes.student_recipe(prepared.config, "s", "t", "k", "float32", MODES["cached"])
+        return student, prepared.run_key, prepared.data.key, prepared.tokens.digest
+
+    before = made("1", "1")
+    assert made("1", "1") == before
+    assert [a == b for a, b in zip(made("2", "1"), before, strict=True)] == [False, False, True, True]
+    assert [a == b for a, b in zip(made("1", "2"), before, strict=True)] == [True, False, False, False]
+    for unread in ((None, "1"), ("1", None)):
+        with pytest.raises(ConfigError, match=r"The source of \w+ .* cannot be read here.* give the class a version"):
+            made(*unread)
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_a_worker_refuses_a_package_that_is_not_the_drivers() -> None:
+    plugins.register(SharpKl)
+    (plugin,) = plugins.registered()
+    plugins.forget()
+    with pytest.raises(RaydistillError, match=r"SharpKl on this node is not that of the process that began"):
+        plugins.register(plugins.Plugin(SharpKl, "other"))
+    plugins.register(plugin)
+    sent = type("Sent", (SharpKl,), {"__module__": "__main__"})  # as a notebook's is: with the job
+    plugins.forget()
+    plugins.register(plugins.Plugin(sent, "other"))
+    assert plugins.sources_in({"losses": [{"type": "sharp_kl"}]}) == {"Sent sharp_kl": "other"}

@@ -111,7 +111,9 @@ def _write(data: Artifact, tokens: Artifact, tokenizer_folder: Path, seed: int, 
             write_batch(folder / f"{split_of(name)}.arrow", columns)
             if symmetric:
                 write_batch(folder / f"{split_of(name)}{SWAPPED}.arrow", tokens_of(name, written[::-1]))
-    (folder / "info.json").write_text(json.dumps({"pad_token_id": pad, "max_length": length, "perturbed": counts}))
+    own = {"sources": info["sources"]} if "sources" in info else {}
+    info = {"pad_token_id": pad, "max_length": length, "perturbed": counts, **own}
+    (folder / "info.json").write_text(json.dumps(info))
 
 
 def by_example(columns: Mapping[str, pa.Array] | pa.RecordBatch) -> Iterator[list[list[int]]]:

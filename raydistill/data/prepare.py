@@ -15,7 +15,7 @@ What happens to a row, in this order; every count ends up in info.json, with a s
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raydistill.config.plugins import sources_in
 from raydistill.config.tree import Config
 from raydistill.data.draft import Draft, Part, make_draft, whole
 from raydistill.data.location import source_identity
@@ -70,6 +71,8 @@ class DataInfo:
     """Sentences for the user."""
     doubts: tuple[str, ...] = ()
     """Those of the notes that doubt the labels."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Of a task of the user's own the version of its source."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -99,7 +102,8 @@ def _recipe(config: Config) -> dict[str, Any]:
     }
     if not config.task.reads_pictures:  # the keys of texts stay as they were before pictures could be read
         del recipe["data"]["columns"]["image"]
-    return recipe | ({"pictures": named} if named else {})
+    sources = sources_in(recipe["task"])
+    return recipe | ({"pictures": named} if named else {}) | ({"sources": sources} if sources else {})
 
 
 def prepare_data(config: Config, storage: Storage) -> Artifact:
@@ -132,7 +136,10 @@ def read_info(artifact: Artifact) -> DataInfo:
 def _write(draft: Draft, folder: Path) -> None:
     for split in SPLITS:
         write_batch(folder / f"{split}.arrow", _columns(draft.parts[split]))
-    text = json.dumps(asdict(info_of(draft)), indent=1, ensure_ascii=False)
+    info = asdict(info_of(draft))
+    if not info["sources"]:  # digests of data stay what they were before there were any
+        del info["sources"]
+    text = json.dumps(info, indent=1, ensure_ascii=False)
     (folder / "info.json").write_text(text, encoding="utf-8")
 
 
@@ -147,6 +154,7 @@ def info_of(draft: Draft) -> DataInfo:
         skipped=draft.skipped,
         notes=tuple(draft.notes),
         doubts=tuple(draft.doubts),
+        sources=sources_in({"type": draft.task.type}),
     )
 
 

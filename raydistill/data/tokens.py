@@ -97,8 +97,8 @@ def _write_tokens(
 ) -> None:
     source = data.local()
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    facts = read_info(data).task
-    task = task_of(facts)
+    facts = facts_of(data)
+    task = task_of(facts["task"])
     masks = task.masks(tokenizer)
     num_tokens, num_cut, num_windows, num_units = {}, {}, {}, {}
     for split in SPLITS:
@@ -142,14 +142,20 @@ def _write_tokens(
     several = {"num_windows": num_windows, "num_units": num_units} if num_windows else {}
     counts = {"num_tokens": num_tokens, "num_cut": num_cut, **several}
     hidden = {} if masks is None else {"masks": asdict(masks)}
-    info = {"pad_token_id": pad, "max_length": max_length, **counts, **hidden, "task": facts}
+    info = {"pad_token_id": pad, "max_length": max_length, **counts, **hidden, **facts}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
+
+
+def facts_of(data: Artifact) -> dict[str, Any]:
+    """What tokens carry of their data: the task's facts and, of one of the user's own, the version of its source."""
+    info = read_info(data)
+    return {"task": info.task} | ({"sources": info.sources} if info.sources else {})
 
 
 def _write_pixels(
     processor: Processor, data: Artifact, folder: Path, num_patches: int, augmentation: Augmentation | None
 ) -> None:
-    facts = read_info(data).task
+    facts = facts_of(data)
     copies, views, seed, keeps_labels = 0, None, 0, False
     if augmentation is not None:
         copies, views, seed = augmentation.settings.num_copies, Views.of(augmentation.settings), augmentation.seed
@@ -173,12 +179,12 @@ def _write_pixels(
         if keeps_labels and views is not None:
             rows, known = np.arange(len(batch)), Targets.of_arrow(target)
             shown = (views.parts(rows, (seed, copy), processor.shape[1:]) for copy in range(more))
-            targets[1:] = [task_of(facts).seen(known, *parts).to_arrow() for parts in shown]
+            targets[1:] = [task_of(facts["task"]).seen(known, *parts).to_arrow() for parts in shown]
         columns = {"target": pa.concat_arrays(targets), "example_id": pa.concat_arrays([ids] * (1 + more))}
         write_batch(folder / f"{split}.arrow", columns)
     counts = {"num_tokens": {s: n * num_patches for s, n in num_rows.items()}, "num_cut": dict.fromkeys(num_rows, 0)}
     anew = {"views": asdict(views)} if views is not None and not copies else {}
-    info = {"pixels": processor.facts(), "max_length": num_patches, **counts, **anew, "task": facts}
+    info = {"pixels": processor.facts(), "max_length": num_patches, **counts, **anew, **facts}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 

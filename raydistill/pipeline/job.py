@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raydistill.config.plugins import Plugin
 from raydistill.config.tree import Config
 from raydistill.data.paths import SPLITS
 from raydistill.data.rows import SWAPPED
@@ -40,7 +41,7 @@ class Job:
     """The task's facts."""
     dtype: str
     run: RunRef | None
-    plugins: tuple[type, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
     """Losses and tasks of the user's own."""
     folder: tuple[str, ...] = ()
     """Where below the run folder a trial of a sweep keeps its checkpoints and metrics."""

@@ -23,7 +23,7 @@ from raydistill.pipeline.defaults import Choice
 from raydistill.pipeline.job import Job, MemberJob
 from raydistill.pipeline.links import with_links, with_models
 from raydistill.pipeline.members import complete_members, member_jobs, open_members
-from raydistill.pipeline.recipes import exact_losses, start_digest, task_version
+from raydistill.pipeline.recipes import exact_losses, named_sources, start_digest, task_version
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 from raydistill.storage.manifest import recipe_key
@@ -117,7 +117,8 @@ def run_key(config: Config, tokens: Artifact, source: Path, dtype: str, members:
     inputs: dict[str, Any] = {"tokens": tokens.digest, "source": digest, "start": start_digest(config.student, digest)}
     if members:
         inputs["members"] = [[member.name, member.source_digest, member.tokens.digest] for member in members]
-    return recipe_key({"config": settings, **inputs, "dtype": dtype, **exact_losses(dtype), **task_version(config)})
+    inputs |= {"dtype": dtype, **exact_losses(dtype), **task_version(config), **named_sources(settings["stages"])}
+    return recipe_key({"config": settings, **inputs})
 
 
 def with_absolute_paths(config: Config) -> Config:

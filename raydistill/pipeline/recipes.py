@@ -15,6 +15,7 @@ import numpy as np
 
 from raydistill.config.evaluate import Baseline
 from raydistill.config.losses import TaskLoss
+from raydistill.config.plugins import sources_in
 from raydistill.config.section import known
 from raydistill.config.student import EncoderStudent, Student
 from raydistill.config.teacher import Mode, ModelTeacher
@@ -141,6 +142,12 @@ def task_version(config: Config) -> Recipe:
     return {} if config.task.version == 1 else {"task_version": config.task.version}
 
 
+def named_sources(settings: Recipe) -> Recipe:
+    """With the versions of the user's own losses that settings name; nothing where there are none. Those of a task are
+    in the digest of the tokens."""
+    return {"sources": found} if (found := sources_in(settings)) else {}
+
+
 def changes_teacher(config: Config) -> bool:
     """Whether the teacher that speaks is made from the one that the config names."""
     return config.lead.finetune is not None or config.task.num_components is not None
@@ -166,7 +173,8 @@ def student_recipe(
         "teacher": teacher_digest,
         "mode": mode.name,
         "student": _student_recipe(config.student),
-        "stages": {name: _stage_recipe(stage) for name, stage in config.stages.items()},
+        "stages": (stages := {name: _stage_recipe(stage) for name, stage in config.stages.items()}),
+        **named_sources(stages),
         **exact_losses(dtype),
         **_common(config, student_seed(config), tokens_digest, dtype),
     }

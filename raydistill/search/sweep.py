@@ -10,7 +10,7 @@ from raydistill.cluster.connection import set_environment
 from raydistill.config.tree import Config
 from raydistill.pipeline.distill import claim_alias, locate_models, say_targets, say_waiting
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
-from raydistill.pipeline.recipes import start_digest
+from raydistill.pipeline.recipes import named_sources, start_digest
 from raydistill.pipeline.stopping import stoppable
 from raydistill.search.space import check_space, sweep_of
 from raydistill.storage.artifacts import Artifact
@@ -67,7 +67,8 @@ def sweep_key(prepared: Prepared, fresh: bool) -> str:
     settings = sweep_of(config).model_dump(mode="json", exclude=BUDGET)
     made = combinations(config, lambda name: name in ("student", "student.start"))
     starts = {student.start: start_digest(student, "") for student in (config.student for config in made)}
-    key = recipe_key({"run": prepared.run_key, "sweep": settings, "starts": starts})
+    sources = named_sources(settings["space"])
+    key = recipe_key({"run": prepared.run_key, "sweep": settings, "starts": starts, **sources})
     attempts = [name for name in storage.list("runs") if name == key or name.startswith(f"{key}-")]
     newest = max((int(name.partition("-")[2] or 1) for name in attempts), default=0)
     number = newest + 1 if fresh else max(newest, 1)
