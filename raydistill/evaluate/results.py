@@ -28,8 +28,8 @@ seeds               null, or with evaluate.seeds {num, student, baseline}; each 
 retention           student ÷ teacher on test, of perplexity, RMSE and MAE teacher ÷ student: {metric: value} of those
                     for which that makes sense; null where what is divided by is <= 0
 agreement           how far student and teacher say the same on test rows, labelled or not; 1 where they always do
-differences         {student_minus_teacher, student_minus_baseline, student_minus_tfidf, student_minus_champion}: each
-                    null or {metric: {value, low, high}} on test, paired
+differences         {student_minus_teacher, student_minus_baseline, student_minus_tfidf, student_minus_champion,
+                    teacher_minus_baseline}: each null or {metric: {value, low, high}} on test, paired
 ratios              student ÷ teacher: {num_parameters, bytes, latency_p50, throughput}
 seconds             {phase: seconds}
 reused              names of the artefacts that were there already
@@ -222,7 +222,8 @@ def build_results(outcome: RunMeasurements) -> dict[str, Any]:
             f"student_minus_{other}": test.differences(other, "student") if other in models else None
             for other in MODELS
             if other != "student"
-        },
+        }
+        | {"teacher_minus_baseline": test.differences("baseline", "teacher") if "baseline" in models else None},
         "ratios": _ratios(sections["student"], sections["teacher"]),
         "seconds": dict(outcome.seconds),
         "reused": list(outcome.reused),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from raydistill.config.metrics import Metric, metric
@@ -25,7 +26,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         third = f"The teacher itself is {guessing}, so there is little to learn from it: {teacher['chance']['why']}."
     else:
         third = _kept(results)
-    rivals, own = (_gain(results), _over_seeds(results), _against_words(results)), (third, fragile_sentence(results))
+    rivals = (_gain(results), _weak_teacher(results), _over_seeds(results), _against_words(results))
+    own = (third, fragile_sentence(results))
     told = (*rivals, *own, _against_champion(results))
     return " ".join(s for s in told if s)
 
@@ -85,6 +87,24 @@ def _gain(results: Mapping[str, Any]) -> str:
     if ahead.is_worse:
         return f"The teacher does harm here: {reached}."
     return f"The teacher brings no measurable gain: {reached}."
+
+
+def _weak_teacher(results: Mapping[str, Any]) -> str:
+    """Said where the teacher is worse than the student without it, which no student makes up for, and the way out."""
+    name = results["task"]["main_metric"]
+    ahead = Figure.of(name, (results["differences"].get("teacher_minus_baseline") or {}).get(name))
+    if not ahead.is_worse or _at_chance(results["teacher"]):
+        return ""
+    told = f"The teacher is worse than the student without it: {ahead.about.words} {_reached(results, 'teacher').said} "
+    told += f"against {_reached(results, 'baseline').text} ({ahead.difference})."
+    trained, steps = results["curves"].get("teacher") or [], results["baseline"]["steps"]
+    tuning = results["config"].get("teacher", {}).get("finetune") or {}
+    if not trained or not trained[-1]["step"] or not steps:
+        return told
+    taken, epochs = trained[-1]["step"], tuning.get("num_epochs")
+    told += f" It was fine-tuned for {taken:,} steps, the student without it for {steps:,}"
+    longer = f"={ceil(epochs * max(2.0, steps / taken))}" if isinstance(epochs, int | float) else ""
+    return f"{told}: train it longer (--set teacher.finetune.num_epochs{longer})."
 
 
 def _over_seeds(results: Mapping[str, Any]) -> str:

@@ -262,6 +262,24 @@ def test_verdict_names_the_gain(results: dict[str, Any]) -> None:
     )
 
 
+def test_a_teacher_below_the_student_without_it_is_named_with_the_way_out() -> None:
+    """It got 150 steps in five epochs, the student without it 730: as many are 25 epochs."""
+    run = outcome(teacher=1.2, student=1.4, baseline=2.3)
+    curve = [{"step": step, "metrics": {"train/loss": 1.0}} for step in range(1, 151)]
+    tuned = {"teacher": {"finetune": {"num_epochs": 5}}}
+    found = build_results(replace(run, curves={**run.curves, "teacher": curve}, config={**run.config, **tuned}))
+    difference = found["differences"]["teacher_minus_baseline"]["accuracy"]
+    assert difference["high"] < 0
+    assert f"(difference {100 * difference['value']:.1f} points" in found["verdict"]
+    assert "The teacher is worse than the student without it: accuracy " in found["verdict"]
+    assert (
+        found["verdict"].count("fine-tuned for 150 steps, the student without it for 730: train it longer (--set") == 1
+    )
+    assert "teacher.finetune.num_epochs=25)" in found["verdict"]
+    assert "fine-tuned for" not in build_results(run)["verdict"]
+    assert "worse than the student without it" not in build_results(outcome())["verdict"]
+
+
 def decided(run: RunMeasurements, **config: Any) -> dict[str, Any]:
     """The decision on a run with these sections of its config."""
     return dict(build_results(replace(run, config={**run.config, **config}))["decision"])
