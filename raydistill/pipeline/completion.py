@@ -3,6 +3,7 @@ open."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from raydistill.config.losses import KBest, LogitMse, SoftLossSection, TaskLoss
+from raydistill.config.metrics import metric
 from raydistill.config.section import known
-from raydistill.config.teacher import Finetune
+from raydistill.config.teacher import Finetune, TeacherModel
 from raydistill.config.tree import CRF_LOGITS, NO_SEQUENCES, Config
 from raydistill.data.augmentation import Augmentation
 from raydistill.data.encoding import load_tokenizer
@@ -35,7 +37,7 @@ from raydistill.models.shape import student_config
 from raydistill.models.shared import check_shared, num_shared
 from raydistill.models.signals import LOGITS, PROJECTIONS, Signal, State
 from raydistill.pipeline.defaults import Choice, Facts, choose, length_choice
-from raydistill.tasks import Task, kind_of, task_of
+from raydistill.tasks import Targets, Task, kind_of, task_of
 
 
 class Models(NamedTuple):
@@ -208,10 +210,34 @@ def check_labels(config: Config, task: Task) -> None:
         places |= {f"sweep.objectives.{name}": name for name in config.sweep.objectives}
         places |= {f"sweep.constraints.{name}": name for name in config.sweep.constraints}
     for place, name in places.items():
-        metric = (name or "").removeprefix("validation/")
-        if metric in {*task.Settings.metrics} - {*task.shown_metrics}:
+        wanted = (name or "").removeprefix("validation/")
+        if wanted in {*task.Settings.metrics} - {*task.shown_metrics}:
             raise ConfigError(
-                f"{place}: such rows do not define {metric}. They define {', '.join(task.shown_metrics)}."
+                f"{place}: such rows do not define {wanted}. They define {', '.join(task.shown_metrics)}."
+            )
+
+
+def check_validation(config: Config, task: Task, targets: Targets) -> None:
+    """ConfigError for a metric that is to pick epochs or trials, where the validation rows do not define it whatever a
+    model says of them; ``targets``: theirs. Of what it depends on the model the epoch counts as worst."""
+    places = {"evaluate.metric": config.epoch_metric}
+    if config.sweep is not None:
+        places |= {f"sweep.objectives.{name}": name.removeprefix("validation/") for name in config.sweep.objectives}
+    if task.is_taught:  # what the teacher says of these rows is not there yet
+        places = {}
+    teachers: Mapping[str, TeacherModel] = {f"members.{name}.": one for name, one in config.members.items()}
+    teachers = teachers or {"": config.lead}
+    for name, teacher in teachers.items():
+        if isinstance(teacher.finetune, Finetune):
+            places[f"teacher.{name}finetune.metric"] = teacher.finetune.metric or config.task.teacher_metric
+    lost = task.undefined(targets)
+    others = [name for name in config.task.tuning_metrics if name not in lost]
+    for place, name in places.items():
+        if name in lost:
+            raise ConfigError(
+                f"{place}: {metric(name).words} is not defined on the validation rows, because "
+                f"{metric(name).undefined}. Name another metric ({', '.join(others)}), or keep other rows for "
+                "validation (data.split)."
             )
 
 

@@ -23,6 +23,7 @@ from raydistill.config.tree import Config
 from raydistill.data.perturbations import perturbed_splits
 from raydistill.data.rows import SWAPPED, Rows
 from raydistill.evaluate.bootstrap import bootstrap
+from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.predict import predict
 from raydistill.models.crf import saved_settings
 from raydistill.models.embedding import set_head_of
@@ -39,7 +40,7 @@ from raydistill.storage.board import Board
 from raydistill.tasks import task_of
 from raydistill.tasks.targets import Values
 from raydistill.teacher.cached import RecordedSignals
-from raydistill.train.checkpoint import Checkpoints
+from raydistill.train.checkpoint import WORST, Checkpoints
 from raydistill.train.loop import Validation
 
 if TYPE_CHECKING:  # it loads Ray
@@ -226,10 +227,14 @@ class Context:
 
     def validate(self, model: PreTrainedModel, metric: str) -> Validation:
         """Metrics on the validation rows, of which ``metric`` picks the weights; the training loop around it obeys a
-        request to stop, with a checkpoint."""
+        request to stop, with a checkpoint. Where what the model says leaves it undefined, that is the worst score."""
         outputs, targets = self.labeled(model, "validation", may_stop=False)
         scores = self.task.for_model(saved_settings(model)).fitted(outputs, targets).scores(outputs, targets)
         metrics = {name: value for name, value in scores.values.items() if not math.isnan(value)}
+        if metric not in metrics:
+            why = Figure.of(metric, None).why.replace("on these rows", "on the validation rows")
+            self.report.notes.append(f"At one validation or more {why}; such weights count as the worst.")
+            return Validation(metrics, WORST)
         if len(targets) > RESAMPLED_ROWS:
             return Validation(metrics, score(metric, metrics))
         found = bootstrap({"model": scores}, None, NUM_RESAMPLES, seed=0, wanted={metric})["model"]

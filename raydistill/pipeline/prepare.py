@@ -15,10 +15,10 @@ from raydistill.config.section import known
 from raydistill.config.tree import Config
 from raydistill.data.perturbations import perturb_rows
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
-from raydistill.data.rows import read_texts
+from raydistill.data.rows import Rows, read_texts
 from raydistill.data.tokens import tokenize_data
 from raydistill.models.folder import model_digest, resolve_model
-from raydistill.pipeline.completion import augmentation_of, check_models, check_pooled, complete
+from raydistill.pipeline.completion import augmentation_of, check_models, check_pooled, check_validation, complete
 from raydistill.pipeline.defaults import Choice
 from raydistill.pipeline.job import Job, MemberJob
 from raydistill.pipeline.links import with_links, with_models
@@ -30,6 +30,7 @@ from raydistill.storage.manifest import recipe_key
 from raydistill.storage.ownership import Owner
 from raydistill.storage.paths import resolve_path
 from raydistill.storage.storage import Storage
+from raydistill.tasks import task_of
 from raydistill.tracking.runs import RunRef
 
 
@@ -84,6 +85,7 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     check_pooled(config, models)
     how: dict[str, Any] = {"symmetric": config.data.symmetric, "augmentation": augmentation_of(config, source)}
     tokens = tokenize_data(data, source, known(config.data.max_length), storage, **how)
+    check_validation(config, task_of(info.task), Rows.open(tokens.local(), "validation").examples[0])
     weights = [member.weight for member in config.members.values()]
     members = member_jobs(opened, tokens, data, storage, weights, **how)
     is_perturbed = config.evaluate.robustness

@@ -28,9 +28,8 @@ from raydistill.storage.board import Board
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.tracking.runs import RunRef
+from raydistill.train.checkpoint import WORST
 
-WORST = -1e30
-"""Score of a trial whose objective is not defined yet; finite, because JSON knows no infinity."""
 FOLDER = "work"
 """Below the sweep's run folder: one folder a trial, with its checkpoints and metrics, while it trains."""
 

@@ -368,6 +368,21 @@ class Task(ABC):
         """A model's outputs (N, C) on rows with these targets (N, …). Raises DataError, ModelError for what no metric
         can be computed from."""
 
+    def undefined(self, targets: Targets) -> frozenset[str]:
+        """Metrics that the labelled ones of these rows do not define, whatever a model says of them."""
+        return self.undefined_by(targets.values[targets.labeled]) if targets.labeled.any() else frozenset()
+
+    def undefined_by(self, values: Values) -> frozenset[str]:
+        """The same of the values of one target or more."""
+        if self.has_units or not self.has_plain_outputs or not self.outputs:
+            return frozenset()
+        return self.undefined_for(np.zeros((len(values), len(self.outputs)), np.float32), values)
+
+    def undefined_for(self, outputs: Values, values: Values) -> frozenset[str]:
+        """The same, known by outputs that say nothing."""
+        found = self.scores(outputs, values).values
+        return frozenset(name for name, value in found.items() if np.isnan(value))
+
     def for_model(self, settings: Mapping[str, Any]) -> Self:
         """The task with what answers need of a model beside its outputs, from its config.json."""
         return self

@@ -27,6 +27,9 @@ from raydistill.storage.storage import Storage
 PIECE = 1_000
 """Reports that a checkpoint holds at most, 0.2 MB; a run of a million steps has 100,000 of them."""
 
+WORST = -1e30
+"""Score of weights whose metric is not defined; finite, because JSON knows no infinity."""
+
 
 @dataclass
 class TrainProgress:
@@ -49,13 +52,16 @@ class TrainProgress:
 
         They are where they are the best so far, and where no more than chance says that the best ones are better: the
         difference is within one standard error of itself, from the same resamples of the rows. On 30 rows the highest
-        of a dozen accuracies is luck, and the later weights have learned more.
+        of a dozen accuracies is luck, and the later weights have learned more. So they have where no score was defined
+        yet.
         """
         best = self.best_score
         if best is None or score > best:
             self.best_score, self.best_samples, self.validations_without_gain = score, samples.tolist(), 0
             return True
         self.validations_without_gain += 1
+        if best == WORST:
+            return True
         return bool(len(samples)) and best - score <= float(np.std(np.array(self.best_samples) - samples))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,16 @@ from raydistill.config.section import known
 from raydistill.data.rows import Rows
 from raydistill.errors import ConfigError
 from raydistill.models.load import load_model
+from raydistill.pipeline import context
+from raydistill.pipeline.completion import check_validation
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.finetuning import tune
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.prepare import prepare
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Targets, TextRegression
+from raydistill.train.checkpoint import WORST
 from raydistill.train.loop import StageRun
 
 pytestmark = pytest.mark.usefixtures("mlflow_uri")
@@ -152,3 +157,39 @@ def test_two_workers_make_the_same_teacher_as_one(method: str, tmp_path: Path) -
 def test_pairs_that_cannot_be_made_are_refused_before_any_work(changes: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(toy_config(tmp_path, teacher__finetune={"method": "contrastive"}, **changes))
+
+
+def test_weights_whose_metric_is_not_defined_count_as_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may leave a metric undefined that the rows define: the run goes on, and a note says so."""
+    report = SimpleNamespace(notes=[])
+    targets = np.array([0.5])
+    fake = SimpleNamespace(
+        task=TextRegression(), report=report, labeled=lambda *_, **__: (np.array([[1.0]], np.float32), targets)
+    )
+    monkeypatch.setattr(context, "saved_settings", lambda model: {})
+    found = context.Context.validate(fake, None, "r2")
+    assert (found.score, len(found.samples), "r2" in found.metrics) == (WORST, 0, False)
+    (note,) = report.notes
+    assert "R² is not defined on the validation rows, because their targets are all the same" in note
+    assert context.Context.validate(fake, None, "rmse").score == -0.5
+
+
+@pytest.mark.parametrize(
+    ("section", "place"),
+    [
+        ({"evaluate": {"metric": "r2"}}, "evaluate.metric"),
+        ({"teacher": {"model": "x", "finetune": {"metric": "r2"}}}, "teacher.finetune.metric"),
+        ({"sweep": {"space": {"train.seed": {"choice": [1, 2]}}, "objectives": {"validation/r2": "max"}}},
+         "sweep.objectives.validation/r2"),
+        ({"teacher": {"type": "mixture", "members": {"one": {"model": "x", "finetune": {"metric": "r2"}}}}},
+         "teacher.members.one.finetune.metric"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_the_validation_rows_do_not_define_is_refused(section: dict[str, Any], place: str) -> None:
+    losses = {"kd": {"type": "logit_mse"}}
+    plain = {"data": {"path": "rows.csv"}, "teacher": {"model": "x"}, "task": {"type": "text_regression"}, **section}
+    config = load_config({**plain, "stages": {"distill": {"losses": losses}}})
+    task, labeled = TextRegression(), np.ones(2, bool)
+    check_validation(config, task, Targets(np.array([1.0, 2.0]), labeled))
+    with pytest.raises(ConfigError, match=rf"{place}: R² is not defined on the validation rows.*rmse.*data\.split"):
+        check_validation(config, task, Targets(np.array([1.0, 1.0]), labeled))

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from raydistill.errors import DataError, ModelError
-from raydistill.tasks import Task, TextClassification, TextRegression
+from raydistill.tasks import Targets, Task, TextClassification, TextRegression
+from raydistill.tasks.embeddings import RETRIEVAL, Embeddings
 from raydistill.tasks.multi_label import MultiLabelClassification
+from raydistill.tasks.object_detection import ObjectDetection
+from raydistill.tasks.question_answering import QuestionAnswering
+from raydistill.tasks.targets import Ragged, Values
 
 LABELS = ("art", "sport", "tax")
 TASKS = (TextClassification(LABELS), MultiLabelClassification(LABELS), TextRegression())
@@ -43,3 +47,36 @@ def test_the_unit_of_differences() -> None:
     assert TextRegression().unit(outputs) == 100.0
     assert TextRegression().unit(outputs[:1]) == 1.0
     assert TASKS[0].unit(outputs) == TASKS[1].unit(outputs) == 1.0
+
+
+def ragged(rows: list[list[list[int]]]) -> Ragged:
+    return Ragged(np.array([unit for row in rows for unit in row]), np.array([len(row) for row in rows]))
+
+
+ANSWER, NONE = [0, 3, 1], [-1, -1, 0]
+WITHOUT_TEACHER = {"similarity_spearman", "neighbor_recall_1", "neighbor_recall_10", "cosine"}
+WITHOUT_TEACHER |= {"teacher_ndcg_10", "teacher_recall_10"}
+PAIRS = np.array([[0.5, 0, 1], [0.1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "lost"),
+    [
+        (TASKS[0], np.array([0, 1, 2]), set()),
+        (TASKS[0], np.array([0, 1, 1]), {"auc"}),
+        (TASKS[1], np.array([[0, 1, 1], [0, 1, 1]]), {"auc"}),
+        (TASKS[1], np.array([[0, 1, 1], [1, 1, 1]]), set()),
+        (TASKS[2], np.array([3.5]), {"r2"}),
+        (TASKS[2], np.array([3.5, 3.5]), {"r2"}),
+        (TASKS[2], np.array([3.5, 3.6]), set()),
+        (QuestionAnswering(), ragged([[ANSWER], [NONE]]), set()),
+        (QuestionAnswering(), ragged([[ANSWER], [ANSWER]]), {"no_answer_accuracy"}),
+        (QuestionAnswering(), ragged([[NONE]]), {"has_answer_f1"}),
+        (ObjectDetection(("a", "b")), ObjectDetection(("a", "b")).blank(2).values, {"map_medium", "map_large"}),
+        (Embeddings(scores=(0, 1), pairs=True), PAIRS, WITHOUT_TEACHER | {"ndcg_10", "recall_1", "recall_10"}),
+        (Embeddings(scores=(0, 1), pairs=True), np.pad(PAIRS, ((0, 0), (0, 4))), {*RETRIEVAL}),
+    ],
+)
+def test_what_rows_do_not_define_is_known_before_any_training(task: Task, values: Values, lost: set[str]) -> None:
+    assert task.undefined(Targets(values, np.ones(len(values), bool))) == lost
+    assert task.undefined(Targets(values, np.zeros(len(values), bool))) <= lost

@@ -258,6 +258,8 @@ PATTERNS = hadamard(8)
         ([0.5, 0.9, 0.7, 0.8], None, 1),
         ([0.5, 0.9, 0.7, 0.88], 0.01, 1),  # worse by more than noise
         ([0.5, 0.9, 0.7, 0.88], 0.03, 3),  # no worse than noise: what was trained longer
+        ([checkpoint.WORST] * 4, None, 3),  # of none it is known what it is worth
+        ([checkpoint.WORST, 0.2, checkpoint.WORST, 0.1], None, 1),
         ([0.9, 0.88, 0.86, 0.84], 0.03, 1),  # it is held against the best, never against the one kept
     ],
 )

@@ -154,7 +154,7 @@ def reached(results: Mapping[str, Any]) -> list[str]:
     cells = [[row.label, *(f"{c.text} [{c.detail}]" if c.detail else c.text for c in row.cells)] for row in rows]
     level = round(100 * results["bootstrap"]["level"])
     told = [f"In brackets: {level} % intervals, by bootstrap; of shares of right rows by Wilson's score."]
-    told += [setting] if (setting := latency_setting(models)) else []
+    told += filter(None, [latency_setting(models)])
     told += (
         ["It was measured on busy cores and is too high."] if busy_note([models[0].model["latency_setting"]]) else []
     )

@@ -31,6 +31,11 @@ __all__ = ["Embeddings"]
 FEWEST = 4
 """Texts of which one has neighbours to be ranked."""
 MAX_DIGITS = 6
+BESIDE = (
+    *("similarity_spearman", "neighbor_recall_1", "neighbor_recall_10", "cosine"),
+    *("teacher_ndcg_10", "teacher_recall_10"),
+)
+"""Metrics that need the teacher's vectors of the rows."""
 SCORED = ("spearman", "pearson")
 RETRIEVAL = ("ndcg_10", "recall_1", "recall_10", "teacher_ndcg_10", "teacher_recall_10")
 """Metrics of pairs with scores, and of pairs without."""
@@ -86,6 +91,11 @@ class Embeddings(Task):
             *(SCORED if pairs and not scored else RETRIEVAL if pairs else ()),
         }
         return tuple(name for name in self.Settings.metrics if name not in hidden)
+
+    def undefined_by(self, values: Array) -> frozenset[str]:
+        """Those of other rows, and where the teacher's vectors are not known, those beside them."""
+        lost = {*self.Settings.metrics} - {*self.shown_metrics}
+        return frozenset(lost | ({*BESIDE} if values.shape[1] == KNOWN else set()))
 
     @classmethod
     def aligned(

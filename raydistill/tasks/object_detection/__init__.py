@@ -185,6 +185,10 @@ class ObjectDetection(Task):
         unit = np.array([[0, 0.5, 0.5, 0.5, 0.5, 25, 10, 10]], np.float32)
         return Targets(Ragged(np.repeat(unit, num_rows, 0), np.ones(num_rows, np.int64)), np.ones(num_rows, bool))
 
+    def undefined_by(self, values: Ragged) -> frozenset[str]:
+        one_query = np.zeros((len(values), len(self.outputs) + (not self.focal) + 4), np.float32)
+        return self.undefined_for(one_query, values)
+
     def summary(self, train: Targets) -> str:
         counts = self.counts(train)
         mean = sum(counts.values()) / max(int(train.labeled.sum()), 1)

@@ -205,6 +205,11 @@ class QuestionAnswering(Task):
         units = np.tile(np.array((*NONE[:2], BEGINS | ENDS), PLACE), (num_rows, 1))
         return Targets(Ragged(units, np.ones(num_rows, np.int64)), np.ones(num_rows, bool))
 
+    def undefined_by(self, values: Ragged) -> frozenset[str]:
+        has_answer = set((values.flat[values.starts, 2] == 1).tolist())
+        means = {"has_answer_f1": True, "no_answer_accuracy": False}
+        return frozenset(name for name, is_there in means.items() if is_there not in has_answer)
+
     def summary(self, train: Targets) -> str:
         known = train.values[train.labeled]
         rows = [known[row][0] for row in range(len(known))]
