@@ -80,7 +80,7 @@ def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show:
                 drain_histories(prepared, ref, outcome)
             results = assemble(prepared, ref, outcome, tfidf, clock)
             results = publish(prepared, ref, outcome, results)
-    results["seconds"] |= {"register": clock.seconds["register"], "total": clock.total()}
+    results["seconds"] = clock.whole(outcome.seconds)
     storage.write_json(results, *parts, "results.json")
     return results
 

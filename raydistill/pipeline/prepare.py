@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -149,3 +149,10 @@ class Clock:
 
     def total(self) -> float:
         return round(time.perf_counter() - self.started, 3)
+
+    def whole(self, phases: Mapping[str, float]) -> dict[str, float]:
+        """Seconds of all phases (the worker's are ``phases``), ``start``: of what is in none of them, such as Ray's and
+        MLflow's start, and ``total``, to which the others add up."""
+        known = {**phases, **self.seconds}
+        total = max(self.total(), sum(known.values()))
+        return known | {"start": round(total - sum(known.values()), 3), "total": round(total, 3)}

@@ -46,6 +46,7 @@ TIMES = {
     "evaluate": "evaluation",
     "tfidf": "linear model on TF-IDF",
     "register": "registry",
+    "start": "start of Ray and MLflow",
     "total": "in all",
 }
 TERMS = (
