@@ -82,7 +82,8 @@ def intervals(
 
 
 def interval(value: float, samples: Array, *, inflated: bool = False, level: float = LEVEL) -> Interval:
-    """{value, low, high} at ``level`` from bootstrap samples (S,); None where the metric is not defined.
+    """{value, low, high} at ``level`` from those of the bootstrap samples (S,) in which the metric is defined; ends of
+    None where there is none, all None where the metric is not defined.
 
     Percentiles, but where resampling inflates a metric as much as sampling itself did (``inflated``: the calibration
     error) the basic (reversed) interval within [0, 1]: percentiles of a perfectly calibrated model would exclude the
@@ -90,7 +91,7 @@ def interval(value: float, samples: Array, *, inflated: bool = False, level: flo
     """
     samples = samples[np.isfinite(samples)]
     if not np.isfinite(value) or len(samples) == 0:
-        return {"value": None, "low": None, "high": None}
+        return {"value": value if np.isfinite(value) else None, "low": None, "high": None}
     low, high = (float(q) for q in np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]))
     if inflated:
         low, high = max(0.0, 2 * value - high), min(1.0, 2 * value - low)

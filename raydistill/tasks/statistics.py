@@ -109,6 +109,14 @@ def best_threshold(scores: Array, hits: Array, positives: int) -> float:
     return float((ordered[best] + ordered[best + 1]) / 2)
 
 
+def mean_of(values: Array) -> Array:
+    """Mean over the classes (C, S) that have a value in a resample; NaN where none has."""
+    known = ~np.isnan(values)
+    count = known.sum(0)
+    total = np.where(known, values, 0.0).sum(0)
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
 def divide(a: Array, b: Array) -> Array:
     """a / b, 0 where b is 0."""
     return np.divide(a, b, out=np.zeros_like(a, dtype=np.float64), where=b > 0)

@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize, stats
 
 from raydistill.config.metrics import METRICS
-from raydistill.evaluate.intervals import Z, gain, intervals, tango, turned, wilson
+from raydistill.evaluate.intervals import Z, gain, interval, intervals, tango, turned, wilson
 from raydistill.evaluate.scoreboard import Scoreboard
 from raydistill.tasks import Targets, Task, TextClassification
 from raydistill.tasks.multi_label import MultiLabelClassification
@@ -95,3 +95,10 @@ def test_accuracy_covers_the_truth_as_often_as_it_says_on_few_rows() -> None:
     counts = np.arange(31)
     covered = [low <= 0.95 <= high for low, high in (wilson(k / 30, 30) for k in counts)]
     assert 0.93 < stats.binom.pmf(counts, 30, 0.95) @ covered < 0.99
+
+
+def test_a_defined_value_is_shown_where_no_resample_has_one() -> None:
+    nothing = np.full(100, np.nan)
+    assert interval(0.8, nothing) == {"value": 0.8, "low": None, "high": None}
+    assert interval(np.nan, nothing) == {"value": None, "low": None, "high": None}
+    assert interval(0.8, np.append(nothing, [0.7, 0.9])) == {"value": 0.8, "low": 0.705, "high": 0.895}

@@ -76,10 +76,13 @@ def library_values(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         values |= {
             f"{average}_{name}": value for name, value in zip(("precision", "recall", "f1"), found, strict=False)
         }
-    if len(np.unique(labels)) < num_classes:
+    if len(np.unique(labels)) < 2:
         return values | {"auc": float("nan")}
-    chosen = probs[:, 1] if num_classes == 2 else probs
-    return values | {"auc": library.roc_auc_score(labels, chosen, multi_class="ovr", labels=classes)}
+    present = [1] if num_classes == 2 else np.unique(labels)
+    values["auc"] = np.mean([library.roc_auc_score(labels == c, probs[:, c]) for c in present])
+    if num_classes > 2 and len(present) == num_classes:
+        assert values["auc"] == pytest.approx(library.roc_auc_score(labels, probs, multi_class="ovr"))
+    return values
 
 
 def test_values_equal_hand_computed_ones() -> None:
@@ -163,13 +166,27 @@ def test_a_border_belongs_to_the_bin_above_it_in_single_precision() -> None:
     assert metrics._bins(np.array([0.6 - 1e-9, 0.6 - 1e-6])).tolist() == [9, 8]
 
 
-def test_auc_is_not_defined_when_a_class_is_absent() -> None:
+def test_auc_is_the_mean_over_the_classes_that_have_rows() -> None:
     logits, labels = rows(40, 3)
     logits, labels = logits[labels != 2], labels[labels != 2]
+    assert_values_are(scores(logits, labels), library_values(logits, labels))
+    logits, labels = logits[labels == 1], labels[labels == 1]
     assert math.isnan(scores(logits, labels).values["auc"])
     result = intervals(logits, labels, 100)
     assert result["auc"] == {"value": None, "low": None, "high": None}
     assert result["macro_f1"]["value"] is not None
+
+
+def test_a_resample_that_lacks_a_class_counts_for_the_auc() -> None:
+    """Of 40 classes with a row or two each every resample lacks some."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 40
+    logits = rng.normal(size=(60, 40)) + 2 * np.eye(40)[labels]
+    model = scores(logits, labels)
+    samples = bootstrap({"model": model}, None, 200, 0)["model"]["auc"]
+    assert np.isfinite(samples).all()
+    found = intervals(logits, labels, 200)["auc"]
+    assert 0.8 < found["low"] < found["value"] < found["high"] < 1
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 7])

@@ -114,6 +114,14 @@ def test_a_label_that_all_rows_have_or_none_has_no_auc() -> None:
     assert math.isnan(LabelScores(logits, targets, TASK).values["auc"])
 
 
+def test_a_resample_that_lacks_a_label_counts_for_the_auc() -> None:
+    """Of 60 labels, most of them in a row or two, every resample lacks some."""
+    logits, targets, _, _ = zipf_rows(0, 150, 60, 0.5, 0.0)
+    scores = LabelScores(logits, targets, MultiLabelClassification([f"label {i}" for i in range(60)]))
+    found = intervals(scores, 200)["auc"]
+    assert 0.5 < found["low"] < found["value"] < found["high"] < 1
+
+
 def best_by_trying(probs: np.ndarray, targets: np.ndarray) -> float:
     return max(library.f1_score(targets, probs >= cut, zero_division=0) for cut in [*probs, 2.0])
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raydistill.tasks.scores import Floor, Scores, fit_rows
-from raydistill.tasks.statistics import averages, label_counts, label_table, weighted_auc
+from raydistill.tasks.statistics import averages, label_counts, label_table, mean_of, weighted_auc
 from raydistill.tasks.targets import Array
 
 
@@ -42,16 +42,14 @@ class LabelScores(Scores):
             **averages(*counts, np.ones_like(counts[0])),
         }
         if wanted is None or "auc" in wanted:
-            found = [auc for auc in self.label_auc(weights) if auc is not None]
-            values["auc"] = np.mean(found, axis=0) if found else np.full(len(total), np.nan)
+            values["auc"] = mean_of(self.label_auc(weights))
         return values
 
-    def label_auc(self, weights: Array) -> list[Array | None]:
-        """AUC of each label, (S,); None for one that all rows have, or none."""
-        return [
-            weighted_auc(self.probs[:, i], column > 0, weights) if 0 < column.sum() < len(column) else None
-            for i, column in enumerate(self.targets.T)
-        ]
+    def label_auc(self, weights: Array) -> Array:
+        """AUC of each label, (L, S); NaN where all rows of a resample have it, or none."""
+        return np.stack(
+            [weighted_auc(self.probs[:, i], column > 0, weights) for i, column in enumerate(self.targets.T)]
+        )
 
     @cached_property
     def _given(self) -> tuple[Array, Array]:
@@ -71,7 +69,8 @@ class LabelScores(Scores):
 
     def details(self) -> dict[str, Any]:
         """``per_class``: a label each, with its AUC and threshold."""
-        auc = [None if found is None else float(found[0]) for found in self.label_auc(np.ones((self.num_rows, 1)))]
+        found = self.label_auc(np.ones((self.num_rows, 1)))[:, 0]
+        auc = [None if np.isnan(own) else float(own) for own in found]
         table = zip(label_table(self.task.outputs, *self._given), auc, self.task.thresholds, strict=True)
         return {"per_class": [entry | {"auc": own, "threshold": threshold} for entry, own, threshold in table]}
 

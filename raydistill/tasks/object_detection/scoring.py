@@ -25,7 +25,7 @@ import numpy as np
 from raydistill.tasks.object_detection.detections import Detections, ious, of_targets
 from raydistill.tasks.object_detection.reading import AREA, CLASS, SIZE, crowds, with_crowds
 from raydistill.tasks.scores import Floor, Scores, fit_rows
-from raydistill.tasks.statistics import best_threshold, count_table, divide
+from raydistill.tasks.statistics import best_threshold, count_table, divide, mean_of
 from raydistill.tasks.targets import Array, Ragged
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -227,14 +227,6 @@ def average_precision(weights: Array, given: Array, hits: Array, total: Array) -
     recall = divide(found, total)
     reached = np.searchsorted(RECALLS, recall, side="right")
     return (np.diff(reached, axis=0, prepend=0) * best).sum(0) / len(RECALLS), recall[-1]
-
-
-def mean_of(values: Array) -> Array:
-    """Mean over the classes (C, S) that have a value; NaN where none has."""
-    known = ~np.isnan(values)
-    count = known.sum(0)
-    total = np.where(known, values, 0.0).sum(0)
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
 def none_if_nan(value: float) -> float | None:
