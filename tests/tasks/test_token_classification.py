@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +347,15 @@ def test_of_rows_of_which_half_is_asked_only_that_half_counts(transitions: Any) 
 @pytest.mark.parametrize("pattern", [FINE, WHOLE])
 def test_marks_and_joiners_belong_to_the_word(text: str, words: list[str], pattern: str) -> None:
     assert [text[start:end] for start, end in split(text, pattern)] == words
+
+
+def test_borders_cut_words_however_many_there_are() -> None:
+    assert split("abcdef gh", borders=[4, 2, 2, 0, 6, 8, 99]).tolist() == [[0, 2], [2, 4], [4, 6], [7, 8], [8, 9]]
+    text = "word " * 20_000
+    begin = time.process_time()
+    found = split(text, borders=range(2, 100_000, 100))
+    assert time.process_time() - begin < 1.5  # 6 s if every word is looked at for every border
+    assert len(found) == 21_000
 
 
 def test_a_span_of_a_word_with_marks_is_one_word() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,14 +28,12 @@ def split(text: str, pattern: str = FINE, borders: Sequence[int] = ()) -> Array:
     """Begin and end of each word that a pattern finds, (m, 2); cut at ``borders`` (of annotated spans), too."""
     from raydistill.models.scorer import word_places  # it also runs where raydistill is not
 
-    places = word_places(text, pattern)
-    for border in borders:
-        places = [part for start, end in places for part in cut(start, end, border)]
-    return np.array(places, WORD_TYPE).reshape(-1, 2)
-
-
-def cut(start: int, end: int, border: int) -> list[tuple[int, int]]:
-    return [(start, border), (border, end)] if start < border < end else [(start, end)]
+    places, at = word_places(text, pattern), sorted(set(borders))
+    cut: list[tuple[int, int]] = []
+    for start, end in places:
+        inside = at[bisect_right(at, start) : bisect_left(at, end)] if at else []
+        cut += pairwise([start, *inside, end])
+    return np.array(cut, WORD_TYPE).reshape(-1, 2)
 
 
 def is_prefixed(tags: Sequence[str]) -> bool | None:
