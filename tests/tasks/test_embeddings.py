@@ -18,7 +18,7 @@ from raydistill.config.tasks import Embeddings as Section
 from raydistill.data.sources import read_source
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks import task_of
-from raydistill.tasks.embeddings import Embeddings
+from raydistill.tasks.embeddings import Embeddings, scoring
 from raydistill.tasks.embeddings.reading import KNOWN, SCORE
 from raydistill.tasks.embeddings.scoring import EmbeddingScores, beside, retrieval
 from raydistill.tasks.targets import Targets
@@ -57,6 +57,31 @@ def test_similarities_and_neighbours_are_those_of_other_libraries() -> None:
         for k in (1, 10):
             mine, theirs = (set(side[row].tolist()) for side in near[k])
             assert found[f"neighbor_recall_{k}"][row] == pytest.approx(len(mine & theirs) / k)
+
+
+def test_of_very_many_texts_the_others_are_some_evenly_out_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "MAX_TEXTS", 5)
+    own, teacher = unit(vectors(9, 4, 0)), unit(vectors(9, 4, 1))
+    found = beside(own, teacher, np.arange(9))["similarity_spearman"]
+    for row in range(9):
+        others = [i for i in (0, 2, 4, 6, 8) if i != row]
+        wanted = spearmanr((own @ own[row])[others], (teacher @ teacher[row])[others]).statistic
+        assert found[row] == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("num", [1, 10, 50])
+def test_the_highest_are_those_of_a_whole_sort(num: int) -> None:
+    values = np.random.default_rng(0).integers(0, 12, (20, 40)).astype(np.float32)  # with many equal ones
+    expected = np.argsort(-values, axis=1, kind="stable")[:, :num]
+    assert [order.tolist() for order in scoring.highest(values, num)] == expected.tolist()
+
+
+def test_documents_are_not_all_sorted_for_each_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, sort = [], np.argsort
+    monkeypatch.setattr(np, "argsort", lambda values, **more: sizes.append(np.size(values)) or sort(values, **more))
+    documents = unit(vectors(300, 8, 0))
+    retrieval(documents, documents, np.column_stack([np.arange(300), np.arange(300)]))
+    assert max(sizes) <= 2 * scoring.DEPTH
 
 
 def test_equal_texts_are_no_neighbours_of_each_other() -> None:

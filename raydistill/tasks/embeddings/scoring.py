@@ -162,15 +162,27 @@ def retrieval(queries: Array, documents: Array, ids: Array) -> dict[str, Array]:
     gains = 1 / np.log2(np.arange(DEPTH) + 2)
     found = {name: np.zeros(len(queries)) for name in ("ndcg_10", "recall_1", "recall_10")}
     for rows in _blocks(len(queries)):
-        similar = queries[rows] @ pool.T
-        for i, row in enumerate(range(rows.start, rows.start + len(similar))):
+        for row, order in enumerate(highest(queries[rows] @ pool.T, DEPTH), rows.start):
             wanted = sorted(relevant[ids[row, 0]])
-            order = np.argsort(-similar[i], kind="stable")[:DEPTH]
             hits = np.isin(order, wanted)
             found["ndcg_10"][row] = gains[: len(hits)][hits].sum() / gains[: len(wanted)].sum()
             found["recall_1"][row] = hits[:1].sum() / len(wanted)
             found["recall_10"][row] = hits.sum() / len(wanted)
     return found
+
+
+def highest(values: Array, num: int) -> Iterator[Array]:
+    """Of each row of (N, P) the places of its ``num`` highest values, the highest first, of equal ones the first.
+
+    256 rows of 100,000 take 0.1 s, 2.4 s if all are sorted.
+    """
+    import torch
+
+    num = min(num, values.shape[1])
+    least = torch.from_numpy(values).topk(num, dim=1).values[:, -1].numpy()
+    for row, last in zip(values, least, strict=True):
+        places = np.flatnonzero(row >= last)
+        yield places[np.argsort(-row[places], kind="stable")[:num]]
 
 
 def _blocks(num_rows: int) -> Iterator[slice]:
