@@ -86,7 +86,7 @@ threshold           score from which on what a detector finds is an answer
 confusion           test: rows counted [label][prediction]
 pairwise_pr_auc     test: area under the precision-recall curve (average precision) of telling class i from class j,
                     [i][j], on the rows of these two; null where i = j or one has no row. Random scores reach the share
-                    of class i in these rows
+                    of class i in these rows. Of more than 100 classes it is left out
 reliability         test: list of {confidence, accuracy, rows}, the non-empty ones of 15 bins
 scatter             test: pairs [target, output] of up to 500 rows
 ==================  ================================================================================================

@@ -177,6 +177,14 @@ def test_auc_is_the_mean_over_the_classes_that_have_rows() -> None:
     assert result["macro_f1"]["value"] is not None
 
 
+def test_pairs_of_very_many_classes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = rows(40, 3)
+    assert "pairwise_pr_auc" in scores(logits, labels).details()
+    monkeypatch.setattr(metrics, "MOST_PAIRED", 2)
+    assert set(scores(logits, labels).details()) == {"per_class", "confusion", "reliability"}
+    assert metrics.MOST_PAIRED < 400
+
+
 def test_a_resample_that_lacks_a_class_counts_for_the_auc() -> None:
     """Of 40 classes with a row or two each every resample lacks some."""
     rng = np.random.default_rng(0)
