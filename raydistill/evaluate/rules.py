@@ -227,15 +227,15 @@ def judge_classes(gate: Gate, facts: Facts) -> Ruling:
     if not facts.challenger.get("per_class"):
         return skipped("class_recall", about, "the task has no labels")
     what = facts.task.get("counted", "rows")
-    judged = [entry for entry in facts.challenger["per_class"] if entry["support"]]
+    judged = [entry for entry in facts.challenger["per_class"] if entry["support"] >= gate.min_class_rows]
     if not judged:
-        return skipped("class_recall", about, f"no label has any of the {what}")
+        return skipped("class_recall", about, f"no label has {gate.min_class_rows} {what} or more")
     worst = min(judged, key=lambda entry: entry["recall"])
     below = [entry for entry in judged if floor is not None and entry["recall"] < floor]
     why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} {what}" for e in below or [worst])
-    unjudged = [entry["name"] for entry in facts.challenger["per_class"] if not entry["support"]]
+    unjudged = [entry["name"] for entry in facts.challenger["per_class"] if entry["support"] < gate.min_class_rows]
     if unjudged:
-        why += f"; without a row, so not judged: {', '.join(unjudged)}"
+        why += f"; with fewer than {gate.min_class_rows} {what}, so not judged: {', '.join(unjudged)}"
     return ruling("class_recall", about, worst["recall"], percent, floor, percent, why)
 
 

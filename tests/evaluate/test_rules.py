@@ -151,6 +151,19 @@ def test_a_value_at_its_limit_passes_and_one_beyond_does_not(
     assert judged(facts, Gate(**{setting: stricter}))[rule].verdict == "failed"
 
 
+def test_a_label_of_few_rows_vetoes_nothing() -> None:
+    entries = [("art", 0.9, 200), ("tax", 0.4, 10), ("law", 0.0, 9), ("ads", 0.0, 2), ("pop", 0.0, 0)]
+    per_class = [{"name": name, "recall": recall, "support": rows} for name, recall, rows in entries]
+    facts = replace(GOOD, challenger=model(per_class=per_class))
+    found = judged(facts)["class_recall"]
+    assert (found.verdict, found.value) == ("failed", 0.4)
+    assert found.why == "tax 40.0 % of 10 rows; with fewer than 10 rows, so not judged: law, ads, pop"
+    assert judged(facts, Gate(min_class_rows=11))["class_recall"].verdict == "passed"
+    assert judged(facts, Gate(min_class_rows=1))["class_recall"].value == 0.0
+    nothing = judged(replace(GOOD, challenger=model(per_class=per_class[2:])))["class_recall"]
+    assert (nothing.verdict, nothing.why) == ("skipped", "no label has 10 rows or more")
+
+
 def test_without_a_champion_or_with_other_labels_nothing_is_compared() -> None:
     """What is said of a first version stands in ``gate_rulings.txt``."""
     found = judged(replace(GOOD, champion=None, pair=None, champion_labels=("art", "tax")))
