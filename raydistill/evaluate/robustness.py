@@ -67,7 +67,7 @@ def robustness(
 ) -> dict[str, Any]:
     """The field ``robustness`` of results.json. ``outputs``: of each model (N, C) on the rows as they are."""
     task = next(iter(tasks.values()))
-    main, measured = task.Settings.metrics[0], [one for one in perturbed if one.same_because is None]
+    main, measured = task.shown_metrics[0], [one for one in perturbed if one.same_because is None]
     every = {(name, ""): found for name, found in outputs.items()}
     own: dict[str, Targets] = {}
     for one in measured:

@@ -246,6 +246,7 @@ def test_a_run_of_numbers_shows_its_own_score(storage: Storage) -> None:
     assert "score: accuracy, % or Pearson correlation or micro F1, %, on test." in legend
     assert main_figure({"best_validation/accuracy": 0.5, "test/pearson": 1}, "best_validation/") == ("accuracy", 0.5)
     assert main_figure({"num_parameters": 1}, "test/") is None
+    assert main_figure({"test/similarity_spearman": 0.8, "test/ndcg_10": 0.9}, "test/") == ("ndcg_10", 0.9)
 
 
 def test_versions_show_their_task_s_score() -> None:

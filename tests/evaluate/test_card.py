@@ -179,6 +179,9 @@ def test_how_it_was_trained() -> None:
     assert "hidden: hidden\\_mse (weight 0.25, layers 1:2 2:4)" in card
     assert "task (weight 0.5)" in card
     assert "- 1,000 optimizer steps of 32 rows, seed 0; the best epoch by validation accuracy was taken." in card
+    led = results()
+    led["task"]["main_metric"] = "mcc"  # what leads the table need not be what picks the epoch
+    assert "validation accuracy was taken" in model_card(led)
     other = model_card(results(train__seed=7, student__start="random", teacher__finetune=None, student__hidden_size=48))
     assert "seed 7" in other
     assert "2 layers, 48 wide, started at random" in other

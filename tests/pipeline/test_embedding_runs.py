@@ -331,6 +331,7 @@ def test_queries_find_documents_also_the_teachers(tmp_path: Path) -> None:
     teacher, student = results["teacher"]["test"], results["student"]["test"]
     assert teacher["ndcg_10"]["value"] == teacher["teacher_ndcg_10"]["value"] > 0.5
     assert student["spearman"]["value"] is None
+    assert "of its teacher's nDCG@10" in results["verdict"]
     kept = predictions(results, Storage(str(tmp_path / "storage")))
     own, other = (unit(kept.outputs[side].reshape(-1, 2, 32)) for side in ("student", "teacher"))
     ids = kept.targets.values[:, 1:3]

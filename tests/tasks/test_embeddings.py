@@ -17,6 +17,7 @@ from raydistill.config.data import Data
 from raydistill.config.tasks import Embeddings as Section
 from raydistill.data.sources import read_source
 from raydistill.errors import ConfigError, DataError
+from raydistill.evaluate.scoreboard import describe_task
 from raydistill.tasks import task_of
 from raydistill.tasks.embeddings import Embeddings, scoring
 from raydistill.tasks.embeddings.reading import KNOWN, SCORE
@@ -166,12 +167,14 @@ def test_pairs_scores_and_texts_are_told_apart(tmp_path: Path) -> None:
     assert targets.labeled.tolist() == [i != 3 for i in range(8)]
     assert task.facts() == task_of(task.facts()).facts()
     assert "spearman" in task.shown_metrics
+    assert task.shown_metrics[0] == "similarity_spearman"
     assert "ndcg_10" not in task.shown_metrics
     task, targets = read(tmp_path / "found.jsonl", [{"query": f"q {i // 2}", "document": f"d {i}"} for i in range(8)])
     assert (task.scores_range, task.pairs, targets.labeled.all()) == (None, True, True)
     assert targets.values[0, 1] == targets.values[1, 1] != targets.values[2, 1]
     assert len(np.unique(targets.values[:, 2])) == 8
     assert "teacher_ndcg_10" in task.shown_metrics
+    assert task.shown_metrics[0] == describe_task(task)["main_metric"] == "ndcg_10"  # which leads
     task, targets = read(tmp_path / "texts.jsonl", [{"text": f"t {i}", "label": "sport"} for i in range(8)])
     assert (task.scores_range, task.pairs) == (None, False)
     assert task.shown_metrics == ("similarity_spearman", "neighbor_recall_1", "neighbor_recall_10", "cosine")

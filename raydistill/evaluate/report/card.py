@@ -15,6 +15,7 @@ from raydistill.evaluate.report.naming import (
     Source,
     bullets,
     data_source,
+    epoch_metric,
     escape,
     model_source,
     plain,
@@ -194,7 +195,7 @@ def trained(results: Mapping[str, Any]) -> str:
     seed = f"{seeds['student']['seed']}, the median of {seeds['num']}" if seeds else seed
     steps = max((point["step"] for point in results["curves"]["student"]), default=None)
     taken = "Optimizer steps" if steps is None else f"{steps:,} optimizer steps"
-    picked = metric(config["evaluate"]["metric"] or results["task"]["main_metric"]).words
+    picked = metric(epoch_metric(results)).words
     best = f"the best epoch by validation {escape(picked)} was taken"
     lines.append(f"- {taken} of {train['global_batch_size']} rows, seed {seed}; {best}.")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raydistill.config.student import STARTS
+from raydistill.config.tasks import SECTIONS
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report.scales import cut, visible
 from raydistill.storage.paths import is_url, resolve_path
@@ -56,6 +57,13 @@ def teachers_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def teachers_text(config: Mapping[str, Any]) -> str:
     """Which models teach, as the config names them."""
     return " + ".join(teacher["model"] for teacher in teachers_of(config))
+
+
+def epoch_metric(results: Mapping[str, Any]) -> str:
+    """By which metric on validation rows the weights of an epoch were taken."""
+    section = SECTIONS.get(results["task"]["type"])
+    usual = results["task"]["main_metric"] if section is None else section.metrics[0]
+    return results["config"]["evaluate"]["metric"] or usual
 
 
 def model_source(teacher: Mapping[str, Any]) -> Source:

@@ -10,6 +10,7 @@ from typing import Any
 from raydistill.evaluate.latency import SECONDS_FOR_SHAPES
 from raydistill.evaluate.report.comparison import COLORS, TITLES
 from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Picture, draw, escaped
+from raydistill.evaluate.report.naming import epoch_metric
 from raydistill.evaluate.report.scales import scale
 
 TERM_COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED)
@@ -52,7 +53,7 @@ def validation_picture(results: Mapping[str, Any]) -> list[Picture]:
     import plotly.graph_objects as go
 
     curves = {name: results["curves"].get(name) or [] for name in ("student", "baseline")}
-    metric = results["config"]["evaluate"]["metric"] or results["task"]["main_metric"]
+    metric = epoch_metric(results)
     unit, figure = scale(metric), go.Figure()
     for name, points in curves.items():
         found = [(p["step"], p["metrics"].get(f"validation/{metric}")) for p in points]

@@ -85,12 +85,14 @@ class Embeddings(Task):
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:
+        """Of queries with documents those of what is found lead: a student may find as much in another order of all
+        else. Where it is not known what rows are, what they do not define is left out by whoever has them."""
         pairs, scored = self.pairs, self.scores_range is not None
         hidden = {
             *((*SCORED, *RETRIEVAL) if pairs is False else ()),
             *(SCORED if pairs and not scored else RETRIEVAL if pairs else ()),
         }
-        return tuple(name for name in self.Settings.metrics if name not in hidden)
+        return tuple(name for name in dict.fromkeys((*RETRIEVAL, *self.Settings.metrics)) if name not in hidden)
 
     def undefined_by(self, values: Array) -> frozenset[str]:
         """Those of other rows, and where the teacher's vectors are not known, those beside them."""
