@@ -44,9 +44,10 @@ robustness          {metric, perturbations: {lower, upper, typos, half}, left_ou
                     of such rows}} of the test rows written otherwise, see ``data.perturbations``, or null; each
                     {rows_changed: share of the rows that models read otherwise, same_because: why none is, or null,
                     models: {teacher, student[, baseline]: {value, low, high of the metric, change: {value, low, high}
-                    against the rows as they are, paired}}, null where no row is changed, student_minus_teacher: {value,
-                    low, high} of the difference of their changes, paired, is_more_fragile: whether the student loses
-                    more beyond chance, see ``evaluate.robustness``}
+                    against the rows as they are, paired, same_part: where a part of the rows is left, {value, low,
+                    high} on that part as it was, which the change is against, else null}}, null where no row is
+                    changed, student_minus_teacher: {value, low, high} of the difference of their changes, paired,
+                    is_more_fragile: whether the student loses more beyond chance, see ``evaluate.robustness``}
 layers              pairs [student, teacher] of layers, counted from 1, 0 the embeddings: {student, teacher: number of
                     layers; start: what the student was cut from, empty for a random start or a checkpoint's; losses:
                     {stages.<stage>.losses.<name>: pairs} of the losses that compare hidden states; similarities: where

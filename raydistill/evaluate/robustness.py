@@ -23,6 +23,8 @@ from raydistill.tasks.targets import Array, Targets
 
 WORDS = {"lower": "lower-cased", "upper": "upper-cased", "typos": "with typos", "half": "cut to half"}
 """What rows are, by perturbation."""
+SAME_PART = "the part that is left, as it was"
+"""Of which rows the figure is that a change is against, where it is not all of them."""
 UNTOUCHED = {
     "lower": "the texts have no upper-case letter",
     "upper": "the texts have no lower-case letter",
@@ -109,6 +111,7 @@ def described(one: Perturbed, board: Scoreboard, main: str, num_measured: int) -
     for name in one.outputs:
         before, after = compared(board, name, one.name)
         models[name] = {**board.intervals(after)[main], "change": board.differences(before, after)[main]}
+        models[name]["same_part"] = board.intervals(before)[main] if is_part(before) else None
     (own, own_samples), (others, others_samples) = (change(board, n, one.name, main) for n in ("student", "teacher"))
     value, samples = own - others, own_samples - others_samples
     strict = interval(value, samples, level=1 - (1 - LEVEL) / num_measured)
@@ -123,6 +126,11 @@ def compared(board: Scoreboard, model: str, perturbation: str) -> tuple[str, str
     not all."""
     before = f"{model} before {perturbation}"
     return before if before in board.scores else f"{model} ", f"{model} {perturbation}"
+
+
+def is_part(before: str) -> bool:
+    """Whether the first of these names is of a part of the rows."""
+    return not before.endswith(" ")
 
 
 def change(board: Scoreboard, model: str, perturbation: str, main: str) -> tuple[float, Array]:

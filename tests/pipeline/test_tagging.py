@@ -18,9 +18,11 @@ from kit.stages import assert_ranks_equal_one, batch_gradients, gradient_differe
 from kit.tagged import LABELS, tagged_config, tagged_rows, write_jsonl
 from kit.toy import Toy
 from news import news_sentences
+from rich.console import Console
 from transformers import pipeline
 
 import raydistill
+from raydistill.cli.show.results import results_table
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.data import Data
@@ -34,6 +36,7 @@ from raydistill.deploy.opening import open_folder
 from raydistill.errors import ConfigError
 from raydistill.evaluate.compare import read_predictions
 from raydistill.evaluate.predict import predict
+from raydistill.evaluate.robustness import SAME_PART
 from raydistill.models.capture import capture
 from raydistill.models.load import load_model
 from raydistill.models.scorer import Scorer
@@ -258,11 +261,22 @@ def test_models_are_measured_on_words_written_otherwise(finished: tuple[dict[str
             assert figure["value"] == pytest.approx(after, rel=1e-4)
             assert figure["change"]["value"] == pytest.approx(after - before, abs=1e-5)
             assert figure["change"]["low"] <= figure["change"]["value"] <= figure["change"]["high"]
+            part = figure["same_part"]  # what the change is against is shown where it is not the figure of whole rows
+            assert part is None if name != "half" else part["value"] == pytest.approx(before, rel=1e-4)
             if name in written:
                 outputs = open_folder(Path(results[model]["path"]), LENGTH, "cpu").outputs(written[name])
                 np.testing.assert_allclose(own.outputs[model].flat, outputs.flat, atol=2e-3)
     said = Path(results["report"]).read_text("utf-8")
     assert "the first half of the words alone, compared on these words" in said
+    assert said.count(SAME_PART) == 1
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(results_table(results))
+    lines = shown.get().splitlines()
+    (place,) = (i for i, line in enumerate(lines) if line.startswith("  that part before"))
+    assert lines[place - 1].startswith("cut to half, %")
+    student = robustness["perturbations"]["half"]["models"]["student"]
+    assert f"{100 * student['same_part']['value']:.1f}" in lines[place]
 
 
 def f1_by_hand(given: list[np.ndarray], truth: list[np.ndarray]) -> float:

@@ -114,6 +114,9 @@ def _perturbed_rows(
             known = [one["models"].get(model) for model in models]
             title = f"{WORDS[name]}, %" if about.is_share else WORDS[name]
             rows.append((title, [Figure.of(found["metric"], m).text for m in known]))
+            if all(m is None or m.get("same_part") for m in known):
+                parts = [Figure.of(found["metric"], m and m["same_part"]).text for m in known]
+                rows.append(("  that part before", parts))
             # without brackets, as two signs take their place: all models fit
             changes = [Figure.of(found["metric"], m and m["change"]).bounds(between) or ABSENT for m in known]
             rows.append(("  change, 95 %", changes))

@@ -31,7 +31,7 @@ from raydistill.evaluate.report.glossary import glossary
 from raydistill.evaluate.report.naming import last_part, teachers_of, teachers_text
 from raydistill.evaluate.report.render import clean, render, write_page, yaml_text
 from raydistill.evaluate.report.scales import ABSENT, cut, scale
-from raydistill.evaluate.robustness import WORDS, listed, same_sentences
+from raydistill.evaluate.robustness import SAME_PART, WORDS, listed, same_sentences
 from raydistill.evaluate.rules import signed
 from raydistill.evaluate.verdict import BASELINE_STARTS
 from raydistill.tasks import Task, task_of
@@ -317,8 +317,10 @@ def robustness_section(results: Mapping[str, Any], contenders: Sequence[Contende
         if one["models"] is None:
             continue
         known = [one["models"][contender.name] for contender in own]
-        reached = Row(f"{WORDS[name]}: {scale(main).label}", [measured(main, figure) for figure in known])
-        groups.append([reached, Row("its change", [ahead(main, figure["change"]) for figure in known])])
+        rows = [Row(f"{WORDS[name]}: {scale(main).label}", [measured(main, figure) for figure in known])]
+        if all(figure.get("same_part") for figure in known):
+            rows.append(Row(SAME_PART, [measured(main, figure["same_part"]) for figure in known]))
+        groups.append([*rows, Row("its change", [ahead(main, figure["change"]) for figure in known])])
         extra = ahead(main, one["student_minus_teacher"])
         beyond = "more" if one["is_more_fragile"] else "not measurably more"
         compared = f"the student is {beyond} fragile than its teacher (its change minus the teacher's: {extra.text}, "
