@@ -16,6 +16,8 @@ from raydistill.errors import ConfigError
 from raydistill.evaluate.figure import Figure
 
 NOT_KNOWN = "not known"
+NUM_NAMED = 3
+"""Labels that a sentence names; tables have all of them."""
 TITLES = {"above_chance": "better than guessing", "retention": "share of the teacher's"}
 
 
@@ -232,10 +234,13 @@ def judge_classes(gate: Gate, facts: Facts) -> Ruling:
         return skipped("class_recall", about, f"no label has {gate.min_class_rows} {what} or more")
     worst = min(judged, key=lambda entry: entry["recall"])
     below = [entry for entry in judged if floor is not None and entry["recall"] < floor]
-    why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} {what}" for e in below or [worst])
+    weakest = sorted(below, key=lambda entry: entry["recall"])[:NUM_NAMED] or [worst]
+    why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} {what}" for e in weakest)
+    why += f" and {more:,} more" if (more := len(below) - NUM_NAMED) > 0 else ""
     unjudged = [entry["name"] for entry in facts.challenger["per_class"] if entry["support"] < gate.min_class_rows]
     if unjudged:
-        why += f"; with fewer than {gate.min_class_rows} {what}, so not judged: {', '.join(unjudged)}"
+        more = f" and {len(unjudged) - NUM_NAMED:,} more" if len(unjudged) > NUM_NAMED else ""
+        why += f"; with fewer than {gate.min_class_rows} {what}, so not judged: {', '.join(unjudged[:NUM_NAMED])}{more}"
     return ruling("class_recall", about, worst["recall"], percent, floor, percent, why)
 
 

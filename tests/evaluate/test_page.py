@@ -340,7 +340,7 @@ def test_a_page_of_numbers(tmp_path: Path) -> None:
     shown = ["Pearson correlation", "Spearman correlation", "R²", "RMSE", "mean absolute error"]
     assert table_of(page)[: len(shown)] == shown
     assert "share of the teacher&#39;s Pearson correlation, %" in table_of(page)
-    assert "student&#39;s Pearson correlation above it" in table_of(page)
+    assert "the student&#39;s Pearson correlation minus this model&#39;s" in table_of(page)
     assert set(figures) == {"losses", "validation", "speed-batch", "speed-length", "scatter"}
     drawn = traces(figures["scatter"])
     assert drawn["student"] == [tuple(pair) for pair in results["student"]["scatter"]]

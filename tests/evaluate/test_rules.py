@@ -27,6 +27,7 @@ from raydistill.evaluate.rules import (
     signed,
     title_of,
 )
+from raydistill.evaluate.verdict import named
 
 OFF = {
     "min_retention": None,
@@ -162,6 +163,19 @@ def test_a_label_of_few_rows_vetoes_nothing() -> None:
     assert judged(facts, Gate(min_class_rows=1))["class_recall"].value == 0.0
     nothing = judged(replace(GOOD, challenger=model(per_class=per_class[2:])))["class_recall"]
     assert (nothing.verdict, nothing.why) == ("skipped", "no label has 10 rows or more")
+
+
+def test_of_many_weak_labels_the_three_weakest_are_named() -> None:
+    per_class = [{"name": f"label {n}; a", "recall": (n * 7 % 15) / 50, "support": 20} for n in range(15)]
+    per_class += [{"name": f"rare {n}", "recall": 0.0, "support": 1} for n in range(6)]
+    facts = replace(GOOD, challenger=model(per_class=[*per_class, {"name": "art", "recall": 1.0, "support": 20}]))
+    weak = "label 0; a 0.0 % of 20 rows, label 13; a 2.0 % of 20 rows, label 11; a 4.0 % of 20 rows and 12 more"
+    rare = "with fewer than 10 rows, so not judged: rare 0, rare 1, rare 2 and 3 more"
+    found = judged(facts)["class_recall"]
+    assert found.why == f"{weak}; {rare}"
+    assert named(found) == f" ({weak})"  # in the verdict of a run
+    four = judged(facts, Gate(min_class_recall=0.07))["class_recall"]
+    assert four.why.startswith(weak.replace("12 more", "1 more"))
 
 
 def test_without_a_champion_or_with_other_labels_nothing_is_compared() -> None:

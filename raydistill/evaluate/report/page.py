@@ -297,7 +297,7 @@ def relation_rows(results: Mapping[str, Any], contenders: Sequence[Contender]) -
         rows.append(Row(f"mean {scale(main).label} of {seeds['num']} seeds ± deviation", cells))
     rows += [Row(f"share of the teacher's {about.words}, %", kept)] if about.is_retained else []
     points = ", points" if about.is_share else ""
-    return [*rows, Row(f"student's {about.words} above it{points}", lead)]
+    return [*rows, Row(f"the student's {about.words} minus this model's{points}", lead)]
 
 
 def ahead(name: str, difference: Mapping[str, float | None] | None) -> Cell:
