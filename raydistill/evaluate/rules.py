@@ -236,7 +236,7 @@ def judge_classes(gate: Gate, facts: Facts) -> Ruling:
     below = [entry for entry in judged if floor is not None and entry["recall"] < floor]
     weakest = sorted(below, key=lambda entry: entry["recall"])[:NUM_NAMED] or [worst]
     why = ", ".join(f"{e['name']} {percent(e['recall'])} of {e['support']:,} {what}" for e in weakest)
-    why += f" and {more:,} more" if (more := len(below) - NUM_NAMED) > 0 else ""
+    why += f" and {len(below) - NUM_NAMED:,} more" if len(below) > NUM_NAMED else ""
     unjudged = [entry["name"] for entry in facts.challenger["per_class"] if entry["support"] < gate.min_class_rows]
     if unjudged:
         more = f" and {len(unjudged) - NUM_NAMED:,} more" if len(unjudged) > NUM_NAMED else ""
@@ -275,6 +275,12 @@ def ruling(
     passed = value is not None and (value <= limit if at_most else value >= limit)
     told |= {"limit": f"{'<=' if at_most else '>='} {text(limit)}"}
     return Ruling(name, about, value, float(limit), told, "passed" if passed else "failed", why)
+
+
+def in_words(found: Ruling, between: str = " ", end: str = "") -> str:
+    """A ruling in a sentence: what was measured against its limit, or why that is not known."""
+    why = f", as {found.why}" if found.value is None and found.why else ""
+    return f"{found.about} {found.shown['value']}{why}{between}{found.shown['limit']}{end}"
 
 
 def skipped(name: str, about: str, why: str) -> Ruling:

@@ -182,16 +182,17 @@ def take_through_all(results: dict[str, Any]) -> None:
     facts = facts_of(results)
     rulings = judge(Gate(), facts)
     version = Version("news", 3, "run", "", {}, (), 0)
-    for found in rulings:
-        assert found.value is not None or found.verdict != "passed", found
-        said += [found.why, *found.shown.values()]
-        if found.shown["value"] == "not known":
-            assert found.why, found
     champion, decision = (
         replace(version, version=2),
         "refused" if any(r.verdict == "failed" for r in rulings) else "passed",
     )
     told = sentence(version, champion, rulings, decision, None)
+    for found in rulings:
+        assert found.value is not None or found.verdict != "passed", found
+        said += [found.why, *found.shown.values()]
+        if found.shown["value"] == "not known":
+            assert found.why, found
+            assert found.verdict != "failed" or f"not known, as {found.why}" in told
     summary = compared(results, facts)
     measured = {
         "rules": [one.to_json() for one in rulings],
@@ -204,6 +205,7 @@ def take_through_all(results: dict[str, Any]) -> None:
     said += [printed(lambda console: print_comparison(console, summary))]
 
     own, other = (Figure.of(main, results[model]["test"][main]) for model in ("student", "champion"))
+    assert decision == "refused" or own.value is not None  # exit code 3, and no traceback
     ahead = Figure.of(main, results["differences"]["student_minus_champion"][main]).gained
     behind = [why_behind("version 2, which has it,", own, other, ahead, won) for won in (False, True)]
     assert own.value is None or other.value is not None or behind == [None, None]

@@ -18,7 +18,7 @@ from raydistill.deploy.gate.page import write_gate_report
 from raydistill.deploy.own_rows import find_test_rows
 from raydistill.errors import ConfigError, TrackingError
 from raydistill.evaluate.results import strict_json
-from raydistill.evaluate.rules import Ruling, judge
+from raydistill.evaluate.rules import Ruling, in_words, judge
 from raydistill.storage.board import Show
 from raydistill.storage.locks import lock
 from raydistill.storage.redaction import redact
@@ -175,7 +175,7 @@ def sentence(
 ) -> str:
     """The judgement for people; what it led to is added once it has happened."""
     subject = f"Version {challenger.version} of {challenger.name}"
-    failed = "; ".join(f"{r.about} {r.shown['value']} ({r.shown['limit']})" for r in rulings if r.verdict == "failed")
+    failed = "; ".join(in_words(ruling, " (", ")") for ruling in rulings if ruling.verdict == "failed")
     if decision == "refused":
         stays = f"version {champion.version} stays the champion" if champion else "there is still no champion"
         return f"{subject} is refused, {stays}: {failed}."
