@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +47,87 @@ _MADE = re.compile(r"(.+)/(student|teacher)/([0-9a-f]{20})/model")
 _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a model's name has led to where a run began."""
+
+    commit: str | None
+    """Of the hub's repository; None for a folder."""
+    digest: str
+
+
+Names = dict[tuple[str, str | None, bool], Found]
+"""By name, revision and trust in its code."""
+_settled: Names = {}
+_takes_notes = False
+_checked: set[tuple[str, str]] = set()
+"""Folders, as they lay there, that had the content with this digest: to read a GB takes 0.7 s."""
+
+
+@contextmanager
+def settled_models() -> Iterator[None]:
+    """Inside, a run's: a name goes on to lead to what it first led to, however its branch on the hub moves on."""
+    global _takes_notes
+    settle({})
+    _takes_notes = True
+    try:
+        yield
+    finally:
+        _takes_notes = False
+        settle({})
+
+
+def settled() -> Names:
+    """What names have led to in this run; its workers, whenever they join, are handed it."""
+    return dict(_settled)
+
+
+def settle(names: Names) -> None:
+    """From here on these names lead to these commits, and a folder of other content is refused."""
+    _settled.clear()
+    _settled.update(names)
+
+
 def resolve_model(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
     """Return the local folder of a model with config, tokenizer and safetensors weights.
 
     ``name``: a folder, ``pkg://package/path``, or a name on the Hugging Face hub, which is downloaded at ``revision``
     (safetensors, config and tokenizer only; Python files only with ``trust_remote_code``); or what a run has made, by
-    its URL in a storage, of which each node keeps a copy. Raises ModelError.
+    its URL in a storage, of which each node keeps a copy. Raises ModelError, also where a name that is settled (see
+    ``settle``) leads to other content here.
     """
     if is_url(name) and not name.startswith("file://"):
         return _of_storage(name)
-    local = resolve_path(name)
-    folder = local if local is not None else _download(name, revision, trust_remote_code)
+    known, local = _settled.get((name, revision, trust_remote_code)), resolve_path(name)
+    commit = known.commit if known is not None else None
+    folder = local if local is not None else _download(name, commit or revision, trust_remote_code)
     _check_folder(folder, name)
+    if known is not None:
+        _check_content(folder, name, known, trust_remote_code)
+    elif _takes_notes:
+        commit = folder.name if local is None and folder.parent.name == "snapshots" else None
+        _settled[name, revision, trust_remote_code] = Found(commit, digest := model_digest(folder, trust_remote_code))
+        _checked.add((_stamp(folder), digest))
     return folder
+
+
+def _check_content(folder: Path, name: str, known: Found, trust_remote_code: bool) -> None:
+    """Whether this node has what the run began with: signals and students carry that digest."""
+    if (_stamp(folder), known.digest) in _checked:
+        return
+    if (digest := model_digest(folder, trust_remote_code)) != known.digest:
+        raise ModelError(
+            f"The model {name!r} is not here what it was where the run began: the content of {folder} has the digest "
+            f"{digest[:12]}, not {known.digest[:12]}. Copy the same folder to every node and leave it alone while runs "
+            "go on, or name the model by its name on the hub."
+        )
+    _checked.add((_stamp(folder), known.digest))
+
+
+def _stamp(folder: Path) -> str:
+    """Changes with any file of a folder."""
+    files = [(str(file), file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
+    return str([(name, about.st_size, about.st_mtime_ns) for name, about in files])
 
 
 def _of_storage(url: str) -> Path:
@@ -160,11 +230,12 @@ def weight_names(folder: Path) -> set[str]:
     return names
 
 
-def model_digest(folder: Path) -> str:
+def model_digest(folder: Path, with_code: bool = True) -> str:
     """Return the sha256 (hex) over the content of weights, config, tokenizer and code, and of what a sentence encoder
     has in folders of its own; a README does not count."""
     weights = weight_files(folder)
-    names = {file.name for file in weights} | {"config.json"} | {file.name for file in folder.glob("*.py")}
+    names = {file.name for file in weights} | {"config.json"}
+    names |= {file.name for file in folder.glob("*.py")} if with_code else set()
     names |= {_INDEX} if len(weights) > 1 else set()
     if (folder / MODULES).is_file():
         beside = [*folder.glob("*/config.json"), *folder.glob("*/model.safetensors")]

@@ -27,6 +27,7 @@ from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.predict import predict
 from raydistill.models.crf import saved_settings
 from raydistill.models.embedding import set_head_of
+from raydistill.models.folder import settle
 from raydistill.models.head import EMBEDDING
 from raydistill.models.load import load_model, read_config
 from raydistill.models.precision import attention_implementation
@@ -82,6 +83,7 @@ class Context:
         should_save: Callable[[], bool] = lambda: False,
     ) -> None:
         register(*job.plugins)
+        settle(job.models)
         self.job, self.group, self.device = job, group, device
         self.config = job.config
         self.should_save = should_save

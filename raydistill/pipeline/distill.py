@@ -16,6 +16,7 @@ from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo
 from raydistill.errors import Interrupted, TrackingError
 from raydistill.evaluate.results import SCHEMA
+from raydistill.models.folder import settled_models
 from raydistill.pipeline.assembly import assemble
 from raydistill.pipeline.links import links_of
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
@@ -44,7 +45,7 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
     show = progress or (lambda entry: None)
     clock = Clock()
     set_environment()  # before MLflow, which imports Ray where it finds it
-    with stoppable(show) as stop, ThreadPoolExecutor(1) as background:
+    with stoppable(show) as stop, settled_models(), ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)
         storage.check()
         store = background.submit(prepare_store, tracking_uri(storage))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raydistill.config.plugins import Plugin
 from raydistill.config.tree import Config
 from raydistill.data.paths import SPLITS
 from raydistill.data.rows import SWAPPED
+from raydistill.models.folder import Names
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
@@ -43,6 +44,8 @@ class Job:
     run: RunRef | None
     plugins: tuple[Plugin, ...] = ()
     """Losses and tasks of the user's own."""
+    models: Names = field(default_factory=dict)
+    """What the models' names have led to in the driver."""
     folder: tuple[str, ...] = ()
     """Where below the run folder a trial of a sweep keeps its checkpoints and metrics."""
     perturbed: Artifact | None = None

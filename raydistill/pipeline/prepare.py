@@ -17,7 +17,7 @@ from raydistill.data.perturbations import perturb_rows
 from raydistill.data.prepare import DataInfo, prepare_data, read_info
 from raydistill.data.rows import Rows, read_texts
 from raydistill.data.tokens import tokenize_data
-from raydistill.models.folder import model_digest, resolve_model
+from raydistill.models.folder import model_digest, resolve_model, settled
 from raydistill.pipeline.completion import augmentation_of, check_models, check_pooled, check_validation, complete
 from raydistill.pipeline.defaults import Choice
 from raydistill.pipeline.job import Job, MemberJob
@@ -63,7 +63,8 @@ class Prepared:
         """What the workers are handed."""
         data, tokens, task = self.data, self.tokens, self.info.task
         shared = (self.config, self.run_key, self.storage, owner, data, tokens, task, self.dtype, run)
-        return Job(*shared, plugins=registered(), perturbed=self.perturbed, members=self.members)
+        more = (registered(), settled())
+        return Job(*shared, *more, perturbed=self.perturbed, members=self.members)
 
 
 def prepare(config: Config, storage: Storage) -> Prepared:

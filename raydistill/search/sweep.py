@@ -8,6 +8,7 @@ from typing import Any
 
 from raydistill.cluster.connection import set_environment
 from raydistill.config.tree import Config
+from raydistill.models.folder import settled_models
 from raydistill.pipeline.distill import claim_alias, locate_models, say_targets, say_waiting
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
 from raydistill.pipeline.recipes import named_sources, start_digest
@@ -38,7 +39,7 @@ def sweep(
     clock = Clock()
     check_space(config)
     set_environment()  # before MLflow, which imports Ray where it finds it
-    with stoppable(show) as stop, ThreadPoolExecutor(1) as background:
+    with stoppable(show) as stop, settled_models(), ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)
         storage.check()
         store = background.submit(prepare_store, tracking_uri(storage))

@@ -6,7 +6,7 @@ from kit.tiny import save_tiny, tiny_classifier, tiny_inputs
 from safetensors.torch import load_file
 
 from raydistill.errors import ConfigError, ModelError
-from raydistill.models.folder import model_digest, resolve_model, tokenizer_digest
+from raydistill.models.folder import model_digest, resolve_model, settle, settled, settled_models, tokenizer_digest
 from raydistill.models.head import Head
 from raydistill.models.load import has_head, load_model
 
@@ -63,6 +63,44 @@ def test_a_hub_that_cannot_be_reached_is_told_as_such(monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", away)
     with pytest.raises(ModelError, match=r"the Hugging Face hub cannot be reached, and its cache here lacks it"):
         resolve_model("nobody/nothing")
+
+
+def test_a_name_leads_to_the_commit_that_it_first_led_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A branch that moves on while a run is under way moves neither the driver nor a worker that joins."""
+    heads = [save_tiny(tmp_path / "snapshots" / (letter * 40), seed=seed) for seed, letter in enumerate("ab")]
+    asked: list[str | None] = []
+
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(revision)
+        return str(heads[0 if len(asked) == 1 else -1] if revision in (None, "main") else heads[0].with_name(revision))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with settled_models():
+        assert [resolve_model("me/model"), resolve_model("me/model")] == [heads[0], heads[0]]
+        names = settled()
+    assert resolve_model("me/model") == heads[1]
+    settle(names)  # as a worker does
+    assert resolve_model("me/model") == heads[0]
+    assert resolve_model("me/model", "main") == heads[1]  # another name
+    with settled_models():
+        assert resolve_model("me/model") == heads[1]  # another run
+    assert asked == [None, "a" * 40, None, "a" * 40, "main", None]
+
+
+def test_a_worker_refuses_a_folder_of_other_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with settled_models():
+        folder = resolve_model(str(save_tiny(tmp_path / "model")))
+        names = settled()
+    monkeypatch.setattr("raydistill.models.folder._checked", set())  # another process
+    settle(names)
+    assert resolve_model(str(folder)) == folder
+    (folder / "modeling_own.py").write_text("code that nobody trusts")
+    assert resolve_model(str(folder)) == folder
+    save_tiny(folder, seed=1)
+    with pytest.raises(ModelError, match=r"is not here what it was where the run began.*Copy the same folder"):
+        resolve_model(str(folder))
+    settle({})
+    assert resolve_model(str(folder)) == folder
 
 
 def test_digest_is_of_the_content(tmp_path: Path) -> None:

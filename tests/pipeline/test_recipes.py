@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 from pathlib import Path
@@ -17,7 +18,8 @@ from raydistill.config.loading import load_config
 from raydistill.config.losses import TaskLoss
 from raydistill.config.teacher import MODES, ModelTeacher, Pool
 from raydistill.config.tree import Config
-from raydistill.models.folder import model_digest
+from raydistill.errors import ConfigError
+from raydistill.models.folder import model_digest, resolve_model, settled
 from raydistill.pipeline import recipes
 from raydistill.pipeline.prepare import run_key
 from raydistill.pipeline.recipes import TeacherIdentity
@@ -130,6 +132,29 @@ def test_a_run_goes_by_the_content_of_its_teacher(tmp_path: Path) -> None:
     before = keys(config, tmp_path)
     save_tiny(tmp_path / "encoder", "bert", classifier=False, seed=5)
     assert changed(before, keys(config, tmp_path)) == {"run"}  # the others are told the digests
+
+
+@pytest.mark.parametrize("command", ["raydistill.pipeline.distill.distill", "raydistill.search.sweep.sweep"])
+def test_a_run_settles_what_its_models_names_lead_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """From its first look on and no longer: a later one in this process looks anew."""
+    space = {"student.num_layers": {"choice": [1, 2]}}
+    config, seen = load_config(toy_config(tmp_path, sweep={"space": space}, train__num_workers=1)), []
+
+    def looked(config: Config, storage: Storage) -> None:
+        model_digest(resolve_model(config.lead.model))
+        seen.append(settled())
+        raise ConfigError("enough")
+
+    module, name = command.rsplit(".", 1)
+    monkeypatch.setattr(f"{module}.prepare", looked)
+    monkeypatch.setattr(f"{module}.prepare_store", lambda uri: None)  # 5 s
+    with pytest.raises(ConfigError, match="enough"):
+        getattr(importlib.import_module(module), name)(config)
+    (found,) = seen[0].values()
+    assert (found.commit, found.digest) == (None, model_digest(resolve_model(config.lead.model)))
+    assert settled() == {}
 
 
 def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:

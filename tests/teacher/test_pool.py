@@ -19,13 +19,15 @@ import pytest
 import ray
 import torch
 from kit.runs import check_artifacts, read_weights, same_weights
+from kit.tiny import save_tiny
 from kit.toy import relative_difference, toy_config, without_key_biases
 
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
 from raydistill.config.teacher import MODES, Pool
-from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError
+from raydistill.errors import ArtifactError, Interrupted, ModelError, RaydistillError, StaleOwner, TeacherError
+from raydistill.models.folder import settled_models
 from raydistill.models.signals import LOGITS
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
@@ -34,7 +36,7 @@ from raydistill.pipeline.phases import run_phases
 from raydistill.pipeline.pool_teacher import Teacher
 from raydistill.pipeline.pooled import driver_context, find_teacher, find_unrecorded
 from raydistill.pipeline.prepare import prepare
-from raydistill.pipeline.teaching import record_teacher
+from raydistill.pipeline.teaching import fit_teacher, record_teacher
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.storage.garbage import collect_garbage, refer, referred
@@ -83,11 +85,23 @@ def student(job: Job, feed: PoolFeed | None = None) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from kit.tiny import save_tiny
-
     made = tmp_path_factory.mktemp("pool")
     save_tiny(made / "classifier", "bert", num_layers=4, seed=3, labels=("film", "money", "sport"))
     return made
+
+
+def test_ranks_and_teachers_refuse_other_weights_than_the_drivers(tmp_path: Path) -> None:
+    """A teacher's folder that another node has otherwise, or that is written to while a run is under way."""
+    names = {"labels": ("film", "money", "sport"), "num_layers": 4}
+    save_tiny(tmp_path / "classifier", "bert", seed=3, **names)
+    with settled_models():
+        job = make_job(tmp_path, "online")
+        Teacher(job, None).open()
+        fit_teacher(local_context(job))
+        save_tiny(tmp_path / "classifier", "bert", seed=4, **names)
+        for use in (lambda: Teacher(job, None).open(), lambda: fit_teacher(local_context(job))):
+            with pytest.raises(ModelError, match="is not here what it was where the run began"):
+                use()
 
 
 @pytest.fixture(scope="module")
