@@ -355,8 +355,8 @@ def _earliest(
 ) -> str | None:
     """The first run with the tags that ``fits``; others that the same request made are deleted."""
     condition = " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-    found = client.search_runs([experiment_id], condition, order_by=["attributes.start_time ASC"])
-    found = [run for run in found if fits(run)]
+    order = ["attributes.start_time ASC"]
+    found = [run for run in client.search_runs([experiment_id], condition, order_by=order) if fits(run)]
     if not found:
         return None
     request = found[0].data.tags.get(REQUEST)

@@ -40,7 +40,7 @@ def write_tags_csv(path: Path, num_rows: int = 120, seed: int = 0) -> Path:
     rows = []
     for words in _sentences(num_rows, seed, tuple(word for topic in TOPICS.values() for word in topic)):
         found = [topic for topic, known in TOPICS.items() if set(known) & set(words)]
-        rows.append((" ".join(words), ",".join(found) or ","))  # an empty cell would be a row without a label
+        rows.append((" ".join(words), ",".join(found) or "[]"))  # an empty cell would be a row without a label
     return _write(path, ("text", "tags"), rows)
 
 

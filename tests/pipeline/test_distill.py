@@ -182,17 +182,22 @@ def test_without_its_results_a_run_is_put_together_from_its_artifacts(base, mlfl
 
 
 def test_a_student_that_was_removed_is_made_anew(base, mlflow_uri):
-    before, keys = base.weights(), keys_by_kind(base.storage)
-    (student,) = artifacts_of_run(base.storage, run_key(base))["student"]
+    """In an MLflow run of its own: a version that may have been judged keeps the files that it was judged by."""
+    changes = {**BASE, "train__seed": 3, "evaluate__baseline": False}
+    first = run(base.folder, **changes)
+    before, keys = first.weights(), keys_by_kind(base.storage)
+    (student,) = artifacts_of_run(base.storage, run_key(first))["student"]
     remove_artifact(base.storage, str(student), force=True)
-    again = run(base.folder, **BASE)
+    again = run(base.folder, **changes)
     assert list(again.spy.num_steps) == ["student.distill"]
-    assert again.results["student"]["path"] == base.results["student"]["path"]
+    assert again.results["student"]["path"] == first.results["student"]["path"]
     assert same_weights(again.weights(), before)
     assert keys_by_kind(base.storage) == keys
-    assert [int(v.version) for v in versions(mlflow_uri) if v.run_id == base.results["run_id"]] == [
-        base.results["model_version"]
-    ]
+    made = {v.run_id: int(v.version) for v in versions(mlflow_uri)}
+    assert {made[one.results["run_id"]] for one in (first, again)} == {
+        first.results["model_version"],
+        first.results["model_version"] + 1,
+    }
 
 
 def test_a_run_that_waits_for_its_workers_keeps_what_it_needs(base, monkeypatch):
