@@ -389,6 +389,7 @@ def test_bench_of_tasks_has_rows_of_every_kind(tmp_path: Path) -> None:
     assert {row["label"] for row in tasks.pairs(rated)} == {"own", "other"}
 
 
+@pytest.mark.slow
 def test_bench_of_tasks_times_both_sides_in_turns(capsys: pytest.CaptureFixture[str]) -> None:
     import tasks
 

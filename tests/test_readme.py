@@ -160,6 +160,7 @@ def write_reviews(folder: Path) -> None:
     (folder / "ratings.csv").write_text("\n".join(["text,rating", *ratings]) + "\n")
 
 
+@pytest.mark.slow
 def test_the_config_for_a_table_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = [block for block in blocks("yaml") if "name: reviews" in block]
     monkeypatch.chdir(tmp_path)

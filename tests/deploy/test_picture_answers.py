@@ -68,6 +68,7 @@ def predicted(capfd: pytest.CaptureFixture[str], *arguments: object) -> list[dic
     return rows
 
 
+@pytest.mark.slow
 def test_files_folders_and_tables_of_pictures_get_the_same_answers(
     results: dict[str, Any], fresh: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_files_folders_and_tables_of_pictures_get_the_same_answers(
         assert rows[0]["scores"] == pytest.approx(several[0]["scores"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_answers_join_the_table(
     results: dict[str, Any], fresh: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +97,7 @@ def test_answers_join_the_table(
     assert rows[-1]["label"] == ""
 
 
+@pytest.mark.slow
 def test_texts_are_refused(results: dict[str, Any], fresh: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = results["student"]["path"]
     for arguments in (["--text", "hello"], ["--file", str(fresh / "0.png"), "--max-length", "8"]):
@@ -103,6 +106,7 @@ def test_texts_are_refused(results: dict[str, Any], fresh: Path, capfd: pytest.C
         assert "pictures" in found["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_on_its_rows_and_on_others(results: dict[str, Any], folder: Path) -> None:
     model, storage = results["student"]["path"], str(folder / "storage")
     own = evaluate_model(model, storage=storage, num_samples=100)
@@ -123,6 +127,7 @@ def exports(results: dict[str, Any], folder: Path) -> dict[str, Any]:
     return export(results["student"]["path"], "all", folder / "exports", storage=storage, latency=False, margin=0.3)
 
 
+@pytest.mark.slow
 def test_every_format_holds_what_torch_says(exports: dict[str, Any]) -> None:
     assert exports["good"], exports["formats"]
     assert exports["formats"]["onnx"]["largest_difference"] < 1e-4
@@ -143,6 +148,7 @@ def test_the_lines_of_an_export_run_as_they_stand(form: str, exports: dict[str, 
     assert "tokens of a row" not in (place / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_mlflow_loads_a_version_in_both_ways(
     results: dict[str, Any], fresh: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +164,7 @@ def test_mlflow_loads_a_version_in_both_ways(
     assert found[0]["label"] == answers[0]["label"]
 
 
+@pytest.mark.slow
 def test_the_page_shows_small_pictures_and_nothing_of_tokens(results: dict[str, Any]) -> None:
     page = page_text({**results, "errors": [{**row, "text": "<script>x</script>"} for row in results["errors"]]})
     shown = [row["image"] for row in results["disagreements"]]

@@ -81,6 +81,7 @@ def test_a_student_is_judged_by_the_metric_of_its_task(life: tuple[str, Path, di
     assert fresh["retention"] == found["retention"]  # of the run's own test rows
 
 
+@pytest.mark.slow
 def test_a_worse_challenger_is_refused(life: tuple[str, Path, dict[str, Any]]) -> None:
     kind, folder, _ = life
     rows = load_data(str(folder / "fresh.csv"))
@@ -96,6 +97,7 @@ def test_a_worse_challenger_is_refused(life: tuple[str, Path, dict[str, Any]]) -
     assert first["value"] == pytest.approx(-second["value"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_another_kind_of_problem_is_no_champion_to_compare_with(life: tuple[str, Path, dict[str, Any]]) -> None:
     words = life[0].replace("_", " ")
     with pytest.raises(ModelError, match=f"it is for text classification, the challenger for {words}"):
@@ -106,6 +108,7 @@ def test_another_kind_of_problem_is_no_champion_to_compare_with(life: tuple[str,
     assert any("under a name of its own" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_a_gate_names_a_metric_that_the_task_has(life: tuple[str, Path, dict[str, Any]]) -> None:
     with pytest.raises(ConfigError, match=r"The gate compares accuracy, which .* does not have"):
         judged(life, LENIENT.model_copy(update={"metric": "accuracy"}), 1, None)

@@ -134,6 +134,7 @@ assert "raydistill" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification"])
 def test_a_stranger_loads_it_with_the_code_in_its_folder(kind: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "teacher", classifier=False)

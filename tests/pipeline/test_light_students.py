@@ -49,6 +49,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
     return *run(folder, config), folder
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_told_of(classes: tuple[dict[str, Any], Path, Path]) -> None:
     results, folder, _ = classes
     student, baseline = results["student"], results["baseline"]

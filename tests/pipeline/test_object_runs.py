@@ -54,6 +54,7 @@ def run(folder: Path, **changes: Any) -> dict[str, Any]:
     return distill(load_config(scene_config(folder, **own)))
 
 
+@pytest.mark.slow
 def test_a_student_learns_what_its_teacher_finds(results: dict[str, Any]) -> None:
     for model in ("teacher", "student"):
         found = results[model]["test"]
@@ -74,11 +75,13 @@ def test_a_student_learns_what_its_teacher_finds(results: dict[str, Any]) -> Non
     )
 
 
+@pytest.mark.slow
 def test_the_record_is_of_pictures_not_of_objects(results: dict[str, Any]) -> None:
     size = 4 * QUERIES * 7 * results["data"]["num_rows"]["train"]
     assert any(f"its outputs take {size:,} bytes" in note for note in results["notes"])
 
 
+@pytest.mark.slow
 def test_the_same_again_computes_nothing(folder: Path, results: dict[str, Any]) -> None:
     assert distill(load_config(scene_config(folder, evaluate__latency=True)))["reused"] == ["run"]
 
@@ -89,6 +92,7 @@ def threshold_of(results: dict[str, Any]) -> float:
     return float(told["object_detection"]["threshold"])
 
 
+@pytest.mark.slow
 def test_each_model_has_the_threshold_of_its_validation_pictures(results: dict[str, Any]) -> None:
     least = threshold_of(results)
     assert least == results["student"]["threshold"] == results["task"]["facts"]["threshold"]
@@ -96,6 +100,7 @@ def test_each_model_has_the_threshold_of_its_validation_pictures(results: dict[s
     assert len({least, results["teacher"]["threshold"], results["baseline"]["threshold"], 0.5}) == 4
 
 
+@pytest.mark.slow
 def test_rows_that_are_shown_have_their_boxes(results: dict[str, Any]) -> None:
     shown = [*results["errors"], *results["disagreements"]]
     assert shown
@@ -166,6 +171,7 @@ def test_pictures_may_have_a_size_of_their_own(folder: Path, results: dict[str, 
     assert found["config"]["data"]["max_length"] == 1 + 2 * 3 + QUERIES
 
 
+@pytest.mark.slow
 def test_all_ways_to_ask_give_the_same_objects(
     folder: Path, results: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +253,7 @@ def test_a_focal_detector_is_exported(folder: Path, focal: dict[str, Any]) -> No
     assert found["formats"]["onnx"]["agreement"] == 1
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_on_its_rows_and_on_others(folder: Path, results: dict[str, Any]) -> None:
     model, storage = results["student"]["path"], str(folder / "storage")
     own = evaluate_model(model, storage=storage, num_samples=50)
@@ -293,6 +300,7 @@ def test_the_lines_of_an_export_run_as_they_stand(form: str, exports: dict[str, 
     ]
 
 
+@pytest.mark.slow
 def test_a_gate_judges_by_average_precision(folder: Path, results: dict[str, Any]) -> None:
     """No version stands beside it; the teacher's share, the leak of rows and the recall of classes are known."""
     lenient = Gate(min_rows=20, max_latency_ratio=50.0, min_class_recall=0.01, min_retention=0.5)

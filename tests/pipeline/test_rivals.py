@@ -38,6 +38,7 @@ def accuracy(model: dict[str, Any]) -> float:
     return float(model["test"]["accuracy"]["value"])
 
 
+@pytest.mark.slow
 def test_it_is_compared_on_the_same_rows_without_its_model(tmp_path: Path) -> None:
     first = run(tmp_path)
     uri = tracking_uri(Storage(str(tmp_path / "storage")))

@@ -80,6 +80,7 @@ def in_plain_process(code: str, **values: str) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_registered_student_loads_without_raydistill(storage: Storage, student: Path, tmp_path: Path) -> None:
     """By MLflow and by transformers; a pair by its columns."""
     import torch
