@@ -150,6 +150,9 @@ def make_draft(config: Config) -> Draft:
         hide_targets(draft, config.data.max_labeled, config.seed)
     if config.data.unlabeled is not None:
         join_unlabeled(draft, config)
+    train = draft.parts["train"].targets  # neither the labels of held-out rows nor hidden ones are known to a model
+    draft.task.check(train, draft.notes)
+    draft.task = draft.task.scaled(train)
     return draft
 
 

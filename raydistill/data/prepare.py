@@ -14,6 +14,7 @@ What happens to a row, in this order; every count ends up in info.json, with a s
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -73,6 +74,8 @@ class DataInfo:
     """Those of the notes that doubt the labels."""
     sources: dict[str, str] = field(default_factory=dict)
     """Of a task of the user's own the version of its source."""
+    row_digest: str = ""
+    """SHA-256 over the hashes of all rows: by it others are known to be the very same, also where their tokens are."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -155,6 +158,7 @@ def info_of(draft: Draft) -> DataInfo:
         notes=tuple(draft.notes),
         doubts=tuple(draft.doubts),
         sources=sources_in({"type": draft.task.type}),
+        row_digest=hashlib.sha256(b"".join(draft.parts[split].hashes.tobytes() for split in SPLITS)).hexdigest(),
     )
 
 

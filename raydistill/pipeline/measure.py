@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from raydistill.config.section import known
 from raydistill.data.paths import SPLITS
+from raydistill.data.prepare import read_info
 from raydistill.data.rows import Rows
 from raydistill.evaluate.compare import read_predictions, write_predictions
 from raydistill.evaluate.latency import measure_models, measure_shapes
@@ -38,7 +39,13 @@ def evaluate(context: Context, models: Models, recorded: Recorded, *, latency: b
     with context.report.phase("evaluate"):
         speed = "latency, by size" if latency else ""
         tokens = context.job.tokens.digest
-        recipe = {**models.digests, "tokens": tokens, "dtype": context.device.dtype, "measured": speed}
+        recipe = {
+            **models.digests,
+            "tokens": tokens,
+            "dtype": context.device.dtype,
+            "measured": speed,
+            **rows_of(context),
+        }
         artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
         if context.report.has(artifact, "evaluation"):
             return artifact
@@ -67,7 +74,7 @@ def evaluate_perturbed(context: Context, models: Models, recorded: Recorded, eva
     if rows is None:
         return None
     with context.report.phase("robustness"):
-        recipe = {**models.digests, "tokens": rows.digest, "dtype": context.device.dtype}
+        recipe = {**models.digests, "tokens": rows.digest, "dtype": context.device.dtype, **rows_of(context)}
         artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
         if context.report.has(artifact, "robustness"):
             return artifact
@@ -76,6 +83,11 @@ def evaluate_perturbed(context: Context, models: Models, recorded: Recorded, eva
             if folder is not None:
                 keep(context, folder, outputs, read_predictions(evaluation.local(), "test").tasks)
     return artifact
+
+
+def rows_of(context: Context) -> Recipe:
+    """What names the texts whose hashes are kept beside the outputs: equal tokens may be of others."""
+    return {"rows": read_info(context.job.data).row_digest}
 
 
 @dataclass(frozen=True)

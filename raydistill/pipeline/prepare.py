@@ -93,15 +93,18 @@ def prepare(config: Config, storage: Storage) -> Prepared:
     perturbed = perturb_rows(data, tokens, source, config.seed, storage) if is_perturbed else None
     dtype = compute_dtype(config.train.dtype, device_type(config))
     reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
-    key = run_key(config, tokens, source, dtype, members)
+    key = run_key(config, info.row_digest, tokens, source, dtype, members)
     made = (storage, data, tokens, info, source, dtype, key, tuple(reused), perturbed, members)
     return Prepared(config, choices, *made)
 
 
-def run_key(config: Config, tokens: Artifact, source: Path, dtype: str, members: Sequence[MemberJob] = ()) -> str:
+def run_key(
+    config: Config, row_digest: str, tokens: Artifact, source: Path, dtype: str, members: Sequence[MemberJob] = ()
+) -> str:
     """Key of a run: all of the config that determines what it makes, MLflow run and registered version included.
 
-    Models count by their content, the task's facts with the tokens.
+    Models count by their content, the task's facts with the tokens; rows by their texts, too (``row_digest``), which
+    may differ where their first ``data.max_length`` tokens do not: a run keeps which rows it has seen.
     """
     excluded: dict[str, Any] = {
         "storage": True,
@@ -117,7 +120,12 @@ def run_key(config: Config, tokens: Artifact, source: Path, dtype: str, members:
     }
     settings = config.model_dump(mode="json", exclude=excluded)
     digest = model_digest(source)
-    inputs: dict[str, Any] = {"tokens": tokens.digest, "source": digest, "start": start_digest(config.student, digest)}
+    inputs: dict[str, Any] = {
+        "rows": row_digest,
+        "tokens": tokens.digest,
+        "source": digest,
+        "start": start_digest(config.student, digest),
+    }
     if members:
         inputs["members"] = [[member.name, member.source_digest, member.tokens.digest] for member in members]
     inputs |= {"dtype": dtype, **exact_losses(dtype), **task_version(config), **named_sources(settings["stages"])}

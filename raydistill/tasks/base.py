@@ -237,6 +237,10 @@ class Task(ABC):
     def check(self, train: Targets, notes: Sequence[str]) -> None:  # noqa: B027, most need no check
         """Refuse training rows from which nothing can be learned; ``notes`` say what became of the rows. DataError."""
 
+    def scaled(self, train: Targets) -> Self:
+        """The task with what it takes from the targets of the training rows: units, ranges, means."""
+        return self
+
     def counts(self, targets: Targets) -> dict[str, int]:
         """Labelled rows by output; empty where that has no meaning."""
         return {}

@@ -76,7 +76,7 @@ class TextRegression(Task):
         doubts = []
         if different <= FEW_VALUES:
             doubts.append(f"The target has {different} different values only: did you mean classes (task.type)?")
-        return Read(cls(float(known.mean()), float(known.std())), targets, [], doubts)
+        return Read(cls().scaled(targets["train"]), targets, [], doubts)
 
     def read_for(self, column: pa.ChunkedArray, names: Sequence[str] | None) -> tuple[Targets, list[str]]:
         return _targets(column), []
@@ -103,6 +103,10 @@ class TextRegression(Task):
         values, known = targets.values.copy(), targets.labeled
         values[known] = group_means(values[known], groups[known])
         return Targets(values, known)
+
+    def scaled(self, train: Targets) -> Self:
+        known = train.values[train.labeled]
+        return type(self)(float(known.mean()), float(known.std()), self.outputs)
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:
         if len(np.unique(train.values[train.labeled])) < 2:

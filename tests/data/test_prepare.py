@@ -279,12 +279,14 @@ def test_several_ratings_or_answers_of_one_text_become_one_row(
     rows = [
         {texts[0]: f"text {i}", texts[1]: f"there is a cat {i}", column: label} for i in range(30) for label in labels
     ]
-    rows += [{texts[0]: f"once {i}", texts[1]: "it sat", column: ["sat"] if column == "answers" else i} for i in (4, 5)]
+    rows += [
+        {texts[0]: f"once {i}", texts[1]: "it sat", column: ["sat"] if column == "answers" else i} for i in range(9)
+    ]
     source = tmp_path / "x.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)))
     artifact = prepare_data(make_config(source, task={"type": task}), local)
     info, tables = read_info(artifact), splits_of(artifact)
-    assert sum(table.num_rows for table in tables.values()) == 32
+    assert sum(table.num_rows for table in tables.values()) == 39
     assert (info.removed["train_conflicting"], info.removed["train_repeated"]) == (0, 90)
     found = {
         json.dumps(target["units"] if isinstance(target, dict) else target[:1] if task == "embeddings" else [target])

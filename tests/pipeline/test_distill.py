@@ -293,10 +293,16 @@ def changed_keys(folder: Path) -> dict[str, str]:
         ("toy.csv", {"data", "tokens", "teacher", "run"}),
         ("encoder/tokenizer.json", {"tokens", "teacher", "run"}),
         ("encoder/model.safetensors", {"teacher", "run"}),
+        ("the end of a text that is cut off", {"data", "tokens", "run"}),
     ],
 )
 def test_a_changed_byte_of_an_input_is_a_miss_of_what_is_made_from_it(tmp_path, changed, missed):
     toy_config(tmp_path)
+    is_long = changed.startswith("the end")
+    if is_long:  # models see 20 tokens; hashes of rows are of all of them. Without a label it is a training row
+        changed = "toy.csv"
+        with (tmp_path / changed).open("a") as file:
+            file.write(f"{'the film ' * 20}movie,\n")
     before = changed_keys(tmp_path)
     assert changed_keys(tmp_path) == before
     path = tmp_path / changed
@@ -304,8 +310,8 @@ def test_a_changed_byte_of_an_input_is_a_miss_of_what_is_made_from_it(tmp_path, 
     if changed == "encoder/model.safetensors":
         content = content[:-1] + bytes([content[-1] ^ 1])
     else:
-        assert content.count(b"movie") > 0
-        content = content.replace(b"movie", b"m0vie", 1)
+        place = content.rindex(b"movie") if is_long else content.index(b"movie")
+        content = content[:place] + b"m0vie" + content[place + 5 :]
     path.write_bytes(content)
     after = changed_keys(tmp_path)
     assert {name for name in before if before[name] != after[name]} == missed

@@ -45,7 +45,7 @@ def keys(config: Config, folder: Path, *, source: str = "s", spoken: str = "t", 
 
     made = {
         "teacher": recipe_key(recipes.teacher_recipe(config, source, tokens, dtype)),
-        "run": run_key(config, Tokens(storage, "tokens", "k"), folder / "encoder", dtype),
+        "run": run_key(config, "rows", Tokens(storage, "tokens", "k"), folder / "encoder", dtype),
     }
     artifacts = {
         "student": recipes.student_artifact(config, storage, teacher, tokens, dtype, MODES[given["mode"]]),
@@ -202,7 +202,8 @@ def test_a_run_goes_by_all_of_its_config_but_by_whom_and_where_it_is_made(folder
             del settings[section][name]
     source = model_digest(folder / "encoder")
     models = {"source": source, "start": f"teacher_layers:{source}"}
-    assert keys(config, folder)["run"] == recipe_key({"config": settings, "tokens": "k", **models, "dtype": "float32"})
+    inputs = {"rows": "rows", "tokens": "k", **models, "dtype": "float32"}
+    assert keys(config, folder)["run"] == recipe_key({"config": settings, **inputs})
 
 
 def test_a_stage_without_a_teacher_makes_another_baseline(folder: Path) -> None:

@@ -63,7 +63,8 @@ PAIRS = np.array([[0.5, 0, 1], [0.1, 2, 3]])
     ("task", "values", "lost"),
     [
         (TASKS[0], np.array([0, 1, 2]), set()),
-        (TASKS[0], np.array([0, 1, 1]), {"auc"}),
+        (TASKS[0], np.array([0, 1, 1]), set()),
+        (TASKS[0], np.array([1, 1, 1]), {"auc"}),
         (TASKS[1], np.array([[0, 1, 1], [0, 1, 1]]), {"auc"}),
         (TASKS[1], np.array([[0, 1, 1], [1, 1, 1]]), set()),
         (TASKS[2], np.array([3.5]), {"r2"}),

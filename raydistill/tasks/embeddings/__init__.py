@@ -159,7 +159,15 @@ class Embeddings(Task):
         values[known, SCORE] = group_means(values[known, SCORE], groups[known])
         return Targets(values, known)
 
+    def scaled(self, train: Targets) -> Self:
+        if self.scores_range is None:
+            return self
+        known = train.values[train.labeled, SCORE]
+        return type(self)(self.pooling, (known.min(), known.max()), self.pairs)
+
     def check(self, train: Targets, notes: Sequence[str]) -> None:
+        if self.scores_range is not None and len(np.unique(train.values[train.labeled, SCORE])) < 2:
+            raise DataError("No two different scores are left in training. " + " ".join(notes))
         if len(np.unique(train.values[:, FIRST])) < FEWEST:
             raise DataError(f"Fewer than {FEWEST} different texts are left in training. " + " ".join(notes))
 

@@ -97,8 +97,7 @@ class ObjectDetection(Task):
         targets = {split: reading.targets_of(column, place) for split, column in columns.items()}
         task = cls(order, threshold=settings.threshold, picture_size=settings.picture_size)
         task.check(targets["train"], ())
-        counts = task.counts(targets["train"])
-        task.mean_objects = sum(counts.values()) / int(targets["train"].labeled.sum())
+        task, counts = task.scaled(targets["train"]), task.counts(targets["train"])
         notes = []
         if absent := [name for name, count in counts.items() if not count]:
             notes.append(f"No training picture has an object of the class {shown(absent)}.")
@@ -164,6 +163,11 @@ class ObjectDetection(Task):
         rarest = np.full(len(targets), len(ranks))
         np.minimum.at(rarest, there.rows, ranks[there.flat[:, CLASS].astype(int)])
         return np.where(targets.labeled, rarest, -1)
+
+    def scaled(self, train: Targets) -> Self:
+        made = copy.copy(self)
+        made.mean_objects = sum(self.counts(train).values()) / int(train.labeled.sum())
+        return made
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:
         if not self.names_in(train):
