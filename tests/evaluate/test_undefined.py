@@ -318,24 +318,3 @@ def test_what_is_not_defined_is_said_with_its_reason(capsys: pytest.CaptureFixtu
     print_scores(Console(), scores)
     assert reason in capsys.readouterr().out
     assert ends(math.nan, np.array([math.nan])) == UNDEFINED
-
-
-@pytest.mark.parametrize(
-    ("own", "other", "ahead", "won", "stays"),
-    [
-        ((0.8,) * 3, (0.8,) * 3, (0.0, -0.01, 0.01), False, False),
-        ((0.8,) * 3, (0.8,) * 3, (0.0, -0.01, 0.01), True, False),  # as good as a sweep's winner: it is reached
-        ((0.7,) * 3, (0.8,) * 3, (0.1, -0.01, 0.2), True, True),
-        ((0.7,) * 3, (0.8,) * 3, (0.1, -0.01, 0.2), False, False),
-        ((0.7,) * 3, (0.8,) * 3, (0.1, 0.0, 0.2), False, False),  # 0 is within: it may be chance
-        ((0.7,) * 3, (0.8,) * 3, (0.1, 0.01, 0.2), False, True),
-        ((None,) * 3, (0.8,) * 3, (None,) * 3, False, True),
-        ((0.8,) * 3, (None,) * 3, (None,) * 3, True, False),
-        ((None,) * 3, (None,) * 3, (None,) * 3, True, False),
-        ((0.7,) * 3, (0.8,) * 3, (0.1, None, None), False, False),
-        ((0.7,) * 3, (0.8,) * 3, (0.1, None, None), True, True),
-    ],
-)
-def test_who_stays_behind_a_challenger(own: Any, other: Any, ahead: Any, won: bool, stays: bool) -> None:
-    figures = (Figure("accuracy", *values) for values in (own, other, ahead))
-    assert (why_behind("version 4, which has it,", *figures, won) is not None) == stays

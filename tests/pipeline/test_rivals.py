@@ -15,6 +15,7 @@ from raydistill.cli.show.results import registered, results_table
 from raydistill.config.loading import load_config
 from raydistill.evaluate import evidence
 from raydistill.evaluate.compare import Predictions
+from raydistill.evaluate.figure import Figure
 from raydistill.pipeline import rivals
 from raydistill.pipeline.distill import distill
 from raydistill.storage.storage import Storage
@@ -136,3 +137,24 @@ def test_a_rival_that_guessed_other_tokens_is_none(monkeypatch: pytest.MonkeyPat
     found = rivals.kept_predictions(version, RunRef("uri", "0", "new"), own, task)
     assert found is not None
     assert found.outputs["student"].flat[:, 0].tolist() == [-2.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "ahead", "won", "stays"),
+    [
+        ((0.8,) * 3, (0.8,) * 3, (0.0, -0.01, 0.01), False, False),
+        ((0.8,) * 3, (0.8,) * 3, (0.0, -0.01, 0.01), True, False),  # as good as a sweep's winner: it is reached
+        ((0.7,) * 3, (0.8,) * 3, (0.1, -0.01, 0.2), True, True),
+        ((0.7,) * 3, (0.8,) * 3, (0.1, -0.01, 0.2), False, False),
+        ((0.7,) * 3, (0.8,) * 3, (0.1, 0.0, 0.2), False, False),  # 0 is within: it may be chance
+        ((0.7,) * 3, (0.8,) * 3, (0.1, 0.01, 0.2), False, True),
+        ((None,) * 3, (0.8,) * 3, (None,) * 3, False, True),
+        ((0.8,) * 3, (None,) * 3, (None,) * 3, True, False),
+        ((None,) * 3, (None,) * 3, (None,) * 3, True, False),
+        ((0.7,) * 3, (0.8,) * 3, (0.1, None, None), False, False),
+        ((0.7,) * 3, (0.8,) * 3, (0.1, None, None), True, True),
+    ],
+)
+def test_who_stays_behind_a_challenger(own: Any, other: Any, ahead: Any, won: bool, stays: bool) -> None:
+    figures = (Figure("accuracy", *values) for values in (own, other, ahead))
+    assert (rivals.why_behind("version 4, which has it,", *figures, won) is not None) == stays
