@@ -25,8 +25,8 @@ class Metric:
     is_retained: bool = False
     """Higher is better and 0 is worthless, so that "the student keeps x % of its teacher" makes sense; or lower is
     better, and one model has x % more than another. Not so where good ones come near 0, as with the log loss."""
-    undefined: str = "they do not determine it"
-    """Why rows may not define it, as it is said of them after "because"."""
+    undefined: str = ""
+    """Why rows may not define it, as it is said of them after "because"; empty of one that all rows define."""
     hub: str | None = None
     """The hub's name for it, on a model card; None: cards leave it to the table."""
     hub_args: Mapping[str, str] = field(default_factory=dict)

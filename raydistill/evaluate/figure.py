@@ -40,7 +40,8 @@ class Figure:
         """Which part of it is not defined, and why: ``AUC is not defined on these rows, because …``; empty where all is
         known."""
         if self.value is None:
-            return f"{self.about.words} is not defined on these rows, because {self.about.undefined}"
+            because = self.about.undefined or "they do not determine it"
+            return f"{self.about.words} is not defined on these rows, because {because}"
         if not self.has_interval:
             return f"{self.about.words} has no interval, because hardly any resample of these rows defines it"
         return ""

@@ -230,10 +230,11 @@ def check_validation(config: Config, task: Task, targets: Targets) -> None:
     for name, teacher in teachers.items():
         if isinstance(teacher.finetune, Finetune):
             places[f"teacher.{name}finetune.metric"] = teacher.finetune.metric or config.task.teacher_metric
-    lost = task.undefined(targets)
-    others = [name for name in config.task.tuning_metrics if name not in lost]
+    doubtful = {name for name in places.values() if metric(name).undefined}
+    lost = task.undefined(targets, doubtful) if doubtful else frozenset()  # 100,000 rows of 400 classes: 3 s
     for place, name in places.items():
         if name in lost:
+            others = [one for one in config.task.tuning_metrics if one not in task.undefined(targets)]
             raise ConfigError(
                 f"{place}: {metric(name).words} is not defined on the validation rows, because "
                 f"{metric(name).undefined}. Name another metric ({', '.join(others)}), or keep other rows for "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -372,20 +372,23 @@ class Task(ABC):
         """A model's outputs (N, C) on rows with these targets (N, …). Raises DataError, ModelError for what no metric
         can be computed from."""
 
-    def undefined(self, targets: Targets) -> frozenset[str]:
-        """Metrics that the labelled ones of these rows do not define, whatever a model says of them."""
-        return self.undefined_by(targets.values[targets.labeled]) if targets.labeled.any() else frozenset()
+    def undefined(self, targets: Targets, wanted: Collection[str] | None = None) -> frozenset[str]:
+        """Metrics, of those ``wanted``, that the labelled ones of these rows do not define, whatever a model says."""
+        if not targets.labeled.any():
+            return frozenset()
+        found = self.undefined_by(targets.values[targets.labeled], wanted)
+        return found if wanted is None else found & frozenset(wanted)
 
-    def undefined_by(self, values: Values) -> frozenset[str]:
-        """The same of the values of one target or more."""
+    def undefined_by(self, values: Values, wanted: Collection[str] | None) -> frozenset[str]:
+        """The same of the values of one target or more; others than those wanted may be among them."""
         if self.has_units or not self.has_plain_outputs or not self.outputs:
             return frozenset()
-        return self.undefined_for(np.zeros((len(values), len(self.outputs)), np.float32), values)
+        return self.undefined_for(np.zeros((len(values), len(self.outputs)), np.float32), values, wanted)
 
-    def undefined_for(self, outputs: Values, values: Values) -> frozenset[str]:
+    def undefined_for(self, outputs: Values, values: Values, wanted: Collection[str] | None) -> frozenset[str]:
         """The same, known by outputs that say nothing."""
-        found = self.scores(outputs, values).values
-        return frozenset(name for name, value in found.items() if np.isnan(value))
+        found = self.scores(outputs, values).weighted(np.ones((len(values), 1)), wanted)
+        return frozenset(name for name, value in found.items() if np.isnan(value[0]))
 
     def for_model(self, settings: Mapping[str, Any]) -> Self:
         """The task with what answers need of a model beside its outputs, from its config.json."""

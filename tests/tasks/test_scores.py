@@ -79,5 +79,8 @@ PAIRS = np.array([[0.5, 0, 1], [0.1, 2, 3]])
     ],
 )
 def test_what_rows_do_not_define_is_known_before_any_training(task: Task, values: Values, lost: set[str]) -> None:
-    assert task.undefined(Targets(values, np.ones(len(values), bool))) == lost
+    targets = Targets(values, np.ones(len(values), bool))
+    assert task.undefined(targets) == lost
+    for name in task.Settings.metrics:
+        assert task.undefined(targets, {name}) == lost & {name}
     assert task.undefined(Targets(values, np.zeros(len(values), bool))) <= lost

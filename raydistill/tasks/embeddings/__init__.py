@@ -7,7 +7,7 @@ loss and rank correlations, without scores they are queries with their documents
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -94,7 +94,7 @@ class Embeddings(Task):
         }
         return tuple(name for name in dict.fromkeys((*RETRIEVAL, *self.Settings.metrics)) if name not in hidden)
 
-    def undefined_by(self, values: Array) -> frozenset[str]:
+    def undefined_by(self, values: Array, wanted: Collection[str] | None) -> frozenset[str]:
         """Those of other rows, and where the teacher's vectors are not known, those beside them."""
         lost = {*self.Settings.metrics} - {*self.shown_metrics}
         return frozenset(lost | ({*BESIDE} if values.shape[1] == KNOWN else set()))

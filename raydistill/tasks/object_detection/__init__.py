@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -189,9 +189,9 @@ class ObjectDetection(Task):
         unit = np.array([[0, 0.5, 0.5, 0.5, 0.5, 25, 10, 10]], np.float32)
         return Targets(Ragged(np.repeat(unit, num_rows, 0), np.ones(num_rows, np.int64)), np.ones(num_rows, bool))
 
-    def undefined_by(self, values: Ragged) -> frozenset[str]:
+    def undefined_by(self, values: Ragged, wanted: Collection[str] | None) -> frozenset[str]:
         one_query = np.zeros((len(values), len(self.outputs) + (not self.focal) + 4), np.float32)
-        return self.undefined_for(one_query, values)
+        return self.undefined_for(one_query, values, wanted)
 
     def summary(self, train: Targets) -> str:
         counts = self.counts(train)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -205,7 +205,7 @@ class QuestionAnswering(Task):
         units = np.tile(np.array((*NONE[:2], BEGINS | ENDS), PLACE), (num_rows, 1))
         return Targets(Ragged(units, np.ones(num_rows, np.int64)), np.ones(num_rows, bool))
 
-    def undefined_by(self, values: Ragged) -> frozenset[str]:
+    def undefined_by(self, values: Ragged, wanted: Collection[str] | None) -> frozenset[str]:
         has_answer = set((values.flat[values.starts, 2] == 1).tolist())
         means = {"has_answer_f1": True, "no_answer_accuracy": False}
         return frozenset(name for name, is_there in means.items() if is_there not in has_answer)
