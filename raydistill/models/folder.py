@@ -103,25 +103,22 @@ def resolve_model(name: str, revision: str | None = None, trust_remote_code: boo
     folder = local if local is not None else _download(name, commit or revision, trust_remote_code)
     _check_folder(folder, name)
     if known is not None:
-        _check_content(folder, name, known, trust_remote_code)
+        check_content(folder, name, known.digest, trust_remote_code)
     elif _takes_notes:
         commit = folder.name if local is None and folder.parent.name == "snapshots" else None
-        _settled[name, revision, trust_remote_code] = Found(commit, digest := model_digest(folder, trust_remote_code))
-        _checked.add((_stamp(folder), digest))
+        _settled[name, revision, trust_remote_code] = Found(commit, model_digest(folder, trust_remote_code))
     return folder
 
 
-def _check_content(folder: Path, name: str, known: Found, trust_remote_code: bool) -> None:
-    """Whether this node has what the run began with: signals and students carry that digest."""
-    if (_stamp(folder), known.digest) in _checked:
-        return
-    if (digest := model_digest(folder, trust_remote_code)) != known.digest:
+def check_content(folder: Path, name: str, known: str, with_code: bool = True) -> None:
+    """ModelError where a folder of this node is not what the run began with, by its digest, which signals and students
+    carry."""
+    if (_stamp(folder), known) not in _checked and (digest := model_digest(folder, with_code)) != known:
         raise ModelError(
             f"The model {name!r} is not here what it was where the run began: the content of {folder} has the digest "
-            f"{digest[:12]}, not {known.digest[:12]}. Copy the same folder to every node and leave it alone while runs "
-            "go on, or name the model by its name on the hub."
+            f"{digest[:12]}, not {known[:12]}. Copy the same folder to every node and leave it alone while runs go "
+            "on, or name the model by its name on the hub."
         )
-    _checked.add((_stamp(folder), known.digest))
 
 
 def _stamp(folder: Path) -> str:
@@ -240,7 +237,9 @@ def model_digest(folder: Path, with_code: bool = True) -> str:
     if (folder / MODULES).is_file():
         beside = [*folder.glob("*/config.json"), *folder.glob("*/model.safetensors")]
         names |= {MODULES, *(file.relative_to(folder).as_posix() for file in beside)}
-    return _digest(folder, [*names, *TOKENIZER_FILES])
+    stamp, digest = _stamp(folder), _digest(folder, [*names, *TOKENIZER_FILES])
+    _checked.add((stamp, digest))
+    return digest
 
 
 def tokenizer_digest(folder: Path) -> str:

@@ -17,8 +17,7 @@ from raydistill.cluster.group import Group
 from raydistill.models.signals import Signal
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
-from raydistill.pipeline.recipes import teacher_folder
-from raydistill.storage.artifacts import Artifact
+from raydistill.pipeline.recipes import TeacherIdentity, teacher_folder
 from raydistill.storage.board import Board
 from raydistill.storage.faults import not_common
 from raydistill.storage.manifest import FileInfo
@@ -30,10 +29,10 @@ from raydistill.teacher.store import cut_shards
 
 
 class Teacher:
-    """The teacher of a job, alone on its device; ``artifact``: its fine-tuned weights, if there are any."""
+    """The teacher of a job, alone on its device; ``speaks``: who that is, by default the model that the job names."""
 
-    def __init__(self, job: Job, artifact: Artifact | None) -> None:
-        self.job, self.artifact = replace(job, run=None), artifact
+    def __init__(self, job: Job, speaks: TeacherIdentity | None = None) -> None:
+        self.job, self.speaks = replace(job, run=None), speaks
         self.shards: dict[str, list[np.ndarray]] = {}
         """Of each split, cut once: to cut 10 million rows takes a second."""
 
@@ -47,7 +46,8 @@ class Teacher:
             raise not_common(job.storage.url)
         device = Device("cuda" if has_gpu() else "cpu", job.dtype)
         self.context = Context(job, Group(device.torch_device), device, Board(job.storage, job.board_parts, job.owner))
-        self.model = self.context.load(teacher_folder(job.config.lead, self.artifact), dropout=0.0)
+        folder = self.speaks.folder if self.speaks is not None else teacher_folder(job.config.lead, None)
+        self.model = self.context.load(folder, dropout=0.0)
         nn.Module.to(self.model, device.torch_device).eval()
         return socket.gethostname()
 

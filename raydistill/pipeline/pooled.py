@@ -100,7 +100,7 @@ class PooledRun:
         options = teacher_options(settings, train if feeds else None)
         if feeds:
             settings = settings.model_copy(update={"max": teachers_beside(train, settings)})
-        arguments = (self.job, teacher.artifact)
+        arguments = (self.job, teacher)
         return TeacherPool(settings, options, Teacher, arguments, self.show, train.max_wait_minutes)
 
     def record(

@@ -47,8 +47,14 @@ class TeacherIdentity:
 
     @cached_property
     def folder(self) -> Path:
-        """Where its weights lie on this node: of storage that is a URL each node has copies of its own."""
-        return teacher_folder(self.settings, self.start.artifact)
+        """Where its weights lie on this node: of storage that is a URL each node has copies of its own. ModelError for
+        other weights than those that speak."""
+        from raydistill.models.folder import check_content
+
+        folder = teacher_folder(self.settings, self.start.artifact)
+        if self.start.artifact is not None:  # the others are compared where their name is resolved
+            check_content(folder, self.settings.model, self.start.digest)
+        return folder
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "folder"}

@@ -44,7 +44,7 @@ def fit_teacher(context: Context) -> TeacherIdentity:
         source, config = source_teacher(context.config), context.config.lead
         settings = known(config.finetune)
         if not recipes.changes_teacher(context.config):
-            return source
+            return agreed(context, source)
         artifact, recipe = teacher_artifact(context, source)
         if context.report.has(artifact, "teacher"):
             context.report.replay("teacher", read_history(artifact))
@@ -54,7 +54,20 @@ def fit_teacher(context: Context) -> TeacherIdentity:
             model, history = tune(context, source.folder, settings)
             parents = {"tokens": context.job.tokens.digest, "source": source.digest}
             publish(context, artifact, recipe, parents, model, source.folder, history)
-    return recipes.fine_tuned(source, artifact)
+    return agreed(context, recipes.fine_tuned(source, artifact))
+
+
+def agreed(context: Context, teacher: TeacherIdentity) -> TeacherIdentity:
+    """The teacher, of which every rank has the same weights: signals, and what learns from them, go by their digest.
+    Raises ModelError, on every rank."""
+    digests = context.group.gather(teacher.digest)
+    if len({*digests}) > 1:
+        told = ", ".join(f"{rank}: {digest[:12]}" for rank, digest in enumerate(digests))
+        raise ModelError(
+            f"The weights of the teacher {teacher.settings.model} are not the same on all workers (digests by rank "
+            f"{told}). Copy the same folder to every node, or name the model by its name on the hub."
+        )
+    return teacher
 
 
 @contextmanager

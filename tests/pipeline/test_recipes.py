@@ -18,7 +18,7 @@ from raydistill.config.loading import load_config
 from raydistill.config.losses import TaskLoss
 from raydistill.config.teacher import MODES, ModelTeacher, Pool
 from raydistill.config.tree import Config
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, ModelError
 from raydistill.models.folder import model_digest, resolve_model, settled
 from raydistill.pipeline import recipes
 from raydistill.pipeline.prepare import run_key
@@ -280,6 +280,10 @@ def test_a_teacher_is_known_by_its_weights_and_by_what_it_was_tuned_from(tmp_pat
     assert tuned.digest != plain.digest
     assert tuned.parents == {"teacher": artifact.digest}
     assert recipes.teacher_folder(settings, artifact) == folder
+    handed = pickle.dumps(tuned)
+    save_tiny(folder, seed=3)
+    with pytest.raises(ModelError, match="is not here what it was where the run began"):
+        _ = pickle.loads(handed).folder
 
 
 def test_a_baseline_takes_the_students_stages_with_labels_alone(folder: Path) -> None:

@@ -25,7 +25,7 @@ from kit.toy import relative_difference, toy_config, without_key_biases
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
-from raydistill.config.teacher import MODES, Pool
+from raydistill.config.teacher import MODES, ModelTeacher, Pool
 from raydistill.errors import ArtifactError, Interrupted, ModelError, RaydistillError, StaleOwner, TeacherError
 from raydistill.models.folder import settled_models
 from raydistill.models.signals import LOGITS
@@ -36,7 +36,7 @@ from raydistill.pipeline.phases import run_phases
 from raydistill.pipeline.pool_teacher import Teacher
 from raydistill.pipeline.pooled import driver_context, find_teacher, find_unrecorded
 from raydistill.pipeline.prepare import prepare
-from raydistill.pipeline.teaching import fit_teacher, record_teacher
+from raydistill.pipeline.teaching import agreed, fit_teacher, record_teacher
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.storage.garbage import collect_garbage, refer, referred
@@ -102,6 +102,15 @@ def test_ranks_and_teachers_refuse_other_weights_than_the_drivers(tmp_path: Path
         for use in (lambda: Teacher(job, None).open(), lambda: fit_teacher(local_context(job))):
             with pytest.raises(ModelError, match="is not here what it was where the run began"):
                 use()
+
+
+def test_ranks_that_have_several_teachers_all_say_so(folder: Path) -> None:
+    teacher = recipes.identify_teacher(ModelTeacher(model=str(folder / "classifier")), None)
+    ranks: Any = SimpleNamespace(group=SimpleNamespace(gather=lambda digest: [digest, digest, "another"]))
+    with pytest.raises(ModelError, match=r"not the same on all workers \(digests by rank 0: .*, 2: another\)"):
+        agreed(ranks, teacher)
+    ranks.group.gather = lambda digest: [digest, digest]
+    assert agreed(ranks, teacher) is teacher
 
 
 @pytest.fixture(scope="module")
