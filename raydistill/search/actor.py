@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import suppress
@@ -22,7 +24,7 @@ from raydistill.cluster.resources import worker_resources
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.failures import explain
-from raydistill.pipeline.worker import in_background, make_trainer
+from raydistill.pipeline.worker import OF_ONE_RANK, in_background, make_trainer
 from raydistill.search.ledger import Params
 from raydistill.search.sharing import Shared
 from raydistill.search.trial import FOLDER, TrialBoard, TrialSpec, trial_job, trial_reports
@@ -35,6 +37,11 @@ LOOK_S = 1.0
 END_SECONDS = 60.0
 """Within this time a group that is told to ends: a step, a checkpoint, and its processes."""
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
+NODE_FAULTS = (*OF_ONE_RANK, OSError)
+"""No fault of a trial's settings. Raised, so that this actor ends and Tune begins the trial again in another."""
+FAULT_SECONDS = 10.0
+"""For so long an actor with such an error keeps its place: a bad node, which fails at once, would get trial after
+trial."""
 
 
 def ended(error: BaseException) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def ended(error: BaseException) -> dict[str, Any]:
             f"out of memory: {reason.splitlines()[0] if reason else type(error).__name__}. Lower "
             "train.tokens_per_micro_batch, or keep such students out with sweep.constraints.num_parameters."
         )
-    return {"failure": reason, "done": True}
+    return {"failure": reason, "blameless": isinstance(error, NODE_FAULTS), "done": True}
 
 
 class TrialActor(ray.tune.Trainable):
@@ -85,6 +92,10 @@ class TrialActor(ray.tune.Trainable):
                 self.context.take_up(trial_job(self.shared, self.spec), self._board())
                 self.reports = trial_reports(self.context, self.shared, save_at_validation=self.exchanges)
             entry = next(self.reports)
+        except NODE_FAULTS:
+            self._close()
+            time.sleep(FAULT_SECONDS)
+            raise
         except (RaydistillError, *OUT_OF_MEMORY) as error:
             self._close()
             return ended(error)
@@ -142,7 +153,8 @@ class TrialGroup(ray.tune.Trainable):
         self.spec = TrialSpec.from_plain(config["trial"])
         self.job = trial_job(shared, self.spec)
         self.reports = Queue(actor_options={"num_cpus": 0})
-        name = f"{self.job.run_key}-{self.job.owner.number}-{self.spec.name}"
+        start = uuid.uuid4().hex[:8]  # Tune may begin a trial again, and Ray would resume a group of the same name
+        name = f"{self.job.run_key}-{self.job.owner.number}-{self.spec.name}-{start}"
         resources = worker_resources(self.job.config.train, is_trial=True)
         phases = partial(report_trial, shared=shared)
         trainer = make_trainer(self.job, phases, name, resources, [pass_on(self.reports)])

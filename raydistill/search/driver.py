@@ -65,8 +65,7 @@ class Driver:
                 self.shared = self.share()
                 self.resources = self.trial_resources()
                 self.ledger = Ledger(self.storage, self.parts, self.owner)
-                if retry_failed:
-                    reopen(self.ledger)
+                reopen(self.ledger, retry_failed)
                 stopped_by = self.search()
                 self.choice = Choice(self.prepared, self.owner, self.shared, self.ref, self.stop, self.show)
                 with self.clock.phase("finals", self.quiet):
@@ -181,10 +180,10 @@ def waits_for_room(trials: Sequence[Trial], workers: int) -> bool:
     return not has_begun and any(trial.state in ("waiting", "running") for trial in trials)
 
 
-def reopen(ledger: Ledger) -> None:
-    """Let failed trials wait for another attempt."""
-    for trial in [trial for trial in ledger if trial.state == "failed"]:
-        ledger.update(trial.number, state="waiting", reason=None)
+def reopen(ledger: Ledger, retry_failed: bool) -> None:
+    """Let failed trials wait for another attempt; without ``retry_failed`` only those that are not to blame for it."""
+    for trial in [trial for trial in ledger if trial.state == "failed" and (retry_failed or trial.is_blameless)]:
+        ledger.update(trial.number, state="waiting", reason=None, is_blameless=False)
 
 
 def seconds_left(trials: list[Trial], total: int, concurrency: int) -> float | None:

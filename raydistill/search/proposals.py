@@ -130,7 +130,7 @@ class Proposals:
             return "grid"
         if self.sweep.patience is not None and self._unmoved >= self.sweep.patience:
             return "patience"
-        if sum(trial.state != "rejected" for trial in self.ledger) >= self.num_trials:
+        if sum(trial.state != "rejected" and not trial.is_blameless for trial in self.ledger) >= self.num_trials:
             return "num_trials"
         return "max_trials" if len(self.ledger) + self._repeats >= self.max_trials else None
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from raydistill.config.tree import Config
-from raydistill.errors import TrackingError
+from raydistill.errors import RaydistillError, TrackingError
 from raydistill.pipeline.reporting import metrics_path
 from raydistill.search.children import finish_child, start_child
 from raydistill.search.ledger import Ledger, Schedule, State, Trial, read_schedule
@@ -24,6 +24,8 @@ from raydistill.tracking.runs import RunRef, drain
 
 logger = logging.getLogger(__name__)
 
+MAX_FAULTS = 3
+"""Trials in a row that may fail for what is no fault of theirs, each after ``train.max_failures`` restarts."""
 OF = "sweep.trial"
 """The finalist's number: a final's ledger entry has it, and its own seed, beside the finalist's settings."""
 
@@ -43,6 +45,8 @@ class TrialSource:
         """Seconds at each validation: a resumed trial tells them one by one, and its history is short until then."""
         self._before: dict[int, float] = {}
         """Seconds that lie behind a trial's present actor."""
+        self._faults: list[str] = []
+        """Why the last trials failed, in a row, that are not to blame."""
 
     def next(self) -> Trial | None:
         raise NotImplementedError
@@ -99,10 +103,19 @@ class TrialSource:
             changes["params"] = trial.params | schedule[-1][1]
         self.ledger.update(number, **changes)
 
+    def check_faults(self) -> None:
+        """RaydistillError where trial after trial fails for what is wrong with nodes or with storage."""
+        if len(self._faults) >= MAX_FAULTS:
+            raise RaydistillError(
+                f"{len(self._faults)} trials in a row failed for what is no fault of theirs, the last so: "
+                f"{self._faults[-1]} Mend that; the same command goes on with these trials from their checkpoints."
+            )
+
     def end(self, number: int, state: State, **changes: Any) -> None:
         """Note how a trial ended, end its MLflow run, and drop the checkpoints of one that will not go on."""
         trial = self._note_end(number, state, **changes)
-        if state != "completed":  # a completed one's went when its student was published
+        self._faults = [*self._faults, trial.reason or ""] if trial.is_blameless else []
+        if state != "completed" and not trial.is_blameless:  # a completed one's went when its student was published
             job = self.shared.job
             job.storage.delete("runs", job.run_key, FOLDER, trial_name(self.kind, trial), "student")
         run = self._runs.pop(number, None)
@@ -199,5 +212,5 @@ def settle(source: type[TrialSource], ledger: Ledger, shared: Shared, parent: Ru
         metrics = metrics_path(job.storage, *parts)
         if trial.run_id is not None and metrics.exists():
             drain(replace(parent, run_id=trial.run_id), metrics)
-        if trial.has_ended:
+        if trial.has_ended and not trial.is_blameless:
             job.storage.delete(*parts)

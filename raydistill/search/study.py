@@ -91,7 +91,8 @@ def ask(study: optuna.Study, sweep: Sweep, params: Params | None = None) -> optu
 
 
 def tell(study: optuna.Study, sweep: Sweep, asked: optuna.Trial, trial: Trial | None) -> None:
-    """End a running trial of the study with what the sampler learns from it; None: a repeat, at which none looks.
+    """End a running trial of the study with what the sampler learns from it; None: a repeat, at which none looks, as
+    at one that failed without blame.
 
     Rejected and failed ones are kept as infeasible, so that TPE leaves their neighbourhood; NSGA-II never takes them
     as parents. One that was stopped is pruned where Optuna knows that (one objective) and the sampler looks at it
@@ -99,7 +100,7 @@ def tell(study: optuna.Study, sweep: Sweep, asked: optuna.Trial, trial: Trial | 
     """
     from optuna.trial import TrialState
 
-    if trial is None:
+    if trial is None or trial.is_blameless:
         study.tell(asked, state=TrialState.FAIL)
         return
     broken = violations(trial.measures, sweep.constraints)

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.worker import STOP_SECONDS, in_background, ray_storage
-from raydistill.search.actor import TrialActor, TrialGroup, threads_of
+from raydistill.search.actor import NODE_FAULTS, TrialActor, TrialGroup, threads_of
 from raydistill.search.sharing import Shared
 from raydistill.search.sources import TrialSource
 from raydistill.storage.board import Board
@@ -85,7 +85,7 @@ class Watch(DriverOnly, tune.Callback):
         if result.get("interrupted") or (self.source.stop.is_set() and not result.get("finished")):
             return  # it goes on in the next session
         if "failure" in result:
-            self.source.end(number, "failed", reason=result["failure"])
+            self.source.end(number, "failed", reason=result["failure"], is_blameless=bool(result.get("blameless")))
         elif result.get("finished"):
             self.source.end(number, "completed", student=result["student"], reused=bool(result["reused"]))
         else:
@@ -99,7 +99,8 @@ class Watch(DriverOnly, tune.Callback):
         text = str(cause).strip().splitlines() or ["no message"]
         first = text[-1].split(". ")[0][:300]  # Ray explains a killed worker in a paragraph of 700 characters
         reason = f"{type(cause).__name__}: {first}" if error is not None else "its actor died"
-        self.source.end(trial.config["trial"]["number"], "failed", reason=reason)
+        blameless = isinstance(cause, NODE_FAULTS) or bool(getattr(error, "preempted", False))
+        self.source.end(trial.config["trial"]["number"], "failed", reason=reason, is_blameless=blameless)
 
 
 def error_of(trial: Any) -> BaseException | None:
@@ -185,7 +186,12 @@ def run_trials(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is told by the ledger, without tracebacks
-    supervise(tuner, Board(job.storage, job.board_parts, job.owner), source.stop, watch)
+
+    def look() -> None:
+        source.check_faults()
+        watch()
+
+    supervise(tuner, Board(job.storage, job.board_parts, job.owner), source.stop, look)
     job.storage.delete("ray", folder)  # Tune's own files, and the checkpoints that pbt exchanged
 
 

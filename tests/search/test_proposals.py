@@ -416,3 +416,13 @@ def test_violations_are_shares_of_the_bounds() -> None:
     ).constraints
     found = violations({"num_parameters": 3e6, ACCURACY: 0.6, "latency_ms": math.nan}, bounds)
     assert found == pytest.approx({"num_parameters max": 0.5, f"{ACCURACY} min": 0.25, f"{ACCURACY} max": -0.4})
+
+
+def test_a_trial_that_is_not_to_blame_counts_and_steers_nowhere(tmp_path: Path) -> None:
+    config = sweeping(CONTINUOUS, num_trials=2)
+    search = Search(tmp_path, config)
+    search.proposals.end(search.next().number, "failed", reason="a bad disk", is_blameless=True)
+    assert not search.told
+    assert len(search.train()) == 2  # it took nobody's place
+    search.resume()
+    assert len(search.told) == 2

@@ -1,0 +1,98 @@
+"""What is wrong with a node or with storage is no trial's fault: its actor ends, its checkpoint and name are kept."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raydistill.errors import ArtifactError, Diverged, RaydistillError
+from raydistill.search import actor as actors
+from raydistill.search.actor import TrialActor, ended
+from raydistill.search.driver import reopen
+from raydistill.search.ledger import Ledger
+from raydistill.search.sources import MAX_FAULTS, TrialSource
+from raydistill.search.trial import FOLDER
+from raydistill.search.tuning import Watch
+from raydistill.storage.storage import Storage
+
+FULL = ArtifactError("The disk is full.")
+
+
+class Source(TrialSource):
+    kind = "trial"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """Of four running trials, each with a checkpoint."""
+    storage = Storage(str(tmp_path))
+    ledger = Ledger(storage, ("runs", "key"))
+    for _ in range(4):
+        trial = ledger.add({}, state="running")
+        storage.write_bytes(b"weights", "runs", "key", FOLDER, f"trial-{trial.number:05d}", "student", "last")
+    shared: Any = SimpleNamespace(job=SimpleNamespace(storage=storage, run_key="key"))
+    return Source(ledger, shared, None, threading.Event())  # type: ignore[arg-type]  # nothing is tracked
+
+
+def has_checkpoint(source: Source, number: int) -> bool:
+    return source.shared.job.storage.exists("runs", "key", FOLDER, f"trial-{number:05d}", "student", "last")
+
+
+@pytest.mark.parametrize("error", [FULL, OSError(28, "no space left"), Diverged("The loss is not finite.")])
+def test_an_actor_ends_with_what_is_no_fault_of_its_trial(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(actors, "time", SimpleNamespace(sleep=pauses.append))
+
+    def reports() -> Any:
+        raise error
+        yield
+
+    actor: Any = TrialActor.__new__(TrialActor)
+    actor.context = SimpleNamespace(report=SimpleNamespace(flush=lambda: None))
+    actor.reports = reports()
+    if isinstance(error, Diverged):
+        assert actor.step() == {"failure": str(error), "blameless": False, "done": True}
+        assert not pauses
+    else:
+        with pytest.raises(type(error)):
+            actor.step()
+        assert pauses == [actors.FAULT_SECONDS]
+    assert actor.reports is None
+    assert ended(FULL)["blameless"]  # of a group, which Ray has begun again by itself
+
+
+@pytest.mark.parametrize(("error", "is_blameless"), [(FULL, True), (RuntimeError("a bug"), False)])
+def test_a_trial_keeps_its_checkpoint_where_it_is_not_to_blame(
+    source: Source, tmp_path: Path, error: Exception, is_blameless: bool
+) -> None:
+    path = tmp_path / "error.pkl"
+    path.write_bytes(pickle.dumps(error))
+    Watch(source).on_trial_error(1, [], SimpleNamespace(pickled_error_file=path, config={"trial": {"number": 0}}))
+    for number, blameless in ((1, True), (2, False)):
+        result = {"failure": "why", "blameless": blameless}
+        trial = SimpleNamespace(last_result=result, config={"trial": {"number": number}})
+        Watch(source).on_trial_complete(1, [], trial)
+    ledger = source.ledger
+    assert [trial.is_blameless for trial in ledger] == [is_blameless, True, False, False]
+    assert [has_checkpoint(source, number) for number in range(4)] == [is_blameless, True, False, True]
+
+    reopen(ledger, retry_failed=False)
+    assert [t.state for t in ledger] == ["waiting" if is_blameless else "failed", "waiting", "failed", "running"]
+    assert not any(trial.is_blameless for trial in ledger)
+    reopen(ledger, retry_failed=True)
+    assert [trial.state for trial in ledger] == ["waiting"] * 3 + ["running"]
+
+
+def test_trial_after_trial_without_blame_ends_the_session(source: Source) -> None:
+    source.end(0, "failed", reason="The disk is full.", is_blameless=True)
+    source.end(1, "completed", student="s")
+    for number in (0, 2, 3):
+        source.check_faults()
+        source.end(number, "failed", reason="The disk is full.", is_blameless=True)
+    with pytest.raises(RaydistillError, match=rf"{MAX_FAULTS} trials in a row.*The disk is full\. Mend that"):
+        source.check_faults()
