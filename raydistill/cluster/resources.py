@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -163,11 +164,14 @@ def summary(nodes: Sequence[Node]) -> str:
 def groups_at_once(train: Train, resources: dict[str, float]) -> int | None:
     """Worker groups that the cluster can hold side by side; None where an autoscaler may bring more nodes.
 
-    Groups of several workers are counted on the nodes that are there: more than fit would wait for each other.
+    Groups of several workers are counted on the nodes that are there, and on those of which is announced what they
+    have: more than fit would wait for each other.
     """
     if can_grow() and train.num_workers == 1:
         return None
-    workers = min(room(resources, living_nodes()), 10_000.0)  # without end where nothing is asked for
+    workers = room(resources, known_nodes())
+    if workers == math.inf:  # a group of nodes that says nothing of their size, or nothing is asked for
+        workers = min(room(resources, living_nodes()), 10_000.0)
     return max(1, int(workers // train.num_workers))
 
 

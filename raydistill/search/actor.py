@@ -20,7 +20,6 @@ from ray.util.queue import Empty, Queue
 from raydistill.cluster.connection import has_gpu
 from raydistill.cluster.device import Device, keep_freed_memory
 from raydistill.cluster.group import Group
-from raydistill.cluster.resources import worker_resources
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.failures import explain
@@ -149,13 +148,13 @@ class TrialGroup(ray.tune.Trainable):
     cluster has no dashboard, which its cleaner asks: no other group would ever find room.
     """
 
-    def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], shared: Shared, resources: dict[str, float]) -> None:  # type: ignore[override]
+        """``resources``: of each worker, as the driver has planned them, which knows whether the cluster can grow."""
         self.spec = TrialSpec.from_plain(config["trial"])
         self.job = trial_job(shared, self.spec)
         self.reports = Queue(actor_options={"num_cpus": 0})
         start = uuid.uuid4().hex[:8]  # Tune may begin a trial again, and Ray would resume a group of the same name
         name = f"{self.job.run_key}-{self.job.owner.number}-{self.spec.name}-{start}"
-        resources = worker_resources(self.job.config.train, is_trial=True)
         phases = partial(report_trial, shared=shared)
         trainer = make_trainer(self.job, phases, name, resources, [pass_on(self.reports)])
         self.fitting = in_background("ray-train", lambda: trainer.fit().return_value)

@@ -137,7 +137,8 @@ def trial_function(shared: Shared, trial_resources: TrialResources, exchanges: b
         # The workers ask for themselves. Tune refuses a trial that asks for nothing, and a share of a CPU would leave
         # too little for two workers on two CPUs: one byte of memory is next to nothing.
         bundle = tune.PlacementGroupFactory([{"memory": 1}])
-        return tune.with_resources(tune.with_parameters(TrialGroup, shared=shared), bundle)
+        group = tune.with_parameters(TrialGroup, shared=shared, resources=trial_resources.resources)
+        return tune.with_resources(group, bundle)
     actor = tune.with_parameters(
         TrialActor, shared=shared, num_threads=threads_of(trial_resources.resources), exchanges=exchanges
     )

@@ -20,7 +20,14 @@ from kit.tiny import save_tiny
 from kit.toy import toy_config
 
 from raydistill.cluster.placement import State, teacher_resources
-from raydistill.cluster.resources import check_room, device_type, teachers_beside, wanted_by_workers
+from raydistill.cluster.resources import (
+    check_room,
+    device_type,
+    groups_at_once,
+    teachers_beside,
+    wanted_by_workers,
+    worker_resources,
+)
 from raydistill.cluster.room import SHARE, Node, announced_nodes, even_share, mark, place, room
 from raydistill.config.loading import load_config
 from raydistill.config.teacher import ModelTeacher, Pool
@@ -310,6 +317,37 @@ def test_what_can_never_fit_is_refused(nodes, settings, pool_settings, message):
 def test_what_just_fits_is_taken(nodes, settings, pool_settings):
     wanted = wanted_by_workers(train(**settings), nodes, pool=pool(**pool_settings))
     check_room(train(**settings), wanted, pool(**pool_settings), nodes)
+
+
+def test_what_does_not_fit_yet_is_refused_only_where_no_nodes_come(monkeypatch):
+    monkeypatch.setattr("raydistill.cluster.resources.known_nodes", lambda: [node(2)])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    assert worker_resources(train(num_workers=4)) == {"CPU": 1}
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(ConfigError, match="workers need 4"):
+        worker_resources(train(num_workers=4))
+
+
+def test_workers_of_a_trial_go_anywhere_others_to_nodes_for_training(monkeypatch):
+    monkeypatch.setattr("raydistill.cluster.resources.known_nodes", lambda: [node(8, trainer=1), node(32)])
+    assert worker_resources(train()) == {"CPU": 8, "trainer": SHARE}
+    assert worker_resources(train(), is_trial=True) == {"CPU": 32}
+
+
+@pytest.mark.parametrize(
+    ("living", "num_workers", "expected"),
+    [
+        ([head(cpu=(4, 16))], 2, 16),  # scaled to zero: what is announced counts
+        ([head(cpu=(4,))], 2, 1),  # of unknown size
+        ([node(8)], 2, 2),
+        ([node(8)], 1, None),
+    ],
+)
+def test_how_many_groups_at_once(living, num_workers, expected, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    monkeypatch.setattr("raydistill.cluster.resources.living_nodes", lambda: living)
+    monkeypatch.setattr("raydistill.cluster.resources.known_nodes", lambda: cluster(*living))
+    assert groups_at_once(train(num_workers=num_workers), {"CPU": 2.0}) == expected
 
 
 def test_things_are_laid_on_nodes_that_are_there_first():

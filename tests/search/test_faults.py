@@ -12,12 +12,12 @@ import pytest
 
 from raydistill.errors import ArtifactError, Diverged, RaydistillError
 from raydistill.search import actor as actors
-from raydistill.search.actor import TrialActor, ended
+from raydistill.search.actor import TrialActor, TrialGroup, ended
 from raydistill.search.driver import reopen
 from raydistill.search.ledger import Ledger
 from raydistill.search.sources import MAX_FAULTS, TrialSource
-from raydistill.search.trial import FOLDER
-from raydistill.search.tuning import Watch
+from raydistill.search.trial import FOLDER, TrialSpec
+from raydistill.search.tuning import TrialResources, Watch, trial_function
 from raydistill.storage.storage import Storage
 
 FULL = ArtifactError("The disk is full.")
@@ -96,3 +96,22 @@ def test_trial_after_trial_without_blame_ends_the_session(source: Source) -> Non
         source.end(number, "failed", reason="The disk is full.", is_blameless=True)
     with pytest.raises(RaydistillError, match=rf"{MAX_FAULTS} trials in a row.*The disk is full\. Mend that"):
         source.check_faults()
+
+
+def test_workers_of_a_trial_ask_for_what_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the driver knows how many trials share a machine, and whether more nodes may come."""
+    handed: dict[str, Any] = {}
+    monkeypatch.setattr("ray.tune.with_parameters", lambda kind, **given: handed.update(given))
+    monkeypatch.setattr("ray.tune.with_resources", lambda kind, resources: kind)
+    trial_function(None, TrialResources(2, {"CPU": 2.0}, 4), False)  # type: ignore[arg-type]
+    assert handed["resources"] == {"CPU": 2.0}
+
+    asked: list[dict[str, float]] = []
+    monkeypatch.setattr(actors, "make_trainer", lambda job, phases, name, resources, callbacks: asked.append(resources))
+    monkeypatch.setattr(actors, "in_background", lambda name, function: None)
+    monkeypatch.setattr(actors, "Queue", lambda **options: None)
+    job = SimpleNamespace(run_key="key", owner=SimpleNamespace(number=1))
+    monkeypatch.setattr(actors, "trial_job", lambda shared, spec: job)
+    spec = TrialSpec(0, "trial-00000", ((0, {}),)).to_plain()
+    TrialGroup.setup(TrialGroup.__new__(TrialGroup), {"trial": spec}, None, handed["resources"])  # type: ignore[arg-type]
+    assert asked == [{"CPU": 2.0}]
