@@ -16,13 +16,15 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 """As AWS's own clients call it."""
 DEFAULT_ENDPOINT = "http://169.254.169.254"
+DIRECT = build_opener(ProxyHandler({}))
+"""The address is this machine's own: a proxy, as http_proxy names one, would ask about another machine, or nobody."""
 POLL_SECONDS = 5.0
 """AWS's own advice."""
 ANSWER_SECONDS = 2.0
@@ -46,9 +48,8 @@ def metadata(name: str) -> str | None:
 
 def ask(path: str, method: str, headers: dict[str, str]) -> str:
     endpoint = (os.environ.get(ENDPOINT) or DEFAULT_ENDPOINT).rstrip("/")
-    with urlopen(
-        Request(f"{endpoint}/latest/{path}", method=method, headers=headers), timeout=ANSWER_SECONDS
-    ) as answer:
+    request = Request(f"{endpoint}/latest/{path}", method=method, headers=headers)
+    with DIRECT.open(request, timeout=ANSWER_SECONDS) as answer:
         return str(answer.read().decode())
 
 

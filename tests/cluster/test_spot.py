@@ -118,6 +118,13 @@ def test_notice_is_passed_on_once_with_the_time_that_is_left(instance, told, mon
     assert 30 <= seconds_told(line) <= 120
 
 
+def test_metadata_is_not_asked_through_a_proxy(instance, monkeypatch):
+    monkeypatch.setenv(spot.ENDPOINT, instance.endpoint)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("no_proxy", "")
+    assert spot.metadata("instance-life-cycle") == "spot"
+
+
 def test_an_instance_on_demand_is_not_watched(instance, told, monkeypatch):
     monkeypatch.setenv(spot.ENDPOINT, instance.endpoint)
     instance.life_cycle = "on-demand"
