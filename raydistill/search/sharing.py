@@ -36,6 +36,7 @@ from raydistill.search.proposals import Verdict
 from raydistill.search.space import decides_signals, finite_values, sweep_of, with_params
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
+from raydistill.teacher.store import fits
 
 MODELS_AT_ONCE = 8
 """Shapes whose latencies are measured in turn, call by call, so that a busy moment hits all of them alike."""
@@ -124,7 +125,8 @@ def save_shared(shared: Shared) -> None:
 
 
 def load_shared(job: Job) -> Shared | None:
-    """What an earlier session made, where all of it is still in storage."""
+    """What an earlier session made, where all of it is still in storage, and the signals are whole: what is damaged is
+    recorded again with all else that is missing."""
     storage = job.storage
     if not storage.exists(*job.run_parts, "shared.json"):
         return None
@@ -135,7 +137,7 @@ def load_shared(job: Job) -> Shared | None:
     if not all(artifact.exists() for artifact in artifacts if artifact is not None):
         return None
     teacher = recipes.identify_teachers(job.config, artifacts)
-    if not all(artifact.exists() for artifact in signals.values()):
+    if not all(artifact.exists() and fits(artifact) for artifact in signals.values()):
         return None
     if not all("key" in shape for shape in content["shapes"]):
         return None  # written by a version that told shapes apart by their names

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kit.processes import KEY, fill
 from kit.tiny import save_tiny, tiny_config
 from kit.toy import sweep_config
 
 from raydistill.models.fields import set_dropout_config
 from raydistill.models.shape import count_parameters
+from raydistill.models.signals import Signal
 from raydistill.search import sharing
-from raydistill.search.sharing import Judge, Shape, shape_key, shape_name, shapes_of
+from raydistill.search.sharing import (
+    Judge,
+    Shape,
+    Shared,
+    load_shared,
+    save_shared,
+    shape_key,
+    shape_name,
+    shapes_of,
+)
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.storage import Storage
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert")
 
@@ -56,3 +70,28 @@ def test_what_makes_another_shape(change: dict[str, Any], is_another: bool) -> N
     set_dropout_config(other, 0.4)  # takes no time where a model answers
     assert (shape_key(config) != shape_key(other)) == is_another
     assert (shape_name(config) != shape_name(other)) == (is_another and "vocab_size" not in change)
+
+
+def test_a_resumed_sweep_does_not_take_damaged_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not loaded, they are looked through, and recorded again where they are damaged, with all that is missing."""
+    storage = Storage(str(tmp_path))
+    signals = fill(Artifact(storage, "signals", KEY), "signals")
+    job = StandIn(storage)
+    teacher: Any = SimpleNamespace(artifact=None, members=())
+    monkeypatch.setattr(sharing.recipes, "identify_teachers", lambda config, artifacts: teacher)
+    save_shared(Shared(job, teacher, {Signal("logits"): signals}, (), 10, {}, (), ()))  # type: ignore[arg-type]
+    assert load_shared(job) is not None  # type: ignore[arg-type]
+    name, info = next(iter(signals.manifest().files.items()))
+    path = Path(storage.path("signals", KEY, name))
+    path.write_bytes(bytes(info.bytes))  # of the same size
+    assert load_shared(job) is None  # type: ignore[arg-type]
+
+
+@dataclass
+class StandIn:
+    """Of a job what is looked at."""
+
+    storage: Storage
+    run_parts: tuple[str, ...] = ("runs", "key")
+    config: Any = None
+    run: Any = None
