@@ -19,7 +19,7 @@ from kit.runs import write_config
 from kit.tiny import save_tiny
 from kit.toy import toy_config
 
-from raydistill.cluster.placement import State, teacher_resources
+from raydistill.cluster.placement import State, teacher_options, teacher_resources
 from raydistill.cluster.resources import (
     check_room,
     device_type,
@@ -195,6 +195,19 @@ def test_what_a_trial_asks_for(nodes, num_workers, asked):
 )
 def test_what_a_teacher_asks_for(nodes, settings, workers, asked):
     assert teacher_resources(pool(**settings), workers, nodes) == asked
+
+
+def test_teachers_are_spread_over_nodes_and_ask_by_rays_names(monkeypatch):
+    monkeypatch.setattr("raydistill.cluster.placement.known_nodes", lambda: [node(8, teacher=1)] * 2)
+    options = teacher_options(pool(min=2, resources={"CPU": 2, "memory": 1e9}))
+    assert options == {
+        "num_cpus": 2,
+        "num_gpus": 0,
+        "memory": 1e9,
+        "scheduling_strategy": "SPREAD",  # a node that is lost takes few with it
+        "resources": options["resources"],
+    }
+    assert options["resources"].keys() <= {"teacher"}
 
 
 def test_workers_leave_room_for_teachers_at_their_side():

@@ -19,6 +19,7 @@ from kit.clusters import LocalCluster
 from kit.faults import patience
 
 from raydistill.cluster import spot
+from raydistill.cluster.connection import set_environment
 
 
 class Instance(ThreadingHTTPServer):
@@ -123,6 +124,16 @@ def test_metadata_is_not_asked_through_a_proxy(instance, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setenv("no_proxy", "")
     assert spot.metadata("instance-life-cycle") == "spot"
+
+
+def test_ray_looks_for_notice_every_second_unless_told_otherwise(monkeypatch):
+    environment: dict[str, str] = {"RAY_ADDRESS": "h:6379"}
+    monkeypatch.setattr("os.environ", environment)
+    set_environment()
+    assert float(environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"]) <= 1  # of 30 s that some clouds give
+    environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "7"
+    set_environment()
+    assert environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] == "7"
 
 
 def test_an_instance_on_demand_is_not_watched(instance, told, monkeypatch):

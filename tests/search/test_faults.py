@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from raydistill.errors import ArtifactError, Diverged, RaydistillError
 from raydistill.search import actor as actors
+from raydistill.search import tuning
 from raydistill.search.actor import TrialActor, TrialGroup, ended
 from raydistill.search.driver import reopen
 from raydistill.search.ledger import Ledger
@@ -115,3 +117,29 @@ def test_workers_of_a_trial_ask_for_what_was_planned(monkeypatch: pytest.MonkeyP
     spec = TrialSpec(0, "trial-00000", ((0, {}),)).to_plain()
     TrialGroup.setup(TrialGroup.__new__(TrialGroup), {"trial": spec}, None, handed["resources"])  # type: ignore[arg-type]
     assert asked == [{"CPU": 2.0}]
+
+
+@pytest.mark.parametrize(("concurrency", "expected"), [(2, "2"), (None, "4")])
+def test_no_more_trials_wait_for_a_place_than_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, concurrency: int | None, expected: str
+) -> None:
+    """By default Tune asks the cluster for the places of up to 200: an autoscaler would bring nodes for all of them."""
+    told: list[str] = []
+
+    def tuner(*arguments: Any, **settings: Any) -> None:
+        told.append(os.environ["TUNE_MAX_PENDING_TRIALS_PG"])
+        raise InterruptedError
+
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "200")
+    monkeypatch.setattr("ray.tune.Tuner", tuner)
+    monkeypatch.setattr(tuning, "trial_function", lambda *arguments: None)
+    job = SimpleNamespace(
+        run_key="key",
+        owner=SimpleNamespace(number=1),
+        storage=Storage(str(tmp_path)),
+        config=SimpleNamespace(train=SimpleNamespace(max_failures=0)),
+    )
+    source: Any = SimpleNamespace(kind="trial", shared=SimpleNamespace(job=job))
+    with pytest.raises(InterruptedError):
+        tuning.run_trials(source, TrialResources(1, {"CPU": 1.0}, concurrency), lambda: None)
+    assert told == [expected]

@@ -6,15 +6,18 @@ import os
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from kit.processes import KEY, OTHER, damage, fill, kill, say_go, start, wait_for
 
-from raydistill.errors import ArtifactError
-from raydistill.pipeline.reporting import metrics_path
+from raydistill.errors import ArtifactError, StaleOwner
+from raydistill.pipeline.reporting import Reporter, metrics_path
 from raydistill.storage.artifacts import Artifact
-from raydistill.storage.garbage import collect_garbage, list_artifacts, refer, referred, remove_artifact
+from raydistill.storage.garbage import _changed, collect_garbage, list_artifacts, refer, referred, remove_artifact
 from raydistill.storage.manifest import file_digest
+from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 
 
@@ -211,3 +214,25 @@ def test_processes_that_fill_the_node_cache_at_once_download_once(remote: Storag
         kill(process)
     assert copies(tmp_path / "node-cache") == {"data"}
     assert Artifact(remote, "data", KEY).local(verify=True)
+
+
+@pytest.mark.parametrize("name", ["mtime", "LastModified", "updated", "created"])
+def test_every_file_system_tells_when_a_file_was_changed(name: str) -> None:
+    """By a name of its own; a file whose age is not known counts as new, and would never be collected."""
+    changed = datetime.now(UTC) - timedelta(days=3)
+    assert _changed({"size": 1, name: changed}) == changed.timestamp()
+    assert _changed({name: changed.isoformat()}) == changed.timestamp()
+    assert _changed({"size": 1}) == pytest.approx(datetime.now(UTC).timestamp(), abs=5)
+
+
+def test_who_was_taken_over_refers_to_nothing_any_more(local: Storage) -> None:
+    artifact = fill(Artifact(local, "teacher", KEY), "teacher")
+    job: Any = SimpleNamespace(
+        config=None, storage=local, run_key="r1", run=None, folder=(), data=artifact, tokens=artifact, perturbed=None
+    )
+    job.owner = Owner.acquire(local, "runs", "r1")
+    Owner.acquire(local, "runs", "r1")
+    group: Any = SimpleNamespace(is_first=True, broadcast=lambda value: value)
+    with pytest.raises(StaleOwner):
+        Reporter(job, group, None).has(Artifact(local, "student", OTHER), "student")  # type: ignore[arg-type]
+    assert referred(local, "r1") == []

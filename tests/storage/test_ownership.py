@@ -148,3 +148,14 @@ def test_a_number_that_is_created_late_holds_nothing() -> None:
     assert order == ["first", "second", "created 000000001.lease: True", "waits", "late"]
     assert (third.number, late.number) == (3, 4)
     assert storage.list(".locks", "name") == ["000000004.lease"]
+
+
+@pytest.mark.parametrize("age", [0.0, locks.ABANDONED_SECONDS - 60, locks.ABANDONED_SECONDS + 60])
+def test_a_lease_whose_heartbeat_is_old_is_free_at_first_sight(age: float) -> None:
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    lease = {"holder": "gone", "beat": time.time() - age, "released": False}
+    storage.write_json(lease, locks.LOCKS, "name", "000000001.lease")
+    assert locks.is_held(storage, "name") == (age < locks.ABANDONED_SECONDS)
+    if age > locks.ABANDONED_SECONDS:
+        with lock(storage, "name", waiting=lambda: pytest.fail("it waits for a dead holder")):
+            pass
