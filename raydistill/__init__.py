@@ -12,7 +12,6 @@ from raydistill.cluster.threads import let_threads_sleep
 
 if TYPE_CHECKING:
     from raydistill.config.gate import Gate
-    from raydistill.config.loading import load_config
     from raydistill.config.plugins import register
     from raydistill.config.tree import Config
     from raydistill.data.frames import Source, Table
@@ -43,10 +42,23 @@ STORAGE = "raydistill-storage"
 _HOMES = {
     "Config": "config.tree",
     "RaydistillError": "errors",
-    "load_config": "config.loading",
     "register": "config.plugins",
 }
 _PARTS = ("data", "evaluate", "losses", "models", "search", "tasks", "teacher", "train")
+
+
+def load_config(source: Source, overrides: Sequence[str] = (), *, data: Table | None = None) -> Config:
+    """Read a config, with `a.b=value` overrides on top in their order; `data` as of `distill`, in place of `data.path`.
+
+    Raises ConfigError, which names every problem at once: line, dotted path, wrong value and nearest valid name.
+    """
+    if data is None:
+        from raydistill.config.loading import load_config as load
+
+        return load(source, overrides)
+    from raydistill.data.frames import config_with
+
+    return config_with(source, overrides, data)
 
 
 def distill(

@@ -21,9 +21,13 @@ class ConfigError(RaydistillError):
 class DataError(RaydistillError):
     """The data cannot be used as it is."""
 
+    exit_code = 2
+
 
 class ModelError(RaydistillError):
     """A model cannot be loaded, or cannot be used the way the config asks for."""
+
+    exit_code = 2
 
 
 class ArtifactError(RaydistillError):
@@ -40,6 +44,12 @@ class TeacherError(RaydistillError):
 
 class TrackingError(RaydistillError):
     """The MLflow store cannot be used."""
+
+
+class UnknownName(TrackingError, ArtifactError):
+    """The MLflow store, or storage, holds nothing of the name that the command line gives."""
+
+    exit_code = 2
 
 
 class Diverged(RaydistillError):

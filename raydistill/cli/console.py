@@ -163,7 +163,7 @@ def run(command: Callable[[Sequence[str]], Any], arguments: Sequence[str], usage
             except RaydistillError as error:
                 return fail(emit, as_json, type(error).__name__, str(error), error.exit_code)
             except usage_error as error:
-                return fail(emit, as_json, "UsageError", describe_usage(error), 2)
+                return fail(emit, as_json, "UsageError", describe_usage(error, arguments), 2)
             except Exception as error:
                 if os.environ.get("RAYDISTILL_DEBUG") == "1":
                     raise
@@ -185,8 +185,11 @@ def fail(emit: Callable[[str], None], as_json: bool, kind: str, message: str, ex
     return exit_code
 
 
-def describe_usage(error: Exception) -> str:
+def describe_usage(error: Exception, arguments: Sequence[str]) -> str:
     """A usage error's message and where to read on."""
+    for option, name, value in zip(arguments, arguments[1:], arguments[2:], strict=False):
+        if option == "--set" and "=" not in name and not value.startswith("-"):  # what is left over is its value
+            return f'--set {name} {value}: an "=" stands between name and value: --set {name}={value}'
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "raydistill"

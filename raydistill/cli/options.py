@@ -38,10 +38,15 @@ DataOverrides = Annotated[
 def source_of(config: str, teacher: str | None) -> str | dict[str, Any]:
     """The config file or, with a teacher's name, the config that data and teacher amount to, and a baseline."""
     if teacher is None:
-        if Path(config).suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl"):
-            raise ConfigError(f"{config} is a table, not a config. Name the model to distil on it: --teacher MODEL")
+        refuse_table(config, "Name the model to distil on it: --teacher MODEL")
         return config
     return {"data": {"path": config}, "teacher": {"model": teacher}, "evaluate": {"baseline": True}}
+
+
+def refuse_table(config: str, way_out: str) -> None:
+    """ConfigError where a table stands in a config's place."""
+    if Path(config.lower().removesuffix(".gz")).suffix in (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson"):
+        raise ConfigError(f"{config} is a table, not a config. {way_out}")
 
 
 def with_storage(overrides: list[str] | None, storage: str | None, challenger: bool = False) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raydistill.cli.show.runs import figures
+from raydistill.cli.show.runs import figures, short_key, whole_key
 from raydistill.errors import ArtifactError
 from raydistill.evaluate.report.scales import visible
 from raydistill.storage.locks import is_held, lock
@@ -81,7 +81,8 @@ def compare_runs(storage: str, first: str, second: str) -> dict[str, Any]:
     """What was set differently in two runs, sweeps or trials (``SWEEP/trial-00003``), and their figures.
 
     ``config``: dotted name -> the two values, None where a run lacks the name. ``figures``: metric by its name in
-    MLflow -> the two values, a sweep's being its winner's. Raises ConfigError, TrackingError.
+    MLflow -> the two values, a sweep's being its winner's; ``differences``: the second less the first. Raises
+    ConfigError, TrackingError.
     """
     place = Storage(storage)
     store = RunStore(open_store(place))
@@ -94,10 +95,12 @@ def compare_runs(storage: str, first: str, second: str) -> dict[str, Any]:
         "same_data": runs[0].tags.get("raydistill.data") == runs[1].tags.get("raydistill.data"),
         "config": {name: [one.get(name), two.get(name)] for name in changed},
         "figures": {name: [each.get(name) for each in told] for name in sorted(told[0] | told[1])},
+        "differences": {name: told[1][name] - told[0][name] for name in sorted(told[0].keys() & told[1].keys())},
     }
 
 
 def _find(store: RunStore, place: Storage, name: str) -> Found:
+    name = whole_key(name)
     found = store.by_key(name) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else []
     if not found:
         found = [run for key in named(place, place.list("runs"), name) for run in store.by_key(key)]
@@ -120,13 +123,16 @@ def print_difference(console: Console, found: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    def table(title: str, rows: Mapping[str, list[Any]]) -> Table:
+    def table(title: str, rows: Mapping[str, list[Any]], differences: Mapping[str, float] | None = None) -> Table:
         made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         made.add_column(title, overflow="fold")
         for run in found["runs"]:
-            made.add_column(str(run["key"])[:12], overflow="fold")
+            made.add_column(short_key(str(run["key"]), 12), overflow="fold")
+        if differences is not None:
+            made.add_column("difference", justify="right")
         for name, values in rows.items():
-            made.add_row(Text(name), *(Text(visible(_shown(value))) for value in values))
+            last = [] if differences is None else [f"{differences[name]:+.6g}" if name in differences else ""]
+            made.add_row(Text(name), *(Text(visible(_shown(value))) for value in values), *last)
         return made
 
     if not found["same_data"]:
@@ -136,7 +142,7 @@ def print_difference(console: Console, found: Mapping[str, Any]) -> None:
     else:
         console.print("Nothing was set differently.")
     if found["figures"]:
-        console.print(table("figure", found["figures"]))
+        console.print(table("figure", found["figures"], found["differences"]))
 
 
 def _shown(value: Any) -> str:

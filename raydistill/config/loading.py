@@ -118,7 +118,8 @@ def override(data: dict[str, Any], assignment: str) -> Path:
     name, equals, text = assignment.partition("=")
     name = name.strip()
     if not equals or not all(name.split(".")):
-        raise ConfigError(f"--set {assignment}: expected NAME=VALUE, for example --set train.num_workers=2")
+        example = f"{name}=VALUE" if name and all(name.split(".")) else "train.num_workers=2"
+        raise ConfigError(f"--set {assignment}: expected NAME=VALUE, for example --set {example}")
     value = plain(parse_yaml(text, f"--set {name}").data, f"--set {name}")
     try:
         setting = locate(name, data, make=True)

@@ -10,11 +10,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from raydistill.config.schema import entry_type, plain_words, sections, type_tag, unknown_name, variants
-from raydistill.config.section import Auto
+from raydistill.config.section import MODEL_NAME_PATTERN, NAME_PATTERN, Auto
 from raydistill.config.tree import Config
 from raydistill.errors import nearest
 
 Path = tuple[str | int, ...]
+
+ALLOWED = {
+    NAME_PATTERN: "letters of A to Z, digits, _ and -",
+    MODEL_NAME_PATTERN: "letters of A to Z, digits, dots, _ and -",
+}
+"""What a name may hold, by its pattern; the first of it is a letter or a digit."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,11 @@ def problems_of(item: ErrorDetails, place: Location) -> Iterator[Problem]:
     elif kind == "union_tag_invalid":
         forms = item["ctx"]["expected_tags"].replace("'", "").replace(", ", " or a ")
         yield Problem(path, f"Input should be a {forms}, got {show(value)}.")
+    elif kind == "string_pattern_mismatch":
+        yield Problem(
+            path,
+            f"a name has {ALLOWED[item['ctx']['pattern']]}, and begins with a letter or a digit; got {show(value)}.",
+        )
     elif kind == "literal_error":
         yield Problem(path, unknown_choice(value, [str(choice) for choice in get_args(variants(place.annotation)[0])]))
     else:

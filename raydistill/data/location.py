@@ -69,12 +69,16 @@ def unlabeled_section(data: Data) -> Data:
 
 def locate(data: Data) -> Location:
     """Find ``data.path`` and its kind. Raises ConfigError, for an empty folder DataError."""
+    if data.path == "-":
+        raise is_pipe("-")
     path = None if data.format == "hub" else resolve_path(data.path)
     if path is None and not is_url(data.path):
         if data.format not in ("auto", "hub"):
             raise ConfigError(f"{data.path} does not exist, but data.format {data.format} needs a local path or a URL.")
         return Location("hub", data.path)
     root = path if path is not None else data.path
+    if isinstance(root, Path) and not (root.is_dir() or root.is_file()):
+        raise is_pipe(str(root))
     files = list_files(root)
     if not files:
         raise DataError(f"{root} is an empty folder.")
@@ -93,6 +97,13 @@ def locate(data: Data) -> Location:
     if kind == "datasets":
         files = [file for file in files if not file.name.rsplit("/", 1)[-1].startswith("cache-")]
     return Location(kind, root, tuple(files))
+
+
+def is_pipe(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is a pipe or a device, and data is read more than once. Write it into a file first, whose name tells "
+        "what it is, such as rows.csv or rows.jsonl."
+    )
 
 
 def family(name: str) -> str | None:

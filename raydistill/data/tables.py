@@ -234,6 +234,11 @@ def _csv_rows(raw: Any, name: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # 131,072 characters by default; an open quote makes one cell of the rest of a file
     text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
     first = text.readline()
+    if "\0" in first:
+        raise DataError(
+            f"{name} is no CSV: line 1 holds the byte 0, which no text has. Is it of another format, or "
+            "saved as UTF-16? Save it as UTF-8."
+        )
     reader = csv.reader(chain([first], text), delimiter=delimiter_of(name, first), strict=True)
     header: list[str] = []
     begin = 1
@@ -241,10 +246,11 @@ def _csv_rows(raw: Any, name: str) -> Iterator[Row]:
         for cells in reader:
             where = f"{name}, line {begin}" + (f" to {reader.line_num}" if reader.line_num > begin else "")
             begin = reader.line_num + 1
-            for column, cell in zip(header or cells, cells, strict=False):
+            for number, cell in enumerate(cells):
                 if bad := _NOT_UTF8.search(cell):
                     byte = f"byte 0x{ord(bad[0]) - 0xDC00:02x}"
-                    raise DataError(f"{where}, column {column!r}: {byte} is not UTF-8. Save it as UTF-8.")
+                    column = repr(header[number]) if number < len(header) else number + 1
+                    raise DataError(f"{where}, column {column}: {byte} is not UTF-8. Save it as UTF-8.")
             if not header:
                 header = cells
                 if twice := [column for column in header if header.count(column) > 1]:

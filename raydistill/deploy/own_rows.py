@@ -13,7 +13,7 @@ from raydistill.config.data import Columns, Data
 from raydistill.config.section import Section
 from raydistill.config.tasks import TaskSection
 from raydistill.deploy.testset import TestRows, prepared_rows, read_test_rows
-from raydistill.errors import ConfigError, TrackingError
+from raydistill.errors import ConfigError, UnknownName
 from raydistill.evaluate.compare import read_predictions
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Missing
@@ -121,7 +121,7 @@ def run_key_of(model: str, storage: Storage) -> str | None:
     run_id = run_id_of(model, uri)
     tags = run_tags(run_id, uri) if run_id else {}
     if tags is None and model.startswith("runs:/"):
-        raise TrackingError(f"{model}: there is no such run. `raydistill runs` lists them.")
+        raise UnknownName(f"{model}: there is no such run. `raydistill runs` lists them.")
     return (tags or {}).get(RUN_KEY)
 
 

@@ -103,6 +103,7 @@ def make_plan(
     from raydistill.cluster.resources import device_type
 
     storage = Storage(config.storage)
+    storage.check(leave_nothing=True)
     config = with_links(config, storage)
     source = resolve_model(config.lead.model, config.lead.revision, config.lead.trust_remote_code)
     models = check_models(config, source)

@@ -32,6 +32,12 @@ class Damaged(ArtifactError):
     """Something in storage is not what was written there."""
 
 
+class NotAFolder(ArtifactError):
+    """The place that is given as storage is a file, or lies below one."""
+
+    exit_code = 2
+
+
 def explain(error: Exception, action: str, place: str) -> ArtifactError:
     """What happened, why, and the way out, for an error of a file system; without credentials of a URL."""
     what, said = redact(f"Cannot {action} {place}"), redact(str(error))
@@ -49,7 +55,7 @@ def explain(error: Exception, action: str, place: str) -> ArtifactError:
     if isinstance(error, FileNotFoundError):
         return Missing(f"{what}: it does not exist. Check `storage` (a bucket must exist) and the name.")
     if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-        return ArtifactError(f"{what}: a file lies where a folder is needed, or the reverse. Name another `storage`.")
+        return NotAFolder(f"{what}: a file lies where a folder is needed, or the reverse. Name another `storage`.")
     remote = "the network, the credentials and the endpoint (AWS_ENDPOINT_URL for S3)"
     check = remote if "://" in place else "the disk, or the server behind it"
     return ArtifactError(f"{what}: {type(error).__name__}: {said}. Check {check}, then run the command again.")

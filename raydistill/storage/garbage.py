@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from raydistill.errors import ArtifactError
+from raydistill.errors import ArtifactError, UnknownName
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Damaged, Missing
 from raydistill.storage.manifest import KEY, KINDS, MANIFEST, Manifest
@@ -87,7 +87,7 @@ def remove_artifact(storage: Storage, name: str, force: bool = False) -> Row:
     """Remove the artefact ``KIND/KEY``; ArtifactError if it is not there or if a run refers to it and not ``force``."""
     row = next((row for row in list_artifacts(storage) if f"{row.kind}/{row.key}" == name), None)
     if row is None:
-        raise ArtifactError(f"There is no artefact {name!r} in {storage.show()}. `raydistill cache ls` lists them.")
+        raise UnknownName(f"There is no artefact {name!r} in {storage.show()}. `raydistill cache ls` lists them.")
     if row.used_by and not force:
         raise ArtifactError(
             f"{name} stays: {len(row.used_by)} run(s) refer to it ({', '.join(row.used_by[:3])}). "

@@ -183,11 +183,16 @@ class Storage:
 
         self.attempt("copy", copy, *parts, to=local)
 
-    def check(self) -> None:
+    def check(self, *, leave_nothing: bool = False) -> None:
         """Write, read and delete a small file; ArtifactError with the way out where that fails.
 
-        Behind a URL also create it twice, which leases build on: the second one has to be refused.
+        Behind a URL also create it twice, which leases build on: the second one has to be refused. ``leave_nothing``:
+        local folders that were not there are removed again.
         """
+        staging = Path(self.path(STAGING))
+        made = [
+            folder for folder in (staging, *staging.parents) if leave_nothing and self.is_local and not folder.exists()
+        ]
         marker = (STAGING, f"check-{uuid.uuid4().hex}")
         with tried_once():
             if self.is_local:
@@ -195,6 +200,9 @@ class Storage:
             creates_twice = not self.is_local and self.create(b"raydistill", *marker) and self.create(b"two", *marker)
             content = self.read_bytes(*marker)
             self.delete(*marker)
+        with suppress(OSError):  # another process uses it by now
+            for folder in made:
+                folder.rmdir()
         if creates_twice:
             raise ArtifactError(
                 f"The storage {self.show()} creates one object twice, so that two processes would hold the same lock. "

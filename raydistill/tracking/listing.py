@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from raydistill.errors import TrackingError, did_you_mean
+from raydistill.errors import UnknownName, did_you_mean
 from raydistill.storage.redaction import redact
 from raydistill.tracking.registry.versions import aliases_of
 from raydistill.tracking.runs import RUN_KEY, all_pages, open_client, reported
@@ -135,7 +135,7 @@ def _named(experiments: Mapping[str, str], name: str, uri: str) -> dict[str, str
     chosen = {key: value for key, value in experiments.items() if value == name}
     if not chosen:
         hint = did_you_mean(name, experiments.values())
-        raise TrackingError(f"MLflow at {redact(uri)} has no experiment {name!r}. {hint}")
+        raise UnknownName(f"MLflow at {redact(uri)} has no experiment {name!r}. {hint}")
     return chosen
 
 

@@ -25,9 +25,13 @@ from raydistill.cli.console import CommandResult, Progress, describe_progress, t
 from raydistill.cli.doctor.checks import check_ray
 from raydistill.cli.options import with_storage
 from raydistill.config.loading import load_config
-from raydistill.errors import ConfigError, Interrupted, ModelError, RaydistillError
+from raydistill.config.syntax import dump_yaml
+from raydistill.errors import ConfigError, DataError, Interrupted, ModelError, RaydistillError
 from raydistill.storage.artifacts import Artifact
+from raydistill.storage.storage import Storage
+from raydistill.tracking.runs import prepare_store
 
+QUICKSTART = str(ROOT / "jobs" / "quickstart.yaml")
 HEAVY = "torch", "ray", "mlflow", "transformers", "datasets", "pyarrow", "sklearn"
 
 
@@ -131,10 +135,15 @@ def test_help_and_version(capfd: pytest.CaptureFixture[str]) -> None:
         (["predict", "m", "--max-length", "x"], "--max-length"),
         (["cache"], "See: raydistill cache --help"),
         (["distill", "no.yaml"], "no.yaml cannot be read"),
-        (["distill", str(ROOT / "jobs" / "quickstart.yaml"), "--set", "sed=1"], "did you mean seed?"),
+        (["distill", QUICKSTART, "--set", "sed=1"], "did you mean seed?"),
         (["init", "quikstart"], "There is nothing called 'quikstart' to start from. Did you mean 'quickstart'"),
         (["evaluate", "m", "--data", "x.csv", "--set", "seed=1"], "only names of data are used here"),
         (["evaluate", "m", "--data", "x.csv", "--set", "storage=s3://b"], "reads no config; write --storage s3://b"),
+        (["plan", "a.yaml", "--set", "seed", "3"], 'an "=" stands between name and value: --set seed=3'),
+        (["plan", QUICKSTART, "--set", "train.num_workers"], "for example --set train.num_workers=VALUE"),
+        (["plan", QUICKSTART, "--set", "registry.name=a/b"], "a name has letters of A to Z, digits, dots, _ and -"),
+        (["sweep", "tickets.csv"], "tickets.csv is a table, not a config. Write one for it (raydistill init --data"),
+        (["distill", "tickets.csv.gz"], "is a table, not a config. Name the model to distil on it: --teacher"),
         (["promote", "m", "--set", "storage=there"], "this command reads no config; write --storage there"),
         (["predict", "m", "--text", "a", "--file", "b"], "--text and --file were both given"),
         (["predict", "m", "--file", "no-such-file"], "--file no-such-file cannot be read: No such file"),
@@ -163,7 +172,8 @@ class Refused(RaydistillError):
     ("error", "kind", "message", "code"),
     [
         (RaydistillError("it broke"), "RaydistillError", "it broke", 1),
-        (ModelError("it broke"), "ModelError", "it broke", 1),
+        (ModelError("it broke"), "ModelError", "it broke", 2),
+        (DataError("it broke"), "DataError", "it broke", 2),
         (ConfigError("it broke"), "ConfigError", "it broke", 2),
         (Refused("no"), "Refused", "no", 3),
         (Interrupted("it broke"), "Interrupted", "it broke", 130),
@@ -346,7 +356,7 @@ def test_cache_lists_frees_and_refuses(capfd: pytest.CaptureFixture[str], tmp_pa
     assert [entry["name"] for entry in gone["would_remove"]] == [row["name"]]
     assert gone["why_nothing"] is None
     assert artifact.exists()
-    assert call_json(capfd, "cache", "rm", "data/nothing", *place)[0] == 1
+    assert call_json(capfd, "cache", "rm", "data/nothing", *place)[0] == 2
     assert call_json(capfd, "cache", "rm", row["name"], *place)[0] == 0
     assert not artifact.exists()
 
@@ -414,6 +424,38 @@ def test_progress_lines_come_at_a_new_phase_and_now_and_then(capfd: pytest.Captu
     assert [line.split("s  ", 1)[1].split()[0] for line in err.splitlines()] == ["train", "evaluate"]
     assert describe_progress(entry) == "train      ━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ 5/20 steps  5/s, 0:03 left  loss 0.5"
     assert describe_progress({**entry, "rate": 0.4}).endswith("5/20 steps  2.5 s each, 0:37 left  loss 0.5")
+
+
+def test_names_that_are_not_there_exit_2(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    place = ["--storage", str(tmp_path)]
+    for line in (["cache", "rm", "data/1"], ["promote", "m"], ["runs"], ["evaluate", "models:/m/1"]):
+        code, found = call_json(capfd, *line, *place)
+        assert (code, found["error"]["type"]) == (2, "UnknownName"), line
+    prepare_store(f"sqlite:///{tmp_path}/mlflow.db")
+    for line, said in (
+        (["promote", "m"], "There is no registered model 'm': none is registered at"),
+        (["runs", "--experiment", "raydistil"], "no experiment 'raydistil'"),
+        (["evaluate", "runs:/abcdef/model"], "there is no such run"),
+    ):
+        code, found = call_json(capfd, *line, *place)
+        assert (code, said in found["error"]["message"]) == (2, True), found
+
+
+def test_plan_refuses_a_storage_that_distill_refuses_and_leaves_nothing(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    config = {"data": {"path": "nowhere.csv"}, "teacher": {"model": "nowhere"}}
+    (tmp_path / "c.yaml").write_text(dump_yaml(config))
+    for command in ("plan", "distill"):
+        code, found = call_json(capfd, command, str(tmp_path / "c.yaml"), "--storage", str(tmp_path / "file"))
+        assert (code, "a file lies where a folder is needed" in found["error"]["message"]) == (2, True), found
+    place = tmp_path / "a" / "b"
+    Storage(str(place)).check(leave_nothing=True)
+    assert not place.parent.exists()
+    place.mkdir(parents=True)
+    Storage(str(place)).check(leave_nothing=True)
+    assert list(place.iterdir()) == []
 
 
 def test_piped_output_is_not_wrapped(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -394,6 +394,19 @@ def test_runs_are_compared_by_config_and_figures(own: Storage, capfd: pytest.Cap
     code, told = call("diff", "swept/trial-00000", "swept", storage=own, capfd=capfd)
     assert told["figures"]["num_parameters"][0] == 12_000
     assert told["figures"]["test/accuracy"] == [None, headline(RESULTS)["test/accuracy"]]
+    assert told["differences"] == {"num_parameters": told["figures"]["num_parameters"][1] - 12_000} | {
+        name: pytest.approx(second - first)
+        for name, (first, second) in told["figures"].items()
+        if None not in (first, second) and name != "num_parameters"
+    }
+    listed_keys = [line.split()[0] for line in shown(rows_of(own, trials=True)).splitlines() if " trial " in line]
+    assert listed_keys == ["/f0", "/1", "/0", "/f0", "/2", "/1", "/0"]
+    code, told = call("diff", "swept/f0", "swep/2", storage=own, capfd=capfd)
+    assert [run["key"] for run in told["runs"]] == ["swept/final-00000", "swept/trial-00002"]
+    assert execute(["runs", "diff", "swept/0", "swept", "--storage", own.url]) == 0
+    table = capfd.readouterr().out
+    assert "swept/0" in table
+    assert next(line for line in table.splitlines() if "num_parameters" in line).split()[-1][0] in "+-"
     assert execute(["runs", "diff", "one", "warm", "--storage", own.url]) == 0
     assert "stages.distill.losses.kd.temperature" in capfd.readouterr().out
     assert execute(["runs", "diff", "one", "won", "--storage", own.url]) == 0

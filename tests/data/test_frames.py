@@ -66,6 +66,14 @@ def test_a_table_of_any_kind_is_kept_as_the_same_rows(data: Any, place: str, req
     assert len([key for key in storage.list("tables") if not key.startswith(".")]) == 2
 
 
+def test_a_config_is_loaded_without_a_path_where_rows_are_given(local: Storage) -> None:
+    given: Any = {"data": {"columns": {"text": "body", "label": "mood"}}, "teacher": {"model": "-"}}
+    config = raydistill.load_config(given | {"storage": local.url}, data=frame())
+    assert read(config.data.path) == {"train": SENTENCES}
+    with pytest.raises(ConfigError, match=r"data\.path: is missing\."):
+        raydistill.load_config(given)
+
+
 def test_splits_and_class_names_come_along(local: Storage) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     made = datasets.Dataset.from_dict({"text": list("abc"), "label": [1, 0, -1]}, features=features)

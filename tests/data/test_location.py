@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from kit.rows_on_disk import make_folder
 
 from raydistill.config.data import Data
-from raydistill.data.location import document_labels, source_identity
+from raydistill.data.location import document_labels, locate, source_identity
 from raydistill.data.paths import split_of
 from raydistill.errors import ConfigError, did_you_mean
 from raydistill.storage.paths import resolve_path
@@ -57,6 +58,13 @@ def test_a_missing_path_names_what_is_near(tmp_path: Path) -> None:
         resolve_path("no/such/train.csv")
     with pytest.raises(ConfigError, match="does not exist"):
         resolve_path("/" + "x" * 5000)
+
+
+def test_a_pipe_is_refused_as_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    for name in (str(tmp_path / "rows.csv"), "/dev/null", "-"):
+        with pytest.raises(ConfigError, match=r"is a pipe or a device, and data is read more than once\."):
+            locate(Data(path=name))
 
 
 def test_resolve_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

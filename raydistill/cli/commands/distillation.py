@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from raydistill.cli.options import (
     Overrides,
     StorageUrl,
     TeacherModel,
+    refuse_table,
     source_of,
     with_storage,
 )
@@ -75,6 +77,10 @@ def sweep(
     from raydistill.config.loading import load_config
     from raydistill.search.space import check_space
 
+    refuse_table(
+        config,
+        f"Write one for it (raydistill init --data {quote(config)}), and add a `sweep` section: what a search varies.",
+    )
     loaded = load_config(config, with_storage(overrides, storage, challenger))
     check_space(loaded)  # before anything heavy is loaded
     from raydistill.cli.show.sweep import Table, print_sweep
@@ -209,7 +215,9 @@ def runs_rm(
 
 @runs_app.command("diff")
 def runs_diff(
-    first: Annotated[str, typer.Argument(metavar="RUN", help="How its key begins; a trial: SWEEP/trial-00003.")],
+    first: Annotated[
+        str, typer.Argument(metavar="RUN", help="How its key begins; a trial: SWEEP/3, as `runs --trials` lists it.")
+    ],
     second: Annotated[str, typer.Argument(metavar="RUN", help="The other one.")],
     storage: StorageUrl = STORAGE,
     json: Json = False,

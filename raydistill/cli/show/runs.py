@@ -27,6 +27,7 @@ FAMILIES = ("test/", "retention/", "best_validation/", "gate/")
 """Metrics that a row has: these, and those that begin so."""
 HEADS = ("key", "when", "what", "name", "score", "share", "param.", "ms", "size", "took")
 NAME = HEADS.index("name")
+KEY_LENGTH = 4
 ENDINGS = {"FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "waiting"}
 
 
@@ -140,7 +141,7 @@ def legend(rows: Sequence[Mapping[str, Any]]) -> str:
     if "sweep" in kinds:
         told.append("sweep N: N trials were trained; the figures are the winner's.")
     if "trial" in kinds:
-        told.append("Trials: score on validation.")
+        told.append("Trials: score on validation; `runs diff SWEEP/0 SWEEP/1` compares them, f0 is a final.")
     if any(row["status"] == "lost" for row in rows):
         told.append("running?: its process is gone; the same command goes on where it was.")
     return " ".join(told)
@@ -156,7 +157,7 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     name = f"{row['model']} {row['model_version']}" if row["model_version"] else row["name"]
     size, latency = found.get("bytes"), found.get("latency_ms/p50")
     return (
-        visible(row["key"] or "")[:4] if row["kind"] in ("distill", "sweep") else "",
+        key_cell(row),
         when(row["started"]),
         what(row),
         " ".join(visible(name).split()),
@@ -167,6 +168,27 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         "" if size is None else decimal(size),
         took(row),
     )
+
+
+def short_key(key: str, length: int = KEY_LENGTH) -> str:
+    """How a key begins; of a trial its sweep's, and its number: ``abcd/3``, of a final ``abcd/f0``."""
+    sweep, slash, name = key.partition("/")
+    kind, _, number = name.partition("-")
+    known = number.isdecimal() and kind in ("trial", "final")
+    return sweep[:length] + slash + (f"{'f' if kind == 'final' else ''}{int(number)}" if known else name)
+
+
+def whole_key(name: str) -> str:
+    """What ``short_key`` has made of a trial's key, with its name in full; anything else as it is."""
+    if (found := re.fullmatch(r"([^/]+)/(f?)([0-9]{1,5})", name)) is None:
+        return name
+    return f"{found[1]}/{'final' if found[2] else 'trial'}-{int(found[3]):05}"
+
+
+def key_cell(row: Mapping[str, Any]) -> str:
+    """How the key begins; of a trial, which stands below its sweep, what follows on that: ``/3``."""
+    short = short_key(visible(row["key"] or ""))
+    return {"distill": short, "sweep": short, "trial": "".join(short.partition("/")[1:])}.get(row["kind"], "")
 
 
 def score_of(row: Mapping[str, Any]) -> tuple[str, float] | None:

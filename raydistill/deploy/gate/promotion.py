@@ -16,7 +16,7 @@ from raydistill.config.tree import STORAGE
 from raydistill.deploy.gate.judging import CHALLENGER, measure, open_both, uri_of
 from raydistill.deploy.gate.page import write_gate_report
 from raydistill.deploy.own_rows import find_test_rows
-from raydistill.errors import ConfigError, TrackingError
+from raydistill.errors import ConfigError, TrackingError, UnknownName
 from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.rules import Ruling, in_words, judge
 from raydistill.storage.board import Show
@@ -132,7 +132,7 @@ def pick(name: str, found: list[Version], number: int | None) -> Version:
     listed = ", ".join(str(version.version) for version in found[:10])
     if chosen is None:
         what = "alias challenger" if number is None else f"version {number}"
-        raise TrackingError(f"{name} has no {what}. Its versions: {listed}. Name one with --version.")
+        raise UnknownName(f"{name} has no {what}. Its versions: {listed}. Name one with --version.")
     if COMPLETE not in chosen.tags and RUN_KEY in chosen.tags:  # other tools' versions have neither
         raise TrackingError(
             f"Version {chosen.version} of {name} was not registered to its end. Run the command that made it again: "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydistill.errors import TrackingError
+from raydistill.errors import UnknownName
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import sqlite_path, tracking_uri
@@ -72,15 +72,15 @@ def version_named(uri: str, store: str) -> Version:
     name, _, number = uri.removeprefix("models:/").strip("/").partition("/")
     name, _, alias = name.partition("@")
     if not number and not alias:
-        raise TrackingError(f"{uri} names no version. Write models:/{name}/VERSION or models:/{name}@ALIAS.")
+        raise UnknownName(f"{uri} names no version. Write models:/{name}/VERSION or models:/{name}@ALIAS.")
     found = list_versions(name, store)
     for version in found:
         if alias in version.aliases if alias else str(version.version) == number:
             return version
     what = f"alias {alias!r}" if alias else f"version {number!r}"
     if not found:
-        raise TrackingError(f"{uri}: there is no registered model {name!r} at {redact(store)}.")
-    raise TrackingError(f"{uri}: {name} has no {what}. `raydistill registry {name}` lists what it has.")
+        raise UnknownName(f"{uri}: there is no registered model {name!r} at {redact(store)}.")
+    raise UnknownName(f"{uri}: {name} has no {what}. `raydistill registry {name}` lists what it has.")
 
 
 def run_tags(run_id: str, uri: str) -> dict[str, str] | None:
@@ -117,7 +117,7 @@ def existing_store(storage: Storage) -> str:
     address = tracking_uri(storage)
     database = sqlite_path(address)
     if database is not None and not database.is_file():
-        raise TrackingError(
+        raise UnknownName(
             f"There is no MLflow store at {database}. Name the storage of the runs with --storage, or set "
             "MLFLOW_TRACKING_URI."
         )
@@ -136,10 +136,12 @@ def known_versions(name: str, uri: str) -> list[Version]:
     found = list_versions(name, uri)
     if not found:
         names = model_names(uri)
-        known = f"It has {', '.join(names[:10])}." if names else "It has none."
-        raise TrackingError(
-            f"There is no registered model {name!r} with a version at {redact(uri)}. {known} `registry.name` in a "
-            "config registers the student of a run."
+        place, way_out = redact(uri), "`registry.name` in a config registers the student of a run."
+        if not names:
+            raise UnknownName(f"There is no registered model {name!r}: none is registered at {place}. {way_out}")
+        raise UnknownName(
+            f"There is no registered model {name!r} with a version at {place}. It has {', '.join(names[:10])}. "
+            f"{way_out}"
         )
     return found
 
@@ -158,6 +160,8 @@ def resolve_model_uri(uri: str, storage: Storage, into: Path | None = None) -> P
         if uri.startswith("models:/"):  # MLflow looks such names up in a global registry, not in the store it is given
             version = version_named(uri, address)
             uri = client.get_model_version_download_uri(version.name, str(version.version))
+        elif find_run(uri.removeprefix("runs:/").partition("/")[0], address) is None:
+            raise UnknownName(f"{uri}: there is no such run. `raydistill runs` lists them.")
         if into is None:
             into = Path(tempfile.mkdtemp(prefix="raydistill-"))
             atexit.register(shutil.rmtree, into, ignore_errors=True)
