@@ -179,7 +179,8 @@ def refit(context: Context, model: PreTrainedModel, strengths: tuple[float, ...]
         found = predict(
             model, rows, tokens=context.inference_tokens, device=context.device, group=context.group, row_ids=ids
         )
-    return fit_head(output_layer(model), torch.from_numpy(found), rows.targets.take(ids), context.task, strengths)
+    own = rows.targets.take(ids), context.task, strengths, rows.example_ids[ids]
+    return fit_head(output_layer(model), torch.from_numpy(found), *own)
 
 
 def calibrate(context: Context, model: PreTrainedModel) -> None:

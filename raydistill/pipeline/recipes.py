@@ -161,9 +161,11 @@ def changes_teacher(config: Config) -> bool:
 
 def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype: str) -> Recipe:
     finetune = known(config.lead.finetune)
-    is_contrastive = finetune is not None and finetune.method == "contrastive"
+    method = None if finetune is None else finetune.method
+    folds = config.data.symmetric and method in ("probe", "contrastive")
     return {
-        **(exact_losses(dtype) if is_contrastive else {}),
+        **(exact_losses(dtype) if method == "contrastive" else {}),
+        **({"folds": "of examples"} if folds else {}),  # keys of heads whose folds parted the orders of a pair differ
         "source": source_digest,
         "finetune": None if finetune is None else _without_defaults(finetune.model_dump(mode="json")),
         **_common(config, config.seed, tokens_digest, dtype),

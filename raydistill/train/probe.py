@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.tasks import Targets, Task
-from raydistill.tasks.targets import units_of
+from raydistill.tasks.targets import Array, units_of
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Values of C that cross-validation chooses from: the task's loss summed over the rows, and |W|² / 2C."""
@@ -18,19 +18,28 @@ FOLDS = 5
 
 
 def fit_head(
-    layer: nn.Linear, embeddings: Tensor, targets: Targets, task: Task, strengths: Sequence[float] = STRENGTHS
+    layer: nn.Linear,
+    embeddings: Tensor,
+    targets: Targets,
+    task: Task,
+    strengths: Sequence[float] = STRENGTHS,
+    example_ids: Array | None = None,
 ) -> float:
     """Put the best weights on these embeddings (N, width) into ``layer``, and return the C that they go by.
 
-    Several ``strengths`` are judged by cross-validation, which deals the rows out by their strata. The loss is the
-    task's own, so that it is a logistic regression for classes and a ridge regression for numbers.
+    Several ``strengths`` are judged by cross-validation, which deals the rows out by their strata, those of one
+    example, by ``example_ids`` (N,), together: both orders of a pair, say. The loss is the task's own, so that it is a
+    logistic regression for classes and a ridge regression for numbers.
     """
     values = torch.as_tensor(targets.values)
     fit = partial(_fitted, task, layer.out_features)
     best = strengths[0]
     if len(strengths) > 1:
-        fold = np.empty(len(targets), int)
-        fold[np.argsort(task.strata(targets), kind="stable")] = np.arange(len(targets)) % min(FOLDS, len(targets))
+        ids = np.arange(len(targets)) if example_ids is None else example_ids
+        _, first, example = np.unique(ids, return_index=True, return_inverse=True)
+        dealt = np.empty(len(first), int)
+        dealt[np.argsort(task.strata(targets)[first], kind="stable")] = np.arange(len(first)) % FOLDS
+        fold = dealt[example]
         losses = dict.fromkeys(strengths, 0.0)
         for held_out in (torch.as_tensor(fold == i) for i in range(FOLDS)):
             for c in strengths:

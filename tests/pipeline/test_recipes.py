@@ -16,7 +16,7 @@ from kit.toy import toy_config
 from raydistill.config.evaluate import Baseline
 from raydistill.config.loading import load_config
 from raydistill.config.losses import TaskLoss
-from raydistill.config.teacher import MODES, ModelTeacher, Pool
+from raydistill.config.teacher import MODES, Finetune, ModelTeacher, Pool
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.folder import model_digest, resolve_model, settled
@@ -125,6 +125,16 @@ def test_the_version_of_a_task_is_in_the_keys(folder: Path, monkeypatch: pytest.
     before = keys(config, folder)
     monkeypatch.setattr(type(config.task), "version", 2)
     assert changed(before, keys(config, folder)) == ALL
+
+
+@pytest.mark.parametrize(("method", "is_new"), [("probe", True), ("full", False)])
+def test_heads_whose_folds_parted_the_orders_of_a_pair_are_fitted_anew(folder: Path, method: str, is_new: bool) -> None:
+    config = load_config(toy_config(folder))
+    lead = config.lead.model_copy(update={"finetune": Finetune(method=method)})
+    pairs = config.model_copy(update={"teacher": lead, "data": config.data.model_copy(update={"symmetric": True})})
+    assert ("folds" in recipes.teacher_recipe(pairs, "s", "k", "float32")) is is_new
+    alone = pairs.model_copy(update={"data": config.data})
+    assert "folds" not in recipes.teacher_recipe(alone, "s", "k", "float32")
 
 
 def test_a_run_goes_by_the_content_of_its_teacher(tmp_path: Path) -> None:

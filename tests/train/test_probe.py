@@ -13,7 +13,8 @@ from sklearn.preprocessing import normalize
 from torch import nn
 
 from raydistill.tasks import MultiLabelClassification, Targets, TextClassification, TextRegression
-from raydistill.train.calibration import SPREAD, fit_temperature
+from raydistill.train import probe
+from raydistill.train.calibration import fit_temperature
 from raydistill.train.probe import constant_loss, fit_head
 
 FEATURES, LABELS = load_iris(return_X_y=True)
@@ -56,6 +57,23 @@ def test_cross_validation_chooses_a_weak_head_for_noise_and_a_strong_one_for_sig
     assert chosen == [0.1, 100.0]
 
 
+def test_each_strength_is_fitted_to_four_fifths_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, fitted = [], probe._fitted
+    monkeypatch.setattr(probe, "_fitted", lambda *given: sizes.append(len(given[2])) or fitted(*given))
+    fit_head(nn.Linear(4, 3), EMBEDDINGS, targets(LABELS), TextClassification("abc"), [1.0, 10.0])
+    assert sizes == [120] * 10 + [150]
+
+
+def test_both_orders_of_a_pair_are_in_one_fold() -> None:
+    """Twins that are known from the other folds would make the head that remembers them the best."""
+    draw = np.random.default_rng(0)
+    noise, task = np.tile(draw.integers(0, 2, 60), 2), TextClassification("ab")
+    wide = torch.tensor(normalize(np.tile(draw.normal(size=(60, 80)), (2, 1))), dtype=torch.float32)
+    ids = np.arange(120) % 60
+    assert fit_head(nn.Linear(80, 2), wide, targets(noise), task, example_ids=ids) == 0.1
+    assert fit_head(nn.Linear(80, 2), wide, targets(noise), task) == 100.0
+
+
 def test_labels_that_are_sorted_are_dealt_out_over_the_folds() -> None:
     """A fold of one class alone would make every head of the other folds worthless on it."""
     layer = nn.Linear(4, 3)
@@ -89,12 +107,17 @@ def test_it_is_the_most_likely_one_and_a_few_lucky_rows_make_no_model_sure() -> 
     outputs, rest = judge.decision_function(features[1::3]), labels[1::3]
     task = TextClassification("abc")
 
-    def cost(t: float) -> float:
-        scaled = torch.tensor(outputs / t)
-        loss = nn.functional.cross_entropy(scaled, torch.tensor(rest), reduction="sum")
-        return float(loss) + math.log(t) ** 2 / (2 * SPREAD**2)
+    def best(logits: np.ndarray, labels: np.ndarray) -> float:
+        """Where log T is normal around 0 with deviation 0.5."""
 
-    best = min(np.geomspace(0.05, 20, 2001), key=cost)
-    assert fit_temperature(task, outputs, rest) == pytest.approx(best, rel=0.01)
-    right = np.eye(3)[np.arange(10) % 3] * 2.0
-    assert 0.3 < fit_temperature(task, right, np.arange(10) % 3) < 1.0
+        def cost(t: float) -> float:
+            loss = nn.functional.cross_entropy(torch.tensor(logits / t), torch.tensor(labels), reduction="sum")
+            return float(loss) + math.log(t) ** 2 / (2 * 0.5**2)
+
+        return min(np.geomspace(0.05, 20, 2001), key=cost)
+
+    assert fit_temperature(task, outputs, rest) == pytest.approx(best(outputs, rest), rel=0.01)
+    right, labels = np.eye(3)[np.arange(10) % 3] * 2.0, np.arange(10) % 3
+    found = fit_temperature(task, right, labels)
+    assert 0.3 < found < 1.0
+    assert found == pytest.approx(best(right, labels), rel=0.01)
