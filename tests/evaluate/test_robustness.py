@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from kit.outcomes import multi_label_outcome, outcome, regression_outcome, with_
 from scipy.stats import bootstrap
 
 from raydistill.evaluate.results import RunMeasurements, build_results
-from raydistill.evaluate.robustness import NO_CASE, Perturbed, fragile_sentence, same_sentences
+from raydistill.evaluate.robustness import NO_CASE, Perturbed, described, fragile_sentence, same_sentences
 from raydistill.tracking.lineage import figures
 
 LOST = {"upper": (0.8, 2.5), "typos": (0.8, 0.8)}
@@ -145,3 +146,25 @@ def test_figures_in_mlflow(results: dict[str, Any]) -> None:
     typos = results["robustness"]["perturbations"]["typos"]["models"]
     assert found["robustness/typos/student"] == typos["student"]["value"]
     assert len(found) == 6
+
+
+@pytest.mark.parametrize(("num_measured", "fragile"), [(1, True), (2, False)])
+def test_the_more_perturbations_are_looked_at_the_surer_a_finding_has_to_be(num_measured: int, fragile: bool) -> None:
+    """The student's change lies below 0 in 98 % of the resamples: more than 97.5 %, less than 98.75 %."""
+    nothing = {"accuracy": np.zeros(1000)}
+    lost = {"accuracy": np.linspace(-0.98, 0.02, 1000)}
+    figure = {"accuracy": {"value": 0.0, "low": 0.0, "high": 0.0}}
+    board = SimpleNamespace(
+        scores={
+            f"{model} {kind}": SimpleNamespace(values={"accuracy": -0.48 * (model + kind == "studenttypos")})
+            for model in ("student", "teacher")
+            for kind in ("", "typos")
+        },
+        samples={"student ": nothing, "teacher ": nothing, "teacher typos": nothing, "student typos": lost},
+        intervals=lambda name: figure,
+        differences=lambda first, second: figure,
+    )
+    one = Perturbed("typos", 10, 5, 5, dict.fromkeys(("student", "teacher"), np.zeros((10, 2))))
+    found = described(one, board, "accuracy", num_measured)
+    assert found["student_minus_teacher"]["high"] < 0
+    assert found["is_more_fragile"] is fragile

@@ -232,6 +232,9 @@ def test_a_question_that_would_leave_no_room_is_cut_and_no_context_ever_is() -> 
     assert columns["is_cut"].to_pylist() == [True, False]
     with pytest.raises(ConfigError, match="leaves no room beside a question of 6 tokens"):
         encoded(ROWS, 16, 8)
+    with pytest.raises(ConfigError, match="windows overlap by 7 tokens"):
+        encoded(ROWS, 16, 7)  # of 13 tokens a question may take 6: no window would go on
+    assert encoded(ROWS, 16, 6).num_rows
 
 
 def made(num_rows: int, seed: int, scale: float = 3.0) -> tuple[Ragged, Ragged]:

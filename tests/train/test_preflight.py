@@ -36,6 +36,12 @@ def test_a_term_without_effect_is_named(toy):
     assert found == ["stages.distill: the term 'task' has no gradient; it has no effect."]
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0)])
+def test_a_weight_that_begins_or_ends_at_0_has_an_effect(toy, start, end):
+    rising = {"type": "task", "weight": {"type": "linear", "start": start, "end": end}}
+    assert findings(toy, {"kd": {"type": "forward_kl"}, "task": rising}) == []
+
+
 @pytest.mark.parametrize(
     ("weight", "word", "beside"),
     [(30.0, "Divide", "distillation"), (1e-3, "Multiply", "distillation"), (30.0, "Divide", "task")],
