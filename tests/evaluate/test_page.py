@@ -329,6 +329,13 @@ def table_of(page: str) -> list[str]:
     return re.findall(r'<th class="text" scope="row">(.*?)</th>', page.split('id="models"')[1].split("</section>")[0])
 
 
+def test_the_table_of_models_has_the_full_width(report: Path) -> None:
+    """Beside another column its last model lay behind a scroll bar at 1,200 pixels."""
+    before = report.read_text(encoding="utf-8").partition('<section id="models">')[0]
+    body = before.partition("<main")[2]
+    assert body.count("<div") == body.count("</div>")  # nothing that would halve its width is open there
+
+
 def test_a_page_of_numbers(tmp_path: Path) -> None:
     """Regression: no classes, no confidence; a picture of answers against targets instead."""
     rows = [disagreement("far off", "10.4", "12.9", "10.2"), disagreement("no target", None, "9.1", "7.2")]
