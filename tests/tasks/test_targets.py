@@ -17,6 +17,7 @@ from raydistill.data.prepare import prepare_data, read_info
 from raydistill.errors import DataError
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets, task_of
+from raydistill.tasks.embeddings import Embeddings
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.regression import TextRegression
 from raydistill.tasks.targets import Ragged, concatenated
@@ -105,6 +106,25 @@ def test_numbers_are_read_scaled_and_cut_by_their_size(tmp_path: Path, storage: 
     assert (info.counts["test"].rows, info.counts["test"].labeled, info.counts["test"].per_class) == (18, 18, {})
     assert np.ptp(tables["test"]["target"].to_numpy()) > 80  # of 99.5: a row of every tenth is there
     assert info.summary.startswith("numbers from 0 to 99")
+
+
+def test_units_and_ranges_are_those_of_the_training_labels_alone(tmp_path: Path, local: Storage) -> None:
+    """Test rows reach ten times as far."""
+    for task, names in ((NUMBERS, ("text",)), ({"type": "embeddings"}, ("sentence1", "sentence2"))):
+        folder = tmp_path / task["type"]
+        for split, unit in (("train", 1.0), ("test", 10.0)):
+            rows = [{**{name: f"{name} {split} {i}" for name in names}, "score": unit * i} for i in range(60)]
+            write(folder / f"{split}.jsonl", rows)
+        artifact = prepare_data(make_config(folder, task=task, max_labeled=40), local)
+        made, targets = task_of(read_info(artifact).task), splits_of(artifact)["train"]["target"].to_pylist()
+        if isinstance(made, TextRegression):
+            known = [value for value in targets if value is not None]
+            assert len(known) == 40  # 20 are hidden
+            assert made.output_scale == pytest.approx((np.mean(known), np.std(known)))
+        else:
+            assert isinstance(made, Embeddings)
+            assert made.scores_range is not None
+            assert max(made.scores_range) <= 59
 
 
 @pytest.mark.parametrize(
