@@ -130,7 +130,7 @@ def test_a_pickled_teacher_ends_the_command_with_the_reason(
     torch.save(Bomb(tmp_path / "proof"), encoder / "pytorch_model.bin")
     path = write_config(tmp_path, config)
     for command in ("plan", "distill"):
-        assert cli.execute([command, str(path), "--json"]) == 1
+        assert cli.execute([command, str(path), "--json"]) == 2
         error = json.loads(capfd.readouterr().out)["error"]
         assert error["type"] == "ModelError"
         assert "pytorch_model.bin" in error["message"]

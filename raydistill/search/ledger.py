@@ -32,9 +32,6 @@ class Trial:
     state: State = "waiting"
     reason: str | None = None
     """Why it failed or was rejected."""
-    is_blameless: bool = False
-    """It failed for what is wrong with a node or with storage: its settings may be good, and it goes on from its
-    checkpoint in the next session."""
     facts: dict[str, float] = field(default_factory=dict)
     """num_parameters, and latency_ms where it is measured: known before training."""
     values: dict[str, float] = field(default_factory=dict)
@@ -55,6 +52,9 @@ class Trial:
     """Under pbt: from which step on which settings held, weights taken over from other trials included."""
     reused: bool = False
     """Nothing was trained: the student was in storage already."""
+    is_blameless: bool = False
+    """It failed for what is wrong with a node or with storage: its settings may be good, and it goes on from its
+    checkpoint in the next session."""
 
     @property
     def course(self) -> Schedule:

@@ -63,7 +63,7 @@ def test_init_writes_a_config_for_words_or_says_how(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "rows.jsonl", tagged_rows(120))
-    assert execute(["init", "--data", "rows.jsonl"]) == 1
+    assert execute(["init", "--data", "rows.jsonl"]) == 2
     assert "For lists of words set task.type: token_classification." in capfd.readouterr().err
     assert execute(["init", "--data", "rows.jsonl", "--set", "task.type=token_classification"]) == 0
     config = load_config("rows.yaml")
