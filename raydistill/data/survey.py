@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 
 from raydistill.config.data import Columns, Data, Split
+from raydistill.config.gate import Gate
 from raydistill.config.tree import Config
 from raydistill.data.columns import choose_columns
-from raydistill.data.draft import Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
+from raydistill.data.draft import Draft, Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.encoding import load_tokenizer
 from raydistill.data.location import SUFFIXES, locate
 from raydistill.data.size import LENGTH_ROWS, token_counts
 from raydistill.data.tables import rows_of
 from raydistill.tasks import Targets, Task
 
-MIN_TEST_ROWS, MIN_VALIDATION_ROWS = 200, 100
-"""Held-out rows that the shares are made for: an interval of 200 rows is some 6 points wide on either side."""
+MIN_TEST_ROWS, MIN_VALIDATION_ROWS = Gate().min_rows or 1, 100
+"""Held-out rows that the shares are made for: what the gate asks for, and half of it to pick an epoch."""
+MOST_HELD_OUT = 50
+"""% of the labelled training rows that both splits take together at most."""
 HEAD_ROWS = 1000
 """Rows by whose cells a column is recognised."""
 
@@ -90,9 +93,8 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
         config = with_data(config, columns=Columns(**named))
     draft = read_draft(config)
     drop_duplicates(draft)
-    labeled = int(draft.parts["train"].targets.labeled.sum())
     if "split" not in config.data.model_fields_set:
-        config = with_data(config, split=shares(labeled, missing=[s for s in SHARES if s not in draft.parts]))
+        config = with_data(config, split=enough(draft, config.seed))
     cut_missing(draft, config.data.split, config.seed)
     if config.data.unlabeled is not None:
         join_unlabeled(draft, config)
@@ -120,15 +122,32 @@ def with_data(config: Config, **changes: Any) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
-SHARES = {"validation": (MIN_VALIDATION_ROWS, 0.2), "test": (MIN_TEST_ROWS, 0.3)}
-"""Rows wanted of a split, and the largest share that it may take."""
+def enough(draft: Draft, seed: int) -> Split:
+    """``shares`` of which the test split comes to the rows that the gate asks for, where that can be: whole groups of
+    rows that stay together fill a split a little less than asked, to half of it at worst."""
+    labeled = int(draft.parts["train"].targets.labeled.sum())
+    missing = [split for split in ("validation", "test") if split not in draft.parts]
+    wanted, split, before = MIN_TEST_ROWS, shares(labeled, missing), None
+    while "test" in missing and split != before and split.test * labeled < 2 * wanted:
+        tried = replace(draft, parts={**draft.parts}, removed={**draft.removed}, notes=[*draft.notes])
+        cut_missing(tried, split, seed)
+        wanted += max(0, MIN_TEST_ROWS - int(tried.parts["test"].targets.labeled.sum()))
+        split, before = shares(labeled, missing, wanted), split
+    return split
 
 
-def shares(labeled: int, missing: Sequence[str]) -> Split:
-    """A tenth for each split that is missing, more where that would be too few rows."""
-    return Split.model_validate(
-        {s: round(min(max(0.1, SHARES[s][0] / max(labeled, 1)), SHARES[s][1]), 2) for s in missing}
-    )
+def shares(labeled: int, missing: Sequence[str], min_test_rows: int = MIN_TEST_ROWS) -> Split:
+    """A tenth for each split that is missing, more where that would be too few rows: test gets ``min_test_rows`` where
+    ``MOST_HELD_OUT`` leaves room for them beside a tenth for validation; where it does not, 30 % and 20 %."""
+    needs = {
+        name: -(-100 * rows // max(labeled, 1))
+        for name, rows in (("validation", MIN_VALIDATION_ROWS), ("test", min_test_rows))
+    }
+    room = MOST_HELD_OUT - 10 * ("validation" in missing)
+    test = max(10, needs["test"]) if needs["test"] <= room else 30
+    left = MOST_HELD_OUT - test * ("test" in missing)
+    percent = {"validation": min(max(10, needs["validation"]), 20, left), "test": test}
+    return Split.model_validate({split: percent[split] / 100 for split in missing})
 
 
 def measure(part: Part, tokenizer_folder: Path | None) -> tuple[Lengths, Lengths | None]:

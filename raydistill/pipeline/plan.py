@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from transformers import PreTrainedConfig
 
 from raydistill.config.data import Augment
+from raydistill.config.gate import Gate
 from raydistill.config.losses import largest
 from raydistill.config.section import known
 from raydistill.config.student import Student
@@ -224,6 +225,13 @@ def findings(
         found.append("student.start: a random student needs far more rows and steps than one cut from its teacher.")
     if size.num_labeled < size.num_rows["train"] and not any(map(recipes.teacher_speaks, config.stages.values())):
         found.append("stages: no loss asks the teacher, so the unlabelled rows are not used.")
+    num_test, least = size.info.counts["test"].labeled, Gate().min_rows or 0
+    if num_test < least:
+        found.append(
+            f"data: the test split has {num_test:,} labelled rows, and the gate judges on {least:,} or more (min_rows)."
+            " It will refuse the student, however good it is. Hold more out (data.split.test), where the data has no "
+            "test split of its own; else label more of its rows, or name others to `raydistill promote` (--data)."
+        )
     windows, rows = (size.num_windows or size.num_rows)["train"], size.num_rows["train"]
     if windows > rows and not isinstance(config.task, MaskedLanguageModeling):
         about = "about " if size.is_estimate else ""

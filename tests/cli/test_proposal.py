@@ -234,6 +234,25 @@ def test_held_out_shares_grow_for_few_rows() -> None:
     assert shares(10_000, ["validation", "test"]) == Split()
     assert shares(1_000, ["validation", "test"]) == Split(validation=0.1, test=0.2)
     assert shares(50, ["test"]) == Split(test=0.3)
+    assert shares(50, ["validation"]) == Split(validation=0.2)
+    for labeled in range(500, 3_000):
+        found = shares(labeled, ["validation", "test"])
+        assert round(found.test * labeled, 6) >= 200
+        assert found.validation >= 0.1
+        assert found.validation + found.test <= 0.5
+    assert shares(400, ["test"]).test * 400 == 200  # validation is there already
+
+
+@pytest.mark.parametrize("num_rows", [900, 1_000])
+@pytest.mark.parametrize("by", ["rows", "texts"])
+def test_the_test_split_reaches_what_the_gate_asks_for(num_rows: int, by: str, tmp_path: Path) -> None:
+    """Also where seven rows with one query stay together, of which no number is 200."""
+    rows = [{"query": f"query {i // 7}", "document": f"document {i}", "text": f"text {i}"} for i in range(num_rows)]
+    path, task = tmp_path / "rows.csv", "task.type=embeddings"
+    write_csv([{k: v for k, v in row.items() if (k == "text") == (by == "rows")} for row in rows], path)
+    survey = propose(data_config(str(path), [task]), "owner/model")[1]
+    assert 200 <= survey.num_rows["test"] <= 215
+    assert survey.data.split.test + survey.data.split.validation <= 0.5
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kit.tiny import FAMILIES, WORDS, save_tiny, without_tokenizer_limit
-from kit.toy import TOPICS, toy_config
+from kit.toy import TOPICS, toy_config, write_toy_csv
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, FNetConfig
 
@@ -136,8 +136,23 @@ def test_findings(tmp_path):
     assert "a random student needs far more" in found
     assert "stages.distill.losses.kd: its weight is 0" in found
     untrained = {"model": toy_config(tmp_path)["teacher"]["model"], "finetune": None}
-    (finding,) = make_plan(load_config(toy_config(tmp_path, teacher=untrained)))["findings"]
+    finding, few = make_plan(load_config(toy_config(tmp_path, teacher=untrained)))["findings"]
     assert "has no trained classification head. Leave teacher.finetune out" in finding
+    assert few.startswith("data: the test split has 24 labelled rows, and the gate judges on 200 or more (min_rows)")
+
+
+@pytest.mark.parametrize(("labeled", "is_told"), [(199, True), (200, False)])
+def test_a_test_split_that_is_too_small_for_the_gate_is_told_before_the_run(tmp_path, labeled, is_told):
+    """Counted are labelled rows, also of a split that the data has."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_toy_csv(folder / "train.csv", 60)
+    lines = write_toy_csv(tmp_path / "rows.csv", 210, seed=1).read_text().splitlines()
+    unlabeled = [line.rpartition(",")[0] + "," for line in lines[1 + labeled :]]
+    (folder / "test.csv").write_text("\n".join([*lines[: 1 + labeled], *unlabeled]))
+    config = toy_config(tmp_path, data={"path": str(folder), "max_length": 24})
+    told = [finding for finding in make_plan(load_config(config))["findings"] if f"has {labeled} labelled" in finding]
+    assert bool(told) is is_told
 
 
 def test_a_checked_plan_computes_every_loss_once(tmp_path):
@@ -150,7 +165,8 @@ def test_a_checked_plan_computes_every_loss_once(tmp_path):
 def test_a_start_with_another_vocabulary_is_refused(tmp_path):
     config = toy_config(tmp_path)
     start = save_tiny(tmp_path / "start", "bert", classifier=False)
-    assert make_plan(load_config({**config, "student": {"num_layers": 2, "start": str(start)}}))["findings"] == []
+    plan = make_plan(load_config({**config, "student": {"num_layers": 2, "start": str(start)}}))
+    assert [finding for finding in plan["findings"] if not finding.startswith("data: the test split")] == []
     text = (start / "tokenizer.json").read_text()
     (start / "tokenizer.json").write_text(text.replace(f'"{WORDS[0]}"', '"another"'))
     with pytest.raises(ConfigError, match=r"student\.start: .* has another tokenizer"):
