@@ -385,13 +385,3 @@ def test_a_gate_file_is_strict(tmp_path: Path) -> None:
         load_gate(path)
     with pytest.raises(ConfigError, match="nowhere"):
         load_gate(tmp_path / "nowhere.yaml")
-
-
-def test_a_label_of_a_single_row_is_judged_and_one_without_is_not() -> None:
-    entries = [{"name": name, "recall": 0.0, "support": support} for name, support in (("none", 0), ("single", 1))]
-    entries.append({"name": "often", "recall": 0.9, "support": 200})
-    facts = replace(GOOD, challenger=model(per_class=entries))
-    found = judged(facts, Gate(**OFF | {"min_class_recall": 0.5}))["class_recall"]
-    assert (found.value, found.verdict) == (0.0, "failed")
-    assert "single 0.0 % of 1 rows" in found.why
-    assert "without a row, so not judged: none" in found.why
