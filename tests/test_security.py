@@ -9,14 +9,21 @@ pages and cards (test_pages, test_page, test_card), what a job is sent (test_pro
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +31,9 @@ import pytest
 import torch
 from kit import ROOT
 from kit.runs import only_run_key, write_config
+from kit.servers import free_port, start_server, stop_server
 from kit.tiny import WORDS, save_tiny
-from kit.toy import TOPICS, toy_config
+from kit.toy import TOPICS, Toy, sweep_config, toy_config
 
 from raydistill.cli import console
 from raydistill.cli import main as cli
@@ -35,9 +43,14 @@ from raydistill.config.loading import load_config
 from raydistill.deploy.hub import print_pushed
 from raydistill.errors import RaydistillError
 from raydistill.pipeline.distill import distill
+from raydistill.pipeline.job import Job
 from raydistill.pipeline.plan import make_plan
+from raydistill.search.sharing import Shared
+from raydistill.search.trial import TrialSpec, trial_job
 from raydistill.storage.faults import not_common
+from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
+from raydistill.tracking.runs import RunRef
 
 PICKLES = {"search/tuning.py"}
 """Reads what Ray Tune itself has pickled a moment ago in the same process: a trial's exception."""
@@ -342,6 +355,114 @@ def test_a_cluster_that_a_run_starts_is_closed_to_others(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.splitlines()[-1])
     assert answers == {"ours": "in", "none": "AuthenticationError", "another": "AuthenticationError"}
+
+
+SECRETS = {
+    name: f"{name}Sesame{number}77" for number, name in enumerate(("track", "data", "query", "tag", "aws", "hub"))
+}
+
+
+def spellings(secret: str) -> list[bytes]:
+    """As it is, in two bytes a character, and inside base64 at each of its three places."""
+    plain = secret.encode()
+    inside = [base64.b64encode(b" " * before + plain)[4 if before else 0 : -4] for before in range(3)]
+    return [plain, secret.encode("utf-16-le"), *inside]
+
+
+def places(secrets: Mapping[str, str], *folders: Path) -> list[str]:
+    """Where a secret stands, in files of any kind."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 10
+    contents = {path: path.read_bytes() for path in files}
+    forms = [(name, form) for name, secret in secrets.items() for form in spellings(secret)]
+    return [f"{name} in {path}" for path, content in contents.items() for name, form in forms if form in content]
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """The names of Ray's sockets have at most 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_nothing_that_is_left_behind_holds_a_secret(
+    tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep is killed amid its trials, and goes on to its winner; a command ends with a traceback."""
+    own, server, home, temp = (tmp_path / name for name in ("own", "server", "home", "temp"))
+    for folder in (own, server, home, temp):
+        folder.mkdir()
+    files = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(own)))
+    threading.Thread(target=files.serve_forever, daemon=True).start()
+    port = free_port()
+    space = {"student.num_layers": {"choice": [1, 2]}, "stages.distill.learning_rate": {"choice": [1e-3, 1e-2]}}
+    config = toy_config(
+        own,
+        storage=str(tmp_path / "storage"),
+        data__path=f"http://me:{SECRETS['data']}@127.0.0.1:{files.server_port}/toy.csv?token={SECRETS['query']}",
+        data__format="csv",
+        tracking__tags={"api_key": f"{SECRETS['tag']}, {SECRETS['tag']}", "place": f"s3://me:{SECRETS['tag']}@host/x"},
+        teacher__finetune__num_epochs=1,
+        stages__distill__num_epochs=1,
+        evaluate__baseline=False,
+        train__num_workers=1,
+        sweep={"space": space, "search": "random", "scheduler": "none", "num_trials": 2, "final_seeds": 1},
+    )
+    aws = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"), SECRETS["aws"])
+    environment = {
+        **os.environ,
+        **aws,
+        "MLFLOW_TRACKING_URI": f"http://me:{SECRETS['track']}@127.0.0.1:{port}",
+        "HF_TOKEN": f"hf_{SECRETS['hub']}",
+        "HOME": str(home),
+        "TMPDIR": str(temp),
+        "RAY_TMPDIR": str(short_folder),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "raydistill", "sweep", str(write_config(own, config))]
+    left = (tmp_path / "storage", server, home, temp, short_folder)
+    tracking = start_server(server, port)
+    try:
+        with (home / "said").open("wb") as said:
+            begun = subprocess.Popen(command, env=environment, cwd=home, stdout=said, stderr=said)
+            wait_until(lambda: list((tmp_path / "storage").glob("ray/*-trial/experiment_state-*.json")), begun)
+            begun.kill()
+            begun.wait()
+        assert places(SECRETS, *left) == []
+        with (home / "more").open("wb") as said:
+            assert subprocess.run(command, env=environment, cwd=home, stdout=said, stderr=said).returncode == 0
+    finally:
+        stop_server(tracking)
+        files.shutdown()
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
+    console.describe_crash(
+        RuntimeError(environment["MLFLOW_TRACKING_URI"]), ["plan", f"--set=api_key={SECRETS['tag']}"]
+    )
+    assert [*temp.glob("raydistill-crash-*.log")]
+    assert [*(tmp_path / "storage").glob("runs/*/sweep.json")]
+    assert places(SECRETS, *left) == []
+
+
+def test_what_tune_is_told_of_a_trial_holds_no_address(toy: Toy) -> None:
+    """Tune keeps it in a file; the address of MLflow may hold a password."""
+    run, config = RunRef("http://me:sesame@host", "1", "of the sweep"), sweep_config(toy.folder)
+    job = Job(
+        config, "key", toy.storage, Owner.acquire(toy.storage, "runs", "key"), toy.tokens, toy.tokens, {}, "", run
+    )
+    told = TrialSpec(0, "trial-00000", ((0, {}),), run_id="of the trial").to_plain()
+    assert "sesame" not in json.dumps(told)
+    shared = Shared(job, None, {}, (), 0, {}, [], [])  # type: ignore[arg-type]
+    assert trial_job(shared, TrialSpec.from_plain(told)).run == replace(run, run_id="of the trial")
+
+
+def wait_until(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while not there():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 OPEN_AND_KNOCK = """

@@ -35,6 +35,7 @@ from raydistill.search.space import sweep_of
 from raydistill.search.summary import build_summary
 from raydistill.search.tuning import TrialResources, run_trials
 from raydistill.storage.board import Show
+from raydistill.storage.redaction import redact_tree
 from raydistill.tracking.runs import finish_run
 
 TRIALS = "trials.csv"
@@ -164,8 +165,9 @@ class Driver:
             report = Path(folder) / "report.html"
             write_report(summary, report)
             self.storage.upload(report, *self.parts, "report.html")
-            (Path(folder) / "sweep.json").write_text(json.dumps(summary, indent=1))
-            (Path(folder) / TRIALS).write_text(trials_csv(summary), encoding="utf-8")
+            shown = redact_tree(summary)
+            (Path(folder) / "sweep.json").write_text(json.dumps(shown, indent=1))
+            (Path(folder) / TRIALS).write_text(trials_csv(shown), encoding="utf-8")
             self.storage.upload(Path(folder) / TRIALS, *self.parts, TRIALS)
             log_summary(self.ref, summary)
             finish_run(self.ref, None, Path(folder), status="FINISHED")

@@ -26,7 +26,7 @@ class Exchange(PopulationBasedTraining):
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
-        own = {name: trial.config["trial"][name] for name in ("number", "name", "run", "seed")}
+        own = {name: trial.config["trial"][name] for name in ("number", "name", "run_id", "seed")}
         config["trial"] = {**config["trial"], **own}
         return config, operations
 

@@ -84,7 +84,7 @@ def share(context: Context) -> Shared:
         shapes = measure_shapes(context, context.read_config(teacher.folder))
     context.report.flush()
     return Shared(
-        replace(context.job, run=None),
+        context.job,
         teacher,
         signals,
         tuple(shapes),
@@ -142,7 +142,7 @@ def load_shared(job: Job) -> Shared | None:
     if not all("key" in shape for shape in content["shapes"]):
         return None  # written by a version that told shapes apart by their names
     return Shared(
-        replace(job, run=None),
+        job,
         teacher,
         signals,
         tuple(Shape(**shape) for shape in content["shapes"]),

@@ -61,8 +61,9 @@ class TrialSource:
         schedule, seed = self._settings(trial)
         name = trial_name(self.kind, trial)
         run = self._start(trial, trial_config(self.shared.job.config, schedule, seed), name)
-        self.ledger.update(trial.number, run_id=run.run_id if run else trial.run_id)
-        return TrialSpec(trial.number, name, schedule, seed, run)
+        run_id = run.run_id if run else None
+        self.ledger.update(trial.number, run_id=run_id or trial.run_id)
+        return TrialSpec(trial.number, name, schedule, seed, run_id)
 
     def _settings(self, trial: Trial) -> tuple[Schedule, int | None]:
         """What is trained, and the seed where it is not the config's own."""

@@ -27,7 +27,6 @@ from raydistill.search.space import sweep_of, with_params
 from raydistill.storage.board import Board
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
-from raydistill.tracking.runs import RunRef
 from raydistill.train.checkpoint import WORST
 
 FOLDER = "work"
@@ -44,7 +43,9 @@ class TrialSpec:
     schedule: Schedule
     """From which step on which settings hold: one entry, at step 0, unless pbt has changed them."""
     seed: int | None = None
-    run: RunRef | None = None
+    run_id: str | None = None
+    """Of its MLflow run, at the address that the sweep's job has: it may hold a password, and Tune keeps what it is
+    told in a file of its own."""
 
     @property
     def params(self) -> Params:
@@ -55,8 +56,7 @@ class TrialSpec:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> TrialSpec:
-        run = RunRef(**plain["run"]) if plain["run"] else None
-        return cls(plain["number"], plain["name"], read_schedule(plain["schedule"]), plain["seed"], run)
+        return cls(plain["number"], plain["name"], read_schedule(plain["schedule"]), plain["seed"], plain["run_id"])
 
 
 def trial_config(config: Config, schedule: Schedule, seed: int | None = None) -> Config:
@@ -97,10 +97,11 @@ class TrialBoard(Board):
 
 
 def trial_job(shared: Shared, spec: TrialSpec) -> Job:
+    parent = shared.job.run
     return replace(
         shared.job,
         config=trial_config(shared.job.config, spec.schedule, spec.seed),
-        run=spec.run,
+        run=None if parent is None or spec.run_id is None else replace(parent, run_id=spec.run_id),
         folder=(FOLDER, spec.name),
     )
 

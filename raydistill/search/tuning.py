@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -23,6 +24,8 @@ from raydistill.search.actor import NODE_FAULTS, TrialActor, TrialGroup, threads
 from raydistill.search.sharing import Shared
 from raydistill.search.sources import TrialSource
 from raydistill.storage.board import Board
+
+AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,8 @@ def run_trials(
         while (trial := source.next()) is not None:
             population.append(source.spec(trial).to_plain())
         space, search = {"trial": tune.grid_search(population)}, {}
+    # Tune hands these to every actor, and Ray's log on each node has what an actor is handed; nodes have their own
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(AWS_KEYS)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(trial_resources.concurrency or 4)
     storage_path, filesystem = ray_storage(job.storage)
     tuner = tune.Tuner(

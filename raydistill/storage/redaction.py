@@ -22,7 +22,7 @@ SECRETS = (
     # a query parameter or a field whose name says that it is secret
     (
         re.compile(
-            r"(?i)((?:^|[?&\s{,\"'_.-])(?:access_?token|auth_?token|token|api_?key|secret(?:_?(?:access_?)?key)?|password"
+            r"(?i)((?:^|[?&=\s{,\"'_.-])(?:access_?token|auth_?token|token|api_?key|secret(?:_?(?:access_?)?key)?|password"
             r"|passwd|access_?key(?:_?id)?|signature|sig|x-amz-[a-z-]+|credential)[\"']?(?:=|:\s*)[\"']?)[^\s&\"',}]+"
         ),
         r"\1" + HIDDEN,
@@ -46,14 +46,19 @@ def redact(text: str) -> str:
 
 
 def redact_values(values: Mapping[str, str]) -> dict[str, str]:
-    """The values redacted, each in the light of its name: ``tracking.tags.api_key`` tells on its value."""
-    return {name: redact(f"{name}: {value}").removeprefix(f"{name}: ") for name, value in values.items()}
+    """The values redacted, each in the light of its name: all of ``tracking.tags.api_key`` is taken out."""
+    return {name: HIDDEN if value and _is_secret(name) else redact(value) for name, value in values.items()}
+
+
+def _is_secret(name: str) -> bool:
+    return redact(f"{name}: x") != f"{name}: x"
 
 
 def redact_tree(node: Any, name: str = "") -> Any:
-    """Plain data whose texts are redacted, each in the light of its name."""
+    """Plain data whose texts and names are redacted, a text in the light of its name. To be done before it becomes JSON
+    or YAML: ``redact`` takes the 3 of ``"token": 3`` for a secret, and what is left is no JSON."""
     if isinstance(node, Mapping):
-        return {key: redact_tree(value, str(key)) for key, value in node.items()}
+        return {redact(str(key)): redact_tree(value, str(key)) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(redact_tree(value, name) for value in node)
     return redact_values({name: node})[name] if isinstance(node, str) else node

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from raydistill.config.loading import flatten
-from raydistill.storage.redaction import redact, redact_values
+from raydistill.storage.redaction import redact, redact_tree
 
 if TYPE_CHECKING:
     from raydistill.config.tree import Config
@@ -65,7 +65,7 @@ def credential_line(content: bytes) -> int | None:
 
 def parameters(config: Config) -> dict[str, str]:
     """Every leaf of the config, defaults included, by dotted name; values as ``--set`` takes them, secrets redacted."""
-    return redact_values({name: _spell(value) for name, value in flatten(config).items()})
+    return {name: _spell(redact_tree(value, name)) for name, value in flatten(config).items()}
 
 
 def config_hash(config: Config) -> str:

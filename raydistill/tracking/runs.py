@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from raydistill.config.loading import to_yaml
+from raydistill.config.syntax import dump_yaml
 from raydistill.errors import TrackingError
 from raydistill.models.folder import CARD
 from raydistill.storage.garbage import referred
 from raydistill.storage.manifest import folder_digest
 from raydistill.storage.ownership import identity
-from raydistill.storage.redaction import redact, redact_values
+from raydistill.storage.redaction import redact, redact_tree, redact_values
 from raydistill.storage.runs import run_id as recorded_id
 from raydistill.tracking.endpoint import (
     DEFAULTS,
@@ -111,8 +111,8 @@ def start_run(config: Config, storage: Storage, run_key: str, lineage: Mapping[s
         facts |= dict(lineage or {})
         log_params(client, run_id, parameters(config))
         set_tags(client, run_id, config.tracking.tags | lineage_tags(facts))
-        client.log_text(run_id, redact(to_yaml(config)), "config.yaml")
-        client.log_text(run_id, redact(json.dumps(facts, indent=2, default=str)), "lineage.json")
+        client.log_text(run_id, dump_yaml(redact_tree(config.model_dump(mode="json"))), "config.yaml")
+        client.log_text(run_id, json.dumps(redact_tree(facts), indent=2, default=str), "lineage.json")
     return RunRef(uri, experiment_id, run_id)
 
 
@@ -156,7 +156,7 @@ def finish_run(
         client = open_client(ref.tracking_uri)
         if results is not None:
             log_figures(client, ref.run_id, figures(results))
-            client.log_text(ref.run_id, redact(json.dumps(results, indent=2)), "results.json")
+            client.log_text(ref.run_id, json.dumps(redact_tree(results), indent=2), "results.json")
         if artifacts is not None:
             client.log_artifacts(ref.run_id, str(artifacts))
         client.set_terminated(ref.run_id, status)

@@ -294,6 +294,14 @@ def test_a_card_names_no_folder_of_this_machine_and_no_credentials(path: str, sh
     assert not {"base_model", "datasets"} & set(front_matter(card))
 
 
+def test_a_card_of_labels_that_hold_secrets_is_whole() -> None:
+    card = model_card(named(["token: sesame", "password", '"api_key": "sesame"']))
+    check_structure(card)
+    assert front_matter(card)["model-index"][0]["name"] == "news"
+    assert "sesame" not in card
+    assert written(card, "password")
+
+
 def test_base_models_are_all_hub_names_that_weights_come_from() -> None:
     made = results(
         student__start="owner/small", teacher__revision="v1", data__path="owner/news:en", data__revision="v2"

@@ -410,6 +410,14 @@ def test_students_that_start_elsewhere(tmp_path: Path, start: str, said: str) ->
     assert "Nowhere: they say the same of every test row." in text
 
 
+def test_a_page_of_labels_that_hold_secrets_is_whole(tmp_path: Path) -> None:
+    names = ["password", "https://me:sesame@host/x", '"token": "sesame"']
+    text = write(make_results(3, task=TextClassification(names)), tmp_path)
+    assert "sesame" not in text
+    assert "https://***@host/x" in text
+    assert figures_of(text)
+
+
 def hostile_results() -> dict[str, Any]:
     names = [f"a rather long class name, number {i}" for i in range(29)] + ["x" * 80 + HOSTILE]
     rows = [disagreement(HOSTILE * 9, names[29], names[29], "\u202e"), disagreement("שלום " * 90, None, HOSTILE, "b")]

@@ -377,7 +377,8 @@ def test_an_export_answers_as_the_model_does(finished: tuple[dict[str, Any], Pat
     results, folder = finished
     model, out = results["student"]["path"], tmp_path / "exported"
     storage, forms = str(folder / "storage"), ("onnx", "safetensors-bf16")
-    found = export(model, forms, out, storage=storage, max_length=LENGTH, latency=False)
+    # of 160 questions one point is less than two, and bfloat16 turns that many over
+    found = export(model, forms, out, storage=storage, max_length=LENGTH, latency=False, margin=0.03)
     assert found["good"], found
     own, others = (list(predict_texts(path, questions(), max_length=LENGTH)) for path in (model, out / "onnx"))
     for first, second in zip(own, others, strict=True):

@@ -265,7 +265,7 @@ def test_a_combination_beyond_a_constraint_never_trains_and_says_why(swept, mlfl
     rejected = in_state(swept.resumed.trials, "rejected")
     assert [trial.params[LAYERS] for trial in rejected] == [3] * 6
     for trial in rejected:
-        assert "num_parameters 30,787 is above 24,000 (3 layers" in str(trial.reason)
+        assert "num_parameters 30,787 is above 24,000 (bert of 3 layers" in str(trial.reason)
         assert (trial.history, trial.run_id, trial.student, trial.seconds) == ((), None, None, 0.0)
     names = [run.info.run_name for run in children(swept.resumed, mlflow_uri)]
     assert not {f"trial-{trial.number:05d}" for trial in rejected} & set(names)

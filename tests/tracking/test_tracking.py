@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kit.servers import free_port, make_config, start_server, stop_server
 from kit.tiny import save_tiny
 
@@ -272,6 +273,29 @@ def test_final_figures_and_files_are_logged_once(ref: RunRef, tmp_path: Path) ->
     values = [value for name, value in run.data.metrics.items()]
     assert len(values) == len(set(values))  # every figure of the results is another one, and has one name
     assert {file.path for file in client.list_artifacts(ref.run_id)} >= {"results.json", "plots", "config.yaml"}
+
+
+def test_files_of_a_run_are_whole_without_what_is_secret(storage: Storage, tmp_path: Path) -> None:
+    """Labels may be called like secrets; texts hold quotes."""
+    config = make_config(tracking={"tags": {"password": "sesame, open sesame", "note": '"token": sesame'}})
+    ref = start_run(config, storage, "key-secret", {"token": 3, "why": '{"api_key": "sesame"}'})
+    counts = {"token": 3, "password": 12.5, "https://me:sesame@host/x": None}
+    notes = {"notes": ['"password": "sesame", \\"more\\"'], "api_key": "sesame, sesame"}
+    finish_run(ref, RESULTS | {"labels": [*counts], "per_class": counts} | notes)
+    client = open_client(ref.tracking_uri)
+    files = {
+        name: Path(client.download_artifacts(ref.run_id, name, str(tmp_path))).read_text()
+        for name in ("results.json", "lineage.json", "config.yaml")
+    }
+    assert "sesame" not in "".join(files.values())
+    made = json.loads(files["results.json"])
+    assert made["per_class"] == {"token": 3, "password": 12.5, "https://***@host/x": None}
+    assert made["labels"] == [*made["per_class"]]
+    assert (made["notes"], made["api_key"]) == (['"password": "***", \\"more\\"'], "***")
+    assert json.loads(files["lineage.json"])["token"] == 3
+    tags = {"password": "***", "note": '"token": ***'}
+    assert yaml.safe_load(files["config.yaml"])["tracking"]["tags"] == tags
+    assert json.loads(client.get_run(ref.run_id).data.params.get("tracking.tags", json.dumps(tags))) == tags
 
 
 def test_headline_and_figures() -> None:

@@ -21,7 +21,7 @@ from raydistill.evaluate.results import strict_json
 from raydistill.evaluate.rules import Ruling, in_words, judge
 from raydistill.storage.board import Show
 from raydistill.storage.locks import lock
-from raydistill.storage.redaction import redact
+from raydistill.storage.redaction import redact_tree
 from raydistill.storage.storage import Storage
 from raydistill.tracking.registry.aliases import CHAMPION, Move, expect_champion, move_back, move_champion
 from raydistill.tracking.registry.students import COMPLETE
@@ -193,7 +193,9 @@ def record(verdict: Mapping[str, Any], challenger: Version, uri: str, place: Sto
     """Store the verdict and its report, a second time once the champion has moved; the id of its MLflow run."""
     with TemporaryDirectory(prefix="raydistill-") as scratch:
         folder = Path(scratch)
-        (folder / "gate.json").write_text(redact(json.dumps(verdict, indent=2, ensure_ascii=False)), encoding="utf-8")
+        (folder / "gate.json").write_text(
+            json.dumps(redact_tree(verdict), indent=2, ensure_ascii=False), encoding="utf-8"
+        )
         write_gate_report(verdict, folder / "gate.html")
         if verdict["moved"]:
             return amend_verdict(verdict, folder, uri)

@@ -28,6 +28,7 @@ from raydistill.evaluate.report.page import brings_code, loading_code, loading_n
 from raydistill.evaluate.report.scales import setting, short_count
 from raydistill.evaluate.rules import percent
 from raydistill.models.folder import CARD
+from raydistill.storage.redaction import redact_tree
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Task, task_of
 from raydistill.tracking.lineage import package_versions
@@ -53,6 +54,7 @@ def model_card(results: Mapping[str, Any], info: DataInfo | None = None) -> str:
     """The card's text. ``results``: results.json of a run with its config; ``info``: of its data."""
     from huggingface_hub import ModelCard
 
+    results = redact_tree(results)
     task = task_of(results["task"]["facts"])
     has_pairs = info.has_pairs if info is not None else bool(results["config"]["data"]["columns"]["text_pair"])
     body = [
