@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,10 +14,13 @@ from typing import Any
 from raydistill.errors import ArtifactError, UnknownName
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Damaged, Missing
+from raydistill.storage.locks import POLL_SECONDS, lock
 from raydistill.storage.manifest import KEY, KINDS, MANIFEST, Manifest
 from raydistill.storage.storage import STAGING, Storage
 
 DAY_SECONDS = 86_400.0
+TURN_SECONDS = 10.0
+"""Runs that want to refer to something wait for garbage collection no longer than this and one removal."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,20 @@ class Row:
         return time.time() - datetime.fromisoformat(self.created).timestamp()
 
 
-def list_artifacts(storage: Storage) -> list[Row]:
+def list_artifacts(storage: Storage, known: dict[str, Manifest] | None = None) -> list[Row]:
     """Every artefact and unsealed leftover of a storage with the runs that refer to it, sorted by kind and key.
 
-    ArtifactError where a run.json is damaged: what that run refers to is then unknown.
+    Manifests that are ``known``, by KIND/KEY, are not read again; those that are read are added. ArtifactError where a
+    run.json is damaged: what that run refers to is then unknown.
     """
     rows: dict[str, Row] = {}
-    manifests: dict[str, Manifest] = {}
+    manifests = {} if known is None else known
     for kind in KINDS:
         for key in filter(KEY.fullmatch, storage.list(kind)):
             name = f"{kind}/{key}"
             try:
-                manifests[name] = Artifact(storage, kind, key).manifest()
+                if name not in manifests:
+                    manifests[name] = Artifact(storage, kind, key).manifest()
                 rows[name] = Row(kind, key, manifests[name].bytes, manifests[name].created)
             except (Missing, Damaged):  # not ArtifactError: what cannot be read just now is no leftover
                 if re.fullmatch("[0-9a-f]{20}", key):  # storage may be a folder in which the user keeps other things
@@ -61,17 +66,24 @@ def list_artifacts(storage: Storage) -> list[Row]:
 def refer(storage: Storage, run_key: str, artifacts: Iterable[Artifact], run_id: str | None = None) -> None:
     """Let garbage collection keep artefacts, there or not yet, for a run: before they are made, or waited for.
 
-    What the run refers to already stays, as does its ``run_id`` in MLflow where none is given.
+    What is there once this has returned, stays. What the run refers to already stays, as does its ``run_id`` in MLflow
+    where none is given.
     """
-    parts = ("runs", run_key, "run.json")
-    try:
-        before = storage.read_json(*parts)
-    except Missing:
-        before = {}
-    names = {*before.get("artifacts", ()), *map(str, artifacts)}
-    record = {**before, "run_id": run_id or before.get("run_id"), "artifacts": sorted(names)}
-    if record != before:
-        storage.write_json(record, *parts)
+    parts, wanted = ("runs", run_key, "run.json"), set(map(str, artifacts))
+
+    def change() -> dict[str, Any] | None:
+        try:
+            before = storage.read_json(*parts)
+        except Missing:
+            before = {}
+        names = sorted({*before.get("artifacts", ()), *wanted})
+        record = {**before, "run_id": run_id or before.get("run_id"), "artifacts": names}
+        return record if record != before else None
+
+    if change() is not None:
+        with _references_settled(storage):
+            if (record := change()) is not None:
+                storage.write_json(record, *parts)
 
 
 def referred(storage: Storage, run_key: str) -> list[Artifact]:
@@ -85,15 +97,16 @@ def referred(storage: Storage, run_key: str) -> list[Artifact]:
 
 def remove_artifact(storage: Storage, name: str, force: bool = False) -> Row:
     """Remove the artefact ``KIND/KEY``; ArtifactError if it is not there or if a run refers to it and not ``force``."""
-    row = next((row for row in list_artifacts(storage) if f"{row.kind}/{row.key}" == name), None)
-    if row is None:
-        raise UnknownName(f"There is no artefact {name!r} in {storage.show()}. `raydistill cache ls` lists them.")
-    if row.used_by and not force:
-        raise ArtifactError(
-            f"{name} stays: {len(row.used_by)} run(s) refer to it ({', '.join(row.used_by[:3])}). "
-            "Add --force to remove it all the same; it is made anew when such a run needs it again."
-        )
-    Artifact(storage, row.kind, row.key).delete()
+    with _references_settled(storage):
+        row = next((row for row in list_artifacts(storage) if f"{row.kind}/{row.key}" == name), None)
+        if row is None:
+            raise UnknownName(f"There is no artefact {name!r} in {storage.show()}. `raydistill cache ls` lists them.")
+        if row.used_by and not force:
+            raise ArtifactError(
+                f"{name} stays: {len(row.used_by)} run(s) refer to it ({', '.join(row.used_by[:3])}). "
+                "Add --force to remove it all the same; it is made anew when such a run needs it again."
+            )
+        Artifact(storage, row.kind, row.key).delete()
     return row
 
 
@@ -102,13 +115,36 @@ def collect_garbage(storage: Storage, dry_run: bool = False, older_than_seconds:
 
     Nothing younger than ``older_than_seconds`` goes: a run that is under way may be about to refer to it.
     """
-    unused = [row for row in list_artifacts(storage) if not row.used_by]
-    rows = [row for row in [*unused, *_staging(storage)] if row.age_seconds >= older_than_seconds]
-    if not dry_run:
-        for row in rows:
-            storage.delete(row.kind, row.key, MANIFEST)
-            storage.delete(row.kind, row.key)
-    return rows
+    known: dict[str, Manifest] = {}
+    rows = _garbage(storage, older_than_seconds, known)
+    if dry_run:
+        return rows
+    gone: list[Row] = []
+    while rows:
+        with _references_settled(storage):
+            still = {(row.kind, row.key) for row in _garbage(storage, older_than_seconds, known)}
+            rows = [row for row in rows if (row.kind, row.key) in still]
+            until = time.monotonic() + TURN_SECONDS
+            while rows and time.monotonic() < until:
+                row = rows.pop(0)
+                storage.delete(row.kind, row.key, MANIFEST)
+                storage.delete(row.kind, row.key)
+                gone.append(row)
+        if rows:
+            time.sleep(2 * POLL_SECONDS)  # else those that wait for the lock would never find it free
+    return gone
+
+
+@contextmanager
+def _references_settled(storage: Storage) -> Iterator[None]:
+    """No other process begins to refer to anything, or removes what nothing refers to."""
+    with lock(storage, "references"):
+        yield
+
+
+def _garbage(storage: Storage, older_than_seconds: float, known: dict[str, Manifest]) -> list[Row]:
+    unused = [row for row in list_artifacts(storage, known) if not row.used_by]
+    return [row for row in [*unused, *_staging(storage)] if row.age_seconds >= older_than_seconds]
 
 
 def _unsealed(storage: Storage, kind: str, key: str) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from kit.processes import KEY, OTHER, damage, fill, kill, say_go, start, wait_fo
 
 from raydistill.errors import ArtifactError, StaleOwner
 from raydistill.pipeline.reporting import Reporter, metrics_path
+from raydistill.storage import garbage
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import _changed, collect_garbage, list_artifacts, refer, referred, remove_artifact
 from raydistill.storage.manifest import file_digest
@@ -105,6 +107,44 @@ def test_garbage_collection_stops_at_a_damaged_run(local: Storage) -> None:
     with pytest.raises(ArtifactError, match=r"run\.json is damaged"):
         collect_garbage(local, older_than_seconds=0)
     assert len(local.list("data")) == 1
+
+
+def test_what_a_run_begins_to_refer_to_after_the_listing_stays(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = family(storage)
+    listed = garbage._staging
+
+    def refer_then(storage: Storage) -> list[garbage.Row]:
+        refer(storage, "one", [made["signals"]])  # its parents stay, too
+        monkeypatch.setattr(garbage, "_staging", listed)
+        return listed(storage)
+
+    monkeypatch.setattr(garbage, "_staging", refer_then)
+    assert [row.kind for row in collect_garbage(storage)] == ["teacher"]
+    assert all(made[kind].exists() for kind in ("data", "tokens", "signals"))
+
+
+def test_what_a_run_finds_after_it_has_referred_to_it_stays(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = family(storage)
+    found: list[bool] = []
+    delete = Storage.delete
+
+    def run() -> None:
+        refer(storage, "one", [made["signals"]])
+        found.append(made["signals"].exists())
+
+    def delete_slowly(self: Storage, *parts: str) -> None:
+        if thread.ident is None and parts[0] == "data":
+            thread.start()
+            thread.join(0.3)
+        delete(self, *parts)
+
+    thread = threading.Thread(target=run)
+    monkeypatch.setattr(Storage, "delete", delete_slowly)
+    collect_garbage(storage)
+    thread.join(10)
+    assert found == [made["signals"].exists()]
 
 
 def test_remove_refuses_what_a_run_refers_to(storage: Storage) -> None:
