@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,7 @@ class Driver:
 
     def run(self, store: Future[None], retry_failed: bool) -> dict[str, Any]:
         store.result()
-        with tracked(self.prepared, "sweep") as self.ref:
+        with tracked(self.prepared, "sweep") as self.ref, ExitStack() as held:
             self.stop.is_obeyed = True
             self.show({"phase": "start", "note": "Ray"})
             with connected():
@@ -72,7 +73,7 @@ class Driver:
                 with self.clock.phase("finals", self.quiet):
                     self.choice.train_again(self.ledger, self.resources, partial(self.view, "finals"))
                 with self.clock.phase("evaluate", self.quiet):
-                    self.choice.evaluate()
+                    self.choice.evaluate(held)
             self.stop.is_obeyed = False
             with self.clock.phase("register", self.show):
                 settle(SearchSource, self.ledger, self.shared, self.ref)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from raydistill.models.crf import saved_settings
 from raydistill.pipeline.assembly import assemble
 from raydistill.pipeline.context import Context
-from raydistill.pipeline.distill import publish, take_over
+from raydistill.pipeline.distill import publish, say_waiting, take_over
 from raydistill.pipeline.phases import PhaseResults, run_phases
 from raydistill.pipeline.prepare import Clock, Prepared, run_key
 from raydistill.pipeline.tfidf import tfidf_outcome
@@ -28,6 +29,7 @@ from raydistill.search.tuning import TrialResources, run_trials
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 from raydistill.storage.garbage import refer, referred
+from raydistill.storage.locks import lock
 from raydistill.storage.ownership import Owner
 from raydistill.tracking.runs import RunRef, start_run
 
@@ -94,13 +96,18 @@ class Choice:
     def _artifact(self, final: Trial) -> Artifact:
         return Artifact(self.prepared.storage, "student", str(final.student))
 
-    def evaluate(self) -> None:
-        """Finish the winner's line and measure all finalists on the test rows."""
+    def evaluate(self, held: ExitStack) -> None:
+        """Finish the winner's line and measure all finalists on the test rows.
+
+        The lock of the winner's run stays ``held`` until it is registered: ``distill`` may be told to run it, too.
+        """
         if self.winner is None:
             return
         keys = {seed.student for finalist in self.finalists for seed in finalist.seeds}
         students = {key: Artifact(self.prepared.storage, "student", key) for key in keys}
         self.won = self._winner_prepared()
+        parts = ("runs", self.won.run_key, "driver.lock")
+        held.enter_context(lock(self.won.storage, *parts, waiting=lambda: say_waiting(self.show)))
         self.won_ref = start_run(self.won.config, self.won.storage, self.won.run_key, {"sweep": self.prepared.run_key})
         adopt(self.ref, self.won_ref, "winner")
         refer(self.won.storage, self.prepared.run_key, students.values())

@@ -2,7 +2,10 @@
 
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +16,12 @@ from raydistill.config.loading import load_config
 from raydistill.config.syntax import as_yaml, parse_yaml
 from raydistill.config.tree import Config
 from raydistill.errors import ModelError
-from raydistill.search import front, summary
+from raydistill.search import finals, front, summary
 from raydistill.search.ledger import Trial
 from raydistill.search.space import default_params, label, sweep_of, with_params
 from raydistill.search.summary import Finalist, SeedOutcome, build_summary, choose
+from raydistill.storage.locks import is_held
+from raydistill.storage.storage import Storage
 
 KD = "stages.distill.losses.kd.temperature"
 HIDDEN = "stages.distill.losses.hidden"
@@ -323,3 +328,37 @@ def test_verdict_without_a_winner_says_why() -> None:
     assert built["verdict"] == (
         "No winner: no trial was trained to its end within the constraints. Trials: 1 failed, 1 rejected."
     )
+
+
+def test_the_winners_run_is_locked_from_before_it_is_taken_over_until_it_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome: Any = None
+    storage, held_at = Storage(str(tmp_path)), dict[str, bool | None]()
+    won: Any = SimpleNamespace(storage=storage, run_key="won", config=None, job=lambda owner, ref: None)
+
+    def look(name: str, answer: Any = None) -> Any:
+        def step(*args: Any, **options: Any) -> Any:
+            held_at[name] = is_held(storage, "runs", "won", "driver.lock")
+            return answer
+
+        return step
+
+    choice: Any = object.__new__(finals.Choice)
+    choice.prepared, choice.ref, choice.stop, choice.show = (
+        SimpleNamespace(storage=storage, run_key="sweep"),
+        None,
+        None,
+        print,
+    )
+    choice.finalists, choice.winner, choice._winner_prepared = [], (None, None), lambda: won
+    for name in ("start_run", "adopt", "take_over"):
+        monkeypatch.setattr(finals, name, look(name))
+    monkeypatch.setattr(finals, "run_workers", look("run_workers", finals.Closing(outcome=outcome, scores={})))
+    with ExitStack() as held:
+        choice.evaluate(held)
+        look("until registered")()
+    look("after")()
+    assert held_at.pop("after") is False
+    assert all(held_at.values())
+    assert len(held_at) == 5
