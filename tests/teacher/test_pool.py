@@ -42,6 +42,7 @@ from raydistill.storage.board import Board
 from raydistill.storage.garbage import collect_garbage, refer, referred
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
+from raydistill.teacher.pool import teachers
 from raydistill.teacher.pool.packing import pack, unpack
 from raydistill.teacher.pool.recording import record_in_pool
 from raydistill.teacher.pool.signals import MAX_FAILURES, PoolFeed, PoolSignals
@@ -154,6 +155,46 @@ def supervised(job: Job, most: int, least: int = 1, kind: type = Teacher, **opti
         finally:
             ended.set()
             thread.join()
+
+
+def test_a_teacher_that_hangs_is_told_of_and_then_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    killed: list[Any] = []
+    pool = TeacherPool(Pool(min=1, max=3), {}, Teacher, (), lambda entry: told.append(entry["note"]))
+    clock, answered = [0.0], list[Any]()
+    monkeypatch.setattr(teachers.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(teachers.ray, "wait", lambda answers, **options: (answered, []))
+    monkeypatch.setattr(teachers.ray, "get", lambda answer: True)
+    monkeypatch.setattr(teachers.ray, "kill", killed.append)
+    hung, loading = (teachers.Member(i, f"actor {i}", f"answer {i}", is_ready=i == 1) for i in (1, 2))
+    pool._members = [hung, loading]
+    for clock[0], num_told in ((599.0, 0), (601.0, 1), (3599.0, 1)):
+        pool._look()
+        assert (len(told), killed) == (num_told, [])
+    pool._slowest = 400.0  # another teacher was as slow as that
+    clock[0] = 3999.0
+    pool._look()
+    assert not killed
+    clock[0] = 4001.0
+    pool._look()
+    assert killed == ["actor 1"]
+    assert pool._members == [loading]  # which may wait for room
+    assert told == [
+        "teacher 1 has not answered for 10 minutes: its work is slow, or it hangs",
+        "teacher 1 has not answered for 67 minutes and is replaced",
+    ]
+
+
+def test_a_slow_teacher_that_answers_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = TeacherPool(Pool(min=1, max=1), {}, Teacher, (), lambda entry: None)
+    monkeypatch.setattr(teachers.time, "monotonic", lambda: 5000.0)
+    monkeypatch.setattr(teachers.ray, "wait", lambda answers, **options: (answers, []))
+    monkeypatch.setattr(teachers.ray, "get", lambda answer: True)
+    slow = teachers.Member(1, SimpleNamespace(is_alive=SimpleNamespace(remote=object)), "answer", is_ready=True)
+    pool._members = [slow]
+    pool._look()
+    assert pool._members == [slow]
+    assert pool._slowest == 5000.0
 
 
 def signal_lines(counts: Path, begin: int = 0) -> list[list[str]]:

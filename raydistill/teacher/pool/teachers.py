@@ -24,6 +24,11 @@ REMIND_SECONDS = 30.0
 RETRY_SECONDS = 5.0
 LOADING_SECONDS = 300.0
 """Teachers that find room at once may take so long to load."""
+QUIET_SECONDS, HUNG_SECONDS = 600.0, 3600.0
+"""A teacher answers once it has done the work before, at most two shards: a large one on a few CPUs may need half an
+hour for them. One that is quiet so long is told of, then taken for hung."""
+SLOWEST_TIMES = 10
+"""Nor is one taken for hung before it was quiet so many times longer than any teacher of the pool yet."""
 MAX_FAILED_STARTS = 3
 """Teachers that fail to load one after another, none being there: the next would fail as well."""
 MAX_LOST_STARTS = 10
@@ -99,6 +104,8 @@ class Member:
     """What it was asked last: to open, later whether it is alive."""
     is_ready: bool = False
     asked_at: float = 0.0
+    is_told_of: bool = False
+    """Whether it was said that it does not answer."""
 
 
 class TeacherPool:
@@ -124,6 +131,7 @@ class TeacherPool:
         self._members: list[Member] = []
         self._number = 0
         self._failed_starts = self._lost_starts = 0
+        self._slowest = 0.0  # s from a question to the answer, of a teacher that was there
         self._begin_at = time.monotonic()  # of asking for the teachers that are missing
         self._has_begun = False
         self._missed_at: float | None = time.monotonic()
@@ -240,10 +248,25 @@ class TeacherPool:
                 self._retire(member, str(error))
                 self._judge(error)
             else:
+                if member.is_ready:
+                    self._slowest = max(self._slowest, time.monotonic() - member.asked_at)
+                member.is_told_of = False
                 member.is_ready, self._failed_starts, self._lost_starts = True, 0, 0
+        for member in [member for member in self._members if member.is_ready and member.answer is not None]:
+            self._judge_silence(member, time.monotonic() - member.asked_at)
         for member in self._members:
             if member.answer is None and time.monotonic() - member.asked_at >= PING_SECONDS:
                 self._ask(member)
+
+    def _judge_silence(self, member: Member, seconds: float) -> None:
+        """Tell of a teacher that does not answer, and replace one that hangs."""
+        note = f"teacher {member.number} has not answered for {seconds / 60:.0f} minutes"
+        if seconds >= max(HUNG_SECONDS, SLOWEST_TIMES * self._slowest):
+            self.show({"phase": "teachers", "note": f"{note} and is replaced"})
+            self._retire(member, note)
+        elif seconds >= max(QUIET_SECONDS, 2 * self._slowest) and not member.is_told_of:
+            member.is_told_of = True
+            self.show({"phase": "teachers", "note": f"{note}: its work is slow, or it hangs"})
 
     def _retire(self, member: Member, reason: str) -> None:
         logging.getLogger(__name__).warning("Teacher %d is gone: %s", member.number, reason.splitlines()[0])
