@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raydistill.config.loading import load_config
+from raydistill.config.loading import NO_MODEL, load_config
 from raydistill.config.syntax import as_yaml, parse_yaml
 from raydistill.config.tree import STORAGE, Config
 from raydistill.data.location import WITHOUT_LABELS
@@ -37,7 +38,7 @@ TEMPLATE = """\
 storage: {storage}  # a folder or URL for everything that is computed
 {data}
 task: {task}
-teacher: {{model: {teacher}}}{language}{notice}
+teacher: {teacher}{language}{notice}
 evaluate: {{baseline: true}}  # also the same student without a teacher: what does the teacher add?
 registry: {{name: {name}}}  # the student becomes a version of it in MLflow
 """
@@ -61,17 +62,22 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
     Raises RaydistillError where a run would, before any work.
     """
     reads_pictures = config.task.reads_pictures
+    given = config.teacher.model_dump(mode="json", exclude_unset=True)
+    if (named := given.pop("model")) != NO_MODEL and model not in (None, named):
+        raise ConfigError(f"--teacher names {model}, and --set teacher.model names {named}. Leave one of them out.")
+    model = model or (named if named != NO_MODEL else None)
     teacher, folder = model_of(model or DEFAULT_VISION.get(kind_of(config.task).head_kind))
     survey = examine(config, folder)
-    fits = folder is not None and (not reads_pictures or is_tuned(folder, survey.task.head))
-    notice = order_notice(folder, survey.task.head) if folder is not None and fits else None
+    trusted = config.lead.trust_remote_code
+    fits = folder is not None and (not reads_pictures or is_tuned(folder, survey.task.head, trusted))
+    notice = order_notice(folder, survey.task.head, trusted) if folder is not None and fits else None
     text = TEMPLATE.format(
         about="\n".join(about(survey)),
         rows="pictures" if reads_pictures else "texts",
         storage=STORAGE,
         data="\n".join(data_section(survey)),
         task=task_section(config, survey, is_default=model is None),
-        teacher=as_yaml(teacher),
+        teacher=flow({"model": teacher, **given}),
         language="  # English; for other languages a multilingual encoder" if "minilm" in teacher.lower() else "",
         notice="".join(f"\n{line}" for line in note(notice or "")),
         name=as_yaml(name_of(survey.data.path)),
@@ -86,7 +92,12 @@ def task_section(config: Config, survey: Survey, *, is_default: bool) -> str:
     if is_default and survey.task.head_kind == OBJECTS:
         given = {"picture_size": DETECTOR_SIZE} | given
     found = {"type": survey.task.type, **given}
-    return "{" + ", ".join(f"{name}: {as_yaml(value)}" for name, value in found.items()) + "}"
+    return flow(found)
+
+
+def flow(values: Mapping[str, Any]) -> str:
+    """A section on a line."""
+    return "{" + ", ".join(f"{name}: {as_yaml(value)}" for name, value in values.items()) + "}"
 
 
 def note(text: str) -> list[str]:

@@ -155,10 +155,15 @@ def load_data(path: str, overrides: Sequence[str] = ()) -> Data:
     return data_config(path, overrides).data
 
 
-def data_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """A config of which only data and task mean something, for a path and overrides of these sections."""
-    check_data_overrides(overrides, ("data.", "task."))
-    rest = {"teacher": {"model": "-"}, "stages": {"distill": {"losses": {"task": {"type": "task"}}}}}
+NO_MODEL = "-"
+"""In the place of a teacher's name that nobody has given yet."""
+
+
+def data_config(path: str, overrides: Sequence[str] = (), *, has_teacher: bool = False) -> Config:
+    """A config of which only data and task mean something, for a path and overrides of these sections; and the teacher
+    with ``has_teacher``."""
+    check_data_overrides(overrides, ("data.", "task.", "teacher.") if has_teacher else ("data.", "task."))
+    rest = {"teacher": {"model": NO_MODEL}, "stages": {"distill": {"losses": {"task": {"type": "task"}}}}}
     return load_config({"data": {"path": path}, **rest}, overrides)
 
 
@@ -169,7 +174,8 @@ def check_data_overrides(overrides: Sequence[str], sections: tuple[str, ...] = (
         if name == "storage":
             raise ConfigError(f"--set {assignment}: this command reads no config; write --storage {value}")
         if not name.startswith(sections):
-            known = " and ".join(section.removesuffix(".") for section in sections)
+            *most, last = (section.removesuffix(".") for section in sections)
+            known = f"{', '.join(most)} and {last}" if most else last
             raise ConfigError(f"--set {assignment}: only names of {known} are used here, such as data.max_length=64")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +19,8 @@ from raydistill.tasks.targets import decoded, is_string
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "review", "content", "premise", "question", "question1")
 IMAGE_NAMES = ("image", "picture", "photo", "img", "image_path", "file_name", "path")
+MOST_CELLS = 1000
+"""By so many a column is recognised."""
 _LETTERS = 20  # a column of texts has more in the mean
 PAIR_NAMES = {
     "text": "text_pair",
@@ -78,12 +82,34 @@ def choose_columns(
                         if role == "text" and kind.has_units and lower.keys() & set(kind.text_columns)
                     ]
                     hint = f" For lists of words set task.type: {other[0]}." if other and not many else ""
+                    if role == "label":
+                        hint = fitting({name: few for name, few in (cells or {}).items() if name not in taken}, task)
                     raise DataError(
                         f"{where} has no column that is recognised as the {role} ({', '.join(usual)}){many}. "
                         f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}.{hint}"
                     )
                 chosen[role] = able[0]
     return chosen | (kind_of(task).more_columns(task, names) if task is not None else {})
+
+
+def fitting(cells: Mapping[str, Sequence[Any]], task: TaskSection | None, said: str = "") -> str:
+    """A sentence on the columns whose ``cells`` look like targets of other tasks, or nothing; ``said`` names some."""
+    pictures = task is not None and task.reads_pictures
+    found = {}
+    for name, few in cells.items():
+        kinds = [kind for kind in TASKS.values() if kind.Settings.reads_pictures == pictures and kind.is_target(few)]
+        types = [kind.type for kind in kinds if kind.type not in said]
+        if types and not are_ids(few) and (task is None or kind_of(task) not in kinds):
+            found[name] = " or ".join(types)
+    listed = [f"{name} would fit task.type {types}" for name, types in list(found.items())[:3]]
+    return f" {'; '.join(listed)}." if listed else ""
+
+
+def are_ids(cells: Sequence[Any]) -> bool:
+    """Whether these are whole numbers that rise from row to row."""
+    known = [str(cell).strip() for cell in cells if cell is not None and str(cell).strip()]
+    numbers = [int(cell) for cell in known if cell.isdecimal()]
+    return len(numbers) == len(known) and all(a < b for a, b in pairwise(numbers))
 
 
 def usual_names(role: str, chosen: Mapping[str, str], task: TaskSection | None) -> tuple[str, ...]:
@@ -127,15 +153,32 @@ def canonical(
     type."""
     out: dict[str, Any] = {}
     raw = {role: table.column(name) for role, name in chosen.items()}
-    for role, column in kind_of(task).aligned(task, raw, where, class_names).items():
+    with named_fit(raw, chosen, task):
+        aligned = kind_of(task).aligned(task, raw, where, class_names)
+        if "label" in aligned:
+            what = f"Column {chosen.get('label')!r} of {where}"
+            aligned = {**aligned, "label": kind_of(task).column(task, aligned["label"], what, class_names)}
+    for role, column in aligned.items():
         name = chosen.get(role)
         if role == "label":
-            out[role] = kind_of(task).column(task, column, f"Column {name!r} of {where}", class_names)
+            out[role] = column
         elif role == "image":
             out |= pictures_in(column, f"Column {name!r} of {where}", where, file)
         else:
             out[role] = _text_column(column, f"Column {name!r} of {where}")
     return kind_of(task).placed(pa.table(out), where)
+
+
+@contextmanager
+def named_fit(raw: Mapping[str, pa.ChunkedArray], chosen: Mapping[str, str], task: TaskSection) -> Iterator[None]:
+    """Adds to a DataError on a label column that is none of the ``task`` of which task it looks like one."""
+    try:
+        yield
+    except DataError as error:
+        cells = {chosen[role]: column[:MOST_CELLS].to_pylist() for role, column in raw.items() if role == "label"}
+        if hint := fitting(cells, task, str(error)):
+            raise DataError(f"{error}{hint}") from error
+        raise
 
 
 def pictures_in(column: pa.ChunkedArray, what: str, where: str, file: DataFile | None) -> dict[str, pa.Array]:

@@ -14,7 +14,7 @@ import numpy as np
 from raydistill.config.data import Columns, Data, Split
 from raydistill.config.gate import Gate
 from raydistill.config.tree import Config
-from raydistill.data.columns import choose_columns
+from raydistill.data.columns import MOST_CELLS, choose_columns
 from raydistill.data.draft import Draft, Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.encoding import load_tokenizer
 from raydistill.data.location import SUFFIXES, locate
@@ -26,8 +26,6 @@ MIN_TEST_ROWS, MIN_VALIDATION_ROWS = Gate().min_rows or 1, 100
 """Held-out rows that the shares are made for: what the gate asks for, and half of it to pick an epoch."""
 MOST_HELD_OUT = 50
 """% of the labelled training rows that both splits take together at most."""
-HEAD_ROWS = 1000
-"""Rows by whose cells a column is recognised."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
     found = locate(config.data)
     columns: dict[str, list[Any]] = {}
     if found.kind in SUFFIXES:
-        rows = list(islice(rows_of(found.files[0], found.kind), HEAD_ROWS))
+        rows = list(islice(rows_of(found.files[0], found.kind), MOST_CELLS))
         columns = {
             name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)
         }

@@ -48,7 +48,7 @@ class TextRegression(Task):
     def column(cls, settings: Any, column: pa.ChunkedArray, what: str, names: Sequence[str] | None) -> pa.ChunkedArray:
         column = decoded(column)
         if names is not None or pa.types.is_boolean(column.type) or pa.types.is_nested(column.type):
-            raise DataError(f"{what} holds classes or lists, not numbers. Name another, or set task.type.")
+            raise DataError(f"{what} holds classes or lists, not numbers. Name another.")
         if is_string(column.type):
             column = none_if_empty(column)
             wrong = column.filter(pa.array(no_numbers(column)))

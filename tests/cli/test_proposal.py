@@ -20,8 +20,8 @@ from raydistill.cli.proposal import PACKAGED, name_of, propose, surveyed
 from raydistill.config.data import Columns, Split
 from raydistill.config.loading import data_config, load_config
 from raydistill.config.syntax import as_yaml
-from raydistill.config.tasks import TextClassification
-from raydistill.data.columns import choose_columns
+from raydistill.config.tasks import SECTIONS, TextClassification
+from raydistill.data.columns import canonical, choose_columns
 from raydistill.data.survey import shares
 from raydistill.errors import DataError
 from raydistill.pipeline import plan as planning
@@ -185,7 +185,9 @@ def test_init_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         (["quickstart", "--data", "posts.csv"], "not both"),
         (["--teacher", "x"], "--data, which is missing"),
         (["--data", "posts.csv"], "posts.csv does not exist"),
-        (["--data", "posts.csv", "--set", "train.seed=1"], "only names of data"),
+        (["--data", "posts.csv", "--set", "train.seed=1"], "only names of data, task and teacher are used here"),
+        (["--data", "posts.csv", "--set", "teacher.finetune.epochs=1"], "did you mean teacher.finetune.num_epochs?"),
+        (["--data", "posts.csv", "--teacher", "a", "--set", "teacher.model=b"], "Leave one of them out"),
     ]:
         code, _, err = run_init(capfd, *arguments)
         assert code == 2
@@ -212,7 +214,16 @@ TEXTS = ["the first of some long texts", "another one of these long texts", "and
         ),
         (
             {"body": TEXTS, "score": [i / 7 for i in range(12)]},
-            "x has no column that is recognised as the label .*Its columns: body, score",
+            "x has no column that is recognised as the label .*Its columns: body, score.* score would fit task.type "
+            "text_regression.$",
+        ),
+        (
+            {"body": TEXTS, "id": range(12), "found": [[{"start": 0, "end": 3, "label": "x"}], []] * 6},
+            "found would fit task.type token_classification.$",
+        ),
+        (
+            {"body": TEXTS, "found": [["a", "b"], ["b"]] * 6},
+            "found would fit task.type multi_label_classification or token_classification.$",
         ),
     ],
 )
@@ -228,6 +239,31 @@ def test_columns_are_recognised_by_what_they_hold(
     else:
         chosen = choose()
         assert chosen == chosen | expected
+
+
+@pytest.mark.parametrize(
+    ("task", "cells", "fits"),
+    [
+        ("text_regression", ["a", "b"] * 6, "text_classification"),
+        ("text_classification", [["a"], ["b"]] * 6, "multi_label_classification or token_classification"),
+        ("multi_label_classification", [i / 7 for i in range(12)], "text_regression"),
+        ("token_classification", ["a", "b"] * 6, "text_classification"),
+        ("embeddings", ["a", "b"] * 6, "text_classification"),
+    ],
+)
+def test_a_column_that_is_no_label_of_the_task_is_told_with_its_own(task: str, cells: list[Any], fits: str) -> None:
+    table, settings = pa.table({"text": TEXTS, "text_pair": TEXTS, "label": cells}), SECTIONS[task]()
+    chosen = {"text": "text", "label": "label"} | ({"text_pair": "text_pair"} if task == "embeddings" else {})
+    with pytest.raises(DataError, match=rf"label would fit task\.type {fits}\.$"):
+        canonical(table, chosen, "x", None, settings)
+
+
+def test_settings_of_the_teacher_are_written(tmp_path: Path) -> None:
+    path = write_csv(own_rows(tmp_path), tmp_path / "posts.csv")
+    given = ["teacher.model=owner/model", "teacher.finetune.num_epochs=7", "teacher.mode=online"]
+    (tmp_path / "made.yaml").write_text(propose(data_config(path, given, has_teacher=True), None)[0])
+    made = load_config(tmp_path / "made.yaml").lead
+    assert (made.model, made.finetune.num_epochs, made.mode) == ("owner/model", 7, "online")
 
 
 def test_held_out_shares_grow_for_few_rows() -> None:

@@ -16,7 +16,7 @@ from kit.scenes import NAMES, Objects, save_tiny_detector, scene_config, toy_sce
 from PIL import Image
 
 from raydistill.cli.proposal import propose
-from raydistill.config.loading import load_config
+from raydistill.config.loading import data_config, load_config
 from raydistill.data.draft import make_draft, read_draft
 from raydistill.data.prepare import data_key, prepare_data
 from raydistill.data.rows import map_batch
@@ -294,8 +294,7 @@ def test_pictures_without_labels_join_from_any_folder(tmp_path: Path) -> None:
 
 def test_a_config_is_written_for_a_folder(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "made", SCENES)
-    given = {"data": {"path": str(folder)}, "task": {"type": "object_detection"}, "teacher": {"model": "x"}}
-    text, _ = propose(load_config(given), None)
+    text, _ = propose(data_config(str(folder), ["task.type=object_detection"]), None)
     assert "task: {type: object_detection, picture_size: [512, 512]}" in text
     assert "teacher: {model: hustvl/yolos-small}" in text
     counts = Counter(name for _, found in SCENES for name, _ in found)

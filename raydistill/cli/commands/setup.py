@@ -31,7 +31,7 @@ def init(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Override data or task: --set task.type=text_regression."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Override data, task or teacher: task.type=text_regression."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The file to write; in this folder by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
@@ -75,7 +75,7 @@ def write_config(data: str, overrides: list[str], teacher: str | None, out: Path
     target = out or Path(f"{name_of(data)}.yaml")
     if target.exists() and not force:  # before the texts are read
         raise starters.already_there(target)
-    text, survey = propose(data_config(data, overrides), teacher)
+    text, survey = propose(data_config(data, overrides, has_teacher=True), teacher)
     starters.write_new(target, text, force)
     command = f"raydistill plan {quote(str(target))}"
 

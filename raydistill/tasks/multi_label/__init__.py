@@ -56,8 +56,9 @@ class MultiLabelClassification(Task):
 
     @classmethod
     def is_target(cls, cells: Sequence[Any]) -> bool:
-        """Lists; what a cell of text means nobody can tell."""
-        return any(isinstance(cell, list) for cell in cells)
+        """Lists of names or numbers; what a cell of text means nobody can tell."""
+        lists = [cell for cell in cells if isinstance(cell, list)]
+        return bool(lists) and not any(isinstance(item, list | dict) for cell in lists for item in cell)
 
     @classmethod
     def read(

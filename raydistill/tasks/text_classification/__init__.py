@@ -51,6 +51,8 @@ class Classification(Task):
         """A few different short words or whole numbers that come again and again."""
         known = [str(cell).strip() for cell in cells if cell is not None and str(cell).strip()]
         different = set(known)
+        if any(isinstance(cell, list | dict) for cell in cells):
+            return False
         return 2 <= len(different) <= min(MOST_CLASSES, len(known) // 2) and max(map(len, different)) <= MOST_LETTERS
 
     @classmethod
