@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from raydistill.config.loading import NO_MODEL, load_config
 from raydistill.config.syntax import as_yaml, parse_yaml
 from raydistill.config.tree import STORAGE, Config
 from raydistill.data.location import WITHOUT_LABELS
+from raydistill.data.recognition import recognised
 from raydistill.data.survey import Lengths, Survey, examine
 from raydistill.errors import ConfigError
 from raydistill.evaluate.report.scales import cut, visible
@@ -61,13 +63,15 @@ def propose(config: Config, model: str | None) -> tuple[str, Survey]:
 
     Raises RaydistillError where a run would, before any work.
     """
-    reads_pictures = config.task.reads_pictures
     given = config.teacher.model_dump(mode="json", exclude_unset=True)
     if (named := given.pop("model")) != NO_MODEL and model not in (None, named):
         raise ConfigError(f"--teacher names {model}, and --set teacher.model names {named}. Leave one of them out.")
     model = model or (named if named != NO_MODEL else None)
+    config, guess = recognised(config)
+    reads_pictures = config.task.reads_pictures
     teacher, folder = model_of(model or DEFAULT_VISION.get(kind_of(config.task).head_kind))
     survey = examine(config, folder)
+    survey = replace(survey, notes=(*guess, *survey.notes))
     trusted = config.lead.trust_remote_code
     fits = folder is not None and (not reads_pictures or is_tuned(folder, survey.task.head, trusted))
     notice = order_notice(folder, survey.task.head, trusted) if folder is not None and fits else None

@@ -15,6 +15,7 @@ from raydistill.data.paths import DataFile
 from raydistill.data.pictures import SUFFIXES, sound
 from raydistill.errors import ConfigError, DataError, did_you_mean
 from raydistill.tasks import TASKS, kind_of
+from raydistill.tasks.numbers import are_amounts
 from raydistill.tasks.targets import decoded, is_string
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "review", "content", "premise", "question", "question1")
@@ -97,6 +98,9 @@ def fitting(cells: Mapping[str, Sequence[Any]], task: TaskSection | None, said: 
     pictures = task is not None and task.reads_pictures
     found = {}
     for name, few in cells.items():
+        if are_amounts(few):
+            found[name] = "text_regression, once its amounts of money are plain numbers (1234.50)"
+            continue
         kinds = [kind for kind in TASKS.values() if kind.Settings.reads_pictures == pictures and kind.is_target(few)]
         types = [kind.type for kind in kinds if kind.type not in said]
         if types and not are_ids(few) and (task is None or kind_of(task) not in kinds):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import numpy as np
 from raydistill.config.data import Columns, Data, Split
 from raydistill.config.gate import Gate
 from raydistill.config.tree import Config
-from raydistill.data.columns import MOST_CELLS, choose_columns
+from raydistill.data.columns import choose_columns
 from raydistill.data.draft import Draft, Part, cut_missing, drop_duplicates, join_unlabeled, read_draft, whole
 from raydistill.data.encoding import load_tokenizer
-from raydistill.data.location import SUFFIXES, locate
+from raydistill.data.location import locate
+from raydistill.data.recognition import first_cells
 from raydistill.data.size import LENGTH_ROWS, token_counts
-from raydistill.data.tables import rows_of
 from raydistill.tasks import Targets, Task
 
 MIN_TEST_ROWS, MIN_VALIDATION_ROWS = Gate().min_rows or 1, 100
@@ -78,12 +77,7 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
     use.
     """
     found = locate(config.data)
-    columns: dict[str, list[Any]] = {}
-    if found.kind in SUFFIXES:
-        rows = list(islice(rows_of(found.files[0], found.kind), MOST_CELLS))
-        columns = {
-            name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)
-        }
+    columns = first_cells(found)
     if columns:
         given, where = config.data.columns, found.files[0].name
         chosen = choose_columns(list(columns), given, where, True, config.task, cells=columns)

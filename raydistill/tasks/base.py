@@ -188,6 +188,12 @@ class Task(ABC):
         """Whether the first cells of a column without a usual name look like targets."""
 
     @classmethod
+    def is_told_by(cls, chosen: Mapping[str, str], cells: Mapping[str, Sequence[Any]]) -> bool:
+        """Whether columns that were ``chosen`` for it by role, with their first cells, can hardly be for another task;
+        classes of texts are what rows are of where no task says so."""
+        return False
+
+    @classmethod
     @abstractmethod
     def read(cls, settings: Any, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None) -> Read:
         """The targets of ``columns``, by split as ``column`` gave them. Raises DataError, ConfigError."""

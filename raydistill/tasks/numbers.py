@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,17 @@ from raydistill.errors import DataError
 from raydistill.tasks.targets import Array
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+AMOUNT = re.compile(
+    r"[+-]?([$€£¥₹]|USD|EUR|GBP|CHF)\s?[0-9][0-9.,' ]*|[+-]?[0-9][0-9.,' ]*\s?([$€£¥₹]|USD|EUR|GBP|CHF)"
+)
+"""Of money; which of its signs is the decimal one differs by country."""
 NUM_STRATA = 10
+
+
+def are_amounts(cells: Sequence[Any]) -> bool:
+    """Whether these are amounts of money, as texts."""
+    known = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    return bool(known) and all(AMOUNT.fullmatch(cell) for cell in known)
 
 
 def no_numbers(column: pa.ChunkedArray) -> Array:

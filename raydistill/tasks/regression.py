@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 FEW_VALUES = 3
 """A target of so few different values is rather a class."""
+MANY_VALUES = 50
+"""So many different ones are hardly numbers of classes, unless their column says so."""
 MAX_POINTS = 500
 """Rows of a report's picture of outputs against targets."""
 
@@ -64,6 +67,17 @@ class TextRegression(Task):
         """Many different numbers."""
         known = [str(cell).strip() for cell in cells if cell is not None and str(cell).strip()]
         return len(set(known)) > FEW_VALUES and all(NUMBER.fullmatch(cell) for cell in known)
+
+    @classmethod
+    def is_told_by(cls, chosen: Mapping[str, str], cells: Mapping[str, Sequence[Any]]) -> bool:
+        """Numbers with fractions; or many whole ones that do not rise from row to row, as numbers of rows do, in a
+        column that is not called as one of classes."""
+        label = chosen["label"]
+        if not cls.is_target(cells[label]):
+            return False
+        known = [float(cell) for cell in cells[label] if cell is not None and str(cell).strip()]
+        is_mixed = len(set(known)) > MANY_VALUES and any(a > b for a, b in pairwise(known))
+        return any(number % 1 for number in known) or (is_mixed and label.lower() not in Task.label_columns)
 
     @classmethod
     def read(cls, settings: Any, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None) -> Read:

@@ -14,16 +14,19 @@ import pytest
 from kit.rows_on_disk import make_folder
 from kit.tiny import save_tiny
 from kit.toy import TOPICS, write_toy_csv
+from PIL import Image
 
 from raydistill.cli import main as cli
-from raydistill.cli.proposal import PACKAGED, name_of, propose, surveyed
+from raydistill.cli.proposal import DEFAULT_VISION, PACKAGED, name_of, propose, surveyed
 from raydistill.config.data import Columns, Split
 from raydistill.config.loading import data_config, load_config
 from raydistill.config.syntax import as_yaml
 from raydistill.config.tasks import SECTIONS, TextClassification
 from raydistill.data.columns import canonical, choose_columns
+from raydistill.data.recognition import recognised
 from raydistill.data.survey import shares
 from raydistill.errors import DataError
+from raydistill.models.head import IMAGE
 from raydistill.pipeline import plan as planning
 from raydistill.pipeline.distill import distill
 
@@ -256,6 +259,74 @@ def test_a_column_that_is_no_label_of_the_task_is_told_with_its_own(task: str, c
     chosen = {"text": "text", "label": "label"} | ({"text_pair": "text_pair"} if task == "embeddings" else {})
     with pytest.raises(DataError, match=rf"label would fit task\.type {fits}\.$"):
         canonical(table, chosen, "x", None, settings)
+
+
+MANY = [f"text {i} of some words, number {i * 7}" for i in range(120)]
+SPANS = [[{"start": 5, "end": 6, "label": "AB"[i % 2]}] for i in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "label"),
+    [
+        ({"text": MANY, "entities": SPANS}, "token_classification", "entities"),
+        ({"text": MANY, "label": [[[5, 6, "A"]]] * 120}, "token_classification", "label"),
+        ({"text": MANY, "lang": ["de", "en"] * 60, "spans": SPANS}, "token_classification", "spans"),
+        ({"tokens": [["a", "b"]] * 120, "ner_tags": [["O", "B-X"]] * 120}, "token_classification", "ner_tags"),
+        ({"text": MANY, "tags": [["a"], ["a", "b"]] * 60}, "multi_label_classification", "tags"),
+        ({"id": range(120), "query": MANY, "document": MANY[::-1]}, "embeddings", None),
+        ({"anchor": MANY, "positive": MANY[::-1]}, "embeddings", None),
+        ({"question": MANY, "context": MANY, "answers": ["text"] * 120}, "question_answering", "answers"),
+        ({"text": MANY, "mood": [i / 7 for i in range(120)]}, "text_regression", "mood"),
+        ({"text": MANY, "price": [i * 37 % 120 for i in range(120)]}, "text_regression", "price"),
+        ({"file": [f"{i}.png" for i in range(120)], "kind": ["a", "b"] * 60}, "image_classification", "kind"),
+        # classes, as ever: where they have their name, and where a number beside them may be how sure somebody was
+        ({"text": MANY, "label": ["a", "b"] * 60, "score": [i / 7 for i in range(120)]}, "text_classification", None),
+        ({"text": MANY, "topic": ["a", "b"] * 60, "score": [i / 7 for i in range(120)]}, "text_classification", None),
+        ({"text": MANY, "label": ["a", "b"] * 60, "spans": SPANS}, "text_classification", None),
+        ({"text": MANY, "stars": [1, 2, 3, 4, 5] * 24}, "text_classification", None),
+        ({"text": MANY, "label": [i * 37 % 120 for i in range(120)]}, "text_classification", None),
+        ({"text": MANY, "id": range(120)}, "text_classification", None),
+        (
+            {"image": [f"{i}.png" for i in range(120)], "text": MANY, "label": ["a", "b"] * 60},
+            "text_classification",
+            None,
+        ),
+    ],
+)
+def test_the_task_is_recognised_by_columns(
+    columns: dict[str, Any], task: str, label: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+    )
+    config, notes = recognised(data_config(str(path)))
+    assert config.task.type == task
+    assert all(f"The task is {task}, as the data is a table of" in note for note in notes)
+    assert bool(notes) is (task != "text_classification")
+    assert label is None or f"{label} (label)" in notes[0]
+    assert recognised(data_config(str(path), ["task.type=text_regression"]))[0].task.type == "text_regression"
+
+
+@pytest.mark.parametrize("name", ["price", "label"])
+def test_amounts_of_money_are_known_for_what_they_are(name: str, tmp_path: Path) -> None:
+    rows = [{"text": text, name: f"${i},000.50"} for i, text in enumerate(MANY)]
+    path = write_csv(rows, tmp_path / "rows.csv")
+    with pytest.raises(DataError, match=rf"{name} would fit task.type text_regression, once its amounts of money are"):
+        propose(data_config(path), "owner/model")
+
+
+def test_what_is_recognised_is_written_and_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (8, 8), (20 * i, 10 * (name == "a"), 0)).save(tmp_path / "pictures" / name / f"{i}.png")
+    text, survey = propose(data_config(str(tmp_path / "pictures")), None)
+    assert survey.notes[0].startswith("The task is image_classification, as the data is a folder of pictures.")
+    assert "# - The task is image_classification, as the data is a folder of pictures." in text
+    (tmp_path / "made.yaml").write_text(text)
+    made = load_config(tmp_path / "made.yaml")
+    assert (made.task.type, made.lead.model) == ("image_classification", DEFAULT_VISION[IMAGE])
 
 
 def test_settings_of_the_teacher_are_written(tmp_path: Path) -> None:

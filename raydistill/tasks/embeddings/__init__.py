@@ -114,6 +114,12 @@ class Embeddings(Task):
         return False
 
     @classmethod
+    def is_told_by(cls, chosen: Mapping[str, str], cells: Mapping[str, Sequence[Any]]) -> bool:
+        """Queries with documents by their names, without a label or with a score."""
+        names = (chosen["text"].lower(), chosen.get("text_pair", "").lower())
+        return names in (("query", "document"), ("anchor", "positive")) and chosen.get("label", "").lower() != "label"
+
+    @classmethod
     def read(
         cls, settings: config.Embeddings, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None
     ) -> Read:

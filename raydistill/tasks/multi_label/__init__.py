@@ -61,6 +61,10 @@ class MultiLabelClassification(Task):
         return bool(lists) and not any(isinstance(item, list | dict) for cell in lists for item in cell)
 
     @classmethod
+    def is_told_by(cls, chosen: Mapping[str, str], cells: Mapping[str, Sequence[Any]]) -> bool:
+        return cls.is_target(cells[chosen["label"]]) and not any(isinstance(c, list) for c in cells[chosen["text"]])
+
+    @classmethod
     def read(
         cls,
         settings: config.MultiLabelClassification,

@@ -89,6 +89,10 @@ class ObjectDetection(Task):
         return are_objects(cells, "bbox")
 
     @classmethod
+    def is_told_by(cls, chosen: Mapping[str, str], cells: Mapping[str, Sequence[Any]]) -> bool:
+        return cls.is_target(cells[chosen["label"]])
+
+    @classmethod
     def read(
         cls, settings: config.ObjectDetection, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None
     ) -> Read:

@@ -108,6 +108,12 @@ class QuestionAnswering(Task):
         return are_objects(cells, "text")
 
     @classmethod
+    def is_told_by(cls, chosen: Mapping[str, str], cells: Mapping[str, Sequence[Any]]) -> bool:
+        """Questions beside contexts, with answers by name or form."""
+        label = chosen["label"]
+        return "text_pair" in chosen and (label.lower().startswith("answer") or cls.is_target(cells[label]))
+
+    @classmethod
     def read(
         cls, settings: config.QuestionAnswering, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None
     ) -> Read:

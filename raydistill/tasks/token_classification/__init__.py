@@ -108,6 +108,13 @@ class TokenClassification(Task):
         return bool(known) and all(isinstance(cell, list) for cell in known)
 
     @classmethod
+    def is_told_by(cls, chosen: Mapping[str, str], cells: Mapping[str, Sequence[Any]]) -> bool:
+        """Words as a list, or spans: lists or objects in a list."""
+        labels = cells[chosen["label"]]
+        nested = any(isinstance(item, list | dict) for cell in labels if isinstance(cell, list) for item in cell)
+        return cls.is_target(labels) and (nested or any(isinstance(cell, list) for cell in cells[chosen["text"]]))
+
+    @classmethod
     def read(
         cls, settings: config.TokenClassification, columns: Mapping[str, pa.ChunkedArray], names: tuple[str, ...] | None
     ) -> Read:

@@ -1,0 +1,74 @@
+"""Which task rows are for, by the kind of their source and by what columns are called and hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from raydistill.config.tasks import TaskSection
+from raydistill.config.tree import Config
+from raydistill.data.columns import MOST_CELLS, are_pictures, choose_columns, fitting, is_text
+from raydistill.data.location import SUFFIXES, Location, locate
+from raydistill.data.tables import rows_of
+from raydistill.errors import DataError, RaydistillError
+from raydistill.tasks import TASKS, kind_of
+from raydistill.tasks.numbers import are_amounts
+
+OF_KINDS = {
+    "image_folder": ("image_classification", "a folder of pictures"),
+    "coco": ("object_detection", "pictures with boxes"),
+    "yolo": ("object_detection", "pictures with boxes"),
+    "conll": ("token_classification", "words with labels"),
+}
+"""What a source of such a kind is for, and what it is."""
+
+
+def recognised(config: Config) -> tuple[Config, list[str]]:
+    """The config with the task that the rows of ``data`` are evidently for, where it names none; a note on it."""
+    if "task" in config.model_fields_set:
+        return config, []
+    found = locate(config.data)
+    guess = OF_KINDS.get(found.kind) or task_of_columns(config, found, first_cells(found))
+    if guess is None:
+        return config, []
+    kind, why = guess
+    note = f"The task is {kind}, as the data is {why}. If another is meant: --set task.type=…"
+    return config.model_copy(update={"task": TASKS[kind].Settings()}), [note]
+
+
+def first_cells(found: Location) -> dict[str, list[Any]]:
+    """The cells of a table's first rows by column; nothing of other sources."""
+    if found.kind not in SUFFIXES:
+        return {}
+    rows = list(islice(rows_of(found.files[0], found.kind), MOST_CELLS))
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+def task_of_columns(config: Config, found: Location, cells: Mapping[str, Sequence[Any]]) -> tuple[str, str] | None:
+    """The task that columns tell, and what they are; None where they may be classes of texts. Raises DataError where
+    the label is an amount of money."""
+
+    def choose(settings: TaskSection) -> dict[str, str]:
+        with suppress(RaydistillError):
+            return choose_columns(list(cells), config.data.columns, found.name, True, settings, cells=cells)
+        return {}
+
+    classes = kind_of(config.task)
+    label = choose(config.task).get("label", "")
+    has_classes = bool(label) and classes.is_target(cells[label])
+    if has_classes and label.lower() in classes.label_columns:
+        return None
+    if not has_classes and are_amounts(cells.get(label, ())):
+        raise DataError(f"{found.name}, column {label}, has no classes.{fitting({label: cells[label]}, config.task)}")
+    has_texts = any(map(is_text, cells.values()))
+    for kind in TASKS.values():
+        chosen = choose(kind.Settings())
+        if not chosen or (has_classes and kind.kind == "value"):  # a score beside classes is how sure somebody was
+            continue
+        if kind.Settings.reads_pictures and (has_texts or not are_pictures(cells[chosen["image"]])):
+            continue
+        if kind.is_told_by(chosen, cells):
+            return kind.type, "a table of " + ", ".join(f"{name} ({role})" for role, name in chosen.items())
+    return None
