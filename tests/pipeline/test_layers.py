@@ -59,6 +59,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Confi
     return distill(config), config
 
 
+@pytest.mark.slow
 def test_the_layers_most_alike_before_training_are_compared(ran: tuple[dict[str, Any], Config]) -> None:
     results, config = ran
     found, storage = results["layers"], Storage(config.storage)
@@ -122,6 +123,7 @@ def test_what_is_kept_decides_for_restarts_and_other_runs(
     assert "student" not in other["reused"]
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_is_measured_and_then_what_was(ran: tuple[dict[str, Any], Config], tmp_path: Path) -> None:
     results, config = ran
     plan = make_plan(config)

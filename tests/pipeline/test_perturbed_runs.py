@@ -46,6 +46,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Stora
     return distill(config), Storage(config.storage), folder
 
 
+@pytest.mark.slow
 def test_kept_outputs_are_the_models_answers_to_the_texts_so_written(
     ran: tuple[dict[str, Any], Storage, Path],
 ) -> None:
@@ -62,6 +63,7 @@ def test_kept_outputs_are_the_models_answers_to_the_texts_so_written(
     assert check_artifacts(storage)
 
 
+@pytest.mark.slow
 def test_results_are_those_of_what_is_kept(ran: tuple[dict[str, Any], Storage, Path]) -> None:
     results, _, _ = ran
     _, found = perturbed_artifacts(results)

@@ -39,6 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return distill(config), Storage(config.storage), folder
 
 
+@pytest.mark.slow
 def test_seeds_share_all_but_student_and_baseline(run: Run) -> None:
     _, storage, _ = run
     found = {kind: len(keys) for kind, keys in keys_by_kind(storage).items() if keys}
@@ -109,6 +110,7 @@ def parents_of(results: dict[str, Any], storage: Storage) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_metrics_of_later_seeds_have_a_prefix(run: Run) -> None:
     results, storage, _ = run
     uri = tracking_uri(storage)
@@ -118,6 +120,7 @@ def test_metrics_of_later_seeds_have_a_prefix(run: Run) -> None:
         assert metric_steps(uri, results["run_id"], name) == steps
 
 
+@pytest.mark.slow
 def test_plan_names_every_student(run: Run) -> None:
     _, _, folder = run
     states = {phase["phase"]: phase["state"] for phase in make_plan(config_of(folder, evaluate__seeds=4))["phases"]}

@@ -214,6 +214,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 TEXTS = [" ".join(row["tokens"]) for row in tagged_rows(40, seed=9, longest=30)] + ["the bank " * 60]
 
 
+@pytest.mark.slow
 def test_a_crf_learns_from_a_crf_and_is_measured_by_its_sequences(
     finished: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_crf_learns_from_a_crf_and_is_measured_by_its_sequences(
         assert own["metrics"][name]["value"] == pytest.approx(found["value"], abs=2e-4), name
 
 
+@pytest.mark.slow
 def test_answers_of_a_crf_are_the_same_everywhere(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """``predict``, the stored scorer and an export read whole texts, also those of many windows."""
     results, folder = finished
@@ -242,6 +244,7 @@ def test_answers_of_a_crf_are_the_same_everywhere(finished: tuple[dict[str, Any]
             assert [e["score"] for e in other] == pytest.approx([e["score"] for e in first], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_serving_application_and_the_gate_read_sequences(
     finished: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
@@ -263,6 +266,7 @@ def test_the_serving_application_and_the_gate_read_sequences(
     assert found["comparison"]["pairs"][0]["differences"]["entity_f1"]["low"] > 0
 
 
+@pytest.mark.slow
 def test_its_folder_is_a_plain_tagger_with_transitions_in_its_config(finished: tuple[dict[str, Any], Path]) -> None:
     path = Path(finished[0]["student"]["path"])
     config = json.loads((path / "config.json").read_text())
@@ -382,6 +386,7 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str, t
         load_config(tagged_config(tmp_path, **changes))
 
 
+@pytest.mark.slow
 def test_what_only_data_and_models_tell_is_refused_before_any_work(
     finished: tuple[dict[str, Any], Path], toy: Toy, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def one_order(folder: str, pairs: list[tuple[str, str]]) -> torch.Tensor:
         return model.eval()(**inputs).logits.double()
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_the_mean_of_both_orders(ran: tuple[dict[str, Any], Storage]) -> None:
     """Of teacher, student and baseline, on validation, test and perturbed rows, against transformers."""
     results, storage = ran
@@ -104,6 +105,7 @@ def predictions_of(results: dict[str, Any], storage: Storage, split: str) -> Any
     return read_predictions(artifact.local(), split)
 
 
+@pytest.mark.slow
 def test_both_orders_are_trained_on_and_recorded(ran: tuple[dict[str, Any], Storage]) -> None:
     results, storage = ran
     made = artifacts_of_run(storage, find_run(results, storage))
@@ -123,6 +125,7 @@ def test_both_orders_are_trained_on_and_recorded(ran: tuple[dict[str, Any], Stor
     np.testing.assert_allclose(task.restored(signals.numpy()), outputs.numpy(), atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_finished_students_answer_alike_everywhere(ran: tuple[dict[str, Any], Storage]) -> None:
     results, storage = ran
     folder = Path(results["student"]["path"])

@@ -159,7 +159,9 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("checkpoint_steps", [1, 5, 100])
+@pytest.mark.parametrize(
+    "checkpoint_steps", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(100, marks=pytest.mark.slow)]
+)
 def test_killed_at_every_step_it_ends_with_the_same_weights(fresh, monkeypatch, checkpoint_steps):
     """A kill leaves the last checkpoint, which is one at each change, too."""
     config = changing(fresh.job.config)

@@ -433,21 +433,6 @@ def without_times(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{n: v for n, v in entry.items() if not n.endswith("seconds")} for entry in entries]
 
 
-def test_a_small_sweep_trains_on_one_record_and_names_its_winner(ray_cluster, tmp_path, mlflow_uri):
-    """The least that has all of it: two trials, a final of each, the winner registered."""
-    own = {"space": {LAYERS: {"choice": [1, 2]}}, "num_trials": 2, "final_seeds": 1, "constraints": {}}
-    config = load_config(toy_config(tmp_path, **SHAPES, sweep=SWEEP | own))
-    session = take_session(ray_cluster, config)
-    assert [trial.state for trial in session.trials.values()] == ["completed"] * 2
-    assert len([line for line in session.lines if line.startswith("shard train/")]) == 1
-    summary = session.summary
-    assert summary["teacher"]["passes"] == 1
-    means = {final["trial"]: final["validation"]["accuracy"]["mean"] for final in summary["finalists"]}
-    assert means[summary["winner"]["trial"]] == max(means.values())
-    version = MlflowClient(tracking_uri=mlflow_uri).get_model_version_by_alias("toy", "challenger")
-    assert int(version.version) == summary["results"]["model_version"]
-
-
 def test_a_teacher_at_chance_ends_a_sweep_before_its_first_trial(tmp_path):
     weak = {"teacher__finetune": {"num_epochs": 1, "learning_rate": 1e-9}, "teacher__allow_chance": False}
     with pytest.raises(ModelError, match=r"no better than guessing.*teacher\.allow_chance=true goes on"):
