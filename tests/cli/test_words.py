@@ -58,14 +58,14 @@ def test_predict_says_entities_on_a_line(model: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().out.splitlines() == [f"{said or '-'}\t{text}", "(empty)\t "]
 
 
-def test_init_writes_a_config_for_words_or_says_how(
+def test_init_knows_words_with_labels_and_writes_a_config_for_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "rows.jsonl", tagged_rows(120))
-    assert execute(["init", "--data", "rows.jsonl"]) == 2
-    assert "For lists of words set task.type: token_classification." in capfd.readouterr().err
-    assert execute(["init", "--data", "rows.jsonl", "--set", "task.type=token_classification"]) == 0
+    assert execute(["init", "--data", "rows.jsonl", "--set", "task.type=text_classification", "--out", "x.yaml"]) == 2
+    assert "token_classification" in capfd.readouterr().err
+    assert execute(["init", "--data", "rows.jsonl"]) == 0
     config = load_config("rows.yaml")
     assert (config.task.type, config.data.columns.text, config.data.columns.label) == (
         "token_classification",
