@@ -277,10 +277,10 @@ def ruling(
     return Ruling(name, about, value, float(limit), told, "passed" if passed else "failed", why)
 
 
-def in_words(found: Ruling, between: str = " ", end: str = "") -> str:
+def in_words(found: Ruling) -> str:
     """A ruling in a sentence: what was measured against its limit, or why that is not known."""
     why = f", as {found.why}" if found.value is None and found.why else ""
-    return f"{found.about} {found.shown['value']}{why}{between}{found.shown['limit']}{end}"
+    return f"{found.about} {found.shown['value']}{why} ({found.shown['limit']})"
 
 
 def skipped(name: str, about: str, why: str) -> Ruling:

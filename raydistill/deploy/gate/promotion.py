@@ -175,7 +175,7 @@ def sentence(
 ) -> str:
     """The judgement for people; what it led to is added once it has happened."""
     subject = f"Version {challenger.version} of {challenger.name}"
-    failed = "; ".join(in_words(ruling, " (", ")") for ruling in rulings if ruling.verdict == "failed")
+    failed = "; ".join(in_words(ruling) for ruling in rulings if ruling.verdict == "failed")
     if decision == "refused":
         stays = f"version {champion.version} stays the champion" if champion else "there is still no champion"
         return f"{subject} is refused, {stays}: {failed}."
