@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,10 @@ from raydistill.storage.board import Show
 from raydistill.storage.garbage import refer, referred
 from raydistill.storage.locks import lock
 from raydistill.storage.ownership import Owner
+from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
 from raydistill.tracking.endpoint import tracking_uri
-from raydistill.tracking.registry.students import log_student, name_challenger, register_student
+from raydistill.tracking.registry.students import is_tracked, log_student, name_challenger, register_student
 from raydistill.tracking.runs import RunRef, drain, finish_run, log_data, log_files, prepare_store, start_run, tag_run
 
 if TYPE_CHECKING:
@@ -53,21 +54,20 @@ def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
             prepared = prepare(config, storage)
         say_targets(prepared.info, show)
         with lock(storage, "runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
-            if (results := finished(prepared)) is not None:
-                store.result()
+            store.result()
+            if (results := finished(prepared)) is not None and is_here(prepared, results, show):
                 if (claimed := claim_alias(prepared, results)) is not results:
                     storage.write_json(claimed, "runs", prepared.run_key, "results.json")
                 return claimed
-            return run(prepared, store, stop, clock, show)
+            return run(prepared, stop, clock, show)
 
 
-def run(prepared: Prepared, store: Future[None], stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
+def run(prepared: Prepared, stop: Stop, clock: Clock, show: Show) -> dict[str, Any]:
     """Run the phases in the worker group, assemble the results, register the student."""
     from raydistill.pipeline.reporting import metrics_path
 
     storage, parts = prepared.storage, ("runs", prepared.run_key)
     owner = take_over(prepared)
-    store.result()
     with tracked(prepared) as ref:
         tfidf = tfidf_outcome(prepared, clock, show)
         stop.is_obeyed = True
@@ -216,6 +216,21 @@ def finished(prepared: Prepared) -> dict[str, Any] | None:
     results: dict[str, Any] = prepared.storage.read_json(*parts)
     is_known = results.get("schema") == SCHEMA  # else they are put together anew, from what is in storage
     return {**results, "reused": ["run"]} if is_known and locate_models(prepared, results) else None
+
+
+def is_here(prepared: Prepared, results: dict[str, Any], show: Show) -> bool:
+    """Whether the MLflow store of this command has the run that ``results`` name and its version.
+
+    A finished run may have been tracked in another store, or its version deleted: it then goes through its phases
+    again, which find everything made, and is tracked and registered here.
+    """
+    name, uri = prepared.config.registry.name, tracking_uri(prepared.storage)
+    if is_tracked(results["run_id"], uri, name, results.get("model_version")):
+        return True
+    what = "this run" if name is None else f"this run's version of {name}"
+    note = f"MLflow at {redact(uri)} does not have {what}. What storage holds is used again, and goes in there."
+    show({"phase": "track", "note": note})
+    return False
 
 
 def claim_alias(prepared: Prepared, results: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +56,7 @@ class Driver:
         self.parts = ("runs", self.prepared.run_key)
         self.owner = take_over(self.prepared)
 
-    def run(self, store: Future[None], retry_failed: bool) -> dict[str, Any]:
-        store.result()
+    def run(self, retry_failed: bool) -> dict[str, Any]:
         with tracked(self.prepared, "sweep") as self.ref, ExitStack() as held:
             self.stop.is_obeyed = True
             self.show({"phase": "start", "note": "Ray"})

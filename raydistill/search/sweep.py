@@ -9,7 +9,7 @@ from typing import Any
 from raydistill.cluster.connection import set_environment
 from raydistill.config.tree import Config
 from raydistill.models.folder import settled_models
-from raydistill.pipeline.distill import claim_alias, locate_models, say_targets, say_waiting
+from raydistill.pipeline.distill import claim_alias, is_here, locate_models, say_targets, say_waiting
 from raydistill.pipeline.prepare import Clock, Prepared, prepare
 from raydistill.pipeline.recipes import named_sources, start_digest
 from raydistill.pipeline.stopping import stoppable
@@ -48,16 +48,17 @@ def sweep(
             prepared = replace(prepared, run_key=sweep_key(prepared, fresh))
         say_targets(prepared.info, show)
         with lock(storage, "runs", prepared.run_key, "driver.lock", waiting=lambda: say_waiting(show)):
-            if (summary := finished(prepared)) is not None and not retry_failed:
-                store.result()
-                results = summary["results"]
+            store.result()
+            summary = None if retry_failed else finished(prepared)
+            results = summary and summary["results"]
+            if summary is not None and (not results or is_here(prepared, results, show)):
                 if results and (claimed := claim_alias(prepared, results)) is not results:
                     summary = {**summary, "results": claimed}
                     storage.write_json(summary, "runs", prepared.run_key, "sweep.json")
                 return summary
             from raydistill.search.driver import Driver  # and Ray
 
-            return Driver(prepared, stop, clock, show).run(store, retry_failed)
+            return Driver(prepared, stop, clock, show).run(retry_failed)
 
 
 def sweep_key(prepared: Prepared, fresh: bool) -> str:

@@ -158,3 +158,34 @@ def test_a_rival_that_guessed_other_tokens_is_none(monkeypatch: pytest.MonkeyPat
 def test_who_stays_behind_a_challenger(own: Any, other: Any, ahead: Any, won: bool, stays: bool) -> None:
     figures = (Figure("accuracy", *values) for values in (own, other, ahead))
     assert (rivals.why_behind("version 4, which has it,", *figures, won) is not None) == stays
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_into_an_mlflow_store_that_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {"teacher__finetune__num_epochs": 0.5, "stages__distill__num_epochs": 0.5, "evaluate__baseline": False}
+    free: dict[str, Any] = {**quick, "registry__challenger": False}
+    toy_config(tmp_path)
+    first = distill(load_config(toy_config(tmp_path, **free)))
+    assert not first["challenger"]["taken"]  # its student guesses
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = open_client(uri)
+    client.create_registered_model("toy")
+    stranger = client.create_model_version("toy", (tmp_path / "theirs").as_uri())  # version 1, as the run's own is
+
+    said: list[str] = []
+    show: Any = lambda entry: said.append(entry.get("note", ""))  # noqa: E731
+    config = load_config(toy_config(tmp_path, **quick))
+    moved = distill(config, progress=show)
+    assert any("does not have this run's version of toy" in note for note in said)
+    assert {"student", "teacher"} <= set(moved["reused"])
+    version = client.get_model_version_by_alias("toy", "challenger")
+    assert (version.version, version.run_id) == (moved["model_version"], moved["run_id"])
+    assert version.version != stranger.version
+    assert client.get_run(moved["run_id"]).data.metrics["test/accuracy"] == pytest.approx(accuracy(first["student"]))
+    kept = {file.path for file in client.list_artifacts(moved["run_id"])}
+    assert {"student", "results.json", "report.html"} <= kept
+    again = distill(config)
+    assert (again["reused"], again["run_id"]) == (["run"], moved["run_id"])

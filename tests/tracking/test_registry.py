@@ -21,7 +21,7 @@ from raydistill.search.children import start_child
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import refer
 from raydistill.storage.storage import Storage
-from raydistill.tracking.registry.students import log_student, register_student
+from raydistill.tracking.registry.students import is_tracked, log_student, register_student
 from raydistill.tracking.registry.versions import list_versions, version_by_alias
 from raydistill.tracking.runs import RunRef, open_client, start_run
 
@@ -166,6 +166,18 @@ def test_version_has_headline_alias_and_run(storage: Storage, student: Path) -> 
     assert version.tags.items() >= (HEADLINE | {"raydistill.run_key": "run-key-1"}).items()
     tags = open_client(ref.tracking_uri).get_run(ref.run_id).data.tags
     assert (tags["raydistill.model"], tags["raydistill.model_version"]) == ("tags", "1")
+
+
+def test_a_version_is_known_by_its_run_not_by_its_number(storage: Storage, student: Path) -> None:
+    """Another store, too, has a version 1 of the name, which is another run's."""
+    own, other = run(storage, "own"), run(storage, "other")
+    register(own, "numbered", student)
+    uri = own.tracking_uri
+    assert is_tracked(own.run_id, uri, "numbered", 1)
+    assert not is_tracked(other.run_id, uri, "numbered", 1)
+    assert not is_tracked(own.run_id, uri, "unknown", 1)
+    assert is_tracked(other.run_id, uri, None, None)
+    assert not is_tracked("0" * 32, uri, None, None)
 
 
 def test_run_registers_once_and_later_runs_take_the_alias(storage: Storage, student: Path) -> None:

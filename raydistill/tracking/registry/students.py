@@ -30,6 +30,7 @@ from raydistill.models.head import (
 )
 from raydistill.storage.manifest import file_digest, folder_digest
 from raydistill.tracking.lineage import headline
+from raydistill.tracking.registry.versions import find_run
 from raydistill.tracking.runs import CLOSED, DIGEST, RUN_KEY, RunRef, open_client, reported, set_tags, set_version_tags
 
 if TYPE_CHECKING:
@@ -223,6 +224,16 @@ def register_student(
             client.set_model_version_tag(name, version.version, COMPLETE, "true")
         set_tags(client, ref.run_id, {"raydistill.model": name, "raydistill.model_version": str(version.version)})
     return int(version.version)
+
+
+def is_tracked(run_id: str, uri: str, name: str | None, version: int | None) -> bool:
+    """Whether the store has the run and, with a ``name``, this very ``version`` of it: another store may give the same
+    number to another run's student. Raises TrackingError."""
+    if name is None:
+        return find_run(run_id, uri) is not None
+    with reported(uri):
+        own = open_client(uri).search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        return version in {int(one.version) for one in own}
 
 
 def name_challenger(name: str, version: int, uri: str) -> None:
