@@ -197,15 +197,23 @@ class Journal:
         self._broken = True
 
 
+def metric_prefix(*parts: str, attempt: int = 1) -> str:
+    """What the names of a model's metrics begin with. A training that is begun again counts its steps anew: under the
+    names of the first ``attempt`` one curve would be drawn over the other, without the steps that both have."""
+    named = (*parts, f"attempt-{attempt}" if attempt > 1 else "")
+    return "".join(f"{part}/" for part in named if part)
+
+
 def write_history(path: Path, histories: Mapping[str, Iterable[Mapping[str, float]]]) -> None:
     """Write what models' training reported as a metrics file: the writer's own may lie on a node that is gone.
 
-    ``histories``: reports by model, each with its ``step``; the student's names are plain, others get a prefix.
+    ``histories``: reports by model, each with its ``step`` and, from the second on, its ``attempt``; the student's
+    names are plain, others get a prefix.
     """
     journal = Journal(path)
     for kind, history in histories.items():
-        prefix = "" if kind == "student" else f"{kind}/"
         for report in history:
+            prefix = metric_prefix("" if kind == "student" else kind, attempt=int(report.get("attempt", 1)))
             metrics = {f"{prefix}{k}": v for k, v in report.items() if "/" in k}
             journal.append(metrics, int(report["step"]))
     journal.close()

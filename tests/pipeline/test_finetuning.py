@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,9 @@ from raydistill.pipeline.prepare import prepare
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets, TextRegression
+from raydistill.tracking.endpoint import tracking_uri
+from raydistill.tracking.journal import read_points, write_history
+from raydistill.tracking.runs import open_client
 from raydistill.train.checkpoint import WORST
 from raydistill.train.loop import StageRun
 
@@ -105,6 +109,19 @@ def test_a_training_that_learns_nothing_is_given_up_early_and_begun_again(tmp_pa
         0.4 * whole <= count <= 0.5 * whole + 1 for name, count in counts.items() if name[0] != "teacher.attempt3"
     )
     assert sum("was begun again, with another order" in note for note in results["notes"]) == 2
+    client = open_client(tracking_uri(Storage(str(tmp_path / "storage"))))
+    drawn = {
+        prefix: [point.step for point in client.get_metric_history(results["run_id"], f"{prefix}/train/loss")]
+        for prefix in ("teacher", "teacher/attempt-2", "teacher/attempt-3")
+    }
+    assert all(steps == sorted({*steps}) and steps for steps in drawn.values())
+    assert [steps[0] for steps in drawn.values()] == [drawn["teacher"][0]] * 3  # each from its beginning on
+    assert drawn["teacher"][-1] <= 0.5 * whole + 1 < drawn["teacher/attempt-3"][-1] == whole
+    history = json.loads((Path(results["teacher"]["path"]).parent / "training.json").read_text())["history"]
+    assert {entry["attempt"] for entry in history} == {3}
+    write_history(tmp_path / "sent.jsonl", {"teacher": history})
+    sent = [point.key for point in read_points(tmp_path / "sent.jsonl", 0, 1000)[0]]
+    assert {key.rpartition("train/")[0] for key in sent if "train/" in key} == {"teacher/attempt-3/"}
 
 
 def test_a_training_that_diverges_is_begun_again_and_one_that_learns_is_not(tmp_path: Path) -> None:
