@@ -86,7 +86,7 @@ def read_given(
         wanted = wanted if wanted.image in (None, *names) or columns else Columns()
         name = choose_columns(names, wanted, str(file), False, task, setting="--column")["image"]
         return _with_pictures(chain(head, rows), name, DataFile(str(file), str(file))), names
-    return _with_texts(chain(head, rows), _text_columns(names, columns, known, section, str(file)), str(file)), names
+    return _with_texts(chain(head, rows), _text_columns(head, columns, known, section, str(file)), str(file)), names
 
 
 def pictures_of(file: Path, section: TaskSection) -> Iterator[tuple[Row, Text]]:
@@ -120,21 +120,22 @@ def _with_pictures(rows: Iterable[Row], column: str, file: DataFile) -> Iterator
 
 
 def _text_columns(
-    names: Sequence[str],
+    head: Sequence[Row],
     columns: Sequence[str],
     known: Callable[[], Columns],
     section: Callable[[], TaskSection],
     where: str,
 ) -> tuple[str, ...]:
+    cells = {name: [row.get(name) for row in head] for name in dict.fromkeys(name for row in head for name in row)}
     reads_apart = kind_of(section()).reads_apart
     if len(columns) > (1 if reads_apart else 2):
         few = "this model reads one text at a time" if reads_apart else "a row has one text, or two"
         raise ConfigError(f"--column was given {len(columns)} times; {few}.")
     wanted = Columns(text=columns[0], text_pair=columns[1] if columns[1:] else None) if columns else known()
     wanted = wanted.model_copy(update={"text_pair": None}) if reads_apart else wanted
-    if not columns and not {wanted.text, wanted.text_pair} - {None} <= set(names):
+    if not columns and not {wanted.text, wanted.text_pair} - {None} <= set(cells):
         wanted = Columns()  # the run's own data had other names
-    chosen = choose_columns(names, wanted, where, False, section(), setting="--column")
+    chosen = choose_columns([*cells], wanted, where, False, section(), setting="--column", cells=cells)
     roles = ("text",) if len(columns) == 1 or reads_apart else ("text", "text_pair")
     return tuple(chosen[role] for role in roles if role in chosen)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -13,6 +13,7 @@ from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
 from raydistill.data.paths import DataFile
 from raydistill.data.pictures import SUFFIXES, sound
+from raydistill.data.prose import free_texts, is_text
 from raydistill.errors import ConfigError, DataError, did_you_mean
 from raydistill.tasks import TASKS, kind_of
 from raydistill.tasks.numbers import are_amounts
@@ -22,7 +23,8 @@ TEXT_NAMES = ("text", "sentence", "sentence1", "review", "content", "premise", "
 IMAGE_NAMES = ("image", "picture", "photo", "img", "image_path", "file_name", "path")
 MOST_CELLS = 1000
 """By so many a column is recognised."""
-_LETTERS = 20  # a column of texts has more in the mean
+Cells: TypeAlias = Mapping[str, Sequence[Any]]
+"""Some rows' cells by column."""
 PAIR_NAMES = {
     "text": "text_pair",
     "sentence1": "sentence2",
@@ -40,14 +42,14 @@ def choose_columns(
     need_label: bool,
     task: TaskSection | None = None,
     setting: str = "data.columns.{}",
-    cells: Mapping[str, Sequence[Any]] | None = None,
+    cells: Cells | Callable[[], Cells] = lambda: {},
 ) -> dict[str, str]:
     """Role (text, text_pair, label; of pictures image, label) to column name, as the config says or by usual names in
     any case.
 
     ``task`` knows the usual names of a label, without it none is recognised; ``setting``: where the user names the
-    column of a role. Of some rows' ``cells`` by column a text or label without a usual name is recognised, too, where
-    only one can be meant.
+    column of a role. By ``cells`` a text or label without a usual name is recognised, too, where only one can be meant;
+    they are asked for where they are needed, and ``guessed`` tells which roles were found so.
 
     Raises ConfigError for a configured column that is missing, DataError when none is recognised.
     """
@@ -71,10 +73,10 @@ def choose_columns(
             if found is not None and found not in chosen.values():
                 chosen[role] = found
             elif role == roles[0] or (role == "label" and need_label):
-                fits = kind_of(task).is_target if role == "label" and task is not None else is_text
-                fits = are_pictures if role == "image" else fits
                 taken = {*chosen.values(), columns.label}
-                able = [name for name, few in (cells or {}).items() if name not in taken and fits(few)]
+                given = cells() if callable(cells) else cells
+                left = {name: given[name] for name in names if name in given and name not in taken}
+                able = able_columns(role, left, task)
                 if len(able) != 1:
                     many = f"; it could be any of {', '.join(able)}" if able else ""
                     other = [
@@ -84,13 +86,34 @@ def choose_columns(
                     ]
                     hint = f" For lists of words set task.type: {other[0]}." if other and not many else ""
                     if role == "label":
-                        hint = fitting({name: few for name, few in (cells or {}).items() if name not in taken}, task)
+                        hint = fitting(left, task)
                     raise DataError(
                         f"{where} has no column that is recognised as the {role} ({', '.join(usual)}){many}. "
                         f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}.{hint}"
                     )
                 chosen[role] = able[0]
     return chosen | (kind_of(task).more_columns(task, names) if task is not None else {})
+
+
+def able_columns(role: str, cells: Cells, task: TaskSection | None) -> list[str]:
+    """The columns that may be meant by a role; of several texts the evident one, where there is one. Which of two is
+    the first one of a pair is in their names alone."""
+    if role == "text":
+        is_pair = task is not None and kind_of(task).pair_columns
+        return [name for name, few in cells.items() if is_text(few)] if is_pair else free_texts(cells)
+    fits = kind_of(task).is_target if role == "label" and task is not None else are_pictures
+    return [name for name, few in cells.items() if fits(few)]
+
+
+def guessed(chosen: Mapping[str, str], columns: Columns, task: TaskSection) -> dict[str, str]:
+    """Those of the ``chosen`` columns that neither the config names nor a usual name tells."""
+    return {
+        role: name
+        for role, name in chosen.items()
+        if role in ("text", "label", "image")
+        and getattr(columns, role) is None
+        and name.lower() not in usual_names(role, chosen, task)
+    }
 
 
 def fitting(cells: Mapping[str, Sequence[Any]], task: TaskSection | None, said: str = "") -> str:
@@ -128,12 +151,6 @@ def usual_names(role: str, chosen: Mapping[str, str], task: TaskSection | None) 
             return (*TEXT_NAMES, *(name for kind in TASKS.values() for name in kind.text_columns))
         return (*kind_of(task).text_columns, *TEXT_NAMES)
     return kind_of(task).label_columns if task is not None else ()
-
-
-def is_text(cells: Sequence[Any]) -> bool:
-    """Whether these are texts: of many letters in the mean, mostly several words each."""
-    texts = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
-    return sum(map(len, texts)) > _LETTERS * len(texts) and sum(" " in text for text in texts) > len(texts) / 2
 
 
 def are_pictures(cells: Sequence[Any]) -> bool:

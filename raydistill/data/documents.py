@@ -4,7 +4,7 @@ rows of a table."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, groupby, islice
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
-from raydistill.data.columns import canonical, choose_columns
+from raydistill.data.columns import Cells, canonical, choose_columns
 from raydistill.data.paths import SPLIT_NAMES, DataFile
 from raydistill.data.spool import BATCH_BYTES, spooled_texts
 from raydistill.data.tables import HEAD_ROWS, readable, rows_of
@@ -67,11 +67,12 @@ def has_text(line: str) -> bool:
 
 
 def read_text_column(
-    file: DataFile, kind: str, columns: Columns, task: TaskSection
+    file: DataFile, kind: str, columns: Columns, task: TaskSection, known: Callable[[], Cells] = lambda: {}
 ) -> tuple[pa.Table, None, dict[str, str]]:
     """A document a row of a table, no class names, and the column that was chosen. Raises DataError when the file is
-    empty, broken or not UTF-8, or lacks a column; ConfigError for a configured one."""
-    choose = partial(choose_columns, columns=columns, where=file.name, need_label=False, task=task)
+    empty, broken or not UTF-8, or lacks a column; ConfigError for a configured one. ``known``: cells by which it is
+    recognised where it has no usual name."""
+    choose = partial(choose_columns, columns=columns, where=file.name, need_label=False, task=task, cells=known)
     with readable(file.name, kind):
         if file.size() == 0:
             raise DataError(f"{file.name} is empty (0 bytes). Remove it, or write it again.")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
@@ -17,8 +18,8 @@ from raydistill.config.data import Columns, Data
 from raydistill.config.loading import load_config, load_data
 from raydistill.config.tasks import TaskSection
 from raydistill.config.tree import Config
-from raydistill.data.columns import choose_columns
-from raydistill.data.hub import class_names
+from raydistill.data.columns import MOST_CELLS, Cells, choose_columns
+from raydistill.data.hub import class_names, first_cells_of
 from raydistill.data.paths import SPLIT_NAMES
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.artifacts import Artifact
@@ -59,14 +60,19 @@ def keep(
 ) -> str:
     """Write the columns that are used (all of them without ``columns``) into storage, unless they are there, and return
     the folder's path or URL."""
-    tables = {}
+    given: dict[str, tuple[str, Any]] = {}
     for name, rows in data.items() if isinstance(data, Mapping) else [(alone, data)]:
         split = SPLIT_NAMES.get(str(name).lower())
-        if split is None or split in tables:
+        if split is None or split in given:
             raise ConfigError(
                 f"data has the splits {', '.join(map(str, data))}. Give one each of train, validation and test."
             )
-        tables[split] = table_of(rows, columns, task, f"data ({name})", need_label=split == "train")
+        given[split] = f"data ({name})", rows
+    first = given.get("train") or next(iter(given.values()))
+    chosen: Any = {"columns": columns, "task": task, "cells": cache(lambda: head_of(*first))}
+    tables = {
+        split: table_of(rows, what=what, need_label=split == "train", **chosen) for split, (what, rows) in given.items()
+    }
     recipe = {"tables": {split: content_digest(table) for split, table in tables.items()}}
     artifact = Artifact(storage, "tables", recipe_key(recipe))
     if not artifact.exists():
@@ -78,11 +84,29 @@ def keep(
     return f"{storage.url}/{artifact.kind}/{artifact.key}"
 
 
-def table_of(rows: Any, columns: Columns | None, task: TaskSection | None, what: str, *, need_label: bool) -> pa.Table:
+def head_of(what: str, rows: Any) -> Cells:
+    """The cells of the first rows by column."""
+    if hasattr(rows, "with_format"):
+        return first_cells_of(rows)
+    head = arrow_table(rows, what).slice(0, MOST_CELLS)
+    return {name: head.column(name).to_pylist() for name in head.column_names}
+
+
+def table_of(
+    rows: Any,
+    columns: Columns | None,
+    task: TaskSection | None,
+    what: str,
+    *,
+    need_label: bool,
+    cells: Callable[[], Cells] = lambda: {},
+) -> pa.Table:
     """The chosen columns of a table of any kind, strings as large_string; names of a ClassLabel stay with it."""
 
     def chosen(names: Sequence[str]) -> list[str]:
-        return list(names if columns is None else choose_columns(names, columns, what, need_label, task).values())
+        if columns is None:
+            return list(names)
+        return list(choose_columns(names, columns, what, need_label, task, cells=cells).values())
 
     metadata = None
     if hasattr(rows, "with_format") and hasattr(rows, "__len__"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
-from raydistill.data.columns import canonical, choose_columns
+from raydistill.data.columns import MOST_CELLS, Cells, canonical, choose_columns
 from raydistill.errors import ConfigError, DataError
 from raydistill.models.folder import hub_is_away
 from raydistill.storage.paths import names_beside
@@ -78,13 +79,19 @@ def load_saved(path: Path | str) -> Any:
 
 
 def read_split(
-    data: Any, columns: Columns, what: str, need_label: bool, task: TaskSection
+    data: Any, columns: Columns, what: str, need_label: bool, task: TaskSection, cells: Callable[[], Cells]
 ) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str]]:
     """A Dataset as a canonical table, the names of a ClassLabel column, and the columns that were chosen."""
-    chosen = choose_columns(data.column_names, columns, what, need_label, task)
+    chosen = choose_columns(data.column_names, columns, what, need_label, task, cells=cells)
     names = class_names(data.features.get(chosen.get("label", "")))
     raw = data.select_columns(list(chosen.values())).with_format("arrow")[:]
     return canonical(raw, chosen, what, names, task), names, chosen
+
+
+def first_cells_of(data: Any) -> dict[str, list[Any]]:
+    """The cells of a Dataset's first rows by column; of a ClassLabel they are numbers."""
+    head = data.with_format("arrow")[:MOST_CELLS]
+    return {name: head.column(name).to_pylist() for name in head.column_names}
 
 
 def class_names(feature: Any) -> tuple[str, ...] | None:

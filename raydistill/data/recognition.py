@@ -9,8 +9,10 @@ from typing import Any
 
 from raydistill.config.tasks import TaskSection
 from raydistill.config.tree import Config
-from raydistill.data.columns import MOST_CELLS, are_pictures, choose_columns, fitting, is_text
+from raydistill.data.columns import MOST_CELLS, are_pictures, choose_columns, fitting
 from raydistill.data.location import SUFFIXES, Location, locate
+from raydistill.data.paths import DataFile
+from raydistill.data.prose import is_text
 from raydistill.data.tables import rows_of
 from raydistill.errors import DataError, RaydistillError
 from raydistill.tasks import TASKS, kind_of
@@ -42,7 +44,12 @@ def first_cells(found: Location) -> dict[str, list[Any]]:
     """The cells of a table's first rows by column; nothing of other sources."""
     if found.kind not in SUFFIXES:
         return {}
-    rows = list(islice(rows_of(found.files[0], found.kind), MOST_CELLS))
+    return cells_of(found.files[0], found.kind)
+
+
+def cells_of(file: DataFile, kind: str) -> dict[str, list[Any]]:
+    """The cells of a file's first rows by column."""
+    rows = list(islice(rows_of(file, kind), MOST_CELLS))
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -26,8 +27,8 @@ from raydistill.config.data import OF_OBJECTS, Columns, Data
 from raydistill.config.tasks import TaskSection
 from raydistill.data import documents
 from raydistill.data.annotated import coco_location, read_yolo
-from raydistill.data.columns import canonical
-from raydistill.data.hub import hub_commit, load_hub, load_saved, read_split
+from raydistill.data.columns import canonical, guessed
+from raydistill.data.hub import first_cells_of, hub_commit, load_hub, load_saved, read_split
 from raydistill.data.location import (
     SUFFIXES,
     Location,
@@ -39,6 +40,7 @@ from raydistill.data.location import (
 )
 from raydistill.data.paths import DataFile, split_of
 from raydistill.data.pictures import at_once, sound
+from raydistill.data.recognition import cells_of
 from raydistill.data.tables import paths_in, read_documents, read_table, readable
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.paths import resolve_path
@@ -60,6 +62,8 @@ class Source:
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows that could not be read, by reason."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Of a table: the columns that were chosen, by role."""
 
 
 def read_source(data: Data, task: TaskSection, *, needs_train: bool = True) -> Source:
@@ -239,16 +243,18 @@ def _read_tables(found: Location, columns: Columns, role: str, task: TaskSection
     files = {file.name: file for file in found.files}
     splits = {name: "train" if is_alone and needs_train else _named_split(name, is_alone) for name in files}
     num_headers = 0
+    cells = cache(lambda: cells_of(files[first_of(splits)], found.kind))
 
     def read(name: str, need_label: bool) -> Part:
         nonlocal num_headers
         if kind_of(task).reads_documents:
-            return documents.read_text_column(files[name], found.kind, columns, task)
-        *part, repeated = read_table(files[name], found.kind, columns, need_label, task)
+            return documents.read_text_column(files[name], found.kind, columns, task, cells)
+        *part, repeated = read_table(files[name], found.kind, columns, need_label, task, cells)
         num_headers += repeated
         return part
 
     source = _joined_splits(splits, read, role, found.name)
+    source.notes.extend(told_guesses(source.columns, columns, task))
     if num_headers:
         source.notes.append(f"{num_headers:,} row{'s' * (num_headers > 1)} of {role} skipped: a repeated header.")
         source.skipped["repeated header"] = num_headers
@@ -258,11 +264,29 @@ def _read_tables(found: Location, columns: Columns, role: str, task: TaskSection
 def _read_datasets(found: Location, columns: Columns, revision: str | None, role: str, task: TaskSection) -> Source:
     loaded = load_hub(found.name, hub_commit(found.name, revision)) if found.kind == "hub" else load_saved(found.root)
     named = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    splits = {name: split_of(name) for name in sorted(named)}
+    cells = cache(lambda: first_cells_of(named[first_of(splits)]))
 
     def read(name: str, need_label: bool) -> Part:
-        return read_split(named[name], columns, f"split {name} of {role}", need_label, task)
+        return read_split(named[name], columns, f"split {name} of {role}", need_label, task, cells)
 
-    return _joined_splits({name: split_of(name) for name in sorted(named)}, read, role, found.name)
+    source = _joined_splits(splits, read, role, found.name)
+    source.notes.extend(told_guesses(source.columns, columns, task))
+    return source
+
+
+def first_of(splits: Mapping[str, str | None]) -> str:
+    """The part by whose cells columns are recognised, in all parts alike: one with training rows, if any."""
+    return next((name for name, split in splits.items() if split == "train"), next(iter(splits)))
+
+
+def told_guesses(chosen: Mapping[str, str], columns: Columns, task: TaskSection) -> list[str]:
+    """A sentence on each column that was recognised by what it holds."""
+    return [
+        f"No column has a usual name for the {role}; {name} was taken by what its cells hold. If another is meant, set "
+        f"data.columns.{role}."
+        for role, name in guessed(chosen, columns, task).items()
+    ]
 
 
 def _joined_splits(
@@ -286,7 +310,8 @@ def _joined_splits(
     if len(classes) > 1:
         raise DataError(f"The parts of {where} name their classes differently: {sorted(classes)}.")
     notes.append(f"Columns of {role}: " + ", ".join(f"{what} = {name}" for what, name in used.items()) + ".")
-    return Source({s: _joined(parts, where) for s, parts in tables.items()}, next(iter(classes), None), notes)
+    joined = {s: _joined(parts, where) for s, parts in tables.items()}
+    return Source(joined, next(iter(classes), None), notes, columns=used)
 
 
 def _named_split(name: str, is_alone: bool) -> str | None:

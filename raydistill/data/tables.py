@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from raydistill.config.data import Columns
 from raydistill.config.tasks import TaskSection
-from raydistill.data.columns import canonical, choose_columns
+from raydistill.data.columns import Cells, canonical, choose_columns
 from raydistill.data.paths import DataFile
 from raydistill.errors import DataError
 from raydistill.tasks.targets import is_string
@@ -76,17 +76,23 @@ def _stream(file: DataFile) -> Iterator[Any]:
 
 
 def read_table(
-    file: DataFile, kind: str, columns: Columns, need_label: bool, task: TaskSection
+    file: DataFile,
+    kind: str,
+    columns: Columns,
+    need_label: bool,
+    task: TaskSection,
+    cells: Callable[[], Cells] = lambda: {},
 ) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str], int]:
     """A file as a canonical table, the class names it carries (ClassLabel, in order), the columns that were chosen, and
-    how many rows were left out as they repeat the header.
+    how many rows were left out as they repeat the header. ``cells``: of ``choose_columns``.
 
     Raises DataError when the file is empty, broken or not UTF-8, or lacks a column; ConfigError for a configured one.
     """
     with readable(file.name, kind):
         if file.size() == 0:
             raise DataError(f"{file.name} is empty (0 bytes). Remove it, or write it again.")
-        raw, chosen = _PARSERS[kind](file, partial(choose_columns, columns=columns, need_label=need_label, task=task))
+        choose = partial(choose_columns, columns=columns, need_label=need_label, task=task, cells=cells)
+        raw, chosen = _PARSERS[kind](file, choose)
         names = _class_names(raw, chosen.get("label"))
         raw, repeated = _without_headers(raw)
         return canonical(raw, chosen, file.name, names, task, file), names, chosen, repeated

@@ -211,6 +211,23 @@ TEXTS = ["the first of some long texts", "another one of these long texts", "and
             {"body": TEXTS, "stars": ["1", "2", None] * 4, "lang": ["de", "en", "en"] * 4},
             "as the label .*; it could be any of stars, lang",
         ),
+        (  # the one with by far the most words; what stands around a text is none
+            {
+                "ticket": [f"{i:08x}-0000-4000-8000-000000000000" for i in range(12)],
+                "opened": [f"Wed, {i + 1:02} Dec 2026 19:18:46 GMT" for i in range(12)],
+                "page": [f"https://example.org/a/long/path/{i}" for i in range(12)],
+                "team": ["the department of billing and payments in the north"] * 12,
+                "raw": ['{"is": "an object", "and": "no free text at all"}'] * 6 + ['{"b": "another of them"}'] * 6,
+                "subject": [f"a short line of what is in it, {i}" for i in range(12)],
+                "message": [f"{' '.join(TEXTS[:3])} {i}" for i in range(12)],
+                "label": ["1", "2", "3"] * 4,
+            },
+            {"text": "message"},
+        ),
+        (
+            {"inhalt": ["这个电影非常好看我很喜欢它", "今天的天气很不好所以没有出去"] * 6, "label": ["1", "2"] * 6},
+            {"text": "inhalt"},
+        ),
         (
             {"body": TEXTS, "reply": TEXTS, "label": ["1", "2", "3"] * 4},
             "as the text .*; it could be any of body, reply",

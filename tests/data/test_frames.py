@@ -93,6 +93,15 @@ def test_pandas_numbers_with_gaps_are_integers(local: Storage) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["pandas", "datasets"])
+def test_a_text_without_a_usual_name_is_taken_by_its_cells(kind: str, local: Storage) -> None:
+    words = [f"the printer of room {n} does not print any more" for n in range(30)]
+    columns = {"id": [*range(30)], "message": words, "label": ["a", "b"] * 15}
+    data = pd.DataFrame(columns) if kind == "pandas" else datasets.Dataset.from_dict(columns)
+    source = read_source(load_data(keep(data, Columns(), TASK, local)), TASK)
+    assert source.tables["train"].column("text").to_pylist() == words
+
+
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [

@@ -158,6 +158,19 @@ def test_columns_are_recognised_or_named(header: str, columns: Any, expected: An
     assert rows(Data(path=str(tmp_path / "x.csv"), columns=columns)) == [expected]
 
 
+def test_a_text_without_a_usual_name_is_taken_by_its_cells_alike_in_all_files(tmp_path: Path) -> None:
+    """By the training rows: in the test file another column has more words."""
+    messages = [f"the printer of room {n} does not print any more" for n in range(30)]
+    for split, answer in (("train", "none"), ("test", "a longer answer than any message is " * 3)):
+        rows = [f"{n},{message},t{n % 2},{answer}{n}\n" for n, message in enumerate(messages)]
+        (tmp_path / f"{split}.csv").write_text("id,message,label,answer\n" + "".join(rows))
+    source = read_source(Data(path=str(tmp_path)), TextClassification())
+    for split in ("train", "test"):
+        assert source.tables[split].column("text").to_pylist() == messages
+    told = "No column has a usual name for the text; message was taken by what its cells hold."
+    assert [note for note in source.notes if told in note and "data.columns.text" in note]
+
+
 CSV = b"text,label\na,1\nb,0\n"
 BAD: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("x.csv", b"body,label\na,1\n", {}, r"recognised as the text .*body, label.*data\.columns\.text"),
