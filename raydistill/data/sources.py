@@ -16,6 +16,7 @@ The order of rows is the sorted order of the files' names, then the order within
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -41,7 +42,7 @@ from raydistill.data.location import (
 from raydistill.data.paths import DataFile, split_of
 from raydistill.data.pictures import at_once, sound
 from raydistill.data.recognition import cells_of
-from raydistill.data.tables import paths_in, read_documents, read_table, readable
+from raydistill.data.tables import REPEATED, paths_in, read_documents, read_table, readable
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.paths import resolve_path
 from raydistill.tasks import kind_of
@@ -242,22 +243,22 @@ def _read_tables(found: Location, columns: Columns, role: str, task: TaskSection
     is_alone = len(found.files) == 1
     files = {file.name: file for file in found.files}
     splits = {name: "train" if is_alone and needs_train else _named_split(name, is_alone) for name in files}
-    num_headers = 0
+    skipped: Counter[str] = Counter()
     cells = cache(lambda: cells_of(files[first_of(splits)], found.kind))
 
     def read(name: str, need_label: bool) -> Part:
-        nonlocal num_headers
         if kind_of(task).reads_documents:
             return documents.read_text_column(files[name], found.kind, columns, task, cells)
-        *part, repeated = read_table(files[name], found.kind, columns, need_label, task, cells)
-        num_headers += repeated
+        *part, left_out = read_table(files[name], found.kind, columns, need_label, task, cells)
+        skipped.update(left_out)
         return part
 
     source = _joined_splits(splits, read, role, found.name)
     source.notes.extend(told_guesses(source.columns, columns, task))
-    if num_headers:
-        source.notes.append(f"{num_headers:,} row{'s' * (num_headers > 1)} of {role} skipped: a repeated header.")
-        source.skipped["repeated header"] = num_headers
+    for why, count in skipped.items():
+        what = f"a {why}" if why == REPEATED else why
+        source.notes.append(f"{count:,} row{'s' * (count > 1)} of {role} skipped: {what}.")
+        source.skipped[why] = count
     return source
 
 

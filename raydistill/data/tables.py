@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
 from itertools import chain, islice
@@ -30,6 +30,8 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 HEAD_ROWS = 100
 """Rows that say which columns there are: an object of a JSON file may lack some."""
 
+REPEATED = "repeated header"
+"""Why rows are left out that hold the names of the columns, as files put together have them."""
 _KINDS = {
     type(None): "",
     str: "a text",
@@ -82,9 +84,10 @@ def read_table(
     need_label: bool,
     task: TaskSection,
     cells: Callable[[], Cells] = lambda: {},
-) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str], int]:
+) -> tuple[pa.Table, tuple[str, ...] | None, dict[str, str], Counter[str]]:
     """A file as a canonical table, the class names it carries (ClassLabel, in order), the columns that were chosen, and
-    how many rows were left out as they repeat the header. ``cells``: of ``choose_columns``.
+    how many rows were left out by reason: those that repeat the header, and what annotators did not accept. ``cells``:
+    of ``choose_columns``.
 
     Raises DataError when the file is empty, broken or not UTF-8, or lacks a column; ConfigError for a configured one.
     """
@@ -92,10 +95,11 @@ def read_table(
         if file.size() == 0:
             raise DataError(f"{file.name} is empty (0 bytes). Remove it, or write it again.")
         choose = partial(choose_columns, columns=columns, need_label=need_label, task=task, cells=cells)
-        raw, chosen = _PARSERS[kind](file, choose)
+        skipped: Counter[str] = Counter()
+        raw, chosen = _read_json(file, choose, skipped=skipped) if kind == "jsonl" else _PARSERS[kind](file, choose)
         names = _class_names(raw, chosen.get("label"))
-        raw, repeated = _without_headers(raw)
-        return canonical(raw, chosen, file.name, names, task, file), names, chosen, repeated
+        raw, skipped[REPEATED] = _without_headers(raw)
+        return canonical(raw, chosen, file.name, names, task, file), names, chosen, +skipped
 
 
 def paths_in(file: DataFile, kind: str, columns: Columns, task: TaskSection) -> list[str]:
@@ -182,8 +186,10 @@ def delimiter_of(name: str, header: str) -> str:
     return "," if "," in header else next((d for d in ("\t", ";", "|") if d in header), ",")
 
 
-def _read_json(file: DataFile, choose: Choose, kind: str = "jsonl") -> tuple[pa.Table, dict[str, str]]:
-    rows = rows_of(file, kind)
+def _read_json(
+    file: DataFile, choose: Choose, kind: str = "jsonl", skipped: Counter[str] | None = None
+) -> tuple[pa.Table, dict[str, str]]:
+    rows = rows_of(file, kind, skipped)
     head = list(islice(rows, HEAD_ROWS))
     chosen = choose(list(dict.fromkeys(name for row in head for name in row)), where=file.name)
     cells: dict[str, list[Any]] = {name: [] for name in chosen.values()}
@@ -228,12 +234,27 @@ def with_names(cell: Any) -> Any:
     return [dict(zip(("start", "end", "label"), item, strict=True)) for item in cell]
 
 
-def rows_of(file: DataFile, kind: str) -> Iterator[Row]:
-    """The rows of a table one at a time; cells of CSV are texts. DataError names the line of what is broken."""
+def rows_of(file: DataFile, kind: str, skipped: Counter[str] | None = None) -> Iterator[Row]:
+    """The rows of a table one at a time; cells of CSV are texts. DataError names the line of what is broken. What
+    annotators did not accept is left out, and counted in ``skipped`` by their answer."""
     with readable(file.name, kind), _stream(file) as raw:
-        yield from {"csv": _csv_rows, "jsonl": _json_rows, "conll": _conll_rows, "parquet": _parquet_rows}[kind](
+        rows = {"csv": _csv_rows, "jsonl": _json_rows, "conll": _conll_rows, "parquet": _parquet_rows}[kind](
             raw, file.name
         )
+        yield from accepted(rows, Counter() if skipped is None else skipped) if kind == "jsonl" else rows
+
+
+def accepted(rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Rows of Prodigy's export that its annotator accepted, without its own columns, and all rows of others. Its tokens
+    are beside the text that they are of, and where there are any and no spans the text has none."""
+    for row in rows:
+        if "answer" not in row or not {"_input_hash", "_task_hash"} & row.keys():
+            yield row
+        elif row["answer"] == "accept":
+            spans: Row = {"spans": []} if "tokens" in row else {}
+            yield spans | {n: c for n, c in row.items() if n not in ("answer", "tokens") and not n.startswith("_")}
+        else:
+            skipped[f"answered {row['answer']} in Prodigy"] += 1
 
 
 def _csv_rows(raw: Any, name: str) -> Iterator[Row]:

@@ -19,6 +19,8 @@ AMOUNT = re.compile(
 )
 """Of money; which of its signs is the decimal one differs by country."""
 NUM_STRATA = 10
+LARGEST = 3.4e38
+"""Of single precision."""
 
 
 def are_amounts(cells: Sequence[Any]) -> bool:
@@ -34,11 +36,18 @@ def no_numbers(column: pa.ChunkedArray) -> Array:
     return found
 
 
-def as_numbers(column: pa.ChunkedArray, infinite: str) -> pa.ChunkedArray:
-    """A column as float64, null for NaN. Raises DataError with the text ``infinite`` where one is."""
+def first_row(where: pa.ChunkedArray, column: pa.ChunkedArray) -> str:
+    """The first cell of a column for which ``where`` is true, with its row; empty where there is none."""
+    row = pc.index(where, pa.scalar(True)).as_py()
+    return f"{column[row].as_py():g} in row {row + 1:,}" if row >= 0 else ""
+
+
+def as_numbers(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+    """A column as float64, null for NaN. Raises DataError, which begins with ``what``, for an infinite one and for what
+    is none in the single precision that models compute in."""
     column = column.cast(pa.float64())
-    if pc.any(pc.is_inf(column)).as_py():
-        raise DataError(infinite)
+    if odd := first_row(pc.greater(pc.abs(column), LARGEST), column):
+        raise DataError(f"{what} {odd}, which is infinite or too large to learn. Leave out such rows.")
     return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
 
 

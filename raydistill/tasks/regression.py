@@ -60,7 +60,7 @@ class TextRegression(Task):
                     f"{what} holds {wrong[0].as_py()[:50]!r}, which is no number ({len(wrong):,} rows). Write numbers "
                     "with a decimal point, or leave the cell empty."
                 )
-        return as_numbers(column, f"{what} holds infinite numbers. Leave out such rows.")
+        return as_numbers(column, f"{what} holds")
 
     @classmethod
     def is_target(cls, cells: Sequence[Any]) -> bool:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.rows_on_disk import make_config, splits_of
 
 from raydistill.data.prepare import prepare_data, read_info
+from raydistill.data.sources import read_source
 from raydistill.errors import DataError
 from raydistill.storage.storage import Storage
-from raydistill.tasks import Targets, task_of
+from raydistill.tasks import TASKS, Targets, task_of
 from raydistill.tasks.embeddings import Embeddings
 from raydistill.tasks.multi_label import MultiLabelClassification
 from raydistill.tasks.regression import TextRegression
@@ -148,6 +151,45 @@ def test_infinite_numbers_are_refused_and_nan_is_no_target() -> None:
     assert TextRegression.column(None, column, "it", None).to_pylist() == [1.0, None, 2.5]
     with pytest.raises(DataError, match="infinite"):
         TextRegression.column(None, pa.chunked_array([[1.0, float("inf")]]), "it", None)
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+@pytest.mark.parametrize(
+    ("task", "odd", "said"),
+    [
+        ("text_classification", float("inf"), "inf in row 25, which is no number of a class"),
+        ("text_classification", 1e20, "1e.20 in row 25, which is no number of a class"),
+        ("text_regression", float("-inf"), "-inf in row 25, which is infinite or too large"),
+        ("text_regression", 1e300, "1e.300 in row 25, which is infinite or too large"),
+    ],
+)
+def test_a_number_that_cannot_be_a_label_is_named(form: str, task: str, odd: float, said: str, tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": odd if i == 24 else float(i % 2)} for i in range(30)]
+    path = tmp_path / f"x.{form}"
+    if form == "jsonl":
+        write(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match=f"Column 'label' of x.{form} holds {said}"):
+        read_source(make_config(path).data, TASKS[task].Settings())
+
+
+def test_groups_of_many_labels_need_little_memory() -> None:
+    """Ranks of all labels of all rows would take 8 bytes each, 32 MB here."""
+    values = np.zeros((20_000, 200), np.int8)
+    values[np.arange(20_000), np.arange(20_000) % 199] = 1
+    values[::2, 199] = 1
+    targets = Targets(values, np.ones(20_000, bool))
+    task = MultiLabelClassification([str(i) for i in range(200)])
+    tracemalloc.start()
+    groups = task.strata(targets)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    frequency = values.sum(0, dtype=int)
+    assert most < 12e6
+    assert len(np.unique(groups)) == 199  # the most frequent one is the rarest of no row
+    rarest = np.where(values > 0, frequency, frequency.max()).min(axis=1)
+    assert (np.sort(frequency)[groups] == rarest).all()
 
 
 def test_few_numbers_are_doubted_and_numbers_of_texts_are_read(tmp_path: Path, storage: Storage) -> None:

@@ -19,9 +19,12 @@ from kit.scores import assert_interval_is_scipy_s, assert_values_are, assert_wei
 from kit.tagged import LABELS, tagged_rows, write_jsonl
 from sklearn.metrics import accuracy_score, log_loss
 
+from raydistill.config.loading import data_config
 from raydistill.config.tasks import TokenClassification as Settings
 from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft
+from raydistill.data.recognition import recognised
+from raydistill.data.sources import read_source
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks.targets import Ragged
 from raydistill.tasks.text_classification.scoring import probabilities
@@ -258,6 +261,33 @@ def test_spans_of_characters_become_words_that_are_cut_at_their_borders(form: An
     assert words[7:9] == [("iPhone", "B-PRODUCT"), ("5", "O")]
     assert {tag for _, tag in dict(found)["nothing 3 here"]} == {"O"}
     assert task.words == FINE
+
+
+def test_what_prodigy_s_annotators_accepted_is_read(tmp_path: Path) -> None:
+    def row(text: str, answer: str, *spans: tuple[int, int, str]) -> dict[str, Any]:
+        words = [found.span() for found in re.finditer(r"\S+", text)]
+        ends = {place: i for i, place in enumerate(words)}
+        tokens = [{"text": text[a:b], "start": a, "end": b, "id": i, "ws": True} for i, (a, b) in enumerate(words)]
+        found = [
+            {"start": a, "end": b, "token_start": ends[a, b], "token_end": ends[a, b], "label": label}
+            for a, b, label in spans
+        ]
+        hashes = {"_input_hash": hash(text), "_task_hash": -5, "_session_id": None, "_view_id": "ner_manual"}
+        made = {"text": text, "meta": {"source": "mail"}, **hashes, "tokens": tokens, "answer": answer}
+        return {**made, "spans": found} if found else made
+
+    rows = [row("Paris is big", "accept", (0, 5, "LOC")), row("nothing is here", "accept")]
+    rows += [row("Rome is no man", "reject", (0, 4, "PER")), *[row("unsure about it", "ignore")] * 2]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config, _ = recognised(data_config(str(path)))
+    assert config.task.type == "token_classification"
+    source = read_source(config.data, config.task)
+    tags = [[word["tag"] for word in cell] for cell in source.tables["train"].column("label").to_pylist()]
+    assert source.tables["train"].column("text").to_pylist() == ["Paris is big", "nothing is here"]
+    assert tags == [["B-LOC", "O", "O"], ["O", "O", "O"]]
+    assert source.skipped == {"answered reject in Prodigy": 1, "answered ignore in Prodigy": 2}
+    assert any("2 rows of data.path skipped: answered ignore in Prodigy." in note for note in source.notes)
 
 
 def test_words_written_otherwise_keep_their_places_and_labels(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _scores(column: pa.ChunkedArray, where: str) -> pa.Array:
                 f"{', …' if len(rows) > MOST_ROWS else ''} ({len(rows):,} of {len(column):,} rows). Write numbers with "
                 "a decimal point, leave the cell empty, or name another column: data.columns.label."
             )
-    column = as_numbers(column, f"{where} has scores that are infinite. Leave out such rows.")
+    column = as_numbers(column, f"{where} has a score of")
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 

@@ -126,7 +126,9 @@ class MultiLabelClassification(Task):
         """The rarest label of each row, so that rare ones come into every split; one more group without any."""
         frequency = targets.values[targets.labeled].sum(axis=0)
         ranks = np.argsort(np.argsort(frequency, kind="stable"))
-        rarest = np.where(targets.values > 0, ranks, len(ranks)).min(axis=1, initial=len(ranks))
+        rows, labels = np.nonzero(targets.values)  # few a row, where (N, L) ranks are 8 bytes each
+        rarest = np.full(len(targets), len(ranks))
+        np.minimum.at(rarest, rows, ranks[labels])
         return np.where(targets.labeled, rarest, -1)
 
     def check(self, train: Targets, notes: Sequence[str]) -> None:

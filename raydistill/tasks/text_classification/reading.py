@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydistill.errors import ConfigError, DataError, ModelError, did_you_mean
+from raydistill.tasks.numbers import first_row
 from raydistill.tasks.targets import decoded, is_string, none_if_empty, shown
 from raydistill.tasks.text_classification.classes import check_classes
 
+LARGEST = 2.0**53
+"""From here on floats are no whole numbers one after another: two classes could be one."""
 _INTEGER = re.compile(r"-?[0-9]+")
 Ids = npt.NDArray[np.int64]
 
@@ -45,7 +48,8 @@ def encode_labels(
         raise DataError(
             f"The training rows have {had}. Text classification needs two classes or more; check the labels."
         )
-    absent = [name for i, name in enumerate(names) if i not in set(present.tolist())]
+    there = {*present.tolist()}
+    absent = [name for i, name in enumerate(names) if i not in there]
     if absent:
         notes.append(f"No training row has the label {shown(absent)}.")
     counts = dict(zip(names, np.bincount(ids["train"][ids["train"] >= 0], minlength=len(names)).tolist(), strict=True))
@@ -178,6 +182,10 @@ def class_column(column: pa.ChunkedArray, what: str, class_names: Sequence[str] 
 
 def _whole(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if odd := first_row(pc.greater_equal(pc.abs(column), LARGEST), column):
+        raise DataError(
+            f"{what} holds {odd}, which is no number of a class. Leave out such rows, or write classes as strings."
+        )
     if pc.any(pc.not_equal(pc.floor(column), column)).as_py():
         raise DataError(
             f"{what} holds fractions; did you mean regression? Then set task.type=text_regression. If these "
