@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -215,16 +216,26 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def weight_names(folder: Path) -> set[str]:
     """Return the names of all tensors in the weights, read from the headers only."""
+    return set(weight_shapes(folder))
+
+
+def num_weights(folder: Path) -> int:
+    """Return how many numbers the weights hold, read from the headers only."""
+    return sum(math.prod(shape) for shape in weight_shapes(folder).values())
+
+
+def weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shapes of all tensors in the weights by name, read from the headers only."""
     from safetensors import SafetensorError, safe_open
 
-    names: set[str] = set()
+    shapes: dict[str, list[int]] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
-                names.update(opened.keys())
+                shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ModelError(f"The weights {file} are damaged ({error}). Copy or download the file again.") from error
-    return names
+    return shapes
 
 
 def model_digest(folder: Path, with_code: bool = True) -> str:

@@ -20,6 +20,7 @@ from raydistill.cluster.resources import worker_resources
 from raydistill.cluster.waiting import Waiting
 from raydistill.config.teacher import Pool
 from raydistill.errors import ArtifactError, Interrupted, RaydistillError, StaleOwner, TeacherError, TrackingError
+from raydistill.models.folder import num_weights, resolve_model
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.failures import explain
 from raydistill.pipeline.job import Job
@@ -33,8 +34,12 @@ from raydistill.storage.storage import Storage
 Result = TypeVar("Result")
 
 STOP_SECONDS = 5.0
-"""After a request to stop, workers get so long to write a checkpoint before the cluster is taken down, which takes Ray
-up to 4 s: all of it within 10."""
+"""After a request to stop, workers get so long, or longer (``stop_seconds``), to write a checkpoint before the cluster
+is taken down, which takes Ray up to 4 s: with a small model all of it within 10."""
+CHECKPOINT_BYTES = 12
+"""Of a parameter: its weight and two moments of Adam's, in float32."""
+CHECKPOINT_BYTES_PER_SECOND = 50e6
+"""That a checkpoint is written with at least: what one stream to S3 has."""
 
 START_FAILURES = 120
 """Times that a worker group may fail to start, beside ``train.max_wait_minutes``, as waiting for room counts as a
@@ -84,7 +89,7 @@ def run_workers(
         "ray-train", lambda: make_trainer(job, phases, name, resources, callbacks).fit().return_value
     )
     try:
-        await_end(fitting, board, show, stop, watch, waiting.look)
+        await_end(fitting, board, show, stop, watch, waiting.look, stop_seconds(job))
     except BaseException:
         board.request_stop()  # a Ray that was there before this run stays, and its workers with it
         raise
@@ -111,8 +116,10 @@ def await_end(
     stop: threading.Event,
     watch: Callable[[], None],
     look_for_room: Callable[[bool], bool] = lambda is_waiting: False,
+    patience: float = 0.0,
 ) -> None:
-    """Watch a worker group until it ends. Raises Interrupted where it was stopped and does not answer in time.
+    """Watch a worker group until it ends. Raises Interrupted where it was stopped and does not answer in ``patience``
+    seconds, at least ``STOP_SECONDS``.
 
     ``look_for_room`` is told whether the workers are still to begin, or to begin again; whether they lack room.
     """
@@ -132,8 +139,17 @@ def await_end(
                 show(progress)
         if asked_at is not None and progress is None:
             raise Interrupted("The run was stopped before its workers started; everything finished so far is kept.")
-        if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
+        if asked_at is not None and time.monotonic() - asked_at > max(STOP_SECONDS, patience):
             raise Interrupted("The run was stopped; the workers did not answer in time, the last checkpoint is kept.")
+
+
+def stop_seconds(job: Job) -> float:
+    """How long the workers may take to write a checkpoint of the largest model that the run begins with: students are
+    cut from these."""
+    models = [config.lead for config in (job.config, *(member.config for member in job.members))]
+    names = {(one.model, one.revision, one.trust_remote_code) for one in models} | job.models.keys()
+    largest = max(num_weights(resolve_model(*name)) for name in names)
+    return max(STOP_SECONDS, largest * CHECKPOINT_BYTES / CHECKPOINT_BYTES_PER_SECOND)
 
 
 def make_trainer(

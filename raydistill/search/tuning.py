@@ -19,7 +19,7 @@ from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from raydistill.errors import Interrupted, RaydistillError
-from raydistill.pipeline.worker import STOP_SECONDS, in_background, ray_storage
+from raydistill.pipeline.worker import in_background, ray_storage, stop_seconds
 from raydistill.search.actor import NODE_FAULTS, TrialActor, TrialGroup, threads_of
 from raydistill.search.sharing import Shared
 from raydistill.search.sources import TrialSource
@@ -197,12 +197,15 @@ def run_trials(
         source.check_faults()
         watch()
 
-    supervise(tuner, Board(job.storage, job.board_parts, job.owner), source.stop, look)
+    supervise(tuner, Board(job.storage, job.board_parts, job.owner), source.stop, look, stop_seconds(job))
     job.storage.delete("ray", folder)  # Tune's own files, and the checkpoints that pbt exchanged
 
 
-def supervise(tuner: tune.Tuner, board: Board, stop: threading.Event, watch: Callable[[], None]) -> None:
-    """Wait for the tuner, in a thread of its own so that Ctrl-C stays ours."""
+def supervise(
+    tuner: tune.Tuner, board: Board, stop: threading.Event, watch: Callable[[], None], patience: float
+) -> None:
+    """Wait for the tuner, in a thread of its own so that Ctrl-C stays ours; after a request to stop for ``patience``
+    seconds."""
     fitting = in_background("ray-tune", tuner.fit)
     asked_at: float | None = None
     try:
@@ -211,7 +214,7 @@ def supervise(tuner: tune.Tuner, board: Board, stop: threading.Event, watch: Cal
             if stop.is_set() and asked_at is None:
                 asked_at = time.monotonic()
                 board.request_stop()
-            if asked_at is not None and time.monotonic() - asked_at > STOP_SECONDS:
+            if asked_at is not None and time.monotonic() - asked_at > patience:
                 break
     except BaseException:
         board.request_stop()  # a Ray that was there before this sweep stays, and its trials with it

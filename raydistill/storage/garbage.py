@@ -14,7 +14,7 @@ from typing import Any
 from raydistill.errors import ArtifactError, UnknownName
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Damaged, Missing
-from raydistill.storage.locks import POLL_SECONDS, lock
+from raydistill.storage.locks import POLL_SECONDS, is_held, lock
 from raydistill.storage.manifest import KEY, KINDS, MANIFEST, Manifest
 from raydistill.storage.storage import STAGING, Storage
 
@@ -23,9 +23,14 @@ TURN_SECONDS = 10.0
 """Runs that want to refer to something wait for garbage collection no longer than this and one removal."""
 
 
+RAY = "ray"
+"""Where Ray keeps its own files of a run, or a sweep: below ``<key>-<number of the owner>-<group>``."""
+RAY_FOLDER = re.compile(r"(?P<run>[0-9a-f]{20}(?:-\d+)?)-(?P<owner>\d+)-(?:\d+|[a-z]+)")
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line of ``cache ls``: an artefact, an unsealed leftover (``sealed`` false) or a staging folder."""
+    """One line of ``cache ls``: an artefact, an unsealed leftover (``sealed`` false), a staging folder or Ray's."""
 
     kind: str
     key: str
@@ -144,7 +149,8 @@ def _references_settled(storage: Storage) -> Iterator[None]:
 
 def _garbage(storage: Storage, older_than_seconds: float, known: dict[str, Manifest]) -> list[Row]:
     unused = [row for row in list_artifacts(storage, known) if not row.used_by]
-    return [row for row in [*unused, *_staging(storage)] if row.age_seconds >= older_than_seconds]
+    left = [*unused, *_staging(storage), *_of_ray(storage)]
+    return [row for row in left if row.age_seconds >= older_than_seconds]
 
 
 def _unsealed(storage: Storage, kind: str, key: str) -> Row:
@@ -159,6 +165,24 @@ def _unsealed(storage: Storage, kind: str, key: str) -> Row:
 
 def _staging(storage: Storage) -> list[Row]:
     return [_unsealed(storage, STAGING, name) for name in storage.list(STAGING)]
+
+
+def _of_ray(storage: Storage) -> list[Row]:
+    """Ray's own folders of runs and sweeps whose driver is gone, as it was killed or another one has taken over."""
+    found = []
+    for name in storage.list(RAY):
+        if (made := RAY_FOLDER.fullmatch(name)) is not None and not _lives(storage, made["run"], int(made["owner"])):
+            found.append(_unsealed(storage, RAY, name))
+    return found
+
+
+def _lives(storage: Storage, run_key: str, owner: int) -> bool:
+    """Whether the run's owner of this number may still be at work; where that cannot be told it may."""
+    try:
+        newest = int(storage.read_json("runs", run_key, "owner.json")["number"])
+    except Missing:
+        return False
+    return owner >= newest and is_held(storage, "runs", run_key, "driver.lock") is not False
 
 
 def _changed(info: dict[str, Any]) -> float:

@@ -6,11 +6,14 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from kit.ranks import run_ranks
+from kit.tiny import save_tiny
+from safetensors.torch import load_file
 from torch import nn
 
 from raydistill.cluster import group as group_module
@@ -194,7 +197,7 @@ class Away(Board):
         return answer
 
 
-def watch(board: Board, stop: threading.Event, ends_after: int) -> list[str]:
+def watch(board: Board, stop: threading.Event, ends_after: int, **more: Any) -> list[str]:
     """The phases that are shown until the group ends, which it does when it was looked at so often."""
     fitting: Future[None] = Future()
     shown: list[str] = []
@@ -204,7 +207,7 @@ def watch(board: Board, stop: threading.Event, ends_after: int) -> list[str]:
         if next(looks) == ends_after:
             fitting.set_result(None)
 
-    await_end(fitting, board, lambda entry: shown.append(entry["phase"]), stop, look)
+    await_end(fitting, board, lambda entry: shown.append(entry["phase"]), stop, look, **more)
     return shown
 
 
@@ -231,6 +234,22 @@ def test_a_group_that_was_asked_to_stop_is_given_time_and_no_more(tmp_path: Path
         watch(board, stop, 900)
     assert time.monotonic() - started >= 1.0
     assert Board(board.storage, board.run, board.owner).should_stop()
+
+
+def test_the_time_to_stop_grows_with_the_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
+    """Of the largest of the models that a run begins with; where one alone is known, of that."""
+    small, large = save_tiny(tmp_path / "small", "bert"), save_tiny(tmp_path / "large", "bert", num_layers=6)
+    weights = sum(tensor.numel() for tensor in load_file(large / "model.safetensors").values())
+    lead = SimpleNamespace(model=str(small), revision=None, trust_remote_code=False)
+    job: Any = SimpleNamespace(config=SimpleNamespace(lead=lead), members=(), models={(str(large), None, False): None})
+    assert worker.stop_seconds(job) == worker.STOP_SECONDS
+    monkeypatch.setattr(worker, "CHECKPOINT_BYTES_PER_SECOND", 12 * weights / 90)
+    assert worker.stop_seconds(job) == pytest.approx(90)
+    board, stop = make_board(tmp_path), threading.Event()
+    board.answers = [{"phase": "train"}]
+    stop.set()
+    monkeypatch.setattr(worker, "STOP_SECONDS", 0.1)
+    assert watch(board, stop, 3, patience=90.0) == ["train"] * 4  # the group ends by itself, with its checkpoint
 
 
 def test_a_group_that_has_not_begun_is_not_waited_for(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from raydistill.pipeline.reporting import Reporter, metrics_path
 from raydistill.storage import garbage
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import _changed, collect_garbage, list_artifacts, refer, referred, remove_artifact
+from raydistill.storage.locks import lock
 from raydistill.storage.manifest import file_digest
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
@@ -99,6 +100,23 @@ def test_old_leftovers_go_and_young_ones_stay(local: Storage) -> None:
     ]
     assert local.list("signals") == [OTHER]
     assert local.list(".staging") == [f"data-{OTHER}"]
+
+
+def test_what_ray_left_of_killed_drivers_goes_and_a_living_one_s_stays(storage: Storage) -> None:
+    run, sweep, other = "a" * 20, f"{'b' * 20}-2", "c" * 20
+    owners = {key: [Owner.acquire(storage, "runs", key).number for _ in range(2)][-1] for key in (run, sweep, other)}
+    assert {*owners.values()} == {2}
+    living = [f"{run}-2-1", f"{run}-2-3", f"{sweep}-2-trial"]
+    foreign = ["notes", f"{run}", f"{'d' * 20}-copy"]  # storage may be a folder in which the user keeps other things
+    dead = [f"{run}-1-1", f"{sweep}-1-final", f"{other}-2-1", f"{'e' * 20}-1-1"]
+    for name in (*living, *foreign, *dead):
+        storage.write_bytes(b"state", "ray", name, "file")
+    assert collect_garbage(storage) == []  # all of it young
+    with lock(storage, "runs", run, "driver.lock"), lock(storage, "runs", sweep, "driver.lock"):
+        gone = collect_garbage(storage, older_than_seconds=0)
+        assert {(row.kind, row.key, row.bytes) for row in gone} == {("ray", name, 5) for name in dead}
+        assert {*storage.list("ray")} == {*living, *foreign}
+    assert {row.key for row in collect_garbage(storage, older_than_seconds=0)} == {*living}
 
 
 def test_garbage_collection_stops_at_a_damaged_run(local: Storage) -> None:
