@@ -251,9 +251,11 @@ def cut_missing(draft: Draft, split: Split, seed: int) -> None:
         draft.parts |= {name: train.only(chosen), "train": train.only(~chosen & ~beside)}
         draft.remove({f"unlabeled_beside_{name}": int(beside.sum())} if beside.any() else {})
         draft.notes.append(f"The {name} split, {int(chosen.sum()):,} rows, was cut from the training rows.")
-        there = draft.task.names_in(train.targets.take(chosen))
-        missed = draft.task.names_in(train.targets) - there
-        if rare := [name for name in draft.task.outputs if name in missed]:
+        there, known = (
+            {draft.task.plain_name(output) for output in draft.task.names_in(targets)}
+            for targets in (train.targets.take(chosen), train.targets)
+        )
+        if rare := [name for name in draft.task.plain_names if name in known - there]:
             draft.notes.append(f"Too rare to be in the {name} split: {shown(rare)}.")
     for name in ("test", "validation"):
         tell_shared_texts(draft, name, split, was_cut=name in missing)

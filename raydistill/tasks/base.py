@@ -236,6 +236,15 @@ class Task(ABC):
         what differs within a group then still is a contradiction."""
         return targets
 
+    def plain_name(self, output: str) -> str:
+        """What a reader calls an output; several may be parts of one thing."""
+        return output
+
+    @property
+    def plain_names(self) -> list[str]:
+        """The same of all outputs, in their order, each once."""
+        return [*dict.fromkeys(map(self.plain_name, self.outputs))]
+
     def names_in(self, targets: Targets) -> set[str]:
         """The outputs of which labelled rows have an example; empty where that has no meaning."""
         return {name for name, count in self.counts(targets).items() if count}

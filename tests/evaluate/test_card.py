@@ -21,7 +21,7 @@ from raydistill.cli.show.runs import listed
 from raydistill.config.loading import load_config
 from raydistill.config.losses import SECTIONS, SoftLossSection
 from raydistill.config.tree import Config
-from raydistill.evaluate.report.card import loss_text, model_card, write_card
+from raydistill.evaluate.report.card import data_section, limits, loss_text, model_card, summary, write_card
 from raydistill.evaluate.report.naming import plain
 from raydistill.evaluate.results import RunMeasurements, build_results
 from raydistill.pipeline.distill import distill
@@ -29,6 +29,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import list_artifacts, remove_artifact
 from raydistill.storage.manifest import folder_digest
 from raydistill.storage.storage import Storage
+from raydistill.tasks.token_classification import TokenClassification
 from raydistill.tracking.lineage import headline, package_versions
 from raydistill.tracking.registry.students import DIGEST
 from raydistill.tracking.registry.versions import resolve_model_uri
@@ -340,6 +341,18 @@ def test_many_classes_are_cut() -> None:
     assert "And 250 more; config.json has them all." in card
     assert "topic 49" in card
     assert "topic 50" not in card
+
+
+def test_labels_of_entities_are_told_without_their_prefixes() -> None:
+    made = named(["O", "B-ORG", "I-ORG", "B-PER", "I-PER"])
+    task = TokenClassification(made["labels"])
+    made["task"]["facts"] = task.facts()
+    told = "\n".join(data_section(made))
+    assert "| ORG | 180 | 180 | 180 |" in told
+    assert "| O | 90 | 90 | 90 |" in told
+    assert "one of these labels: O, ORG, PER." in " ".join(limits(made, task))
+    assert "with 3 labels" in summary(made, task)
+    assert not re.search("[BI]-", told)
 
 
 def test_pairs_are_asked_for_as_pairs() -> None:

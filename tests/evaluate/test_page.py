@@ -249,6 +249,7 @@ def test_speed_by_shape(report: Path) -> None:
 
 def test_a_registered_student_loads_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
     assert "models:/movies/4" in html.unescape(write(make_results(), tmp_path))
     assert "models:/" not in html.unescape(write(make_results(model_version=None), tmp_path))
     for storage, pair, is_local in (('a "b"', "other", True), ("s3://bucket/x", None, False)):
@@ -259,7 +260,10 @@ def test_a_registered_student_loads_by_its_name(tmp_path: Path, monkeypatch: pyt
         assert code is not None
         ast.parse(code)
         assert ("set_tracking_uri" in code) == is_local
+        assert (json.dumps(f"sqlite:///{tmp_path}/{storage}/mlflow.db") in code) == is_local  # works in any folder
         assert ("text_pair" in code) == (pair is not None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
+    assert f'set_tracking_uri("sqlite:///{tmp_path}/own.db")' in str(registered_code(make_results()))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
     code = registered_code(make_results(config={**CONFIG, "storage": "storage"}))
     assert code is not None
@@ -449,6 +453,7 @@ def test_hostile_text_is_text(tmp_path: Path) -> None:
 
 def test_a_browser_draws_it(report: Path) -> None:
     assert_fetches_nothing(report.read_text("utf-8"))
+    assert report.stat().st_size < 2_000_000
     dom, console = browse(report)
     figures = figures_of(report.read_text("utf-8"))
     assert set(figures) == {"losses", "validation", "reliability", "speed-batch", "speed-length"}
@@ -459,7 +464,7 @@ def test_a_browser_draws_it(report: Path) -> None:
 
 
 LOOK = """
-addEventListener("load", () => setTimeout(() => {
+drawn.then(() => setTimeout(() => {
   const root = document.documentElement;
   const inside = (box, outer) => box.left >= outer.left - 1 && box.right <= outer.right + 1;
   const place = (element) => element.getBoundingClientRect();

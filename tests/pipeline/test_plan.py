@@ -182,7 +182,7 @@ def test_it_reads_well_at_eighty_columns(tmp_path, capsys):
     assert "texts are cut at 8 tokens" in text
     assert "time       ≈ " in text
     assert [line.split() for line in text.splitlines() if line.startswith("film ")] == [["film", "23", "9", "9"]]
-    assert "from teacher layers [0, 3]" in text
+    assert "from layers 1, 4 of the teacher" in text  # as the report and the card count them
     assert all(len(line) <= 80 for line in text.splitlines())
 
 

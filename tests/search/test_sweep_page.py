@@ -234,7 +234,7 @@ def test_page_fetches_nothing(report: Path) -> None:
 
 
 LOOK = """
-addEventListener("load", () => setTimeout(() => {
+drawn.then(() => setTimeout(() => {
   const order = () => [...document.querySelectorAll("#trials tbody tr")].map((row) => row.cells[2].textContent);
   const head = document.querySelectorAll("#trials th button")[2];
   head.click();

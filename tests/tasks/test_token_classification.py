@@ -496,6 +496,12 @@ def test_rows_are_grouped_by_their_rarest_entity(tmp_path: Path) -> None:
     assert task.counts(targets)["B-ORG"] == sum(int((row[:, 2] == 1).sum()) for row in targets.values)
 
 
+def test_a_type_too_rare_for_a_split_is_named_without_its_prefixes(tmp_path: Path) -> None:
+    rows = [*tagged_rows(60), {"tokens": ["a", "very", "rare", "one"], "ner_tags": ["O", "O", "B-RARE", "I-RARE"]}]
+    draft = make_draft(config_of(write_jsonl(tmp_path / "x.jsonl", rows)))
+    assert "Too rare to be in the test split: 'RARE'." in draft.notes
+
+
 def test_a_word_labelled_minus_100_and_an_empty_csv_cell_are_no_labels() -> None:
     names = ("O", "B-PER", "I-PER")
     row = reading.read_row(["my", "Ann", "Lee"], [-100, 1, 2], names)

@@ -93,7 +93,8 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     )
     if weights := teacher.get("weights"):
         console.print(f"           mean of {', '.join(f'{name} (weight {w:g})' for name, w in weights.items())}")
-    layers = f", from teacher layers {student['teacher_layers']}" if student["teacher_layers"] else ""
+    taken = ", ".join(str(layer + 1) for layer in student["teacher_layers"])  # from 1, as in all that is shown
+    layers = f", from layers {taken} of the teacher" if taken else ""
     if (shared := student["share_layers"]) is not None:
         layers += f"; the embeddings and the first {shared} are the teacher's and stay as they are"
     shape = f"{student['num_layers']} layers, width {student['hidden_size']}"

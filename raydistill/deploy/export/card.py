@@ -35,7 +35,7 @@ def export_card(about: Mapping[str, Any], known: Mapping[str, Any]) -> str:
         "pipeline_tag": task.pipeline_tag,
         "tags": ["raydistill", *(["onnx"] if is_onnx else []), *([form] if form != "onnx" else [])],
     }
-    what = f"A {task.about.format(count=len(task.outputs))} in the format {form} ({FORMATS[form]}), made from"
+    what = f"A {task.about.format(count=len(task.plain_names))} in the format {form} ({FORMATS[form]}), made from"
     what += f" {escape(name)}."
     if not task.reads_pictures:
         seen = "windows of {} tokens." if task.has_units else "the first {} tokens of a row."

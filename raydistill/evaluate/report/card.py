@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ def eval_result(task: Task, name: str, kind: str, value: float, data: Source) ->
 
 def summary(results: Mapping[str, Any], task: Task) -> str:
     """The decision, what it is, and the verdict."""
-    what = f"A {task.about.format(count=len(task.outputs))}, distilled from a larger one."
+    what = f"A {task.about.format(count=len(task.plain_names))}, distilled from a larger one."
     return f"{escape(decision_line(results))} {what} {escape(results['verdict'])}"
 
 
@@ -260,7 +261,8 @@ def data_section(results: Mapping[str, Any]) -> list[str]:
     """Where the rows come from, how many there are, and with which targets."""
     data, counts = results["config"]["data"], results["data"]
     told = f"Source: {data_source(data).link('datasets/')}."
-    reads_pictures = task_of(results["task"]["facts"]).reads_pictures
+    task = task_of(results["task"]["facts"])
+    reads_pictures = task.reads_pictures
     if data["unlabeled"]:
         what, source = "Pictures" if reads_pictures else "Texts", source_of(data["unlabeled"]).link("datasets/")
         told += f" {what} without labels from {source} joined the training rows."
@@ -272,8 +274,11 @@ def data_section(results: Mapping[str, Any]) -> list[str]:
     rows = [[s, f"{counts['num_rows'][s]:,}", f"{counts['labeled'].get(s, 0):,}"] for s in splits]
     parts = [told, table(["split", "rows", "labelled"], rows)]
     if any(counts["per_class"].values()):
-        names, more = shown_names(results["labels"])
-        cells = [[escape(n), *(f"{counts['per_class'][s].get(n, 0):,}" for s in splits)] for n in names]
+        names, more = shown_names(task.plain_names)
+        found = {s: Counter[str]() for s in splits}
+        for split, name, count in ((s, n, c) for s in splits for n, c in counts["per_class"][s].items()):
+            found[split][task.plain_name(name)] += count
+        cells = [[escape(n), *(f"{found[s][n]:,}" for s in splits)] for n in names]
         return [
             *parts,
             f"Labelled {'objects' if counted == 'objects' else 'words' if counted else 'rows'} by label:",
@@ -286,7 +291,7 @@ def data_section(results: Mapping[str, Any]) -> list[str]:
 def limits(results: Mapping[str, Any], task: Task) -> list[str]:
     """What a user of the model should not expect of it."""
     student, data = results["student"], results["config"]["data"]
-    names, more = shown_names(results["labels"])
+    names, more = shown_names(task.plain_names)
     listed = f"{', '.join(map(escape, names))}{', …' if more else ''}"
     support = results["data"]["labeled"]["test"]
     what = "pictures" if task.reads_pictures else "texts"

@@ -35,6 +35,7 @@ from raydistill.evaluate.robustness import SAME_PART, WORDS, listed, same_senten
 from raydistill.evaluate.rules import signed
 from raydistill.evaluate.verdict import BASELINE_STARTS
 from raydistill.tasks import Task, task_of
+from raydistill.tracking.endpoint import sqlite_path
 
 TIMES = {
     "prepare": "data",
@@ -197,14 +198,16 @@ def registered_code(results: Mapping[str, Any]) -> str | None:
     config, version = results["config"], results["model_version"]
     if config["registry"]["name"] is None or version is None:
         return None
-    is_elsewhere = "://" in config["storage"] or bool(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
-    store = json.dumps(f"sqlite:///{config['storage']}/mlflow.db", ensure_ascii=False)
+    uri, local = os.environ.get("MLFLOW_TRACKING_URI", "").strip(), "://" not in config["storage"]
+    beside = Path(config["storage"]).expanduser().absolute() / "mlflow.db"  # the lines are for any folder
+    database = sqlite_path(uri) if uri else beside if local else None
+    store = json.dumps(f"sqlite:///{database}", ensure_ascii=False)
     begin = ["import mlflow", "", f"mlflow.set_tracking_uri({store})"]
     task = task_of(results["task"]["facts"])
     row = example_row(task, shows_pairs(results))
     row = f'open({row}, "rb").read()' if task.reads_pictures else row
     lines = [
-        *(["import mlflow  # set MLFLOW_TRACKING_URI", ""] if is_elsewhere else begin),
+        *(["import mlflow  # set MLFLOW_TRACKING_URI", ""] if database is None else begin),
         f'model = mlflow.pyfunc.load_model("models:/{config["registry"]["name"]}/{version}")',
         f"print(model.predict([{row}]))",
     ]

@@ -182,6 +182,10 @@ class TokenClassification(Task):
     def overlap(self, max_length: int) -> int:
         return max_length // OVERLAP if self.stride is None else self.stride
 
+    def plain_name(self, output: str) -> str:
+        """Without the prefix that says where an entity begins."""
+        return self.scheme.plain[output]
+
     def strata(self, targets: Targets) -> Array:
         """Rows with entities by the rarest type among them, and those without any."""
         starts, _, kinds = self.scheme.entities(targets.values.flat[:, -1], targets.values.rows)

@@ -73,6 +73,8 @@ class Scheme:
     def __init__(self, name: str, outputs: Sequence[str]) -> None:
         self.name = name
         bare = [tag[2:] if name == "iob2" and tag != OUTSIDE else tag for tag in outputs]
+        self.plain = dict(zip(outputs, bare, strict=True))
+        """Each label without its prefix."""
         self.types = tuple(dict.fromkeys(kind for kind in bare if kind != OUTSIDE))
         """Types of entities, in the order of the labels."""
         place = {kind: i for i, kind in enumerate(self.types)}
