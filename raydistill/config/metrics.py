@@ -130,7 +130,7 @@ METRICS: dict[str, Metric] = {
     "masked_accuracy": Metric("masked accuracy", is_share=True, bounds=(0, 1), is_retained=True, hub="accuracy"),
     "perplexity": Metric("perplexity", lower_is_better=True, is_retained=True, hub="perplexity"),
     "log_loss": Metric("log loss", lower_is_better=True),
-    "calibration_error": Metric("calibration error", lower_is_better=True),
+    "calibration_error": Metric("expected calibration error", lower_is_better=True),
 }
 
 _UNDEFINED = {

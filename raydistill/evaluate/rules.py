@@ -18,7 +18,7 @@ from raydistill.evaluate.figure import Figure
 NOT_KNOWN = "not known"
 NUM_NAMED = 3
 """Labels that a sentence names; tables have all of them."""
-TITLES = {"above_chance": "better than guessing", "retention": "share of the teacher's"}
+TITLES = {"above_chance": "better than guessing"}
 
 
 def title_of(name: str) -> str:

@@ -409,7 +409,7 @@ def test_the_verdict_on_numbers() -> None:
     assert {"confusion", "per_class", "reliability"}.isdisjoint(results["student"])
     assert len(results["student"]["scatter"]) == 500
     assert set(results["retention"]) == {"pearson", "spearman", "r2", "rmse", "mae"}
-    assert "and share of its Pearson correlation." in " ".join(text.split())
+    assert "; retention: share of its Pearson correlation." in " ".join(text.split())
     assert task_of(results["task"]["facts"]).output_scale == regression_outcome().task.output_scale  # all digits
 
 

@@ -470,7 +470,7 @@ def test_commands_exit_codes_and_json(place: Storage, tmp_path: Path, capfd: pyt
     common = ["--storage", place.root]
     assert cli.execute(["promote", "toy", "--version", "1", "--gate", str(gate), *common]) == 0
     shown = capfd.readouterr().out
-    assert "share of the teacher" in shown
+    assert "retention" in shown
     assert "Version 1 of toy passes every rule. It is the champion now, the first one." in " ".join(shown.split())
     assert cli.execute(["promote", "toy", "--version", "2", "--gate", str(gate), "--json", *common]) == 3
     verdict = json.loads(capfd.readouterr().out)

@@ -350,7 +350,7 @@ def test_a_page_of_numbers(tmp_path: Path) -> None:
     said, figures = Tags(page).text, figures_of(page)
     shown = ["Pearson correlation", "Spearman correlation", "R²", "RMSE", "mean absolute error"]
     assert table_of(page)[: len(shown)] == shown
-    assert "share of the teacher&#39;s Pearson correlation, %" in table_of(page)
+    assert "retention of Pearson correlation, %" in table_of(page)
     assert "the student&#39;s Pearson correlation minus this model&#39;s" in table_of(page)
     assert set(figures) == {"losses", "validation", "speed-batch", "speed-length", "scatter"}
     drawn = traces(figures["scatter"])

@@ -331,7 +331,7 @@ def test_what_a_person_reads_of_every_rule() -> None:
 def test_names_and_differences_as_people_read_them() -> None:
     """A rule's name without underscores; differences rounded once, with their sign, and no minus before nothing."""
     names = ("above_chance", "retention", "leaked_rows", "bytes")
-    expected = ["better than guessing", "share of the teacher's", "leaked rows", "bytes"]
+    expected = ["better than guessing", "retention", "leaked rows", "bytes"]
     assert [title_of(name) for name in names] == expected
     assert megabytes(1e12) == "1,000,000.0 MB"
     shares = [signed(METRICS["accuracy"], share) for share in (-0.0004, 0.12749, -0.021)]

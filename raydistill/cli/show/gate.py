@@ -64,7 +64,7 @@ def print_versions(console: Console, name: str, versions: Sequence[Version]) -> 
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("v", "aliases", "score", "share %", "params", "MB", "ms", "gate", "registered"):
+    for heading in ("v", "aliases", "score", "retention", "params", "MB", "ms", "gate", "registered"):
         left = heading in ("aliases", "gate", "registered")
         width = 10 if heading == "aliases" else None  # "challenger"
         table.add_column(heading, justify="left" if left else "right", no_wrap=width is None, min_width=width)
@@ -73,8 +73,8 @@ def print_versions(console: Console, name: str, versions: Sequence[Version]) -> 
     console.print(table)
     found = [main_figure(version.tags, "test/") for version in versions]
     titles = " or ".join(dict.fromkeys(metric(score[0]).title for score in found if score is not None))
-    notice = f"Of test rows at registration: score{f' ({titles})' if titles else ''}, its share of the teacher's; "
-    notice += "ms: latency of one row."
+    told = f" ({titles})" if titles else ""
+    notice = f"Of test rows at registration: score{told}, retention in % of the teacher's; ms: latency of one row."
     console.print(notice, style="dim")
     for version in versions:
         if version.tags.get(VERDICT) == "forced":

@@ -91,7 +91,7 @@ def _rows(models: Mapping[str, Model], results: Mapping[str, Any]) -> list[tuple
             None if n == "teacher" else about.retention(m["test"][main]["value"], teacher) for n, m in models.items()
         ]
         shares = [ABSENT if one is None else share.text(one) for one in kept]
-        rows.append(("share, %", shares))
+        rows.append(("retention, %", shares))
     rows.append(("parameters", [_count(m["num_parameters"]) for m in models.values()]))
     rows.append(("size", [decimal(m["bytes"]) for m in models.values()]))
     if any(m["latency_ms"] for m in models.values()):
@@ -145,7 +145,7 @@ def conditions(results: Mapping[str, Any]) -> str:
     """On what, and under which conditions, the table's numbers were measured."""
     about = metric(results["task"]["main_metric"])
     text = f"{results['data']['labeled']['test']:,} labelled test rows. Agreement with the teacher"
-    text += f", and share of its {about.words}." if about.is_retained else "."
+    text += f"; retention: share of its {about.words}." if about.is_retained else "."
     if baseline := results["baseline"]:
         start = BASELINE_STARTS.get(baseline["start"], "weights not known")
         how = "trained on labels alone, from" if baseline["steps"] else "not trained, as nothing has a label:"

@@ -25,7 +25,7 @@ HEADLINE = ("agreement", "num_parameters", "bytes", "latency_ms/p50")
 WHOLE = ("num_parameters", "bytes")
 FAMILIES = ("test/", "retention/", "best_validation/", "gate/")
 """Metrics that a row has: these, and those that begin so."""
-HEADS = ("key", "when", "what", "name", "score", "share", "param.", "ms", "size", "took")
+HEADS = ("key", "when", "what", "name", "score", "ret.", "param.", "ms", "size", "took")
 NAME = HEADS.index("name")
 KEY_LENGTH = 4
 ENDINGS = {"FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "waiting"}
@@ -137,7 +137,7 @@ def legend(rows: Sequence[Mapping[str, Any]]) -> str:
     kinds = {row["kind"] for row in rows}
     scores = dict.fromkeys(score[0] for row in rows if (score := score_of(row)) is not None)
     words = f" score: {' or '.join(metric(name).title for name in scores)}, on test." if scores else ""
-    told = [f"key: its beginning.{words} share: of the teacher's, %. ms: median latency of a row."]
+    told = [f"key: its beginning.{words} ret.: retention, in % of the teacher's. ms: median latency of a row."]
     if "sweep" in kinds:
         told.append("sweep N: N trials were trained; the figures are the winner's.")
     if "trial" in kinds:

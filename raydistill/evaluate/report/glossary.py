@@ -47,7 +47,8 @@ TERMS = {
     "AUC": "How well the scores put rows with a label before those without: 1 is perfect, 0.5 is guessing.",
     "MCC": "Correlation of labels and predictions: 1 is perfect, 0 is guessing.",
     "log loss": "Mean penalty for the probability given to what is right; lower is better.",
-    "calibration error": "How far the model's certainty lies from its accuracy on average (ECE); 0 is perfect.",
+    "expected calibration error": "How far the model's certainty lies from its accuracy on average (ECE); 0 is "
+    "perfect.",
     "Pearson correlation": "How close answers and targets lie to a straight line: 1 is on it, 0 is no relation.",
     "Spearman correlation": "How well the answers put rows in the order of their targets: 1 is perfect.",
     "Spearman of similarities": "How well a text's similarities to all others are in the order that the teacher sees.",
@@ -63,8 +64,7 @@ TERMS = {
     "RMSE": "Root of the mean squared error, in the target's unit; lower is better.",
     "mean absolute error": "Mean distance of answer and target, in the target's unit; lower is better.",
     "agreement with the teacher": "How far both say the same of the rows, right or wrong: 100 % is always.",
-    "share of the teacher's": "The student's value divided by the teacher's (retention); where less is better, the "
-    "teacher's by the student's.",
+    "retention": "The student's value divided by the teacher's; where less is better, the teacher's by the student's.",
     "latency p50": "Milliseconds for one row, the median of many calls; p95: 95 % of the calls are faster.",
     "trial": "One student, trained with one choice of the settings that the sweep varies.",
     "objective": "What the search tries to make as high (max) or as low (min) as it can.",

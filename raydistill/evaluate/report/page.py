@@ -51,8 +51,7 @@ TIMES = {
     "total": "in all",
 }
 TERMS = (
-    *("teacher", "student", "test rows", "validation", "95 % interval", "agreement with the teacher"),
-    "share of the teacher's",
+    *("teacher", "student", "test rows", "validation", "95 % interval", "agreement with the teacher", "retention"),
 )
 LABEL_TERMS = ("F1", "precision", "recall")
 FATES = {
@@ -298,7 +297,7 @@ def relation_rows(results: Mapping[str, Any], contenders: Sequence[Contender]) -
         spreads = {name: about.around(seeds[name]["test"][main]) for name in ("student", "baseline") if seeds[name]}
         cells = [Cell(spreads.get(contender.name, "")) for contender in contenders]
         rows.append(Row(f"mean {scale(main).label} of {seeds['num']} seeds ± deviation", cells))
-    rows += [Row(f"share of the teacher's {about.words}, %", kept)] if about.is_retained else []
+    rows += [Row(f"retention of {about.words}, %", kept)] if about.is_retained else []
     points = ", points" if about.is_share else ""
     return [*rows, Row(f"the student's {about.words} minus this model's{points}", lead)]
 

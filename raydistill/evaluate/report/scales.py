@@ -47,7 +47,7 @@ class Scale:
 
 SCALES = {
     "agreement": Scale("agreement with the teacher", "%", 100, 1),
-    "retention": Scale("share of the teacher's", "%", 100, 1),
+    "retention": Scale("retention", "%", 100, 1),
     "num_parameters": Scale("parameters", tick_format="~s"),
     "latency_ms": Scale("latency", "ms", digits=2),
     "p50": Scale("latency p50", "ms", digits=2),
