@@ -33,9 +33,15 @@ def with_full_method(teacher: Any) -> Any:
     return {**teacher, "finetune": {**finetune, **method}}
 
 
+def section_of(task: Any) -> Any:
+    """The class of a task's section; None where its type is none that is known, or no word at all."""
+    kind = task_type(task)
+    return SECTIONS.get(kind) if isinstance(kind, str) else None
+
+
 def with_ways(data: dict[str, Any]) -> dict[str, Any]:
     """Plain data that says how pictures are seen otherwise where it says that they are."""
-    section, rows = SECTIONS.get(task_type(data.get("task", {}))), data.get("data")
+    section, rows = section_of(data.get("task", {})), data.get("data")
     augment = rows.get("augment") if isinstance(rows, dict) else None
     if section is None or not section.reads_pictures or not isinstance(rows, dict) or not isinstance(augment, dict):
         return data
@@ -46,7 +52,7 @@ def with_mode(data: dict[str, Any]) -> dict[str, Any]:
     """Plain data that says where a teacher is asked whose rows are others at each epoch: beside the student. So it is
     where tokens are hidden, or, where such rows have copies, it is asked once; then how many tokens are kept."""
     task, teacher, rows = data.get("task"), data.get("teacher"), data.get("data")
-    section = SECTIONS.get(task_type(task)) if isinstance(task, dict) else None
+    section = section_of(task) if isinstance(task, dict) else None
     if not isinstance(task, dict) or section is None:
         return data
     if not isinstance(teacher, dict) or teacher.get("type", "model") != "model":
@@ -68,7 +74,7 @@ def with_stages(data: dict[str, Any]) -> dict[str, Any]:
     teacher's numbers, where there are no classes) and the task, of objects boxes, too; of embeddings the teacher's
     vectors and how they lie to each other; of hidden tokens DistilBERT's three terms, 5 : 2 : 1
     (https://arxiv.org/abs/1910.01108)."""
-    stages, section = data.get("stages", {"distill": {}}), SECTIONS.get(task_type(data.get("task", {})))
+    stages, section = data.get("stages", {"distill": {}}), section_of(data.get("task", {}))
     if not isinstance(stages, dict):
         return data
     soft = "forward_kl" if section is None or section.kind in ForwardKl.kinds else "logit_mse"
