@@ -235,22 +235,23 @@ def with_names(cell: Any) -> Any:
 
 
 def rows_of(file: DataFile, kind: str, skipped: Counter[str] | None = None) -> Iterator[Row]:
-    """The rows of a table one at a time; cells of CSV are texts. DataError names the line of what is broken. What
-    annotators did not accept is left out, and counted in ``skipped`` by their answer."""
+    """The rows of a table one at a time; cells of CSV are texts. DataError names the line of what is broken. With
+    ``skipped``, what annotators did not accept is left out, and counted there by their answer."""
     with readable(file.name, kind), _stream(file) as raw:
         rows = {"csv": _csv_rows, "jsonl": _json_rows, "conll": _conll_rows, "parquet": _parquet_rows}[kind](
             raw, file.name
         )
-        yield from accepted(rows, Counter() if skipped is None else skipped) if kind == "jsonl" else rows
+        yield from accepted(rows, skipped) if kind == "jsonl" else rows
 
 
-def accepted(rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Row]:
-    """Rows of Prodigy's export that its annotator accepted, without its own columns, and all rows of others. Its tokens
-    are beside the text that they are of, and where there are any and no spans the text has none."""
+def accepted(rows: Iterable[Row], skipped: Counter[str] | None) -> Iterator[Row]:
+    """Rows of Prodigy's export without its own columns, those alone that its annotator accepted where others are to be
+    counted in ``skipped``; and all rows of others. Its tokens are beside the text that they are of, and where there are
+    any and no spans the text has none."""
     for row in rows:
         if "answer" not in row or not {"_input_hash", "_task_hash"} & row.keys():
             yield row
-        elif row["answer"] == "accept":
+        elif skipped is None or row["answer"] == "accept":
             spans: Row = {"spans": []} if "tokens" in row else {}
             yield spans | {n: c for n, c in row.items() if n not in ("answer", "tokens") and not n.startswith("_")}
         else:

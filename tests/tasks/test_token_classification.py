@@ -23,8 +23,10 @@ from raydistill.config.loading import data_config
 from raydistill.config.tasks import TokenClassification as Settings
 from raydistill.config.tree import Config
 from raydistill.data.draft import make_draft
+from raydistill.data.paths import DataFile
 from raydistill.data.recognition import recognised
 from raydistill.data.sources import read_source
+from raydistill.data.tables import rows_of
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks.targets import Ragged
 from raydistill.tasks.text_classification.scoring import probabilities
@@ -288,6 +290,7 @@ def test_what_prodigy_s_annotators_accepted_is_read(tmp_path: Path) -> None:
     assert tags == [["B-LOC", "O", "O"], ["O", "O", "O"]]
     assert source.skipped == {"answered reject in Prodigy": 1, "answered ignore in Prodigy": 2}
     assert any("2 rows of data.path skipped: answered ignore in Prodigy." in note for note in source.notes)
+    assert len(list(rows_of(DataFile(str(path), str(path)), "jsonl"))) == 5  # as `predict` reads them: all
 
 
 def test_words_written_otherwise_keep_their_places_and_labels(tmp_path: Path) -> None:
