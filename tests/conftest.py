@@ -35,7 +35,7 @@ ON_RAY = ("test_pool.py", "test_sweep.py", "test_worker.py")
 LONG = (
     *("test_faults.py", "test_submit.py", "test_node_faults.py", "test_storage_faults.py", "test_sweep_faults.py"),
     *("test_placement.py", "test_tracking_faults.py", "test_promotion_faults.py"),
-    *("test_security.py", "test_serving.py"),
+    *("test_hosts.py", "test_security.py", "test_serving.py"),
 )
 """Files whose slow tests take from one to five minutes."""
 FAULT = ("fault", "when", "repeated", "weights differ by", "time")
