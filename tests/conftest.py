@@ -32,6 +32,12 @@ PROCESS_BYTES = 3 * 2**30
 """Memory of a process of tests with the processes that it starts."""
 ON_RAY = ("test_pool.py", "test_sweep.py", "test_worker.py")
 """Files whose tests share the session's Ray cluster."""
+LONG = (
+    *("test_faults.py", "test_submit.py", "test_node_faults.py", "test_storage_faults.py", "test_sweep_faults.py"),
+    *("test_placement.py", "test_tracking_faults.py", "test_promotion_faults.py"),
+    *("test_hosts.py", "test_security.py", "test_serving.py"),
+)
+"""Files whose slow tests take from one to five minutes."""
 FAULT = ("fault", "when", "repeated", "weights differ by", "time")
 
 
@@ -68,9 +74,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files on Ray go first: a process in which another Ray was started and ended keeps that one's token. Whole runs
-    are next, so that no process is left with the longest file at the end."""
-    items.sort(key=lambda item: (item.path.name not in ON_RAY, item.path.parent.name != "pipeline"))
+    """Files on Ray go first: a process in which another Ray was started and ended keeps that one's token. The longest
+    are next, and then whole runs, so that no process is left with a long file at the end."""
+    items.sort(key=lambda i: (i.path.name not in ON_RAY, i.path.name not in LONG, i.path.parent.name != "pipeline"))
     assert all(item.path.name in ON_RAY for item in items if "ray_cluster" in getattr(item, "fixturenames", ()))
 
 

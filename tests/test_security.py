@@ -30,6 +30,7 @@ from typing import Any
 import pytest
 import torch
 from kit import ROOT
+from kit.forked import run_command
 from kit.runs import only_run_key, write_config
 from kit.servers import free_port, start_server, stop_server
 from kit.tiny import WORDS, save_tiny
@@ -290,20 +291,6 @@ class Page(HTMLParser):
         self.tags.append((tag, tuple(name for name, _ in attributes)))
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command as a user types it, on no terminal."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "raydistill", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 @pytest.mark.slow
 def test_hostile_data_goes_through_a_whole_run_and_harms_nobody(tmp_path: Path) -> None:
     config = toy_config(
@@ -316,13 +303,13 @@ def test_hostile_data_goes_through_a_whole_run_and_harms_nobody(tmp_path: Path) 
     )
     write_hostile_data(tmp_path / "hostile.jsonl")
     path = str(write_config(tmp_path, config))
-    said = {name: run(tmp_path, name, path) for name in ("plan", "distill")}
+    said = {name: run_command(name, path, folder=tmp_path) for name in ("plan", "distill")}
     storage = Storage(config["storage"])
     (tmp_path / "texts.txt").write_text("\n".join(["a" * 1_000_000, "\x1b]0;owned\x07", "🙂", "<b>"]))
     model = ["models:/toy@challenger", "--storage", config["storage"]]
-    said["predict"] = run(tmp_path, "predict", *model, "--file", "texts.txt")
-    said["evaluate"] = run(tmp_path, "evaluate", *model)
-    said["promote"] = run(tmp_path, "promote", "toy", "--storage", config["storage"])
+    said["predict"] = run_command("predict", *model, "--file", "texts.txt", folder=tmp_path)
+    said["evaluate"] = run_command("evaluate", *model, folder=tmp_path)
+    said["promote"] = run_command("promote", "toy", "--storage", config["storage"], folder=tmp_path)
     for name, done in said.items():
         assert done.returncode == (3 if name == "promote" else 0), (name, done.stderr[-2000:], done.stdout[-2000:])
         assert not {"\x07", "\x1b]", "\x1b[2J"} & {bad for bad in ("\x07", "\x1b]", "\x1b[2J") if bad in done.stdout}

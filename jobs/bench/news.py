@@ -32,7 +32,7 @@ AMOUNTS = (
     (re.compile(BEFORE + r"(\d{2,3}) ([a-z]{4,})"), "how many"),
 )
 SENTENCES = 3
-"""Of a context, which has 120 to 420 characters."""
+"""Of a context, which has 120 to 420 characters, unless another number is asked for."""
 
 
 def documents() -> list[tuple[Path, str]]:
@@ -77,14 +77,14 @@ def asked(sentence: str) -> tuple[str, tuple[int, int]] | None:
     return None
 
 
-def news_questions(num_rows: int, impossible: float = 0.2) -> list[dict[str, Any]]:
-    """Rows of question, context and answers, the same each time; some news stand twice. The first ones, a
-    share ``impossible`` of all, have the question of another row, and no answer."""
+def news_questions(num_rows: int, impossible: float = 0.2, length: int = SENTENCES) -> list[dict[str, Any]]:
+    """Rows of question, context of ``length`` sentences and answers, the same each time; some news stand twice. The
+    first ones, a share ``impossible`` of all, have the question of another row, and no answer."""
     found = []
     for _, document in documents():
         sentences = re.split(r"(?<=[.!?]) (?=[A-Z\"])", " ".join(document.split()))
-        for i in range(0, len(sentences) - SENTENCES + 1, SENTENCES):
-            part = sentences[i : i + SENTENCES]
+        for i in range(0, len(sentences) - length + 1, length):
+            part = sentences[i : i + length]
             context = " ".join(part)
             options = [(j, told) for j, sentence in enumerate(part) if (told := asked(sentence))]
             if not 120 < len(context) < 420 or not options:

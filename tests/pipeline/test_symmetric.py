@@ -184,7 +184,7 @@ def test_headlines_find_their_articles(tmp_path: Path) -> None:
             {
                 "storage": str(tmp_path / "storage"),
                 "data": {
-                    "path": str(write_headlines(tmp_path / "pairs.jsonl", 600)),
+                    "path": str(write_headlines(tmp_path / "pairs.jsonl", 450)),
                     "max_length": 32,
                     "symmetric": True,
                     "split": {"test": 0.3},
@@ -199,6 +199,6 @@ def test_headlines_find_their_articles(tmp_path: Path) -> None:
         )
     )
     reached = {name: found[name]["test"]["accuracy"]["value"] for name in ("teacher", "student", "tfidf")}
-    assert reached["teacher"] > 0.8  # 0.89, 0.87 and 0.59 on 180 pairs
+    assert reached["teacher"] > 0.8  # 0.87, 0.84 and 0.56 on 135 pairs
     assert reached["student"] > 0.75
     assert reached["tfidf"] < 0.7

@@ -507,16 +507,17 @@ def test_a_finished_sweep_goes_on_with_a_larger_budget(ray_cluster, tmp_path, ml
 
 @pytest.mark.slow
 def test_trials_of_two_workers_each_on_two_cpus_never_wait_for_each_other(ray_cluster, tmp_path):
-    """Not even for one that asha stops half way: its workers' place is free again. And they give what one process
-    gives, within rounding."""
-    space = {RATE: {"choice": [1e-3, 1e-7, 4e-3]}}
+    """Not even the final for a trial that asha stops half way: its workers' place is free again. And they give what one
+    process gives, within rounding."""
+    space = {RATE: {"choice": [1e-3, 1e-7]}}
     settings = {"space": space, "search": "grid", "scheduler": "asha", "final_seeds": 1}
     changes = SHAPES | {"stages__distill__num_epochs": 3, "train__num_workers": 2}
     config = load_config(toy_config(tmp_path, **changes, sweep=settings))
     session = take_session(ray_cluster, config)
     assert session.summary["concurrency"] == 1
     states = [trial.state for trial in session.trials.values()]
-    assert states[:2] == ["completed", "stopped"]
+    assert states == ["completed", "stopped"]
+    assert len(session.finals) == 1
     ranks = Counter(line.split()[3] for line in session.lines if line.startswith("step student.distill "))
     assert ranks["0"] == ranks["1"] >= STEPS_AN_EPOCH * (3 * states.count("completed") + 1 + 3 * len(session.finals))
     shards = Counter(line.split()[1] for line in session.lines if line.startswith("shard train/"))

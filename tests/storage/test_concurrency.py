@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.ranks import take_environment
 from kit.runs import Command, check_artifacts, mlflow_runs, read_weights, same_weights, write_config
 from kit.servers import make_config
 from kit.toy import toy_config
@@ -21,6 +23,11 @@ from raydistill.tracking.runs import Tracker, finish_run, open_client, prepare_s
 
 NUM_TRIALS, NUM_STEPS = 20, 60
 SHORT = {"teacher__finetune__num_epochs": 4, "stages__distill__num_epochs": 2}
+
+
+def log_in_a_process(environment: dict[str, str], *arguments: Any) -> None:
+    take_environment(environment)
+    log_trial(*arguments)
 
 
 def log_trial(storage: str, number: int, folder: str, begin: Any) -> None:
@@ -52,7 +59,8 @@ def test_twenty_processes_log_to_one_sqlite_and_lose_nothing(tmp_path):
     context = multiprocessing.get_context("forkserver")  # MLflow is imported once, 2 s, and not twenty times
     context.set_forkserver_preload(["mlflow", "raydistill.tracking.runs", "test_concurrency"])
     begin = context.Barrier(NUM_TRIALS)
-    run_at_once(log_trial, [(storage.url, n, str(tmp_path), begin) for n in range(NUM_TRIALS)], context)
+    trials = [(dict(os.environ), storage.url, n, str(tmp_path), begin) for n in range(NUM_TRIALS)]
+    run_at_once(log_in_a_process, trials, context)
     uri = f"sqlite:///{tmp_path / 'storage' / 'mlflow.db'}"
     runs = mlflow_runs(uri)
     assert {run.data.tags["raydistill.run_key"] for run in runs} == {f"trial-{n}" for n in range(NUM_TRIALS)}
