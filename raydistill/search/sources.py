@@ -113,7 +113,12 @@ class TrialSource:
             )
 
     def end(self, number: int, state: State, **changes: Any) -> None:
-        """Note how a trial ended, end its MLflow run, and drop the checkpoints of one that will not go on."""
+        """Note how a trial ended, end its MLflow run, and drop the checkpoints of one that will not go on.
+
+        What was noted first stands: Tune tells the end of a trial a second time where it fails to stop its actor.
+        """
+        if self.ledger[number].has_ended:
+            return
         trial = self._note_end(number, state, **changes)
         self._faults = [*self._faults, trial.reason or ""] if trial.is_blameless else []
         if state != "completed" and not trial.is_blameless:  # a completed one's went when its student was published

@@ -93,11 +93,22 @@ def test_a_trial_keeps_its_checkpoint_where_it_is_not_to_blame(
 def test_trial_after_trial_without_blame_ends_the_session(source: Source) -> None:
     source.end(0, "failed", reason="The disk is full.", is_blameless=True)
     source.end(1, "completed", student="s")
+    source.start(0)  # it goes on
     for number in (0, 2, 3):
         source.check_faults()
         source.end(number, "failed", reason="The disk is full.", is_blameless=True)
     with pytest.raises(RaydistillError, match=rf"{MAX_FAULTS} trials in a row.*The disk is full\. Mend that"):
         source.check_faults()
+
+
+def test_the_end_that_was_noted_first_stands(source: Source, tmp_path: Path) -> None:
+    """Tune stops a trial, fails to stop its actor, and tells of an error."""
+    source.end(3, "stopped")
+    path = tmp_path / "error.pkl"
+    path.write_bytes(pickle.dumps(FULL))
+    Watch(source).on_trial_error(1, [], SimpleNamespace(pickled_error_file=path, config={"trial": {"number": 3}}))
+    trial = source.ledger[3]
+    assert (trial.state, trial.reason, trial.is_blameless) == ("stopped", None, False)
 
 
 def test_workers_of_a_trial_ask_for_what_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
