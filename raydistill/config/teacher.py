@@ -43,6 +43,11 @@ class Finetune(Optimization):
         """Passes over the labelled rows with a gradient; a probe makes none."""
         return 0.0 if self.method == "probe" else known(self.num_epochs)
 
+    @property
+    def fewest_epochs(self) -> float:
+        """Passes that are made at least; a probe makes none."""
+        return 0.0 if self.method == "probe" else super().fewest_epochs
+
 
 class Pool(Section):
     """Teachers in actors of their own, on other devices and nodes than the training workers. They may come and go."""

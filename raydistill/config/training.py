@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raydistill.config.losses import Loss, largest
-from raydistill.config.section import Mistake, Name, OrAuto, Section
+from raydistill.config.losses import Loss, Schedule, largest
+from raydistill.config.section import Mistake, Name, OrAuto, Section, known
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -16,7 +16,11 @@ class Optimization(Section):
     """Length and optimizer settings of one stage of training."""
 
     num_epochs: OrAuto[Positive] = "auto"
-    """Passes over the training rows; 0.5 is half of one. ``auto``: by the number of rows."""
+    """Passes over the training rows; 0.5 is half of one. ``auto``: by the number of rows; the most where
+    ``min_epochs`` is set."""
+    min_epochs: Positive | None = None
+    """The end is open: from so many passes on, a stage ends once validation gains no more than chance explains, after
+    ``num_epochs`` at the latest. Its learning rate is constant after the warm-up and falls over the last third."""
     learning_rate: OrAuto[Positive] = "auto"
     """AdamW's, where the warm-up ends. ``auto``: by the width of the teacher."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -28,6 +32,16 @@ class Optimization(Section):
     freeze: tuple[str, ...] = ()
     """Glob patterns of parameter names that are not trained, for example ``*embeddings*``; one that begins with ``!``
     makes an exception of earlier ones: ``['*', '!classifier*']`` trains nothing but the head."""
+
+    @property
+    def fewest_epochs(self) -> float:
+        """Passes that are made at least."""
+        return known(self.num_epochs) if self.min_epochs is None else self.min_epochs
+
+    def mistakes(self) -> list[Mistake]:
+        if self.min_epochs is None or self.num_epochs == "auto" or self.min_epochs <= self.num_epochs:
+            return []
+        return [(("min_epochs",), f"{self.min_epochs:g} is above num_epochs ({self.num_epochs:g}).")]
 
 
 class Change(Section):
@@ -48,9 +62,19 @@ class Stage(Optimization):
     changes: tuple[Change, ...] = ()
     """Settings that take other values on the way, by rising step: the schedule that a ``pbt`` sweep found."""
 
+    @property
+    def needs_end(self) -> bool:
+        """Whether its end must be known before it begins: a setting changes over its length."""
+        settings = (getattr(loss, name, None) for loss in self.losses.values() for name in ("weight", "temperature"))
+        return bool(self.changes) or any(isinstance(value, Schedule) for value in settings)
+
     def mistakes(self) -> list[Mistake]:
         silent = all(largest(loss.weight) == 0 for loss in self.losses.values())
-        found: list[Mistake] = [(("losses",), "every weight is 0, so nothing would be learned.")] if silent else []
+        found = super().mistakes()
+        found += [(("losses",), "every weight is 0, so nothing would be learned.")] if silent else []
+        if self.min_epochs is not None and self.needs_end:
+            text = "leaves the end of the stage open, over whose length a loss changes. Leave it out."
+            found.append((("min_epochs",), text))
         steps = [change.step for change in self.changes]
         if steps != sorted(set(steps)):
             found.append((("changes",), f"steps must rise, got {', '.join(map(str, steps))}."))

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from raydistill.config.metrics import METRICS, metric
+from raydistill.config.metrics import METRICS, metric, score
 from raydistill.errors import ArtifactError
 from raydistill.tasks import task_of
 from raydistill.tasks.base import Task
-from raydistill.tasks.scores import Floor
+from raydistill.tasks.scores import Floor, Scores
 from raydistill.tasks.targets import Array, Targets, Values, as_column, of_column
 
 
@@ -56,6 +56,16 @@ def chance(intervals: Mapping[str, Mapping[str, float | None]], floor: Floor) ->
         "value": floor.value,
         "answer": floor.answer,
     }
+
+
+def has_learned(scores: Scores) -> bool:
+    """Whether a model under training is above what one reaches that sees no row, be it by chance, in one of the two
+    metrics that tell."""
+    floor = scores.floor()
+    if floor.constant is not None:
+        return False
+    told = ((floor.metric, floor.value), floor.evidence)
+    return any(score(name, scores.values) > score(name, {name: value}) for name, value in told)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from raydistill.config.tree import Config
 from raydistill.data.perturbations import perturbed_splits
 from raydistill.data.rows import SWAPPED, Rows
 from raydistill.evaluate.bootstrap import bootstrap
+from raydistill.evaluate.compare import has_learned
 from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.predict import predict
 from raydistill.models.crf import saved_settings
@@ -236,12 +237,14 @@ class Context:
         if metric not in metrics:
             why = Figure.of(metric, None).why.replace("on these rows", "on the validation rows")
             self.report.notes.append(f"At one validation or more {why}; such weights count as the worst.")
-            return Validation(metrics, WORST)
+            return Validation(metrics, WORST, has_learned=False)
+        learned = has_learned(scores)
         if len(targets) > RESAMPLED_ROWS:
-            return Validation(metrics, score(metric, metrics))
+            return Validation(metrics, score(metric, metrics), has_learned=learned)
         found = bootstrap({"model": scores}, None, NUM_RESAMPLES, seed=0, wanted={metric})["model"]
         sign = score(metric, {metric: 1.0})
-        return Validation(metrics, score(metric, metrics), sign * np.nan_to_num(found[metric], nan=metrics[metric]))
+        samples = sign * np.nan_to_num(found[metric], nan=metrics[metric])
+        return Validation(metrics, score(metric, metrics), samples, learned)
 
     def labeled(
         self, model: PreTrainedModel, split: str, *, may_stop: bool = True, one_order: bool = False

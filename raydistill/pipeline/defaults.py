@@ -20,6 +20,10 @@ from raydistill.pipeline.recipes import teacher_speaks
 TEACHER_STEPS, STUDENT_STEPS = 150, 300
 """Fewer optimizer steps leave a teacher near chance, and a student short of it."""
 FEWEST_EPOCHS, MOST_TEACHER_EPOCHS, MOST_STUDENT_EPOCHS = 3, 30, 20
+LONGEST = 8
+"""Times as many steps where the end is open and validation gains all the while."""
+MOST_EPOCHS = 120
+"""But no more passes over the rows."""
 FEW_LABELS, FEW_CLASSES = 1000, 8
 """A teacher of so many labelled rows is better trained on their pairs; of more classes too few rows of a batch make
 pairs with equal labels."""
@@ -169,13 +173,18 @@ def method_choice(facts: Facts, batch: int) -> tuple[str, str]:
 def training_choices(section: str, settings: Any, steps: tuple[int, int, int], rate: float, why: str) -> list[Choice]:
     """Length and learning rate of the teacher's fine-tuning or of a stage; ``settings`` {}: nothing is set.
 
-    ``steps``: optimizer steps of an epoch, those that are wanted at least, and the most epochs for them.
+    ``steps``: optimizer steps of an epoch, those that are wanted at least, and the most epochs for them; ``LONGEST``
+    times as many where the settings leave the end open.
     """
     found = []
     if getattr(settings, "num_epochs", "auto") == "auto":
         each, wanted, most = steps
         epochs = min(max(FEWEST_EPOCHS, ceil(wanted / each)), most)
-        found.append(Choice(f"{section}.num_epochs", epochs, f"{epochs * each:,} steps"))
+        if (least := getattr(settings, "min_epochs", None)) is not None:
+            epochs = max(epochs, min(LONGEST * wanted // each, MOST_EPOCHS), ceil(least))
+        found.append(
+            Choice(f"{section}.num_epochs", epochs, f"{epochs * each:,} steps{' at most' * (least is not None)}")
+        )
     if getattr(settings, "learning_rate", "auto") == "auto":
         found.append(Choice(f"{section}.learning_rate", rate, why))
     return found

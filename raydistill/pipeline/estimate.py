@@ -26,7 +26,7 @@ from raydistill.models.shape import student_config
 from raydistill.pipeline import recipes
 from raydistill.pipeline.standing import tunings
 from raydistill.pipeline.timing import Machine, Sample, Speed, machine, time_student, time_teacher
-from raydistill.train.loop import Schedule
+from raydistill.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -43,24 +43,29 @@ def estimate_run(
     ``device_type``: what workers will compute on. Takes a few seconds, where all is there already none.
     """
     if not missing_phases(plan):
-        return {"seconds": {}, "total": 0.0, "measured_on": None}
+        return {"seconds": {}, "total": 0.0, "longest": 0.0, "measured_on": None}
     computer = machine(config, device_type)
-    seconds = run_seconds(config, size, plan, measure(config, teacher, size, plan["teacher"], computer))
-    return {"seconds": seconds, "total": sum(seconds.values()), "measured_on": computer.measured_on}
+    speed = measure(config, teacher, size, plan["teacher"], computer)
+    least, most = (run_seconds(config, size, plan, speed, longest=longest) for longest in (False, True))
+    total = {"total": sum(least.values()), "longest": sum(most.values())}
+    return {"seconds": least, **total, "measured_on": computer.measured_on}
 
 
 def missing_phases(plan: Mapping[str, Any]) -> set[str]:
     return {phase["phase"] for phase in plan["phases"] if phase["state"] != "there"}
 
 
-def run_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> dict[str, float]:
-    """Seconds of ``teacher`` (fine-tuning and recording), ``student`` and ``baseline``; none of what is there."""
+def run_seconds(
+    config: Config, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
+) -> dict[str, float]:
+    """Seconds of ``teacher`` (fine-tuning and recording), ``student`` and ``baseline``; none of what is there.
+    ``longest``: if validation gains up to the limit of each training whose end is open."""
     missing = missing_phases(plan)
-    found = {"teacher": teacher_seconds(config, size, plan, speed)}
+    found = {"teacher": teacher_seconds(config, size, plan, speed, longest=longest)}
     students, baselines = (sum(name.startswith(model) for name in missing) for model in ("student", "baseline"))
-    found["student"] = students * student_seconds(config, size, speed) if students else 0.0
+    found["student"] = students * student_seconds(config, size, speed, longest=longest) if students else 0.0
     if baselines and size.task.has_loss:  # as many steps, without a teacher beside it
-        found["baseline"] = baselines * student_seconds(config, size, replace(speed, online=0.0))
+        found["baseline"] = baselines * student_seconds(config, size, replace(speed, online=0.0), longest=longest)
     return {name: seconds for name, seconds in found.items() if seconds}
 
 
@@ -101,33 +106,37 @@ def num_rows(stage: Stage, size: Size) -> int:
     return size.num_inputs["train"] if recipes.teacher_speaks(stage) else size.num_labeled_inputs
 
 
-def student_seconds(config: Config, size: Size, speed: Speed) -> float:
+def student_seconds(config: Config, size: Size, speed: Speed, *, longest: bool = False) -> float:
     """Training of one student to its end, validations included."""
     seconds = 0.0
     for stage in config.stages.values():
-        rows, epochs = num_rows(stage, size), known(stage.num_epochs)
-        schedule = Schedule.of_epochs(rows, config.train.global_batch_size, epochs)
-        validations = math.ceil(schedule.num_steps / schedule.validate_steps)
+        rows, epochs = num_rows(stage, size), known(stage.num_epochs) if longest else stage.fewest_epochs
+        schedule = Schedule.of_epochs(rows, config.train.global_batch_size, stage)
+        steps = schedule.num_steps if longest else schedule.min_steps or schedule.num_steps
+        validations = math.ceil(steps / schedule.validate_steps)
         seconds += validations * size.num_inputs["validation"] * speed.student * FORWARD_SHARE
         seconds += epochs * rows * (speed.student + speed.online * recipes.teacher_speaks(stage))
     return seconds
 
 
-def teacher_seconds(config: Config, size: Size, plan: Mapping[str, Any], speed: Speed) -> float:
+def teacher_seconds(
+    config: Config, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
+) -> float:
     """What is left to do of fitting the teacher and recording its signals."""
     speeds = speed.teachers or {"": speed.teacher}
-    rows = {name: rows_read(name, tuning, size, missing_phases(plan)) for name, tuning in tunings(config).items()}
+    missing = missing_phases(plan)
+    rows = {n: rows_read(n, tuning, size, missing, longest=longest) for n, tuning in tunings(config).items()}
     return sum(rows[name] * seconds for name, seconds in speeds.items())
 
 
-def rows_read(name: str, finetune: Finetune | None, size: Size, missing: set[str]) -> float:
+def rows_read(name: str, finetune: Finetune | None, size: Size, missing: set[str], *, longest: bool = False) -> float:
     """Rows that a teacher still has to read, one that it learns from counted as several; ``name``: what its phases have
     behind their names."""
     validation = size.num_inputs["validation"]
     is_recorded = not any(phase.startswith("signal ") and phase.endswith(name) for phase in missing)
     rows = 0.0
     if finetune is not None and f"teacher{name}" in missing:
-        epochs = finetune.epochs
+        epochs = finetune.epochs if longest else finetune.fewest_epochs
         rows = (
             size.num_labeled_inputs * (finetune.method == "probe")
             + epochs * size.num_labeled_inputs / FORWARD_SHARE

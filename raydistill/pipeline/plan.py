@@ -42,8 +42,8 @@ from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Task, task_of
 from raydistill.tracking.endpoint import tracking_uri
-from raydistill.train.loop import Schedule
 from raydistill.train.preflight import check_losses, judge_weights
+from raydistill.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from raydistill.cluster.placement import State
@@ -138,6 +138,7 @@ def make_plan(
     num_units = (size.num_units or most)["train"]
     sizes = signal_sizes(losses, source_config, num_units, num_tokens, models.states)
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
+    lengths = stage_schedules(config, size)
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
         "data": {
@@ -165,7 +166,8 @@ def make_plan(
             "share_layers": num_shared(student),
         },
         "layer_maps": layer_maps(config, last_state(student), last_state(source_config)),
-        "steps": steps(config, size),
+        "steps": {name: schedule.num_steps for name, schedule in lengths.items()},
+        "min_steps": {name: schedule.min_steps or schedule.num_steps for name, schedule in lengths.items()},
         "choices": [vars(choice) for choice in [*choices, *more]],
         "findings": [
             *findings(config, storage, speakers, size, losses),
@@ -181,17 +183,17 @@ def teacher_layers(source: PreTrainedConfig, student: Student) -> list[int]:
     return [] if is_elsewhere else list(start_layers(source, student))
 
 
-def steps(config: Config, size: Size) -> dict[str, int]:
-    """Return the optimizer steps of every stage."""
+def stage_schedules(config: Config, size: Size) -> dict[str, Schedule]:
+    """How long every stage trains."""
     batch = config.train.global_batch_size
     baseline = recipes.baseline_settings(config) is not None and size.task.has_loss
     made = {}
     for name, tuning in tunings(config).items():
         if tuning is not None and tuning.epochs:
-            made[f"teacher{name}"] = Schedule.of_epochs(size.num_labeled_inputs, batch, tuning.epochs).num_steps
+            made[f"teacher{name}"] = Schedule.of_epochs(size.num_labeled_inputs, batch, tuning)
     for name, stage in config.stages.items():
         rows = size.num_inputs["train"] if recipes.teacher_speaks(stage) else size.num_labeled_inputs
-        made[f"student.{name}"] = Schedule.of_epochs(rows, batch, known(stage.num_epochs)).num_steps
+        made[f"student.{name}"] = Schedule.of_epochs(rows, batch, stage)
     return made | {
         key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key.startswith("student.")
     }

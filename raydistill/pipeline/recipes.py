@@ -196,7 +196,8 @@ def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype
         "start": start_digest,
         "student": _student_recipe(config.student),
         "stages": {
-            name: stage.model_dump(mode="json", exclude={"losses", "changes"}) for name, stage in config.stages.items()
+            name: _without_defaults(stage.model_dump(mode="json", exclude={"losses", "changes"}))
+            for name, stage in config.stages.items()
         },
         "speaks": [name for name, stage in config.stages.items() if teacher_speaks(stage)],
         **_common(config, student_seed(config), tokens_digest, dtype),
@@ -206,7 +207,10 @@ def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype
 def _stage_recipe(stage: Stage) -> Recipe:
     """The stage; what it leaves out is not in its key, which stays as it was before there was such a setting."""
     recipe = stage.model_dump(mode="json", exclude=None if stage.changes else {"changes"})
-    return {**recipe, "losses": {name: _without_defaults(loss) for name, loss in recipe["losses"].items()}}
+    return {
+        **_without_defaults(recipe),
+        "losses": {name: _without_defaults(loss) for name, loss in recipe["losses"].items()},
+    }
 
 
 def _student_recipe(student: Student) -> Recipe:
@@ -216,7 +220,7 @@ def _student_recipe(student: Student) -> Recipe:
 
 
 def _without_defaults(section: Recipe) -> Recipe:
-    later = {"class_weights": None, "label_smoothing": 0.0, "head": "softmax", "share_layers": None}
+    later = {"class_weights": None, "label_smoothing": 0.0, "head": "softmax", "share_layers": None, "min_epochs": None}
     return {name: value for name, value in section.items() if (name, value) not in later.items()}
 
 

@@ -27,8 +27,9 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import SYMMETRIC, TASK_TYPE
 from raydistill.teacher.signals import NoSignals, OnlineSignals, Signals
 from raydistill.train.dropout import check_dropout
-from raydistill.train.loop import Report, Schedule, Setup, Validation, train
+from raydistill.train.loop import Report, Setup, Validation, train
 from raydistill.train.preflight import check_losses, sample_rows
+from raydistill.train.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def stage_reports(
 ) -> Generator[StageReport]:
     """Train ``model`` through ``stages``, a report at a time.
 
-    With ``labeled_only`` the rows are the labelled ones; the number of steps stays that of the stage in the config.
+    With ``labeled_only`` the rows are the labelled ones; the limits of the steps stay those of the stage in the config.
     ``metric`` picks the best weights, by default that of the config. A trial's losses are not checked again. ``seed``:
     by default that of the student.
     """
@@ -73,7 +74,7 @@ def stage_reports(
 
     lengths = stage_lengths(context, kind, stages)
     offset, last = 0, list(stages)[-1]
-    for name, whole in stages.items():
+    for index, (name, whole) in enumerate(stages.items()):
         row_ids = np.flatnonzero(labeled) if labeled_only else recipes.stage_rows(whole, labeled)
         so_far = [{**entry, "step": entry["step"] + offset} for entry in context.history(kind, name)]
         context.report.replay(kind, so_far)  # what a worker on a lost node had not sent; the rest is not sent again
@@ -108,27 +109,35 @@ def stage_reports(
             )
             for report in train(setup):
                 context.report.observe(kind, report, offset)
-                total = sum(length.num_steps for length in lengths.values())
+                later = sum(length.min_steps or length.num_steps for length in [*lengths.values()][index + 1 :])
+                total = offset + report.num_steps + later
                 yield StageReport(report, report.step + offset, total, report.finished and name == last)
-        offset += lengths[name].num_steps
+        offset += taken(context.history(kind, name))
 
 
 def stage_history(context: Context, kind: str, stages: dict[str, Stage]) -> list[dict[str, Any]]:
     """All reports up to the last checkpoints, steps counted over all stages."""
     history: list[dict[str, Any]] = []
     offset = 0
-    for name, length in stage_lengths(context, kind, stages).items():
-        history += [{**entry, "step": entry["step"] + offset} for entry in context.history(kind, name)]
-        offset += length.num_steps
+    for name in stages:
+        found = context.history(kind, name)
+        history += [{**entry, "step": entry["step"] + offset} for entry in found]
+        offset += taken(found)
     return history
 
 
+def taken(history: list[dict[str, Any]]) -> int:
+    """The steps of a stage that has ended: at the last one there is a report."""
+    return int(history[-1]["step"]) if history else 0
+
+
 def stage_lengths(context: Context, kind: str, stages: dict[str, Stage]) -> dict[str, Schedule]:
-    """The baseline takes as many steps, and validates as often, as the student does in the stage of that name."""
+    """The baseline takes as many steps, and validates as often, as the student does in the stage of that name; where
+    the end of that is open, so is its own, within the same limits."""
     labeled, size = context.rows["train"].targets.labeled, context.config.train.global_batch_size
     references = context.config.stages if kind == "baseline" else stages
     return {
-        name: Schedule.of_epochs(len(recipes.stage_rows(references[name], labeled)), size, known(stage.num_epochs))
+        name: Schedule.of_epochs(len(recipes.stage_rows(references[name], labeled)), size, stage)
         for name, stage in stages.items()
     }
 

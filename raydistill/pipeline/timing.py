@@ -42,7 +42,8 @@ from raydistill.tasks import Task
 from raydistill.tasks.targets import Ragged
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.loop import Schedule, Setup, StageRun, Validation
+from raydistill.train.loop import Setup, StageRun, Validation
+from raydistill.train.schedule import Schedule
 
 SECONDS = 0.25
 """A batch is doubled until it takes so long, or is as large as in training."""

@@ -152,10 +152,11 @@ class TrialProgress:
         """Entries of validations that lie behind; ``student``: the key of the finished student."""
         entries = [entry for entry in history if entry["validated"]]
         lengths = stage_lengths(self.context, "student", self.context.config.stages)
-        num_steps = sum(length.num_steps for length in lengths.values())
+        least = sum(length.min_steps or length.num_steps for length in lengths.values())
         for index, entry in enumerate(entries):
             metrics = {name: value for name, value in entry.items() if "/" in name}
             done = student if index == len(entries) - 1 else None
+            num_steps = entry["step"] if done else max(least, entry["step"])
             yield self.entry(entry["step"], num_steps, metrics, entry["kept"], done, student is not None)
 
     def entry(

@@ -46,6 +46,12 @@ class TrainProgress:
     their own."""
     num_pieces: int = 0
     """Such files, of ``PIECE`` reports each."""
+    trail: list[tuple[int, float, list[float]]] = field(default_factory=list)
+    """Of a stage whose end is still open: step, score and its resamples at each validation so far."""
+    has_learned: bool = False
+    """Whether a validation has found the model better than one that sees no row."""
+    decay_from: int | None = None
+    """Of a stage whose end was open: the step from which the learning rate falls."""
 
     def take(self, score: float, samples: np.ndarray) -> bool:
         """Note a validation's score, and return whether its weights are those to keep.

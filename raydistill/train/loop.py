@@ -31,29 +31,10 @@ from raydistill.models.shared import shared_parameters
 from raydistill.teacher.signals import Signals
 from raydistill.train.checkpoint import Checkpoints, TrainProgress
 from raydistill.train.dropout import RowDropout, has_dropout
-from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_rates, trainable
+from raydistill.train.optimizer import build_optimizer, freeze, set_rates, trainable
+from raydistill.train.schedule import Schedule
 
 LOG_STEPS = 10
-SHORT_EPOCH_STEPS = 20
-"""Epochs shorter than this are validated together: of 5 steps, a validation and its weights cost more than learning."""
-NUM_VALIDATIONS = 12
-"""But no stage is validated less often than this for that reason."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Length of a stage in optimizer steps, and how many lie between two validations."""
-
-    num_steps: int
-    validate_steps: int
-
-    @classmethod
-    def of_epochs(cls, num_rows: int, global_batch_size: int, num_epochs: float) -> Schedule:
-        """Validation after each epoch, or after several short ones."""
-        steps_per_epoch = math.ceil(num_rows / global_batch_size)
-        num_steps = max(1, round(num_epochs * steps_per_epoch))
-        together = max(1, min(SHORT_EPOCH_STEPS, num_steps // NUM_VALIDATIONS) // steps_per_epoch)
-        return cls(num_steps, min(together * steps_per_epoch, num_steps))
 
 
 @dataclass(frozen=True)
@@ -66,6 +47,8 @@ class Validation:
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """The score on resamples of the rows (S,), the same resamples at every validation of a stage; none: it is taken
     as exact."""
+    has_learned: bool = True
+    """Whether the model is better than one that sees no row."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +84,7 @@ class Report:
 
     step: int
     num_steps: int
+    """Where the end is open, those of a stage that gains no more from here on."""
     metrics: dict[str, float]
     validated: bool
     finished: bool = False
@@ -150,7 +134,7 @@ class StageRun:
         self.optimizer = build_optimizer(self.parameters, setup.optimization)
         self.names = list(setup.losses.terms)
         self.has_dropout = has_dropout(setup.model)
-        self.log_steps = max(1, min(LOG_STEPS, setup.schedule.num_steps // 20))
+        self.log_steps = max(1, min(LOG_STEPS, (setup.schedule.min_steps or setup.schedule.num_steps) // 20))
         self.plan = self._plan()
         self._sums: list[Tensor] = []
         self._counts: list[float] = []
@@ -175,11 +159,10 @@ class StageRun:
                 counts = self._agree(batches, progress)
                 if step + 1 < end:
                     pending = pool.submit(self.collate, step + 1)
-                self.take_step(step, batches, counts)
+                self.take_step(step, batches, counts, progress.decay_from)
                 progress.step = step + 1
-                is_last = progress.step == schedule.num_steps
-                if progress.step % schedule.validate_steps == 0 or is_last:
-                    report = self._validate(progress, is_last)
+                if progress.step % schedule.validate_steps == 0 or progress.step == schedule.end(progress.decay_from):
+                    report = self._validate(progress)
                     if setup.save_at_validation:
                         self._save(progress)
                     yield report
@@ -209,12 +192,12 @@ class StageRun:
         share = rank_share(plan.batch(step), setup.group.rank, setup.group.size, group_size)
         return micro_batches(share, setup.rows.lengths, tokens=tokens, group_size=group_size)
 
-    def take_step(self, step: int, batches: list[Batch], counts: list[float]) -> None:
+    def take_step(self, step: int, batches: list[Batch], counts: list[float], decay_from: int | None = None) -> None:
         """One optimizer step over this rank's micro-batches; ``counts`` are those of the whole global batch."""
         setup = self.setup
         self.accumulate(step, batches, counts)
         self._norm = self._clip()
-        self._rate = learning_rate(step, setup.schedule.num_steps, setup.optimization)
+        self._rate = setup.schedule.learning_rate(step, decay_from, setup.optimization)
         set_rates(self.optimizer, self._rate, setup.optimization.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -264,20 +247,26 @@ class StageRun:
                 self._save(progress)
             if stop:
                 raise Interrupted(
-                    f"{setup.name} stopped after step {progress.step} of {setup.schedule.num_steps}; "
+                    f"{setup.name} stopped after step {progress.step} of {setup.schedule.expected(progress)}; "
                     "a checkpoint was written."
                 )
             if not someone_waits:
                 return counts
 
-    def _validate(self, progress: TrainProgress, is_last: bool) -> Report:
-        setup = self.setup
+    def _validate(self, progress: TrainProgress) -> Report:
+        setup, schedule = self.setup, self.setup.schedule
         setup.model.eval()
         found = setup.validate()
         kept = progress.take(found.score, found.samples)
         if kept and setup.group.is_first:
             setup.checkpoints.keep_best(progress.step, found.score, setup.model)
         patience = setup.settings.early_stopping
+        progress.has_learned |= found.has_learned
+        if schedule.min_steps is not None and progress.decay_from is None:
+            progress.trail.append((progress.step, found.score, found.samples.tolist()))
+            if schedule.is_enough(progress):
+                progress.decay_from, progress.trail = progress.step, []
+        is_last = progress.step >= schedule.end(progress.decay_from)
         progress.finished = is_last or (patience is not None and progress.validations_without_gain >= patience)
         metrics = {f"validation/{name}": float(value) for name, value in found.metrics.items()}
         return self._report(progress, metrics, validated=True, kept=kept)
@@ -296,7 +285,7 @@ class StageRun:
         self._reset_sums()
         values |= metrics
         progress.history.append({"step": progress.step, "validated": validated, "kept": kept, **values})
-        return Report(progress.step, self.setup.schedule.num_steps, values, validated, progress.finished, kept)
+        return Report(progress.step, self.setup.schedule.expected(progress), values, validated, progress.finished, kept)
 
     def _save(self, progress: TrainProgress) -> None:
         """Checkpoint, written by rank 0; weights that are no longer finite never replace good ones."""

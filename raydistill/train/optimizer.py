@@ -1,8 +1,7 @@
-"""AdamW and the learning-rate schedule, a pure function of the step (so that it needs no checkpoint)."""
+"""AdamW, which parameters it trains, and at which rates."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -51,21 +50,6 @@ def build_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> t
     ]
     groups += [{"params": [p], "weight_decay": 0.0, "factor": factor} for p, factor in factors.items() if factor]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=known(settings.learning_rate), fused=True)
-
-
-def learning_rate(step: int, num_steps: int, settings: Optimization) -> float:
-    """Return the learning rate of ``step`` (from 0): linear warm-up, then ``settings.schedule`` down to 0."""
-    highest, warmup_steps = known(settings.learning_rate), math.ceil(num_steps * settings.warmup_ratio)
-    if step < warmup_steps:
-        return highest * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
-    match settings.schedule:
-        case "constant":
-            return highest
-        case "linear":
-            return highest * (1 - done)
-        case "cosine":
-            return highest * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:

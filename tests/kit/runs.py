@@ -38,7 +38,7 @@ from raydistill.storage.board import Board
 from raydistill.storage.manifest import KINDS
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
-from raydistill.train.loop import Schedule
+from raydistill.train.schedule import Schedule
 
 COUNTING = Path(__file__).parent / "counting"
 

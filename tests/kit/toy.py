@@ -31,7 +31,8 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import TextClassification
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.train.checkpoint import Checkpoints
-from raydistill.train.loop import Schedule, Setup, Validation
+from raydistill.train.loop import Setup, Validation
+from raydistill.train.schedule import Schedule
 
 TOPICS = {
     "film": ("film", "movie", "plot", "actor", "scene"),
@@ -160,7 +161,7 @@ class Toy:
             "signals": OnlineSignals(self.teacher(), losses.teacher_needs, device),
             "rows": rows,
             "row_ids": np.arange(rows.num_rows),
-            "schedule": Schedule.of_epochs(rows.num_rows, settings.global_batch_size, 2),
+            "schedule": Schedule.of_epochs(rows.num_rows, settings.global_batch_size, Optimization(num_epochs=2)),
             "optimization": optimization,
             "settings": settings,
             "seed": 0,

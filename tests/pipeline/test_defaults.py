@@ -31,6 +31,7 @@ FACTS = {
 }
 EPOCHS, RATE = "teacher.finetune.num_epochs", "teacher.finetune.learning_rate"
 STAGE = "stages.distill.num_epochs"
+DECAYING = {"kd": {"type": "forward_kl", "weight": {"start": 1, "end": 0}}}
 
 
 def chosen(config: dict[str, Any], **facts: Any) -> dict[str, Any]:
@@ -74,6 +75,19 @@ def test_few_rows_are_seen_more_often(labeled: int, steps: tuple[int, int]) -> N
     taken = epochs * -(-labeled // 32)
     assert 3 <= epochs <= 30
     assert steps[0] <= taken <= steps[1]
+
+
+def test_where_the_end_is_open_the_most_is_chosen() -> None:
+    def epochs(**written: Any) -> Any:
+        return chosen({**BARE, "stages": {"distill": written}}).get(STAGE)
+
+    assert epochs() == 5  # 300 steps
+    assert epochs(min_epochs=1.5) == 38  # 2,400
+    assert epochs(min_epochs=50) == 50
+    assert epochs(min_epochs=2, num_epochs=7) is None
+    for wrong in ({"min_epochs": 3, "num_epochs": 2}, {"min_epochs": 1, "losses": DECAYING}):
+        with pytest.raises(ConfigError, match="min_epochs"):
+            epochs(**wrong)
 
 
 def test_a_stage_counts_the_rows_that_it_trains_on() -> None:

@@ -31,7 +31,8 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.storage import Storage
 from raydistill.train import loop
 from raydistill.train.checkpoint import TrainProgress
-from raydistill.train.optimizer import build_optimizer, learning_rate, set_rates, trainable
+from raydistill.train.optimizer import build_optimizer, set_rates, trainable
+from raydistill.train.schedule import Schedule
 
 RATE, WEIGHT, TEMPERATURE = (
     f"stages.distill.{name}" for name in ("learning_rate", "losses.kd.weight", "losses.kd.temperature")
@@ -112,7 +113,7 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
         signals=context.recorded(shared.signals),
         rows=context.rows["train"],
         row_ids=np.arange(context.rows["train"].num_rows),
-        schedule=loop.Schedule(NUM_STEPS, STEPS_PER_EPOCH),
+        schedule=Schedule(NUM_STEPS, STEPS_PER_EPOCH),
         optimization=rates,
         settings=config.train,
         seed=0,
@@ -137,7 +138,7 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
         stage.accumulate(step, batches, losses.counts(batches))
         assert config.train.max_grad_norm is not None
         torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
-        set_rates(optimizer, learning_rate(step, NUM_STEPS, rates), rates.weight_decay)
+        set_rates(optimizer, setup.schedule.learning_rate(step, None, rates), rates.weight_decay)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % STEPS_PER_EPOCH == 0:

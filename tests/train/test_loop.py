@@ -27,8 +27,9 @@ from raydistill.tasks import TextClassification
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.train import checkpoint, loop
 from raydistill.train.dropout import RowDropout
-from raydistill.train.loop import Schedule, StageRun, Validation, train
+from raydistill.train.loop import StageRun, Validation, train
 from raydistill.train.preflight import gradient_norms
+from raydistill.train.schedule import Schedule
 
 FP32_GRADIENT = 5e-6
 """Bound of design section 3: largest difference of a gradient, as a share of the tensor's largest value."""
@@ -206,6 +207,75 @@ def test_resume_after_a_kill_is_bit_identical(toy, monkeypatch):
     list(reports)
     assert all(torch.equal(weights(whole.model)[n], weights(resumed.model)[n]) for n in weights(whole.model))
     assert whole.checkpoints.history() == resumed.checkpoints.history() == told
+
+
+OPEN = {
+    "schedule": Schedule(40, 2, 8),
+    "optimization": {"warmup_ratio": 0.25, "learning_rate": 1e-3},
+}
+
+
+def rising(last: float, noise: float) -> Iterator[Validation]:
+    """Validations that gain 0.1 each up to the score ``last``; ``noise``: the standard error of any difference."""
+    index, value = 0, 0.0
+    while True:
+        index, value = index + 1, min(last, value + 0.1)
+        yield Validation({"accuracy": value}, value, value + noise / math.sqrt(2) * PATTERNS[1 + index % 7])
+
+
+def open_ended(toy: Any, name: str, skip: int = 0, last: float = 0.6, noise: float = 0.01) -> Any:
+    """A stage whose end is open; ``skip``: validations that a killed one has had."""
+    validations = rising(last, noise)
+    for _ in range(skip):
+        next(validations)
+    return toy.setup(name, model=with_dropout(toy), validate=lambda: next(validations), **OPEN)
+
+
+@pytest.mark.parametrize(
+    ("last", "noise", "num_steps"),
+    [
+        (0.1, 0.01, 8),  # the first validation is the best: as few steps as may be
+        (0.6, 0.01, 36),  # gains to step 12; a second half without one begins after it, at step 24
+        (0.6, 1.0, 8),  # no gain is clear
+        (9.0, 0.01, 40),  # the limit
+    ],
+)
+def test_an_open_stage_ends_when_validation_has_ceased_to_gain(toy, last, noise, num_steps):
+    setup = open_ended(toy, f"open-{last}-{noise}", last=last, noise=noise)
+    reports = list(train(setup))
+    assert reports[-1].step == reports[-1].num_steps == num_steps
+    assert reports[-1].finished
+    assert all(report.num_steps >= max(8, report.step) for report in reports)
+    rates = [report.metrics["train/learning_rate"] for report in reports]
+    assert rates[0] == pytest.approx(1e-3 * min(1.0, reports[0].step / 2))
+    decay = [rate for report, rate in zip(reports, rates, strict=True) if report.step > 2 and rate < 1e-3]
+    assert 0 < len(decay) <= math.ceil(len(rates) / 2)
+    assert decay == sorted(decay, reverse=True)
+    assert decay[-1] == pytest.approx(1e-3 / max(1, round(num_steps / 3)), rel=0.35)
+
+
+@pytest.mark.parametrize("killed_at", [11, 25, 31])
+def test_an_open_stage_that_is_killed_ends_where_it_would_have(toy, killed_at):
+    """Before its end is found, just after, and while the rate falls."""
+    whole = open_ended(toy, f"open-whole-{killed_at}")
+    told = [(r.step, r.num_steps, r.metrics) for r in train(whole)]
+    stage = train(open_ended(toy, f"open-killed-{killed_at}"))
+    while next(stage).step < killed_at:
+        pass
+    stage.close()
+    saved = (killed_at if killed_at % 3 == 0 else killed_at - killed_at % 3) // 3 * 3
+    resumed = open_ended(toy, f"open-killed-{killed_at}", skip=saved // 2)
+    again = [(r.step, r.num_steps, r.metrics) for r in train(resumed)]
+    assert again == told[-len(again) :]
+    assert len(again) < len(told)
+    assert all(torch.equal(weights(whole.model)[n], weights(resumed.model)[n]) for n in weights(whole.model))
+    assert whole.checkpoints.history() == resumed.checkpoints.history()
+
+
+def test_a_model_that_has_learned_nothing_goes_on(toy):
+    blind = (Validation({"accuracy": 0.5}, 0.5, np.zeros(4), has_learned=index >= 10) for index in range(99))
+    setup = toy.setup("open-blind", validate=lambda: next(blind), **OPEN)
+    assert [r.step for r in train(setup)][-1] == 33  # it learned at step 22
 
 
 def steps_of(method: str, patch: pytest.MonkeyPatch) -> list[int]:
@@ -502,25 +572,6 @@ def test_gradients_within_the_limit_are_not_scaled(toy, monkeypatch):
         weight.grad[0, 0] = -norm
         assert stage._clip() == norm
     assert scaled == [(1.0, 1.5)]
-
-
-def test_a_schedule_counts_steps_not_epochs():
-    assert Schedule.of_epochs(100, 32, 3) == Schedule(12, 4)
-    assert Schedule.of_epochs(100, 32, 0.5) == Schedule(2, 2)
-    assert Schedule.of_epochs(3, 32, 1) == Schedule(1, 1)
-
-
-@pytest.mark.parametrize(
-    ("rows", "epochs", "expected"),
-    [
-        (150, 30, Schedule(150, 10)),
-        (150, 200, Schedule(1000, 20)),
-        (150, 12, Schedule(60, 5)),
-        (640, 99, Schedule(1980, 20)),
-    ],
-)
-def test_short_epochs_are_validated_together_but_a_stage_at_least_twelve_times(rows, epochs, expected):
-    assert Schedule.of_epochs(rows, 32, epochs) == expected
 
 
 def test_a_scheduled_weight_goes_on_where_it_was(toy):

@@ -8,7 +8,7 @@ from torch import nn
 
 from raydistill.config.training import Optimization
 from raydistill.errors import ConfigError
-from raydistill.train.optimizer import build_optimizer, freeze, learning_rate, set_rates, trainable
+from raydistill.train.optimizer import build_optimizer, freeze, set_rates, trainable
 
 
 def make_model() -> nn.Sequential:
@@ -61,22 +61,3 @@ def test_freezing_is_by_pattern_and_is_taken_back() -> None:
     with pytest.raises(ConfigError, match=r"stages.d.freeze: .* nothing is left"):
         freeze(model, ["0.*", "1*", "*"], "stages.d.freeze")
     freeze(nn.Identity(), [], "stages.e.freeze")  # nothing to train, and nothing asked
-
-
-@pytest.mark.parametrize(
-    ("schedule", "rates"),
-    [
-        ("linear", [0.1, 0.2, 0.2, 0.15, 0.1, 0.05]),
-        ("cosine", [0.1, 0.2, 0.2, 0.2 * 0.8535534, 0.1, 0.2 * 0.1464466]),
-        ("constant", [0.1, 0.2, 0.2, 0.2, 0.2, 0.2]),
-    ],
-)
-def test_a_schedule_falls_from_the_rate_to_zero(schedule: str, rates: list[float]) -> None:
-    settings = Optimization.model_validate({"learning_rate": 0.2, "warmup_ratio": 0.25, "schedule": schedule})
-    assert [learning_rate(step, 6, settings) for step in range(6)] == pytest.approx(rates)  # 1.5 steps: 2 of warm-up
-    assert learning_rate(6, 6, settings) == pytest.approx(rates[-1] if schedule == "constant" else 0.0)
-
-
-def test_a_stage_may_be_warm_up_alone() -> None:
-    settings = Optimization(learning_rate=0.3, warmup_ratio=1.0)
-    assert [learning_rate(step, 3, settings) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.3])

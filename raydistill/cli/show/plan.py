@@ -81,8 +81,11 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     table = Table("phase", "state", "steps", box=None, pad_edge=False)
     for phase in plan["phases"]:
         name = phase["phase"]
-        count = sum(n for key, n in plan["steps"].items() if key.split(".")[0] == name) or None
-        table.add_row(name.replace("signal ", "teacher output "), phase["state"], f"{count:,}" if count else "")
+        least, most = (
+            sum(n for key, n in plan[kind].items() if key.split(".")[0] == name) for kind in ("min_steps", "steps")
+        )
+        count = f"{least:,} to {most:,}" if least < most else f"{most:,}" if most else ""
+        table.add_row(name.replace("signal ", "teacher output "), phase["state"], count)
     console.print(table)
     teacher, student = plan["teacher"], plan["student"]
     for signal, size in teacher["signal_bytes"].items():
@@ -137,8 +140,9 @@ def print_run_estimate(console: Console, found: Mapping[str, Any]) -> None:
         console.print("time       nothing is left to train")
         return
     parts = ", ".join(f"{name} ≈ {duration(seconds)}" for name, seconds in found["seconds"].items())
+    longest = f" to {duration(found['longest'])}" if found["longest"] > 1.1 * found["total"] else ""
     lines = [
-        f"time       ≈ {duration(found['total'])}, without starting and evaluating",
+        f"time       ≈ {duration(found['total'])}{longest}, without starting and evaluating",
         f"           {parts}",
         f"           timed with random weights on {found['measured_on']}",
     ]

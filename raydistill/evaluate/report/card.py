@@ -187,7 +187,7 @@ def trained(results: Mapping[str, Any]) -> str:
     lines.append(f"- Student: {start_text(results)}.")
     for name, stage in config["stages"].items():
         terms = ", ".join(loss_text(label, loss) for label, loss in stage["losses"].items())
-        line = f"- Stage {escape(name)}: {spelled(stage['num_epochs'])} epochs, "
+        line = f"- Stage {escape(name)}: {length_text(stage)}, "
         line += f"learning rate {spelled(stage['learning_rate'])}"
         line += f" ({stage['schedule']}, warm-up {percent(stage['warmup_ratio'])}), losses: {terms}"
         line += f", frozen: {escape(', '.join(stage['freeze']))}" if stage["freeze"] else ""
@@ -209,8 +209,14 @@ def teacher_text(teacher: Mapping[str, Any], size: str = "") -> str:
     told, finetune = model_source(teacher).link(), teacher["finetune"]
     if finetune is not None:
         told += METHODS[finetune["method"]]
-        told += "" if finetune["method"] == "probe" else f" for {spelled(finetune['num_epochs'])} epochs"
+        told += "" if finetune["method"] == "probe" else f" for {length_text(finetune)}"
     return told + size + (", with Python code of its own (trust_remote_code)" if teacher["trust_remote_code"] else "")
+
+
+def length_text(settings: Mapping[str, Any]) -> str:
+    """How many epochs a training lasts."""
+    least, most = settings.get("min_epochs"), spelled(settings["num_epochs"])
+    return f"{most} epochs" if least is None else f"{spelled(least)} to {most} epochs, as long as validation gained"
 
 
 def start_text(results: Mapping[str, Any]) -> str:
