@@ -14,7 +14,7 @@ from raydistill.data.columns import choose_columns, read_beside
 from raydistill.data.location import family, is_picture
 from raydistill.data.paths import DataFile, list_files
 from raydistill.data.pictures import Picture
-from raydistill.data.tables import HEAD_ROWS, Row, rows_of
+from raydistill.data.tables import HEAD_ROWS, Row, by_column, rows_of
 from raydistill.errors import ConfigError, DataError
 from raydistill.tasks import kind_of
 
@@ -126,7 +126,7 @@ def _text_columns(
     section: Callable[[], TaskSection],
     where: str,
 ) -> tuple[str, ...]:
-    cells = {name: [row.get(name) for row in head] for name in dict.fromkeys(name for row in head for name in row)}
+    cells = by_column(head)
     reads_apart = kind_of(section()).reads_apart
     if len(columns) > (1 if reads_apart else 2):
         few = "this model reads one text at a time" if reads_apart else "a row has one text, or two"
@@ -135,7 +135,7 @@ def _text_columns(
     wanted = wanted.model_copy(update={"text_pair": None}) if reads_apart else wanted
     if not columns and not {wanted.text, wanted.text_pair} - {None} <= set(cells):
         wanted = Columns()  # the run's own data had other names
-    chosen = choose_columns([*cells], wanted, where, False, section(), setting="--column", cells=cells)
+    chosen = choose_columns([*cells], wanted, where, False, section(), setting="--column", cells=lambda: cells)
     roles = ("text",) if len(columns) == 1 or reads_apart else ("text", "text_pair")
     return tuple(chosen[role] for role in roles if role in chosen)
 

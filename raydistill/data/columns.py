@@ -42,7 +42,7 @@ def choose_columns(
     need_label: bool,
     task: TaskSection | None = None,
     setting: str = "data.columns.{}",
-    cells: Cells | Callable[[], Cells] = lambda: {},
+    cells: Callable[[], Cells] = lambda: {},
 ) -> dict[str, str]:
     """Role (text, text_pair, label; of pictures image, label) to column name, as the config says or by usual names in
     any case.
@@ -74,7 +74,7 @@ def choose_columns(
                 chosen[role] = found
             elif role == roles[0] or (role == "label" and need_label):
                 taken = {*chosen.values(), columns.label}
-                given = cells() if callable(cells) else cells
+                given = cells()
                 left = {name: given[name] for name in names if name in given and name not in taken}
                 able = able_columns(role, left, task)
                 if len(able) != 1:

@@ -88,8 +88,7 @@ def head_of(what: str, rows: Any) -> Cells:
     """The cells of the first rows by column."""
     if hasattr(rows, "with_format"):
         return first_cells_of(rows)
-    head = arrow_table(rows, what).slice(0, MOST_CELLS)
-    return {name: head.column(name).to_pylist() for name in head.column_names}
+    return arrow_table(rows, what).slice(0, MOST_CELLS).to_pydict()
 
 
 def table_of(

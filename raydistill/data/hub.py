@@ -90,8 +90,8 @@ def read_split(
 
 def first_cells_of(data: Any) -> dict[str, list[Any]]:
     """The cells of a Dataset's first rows by column; of a ClassLabel they are numbers."""
-    head = data.with_format("arrow")[:MOST_CELLS]
-    return {name: head.column(name).to_pylist() for name in head.column_names}
+    found: dict[str, list[Any]] = data.with_format("arrow")[:MOST_CELLS].to_pydict()
+    return found
 
 
 def class_names(feature: Any) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from raydistill.data.columns import MOST_CELLS, are_pictures, choose_columns, fi
 from raydistill.data.location import SUFFIXES, Location, locate
 from raydistill.data.paths import DataFile
 from raydistill.data.prose import is_text
-from raydistill.data.tables import rows_of
+from raydistill.data.tables import by_column, rows_of
 from raydistill.errors import DataError, RaydistillError
 from raydistill.tasks import TASKS, kind_of
 from raydistill.tasks.numbers import are_amounts
@@ -49,8 +49,7 @@ def first_cells(found: Location) -> dict[str, list[Any]]:
 
 def cells_of(file: DataFile, kind: str) -> dict[str, list[Any]]:
     """The cells of a file's first rows by column."""
-    rows = list(islice(rows_of(file, kind), MOST_CELLS))
-    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    return by_column(list(islice(rows_of(file, kind), MOST_CELLS)))
 
 
 def task_of_columns(config: Config, found: Location, cells: Mapping[str, Sequence[Any]]) -> tuple[str, str] | None:
@@ -59,7 +58,7 @@ def task_of_columns(config: Config, found: Location, cells: Mapping[str, Sequenc
 
     def choose(settings: TaskSection) -> dict[str, str]:
         with suppress(RaydistillError):
-            return choose_columns(list(cells), config.data.columns, found.name, True, settings, cells=cells)
+            return choose_columns(list(cells), config.data.columns, found.name, True, settings, cells=lambda: cells)
         return {}
 
     classes = kind_of(config.task)

@@ -80,7 +80,7 @@ def examine(config: Config, tokenizer_folder: Path | None = None) -> Survey:
     columns = first_cells(found)
     if columns:
         given, where = config.data.columns, found.files[0].name
-        chosen = choose_columns(list(columns), given, where, True, config.task, cells=columns)
+        chosen = choose_columns(list(columns), given, where, True, config.task, cells=lambda: columns)
         named = {role: name for role, name in chosen.items() if role in Columns.model_fields}
         config = with_data(config, columns=Columns(**named))
     draft = read_draft(config)

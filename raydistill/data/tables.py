@@ -244,6 +244,11 @@ def rows_of(file: DataFile, kind: str, skipped: Counter[str] | None = None) -> I
         yield from accepted(rows, skipped) if kind == "jsonl" else rows
 
 
+def by_column(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The cells of some rows by column; None where a row lacks one."""
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
 def accepted(rows: Iterable[Row], skipped: Counter[str] | None) -> Iterator[Row]:
     """Rows of Prodigy's export without its own columns, those alone that its annotator accepted where others are to be
     counted in ``skipped``; and all rows of others. Its tokens are beside the text that they are of, and where there are

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,8 +237,8 @@ class Context:
         if metric not in metrics:
             why = Figure.of(metric, None).why.replace("on these rows", "on the validation rows")
             self.report.notes.append(f"At one validation or more {why}; such weights count as the worst.")
-            return Validation(metrics, WORST, has_learned=False)
-        learned = has_learned(scores)
+            return Validation(metrics, WORST, has_learned=lambda: False)
+        learned = partial(has_learned, scores)
         if len(targets) > RESAMPLED_ROWS:
             return Validation(metrics, score(metric, metrics), has_learned=learned)
         found = bootstrap({"model": scores}, None, NUM_RESAMPLES, seed=0, wanted={metric})["model"]

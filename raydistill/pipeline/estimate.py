@@ -112,7 +112,7 @@ def student_seconds(config: Config, size: Size, speed: Speed, *, longest: bool =
     for stage in config.stages.values():
         rows, epochs = num_rows(stage, size), known(stage.num_epochs) if longest else stage.fewest_epochs
         schedule = Schedule.of_epochs(rows, config.train.global_batch_size, stage)
-        steps = schedule.num_steps if longest else schedule.min_steps or schedule.num_steps
+        steps = schedule.num_steps if longest else schedule.fewest_steps
         validations = math.ceil(steps / schedule.validate_steps)
         seconds += validations * size.num_inputs["validation"] * speed.student * FORWARD_SHARE
         seconds += epochs * rows * (speed.student + speed.online * recipes.teacher_speaks(stage))

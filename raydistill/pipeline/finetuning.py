@@ -58,6 +58,7 @@ def tuned(context: Context, folder: Path, settings: Finetune) -> Tuned:
         "probe": probe,
         "contrastive": contrastive,
     }
+    context.report.attempt = 1  # another teacher of several may have taken more
     model, history = methods[known(settings.method)](context, folder, settings)
     calibrate(context, model)
     return model, history
@@ -72,6 +73,7 @@ def full(context: Context, folder: Path, settings: Finetune) -> Tuned:
     for attempt in range(attempts):
         seed, rate = context.config.seed + attempt, known(settings.learning_rate) / 2**attempt
         name = "finetune" if attempt == 0 else f"attempt{attempt + 1}"
+        context.report.attempt = attempt + 1
         model = context.load(folder, dropout=None, sequences=settings.head, seed=seed)
         settle(model, context.rows["train"].sample())
         stages = stage_of(name, settings, TASK_ALONE, rate)
@@ -86,7 +88,8 @@ def full(context: Context, folder: Path, settings: Finetune) -> Tuned:
                 raise
             failure = str(error)
         if failure is None:
-            return model, stage_history(context, "teacher", stages)
+            about = {"attempt": attempt + 1} if attempt else {}
+            return model, [entry | about for entry in stage_history(context, "teacher", stages)]
         context.report.notes.append(
             f"The teacher's training was begun again, with another order of the rows and a learning rate of "
             f"{rate / 2:g}: {failure}"

@@ -167,7 +167,7 @@ def make_plan(
         },
         "layer_maps": layer_maps(config, last_state(student), last_state(source_config)),
         "steps": {name: schedule.num_steps for name, schedule in lengths.items()},
-        "min_steps": {name: schedule.min_steps or schedule.num_steps for name, schedule in lengths.items()},
+        "min_steps": {name: schedule.fewest_steps for name, schedule in lengths.items()},
         "choices": [vars(choice) for choice in [*choices, *more]],
         "findings": [
             *findings(config, storage, speakers, size, losses),

@@ -42,11 +42,11 @@ class Reporter:
         self.notes: list[str] = []
         self.series = ""
         """Of the models that are trained now: their metrics are prefixed by it."""
+        self.attempt = 1
+        """Of the teacher's training, which may be begun again."""
         self._made: set[Artifact] = set()
         self._tracker: Tracker | None = None
         self._loop = ("", 0, 0.0)
-        self._attempts: dict[tuple[str, str], tuple[int, int]] = {}
-        """The present attempt and last step of a model's training, by series and kind."""
         self._referred = [job.data, job.tokens, *([job.perturbed] if job.perturbed is not None else [])]
 
     @contextmanager
@@ -80,7 +80,7 @@ class Reporter:
 
     def observe(self, kind: str, report: Report, offset: int) -> None:
         """Track and show a report. The student's metrics keep their plain names, others are prefixed."""
-        prefix = self._prefix(kind, self._attempt(kind, report.step))
+        prefix = self._prefix(kind)
         metrics = {f"{prefix}{name}": value for name, value in report.metrics.items()}
         if self.group.is_first:
             if self.tracker is not None:
@@ -94,22 +94,11 @@ class Reporter:
         if report.validated:
             self.observed(metrics)
 
-    def _prefix(self, kind: str, attempt: int) -> str:
+    def _prefix(self, kind: str, attempt: int | None = None) -> str:
+        """``attempt``: by default the present one."""
+        if attempt is None:
+            attempt = self.attempt if kind == "teacher" else 1
         return metric_prefix(self.series, "" if kind == "student" else kind, attempt=attempt)
-
-    def _attempt(self, kind: str, step: int) -> int:
-        """Which attempt of the training a report at this step is of: within one the steps only grow. A teacher's
-        alone is begun again; a trial that takes over another's checkpoint goes back, too."""
-        attempt, last = self._attempts.get((self.series, kind), (1, -1))
-        if kind == "teacher" and step <= last:
-            attempt += 1
-        self._attempts[self.series, kind] = attempt, step
-        return attempt
-
-    def with_attempt(self, kind: str, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The history of the model that was trained last, whose entries say which attempt it was from the second on."""
-        attempt, _ = self._attempts.get((self.series, kind), (1, -1))
-        return [{**entry, "attempt": attempt} for entry in history] if attempt > 1 else history
 
     def _steps_per_second(self, kind: str, step: int) -> float:
         """Steps a second since the first report of the loop that ``kind`` runs now."""
@@ -148,7 +137,7 @@ class Reporter:
     def replay(self, kind: str, history: list[dict[str, Any]]) -> None:
         """Track the history of a model that an earlier run trained; what the run has already is not sent again."""
         for entry in history:
-            prefix = self._prefix(kind, entry.get("attempt") or self._attempt(kind, entry["step"]))
+            prefix = self._prefix(kind, entry.get("attempt"))
             metrics = {f"{prefix}{name}": v for name, v in entry.items() if "/" in name}
             if self.tracker is not None:
                 self.tracker.log(metrics, entry["step"])

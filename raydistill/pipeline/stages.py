@@ -73,10 +73,14 @@ def stage_reports(
         return context.validate(model, metric or context.config.epoch_metric)
 
     lengths = stage_lengths(context, kind, stages)
+    later = sum(length.fewest_steps for length in lengths.values())
     offset, last = 0, list(stages)[-1]
-    for index, (name, whole) in enumerate(stages.items()):
+    for name, whole in stages.items():
         row_ids = np.flatnonzero(labeled) if labeled_only else recipes.stage_rows(whole, labeled)
-        so_far = [{**entry, "step": entry["step"] + offset} for entry in context.history(kind, name)]
+        later -= lengths[name].fewest_steps
+        so_far = context.history(kind, name)
+        reached = taken(so_far)
+        so_far = [{**entry, "step": entry["step"] + offset} for entry in so_far]
         context.report.replay(kind, so_far)  # what a worker on a lost node had not sent; the rest is not sent again
         if not is_trial:
             context.report.notes += check_dropout(f"{kind}.{name}", model, rows, row_ids, context.device)
@@ -109,10 +113,9 @@ def stage_reports(
             )
             for report in train(setup):
                 context.report.observe(kind, report, offset)
-                later = sum(length.min_steps or length.num_steps for length in [*lengths.values()][index + 1 :])
-                total = offset + report.num_steps + later
+                reached, total = report.step, offset + report.num_steps + later
                 yield StageReport(report, report.step + offset, total, report.finished and name == last)
-        offset += taken(context.history(kind, name))
+        offset += reached
 
 
 def stage_history(context: Context, kind: str, stages: dict[str, Stage]) -> list[dict[str, Any]]:
@@ -127,7 +130,7 @@ def stage_history(context: Context, kind: str, stages: dict[str, Stage]) -> list
 
 
 def taken(history: list[dict[str, Any]]) -> int:
-    """The steps of a stage that has ended: at the last one there is a report."""
+    """The steps of a stage so far, of one that has ended all: at the last one there is a report."""
     return int(history[-1]["step"]) if history else 0
 
 

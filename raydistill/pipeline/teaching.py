@@ -53,7 +53,6 @@ def fit_teacher(context: Context) -> TeacherIdentity:
                 context.report.notes.append(context.task.new_head)
             model, history = tune(context, source.folder, settings)
             parents = {"tokens": context.job.tokens.digest, "source": source.digest}
-            history = context.report.with_attempt("teacher", history)
             publish(context, artifact, recipe, parents, model, source.folder, history)
     return agreed(context, recipes.fine_tuned(source, artifact))
 

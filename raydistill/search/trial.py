@@ -152,7 +152,7 @@ class TrialProgress:
         """Entries of validations that lie behind; ``student``: the key of the finished student."""
         entries = [entry for entry in history if entry["validated"]]
         lengths = stage_lengths(self.context, "student", self.context.config.stages)
-        least = sum(length.min_steps or length.num_steps for length in lengths.values())
+        least = sum(length.fewest_steps for length in lengths.values())
         for index, entry in enumerate(entries):
             metrics = {name: value for name, value in entry.items() if "/" in name}
             done = student if index == len(entries) - 1 else None

@@ -49,7 +49,7 @@ class TrainProgress:
     trail: list[tuple[int, float, list[float]]] = field(default_factory=list)
     """Of a stage whose end is still open: step, score and its resamples at each validation so far."""
     has_learned: bool = False
-    """Whether a validation has found the model better than one that sees no row."""
+    """Of such a stage: whether a validation has found the model better than one that sees no row."""
     decay_from: int | None = None
     """Of a stage whose end was open: the step from which the learning rate falls."""
 

@@ -47,8 +47,8 @@ class Validation:
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """The score on resamples of the rows (S,), the same resamples at every validation of a stage; none: it is taken
     as exact."""
-    has_learned: bool = True
-    """Whether the model is better than one that sees no row."""
+    has_learned: Callable[[], bool] = lambda: True
+    """Whether the model is better than one that sees no row; computed where it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class StageRun:
         self.optimizer = build_optimizer(self.parameters, setup.optimization)
         self.names = list(setup.losses.terms)
         self.has_dropout = has_dropout(setup.model)
-        self.log_steps = max(1, min(LOG_STEPS, (setup.schedule.min_steps or setup.schedule.num_steps) // 20))
+        self.log_steps = max(1, min(LOG_STEPS, setup.schedule.fewest_steps // 20))
         self.plan = self._plan()
         self._sums: list[Tensor] = []
         self._counts: list[float] = []
@@ -261,8 +261,8 @@ class StageRun:
         if kept and setup.group.is_first:
             setup.checkpoints.keep_best(progress.step, found.score, setup.model)
         patience = setup.settings.early_stopping
-        progress.has_learned |= found.has_learned
         if schedule.min_steps is not None and progress.decay_from is None:
+            progress.has_learned = progress.has_learned or found.has_learned()
             progress.trail.append((progress.step, found.score, found.samples.tolist()))
             if schedule.is_enough(progress):
                 progress.decay_from, progress.trail = progress.step, []

@@ -56,6 +56,11 @@ class Schedule:
         )
 
     @property
+    def fewest_steps(self) -> int:
+        """Those that are taken at least."""
+        return self.min_steps or self.num_steps
+
+    @property
     def latest_decay(self) -> int:
         """The step before which the rate begins to fall at the latest."""
         return self.num_steps - round(self.decay_share * self.num_steps)
@@ -94,7 +99,7 @@ class Schedule:
         """The learning rate of ``step`` (from 0): linear warm-up, constant where the end is open, then
         ``settings.schedule`` down to 0."""
         highest = known(settings.learning_rate)
-        start = warmup_steps = math.ceil((self.min_steps or self.num_steps) * settings.warmup_ratio)
+        start = warmup_steps = math.ceil(self.fewest_steps * settings.warmup_ratio)
         if step < warmup_steps:
             return highest * (step + 1) / warmup_steps
         if self.min_steps is not None:

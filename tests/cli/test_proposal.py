@@ -251,7 +251,7 @@ def test_columns_are_recognised_by_what_they_hold(
     columns: dict[str, list[Any]], expected: dict[str, str] | str
 ) -> None:
     def choose() -> dict[str, str]:
-        return choose_columns(list(columns), Columns(), "x", True, TextClassification(), cells=columns)
+        return choose_columns(list(columns), Columns(), "x", True, TextClassification(), cells=lambda: columns)
 
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):

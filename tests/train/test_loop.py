@@ -273,8 +273,9 @@ def test_an_open_stage_that_is_killed_ends_where_it_would_have(toy, killed_at):
 
 
 def test_a_model_that_has_learned_nothing_goes_on(toy):
-    blind = (Validation({"accuracy": 0.5}, 0.5, np.zeros(4), has_learned=index >= 10) for index in range(99))
-    setup = toy.setup("open-blind", validate=lambda: next(blind), **OPEN)
+    answers = (index >= 10 for index in range(99))
+    blind = Validation({"accuracy": 0.5}, 0.5, np.zeros(4), has_learned=lambda: next(answers))
+    setup = toy.setup("open-blind", validate=lambda: blind, **OPEN)
     assert [r.step for r in train(setup)][-1] == 33  # it learned at step 22
 
 
