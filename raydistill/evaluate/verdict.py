@@ -95,16 +95,32 @@ def _weak_teacher(results: Mapping[str, Any]) -> str:
     ahead = Figure.of(name, (results["differences"].get("teacher_minus_baseline") or {}).get(name))
     if not ahead.is_worse or _at_chance(results["teacher"]):
         return ""
-    told = f"The teacher is worse than the student without it: {ahead.about.words} {_reached(results, 'teacher').said} "
-    told += f"against {_reached(results, 'baseline').text} ({ahead.difference})."
-    trained, steps = results["curves"].get("teacher") or [], results["baseline"]["steps"]
-    tuning = results["config"].get("teacher", {}).get("finetune") or {}
-    if not trained or not trained[-1]["step"] or not steps:
+    trained = results["curves"].get("teacher") or [{"step": 0}]
+    steps = trained[-1]["step"], results["baseline"]["steps"] or 0
+    tuning = results["config"].get("teacher", {}).get("finetune")
+    return weak_teacher(ahead, _reached(results, "teacher"), _reached(results, "baseline"), steps, tuning)
+
+
+def weak_teacher(
+    ahead: Figure, teacher: Figure, baseline: Figure, steps: tuple[int, int], tuning: Mapping[str, Any] | None
+) -> str:
+    """That a teacher is worse than the student without it, and what to set.
+
+    ``ahead``: what it has more. ``steps``: that it and the baseline took. ``tuning``: its settings, if it was tuned.
+    """
+    told = f"The teacher is worse than the student without it: {ahead.about.words} {teacher.said} "
+    told += f"against {baseline.text} ({ahead.difference})."
+    taken, other = steps
+    if not taken or not other or not tuning:
         return told
-    taken, epochs = trained[-1]["step"], tuning.get("num_epochs")
-    told += f" It was fine-tuned for {taken:,} steps, the student without it for {steps:,}"
-    longer = f"={ceil(epochs * max(2.0, steps / taken))}" if isinstance(epochs, int | float) else ""
-    return f"{told}: train it longer (--set teacher.finetune.num_epochs{longer})."
+    told += f" It was fine-tuned for {taken:,} steps, the student without it for {other:,}"
+    least, rate = tuning.get("min_epochs"), tuning.get("learning_rate")
+    if least is not None and taken >= other:
+        rate_text = f", now {rate:g}" if isinstance(rate, int | float) else ""
+        return f"{told}: try another learning rate (teacher.finetune.learning_rate{rate_text}) or another teacher."
+    setting, epochs = ("num_epochs", tuning.get("num_epochs")) if least is None else ("min_epochs", least)
+    longer = f"={ceil(epochs * max(2.0, other / taken))}" if isinstance(epochs, int | float) else ""
+    return f"{told}: train it longer (--set teacher.finetune.{setting}{longer})."
 
 
 def _over_seeds(results: Mapping[str, Any]) -> str:

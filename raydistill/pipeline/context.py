@@ -40,6 +40,7 @@ from raydistill.pipeline.reporting import Reporter
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.tasks import task_of
+from raydistill.tasks.scores import Scores
 from raydistill.tasks.targets import Values
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.train.checkpoint import WORST, Checkpoints
@@ -56,6 +57,15 @@ CPU_INFERENCE_TOKENS = 4096
 
 NUM_RESAMPLES, RESAMPLED_ROWS = 200, 20_000
 """Of the validation rows, to tell a better epoch from a luckier one; of more rows luck moves a metric by 0.3 points."""
+
+
+def resampled(scores: Scores, metric: str) -> tuple[float, np.ndarray]:
+    """A metric as a score, higher being better, and the same on resamples of the rows; none of very many rows."""
+    value = scores.values[metric]
+    if scores.num_rows > RESAMPLED_ROWS:
+        return score(metric, {metric: value}), np.zeros(0)
+    found = bootstrap({"model": scores}, None, NUM_RESAMPLES, seed=0, wanted={metric})["model"][metric]
+    return score(metric, {metric: value}), score(metric, {metric: 1.0}) * np.nan_to_num(found, nan=value)
 
 
 class Splits(dict[str, Rows]):
@@ -238,13 +248,11 @@ class Context:
             why = Figure.of(metric, None).why.replace("on these rows", "on the validation rows")
             self.report.notes.append(f"At one validation or more {why}; such weights count as the worst.")
             return Validation(metrics, WORST, has_learned=lambda: False)
-        learned = partial(has_learned, scores)
-        if len(targets) > RESAMPLED_ROWS:
-            return Validation(metrics, score(metric, metrics), has_learned=learned)
-        found = bootstrap({"model": scores}, None, NUM_RESAMPLES, seed=0, wanted={metric})["model"]
-        sign = score(metric, {metric: 1.0})
-        samples = sign * np.nan_to_num(found[metric], nan=metrics[metric])
-        return Validation(metrics, score(metric, metrics), samples, learned)
+        main = self.config.epoch_metric
+        told: Any = {"has_learned": partial(has_learned, scores)}
+        if main != metric and main in metrics:
+            told["main"] = partial(resampled, scores, main)
+        return Validation(metrics, *resampled(scores, metric), **told)
 
     def labeled(
         self, model: PreTrainedModel, split: str, *, may_stop: bool = True, one_order: bool = False

@@ -12,6 +12,7 @@ from typing import Any
 
 from raydistill.config.loading import load_config
 from raydistill.config.losses import Kind
+from raydistill.config.sweep import Sweep
 from raydistill.config.syntax import as_yaml
 from raydistill.config.teacher import FEWEST_PAIRED, pair_group
 from raydistill.config.tree import Config
@@ -20,8 +21,9 @@ from raydistill.pipeline.recipes import teacher_speaks
 TEACHER_STEPS, STUDENT_STEPS = 150, 300
 """Fewer optimizer steps leave a teacher near chance, and a student short of it."""
 FEWEST_EPOCHS, MOST_TEACHER_EPOCHS, MOST_STUDENT_EPOCHS = 3, 30, 20
+"""Bounds of the least length."""
 LONGEST = 8
-"""Times as many steps where the end is open and validation gains all the while."""
+"""Times as many steps where validation gains all the while."""
 MOST_EPOCHS = 120
 """But no more passes over the rows."""
 FEW_LABELS, FEW_CLASSES = 1000, 8
@@ -122,8 +124,14 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
         steps = (ceil(max(rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
         is_light = config.student.type == "conv"
         rate, why = (LIGHT_RATE, "the student's layers are new") if is_light else (facts.rate, facts.why)
-        found += training_choices(f"stages.{name}", stage, steps, rate, why)
+        is_open = not stage.needs_end and not is_searched(config.sweep, name)
+        found += training_choices(f"stages.{name}", stage, steps, rate, why, is_open)
     return load_config(config, [f"{choice.name}={json.dumps(choice.value)}" for choice in found]), found
+
+
+def is_searched(sweep: Sweep | None, stage: str) -> bool:
+    """Whether trials differ in the length of a stage, or take each other's weights over at its steps."""
+    return sweep is not None and (sweep.scheduler == "pbt" or f"stages.{stage}.num_epochs" in sweep.space)
 
 
 def length_choice(facts: Facts) -> Choice:
@@ -170,21 +178,24 @@ def method_choice(facts: Facts, batch: int) -> tuple[str, str]:
     return ("contrastive" if facts.num_labeled <= FEW_LABELS else "full"), labels
 
 
-def training_choices(section: str, settings: Any, steps: tuple[int, int, int], rate: float, why: str) -> list[Choice]:
+def training_choices(
+    section: str, settings: Any, steps: tuple[int, int, int], rate: float, why: str, is_open: bool = True
+) -> list[Choice]:
     """Length and learning rate of the teacher's fine-tuning or of a stage; ``settings`` {}: nothing is set.
 
-    ``steps``: optimizer steps of an epoch, those that are wanted at least, and the most epochs for them; ``LONGEST``
-    times as many where the settings leave the end open.
+    ``steps``: optimizer steps of an epoch, those that are wanted at least, and the most epochs for them. ``is_open``:
+    it goes on while validation gains; otherwise the least length is the length.
     """
     found = []
     if getattr(settings, "num_epochs", "auto") == "auto":
         each, wanted, most = steps
-        epochs = min(max(FEWEST_EPOCHS, ceil(wanted / each)), most)
-        if (least := getattr(settings, "min_epochs", None)) is not None:
-            epochs = max(epochs, min(LONGEST * wanted // each, MOST_EPOCHS), ceil(least))
-        found.append(
-            Choice(f"{section}.num_epochs", epochs, f"{epochs * each:,} steps{' at most' * (least is not None)}")
-        )
+        usual, least = min(max(FEWEST_EPOCHS, ceil(wanted / each)), most), getattr(settings, "min_epochs", None)
+        epochs, limit = ceil(least or usual), ""
+        if (least is not None or is_open) and (longest := min(LONGEST * wanted // each, MOST_EPOCHS)) > epochs:
+            epochs, limit = longest, " at most"
+            if least is None:
+                found.append(Choice(f"{section}.min_epochs", usual, f"{usual * each:,} steps, more while they pay"))
+        found.append(Choice(f"{section}.num_epochs", epochs, f"{epochs * each:,} steps{limit}"))
     if getattr(settings, "learning_rate", "auto") == "auto":
         found.append(Choice(f"{section}.learning_rate", rate, why))
     return found

@@ -26,6 +26,7 @@ from raydistill.pipeline.layers import by_similarity, settle_layers
 from raydistill.pipeline.measure import Models, evaluate, evaluate_perturbed
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.seeds import MODELS, Seeded, median, with_seeds
+from raydistill.pipeline.spoken import why_weak
 from raydistill.pipeline.stages import (
     StageReport,
     publish,
@@ -64,10 +65,11 @@ def run_phases(context: Context) -> PhaseResults:
         with context.report.phase("layers"):
             settle_layers(context, teacher)
     mode, recorded = record_teacher(context, teacher)
+    baselines = with_seeds(context, lambda: train_baseline(context, teacher))
+    say_weak(context, teacher, recorded, baselines[0])  # before anything is distilled from it
     students = with_seeds(context, lambda: train_student(context, teacher, mode, recorded))
     if context.feed is not None:
         context.feed.close()  # teachers hold devices that others may wait for
-    baselines = with_seeds(context, lambda: train_baseline(context, teacher))
     seeds = evaluate_seeds(context, teacher, recorded, students, baselines)
     student, baseline = choose(context, seeds) if seeds else (students[0], baselines[0])
     models = Models.of(teacher, student, baseline)
@@ -77,6 +79,16 @@ def run_phases(context: Context) -> PhaseResults:
     report.flush()
     notes = [*dict.fromkeys(report.notes), *OUTAGES.take_notes()]
     return PhaseResults(*made, report.seconds, report.reused, notes, seeds)
+
+
+def say_weak(context: Context, teacher: TeacherIdentity, recorded: Recorded, baseline: Artifact | None) -> None:
+    """Say at once, and in the run's notes, where the teacher is worse than the student without it."""
+    if baseline is None or not context.task.has_loss or context.task.is_taught:
+        return
+    if (why := why_weak(context, teacher, recorded, baseline)) is not None:
+        context.report.notes.append(why)
+        if context.group.is_first:
+            context.board.post("baseline", 0, 0, "", 0.0, why, force=True)
 
 
 def evaluate_seeds(
@@ -175,7 +187,7 @@ def student_reports(
 
 
 def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | None:
-    """Train the same student without a teacher: labelled rows only, as many steps, the same settings. Where there are
+    """Train the same student without a teacher: labelled rows only, the same settings and length. Where there are
     no labels to learn from it stays as it was cut."""
     settings, config = recipes.baseline_settings(context.config), context.config
     if settings is None:

@@ -8,11 +8,17 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from raydistill.config.metrics import metric, score
+from raydistill.config.section import known
+from raydistill.evaluate.bootstrap import bootstrap
 from raydistill.evaluate.compare import chance
-from raydistill.evaluate.intervals import intervals
+from raydistill.evaluate.figure import Figure
+from raydistill.evaluate.intervals import interval, intervals
+from raydistill.evaluate.verdict import weak_teacher
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recorded, TeacherIdentity
+from raydistill.pipeline.stages import read_history
+from raydistill.storage.artifacts import Artifact
 from raydistill.tasks.scores import Scores
 from raydistill.tasks.targets import Values
 from raydistill.teacher.cached import RecordedSignals
@@ -99,6 +105,34 @@ def compared(context: Context, mixture: TeacherIdentity, recorded: Recorded) -> 
     if best:
         found.append(f"Alone {' or '.join(best)} would be no worse a teacher by that, and cost less than all.")
     return found
+
+
+def why_weak(context: Context, teacher: TeacherIdentity, recorded: Recorded, baseline: Artifact) -> str | None:
+    """That the teacher is worse on the validation rows than the student that was trained without it, beyond chance, and
+    what to set; None where it is not. Every rank runs this."""
+    main, (truth, ids) = context.config.epoch_metric, context.rows["validation"].examples
+    folder = baseline.local() / "model"
+    outputs, targets = context.labeled(context.load(folder, dropout=0.0), "validation")
+    task = context.task.for_model(context.read_config(folder).to_dict())
+    scores = {
+        "baseline": task.fitted(outputs, targets).scores(outputs, targets),
+        "teacher": scores_of(context, teacher, recorded),
+    }
+    num_samples = context.config.evaluate.bootstrap_samples
+    samples = bootstrap(scores, ids[truth.labeled], num_samples, context.config.seed, wanted={main})
+    one, other = (Figure(main, scores[name].values[main], None, None) for name in scores)
+    if one.value is None or other.value is None:
+        return None
+    ahead = Figure.of(main, interval(other.value - one.value, samples["teacher"][main] - samples["baseline"][main]))
+    if not ahead.is_worse:
+        return None
+    made = [made for made in (teacher.artifact, baseline) if made is not None]
+    steps = [max((entry["step"] for entry in read_history(artifact)), default=0) for artifact in made]
+    tuning = known(context.config.lead.finetune)
+    told = weak_teacher(
+        ahead, other, one, (steps[0] if len(steps) > 1 else 0, steps[-1]), tuning.model_dump() if tuning else None
+    )
+    return f"On the validation rows: {told} What is distilled from it may be worse than nothing."
 
 
 def describe_members(context: Context, mixture: TeacherIdentity) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from raydistill.storage.storage import Storage
 from raydistill.tasks import Task
 from raydistill.tasks.targets import Ragged
 from raydistill.teacher.signals import Signals
-from raydistill.train.checkpoint import Checkpoints
+from raydistill.train.checkpoint import Checkpoints, TrainProgress
 from raydistill.train.loop import Setup, StageRun, Validation
 from raydistill.train.schedule import Schedule
 
@@ -175,7 +175,7 @@ def time_student(
                 group_size=losses.group_size,
             )
             batches = [setup.rows.batch(ids) for ids in parts]
-            loop.take_step(0, batches, [float(count) for count in losses.counts(batches)])
+            loop.take_step(0, batches, [float(count) for count in losses.counts(batches)], TrainProgress())
 
         return seconds_per_row(step, setup.rows.num_rows, sample.device, losses.group_size)
 

@@ -47,11 +47,13 @@ class TrainProgress:
     num_pieces: int = 0
     """Such files, of ``PIECE`` reports each."""
     trail: list[tuple[int, float, list[float]]] = field(default_factory=list)
-    """Of a stage whose end is still open: step, score and its resamples at each validation so far."""
+    """Of a stage whose end is still open: step, score of the main metric and its resamples at each validation."""
     has_learned: bool = False
     """Of such a stage: whether a validation has found the model better than one that sees no row."""
+    extended_from: int | None = None
+    """Of a stage that goes on beyond its least length: the step at which that was decided."""
     decay_from: int | None = None
-    """Of a stage whose end was open: the step from which the learning rate falls."""
+    """Of a stage whose end was open: the step at which it was decided; an extended one's rate falls from there."""
 
     def take(self, score: float, samples: np.ndarray) -> bool:
         """Note a validation's score, and return whether its weights are those to keep.

@@ -48,7 +48,9 @@ class Validation:
     """The score on resamples of the rows (S,), the same resamples at every validation of a stage; none: it is taken
     as exact."""
     has_learned: Callable[[], bool] = lambda: True
-    """Whether the model is better than one that sees no row; computed where it is asked for."""
+    """Whether the model is better than one that sees no row; computed where it is asked for, as the next."""
+    main: Callable[[], tuple[float, np.ndarray]] | None = None
+    """The main metric as a score, and its resamples, by which an open end is decided; None: what picks the weights."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ class StageRun:
                 counts = self._agree(batches, progress)
                 if step + 1 < end:
                     pending = pool.submit(self.collate, step + 1)
-                self.take_step(step, batches, counts, progress.decay_from)
+                self.take_step(step, batches, counts, progress)
                 progress.step = step + 1
-                if progress.step % schedule.validate_steps == 0 or progress.step == schedule.end(progress.decay_from):
+                if progress.step % schedule.validate_steps == 0 or progress.step == schedule.end(progress):
                     report = self._validate(progress)
                     if setup.save_at_validation:
                         self._save(progress)
@@ -192,12 +194,12 @@ class StageRun:
         share = rank_share(plan.batch(step), setup.group.rank, setup.group.size, group_size)
         return micro_batches(share, setup.rows.lengths, tokens=tokens, group_size=group_size)
 
-    def take_step(self, step: int, batches: list[Batch], counts: list[float], decay_from: int | None = None) -> None:
+    def take_step(self, step: int, batches: list[Batch], counts: list[float], progress: TrainProgress) -> None:
         """One optimizer step over this rank's micro-batches; ``counts`` are those of the whole global batch."""
         setup = self.setup
         self.accumulate(step, batches, counts)
         self._norm = self._clip()
-        self._rate = setup.schedule.learning_rate(step, decay_from, setup.optimization)
+        self._rate = setup.schedule.learning_rate(step, progress, setup.optimization)
         set_rates(self.optimizer, self._rate, setup.optimization.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -261,12 +263,12 @@ class StageRun:
         if kept and setup.group.is_first:
             setup.checkpoints.keep_best(progress.step, found.score, setup.model)
         patience = setup.settings.early_stopping
-        if schedule.min_steps is not None and progress.decay_from is None:
+        if schedule.is_open(progress):
+            score, samples = (found.score, found.samples) if found.main is None else found.main()
             progress.has_learned = progress.has_learned or found.has_learned()
-            progress.trail.append((progress.step, found.score, found.samples.tolist()))
-            if schedule.is_enough(progress):
-                progress.decay_from, progress.trail = progress.step, []
-        is_last = progress.step >= schedule.end(progress.decay_from)
+            progress.trail.append((progress.step, score, samples.tolist()))
+            schedule.decide(progress)
+        is_last = progress.step >= schedule.end(progress)
         progress.finished = is_last or (patience is not None and progress.validations_without_gain >= patience)
         metrics = {f"validation/{name}": float(value) for name, value in found.metrics.items()}
         return self._report(progress, metrics, validated=True, kept=kept)

@@ -30,7 +30,7 @@ FACTS = {
     "limit": 512,
 }
 EPOCHS, RATE = "teacher.finetune.num_epochs", "teacher.finetune.learning_rate"
-STAGE = "stages.distill.num_epochs"
+STAGE, LEAST = "stages.distill.num_epochs", "teacher.finetune.min_epochs"
 DECAYING = {"kd": {"type": "forward_kl", "weight": {"start": 1, "end": 0}}}
 
 
@@ -70,30 +70,51 @@ def test_what_the_user_writes_stays() -> None:
     ("labeled", "steps"), [(50, (60, 60)), (100, (120, 120)), (300, (150, 159)), (5000, (471, 471))]
 )
 def test_few_rows_are_seen_more_often(labeled: int, steps: tuple[int, int]) -> None:
-    """At least 150 steps, within 3 and 30 epochs."""
-    epochs = chosen(BARE, num_labeled=labeled)[EPOCHS]
-    taken = epochs * -(-labeled // 32)
-    assert 3 <= epochs <= 30
-    assert steps[0] <= taken <= steps[1]
+    """At least 150 steps, within 3 and 30 epochs; as long as it pays eight times as many."""
+    made, each = chosen(BARE, num_labeled=labeled), -(-labeled // 32)
+    least, most = made[LEAST], made[EPOCHS]
+    assert 3 <= least <= 30
+    assert steps[0] <= least * each <= steps[1]
+    assert most <= 120
+    assert 240 <= most * each <= 8 * 150
 
 
-def test_where_the_end_is_open_the_most_is_chosen() -> None:
-    def epochs(**written: Any) -> Any:
-        return chosen({**BARE, "stages": {"distill": written}}).get(STAGE)
+def test_of_many_rows_three_passes_are_enough() -> None:
+    made = chosen(BARE, num_labeled=20_000, num_rows=40_000)
+    assert (made[EPOCHS], made[STAGE]) == (3, 3)
+    assert not [name for name in made if name.endswith("min_epochs")]
 
-    assert epochs() == 5  # 300 steps
-    assert epochs(min_epochs=1.5) == 38  # 2,400
-    assert epochs(min_epochs=50) == 50
-    assert epochs(min_epochs=2, num_epochs=7) is None
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"stages": {"distill": {"losses": DECAYING}}},
+        {"stages": {"distill": {"num_epochs": 7}}},
+        {"sweep": {"scheduler": "pbt", "space": {"stages.distill.learning_rate": {"loguniform": [1e-5, 1e-3]}}}},
+        {"sweep": {"space": {"stages.distill.num_epochs": {"choice": [1, 2]}}}},
+    ],
+)
+def test_the_end_is_not_open_where_it_must_be_known(written: dict[str, Any]) -> None:
+    made = chosen({**BARE, **written})
+    assert "stages.distill.min_epochs" not in made
+    assert made.get(STAGE, 5) == 5
+    assert LEAST in made  # the teacher's is
+
+
+def test_an_own_least_length_stays() -> None:
+    made = chosen({**BARE, "stages": {"distill": {"min_epochs": 50}}})
+    assert made[STAGE] == 50  # beyond the usual limit it is the length
+    assert chosen({**BARE, "stages": {"distill": {"min_epochs": 1.5}}})[STAGE] == 38
     for wrong in ({"min_epochs": 3, "num_epochs": 2}, {"min_epochs": 1, "losses": DECAYING}):
         with pytest.raises(ConfigError, match="min_epochs"):
-            epochs(**wrong)
+            load_config({**BARE, "stages": {"distill": wrong}})
 
 
 def test_a_stage_counts_the_rows_that_it_trains_on() -> None:
     labels_alone = {**BARE, "stages": {"distill": {"losses": {"task": {"type": "task"}}}}}
-    assert chosen(BARE)[STAGE] * 63 >= 300 > (chosen(BARE)[STAGE] - 1) * 63
-    assert chosen(labels_alone)[STAGE] == 20
+    least = "stages.distill.min_epochs"
+    assert chosen(BARE)[least] * 63 >= 300 > (chosen(BARE)[least] - 1) * 63
+    assert chosen(labels_alone)[least] == 20
 
 
 def test_wide_models_learn_slowly() -> None:
@@ -146,7 +167,7 @@ def test_a_length_or_rate_of_ones_own_is_that_of_a_usual_training() -> None:
     for written in ({"learning_rate": 1e-3}, {"max_attempts": 2}):
         assert attempts not in chosen({**BARE, "teacher": {"model": "encoder", "finetune": written}}, **many)
     assert set(chosen({**BARE, "teacher": {"model": "m", "finetune": {"method": "probe"}}})) == {
-        *("data.max_length", "student.num_layers", STAGE, "stages.distill.learning_rate"),
+        *("data.max_length", "student.num_layers", "stages.distill.min_epochs", STAGE, "stages.distill.learning_rate"),
     }
 
 

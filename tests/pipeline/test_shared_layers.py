@@ -22,6 +22,7 @@ from raydistill.models.student import build_student
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.plan import make_plan
 from raydistill.tasks import TextClassification
+from raydistill.train.checkpoint import TrainProgress
 from raydistill.train.loop import StageRun
 
 TERMS = {
@@ -64,7 +65,7 @@ def test_a_step_does_not_run_shared_layers(toy: Toy) -> None:
     for index, layer in enumerate(layer_stack(setup.model)[1]):
         next(layer.children()).register_forward_hook(lambda *_, i=index: run.append(i))
     batches = stage.collate(0)
-    stage.take_step(0, batches, [float(count) for count in setup.losses.counts(batches)])
+    stage.take_step(0, batches, [float(count) for count in setup.losses.counts(batches)], TrainProgress())
     assert run == [2] * len(batches)
 
 

@@ -138,7 +138,7 @@ def train_by_hand(shared: Shared, changes: tuple[tuple[int, dict[str, float]], .
         stage.accumulate(step, batches, losses.counts(batches))
         assert config.train.max_grad_norm is not None
         torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
-        set_rates(optimizer, setup.schedule.learning_rate(step, None, rates), rates.weight_decay)
+        set_rates(optimizer, setup.schedule.learning_rate(step, TrainProgress(), rates), rates.weight_decay)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % STEPS_PER_EPOCH == 0:

@@ -49,38 +49,67 @@ def trail(*scores: float, noise: float = 0.0) -> list[tuple[int, float, list[flo
     return [(10 * (i + 1), s, (s + noise * draw.standard_normal(200)).tolist()) for i, s in enumerate(scores)]
 
 
+def decided(*scores: float, noise: float = 0.0, learned: bool = True, **more: int) -> TrainProgress:
+    """What a validation after these decides of a stage of 90 to 400 steps; two thirds of the least are 60."""
+    progress = TrainProgress(10 * len(scores), trail=trail(*scores, noise=noise), has_learned=learned, **more)
+    Schedule(400, 10, 90).decide(progress)
+    return progress
+
+
 @pytest.mark.parametrize(
-    ("scores", "noise", "is_enough"),
+    ("scores", "noise", "goes_on"),
     [
-        ((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.0, False),
-        ((0.5, 0.6, 0.9, 0.9, 0.9, 0.9), 0.0, True),
-        ((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.05, False),  # 0.3 of 0.07
-        ((0.5, 0.6, 0.7, 0.7, 0.75, 0.8), 0.05, True),  # 0.1 of 0.07
-        ((0.5, 0.6, 0.7, 0.8, 0.9), 0.0, False),  # too early: 60 steps would be fewer than the least
-        ((0.9, 0.9, 0.9, 0.9, 0.9), 0.0, False),
+        ((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.0, True),
+        ((0.5, 0.6, 0.9, 0.9, 0.9, 0.9), 0.0, False),  # the second half has gained nothing
+        ((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.05, True),  # 0.3 of 0.07
+        ((0.5, 0.6, 0.7, 0.7, 0.75, 0.8), 0.05, False),  # 0.1 of 0.07 is chance
+        ((0.1, 0.5, 0.6, 0.6, 0.7, 0.75), 0.02, False),  # 0.15 after 0.5: the next is expected to be 0.045 of 0.03
+        ((0.5, 0.5, 0.6, 0.6, 0.7, 0.75), 0.02, True),  # after 0.1: it is expected to be 0.15
+        ((0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, False),
     ],
 )
-def test_it_is_enough_when_the_second_half_has_gained_nothing_clear(scores, noise, is_enough) -> None:
-    schedule = Schedule(400, 10, 90)
-    progress = TrainProgress(10 * len(scores), trail=trail(*scores, noise=noise), has_learned=True)
-    assert schedule.is_enough(progress) is is_enough
-    progress.has_learned = False
-    assert not schedule.is_enough(progress)
-    progress.has_learned, progress.decay_from = True, 10
-    assert not schedule.is_enough(progress)
+def test_a_stage_goes_on_where_as_many_steps_again_are_expected_to_gain(scores, noise, goes_on) -> None:
+    progress = decided(*scores, noise=noise)
+    assert (progress.extended_from, progress.decay_from) == ((60, None) if goes_on else (None, 60))
+    assert Schedule(400, 10, 90).end(progress) == (400 if goes_on else 90)
+    assert Schedule(400, 10, 90).expected(progress) == 90  # if it ended from here on, the least would be reached
+    assert bool(progress.trail) is goes_on  # a checkpoint needs it no longer
+    blind = decided(*scores, noise=noise, learned=False)
+    assert (blind.extended_from, blind.decay_from) == (60, None)
 
 
-@pytest.mark.parametrize(("decay_from", "end"), [(None, 300), (60, 90), (61, 92), (80, 120), (200, 300), (250, 300)])
-def test_the_rate_falls_over_the_last_third(decay_from: int | None, end: int) -> None:
-    schedule = Schedule(300, 10, 90)
+def test_the_end_is_decided_once_and_not_too_early() -> None:
+    early = decided(0.5, 0.5, 0.5, 0.5)
+    assert early.decay_from is early.extended_from is None
+    assert Schedule(400, 10, 90).end(early) == Schedule(400, 10, 90).expected(early) == 90
+    flat = [0.5] * 12
+    assert decided(*flat, extended_from=60).decay_from == 120
+    assert decided(*flat, extended_from=60, decay_from=100).decay_from == 100
+    rising = [index / 100 for index in range(27)]
+    assert decided(*rising, extended_from=60).decay_from == 270  # the last third would begin three steps before
+    assert decided(*rising[:26], extended_from=60).decay_from is None
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
+def test_a_stage_that_is_not_extended_has_the_rates_of_its_least_length(shape: str) -> None:
+    settings = Optimization.model_validate({"learning_rate": 0.3, "warmup_ratio": 0.1, "schedule": shape})
+    for progress in (TrainProgress(), TrainProgress(decay_from=60)):
+        rates = [Schedule(300, 10, 90).learning_rate(step, progress, settings) for step in range(90)]
+        assert rates == [Schedule(90, 10).learning_rate(step, TrainProgress(), settings) for step in range(90)]
+
+
+@pytest.mark.parametrize(("decay_from", "end"), [(None, 300), (80, 120), (81, 122), (200, 300), (250, 300)])
+def test_the_rate_of_an_extended_stage_rises_again_and_falls_over_the_last_third(decay_from, end) -> None:
+    schedule, progress = Schedule(300, 10, 90), TrainProgress(extended_from=60, decay_from=decay_from)
     settings = Optimization(learning_rate=0.3, warmup_ratio=0.1)
-    assert schedule.end(decay_from) == end
-    rates = [schedule.learning_rate(step, decay_from, settings) for step in range(end)]
-    assert rates[:9] == pytest.approx([0.3 * (step + 1) / 9 for step in range(9)])
+    assert schedule.end(progress) == end
+    rates = [schedule.learning_rate(step, progress, settings) for step in range(end)]
+    assert rates[:60] == [Schedule(90, 10).learning_rate(step, TrainProgress(), settings) for step in range(60)]
+    again = 0.3 * (90 - 60) / (90 - 9)
+    assert rates[60:69] == pytest.approx([again + (0.3 - again) * (step + 1) / 9 for step in range(9)])
     start = 200 if decay_from is None else decay_from
-    assert set(rates[9:start]) == {0.3}
-    falling = [0.3 * (end - step) / (end - start) for step in range(start, end)]
-    assert rates[start:] == pytest.approx(falling)
+    assert rates[68:start] == pytest.approx([0.3] * (start - 68))
+    assert rates[start:] == pytest.approx([0.3 * (end - step) / (end - start) for step in range(start, end)])
 
 
 @pytest.mark.parametrize(
@@ -93,14 +122,14 @@ def test_the_rate_falls_over_the_last_third(decay_from: int | None, end: int) ->
 )
 def test_a_schedule_falls_from_the_rate_to_zero(schedule: str, rates: list[float]) -> None:
     settings = Optimization.model_validate({"learning_rate": 0.2, "warmup_ratio": 0.25, "schedule": schedule})
-    assert [Schedule(6, 6).learning_rate(step, None, settings) for step in range(6)] == pytest.approx(
+    assert [Schedule(6, 6).learning_rate(step, TrainProgress(), settings) for step in range(6)] == pytest.approx(
         rates
     )  # 1.5 steps: 2 of warm-up
     last = rates[-1] if schedule == "constant" else 0.0
-    assert Schedule(6, 6).learning_rate(6, None, settings) == pytest.approx(last)
+    assert Schedule(6, 6).learning_rate(6, TrainProgress(), settings) == pytest.approx(last)
 
 
 def test_a_stage_may_be_warm_up_alone() -> None:
     settings = Optimization(learning_rate=0.3, warmup_ratio=1.0)
-    rates = [Schedule(3, 3).learning_rate(step, None, settings) for step in range(4)]
+    rates = [Schedule(3, 3).learning_rate(step, TrainProgress(), settings) for step in range(4)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
