@@ -566,6 +566,22 @@ def test_a_teacher_at_chance_ends_the_run_before_a_student_learns_from_it(tmp_pa
     assert finished["reused"] == ["run"]
 
 
+def test_a_teacher_worse_than_no_teacher_is_told_before_a_student_learns_from_it(tmp_path):
+    """The student without it learns the words of the topics; its teacher was trained for one step."""
+    told: list[dict[str, Any]] = []
+    weak = {
+        "teacher__finetune": {"num_epochs": 0.1, "learning_rate": 1e-9, "method": "full"},
+        "data__max_labeled": None,
+    }
+    stage = {"stages__distill__num_epochs": 12, "stages__distill__learning_rate": 4e-3}
+    results = distill(load_config(config_of(tmp_path, **weak, **stage)), progress=told.append)
+    (note,) = (note for note in results["notes"] if "worse than the student without it" in note)
+    assert "--set teacher.finetune.num_epochs=" in note
+    order = [entry["phase"] for entry in told if entry["phase"] == "train" or entry.get("note") == note]
+    assert order[0] == "baseline"
+    assert "train" in order
+
+
 @pytest.mark.slow
 def test_a_ready_made_teacher_at_chance_ends_the_run(tmp_path):
     toy_config(tmp_path)
