@@ -47,6 +47,7 @@ def distill(
 
     source, changes = source_of(config, teacher), with_storage(overrides, storage, challenger)
     loaded = load_config(source, changes)
+    from raydistill.cli.show.results import refusal
     from raydistill.pipeline.distill import distill as work
 
     with Progress() as progress:
@@ -60,7 +61,7 @@ def distill(
         if teacher is not None:
             print_config(console, source, changes, results["choices"])
 
-    return CommandResult(lambda: results, show)
+    return CommandResult(lambda: results, show, refusal(results))
 
 
 @app.command()
@@ -83,13 +84,14 @@ def sweep(
     )
     loaded = load_config(config, with_storage(overrides, storage, challenger))
     check_space(loaded)  # before anything heavy is loaded
+    from raydistill.cli.show.results import refusal
     from raydistill.cli.show.sweep import Table, print_sweep
     from raydistill.search.sweep import sweep as work
 
     with Table() as table:
         summary = work(loaded, progress=table, fresh=fresh, retry_failed=retry_failed)
-    without_winner = int(summary["winner"] is None)
-    return CommandResult(lambda: summary, lambda console: print_sweep(console, summary), without_winner)
+    code = refusal(summary["results"]) if summary["winner"] is not None else 1
+    return CommandResult(lambda: summary, lambda console: print_sweep(console, summary), code)
 
 
 @app.command()
