@@ -31,7 +31,7 @@ agreement           how far student and teacher say the same on test rows, label
 differences         {student_minus_teacher, student_minus_baseline, student_minus_tfidf, student_minus_champion,
                     teacher_minus_baseline}: each null or {metric: {value, low, high}} on test, paired
 ratios              student ÷ teacher: {num_parameters, bytes, latency_p50, throughput}
-seconds             {phase: seconds}, ``start`` what is in none of them (of Ray, its workers and MLflow), ``total``
+seconds             {phase: seconds}, ``start`` what is in none of them (imports, Ray, MLflow), ``total``, their sum
 reused              names of the artefacts that were there already
 curves              {student, baseline, teacher}: list of {step, metrics: {name: value}}, at most 400 points and all
                     those with a ``validation/`` metric

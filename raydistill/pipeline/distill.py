@@ -38,14 +38,15 @@ if TYPE_CHECKING:
     from raydistill.pipeline.phases import PhaseResults
 
 
-def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
+def distill(config: Config, *, progress: Show | None = None, started: float | None = None) -> dict[str, Any]:
     """Distil a student as ``config`` says and return the content of ``results.json``.
 
-    Whatever an earlier run computed is reused; the same config again returns its results at once. Raises
-    RaydistillError (Interrupted after Ctrl-C or SIGTERM, with a checkpoint written).
+    Whatever an earlier run computed is reused; the same config again returns its results at once. ``started``: when
+    whoever asks for it began, by ``time.perf_counter``, from where its seconds count. Raises RaydistillError
+    (Interrupted after Ctrl-C or SIGTERM, with a checkpoint written).
     """
     show = progress or (lambda entry: None)
-    clock = Clock()
+    clock = Clock() if started is None else Clock(started=started)
     set_environment()  # before MLflow, which imports Ray where it finds it
     with stoppable(show) as stop, settled_models(), ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)

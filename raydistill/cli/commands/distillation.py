@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +44,7 @@ def distill(
     json: Json = False,
 ) -> CommandResult:
     """Run one distillation: the same command goes on where it was, and computes nothing twice."""
+    started = time.perf_counter()
     from raydistill.config.loading import load_config
 
     source, changes = source_of(config, teacher), with_storage(overrides, storage, challenger)
@@ -51,7 +53,7 @@ def distill(
     from raydistill.pipeline.distill import distill as work
 
     with Progress() as progress:
-        results = work(loaded, progress=progress)
+        results = work(loaded, progress=progress, started=started)
 
     def show(console: Console) -> None:
         from raydistill.cli.show.plan import print_config

@@ -47,7 +47,7 @@ TIMES = {
     "evaluate": "evaluation",
     "tfidf": "linear model on TF-IDF",
     "register": "registry",
-    "start": "start of Ray and MLflow",
+    "start": "start: imports, Ray, MLflow",
     "total": "in all",
 }
 TERMS = (
