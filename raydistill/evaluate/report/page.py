@@ -14,6 +14,7 @@ from raydistill.evaluate.decision import decision_of
 from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.report import pictures as run_pictures
 from raydistill.evaluate.report.comparison import (
+    COLORS,
     TITLES,
     Cell,
     Contender,
@@ -136,6 +137,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         notes=shown["notes"],
         config=yaml_text(config),
         times=TIMES,
+        colors=COLORS,
         glossary=glossary(terms(shown)),
     )
 
