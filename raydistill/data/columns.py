@@ -86,7 +86,7 @@ def choose_columns(
                     ]
                     hint = f" For lists of words set task.type: {other[0]}." if other and not many else ""
                     if role == "label":
-                        hint = fitting(left, task)
+                        hint = by_label(left) or fitting(left, task)
                     raise DataError(
                         f"{where} has no column that is recognised as the {role} ({', '.join(usual)}){many}. "
                         f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}.{hint}"
@@ -103,6 +103,28 @@ def able_columns(role: str, cells: Cells, task: TaskSection | None) -> list[str]
         return [name for name, few in cells.items() if is_text(few)] if is_pair else free_texts(cells)
     fits = kind_of(task).is_target if role == "label" and task is not None else are_pictures
     return [name for name, few in cells.items() if fits(few)]
+
+
+def by_label(cells: Cells) -> str:
+    """A sentence on columns that say of a label each whether a row has it, or nothing where there are not several."""
+    names = [name for name, few in cells.items() if are_flags(few)]
+    if len(names) < 2:
+        return ""
+    shown = f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
+    return (
+        f" {shown} hold 0 and 1. If each is a label that a row has or not, put the names of those it has into one "
+        "column, with commas between them ([] where it has none), name that one, and set task.type: "
+        "multi_label_classification."
+    )
+
+
+def are_flags(cells: Sequence[Any]) -> bool:
+    """Whether these are nothing but 0 and 1, or false and true, and both."""
+    return {str(cell).strip().lower() for cell in cells if cell is not None and str(cell).strip()} in (
+        {"0", "1"},
+        {"0.0", "1.0"},
+        {"false", "true"},
+    )
 
 
 def guessed(chosen: Mapping[str, str], columns: Columns, task: TaskSection) -> dict[str, str]:

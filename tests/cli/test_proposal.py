@@ -242,6 +242,11 @@ TEXTS = ["the first of some long texts", "another one of these long texts", "and
             "found would fit task.type token_classification.$",
         ),
         (
+            {"body": TEXTS, "id": range(12), "toxic": ["0", "1", None] * 4, "insult": [True, False, True] * 4},
+            "toxic, insult hold 0 and 1. If each is a label .* with commas .* task.type: multi_label_classification.$",
+        ),
+        ({"body": TEXTS, "seen": [0, 1] * 6}, {"text": "body", "label": "seen"}),
+        (
             {"body": TEXTS, "found": [["a", "b"], ["b"]] * 6},
             "found would fit task.type multi_label_classification or token_classification.$",
         ),
