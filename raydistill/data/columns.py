@@ -70,6 +70,8 @@ def choose_columns(
         elif wanted is None:
             usual = usual_names(role, chosen, task)
             found = next((lower[name] for name in usual if name in lower), None)
+            if found is None and role == "text":  # of two texts that belong together the first
+                found = next((lower[one] for one, other in PAIR_NAMES.items() if {one, other} <= lower.keys()), None)
             if found is not None and found not in chosen.values():
                 chosen[role] = found
             elif role == roles[0] or (role == "label" and need_label):
@@ -135,6 +137,7 @@ def guessed(chosen: Mapping[str, str], columns: Columns, task: TaskSection) -> d
         if role in ("text", "label", "image")
         and getattr(columns, role) is None
         and name.lower() not in usual_names(role, chosen, task)
+        and PAIR_NAMES.get(name.lower(), "") != chosen.get("text_pair", "-").lower()
     }
 
 
