@@ -14,6 +14,8 @@ class Registry(Section):
     """Registered model that the student becomes a version of; none: the student is not registered."""
     challenger: bool = False
     """Give the new version the alias ``challenger`` also where it only guesses or is worse than the one that has it."""
+    allow_diverged: bool = False
+    """Register also a student whose training diverged."""
 
 
 class Tracking(Section):

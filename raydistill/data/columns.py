@@ -70,6 +70,8 @@ def choose_columns(
         elif wanted is None:
             usual = usual_names(role, chosen, task)
             found = next((lower[name] for name in usual if name in lower), None)
+            if found is None and role == "text":  # of two texts that belong together the first
+                found = next((lower[one] for one, other in PAIR_NAMES.items() if {one, other} <= lower.keys()), None)
             if found is not None and found not in chosen.values():
                 chosen[role] = found
             elif role == roles[0] or (role == "label" and need_label):
@@ -86,7 +88,7 @@ def choose_columns(
                     ]
                     hint = f" For lists of words set task.type: {other[0]}." if other and not many else ""
                     if role == "label":
-                        hint = fitting(left, task)
+                        hint = by_label(left) or fitting(left, task)
                     raise DataError(
                         f"{where} has no column that is recognised as the {role} ({', '.join(usual)}){many}. "
                         f"Its columns: {', '.join(names)}. Name it with {setting.format(role)}.{hint}"
@@ -105,6 +107,28 @@ def able_columns(role: str, cells: Cells, task: TaskSection | None) -> list[str]
     return [name for name, few in cells.items() if fits(few)]
 
 
+def by_label(cells: Cells) -> str:
+    """A sentence on columns that say of a label each whether a row has it, or nothing where there are not several."""
+    names = [name for name, few in cells.items() if are_flags(few)]
+    if len(names) < 2:
+        return ""
+    shown = f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
+    return (
+        f" {shown} hold 0 and 1. If each is a label that a row has or not, put the names of those it has into one "
+        "column, with commas between them ([] where it has none), name that one, and set task.type: "
+        "multi_label_classification."
+    )
+
+
+def are_flags(cells: Sequence[Any]) -> bool:
+    """Whether these are nothing but 0 and 1, or false and true, and both."""
+    return {str(cell).strip().lower() for cell in cells if cell is not None and str(cell).strip()} in (
+        {"0", "1"},
+        {"0.0", "1.0"},
+        {"false", "true"},
+    )
+
+
 def guessed(chosen: Mapping[str, str], columns: Columns, task: TaskSection) -> dict[str, str]:
     """Those of the ``chosen`` columns that neither the config names nor a usual name tells."""
     return {
@@ -113,6 +137,7 @@ def guessed(chosen: Mapping[str, str], columns: Columns, task: TaskSection) -> d
         if role in ("text", "label", "image")
         and getattr(columns, role) is None
         and name.lower() not in usual_names(role, chosen, task)
+        and PAIR_NAMES.get(name.lower(), "") != chosen.get("text_pair", "-").lower()
     }
 
 

@@ -26,15 +26,23 @@ OF_KINDS = {
 }
 """What a source of such a kind is for, and what it is."""
 
+CLASSES_OF_SEARCH = (
+    "Each query and its document are one pair, with its label as a class. For vectors by which documents are found: "
+    "--set task.type=embeddings, which takes the label as a score, or needs none where all that stand together belong "
+    "together."
+)
+
 
 def recognised(config: Config) -> tuple[Config, list[str]]:
     """The config with the task that the rows of ``data`` are evidently for, where it names none; a note on it."""
     if "task" in config.model_fields_set:
         return config, []
     found = locate(config.data)
-    guess = OF_KINDS.get(found.kind) or task_of_columns(config, found, first_cells(found))
+    cells = first_cells(found)
+    guess = OF_KINDS.get(found.kind) or task_of_columns(config, found, cells)
     if guess is None:
-        return config, []
+        is_search = {"query", "document", "label"} <= {name.lower() for name in cells}
+        return config, [CLASSES_OF_SEARCH] if is_search else []
     kind, why = guess
     note = f"The task is {kind}, as the data is {why}. If another is meant: --set task.type=…"
     return config.model_copy(update={"task": TASKS[kind].Settings()}), [note]

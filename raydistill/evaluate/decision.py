@@ -8,6 +8,7 @@ from typing import Any
 
 from raydistill.config.metrics import metric
 from raydistill.evaluate import rules
+from raydistill.evaluate.divergence import divergence_of
 from raydistill.evaluate.figure import Figure
 
 SHIP, NOT, UNKNOWN = "ship", "do not ship", "cannot tell yet"
@@ -21,6 +22,8 @@ def decide(results: Mapping[str, Any]) -> dict[str, str]:
     By the rules of the default gate that need neither a champion nor other rows, and by the champion where the run was
     compared with it; ``results``: those of results.json.
     """
+    if (diverged := divergence_of(results["student"])) is not None:
+        return _decision(NOT, f"The student's training diverged: {diverged.why}.", f"To mend it, {diverged.advice}.")
     failed = {ruling.name: ruling for ruling in _rulings(results) if ruling.verdict == "failed"}
     too_few = failed.pop("rows", None)
     if too_few is not None and "above_chance" not in failed:
@@ -84,6 +87,8 @@ def _reason(ruling: rules.Ruling, results: Mapping[str, Any]) -> str:
 def _way_out(ruling: rules.Ruling, results: Mapping[str, Any]) -> str:
     config = results["config"]
     stage, layers = next(iter(config.get("stages", {"distill": {}}))), config.get("student", {}).get("num_layers")
+    if (diverged := divergence_of(results["teacher"])) is not None:
+        return f"Its teacher's training diverged ({diverged.why}); to mend that first, {diverged.advice}."
     if ruling.name == "above_chance" and results["teacher"]["chance"]["at_chance"]:
         return "Its teacher is no better; mend that first, by more labels or epochs (teacher.finetune.num_epochs)."
     if ruling.name in ("above_chance", "retention"):

@@ -31,7 +31,7 @@ agreement           how far student and teacher say the same on test rows, label
 differences         {student_minus_teacher, student_minus_baseline, student_minus_tfidf, student_minus_champion,
                     teacher_minus_baseline}: each null or {metric: {value, low, high}} on test, paired
 ratios              student ÷ teacher: {num_parameters, bytes, latency_p50, throughput}
-seconds             {phase: seconds}, ``start`` what is in none of them (of Ray, its workers and MLflow), ``total``
+seconds             {phase: seconds}, ``start`` what is in none of them (imports, Ray, MLflow), ``total``, their sum
 reused              names of the artefacts that were there already
 curves              {student, baseline, teacher}: list of {step, metrics: {name: value}}, at most 400 points and all
                     those with a ``validation/`` metric
@@ -74,6 +74,7 @@ latency_by_shape    list of {batch_size, length, ms}: median of one call of teac
                     the student's shape
 validation, test    {metric: {value, low, high}}, all metrics of the task; validation may be null
 agreement           with the teacher on test
+diverged            {setting, value, why} of the learning rate at which its training diverged, or null
 chance              {at_chance, reason, why, metric, value, answer}, see ``evaluate.compare.chance``
 per_class           test: list of {name, precision, recall, f1, support, predicted}, with several labels a row also
                     {auc, threshold}, of words a type of entity each; this and what follows only where the task has them
@@ -105,6 +106,7 @@ import numpy as np
 from raydistill.evaluate.bootstrap import LEVEL
 from raydistill.evaluate.compare import retention
 from raydistill.evaluate.decision import decide
+from raydistill.evaluate.divergence import Divergence
 from raydistill.evaluate.robustness import Perturbed, robustness
 from raydistill.evaluate.scoreboard import Scoreboard, describe_task
 from raydistill.evaluate.verdict import verdict
@@ -146,6 +148,8 @@ class ModelOutcome:
     """As ``evaluate.latency.measure_shapes`` returns it."""
     perturbed: Mapping[str, Array] = field(default_factory=dict)
     """By perturbation, outputs (N, C) on the test rows so written, where they read otherwise."""
+    diverged: Divergence | None = None
+    """Where its training did."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """``steps`` and ``start`` of a baseline, ``model`` and ``num_rows`` of one on TF-IDF, ``version`` of a champion,
     ``members`` of several teachers."""
@@ -289,6 +293,7 @@ def _section(name: str, model: ModelOutcome, test: Scoreboard, validated: Mappin
         "test": test.intervals(name),
         "agreement": test.agreement(name, "teacher"),
         "chance": test.chance(name),
+        "diverged": None if model.diverged is None else vars(model.diverged),
         **test.details(name),
         **model.more,
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from raydistill.config.metrics import Metric, metric
 from raydistill.evaluate import rules
+from raydistill.evaluate.divergence import divergence_of
 from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.robustness import fragile_sentence
 
@@ -28,7 +29,7 @@ def verdict(results: Mapping[str, Any]) -> str:
         third = _kept(results)
     rivals = (_gain(results), _weak_teacher(results), _over_seeds(results), _against_words(results))
     own = (third, fragile_sentence(results))
-    told = (*rivals, *own, _against_champion(results))
+    told = (_diverged(results), *rivals, *own, _against_champion(results))
     return " ".join(s for s in told if s)
 
 
@@ -69,6 +70,14 @@ def _kept(results: Mapping[str, Any]) -> str:
     elif speed is not None:
         text += f" and {1 / speed:.1f}x higher latency" if speed <= 0.95 else " and the same latency"
     return text + "."
+
+
+def _diverged(results: Mapping[str, Any]) -> str:
+    """What of all else says little, as a training diverged."""
+    words = {"teacher": "teacher", "student": "student", "baseline": "student without a teacher"}
+    found = {words[name]: divergence_of(results[name]) for name in words if results[name] is not None}
+    told = (f"The training of the {who} diverged: {one.why}; {one.advice}." for who, one in found.items() if one)
+    return " ".join(told)
 
 
 def _gain(results: Mapping[str, Any]) -> str:

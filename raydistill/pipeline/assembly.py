@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from raydistill.config.tree import Config
 from raydistill.data.encoding import load_tokenizer
 from raydistill.data.perturbations import perturbed_counts, split_of
-from raydistill.evaluate.compare import read_predictions
+from raydistill.evaluate.compare import Predictions, read_predictions
 from raydistill.evaluate.disagreements import describe_rows, find_disagreements, find_errors
+from raydistill.evaluate.divergence import Divergence
 from raydistill.evaluate.latency import busy_note
 from raydistill.evaluate.results import ModelOutcome, RunMeasurements, SplitRows, build_results
 from raydistill.models.fields import is_staged
@@ -23,8 +24,9 @@ from raydistill.pipeline.layers import told as told_layers
 from raydistill.pipeline.recipes import baseline_settings
 from raydistill.pipeline.rivals import find_champion
 from raydistill.pipeline.seeds import seeds_section
-from raydistill.pipeline.stages import read_history
+from raydistill.pipeline.stages import read_history, risen
 from raydistill.tasks import task_of
+from raydistill.train.probe import sees_nothing
 
 if TYPE_CHECKING:
     from raydistill.pipeline.phases import PhaseResults
@@ -74,6 +76,7 @@ def assemble(
             latency=about[name]["latency"],
             latency_by_shape=about[name]["latency_by_shape"],
             perturbed={kind: found.outputs[name] for kind, found in kept.items()},
+            diverged=diverged(config, name, history.get(name, []), validation),
             more=more.get(name, {}),
         )
         for name, path in paths.items()
@@ -121,6 +124,15 @@ def assemble(
         notes.append(BOTH_ORDERS)
     notes = [*prepared.info.notes, *chosen, *outcome.notes, *notes, *([busy] if busy else [])]
     return build_results(measured) | {"notes": notes, "choices": [vars(choice) for choice in prepared.choices]}
+
+
+def diverged(config: Config, name: str, history: list[dict[str, Any]], kept: Predictions) -> Divergence | None:
+    """How a model's training diverged, if it did; ``kept``: predictions of the validation rows."""
+    known, task = kept.targets.labeled, kept.tasks[name]
+    found = risen(config, name, history)
+    if found is None or task.is_taught or not known.any():
+        return None
+    return found if sees_nothing(task, kept.outputs[name][known], kept.targets.values[known]) else None
 
 
 def describe_layers(config: Config, outcome: PhaseResults) -> dict[str, Any]:

@@ -42,6 +42,11 @@ LIGHT_RATE = 1e-3
 """Of a student of type conv, all of which but the embeddings is new."""
 
 
+def usual_rate(width: int) -> float:
+    """Of an encoder whose states are so wide."""
+    return next((rate for below, rate in RATES if width < below), LOWEST_RATE)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What choices are made from."""
@@ -80,7 +85,7 @@ class Facts:
     @property
     def rate(self) -> float:
         """The usual learning rate."""
-        return next((rate for width, rate in RATES if self.width < width), LOWEST_RATE)
+        return usual_rate(self.width)
 
     @property
     def why(self) -> str:

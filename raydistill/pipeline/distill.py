@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from raydistill.cluster.resources import object_store_bytes
 from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo
 from raydistill.errors import Interrupted, TrackingError
+from raydistill.evaluate.divergence import divergence_of
 from raydistill.evaluate.results import SCHEMA
 from raydistill.models.folder import settled_models
 from raydistill.pipeline.assembly import assemble
@@ -37,14 +38,15 @@ if TYPE_CHECKING:
     from raydistill.pipeline.phases import PhaseResults
 
 
-def distill(config: Config, *, progress: Show | None = None) -> dict[str, Any]:
+def distill(config: Config, *, progress: Show | None = None, started: float | None = None) -> dict[str, Any]:
     """Distil a student as ``config`` says and return the content of ``results.json``.
 
-    Whatever an earlier run computed is reused; the same config again returns its results at once. Raises
-    RaydistillError (Interrupted after Ctrl-C or SIGTERM, with a checkpoint written).
+    Whatever an earlier run computed is reused; the same config again returns its results at once. ``started``: when
+    whoever asks for it began, by ``time.perf_counter``, from where its seconds count. Raises RaydistillError
+    (Interrupted after Ctrl-C or SIGTERM, with a checkpoint written).
     """
     show = progress or (lambda entry: None)
-    clock = Clock()
+    clock = Clock() if started is None else Clock(started=started)
     set_environment()  # before MLflow, which imports Ray where it finds it
     with stoppable(show) as stop, settled_models(), ThreadPoolExecutor(1) as background:
         storage = Storage(config.storage)
@@ -165,7 +167,7 @@ def publish(prepared: Prepared, ref: RunRef, outcome: PhaseResults, results: dic
     from raydistill.pipeline.rivals import why_not_challenger
     from raydistill.tasks import task_of
 
-    student, name = outcome.student.local() / "model", prepared.config.registry.name
+    student, name = outcome.student.local() / "model", wanted_name(prepared.config, results)
     card = model_card(results, prepared.info)
     write_card(card, outcome.student)
     has_pairs = prepared.info.has_pairs and not task_of(prepared.info.task).reads_apart
@@ -184,10 +186,28 @@ def publish(prepared: Prepared, ref: RunRef, outcome: PhaseResults, results: dic
             results["notes"] = [*results["notes"], f"{note} it the alias all the same."]
     else:
         log_student(ref, student, **kept)
+        results = {**results, "notes": [*results["notes"], *why_not_registered(prepared.config, results)]}
     with tempfile.TemporaryDirectory() as folder:
         results = add_report(prepared, results, Path(folder))
         finish_run(ref, results, Path(folder), status="FINISHED")
     return results
+
+
+def wanted_name(config: Config, results: Mapping[str, Any]) -> str | None:
+    """The registered model that the student becomes a version of; None where it becomes none."""
+    refused = divergence_of(results["student"]) is not None and not config.registry.allow_diverged
+    return None if refused else config.registry.name
+
+
+def why_not_registered(config: Config, results: Mapping[str, Any]) -> list[str]:
+    """A note on a student that was not registered although the config names a model; else none."""
+    name = config.registry.name
+    if name is None or wanted_name(config, results) is not None:
+        return []
+    return [
+        f"The student is not registered as {name}, because its training diverged. The same command with --set "
+        "registry.allow_diverged=true registers it."
+    ]
 
 
 def add_report(prepared: Prepared, results: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -224,7 +244,7 @@ def is_here(prepared: Prepared, results: dict[str, Any], show: Show) -> bool:
     A finished run may have been tracked in another store, or its version deleted: it then goes through its phases
     again, which find everything made, and is tracked and registered here.
     """
-    name, uri = prepared.config.registry.name, tracking_uri(prepared.storage)
+    name, uri = wanted_name(prepared.config, results), tracking_uri(prepared.storage)
     if is_tracked(results["run_id"], uri, name, results.get("model_version")):
         return True
     what = "this run" if name is None else f"this run's version of {name}"
@@ -235,10 +255,11 @@ def is_here(prepared: Prepared, results: dict[str, Any], show: Show) -> bool:
 
 def claim_alias(prepared: Prepared, results: dict[str, Any]) -> dict[str, Any]:
     """Results of a finished run, whose version gets the alias now where it had not and the config asks for it."""
-    registry = prepared.config.registry
-    if registry.name is None or not registry.challenger or (results.get("challenger") or {}).get("taken", True):
+    name, version = prepared.config.registry.name, results["model_version"]
+    is_asked = prepared.config.registry.challenger and not (results.get("challenger") or {}).get("taken", True)
+    if name is None or version is None or not is_asked:
         return results
-    name_challenger(registry.name, results["model_version"], tracking_uri(prepared.storage))
+    name_challenger(name, version, tracking_uri(prepared.storage))
     notes = [note for note in results["notes"] if "alias challenger" not in note]
     return {**results, "challenger": {"taken": True, "why": None}, "notes": notes}
 

@@ -1,7 +1,6 @@
-"""How long a run takes, for ``raydistill plan``: counted from the config, timed on a few batches here.
-
-Left out, because it depends on the cluster: starting Ray and workers (10 to 30 s), measuring latencies, evaluation and
-registration. A cluster whose nodes are slower or faster than this machine changes every figure in proportion.
+"""How long a run takes, for ``raydistill plan``: counted from the config, timed on a few batches here; what it takes
+beside its models' work is in ``overhead``. A cluster whose nodes are slower or faster than this machine changes every
+figure in proportion.
 """
 
 from __future__ import annotations
@@ -24,13 +23,17 @@ from raydistill.models.head import Head
 from raydistill.models.load import read_config
 from raydistill.models.shape import student_config
 from raydistill.pipeline import recipes
+from raydistill.pipeline.overhead import overhead
 from raydistill.pipeline.standing import tunings
 from raydistill.pipeline.timing import Machine, Sample, Speed, machine, time_student, time_teacher
+from raydistill.storage.storage import Storage
 from raydistill.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+BEFORE = ("start", "prepare")
+"""Phases before any model's, in the order of a run."""
 FORWARD_SHARE = 1 / 3
 """Of a training step: a backward pass takes two forward passes, for inputs and for weights."""
 
@@ -38,17 +41,33 @@ FORWARD_SHARE = 1 / 3
 def estimate_run(
     config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
 ) -> dict[str, Any]:
-    """Seconds of ``distill``'s phases that are left to do, from the other parts of the plan; every one an estimate.
+    """Seconds of all that ``distill`` has left to do, from the other parts of the plan; every one an estimate.
 
+    ``seconds``: by phase the least and the most; ``total`` and ``longest``, the whole run's, are their sums.
     ``device_type``: what workers will compute on. Takes a few seconds, where all is there already none.
     """
-    if not missing_phases(plan):
+    missing = missing_phases(plan)
+    if not missing:
         return {"seconds": {}, "total": 0.0, "longest": 0.0, "measured_on": None}
     computer = machine(config, device_type)
     speed = measure(config, teacher, size, plan["teacher"], computer)
     least, most = (run_seconds(config, size, plan, speed, longest=longest) for longest in (False, True))
-    total = {"total": sum(least.values()), "longest": sum(most.values())}
-    return {"seconds": least, **total, "measured_on": computer.measured_on}
+    found = {name: (seconds, most[name]) for name, seconds in least.items()}
+    around = overhead(
+        config, Storage(config.storage), sum(size.num_rows.values()), missing, answer_seconds(config, size, speed)
+    )
+    found = {name: around[name] for name in BEFORE if name in around} | found
+    found |= {name: seconds for name, seconds in around.items() if name not in found}
+    total, longest = (sum(ends) for ends in zip(*found.values(), strict=True))
+    return {"seconds": found, "total": total, "longest": longest, "measured_on": computer.measured_on}
+
+
+def answer_seconds(config: Config, size: Size, speed: Speed) -> float:
+    """Until all models have answered the held-out rows, and the teacher the test rows."""
+    held_out, test = size.num_inputs["validation"] + size.num_inputs["test"], size.num_inputs["test"]
+    students = len(recipes.seeded(config)) * (1 + (recipes.baseline_settings(config) is not None))
+    seconds = speed.teacher * test + students * held_out * speed.student * FORWARD_SHARE
+    return seconds * (5 if config.evaluate.robustness else 1)  # four ways to write the test rows otherwise
 
 
 def missing_phases(plan: Mapping[str, Any]) -> set[str]:

@@ -112,7 +112,7 @@ def run_key(
         "data": {"path", "unlabeled"},
         "teacher": {"members": {"__all__": {"model"}}, **dict.fromkeys(("model", "pool", "allow_chance"), True)},
         "student": {"start"},
-        "registry": {"challenger"},
+        "registry": {"challenger", "allow_diverged"},
         "train": {
             *("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures"),
             *("max_wait_minutes", "tokens_per_micro_batch", "checkpoint_steps"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 
 from raydistill.config.section import known
 from raydistill.config.training import Optimization, Stage
+from raydistill.config.tree import Config
 from raydistill.data.pictures import sized
 from raydistill.errors import Interrupted
+from raydistill.evaluate.divergence import Divergence, rise
 from raydistill.losses import build_losses
 from raydistill.models.folder import PROCESSOR
 from raydistill.models.load import save_model
@@ -119,12 +121,12 @@ def stage_reports(
 
 
 def stage_history(context: Context, kind: str, stages: dict[str, Stage]) -> list[dict[str, Any]]:
-    """All reports up to the last checkpoints, steps counted over all stages."""
+    """All reports up to the last checkpoints, each with its stage, steps counted over all stages."""
     history: list[dict[str, Any]] = []
     offset = 0
     for name in stages:
         found = context.history(kind, name)
-        history += [{**entry, "step": entry["step"] + offset} for entry in found]
+        history += [{**entry, "step": entry["step"] + offset, "stage": name} for entry in found]
         offset += taken(found)
     return history
 
@@ -231,3 +233,16 @@ def read_history(artifact: Artifact) -> list[dict[str, Any]]:
     """The reports of a published model's training."""
     history: list[dict[str, Any]] = json.loads((artifact.local() / "training.json").read_text())["history"]
     return history
+
+
+def risen(config: Config, kind: str, history: Sequence[Mapping[str, Any]]) -> Divergence | None:
+    """How the loss of a published model rose in its training; of several stages the first in which it did."""
+    if kind == "teacher":
+        tuning = known(config.lead.finetune)
+        rate = None if tuning is None or tuning.method == "probe" else known(tuning.learning_rate)
+        return None if rate is None else rise(history, "teacher.finetune.learning_rate", rate)
+    found = (
+        rise([entry for entry in history if entry.get("stage") == name], f"stages.{name}.learning_rate", rate)
+        for name, rate in ((name, known(stage.learning_rate)) for name, stage in config.stages.items())
+    )
+    return next((one for one in found if one is not None), None)

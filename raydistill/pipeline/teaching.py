@@ -12,20 +12,25 @@ from raydistill.config.tree import Config
 from raydistill.data.paths import SPLITS
 from raydistill.errors import ModelError
 from raydistill.losses import build_stages, signal_sizes
+from raydistill.models.fields import width
 from raydistill.models.load import has_head, order_notice
 from raydistill.models.shape import student_config
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
+from raydistill.pipeline.defaults import usual_rate
 from raydistill.pipeline.failures import about_member
 from raydistill.pipeline.finetuning import tune
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.spoken import compared, members_of, scores_of, speaker, wanted_signal, why_chance
-from raydistill.pipeline.stages import publish, read_history
+from raydistill.pipeline.stages import publish, read_history, risen
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import kind_of
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import reopen_damaged
+
+FAR = 10.0
+"""Times the usual learning rate: a teacher at more, which learned nothing, had hardly too low a one."""
 
 
 def fit_teacher(context: Context) -> TeacherIdentity:
@@ -181,11 +186,18 @@ def chance_advice(context: Context, teacher: TeacherIdentity, recorded: Recorded
     advice = "Name one that was fine-tuned for this task, or add teacher.finetune."
     if finetune is not None:
         advice = "Set teacher.finetune.method: full, or give it more labels."
-    if finetune is not None and finetune.method == "full":
+    if finetune is None or finetune.method == "probe":
+        return advice
+    artifact, _ = teacher_artifact(context, source_teacher(context.config))
+    if (found := risen(context.config, "teacher", read_history(artifact))) is not None:
+        return f"Its training diverged: {found.why}. To mend it, {found.advice}."
+    if finetune.method == "full":
         labeled = int(context.rows["train"].targets.labeled.sum())
         epochs, rate = known(finetune.num_epochs), known(finetune.learning_rate)
+        usual = usual_rate(width(context.read_config(teacher.folder)))
+        way = "a higher rate" if rate <= FAR * usual else f"a lower rate, such as {usual:g},"
         advice = (
-            f"Train it for more epochs (teacher.finetune.num_epochs, now {epochs:g}), at a higher rate "
+            f"Train it for more epochs (teacher.finetune.num_epochs, now {epochs:g}), at {way} "
             f"(teacher.finetune.learning_rate, now {rate:g}) or on more labels (now {labeled:,})."
         )
     return advice

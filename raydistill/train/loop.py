@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
+from raydistill.config.section import known
 from raydistill.config.training import Optimization
 from raydistill.config.training import Train as TrainSettings
 from raydistill.data.batches import Batch, BatchPlan, micro_batches, rank_share
@@ -127,9 +128,9 @@ class StageRun:
         torch.nn.Module.to(setup.model, setup.device.torch_device)
         setup.losses.to(setup.device.torch_device)
         kind, _, stage = setup.name.partition(".")
-        section = "teacher.finetune" if kind == "teacher" else f"stages.{stage}"
+        self.section = "teacher.finetune" if kind == "teacher" else f"stages.{stage}"
         shared = () if kind == "teacher" else shared_parameters(setup.model)  # who was a student may learn all again
-        freeze(setup.model, (*setup.optimization.freeze, *shared), f"{section}.freeze")
+        freeze(setup.model, (*setup.optimization.freeze, *shared), f"{self.section}.freeze")
         setup.group.synchronize(setup.model)
         setup.group.synchronize(setup.losses)
         self.parameters = trainable(setup.model, setup.losses)
@@ -168,7 +169,7 @@ class StageRun:
                     if setup.save_at_validation:
                         self._save(progress)
                     yield report
-                elif progress.step % self.log_steps == 0:
+                elif progress.step == 1 or progress.step % self.log_steps == 0:  # the first: before anything is learned
                     yield self._report(progress, {}, validated=False)
                 if progress.finished:
                     break
@@ -304,7 +305,8 @@ class StageRun:
         if broken or not math.isfinite(float(self._norm)):
             raise Diverged(
                 f"{self.setup.name}: the loss {', '.join(broken) or 'gradient'} is not finite at step {step}. Usually "
-                "the learning rate is too high: lower it, or set train.max_grad_norm, or train.dtype: float32."
+                f"the learning rate is too high: lower {self.section}.learning_rate (now "
+                f"{known(self.setup.optimization.learning_rate):g}), set train.max_grad_norm, or train.dtype: float32."
             )
         return sums
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raydistill.evaluate.compare import has_learned
 from raydistill.tasks import Targets, Task
-from raydistill.tasks.targets import Array, units_of
+from raydistill.tasks.targets import Array, Values, units_of
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Values of C that cross-validation chooses from: the task's loss summed over the rows, and |W|² / 2C."""
@@ -56,10 +57,28 @@ def fit_head(
 
 def constant_loss(task: Task, targets: Targets) -> float:
     """The task's mean loss, over the labelled rows, of the best answer that does not look at a row."""
-    values = torch.as_tensor(units_of(targets.values[targets.labeled]))
+    return constant_loss_of(task, torch.as_tensor(units_of(targets.values[targets.labeled])))
+
+
+def constant_loss_of(task: Task, values: Tensor) -> float:
+    """The same, over these values (N, …)."""
     nothing = torch.zeros(len(values), 0)
     _, bias = _fitted(task, len(task.outputs), nothing, values, 1.0)
     return float(task.loss_values(bias.expand(len(values), -1), values).mean())
+
+
+def sees_nothing(task: Task, outputs: Values, targets: Values) -> bool:
+    """Whether a model answers labelled rows no better than one that does not look at them: with one answer for all, or
+    by its metrics, or by its loss, which a few right answers among confident wrong ones do not lower."""
+    scores = task.scores(outputs, targets)
+    if not has_learned(scores):
+        return True
+    if task.kind == "value":
+        return scores.values["r2"] <= 0
+    if task.kind not in ("categorical", "bernoulli") or task.has_units:
+        return False
+    values = torch.as_tensor(task.values_of(outputs, targets))
+    return float(task.loss_values(torch.as_tensor(outputs), values).mean()) >= constant_loss_of(task, values)
 
 
 def _fitted(task: Task, num_outputs: int, embeddings: Tensor, values: Tensor, c: float) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from raydistill.config.data import Columns, Split
 from raydistill.config.loading import data_config, load_config
 from raydistill.config.syntax import as_yaml
 from raydistill.config.tasks import SECTIONS, TextClassification
-from raydistill.data.columns import canonical, choose_columns
+from raydistill.data.columns import canonical, choose_columns, guessed
 from raydistill.data.recognition import recognised
 from raydistill.data.survey import shares
 from raydistill.errors import DataError
@@ -242,6 +242,15 @@ TEXTS = ["the first of some long texts", "another one of these long texts", "and
             "found would fit task.type token_classification.$",
         ),
         (
+            {"body": TEXTS, "id": range(12), "toxic": ["0", "1", None] * 4, "insult": [True, False, True] * 4},
+            "toxic, insult hold 0 and 1. If each is a label .* with commas .* task.type: multi_label_classification.$",
+        ),
+        ({"body": TEXTS, "seen": [0, 1] * 6}, {"text": "body", "label": "seen"}),
+        (
+            {"query": ["a short question", "another one"] * 6, "Document": TEXTS, "label": [0, 1] * 6},
+            {"text": "query", "text_pair": "Document", "label": "label"},
+        ),
+        (
             {"body": TEXTS, "found": [["a", "b"], ["b"]] * 6},
             "found would fit task.type multi_label_classification or token_classification.$",
         ),
@@ -259,6 +268,7 @@ def test_columns_are_recognised_by_what_they_hold(
     else:
         chosen = choose()
         assert chosen == chosen | expected
+        assert "text_pair" not in chosen or not guessed(chosen, Columns(), TextClassification())
 
 
 @pytest.mark.parametrize(
@@ -276,6 +286,15 @@ def test_a_column_that_is_no_label_of_the_task_is_told_with_its_own(task: str, c
     chosen = {"text": "text", "label": "label"} | ({"text_pair": "text_pair"} if task == "embeddings" else {})
     with pytest.raises(DataError, match=rf"label would fit task\.type {fits}\.$"):
         canonical(table, chosen, "x", None, settings)
+
+
+def test_queries_with_labelled_documents_are_pairs_and_what_else_they_may_be_is_told(tmp_path: Path) -> None:
+    rows = [{"query": f"query {i // 2}", "document": MANY[i], "label": i % 2} for i in range(120)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config, notes = recognised(data_config(str(path)))
+    assert config.task.type == "text_classification"
+    assert "--set task.type=embeddings" in notes[0]
 
 
 MANY = [f"text {i} of some words, number {i * 7}" for i in range(120)]

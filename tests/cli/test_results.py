@@ -499,6 +499,15 @@ def test_the_table_of_labels_shows_the_largest_and_the_smallest_of_many() -> Non
     assert console.export_text() == ""
 
 
+def test_the_labels_of_words_are_those_of_what_they_are_part_of() -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
+    print_labels(console, {"train": {"O": 90, "B-PER": 7, "I-PER": 3, "B-LOC": 2}, "test": {"O": 9, "I-PER": 1}})
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert lines == [["label", "train", "test"], ["O", "90", "9"], ["PER", "10", "1"], ["LOC", "2", "0"]]
+    print_labels(console, {"train": {"B-1": 3, "B-2": 4}})  # classes of texts that are called so
+    assert "B-1" in console.export_text()
+
+
 def test_build_is_fast() -> None:
     run = replace(outcome(num_classes=5, num_rows=1500), num_samples=1000)
     start = time.process_time()

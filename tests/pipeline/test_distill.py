@@ -582,6 +582,39 @@ def test_a_teacher_worse_than_no_teacher_is_told_before_a_student_learns_from_it
     assert "train" in order
 
 
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [
+        (5, r"Its training diverged: .* lower teacher\.finetune\.learning_rate \(now 5\)"),
+        (0.05, r"at a lower rate, such as 0\.0001, \(teacher\.finetune\.learning_rate, now 0\.05\)"),
+    ],
+)
+def test_a_teacher_at_far_too_high_a_rate_is_told_to_lower_it(tmp_path, rate, told):
+    wild = {"teacher__finetune": {"num_epochs": 6, "learning_rate": rate}, "evaluate__baseline": False}
+    with pytest.raises(ModelError, match=f"no better than guessing.*{told}"):
+        run(tmp_path, **wild, teacher__allow_chance=False)
+
+
+def test_a_student_that_diverged_is_registered_only_when_asked(tmp_path, mlflow_uri):
+    wild = {"stages__distill__learning_rate": 50, "evaluate__baseline": False, "registry__challenger": False}
+    first = run(tmp_path, **wild).results
+    assert (first["model_version"], first["decision"]["decision"]) == (None, "do not ship")
+    assert first["student"]["diverged"] | {"why": ""} == {
+        "setting": "stages.distill.learning_rate",
+        "value": 50.0,
+        "why": "",
+    }
+    assert "registry.allow_diverged=true registers it" in first["notes"][-1]
+    assert first["run_id"] not in {version.run_id for version in versions(mlflow_uri)}
+    again = run(tmp_path, **wild)
+    assert (again.results["reused"], again.results["model_version"], again.spy.num_steps) == (["run"], None, {})
+    asked = run(tmp_path, **wild, registry__allow_diverged=True)
+    assert (asked.results["run_id"], asked.spy.num_steps) == (first["run_id"], {})
+    assert asked.results["model_version"] in {
+        int(v.version) for v in versions(mlflow_uri) if v.run_id == first["run_id"]
+    }
+
+
 @pytest.mark.slow
 def test_a_ready_made_teacher_at_chance_ends_the_run(tmp_path):
     toy_config(tmp_path)

@@ -28,6 +28,7 @@ from raydistill.pipeline.timing import (
     time_teacher,
     training,
 )
+from raydistill.storage.storage import Storage
 from raydistill.tasks import TextClassification
 from raydistill.train.loop import train
 
@@ -70,6 +71,32 @@ def test_a_run_by_hand(config: Any) -> None:
     first = seconds(teacher="to do", **{"signal logits": "after teacher"})
     assert first["teacher"] == pytest.approx((3600 + 700 + 1000) * 1e-3)
     assert seconds(**{"signal logits": "to do"})["teacher"] == pytest.approx((1000 + 100) * 1e-3)
+
+
+def test_the_time_of_a_run_is_the_whole_of_it(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As earlier runs in the storage took to start and to evaluate, where there are some."""
+    monkeypatch.setattr(estimate, "measure", lambda *given: SPEED)
+    made = config(stages__distill__num_epochs=2)
+    states = {"data": "to do", "teacher": "there", "signal logits": "there", "student": "to do", "baseline": "to do"}
+    plan = {"phases": [{"phase": name, "state": state} for name, state in states.items()], "teacher": {}}
+
+    def planned() -> dict[str, Any]:
+        found = estimate.estimate_run(made, tiny_config("bert"), SIZE, plan, "cpu")
+        sums = [sum(ends) for ends in zip(*found["seconds"].values(), strict=True)]
+        assert [found["total"], found["longest"]] == pytest.approx(sums)
+        return found
+
+    first = planned()
+    assert {*first["seconds"]} == {"start", "prepare", "student", "baseline", "evaluate", "register", "tfidf"}
+    assert first["longest"] > first["total"]
+    for key, start in (("a", 41.0), ("b", 47.0)):
+        seconds = {"start": start, "evaluate": 3.0, "train": 1000.0, "register": 0.0}
+        about = {"config": {"train": {"num_workers": made.train.num_workers}}, "seconds": seconds}
+        Storage(made.storage).write_json(about, "runs", key, "results.json")
+    other = {"config": {"train": {"num_workers": 1 - made.train.num_workers}}, "seconds": {"start": 900.0}}
+    Storage(made.storage).write_json(other, "runs", "c", "results.json")
+    again = planned()
+    assert again["seconds"] == first["seconds"] | {"start": (41.0, 47.0), "evaluate": (3.0, 3.0)}
 
 
 def test_the_machine_is_shared_as_a_cluster_of_it(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ def test_a_run_goes_by_all_of_its_config_but_by_whom_and_where_it_is_made(folder
         ("data", ("path", "unlabeled")),
         ("teacher", ("model", "pool", "allow_chance")),
         ("student", ("start",)),
-        ("registry", ("challenger",)),
+        ("registry", ("challenger", "allow_diverged")),
         ("train", ("num_workers", "min_workers", "resources_per_worker", "accelerator_type", "max_failures")),
         ("train", ("max_wait_minutes", "tokens_per_micro_batch", "checkpoint_steps")),
     ):

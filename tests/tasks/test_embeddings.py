@@ -70,6 +70,26 @@ def test_of_very_many_texts_the_others_are_some_evenly_out_of_all(monkeypatch: p
         assert found[row] == pytest.approx(wanted, abs=1e-6)
 
 
+def test_a_teacher_s_neighbours_are_sought_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For models beside it on the same rows; with other rows, or another teacher, again."""
+    asked: list[int] = []
+    order_of = scoring.order_of
+    monkeypatch.setattr(scoring, "order_of", lambda values: (asked.append(1), order_of(values))[1])
+    teacher, ids = unit(vectors(12, 4, 7)), np.arange(12)
+    first, *others = (beside(unit(vectors(12, 4, seed)), teacher, ids) for seed in (8, 8, 9))
+    assert len(asked) == 12
+    for name, values in first.items():
+        assert np.array_equal(others[0][name], values)
+    assert not np.array_equal(others[1]["similarity_spearman"], first["similarity_spearman"])
+    beside(unit(vectors(12, 4, 8)), unit(vectors(12, 4, 6)), ids)
+    beside(unit(vectors(12, 4, 8)), teacher, ids // 2)
+    assert len(asked) == 36
+    assert len(scoring.KEPT) <= scoring.MOST_KEPT
+    monkeypatch.setattr(scoring, "MOST_RANKS", 0)
+    again = beside(unit(vectors(12, 4, 8)), teacher, ids)
+    assert all(np.array_equal(again[name], values) for name, values in first.items())
+
+
 @pytest.mark.parametrize("num", [1, 10, 50])
 def test_the_highest_are_those_of_a_whole_sort(num: int) -> None:
     values = np.random.default_rng(0).integers(0, 12, (20, 40)).astype(np.float32)  # with many equal ones

@@ -445,8 +445,8 @@ def test_reports_come_every_few_steps_and_at_validations(toy):
         "rhythm", schedule=Schedule(62, 25), validate=lambda: Validation({"accuracy": 1.0, "macro_f1": 0.5}, 1.0)
     )
     reports = list(train(setup))
-    validated = [25, 50, 62]  # and every third step: a twentieth of the stage
-    assert [r.step for r in reports] == sorted({*range(3, 63, 3), *validated})
+    validated = [25, 50, 62]  # and the first, and every third step: a twentieth of the stage
+    assert [r.step for r in reports] == sorted({1, *range(3, 63, 3), *validated})
     assert [r.step for r in reports if r.validated] == validated
     assert [r.step for r in reports if "validation/macro_f1" in r.metrics] == validated
     assert [r.step for r in reports if r.finished] == [62]
@@ -462,7 +462,7 @@ def test_a_report_tells_the_means_since_the_last_one(toy):
     optimization = {"learning_rate": 1e-30, "weight_decay": 0.0, "warmup_ratio": 0.5}
     setup = toy.setup("means", schedule=Schedule(40, 40), optimization=optimization)
     reports = {report.step: report.metrics for report in train(setup)}
-    assert list(reports) == list(range(2, 41, 2))
+    assert list(reports) == [1, *range(2, 41, 2)]
     stage, sums, counts, norms = StageRun(setup), [], [], []
     for step in (2, 3):
         batches = stage.collate(step)

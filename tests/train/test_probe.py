@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from raydistill.tasks import MultiLabelClassification, Targets, TextClassification, TextRegression
 from raydistill.train import probe
 from raydistill.train.calibration import fit_temperature
-from raydistill.train.probe import constant_loss, fit_head
+from raydistill.train.probe import constant_loss, fit_head, sees_nothing
 
 FEATURES, LABELS = load_iris(return_X_y=True)
 EMBEDDINGS = torch.tensor(normalize(FEATURES), dtype=torch.float32)
@@ -121,3 +122,22 @@ def test_it_is_the_most_likely_one_and_a_few_lucky_rows_make_no_model_sure() -> 
     found = fit_temperature(task, right, labels)
     assert 0.3 < found < 1.0
     assert found == pytest.approx(best(right, labels), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sees"), [("right", True), ("one answer", False), ("confident", False), ("chance", False)]
+)
+@pytest.mark.parametrize("task", [TextClassification("abc"), MultiLabelClassification("abc"), TextRegression()])
+def test_a_model_that_sees_nothing_of_its_rows_is_told(task: Any, kind: str, sees: bool) -> None:
+    """Few right answers among confident wrong ones are no sight: of five classes 32 % were right at a rate of 50."""
+    draw = np.random.default_rng(0)
+    classes = draw.integers(0, 3, 300)
+    values = {"categorical": classes, "bernoulli": np.eye(3, dtype=np.int8)[classes], "value": classes - 1.0}[task.kind]
+    clear = (np.eye(3)[classes] - 0.5) * 4 if task.kind != "value" else values[:, None]
+    others = {
+        "right": clear + 0.5 * draw.normal(size=clear.shape),
+        "one answer": np.tile(clear[:1], (300, 1)),
+        "confident": 2 * clear + 40 * draw.normal(size=clear.shape),
+        "chance": 0.3 * draw.permutation(clear),
+    }
+    assert sees_nothing(task, others[kind], values) != sees

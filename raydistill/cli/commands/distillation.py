@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -43,14 +44,16 @@ def distill(
     json: Json = False,
 ) -> CommandResult:
     """Run one distillation: the same command goes on where it was, and computes nothing twice."""
+    started = time.perf_counter()
     from raydistill.config.loading import load_config
 
     source, changes = source_of(config, teacher), with_storage(overrides, storage, challenger)
     loaded = load_config(source, changes)
+    from raydistill.cli.show.results import refusal
     from raydistill.pipeline.distill import distill as work
 
     with Progress() as progress:
-        results = work(loaded, progress=progress)
+        results = work(loaded, progress=progress, started=started)
 
     def show(console: Console) -> None:
         from raydistill.cli.show.plan import print_config
@@ -60,7 +63,7 @@ def distill(
         if teacher is not None:
             print_config(console, source, changes, results["choices"])
 
-    return CommandResult(lambda: results, show)
+    return CommandResult(lambda: results, show, refusal(results))
 
 
 @app.command()
@@ -83,13 +86,14 @@ def sweep(
     )
     loaded = load_config(config, with_storage(overrides, storage, challenger))
     check_space(loaded)  # before anything heavy is loaded
+    from raydistill.cli.show.results import refusal
     from raydistill.cli.show.sweep import Table, print_sweep
     from raydistill.search.sweep import sweep as work
 
     with Table() as table:
         summary = work(loaded, progress=table, fresh=fresh, retry_failed=retry_failed)
-    without_winner = int(summary["winner"] is None)
-    return CommandResult(lambda: summary, lambda console: print_sweep(console, summary), without_winner)
+    code = refusal(summary["results"]) if summary["winner"] is not None else 1
+    return CommandResult(lambda: summary, lambda console: print_sweep(console, summary), code)
 
 
 @app.command()

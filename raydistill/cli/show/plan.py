@@ -139,14 +139,18 @@ def print_run_estimate(console: Console, found: Mapping[str, Any]) -> None:
     if not found["seconds"]:
         console.print("time       nothing is left to train")
         return
-    parts = ", ".join(f"{name} ≈ {duration(seconds)}" for name, seconds in found["seconds"].items())
-    longest = f" to {duration(found['longest'])}" if found["longest"] > 1.1 * found["total"] else ""
+    parts = ", ".join(f"{name} {between(*seconds)}" for name, seconds in found["seconds"].items())
     lines = [
-        f"time       ≈ {duration(found['total'])}{longest}, without starting and evaluating",
+        f"time       {between(found['total'], found['longest'])} in all",
         f"           {parts}",
         f"           timed with random weights on {found['measured_on']}",
     ]
     console.print("\n".join(lines), markup=False)
+
+
+def between(least: float, most: float) -> str:
+    """Both, or the one, where they are about the same."""
+    return f"≈ {duration(least)}" + (f" to {duration(most)}" if most > 1.1 * least else "")
 
 
 def plural(number: int, noun: str) -> str:

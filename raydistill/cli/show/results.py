@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from raydistill.cli.console import REFUSED
 from raydistill.cli.show.labels import print_labels
 from raydistill.config.metrics import metric
 from raydistill.evaluate.decision import decision_line
@@ -205,6 +206,12 @@ def registered(name: str, results: Mapping[str, Any]) -> str:
     return f"Registered as {name} version {results['model_version']}, {alias}."
 
 
+def refusal(results: Mapping[str, Any]) -> int:
+    """The exit code of a run: that of a gate that refused where its student was to be registered, and is not."""
+    wanted = (results["config"].get("registry") or {}).get("name")
+    return REFUSED if wanted and results["model_version"] is None else 0
+
+
 def print_next_steps(console: Console, results: Mapping[str, Any], config: Config) -> None:
     """Print the lines to type next."""
     from raydistill.config.tree import STORAGE
@@ -214,7 +221,7 @@ def print_next_steps(console: Console, results: Mapping[str, Any], config: Confi
     from raydistill.tracking.endpoint import sqlite_path, tracking_uri
     from raydistill.tracking.runs import page_of
 
-    name = config.registry.name
+    name = None if results["model_version"] is None else config.registry.name
     if results.get("report"):
         console.print(f"\nReport: {results['report']}", markup=False, soft_wrap=True)
     if name is not None:

@@ -5,8 +5,9 @@ A page of a run has teacher, student and the like, one of a gate challenger and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ TITLES = {
     "tfidf": "TF-IDF, linear",
     "champion": "champion",
 }
-COLORS = {
+COLORS = {  # of a model, on every chart and page
     "teacher": GREY,
     "student": BLUE,
     "challenger": BLUE,
@@ -33,7 +34,8 @@ COLORS = {
 COSTS = ("num_parameters", "bytes", "p50", "p95", "throughput")
 RIGHT, WRONG = "31, 100, 180", "184, 80, 26"
 MAX_NUMBERED = 10  # classes up to which a cell of a confusion matrix has room for its number
-MAX_CLASSES = 40  # that a confusion matrix shows
+MAX_CLASSES = 30  # that a confusion matrix shows
+MOST_TOLD = 5  # others for which a label is told to be taken, where a matrix leaves labels out
 MAX_ROW_NAME, MAX_COLUMN_NAME = 18, 14  # characters of a class name at a confusion matrix
 
 
@@ -157,6 +159,18 @@ class Square:
         return f"{self.count:,}: {self.label}{taken}, {100 * self.share:.1f} %"
 
     @property
+    def brief(self) -> str:
+        """The title where there are many, of empty ones none: a page is to have no more than 2 MB."""
+        return f"{self.count:,}" if self.count else ""
+
+    @property
+    def shade(self) -> str:
+        """The style in ten steps, by its name in the style sheet."""
+        return (
+            f"{'r' if self.is_right else 'w'}{ceil(10 * (0.12 + 0.88 * self.share**0.8) - 1e-9)}" if self.count else ""
+        )
+
+    @property
     def style(self) -> str:
         color = RIGHT if self.is_right else WRONG
         return f"background: rgba({color}, {0.12 + 0.88 * self.share**0.8:.2f})" if self.count else ""
@@ -193,6 +207,14 @@ class PairSquare:
         return f"{self.value:.3f}: {self.label} against {self.other}; random scores reach {self.random:.2f}"
 
     @property
+    def brief(self) -> str:
+        return self.text if self.shade else ""
+
+    @property
+    def shade(self) -> str:
+        return f"w{round(10 * self.lost**0.6)}" if self.lost**0.6 >= 0.05 else ""
+
+    @property
     def style(self) -> str:
         return f"background: rgba({WRONG}, {self.lost**0.6:.2f})" if self.lost else ""
 
@@ -211,6 +233,12 @@ class Matrices:
     hidden: int
     """Classes that are left out."""
     tables: Sequence[tuple[Contender, Sequence[Sequence[Square | PairSquare]]]]
+    told: Sequence[tuple[str, str]] = ()
+    """Where some are left out, what the main contender makes of every class that is not told perfectly, in words."""
+
+    @property
+    def main(self) -> str:
+        return next((one.title for one, _ in self.tables if one.is_main), self.tables[0][0].title)
 
     @property
     def is_numbered(self) -> bool:
@@ -229,7 +257,7 @@ def matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matrices:
     wrong = sum(table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal() for table in counts.values())
     kept = worst(np.asarray(wrong))
     tables = [(contender, squares(counts[contender.name], kept, names)) for contender in contenders]
-    return laid_out(names, kept, tables)
+    return laid_out(names, kept, tables, taken_for(counts[main_of(contenders)], names))
 
 
 def pair_matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matrices:
@@ -244,7 +272,30 @@ def pair_matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matr
         return PairSquare(None if np.isnan(value) else float(value), float(random[i, j]), names[i], names[j])
 
     tables = [(c, [[square(values[c.name][i, j], i, j) for j in kept] for i in kept]) for c in contenders]
-    return laid_out(names, kept, tables)
+    return laid_out(names, kept, tables, hardest(values[main_of(contenders)], names))
+
+
+def main_of(contenders: Sequence[Contender]) -> str:
+    return next((one.name for one in contenders if one.is_main), contenders[0].name)
+
+
+def taken_for(counts: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Of every class that is not always right how many of its rows are, and for what the others are taken."""
+    for i, row in enumerate(counts):
+        wrong = [j for j in np.argsort(-row, kind="stable").tolist() if j != i and row[j]]
+        told = [f"{names[j]} {row[j]:,}" for j in wrong[:MOST_TOLD]]
+        rest = sum(int(row[j]) for j in wrong[MOST_TOLD:])
+        told += [f"others {rest:,}"] if rest else []
+        if told:
+            yield names[i], f"{row[i]:,} of {row.sum():,} right; taken for {', '.join(told)}"
+
+
+def hardest(values: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Of every class those that it is told from worst, if not perfectly."""
+    for i, row in enumerate(values):
+        found = [j for j in np.argsort(row, kind="stable").tolist() if row[j] < 1]  # not a number is not below 1
+        if found:
+            yield names[i], ", ".join(f"{names[j]} {row[j]:.2f}" for j in found[:MOST_TOLD])
 
 
 def worst(badness: np.ndarray) -> list[int]:
@@ -252,9 +303,12 @@ def worst(badness: np.ndarray) -> list[int]:
     return sorted(np.argsort(-badness, kind="stable")[:MAX_CLASSES].tolist())
 
 
-def laid_out(names: Sequence[str], kept: Sequence[int], tables: Sequence[Any]) -> Matrices:
+def laid_out(
+    names: Sequence[str], kept: Sequence[int], tables: Sequence[Any], told: Iterable[tuple[str, str]]
+) -> Matrices:
     shown = [(cut_middle(names[i], MAX_ROW_NAME), cut_middle(names[i], MAX_COLUMN_NAME)) for i in kept]
-    return Matrices([names[i] for i in kept], shown, len(names) - len(kept), tables)
+    hidden = len(names) - len(kept)
+    return Matrices([names[i] for i in kept], shown, hidden, tables, list(told) if hidden else ())
 
 
 def squares(counts: np.ndarray, kept: Sequence[int], names: Sequence[str]) -> list[list[Square]]:

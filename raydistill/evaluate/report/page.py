@@ -14,6 +14,7 @@ from raydistill.evaluate.decision import decision_of
 from raydistill.evaluate.figure import Figure
 from raydistill.evaluate.report import pictures as run_pictures
 from raydistill.evaluate.report.comparison import (
+    COLORS,
     TITLES,
     Cell,
     Contender,
@@ -47,7 +48,7 @@ TIMES = {
     "evaluate": "evaluation",
     "tfidf": "linear model on TF-IDF",
     "register": "registry",
-    "start": "start of Ray and MLflow",
+    "start": "start: imports, Ray, MLflow",
     "total": "in all",
 }
 TERMS = (
@@ -136,6 +137,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         notes=shown["notes"],
         config=yaml_text(config),
         times=TIMES,
+        colors=COLORS,
         glossary=glossary(terms(shown)),
     )
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from raydistill.evaluate.latency import SECONDS_FOR_SHAPES
 from raydistill.evaluate.report.comparison import COLORS, TITLES
-from raydistill.evaluate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Picture, draw, escaped
+from raydistill.evaluate.report.figures import Picture, draw, escaped
 from raydistill.evaluate.report.naming import epoch_metric
 from raydistill.evaluate.report.scales import scale
 
-TERM_COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED)
+TERM_COLORS = ("#8ec1ee", "#1b5a94", "#5fb3c4", "#3a4fa8", "#a9b8e8")
+"""Of the student's loss terms, beside the student's own: they are all of the student, and so all blue."""
 MAX_NAME = 40  # characters of a loss in a legend
 LOGARITHMIC = 30  # from this ratio of the largest to the smallest loss on
 
@@ -30,8 +31,10 @@ def loss_picture(results: Mapping[str, Any]) -> list[Picture]:
         for term, color in zip(terms, cycle(TERM_COLORS), strict=False)
     ]
     if len(terms) != 1:
-        lines.append((student, "train/loss", "sum, weighted", {"color": GREY}))
-    lines.append((baseline, "train/loss", "without teacher", {"color": GREY, "dash": "dot"}))
+        lines.append((student, "train/loss", "sum, weighted", {"color": COLORS["student"]}))
+    else:
+        lines = [(*lines[0][:3], {"color": COLORS["student"]})]
+    lines.append((baseline, "train/loss", TITLES["baseline"], {"color": COLORS["baseline"]}))
     figure, shown = go.Figure(), []
     for points, key, name, style in lines:
         known = [(p["step"], p["metrics"][key]) for p in points if p["metrics"].get(key) is not None]
@@ -68,7 +71,13 @@ def validation_picture(results: Mapping[str, Any]) -> list[Picture]:
     if level is not None:
         steps = [step for trace in figure.data for step in trace.x]
         ends = [(min(steps), unit.factor * level), (max(steps), unit.factor * level)]
-        _line(figure, ends, "teacher", {"color": GREY, "dash": "dot"}, f"%{{y:.{unit.digits}f}} {unit.unit}")
+        _line(
+            figure,
+            ends,
+            TITLES["teacher"],
+            {"color": COLORS["teacher"], "dash": "dot"},
+            f"%{{y:.{unit.digits}f}} {unit.unit}",
+        )
     figure.update_xaxes(rangemode="tozero")
     caption = "On the validation rows; the student has the weights of its best step."
     return [Picture("validation", "Validation", caption, draw(figure, x="optimizer step", y=unit.label, height=400))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import hashlib
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -123,29 +125,76 @@ def beside(own: Array, teacher: Array, ids: Array) -> dict[str, Array]:
     pool = pool[np.linspace(0, len(pool) - 1, min(MAX_TEXTS, len(pool))).astype(int)]
     names = ("similarity_spearman", "neighbor_recall_1", "neighbor_recall_10")
     found = {name: np.full(len(own), np.nan) for name in names}
-    for rows in _blocks(len(own)):
-        both = [side[rows] @ side[pool].T for side in (own, teacher)]
-        same = ids[rows, None] == ids[None, pool]
-        for i in range(len(both[0])):
-            a, b = (side[i][~same[i]] for side in both)
-            row = rows.start + i
-            if len(a) < 3:
+    for rows, known in zip(_blocks(len(own)), ranked(teacher, ids, pool), strict=True):
+        values, same = own[rows] @ own[pool].T, ids[rows, None] == ids[None, pool]
+        for row, others, theirs in zip(range(rows.start, rows.stop), values, known, strict=False):
+            if theirs is None:
                 continue
-            found["similarity_spearman"][row] = _spearman(a, b)
-            for k in (1, DEPTH):
-                near = [set(np.argpartition(-side, min(k, len(side)) - 1)[:k].tolist()) for side in (a, b)]
-                found[f"neighbor_recall_{k}"][row] = len(near[0] & near[1]) / len(near[1])
+            a = others[~same[row - rows.start]]
+            found["similarity_spearman"][row] = _correlation(centered_ranks(a), theirs.ranks)
+            for k, near in theirs.near.items():
+                found[f"neighbor_recall_{k}"][row] = len(nearest(a, k) & near) / len(near)
     if np.isnan(found["similarity_spearman"]).any():
         raise DataError(f"{len(pool):,} different texts are too few to compare with each other; 4 or more are needed.")
     return found
 
 
-def _spearman(a: Array, b: Array) -> float:
+@dataclass(frozen=True)
+class Order:
+    """How the texts that a text is compared with lie to it by its teacher."""
+
+    ranks: Array
+    """(P,) int16, see ``centered_ranks``."""
+    near: dict[int, set[int]]
+    """The k nearest, by k."""
+
+
+Orders = list[Order | None]
+"""Of each text of a block; None: too few others."""
+KEPT: dict[bytes, list[Orders]] = {}
+"""By what they are of: a teacher says the same at every validation. Validation and test rows, the last ones."""
+MOST_KEPT, MOST_RANKS = 2, 20_000_000
+
+
+def ranked(teacher: Array, ids: Array, pool: Array) -> Iterable[Orders]:
+    """The orders of texts in blocks; those of few are kept (40 MB at most) for the next model beside this teacher."""
+
+    def blocks() -> Iterator[Orders]:
+        for rows in _blocks(len(teacher)):
+            same = ids[rows, None] == ids[None, pool]
+            lists = (values[~own] for values, own in zip(teacher[rows] @ teacher[pool].T, same, strict=True))
+            yield [order_of(values) if len(values) >= 3 else None for values in lists]
+
+    if len(teacher) * len(pool) > MOST_RANKS:
+        return blocks()
+    key = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in (teacher, ids, pool))).digest()
+    if key not in KEPT:
+        made = list(blocks())
+        for old in list(KEPT)[: max(0, len(KEPT) + 1 - MOST_KEPT)]:
+            del KEPT[old]
+        KEPT[key] = made
+    return KEPT[key]
+
+
+def order_of(values: Array) -> Order:
+    return Order(centered_ranks(values), {k: nearest(values, k) for k in (1, DEPTH)})
+
+
+def nearest(values: Array, k: int) -> set[int]:
+    return set(np.argpartition(-values, min(k, len(values)) - 1)[:k].tolist())
+
+
+def centered_ranks(values: Array) -> Array:
+    """Twice the ranks, equal values sharing theirs, around 0: whole numbers, MAX_TEXTS at most."""
     from scipy.stats import rankdata
 
-    ranks = [rankdata(side) - (len(side) + 1) / 2 for side in (a, b)]
-    size = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
-    return float((ranks[0] * ranks[1]).sum() / size) if size else 0.0
+    return (2 * rankdata(values) - (len(values) + 1)).astype(np.int16)
+
+
+def _correlation(a: Array, b: Array) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    size = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / size) if size else 0.0
 
 
 def retrieval(queries: Array, documents: Array, ids: Array) -> dict[str, Array]:
