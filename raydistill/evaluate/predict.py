@@ -45,9 +45,10 @@ def predict(
         with torch.inference_mode(), device.autocast():
             logits = capture(model, device.move(rows.inputs(ids)), {signal})[signal]
         parts.append((ids, logits.float().cpu().numpy()))
+        group.at_work()
         if stopped := should_stop():
             break
-    if group.sum([float(stopped)])[0]:
+    if group.any(stopped):
         raise Interrupted("The run was stopped while a model was evaluated; everything finished so far is kept.")
     gathered = [part for rank_parts in group.gather(parts) for part in rank_parts]
     width = gathered[0][1].shape[1] if gathered else 0

@@ -140,11 +140,12 @@ class Context:
 
     def recorded(self, artifacts: dict[Signal, Artifact]) -> RecordedSignals:
         """Signals of the training rows from the store, mapped once. A trial verifies their checksums, which other runs
-        have done when they looked what is recorded."""
+        have done when they looked what is recorded; but for a node's own copies of what lies behind a URL."""
         keys = tuple(artifact.key for artifact in artifacts.values())
         if keys not in self._recorded:
             num_rows = self.rows["train"].num_rows
-            self._recorded[keys] = RecordedSignals(artifacts, num_rows, verify=bool(self.job.folder))
+            verify = bool(self.job.folder) or not self.job.storage.is_local
+            self._recorded[keys] = RecordedSignals(artifacts, num_rows, verify=verify)
         return self._recorded[keys]
 
     @cached_property

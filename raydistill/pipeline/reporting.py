@@ -52,7 +52,7 @@ class Reporter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase and show it; a request to stop is obeyed before it begins."""
-        if self.group.sum([float(self.board.should_stop())])[0]:
+        if self.group.any(self.board.should_stop()):
             raise Interrupted(f"The run was stopped before phase {name}; everything finished so far is kept.")
         started = time.perf_counter()
         if self.group.is_first:
@@ -112,6 +112,13 @@ class Reporter:
         def post(done: int, total: int, rate: float) -> None:
             if self.group.is_first:
                 self.board.post("record", done, total, "rows", rate, split, force=done == total)
+
+        return post
+
+    def verifying_progress(self, split: str) -> Callable[[int, int], None]:
+        def post(done: int, total: int) -> None:
+            if self.group.is_first:
+                self.board.post("verify", done, total, "shards", 0.0, split, force=done == total)
 
         return post
 

@@ -178,6 +178,7 @@ def stage_signals(
 
 def await_signals(context: Context, signals: Signals, row_ids: np.ndarray) -> None:
     """Wait for the signals of these rows before a stage begins; in it the loop waits. Raises Interrupted on a stop."""
+    context.group.meet()  # each has opened what is recorded, perhaps after copying it to its node
     while True:
         waits = not signals.wait([row_ids])
         someone_waits, stop = context.group.sum([float(waits), float(context.board.should_stop())])

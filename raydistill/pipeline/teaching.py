@@ -28,6 +28,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import kind_of
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import reopen_damaged
+from raydistill.teacher.verify import verify
 
 FAR = 10.0
 """Times the usual learning rate: a teacher at more, which learned nothing, had hardly too low a one."""
@@ -237,11 +238,21 @@ def record_split(
 
 
 def reopen_split(context: Context, split: str, wanted: dict[Signal, Wanted]) -> None:
-    """Let shards that do not fit their checksums be recorded again, and say so."""
-    found = {s: reopen_damaged(item.artifact) for s, item in wanted.items()} if context.group.is_first else None
-    for signal, names in context.group.broadcast(found).items():
+    """Let shards that do not fit their checksums be recorded again, and say so. Ranks share the reading."""
+    group, artifacts = context.group, {signal: item.artifact for signal, item in wanted.items()}
+    sealed = group.broadcast([s for s, artifact in artifacts.items() if artifact.exists()] if group.is_first else None)
+    found = verify(
+        [artifacts[signal] for signal in sealed],
+        group,
+        should_stop=context.board.should_stop,
+        progress=context.report.verifying_progress(split),
+    )
+    damaged = None
+    if group.is_first:
+        damaged = {s: reopen_damaged(artifacts[s], files) for s, files in zip(sealed, found, strict=True)}
+    for signal, names in group.broadcast(damaged).items():
         if names:
-            where = context.job.storage.show("signals", wanted[signal].artifact.key)
+            where = context.job.storage.show("signals", artifacts[signal].key)
             context.report.notes.append(
                 f"Damaged, and recorded again: {', '.join(names)} in {where} ({signal} of {split}); check that disk."
             )

@@ -282,7 +282,7 @@ def check_storage(storage: Storage, run: tuple[str, ...], group: Group, owner: O
     group.barrier()
     missing = [rank for rank in range(group.size) if not storage.exists(*run, "markers", str(rank))]
     missing += [-1] if owner is not None and not storage.exists(*owner.folder, "owner.json") else []
-    if group.sum([float(len(missing))])[0]:
+    if group.any(bool(missing)):
         raise not_common(storage.url)
 
 

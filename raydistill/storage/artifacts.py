@@ -20,9 +20,10 @@ from typing import Any
 from raydistill.errors import ArtifactError
 from raydistill.storage.faults import Damaged, Missing, explain, is_disk_full, is_transient
 from raydistill.storage.locks import lock
-from raydistill.storage.manifest import KEY, MANIFEST, FileInfo, Manifest, file_digest
+from raydistill.storage.manifest import KEY, MANIFEST, FileInfo, Manifest
 from raydistill.storage.node_cache import local_copy
 from raydistill.storage.storage import STAGING, Storage, check_name
+from raydistill.storage.verified import NOTE, contents
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Artifact:
     def local(self, verify: bool = False) -> Path:
         """Local folder with the files: the artefact's own, or for a URL a copy in the node's cache ($RAYDISTILL_CACHE).
 
-        Sizes are always checked, checksums when a file is downloaded and with ``verify``. Damaged (an
+        Sizes are always checked, checksums when a file is downloaded and, unless it is unchanged since they were last
+        (verified.py), with ``verify``. Damaged (an
         ArtifactError) names the file that does not fit.
         """
         manifest = self.manifest()
@@ -81,12 +83,14 @@ class Artifact:
         return folder
 
     def check_files(self, manifest: Manifest, folder: Path, verify: bool) -> None:
-        """Compare a local folder's files with the manifest, by size or, with ``verify``, also by content."""
+        """Compare a local folder's files with the manifest, by size or, with ``verify``, also by content: what has
+        changed since it was last read is read."""
         paths = {name: folder / check_name(name) for name in manifest.files}
         self.check_sizes({name: path.stat().st_size for name, path in paths.items() if path.is_file()}, manifest)
         if verify:
+            found = contents(Storage(folder), names=manifest.files)
             for name, info in manifest.files.items():
-                if file_digest(paths[name]) != info.sha256:
+                if found.get(name) != info:
                     raise self._damaged(name, "its content does not fit its checksum")
 
     def check_sizes(self, sizes: Mapping[str, int], manifest: Manifest) -> None:
@@ -143,8 +147,8 @@ class Artifact:
         self.storage.delete(self.kind, self.key, MANIFEST)
 
     def names(self) -> list[str]:
-        """Names of the files in the folder, sealed or not, without the manifest and files that are being written."""
-        return [name for name in self.storage.files(self.kind, self.key) if name != MANIFEST]
+        """Names of the files in the folder, sealed or not, without manifest, note and files that are being written."""
+        return [name for name in self.storage.files(self.kind, self.key) if name not in (MANIFEST, NOTE)]
 
     def delete(self) -> None:
         """Remove the artefact; one that is not there is fine."""

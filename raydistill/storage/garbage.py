@@ -17,6 +17,7 @@ from raydistill.storage.faults import Damaged, Missing
 from raydistill.storage.locks import POLL_SECONDS, is_held, lock
 from raydistill.storage.manifest import KEY, KINDS, MANIFEST, Manifest
 from raydistill.storage.storage import STAGING, Storage
+from raydistill.storage.verified import changed_at
 
 DAY_SECONDS = 86_400.0
 TURN_SECONDS = 10.0
@@ -155,7 +156,7 @@ def _garbage(storage: Storage, older_than_seconds: float, known: dict[str, Manif
 
 def _unsealed(storage: Storage, kind: str, key: str) -> Row:
     infos = storage.infos(kind, key)
-    times = [_changed(info) for info in infos.values()]
+    times = [changed_at(info) for info in infos.values()]
     if storage.is_local:
         with suppress(FileNotFoundError):
             times.append(os.path.getmtime(storage.path(kind, key)))
@@ -183,16 +184,6 @@ def _lives(storage: Storage, run_key: str, owner: int) -> bool:
     except Missing:
         return False
     return owner >= newest and is_held(storage, "runs", run_key, "driver.lock") is not False
-
-
-def _changed(info: dict[str, Any]) -> float:
-    """Time of the last change, s since 1970, from any file system's description of a file; now where it has none."""
-    value = next((info[name] for name in ("mtime", "LastModified", "updated", "created") if info.get(name)), None)
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    if isinstance(value, datetime):
-        return value.timestamp()
-    return float(value) if value is not None else time.time()
 
 
 def _references(storage: Storage, manifests: dict[str, Manifest]) -> dict[str, set[str]]:

@@ -26,6 +26,7 @@ from raydistill.storage.manifest import FileInfo, file_digest
 from raydistill.storage.ownership import Owner
 from raydistill.teacher.mixed import MixedSignals
 from raydistill.teacher.store import cut_shards, find_shards, shard_name, write_shard
+from raydistill.teacher.verify import verify
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def record(
     Raises Interrupted when asked to stop; finished shards stay and are not computed again.
     """
     shards = cut_shards(rows.lengths)
-    present = group.broadcast(find_present(wanted) if group.is_first else None)
+    found = verify([item.artifact for item in wanted.values()], group, should_stop=should_stop)
+    present = group.broadcast(find_present(wanted, found) if group.is_first else None)
     missing = find_missing(len(shards), present)
     if not isinstance(teacher, MixedSignals):
         nn.Module.to(teacher, device.torch_device).eval()
@@ -74,13 +76,14 @@ def record(
     for index, signals in list(missing.items())[group.rank :: group.size]:
         if stopped := should_stop():
             break
+        group.at_work()
         lacking = {signal: wanted[signal] for signal in signals}
         made = record_shard(teacher, rows, shards[index], index, lacking, tokens, device, owner)
         for signal, (name, info) in made.items():
             mine[signal][name] = info
         done += len(shards[index])
         progress(min(done * group.size, total), total, done * group.size / (time.perf_counter() - started))
-    if group.sum([float(stopped)])[0]:
+    if group.any(stopped):
         raise Interrupted(STOPPED)
     recorded = group.gather(mine)
     if group.is_first:
@@ -88,9 +91,10 @@ def record(
     group.barrier()
 
 
-def find_present(wanted: Mapping[Signal, Wanted]) -> Present:
-    """The whole shards of artefacts that may not be sealed yet; damaged ones are removed."""
-    return {signal: find_shards(item.artifact) for signal, item in wanted.items()}
+def find_present(wanted: Mapping[Signal, Wanted], found: Sequence[Mapping[str, FileInfo]]) -> Present:
+    """The whole shards of artefacts that may not be sealed yet; damaged ones are removed. ``found``: what the files of
+    each hold."""
+    return {s: find_shards(item.artifact, files) for (s, item), files in zip(wanted.items(), found, strict=True)}
 
 
 def find_missing(num_shards: int, present: Present) -> dict[int, list[Signal]]:

@@ -6,7 +6,7 @@ workers can record any part of it at any time. Signals are read by row number, m
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from raydistill.storage.faults import Damaged
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import MANIFEST, FileInfo, recipe_key
 from raydistill.storage.storage import Storage
+from raydistill.storage.verified import contents, read_file
 
 SHARD_ROWS = 1_000
 SHARD_TOKENS = 65_536
@@ -98,30 +99,37 @@ def shard_name(index: int, digest: str) -> str:
     return f"{index:05d}-{digest[:16]}.arrow"
 
 
-def find_shards(artifact: Artifact) -> dict[int, tuple[str, FileInfo]]:
-    """Return the whole shards of an artefact that is not sealed yet; damaged ones are removed."""
-    found: dict[int, tuple[str, FileInfo]] = {}
+def find_shards(artifact: Artifact, found: Mapping[str, FileInfo] | None = None) -> dict[int, tuple[str, FileInfo]]:
+    """Return the whole shards of an artefact that is not sealed yet; damaged ones are removed.
+
+    ``found``: what its files hold; by default that is looked at here.
+    """
+    found = contents(artifact.storage, artifact.kind, artifact.key) if found is None else found
+    shards: dict[int, tuple[str, FileInfo]] = {}
     for name in sorted(artifact.names()):
         if not name.endswith(".arrow") or name.startswith("."):
             continue
         index = int(name.partition("-")[0])
-        if index in found:
+        if index in shards:
             continue
-        content = artifact.storage.read_bytes(artifact.kind, artifact.key, name)
-        digest = hashlib.sha256(content).hexdigest()
-        if name == shard_name(index, digest):
-            found[index] = (name, FileInfo(bytes=len(content), sha256=digest))
+        if (info := found.get(name)) is None:
+            continue  # another process has written it since
+        if name != shard_name(index, info.sha256):  # or has mended it
+            info = read_file(artifact.storage, artifact.kind, artifact.key, name)
+        if info is not None and name == shard_name(index, info.sha256):
+            shards[index] = (name, info)
         else:
             artifact.storage.delete(artifact.kind, artifact.key, name)
-    return found
+    return shards
 
 
-def reopen_damaged(artifact: Artifact) -> list[str]:
-    """Open an artefact whose files do not fit its manifest for recording them again, and no others.
+def reopen_damaged(artifact: Artifact, found: Mapping[str, FileInfo] | None = None) -> list[str]:
+    """Open an artefact whose files do not fit its manifest for recording them again, and no others. ``found`` as of
+    ``find_shards``.
 
-    Names of these files, which are removed; none where all fit or nothing is sealed yet. Reads the artefact once.
+    Names of these files, which are removed; none where all fit or nothing is sealed yet.
     """
-    if not artifact.exists() or fits(artifact):
+    if not artifact.exists() or fits(artifact, found):
         return []
     with lock(artifact.storage, "commit", artifact.kind, artifact.key):
         if not artifact.exists() or fits(artifact):  # another process has mended it meanwhile
@@ -134,14 +142,15 @@ def reopen_damaged(artifact: Artifact) -> list[str]:
         return sorted(names - {name for name, _ in find_shards(artifact).values()})
 
 
-def fits(artifact: Artifact) -> bool:
-    """Whether every file of a sealed artefact has the size and checksum that its manifest names."""
+def fits(artifact: Artifact, found: Mapping[str, FileInfo] | None = None) -> bool:
+    """Whether every file of a sealed artefact has the size and checksum that its manifest names. ``found`` as of
+    ``find_shards``."""
     try:
-        artifact.check_sizes(artifact.storage.files(artifact.kind, artifact.key), artifact.manifest())
-        artifact.local(verify=True)
+        files = artifact.manifest().files
     except Damaged:
         return False
-    return True
+    found = contents(artifact.storage, artifact.kind, artifact.key, names=files) if found is None else found
+    return all(found.get(name) == info for name, info in files.items())
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ class StageRun:
             return
         ahead = self._plan()
         setup.signals.foresee(self.parts(ahead, step) for step in range(first, end))
+        setup.group.meet()  # each has read checkpoint and signals at its own speed
         with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
             pending = pool.submit(self.collate, first)
             for step in range(first, end):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from raydistill.cluster import group as group_module
 from raydistill.cluster.connection import has_gpu
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
-from raydistill.errors import ArtifactError, Interrupted
+from raydistill.errors import ArtifactError, Interrupted, RaydistillError
 from raydistill.pipeline import worker
 from raydistill.pipeline.worker import await_end, backend, notes_on_device
 from raydistill.storage.board import REMOTE_LOOK_S, Board
@@ -101,6 +102,52 @@ def test_collectives_of_two_ranks(tmp_path: Path) -> None:
         "num_batches_tracked": 0,
     }
     assert first["waited"]
+
+
+def meetings(group: Group) -> int:
+    return torch.distributed.distributed_c10d._get_default_store().add(f"meetings/{group.rank}", 0)
+
+
+def waits(seconds: float) -> dict[str, Any]:
+    """What each rank gets where rank 0 is at work for longer than a collective may last."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1.0))
+    group, model = Group(), nn.Linear(1, 1)
+    calls = {
+        "any": lambda: group.any(group.is_first),
+        "barrier": group.barrier,
+        "broadcast": lambda: group.broadcast(group.rank),
+        "gather": lambda: group.gather(group.rank),
+        "synchronize": lambda: group.synchronize(model),
+        "meet": group.meet,
+    }
+    found = {}
+    for name, call in calls.items():
+        if group.is_first and name in ("any", "gather"):
+            time.sleep(seconds)
+        found[name] = call(), meetings(group)
+        group = Group()  # another one of the same processes
+    group_module.HUNG_SECONDS, group_module.TELL_SECONDS = 0.6, 0.1
+    if group.is_first:
+        for _ in range(10):
+            time.sleep(0.1)
+            group.at_work()
+    group.meet()
+    try:
+        if not group.is_first:
+            group.meet()
+    except RaydistillError as error:
+        found["hung"] = str(error)
+    group.all_come("end", 20.0)
+    return found
+
+
+def test_ranks_wait_for_each_other_longer_than_a_collective_may_last(tmp_path: Path) -> None:
+    first, second = run_ranks(waits, 2, tmp_path, 1.4)
+    assert second.pop("hung").startswith("Worker 0 has not got on for 0.0 hours, so it is taken for hung.")
+    assert first == second
+    results, met = zip(*first.values(), strict=True)
+    assert results == (True, None, 0, [0, 1], None, None)
+    assert met == (1, 2, 3, 4, 5, 6)
 
 
 def test_one_process_needs_no_collective() -> None:

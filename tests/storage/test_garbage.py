@@ -17,11 +17,12 @@ from raydistill.errors import ArtifactError, StaleOwner
 from raydistill.pipeline.reporting import Reporter, metrics_path
 from raydistill.storage import garbage
 from raydistill.storage.artifacts import Artifact
-from raydistill.storage.garbage import _changed, collect_garbage, list_artifacts, refer, referred, remove_artifact
+from raydistill.storage.garbage import collect_garbage, list_artifacts, refer, referred, remove_artifact
 from raydistill.storage.locks import lock
 from raydistill.storage.manifest import file_digest
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
+from raydistill.storage.verified import changed_at
 
 
 def set_age(storage: Storage, kind: str, key: str, days: float) -> None:
@@ -275,12 +276,12 @@ def test_processes_that_fill_the_node_cache_at_once_download_once(remote: Storag
 
 
 @pytest.mark.parametrize("name", ["mtime", "LastModified", "updated", "created"])
-def test_every_file_system_tells_when_a_file_was_changed(name: str) -> None:
+def test_every_file_system_tells_when_a_file_waschanged_at(name: str) -> None:
     """By a name of its own; a file whose age is not known counts as new, and would never be collected."""
     changed = datetime.now(UTC) - timedelta(days=3)
-    assert _changed({"size": 1, name: changed}) == changed.timestamp()
-    assert _changed({name: changed.isoformat()}) == changed.timestamp()
-    assert _changed({"size": 1}) == pytest.approx(datetime.now(UTC).timestamp(), abs=5)
+    assert changed_at({"size": 1, name: changed}) == changed.timestamp()
+    assert changed_at({name: changed.isoformat()}) == changed.timestamp()
+    assert changed_at({"size": 1}) == pytest.approx(datetime.now(UTC).timestamp(), abs=5)
 
 
 def test_who_was_taken_over_refers_to_nothing_any_more(local: Storage) -> None:

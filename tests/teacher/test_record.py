@@ -3,6 +3,7 @@ number of workers, and after any interruption."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,15 +21,18 @@ from raydistill.errors import ArtifactError, Interrupted
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import pool_teacher as actor
 from raydistill.pipeline.job import Job
+from raydistill.storage import verified
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import file_digest
 from raydistill.storage.storage import Storage
 from raydistill.teacher import record as record_module
 from raydistill.teacher import store
+from raydistill.teacher import verify as verify_module
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.signals import OnlineSignals
-from raydistill.teacher.store import cut_shards, find_shards, signal_artifact
+from raydistill.teacher.store import cut_shards, find_shards, reopen_damaged, signal_artifact
+from raydistill.teacher.verify import verify
 
 SIGNALS = tuple(map(Signal, ("hidden_states[2]", "hidden_states[4]", "logits")))
 
@@ -202,6 +206,63 @@ def test_another_number_of_workers_continues_the_same_recording(small_shards, tm
     for start in range(0, toy.rows().num_rows, 64):
         order = np.arange(start, min(start + 64, toy.rows().num_rows))
         assert_equal_online(toy, RecordedSignals(artifacts(items), toy.rows().num_rows, verify=True), order)
+
+
+def look_on_rank(folder: Path, url: str) -> tuple[list[str], list[str]]:
+    """Run on each rank: look through recorded signals twice, what it read each time."""
+    verified.SETTLED_SECONDS = 0.0
+    artifacts = [Artifact(Storage(url), "signals", key) for key in KEYS]
+    seen: list[str] = []
+    read = verify_module.read_file
+    verify_module.read_file = lambda *place: (seen.append(place[-1]), read(*place))[1]  # type: ignore[assignment]
+    found = [verify(artifacts, Group()) for _ in range(2)]
+    assert [sorted(files) for files in found[1]] == [sorted(artifact.names()) for artifact in artifacts]
+    assert found[0] == found[1]
+    return seen, sorted(reopen_damaged(artifacts[0], found[0][0])) if Group().is_first else []
+
+
+KEYS = ("0" * 20, "1" * 20)
+
+
+def test_ranks_share_the_looking_and_none_of_it_is_done_twice(tmp_path):
+    made = [Artifact(Storage(str(tmp_path)), "signals", key) for key in KEYS]
+    for artifact in made:
+        files = {}
+        for index in range(5):
+            path = tmp_path / "shard"
+            path.write_bytes(f"{artifact.key} {index}".encode())
+            files[name] = artifact.put(path, name := store.shard_name(index, file_digest(path)))
+        artifact.seal(files, {})
+    time.sleep(0.05)  # a few ticks of the disk's clock
+    names = [artifact.names() for artifact in made]
+    (first, damaged), (second, _) = run_ranks(look_on_rank, 2, tmp_path / "a", tmp_path, str(tmp_path))
+    assert sorted(first + second) == sorted(names[0] + names[1])
+    assert abs(len(first) - len(second)) <= 1
+    assert damaged == []
+    victim = Path(tmp_path, "signals", KEYS[0], names[0][3])
+    victim.write_bytes(victim.read_bytes().replace(b" 3", b" 4"))
+    time.sleep(0.05)
+    (first, damaged), (second, _) = run_ranks(look_on_rank, 2, tmp_path / "b", tmp_path, str(tmp_path))
+    assert first + second == damaged == [victim.name]
+    assert not made[0].exists()
+    assert not victim.exists()
+
+
+def test_a_look_that_is_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(verified, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(verify_module, "AT_ONCE", 2)
+    artifact = Artifact(Storage(str(tmp_path)), "signals", KEYS[0])
+    for index in range(5):
+        path = tmp_path / "shard"
+        path.write_bytes(f"{index}".encode())
+        artifact.put(path, store.shard_name(index, file_digest(path)))
+    time.sleep(0.05)
+    answers, told = iter([False] * 3 + [True]), []
+    with pytest.raises(Interrupted):
+        verify([artifact], Group(), should_stop=lambda: next(answers))
+    (found,) = verify([artifact], Group(), progress=lambda *done: told.append(done))
+    assert told == [(2, 2)]
+    assert find_shards(artifact, found).keys() == set(range(5))
 
 
 def test_shards_hold_every_row_once_and_are_bounded(monkeypatch):

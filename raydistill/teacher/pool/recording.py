@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from raydistill.cluster.group import Group
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.models.signals import Signal
@@ -19,6 +20,7 @@ from raydistill.storage.ownership import Owner
 from raydistill.teacher.pool.teachers import LOST, TeacherPool, is_final, was_preempted
 from raydistill.teacher.record import STOPPED, Files, Wanted, find_missing, find_present, seal
 from raydistill.teacher.store import cut_shards
+from raydistill.teacher.verify import verify
 
 AT_ONCE = 2
 """Shards a teacher holds: the one it works on and the next, so that it never waits for the driver."""
@@ -55,7 +57,8 @@ def record_in_pool(
     """
     for split, signals in wanted.items():
         shards = cut_shards(rows[split].lengths)
-        present = find_present(signals)
+        found = verify([item.artifact for item in signals.values()], Group(), should_stop=stop.is_set)
+        present = find_present(signals, found)
         missing = find_missing(len(shards), present)
         todo = [Shard(split, i, len(shards[i]), {s: signals[s] for s in lacking}) for i, lacking in missing.items()]
         seal(signals, present, [Recording(pool, todo, [*signals], stop, show).run()], owner)
