@@ -166,6 +166,7 @@ def test_tune_gets_searcher_or_population_and_the_storage(
     with pytest.raises(InterruptedError):
         run_trials(source, TrialResources(1, {"CPU": 1.0}, 2), print, scheduler if exchanges else None)
     assert (told["run_config"].storage_path, told["run_config"].storage_filesystem) == ("place", filesystem)
+    assert told["run_config"].checkpoint_config.checkpoint_at_end is False
     search = told["tune_config"]
     if exchanges:
         specs = [source.spec(trial).to_plain() for trial in trials]
