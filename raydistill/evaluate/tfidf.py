@@ -58,7 +58,7 @@ def fit_tfidf(
         sublinear_tf=True,
         tokenizer=words_in,
         token_pattern=None,
-        max_features=min(MAX_WORDS, max(MAX_WEIGHTS // num_outputs, 1)),
+        max_features=min(MAX_WORDS, MAX_WEIGHTS // num_outputs),
         dtype=np.float32,
     )
     try:

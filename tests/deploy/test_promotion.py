@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from kit.registered import LENIENT, NUM_ROWS, NUM_TEST, aliases, client
 from kit.toy import write_toy_csv
@@ -19,12 +20,16 @@ from safetensors.torch import load_file, save_file
 from raydistill.cli import main as cli
 from raydistill.config.gate import Gate
 from raydistill.config.loading import load_data
-from raydistill.deploy.gate import promotion
+from raydistill.deploy.gate import judging, promotion
 from raydistill.deploy.gate.promotion import promote, rollback
 from raydistill.errors import ConfigError, ModelError, RaydistillError, TrackingError
+from raydistill.evaluate.compare import Predictions
 from raydistill.evaluate.evidence import read_kept_predictions, read_seen
+from raydistill.evaluate.rules import Retention
+from raydistill.evaluate.scoreboard import Scoreboard
 from raydistill.storage.locks import lock
 from raydistill.storage.storage import Storage
+from raydistill.tasks import Targets, TextClassification
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.registry.aliases import move_champion
 from raydistill.tracking.registry.versions import list_versions, resolve_model_uri
@@ -47,6 +52,23 @@ def judged(place: Storage, version: int | None = None, gate: Gate = LENIENT, **m
 
 def failed(verdict: dict[str, Any]) -> list[str]:
     return [rule["name"] for rule in verdict["rules"] if rule["verdict"] == "failed"]
+
+
+def test_retention_is_resampled_as_often_as_the_gate_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, task = np.random.default_rng(0), TextClassification(("a", "b"))
+    targets = Targets(rng.integers(0, 2, 60), np.ones(60, bool))
+    right = targets.values[:, None] == [0, 1]
+    outputs = {"student": rng.normal(right, 1.0), "teacher": rng.normal(right, 0.5)}
+    hashes, tasks = tuple(map(str, range(60))), dict.fromkeys(outputs, task)
+    kept = Predictions(hashes, targets, np.arange(60), outputs, tasks)
+    monkeypatch.setattr(judging, "read_kept_predictions", lambda run_id, uri: kept)
+    found = {num: judging.find_retention("accuracy", num, "run", "uri") for num in (50, 1000)}
+    for num, told in found.items():
+        board = Scoreboard(tasks, outputs, targets, num_samples=num)
+        assert told == Retention(**board.retention("teacher", "student", "accuracy"), num_rows=60)
+    assert found[50] != found[1000]
+    kept.outputs.pop("teacher")
+    assert judging.find_retention("accuracy", 50, "run", "uri") is None
 
 
 def test_a_whole_life(place: Storage) -> None:

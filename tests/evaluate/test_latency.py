@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,10 +51,27 @@ def test_known_times_and_conditions() -> None:
     }
 
 
-def test_time_budget_adds_calls() -> None:
-    model = Sleeper(0.001)
-    result = measure_one(model, ROW, BATCH, repeats=2, seconds=0.3)
-    assert result["repeats"] > 2
+def test_time_budget_adds_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it for single rows and half for batches; what all models take is counted together."""
+    now = [0.0]
+
+    def call() -> None:
+        now[0] += 0.125
+
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for names in ("a", "ab"):
+        calls = dict.fromkeys(names, (call, call))
+        found = latency.time_calls(calls, torch.device("cpu"), repeats=2, seconds=2.0)
+        assert found == dict.fromkeys(names, ([0.125] * 8, [0.125] * 8))
+
+
+def test_summary_by_hand() -> None:
+    row_times, picture = [i / 1000 for i in range(101)], {"pixel_values": torch.zeros(4, 3, 2, 2)}
+    found = latency.summarize(row_times, [0.5, 1.0, 2.0], ROW, BATCH)
+    assert found.pop("latency_ms") == pytest.approx({"p50": 50, "p95": 95})
+    assert found == {"throughput": 32.0, "batch_size": 32, "length": 16, "repeats": 101}
+    told = latency.summarize([1.0], [2.0, 4.0, 6.0], picture, picture)
+    assert (told["throughput"], told["batch_size"], told["length"]) == (1.0, 4, None)
 
 
 def test_calls_are_in_evaluation_and_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +158,7 @@ def test_a_thread_that_finds_no_core_has_waited() -> None:
 def test_who_waited_longest_is_the_delay_of_all() -> None:
     before, after = {"1": (0, 10**9), "2": (7, 0)}, {"1": (10**9, 3 * 10**9), "2": (10**9, 10**9), "3": (0, 1)}
     assert latency.longest_wait(before, after) == pytest.approx(2.0)
+    assert latency.passed(before, after) == [(10**9, 2 * 10**9), (10**9 - 7, 10**9), (0, 1)]
     assert latency.longest_wait(None, None) == latency.waited_share(None, None) == 0  # without a count
 
 

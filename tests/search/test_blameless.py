@@ -118,6 +118,9 @@ def test_workers_of_a_trial_ask_for_what_was_planned(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("ray.tune.with_resources", lambda kind, resources: kind)
     trial_function(None, TrialResources(2, {"CPU": 2.0}, 4), False)  # type: ignore[arg-type]
     assert handed["resources"] == {"CPU": 2.0}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    trial_function(None, TrialResources(1, {"CPU": 3.0}, 4), True)  # type: ignore[arg-type]
+    assert (handed["num_threads"], handed["exchanges"]) == (3, True)  # one worker needs no group
 
     asked: list[dict[str, float]] = []
     monkeypatch.setattr(actors, "make_trainer", lambda job, phases, name, resources, callbacks: asked.append(resources))

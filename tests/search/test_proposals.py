@@ -16,7 +16,7 @@ from raydistill.search.front import pareto_front
 from raydistill.search.ledger import Ledger, Params, Trial
 from raydistill.search.proposals import Proposals, Verdict, key
 from raydistill.search.space import combination, space_size, sweep_of
-from raydistill.search.study import violations
+from raydistill.search.study import sampler_for, violations
 from raydistill.storage.storage import Storage
 
 TEMPERATURE = "stages.distill.losses.kd.temperature"
@@ -329,6 +329,23 @@ def test_resumed_evolution_has_parents(tmp_path: Path) -> None:
     known = {name: {parent.params[name] for parent in parents} for name in space}
     shares = [sum(child[name] in known[name] for name in space) / len(space) for child in children]
     assert sum(shares) / len(shares) > 0.6
+
+
+@pytest.mark.parametrize(("num_trials", "startup", "population"), [(8, 5, 4), (40, 10, 10), (400, 100, 50)])
+def test_a_quarter_of_the_trials_is_the_first_generation(
+    monkeypatch: pytest.MonkeyPatch, num_trials: int, startup: int, population: int
+) -> None:
+    told: dict[str, Any] = {}
+    for name in ("TPESampler", "NSGAIISampler", "RandomSampler"):
+        monkeypatch.setattr(f"optuna.samplers.{name}", lambda name=name, **given: told.update({name: given}))
+    for search in SEARCHES[1:]:
+        sampler_for(sweep_of(sweeping(CONTINUOUS, search=search)), num_trials, 3)
+    # trials run at once: without the liar the next one would be drawn beside one that is not told yet
+    assert told == {
+        "TPESampler": {"n_startup_trials": startup, "multivariate": True, "constant_liar": True, "seed": 3},
+        "NSGAIISampler": {"population_size": population, "seed": 3},
+        "RandomSampler": {"seed": 3},
+    }
 
 
 def test_same_seed_same_proposals(tmp_path: Path) -> None:

@@ -239,6 +239,9 @@ def test_default_outside_the_space(name: str, values: dict[str, Any]) -> None:
     check_space(config)
     assert config.sweep is not None
     assert not contains(config.sweep, default_params(config))
+    more = sweeping({name: values, "stages.distill.num_epochs": {"integer": [1, 5]}})
+    assert more.sweep is not None
+    assert not contains(more.sweep, default_params(more))  # each setting lies in it, or the combination does not
 
 
 def test_combinations_in_the_order_written_last_name_fastest() -> None:

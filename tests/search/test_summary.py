@@ -274,6 +274,10 @@ def test_verdict_when_the_configs_own_values_win_or_were_not_trained() -> None:
     assert own.startswith("The search found nothing better than the config's own values (trial 0). ")
     assert "points better than the config" not in own
     assert "were not trained again" in build([finalist(7, [0.9, 0.8], [0.9, 0.8])])["verdict"]
+    assert (
+        "The winner reaches 90.0 % accuracy on validation, with one fresh seed."
+        in build([finalist(7, [0.9], [0.8])])["verdict"]
+    )
 
 
 def test_verdict_of_values_that_break_a_constraint_or_are_as_good_claims_no_gain() -> None:

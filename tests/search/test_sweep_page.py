@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 import math
 import re
@@ -19,7 +21,9 @@ from raydistill.evaluate.report import scales
 from raydistill.evaluate.report.glossary import TERMS
 from raydistill.search.report import page, parallel
 from raydistill.search.report.page import write_report
+from raydistill.search.report.pictures import history_picture
 from raydistill.search.report.scene import Scene
+from raydistill.search.report.spreadsheet import trials_csv
 
 
 def write(summary: dict[str, Any], folder: Path) -> str:
@@ -115,6 +119,32 @@ def test_best_so_far_only_improves_and_ends_at_the_best(report: Path, summary: d
     steps = [y for _, y in traces(figures_of(report.read_text("utf-8"))["history"])["best so far"]]
     assert steps == sorted(steps)
     assert steps[-1] == pytest.approx(100 * summary["finalists"][0]["search"]["validation/accuracy"])
+
+
+def test_the_best_so_far_of_one_trial_and_an_axis_without_a_value(summary: dict[str, Any]) -> None:
+    one = {**summary["trials"][0], "measures": {"validation/accuracy": 0.5, "latency_ms": None}}
+    scene = Scene({**summary, "trials": [one]}, frozenset({one["number"]}), {}, {})
+    (picture,) = history_picture(scene)
+    assert traces(picture.figure)["best so far"] == [(0, 50.0), (0, 50.0)]
+    place_of, texts = parallel.axis_of(scene, "latency_ms")
+    assert place_of(one) is None
+    assert list(texts) == [0.0, 1.0]
+
+
+def test_the_table_for_spreadsheets_has_a_row_a_trial(summary: dict[str, Any]) -> None:
+    first, *rows = csv.DictReader(io.StringIO(trials_csv(summary)))
+    assert len(rows) == 23
+    trial = summary["trials"][0]
+    settings = {name: first[name] for name in summary["space"]}
+    assert settings == {name: json.dumps(value) for name, value in trial["params"].items()}
+    assert {name: float(first[name]) for name in trial["measures"]} == trial["measures"]
+    assert (first["number"], first["state"], first["step"], first["reason"]) == ("0", "completed", "360", "")
+    failed, rejected = rows[3], rows[4]
+    assert (failed["state"], failed["reason"]) == ("failed", summary["trials"][4]["reason"])
+    assert (rejected["state"], rejected["validation/accuracy"], rejected["step"]) == ("rejected", "", "")
+    hidden = "stages.distill.losses.hidden"
+    texts = {row[hidden] for row in rows}
+    assert texts == {"null", '{"layers":"last","type":"hidden_mse","weight":0.5}'}
 
 
 def test_curves_end_where_trials_ended(report: Path, summary: dict[str, Any]) -> None:

@@ -56,6 +56,13 @@ def test_a_file_put_by_a_killed_process_is_whole_or_not_there(local: Storage, tm
     assert set(local.files("signals", KEY).items()) <= {("shard.arrow", 50_000_000)}
 
 
+def test_all_that_is_written_has_reached_the_disk(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    local.write_bytes(b"x" * 5, "a", "b")
+    assert 5 in sizes
+
+
 def test_storage_artifact_and_owner_travel(storage: Storage) -> None:
     artifact = pickle.loads(pickle.dumps(fill(Artifact(storage, "data", KEY))))
     assert artifact == Artifact(storage, "data", KEY)

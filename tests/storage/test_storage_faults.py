@@ -151,9 +151,10 @@ def test_patience_ends_and_is_not_begun_anew_by_the_next_request(known, monkeypa
     with pytest.raises(ArtifactError, match="no answer"):
         known.write_bytes(b"x", "a")
     assert failing.calls == calls + 1
-    monkeypatch.setenv("RAYDISTILL_STORAGE_RETRY_SECONDS", "soon")
-    with pytest.raises(ArtifactError, match=r"'soon'.*Set it to a number"):
-        known.write_bytes(b"x", "a")
+    for text in ("soon", "-0.5", "inf", "nan"):
+        monkeypatch.setenv("RAYDISTILL_STORAGE_RETRY_SECONDS", text)
+        with pytest.raises(ArtifactError, match=f"'{text}'.*Set it to a number"):
+            known.write_bytes(b"x", "a")
 
 
 def test_a_request_to_stop_ends_the_waiting(known, monkeypatch):

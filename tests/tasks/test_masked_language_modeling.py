@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raydistill.data.rows import Rows
 from raydistill.data.size import estimated_size, token_counts
-from raydistill.errors import ConfigError, DataError
+from raydistill.errors import ConfigError, DataError, ModelError
 from raydistill.evaluate.intervals import intervals
 from raydistill.models.capture import capture
 from raydistill.models.signals import ANSWERS
@@ -292,3 +292,13 @@ def test_the_estimate_of_a_plan_counts_pieces_and_copies(tmp_path: Any) -> None:
     assert size.num_tokens["train"] == 2 * rows.lengths.sum()
     assert size.num_units is not None
     assert size.num_units["train"] == 2 * rows.targets.num_units
+
+
+def test_outputs_that_are_not_finite_or_do_not_fit_are_refused() -> None:
+    targets = Ragged(np.zeros((3, 3)), np.array([2, 1]))
+    broken = np.zeros((3, 3))
+    broken[1, 0] = np.nan
+    with pytest.raises(ModelError, match=r"1 of 3 rows.*learning_rate"):
+        TASK.scores(Ragged(broken, targets.lengths), targets)
+    with pytest.raises(ModelError, match="do not fit 3 labelled rows"):
+        TASK.scores(Ragged(broken[:2], np.array([1, 1])), targets)

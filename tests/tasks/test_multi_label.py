@@ -321,3 +321,12 @@ def test_an_empty_csv_cell_is_no_label(tmp_path: Path) -> None:
         for text, known in zip(part.texts["text"].to_pylist(), part.targets.labeled.tolist(), strict=True)
     }
     assert [text for text, known in labeled.items() if not known] == ["left open"]
+
+
+def test_several_models_answer_with_the_mean_of_their_probabilities() -> None:
+    one, other = (rows(20, seed=seed)[0] for seed in (0, 1))
+    for weights, shares in ((None, (0.5, 0.5)), ([3, 1], (0.75, 0.25))):
+        found = TASK.averaged([one, other], weights)
+        expected = shares[0] * probabilities(one) + shares[1] * probabilities(other)
+        np.testing.assert_allclose(probabilities(found), expected, atol=1e-12)
+    assert TASK.averaged([one]) is one

@@ -121,6 +121,19 @@ def test_a_resample_is_worth_what_its_pictures_are() -> None:
     np.testing.assert_array_equal(some["map"], found["map"])
 
 
+def test_a_size_has_both_its_ends() -> None:
+    """One find too many of 32 by 32 pixels counts against the small objects and against the medium ones."""
+    outputs = np.zeros((1, 2, 6), np.float32)
+    outputs[0, :, 0] = 1, 2
+    outputs[0, :, 2:] = (0.125, 0.125, 0.25, 0.25), (0.5, 0.5, 0.5, 0.5)
+    for side, place in ((0.25, "small"), (0.625, "medium")):
+        outputs[0, 0, 2:] = (side / 2, side / 2, side, side)
+        own = [0, *outputs[0, 0, 2:], (64 * side) ** 2, 64, 64]
+        targets = Ragged(np.array([own], np.float32), np.array([1]))
+        found = BoxScores(outputs.reshape(1, -1), targets, ("a",), 0.5).values
+        assert found[f"map_{place}"] == pytest.approx(0.5)
+
+
 def test_only_a_hundred_detections_of_a_class_count() -> None:
     draw = np.random.default_rng(0)
     outputs = np.zeros((1, 120, 6), np.float32)
