@@ -1,4 +1,4 @@
-"""The straight line inside the worker group: teacher, recording, student, baseline, evaluation.
+"""The straight line inside the worker group: teacher, recording, baseline, student, evaluation.
 
 Every rank runs ``run_phases`` with the same job. Each phase looks for its artefact first, so a restarted group goes on
 in the phase, and at the shard or step, where it was. Nothing here knows Ray; with one process it runs in a notebook.
