@@ -20,6 +20,8 @@ PRIVATE = ("generated", "v2")
 USED = {
     ("cluster/entry.py", "ray._raylet.GcsClient"),
     ("cluster/placement.py", "ray._private.services.canonicalize_bootstrap_address_or_die"),
+    ("cluster/placement.py", "_actor_id"),
+    ("cluster/placement.py", "ray._private.state.state"),
     ("cluster/placement.py", "ray._raylet.GcsClient"),
     ("cluster/placement.py", "ray.core.generated.autoscaler_pb2.GetClusterStatusReply"),
     ("cluster/placement.py", "ray.core.generated.autoscaler_pb2.NodeStatus"),
@@ -74,6 +76,13 @@ def cluster_status() -> bool:
     return {"node_ip_address", "status", "total_resources", "available_resources"} <= fields and NodeStatus.RUNNING > 0
 
 
+def actor_place() -> bool:
+    from ray._private.state import state
+    from ray.actor import ActorHandle
+
+    return callable(state.actor_table) and hasattr(ActorHandle, "_actor_id")
+
+
 def token_mode() -> bool:
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
@@ -120,6 +129,7 @@ CANARIES: list[tuple[Callable[[], bool], str]] = [
     (lambda: gcs_client("get_cluster_status"), "cluster/placement.py: ray.init, ray.nodes and ray.available_resources"),
     (bootstrap, "cluster/placement.py: ray.init(address='auto') and get_runtime_context().gcs_address"),
     (cluster_status, "cluster/placement.py: ray.nodes() of a driver that has joined"),
+    (actor_place, "cluster/placement.py: a first question to the actor, which begins to load with the second one"),
     (token_mode, "cli/doctor/probe.py: RAY_AUTH_MODE of the node, which it falls back to"),
     (request_with_timeout, "cli/submit/jobs.py: a session of requests with time-outs, or none at all"),
     (attention, "models/student.py: attn_implementation, as from_pretrained takes it"),

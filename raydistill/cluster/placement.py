@@ -32,6 +32,16 @@ def known_nodes() -> list[Node]:
     return [*living, *announced_nodes(living)]
 
 
+def has_place(actor: Any) -> bool:
+    """Whether an actor has a process on a node, in which it may still be about to begin; until then it waits for room.
+
+    Ray tells that in public only where it has a dashboard.
+    """
+    from ray._private.state import state
+
+    return bool(state.actor_table(actor._actor_id.hex()).get("Address", {}).get("Port"))
+
+
 def can_grow() -> bool:
     """Whether nodes may come: to a cluster that ``RAY_ADDRESS`` names, but not to one of this machine alone."""
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")

@@ -25,8 +25,10 @@ TURN_SECONDS = 10.0
 
 
 RAY = "ray"
-"""Where Ray keeps its own files of a run, or a sweep: below ``<key>-<number of the owner>-<group>``."""
-RAY_FOLDER = re.compile(r"(?P<run>[0-9a-f]{20}(?:-\d+)?)-(?P<owner>\d+)-(?:\d+|[a-z]+)")
+"""Where Ray keeps its own files of a run, or a sweep: below ``<key>-<number of the owner>-<group>``. A group has a
+number, in a run; or is that of all trials, or finals, of a sweep, or of one with several workers,
+``trial-<number>-<8 hex digits>``."""
+RAY_FOLDER = re.compile(r"(?P<run>[0-9a-f]{20}(?:-\d+)?)-(?P<owner>\d+)-(?:\d+|[a-z]+(?:-\d{5,}-[0-9a-f]{8})?)")
 
 
 @dataclass(frozen=True)

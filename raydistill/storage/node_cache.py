@@ -14,6 +14,7 @@ from filelock import FileLock
 from raydistill.storage.faults import Damaged, explain, number_set
 from raydistill.storage.manifest import KINDS
 from raydistill.storage.storage import PARTIAL
+from raydistill.storage.verified import NOTE
 
 CACHE_BYTES = 50 * 10**9
 """Default bound of the node's cache; RAYDISTILL_CACHE_BYTES overrides it."""
@@ -97,12 +98,13 @@ def _make_room(root: Path, num_bytes: int) -> None:
 
 
 def _used_and_bytes(entry: Path) -> tuple[float, int]:
-    """Time of last use and size of a copy; what vanishes meanwhile, at another process's rename, counts nothing."""
+    """Time of last use and size of a copy, but for the note of what was read; what vanishes meanwhile, at another
+    process's rename, counts nothing."""
     used, size = 0.0, 0
     with suppress(FileNotFoundError):
         used = entry.stat().st_mtime
         for folder, _, names in os.walk(entry):
-            size += sum(os.path.getsize(os.path.join(folder, name)) for name in names)
+            size += sum(os.path.getsize(os.path.join(folder, name)) for name in names if name != NOTE)
     return used, size
 
 

@@ -107,9 +107,11 @@ def test_what_ray_left_of_killed_drivers_goes_and_a_living_one_s_stays(storage: 
     run, sweep, other = "a" * 20, f"{'b' * 20}-2", "c" * 20
     owners = {key: [Owner.acquire(storage, "runs", key).number for _ in range(2)][-1] for key in (run, sweep, other)}
     assert {*owners.values()} == {2}
-    living = [f"{run}-2-1", f"{run}-2-3", f"{sweep}-2-trial"]
-    foreign = ["notes", f"{run}", f"{'d' * 20}-copy"]  # storage may be a folder in which the user keeps other things
+    living = [f"{run}-2-1", f"{run}-2-3", f"{sweep}-2-trial", f"{sweep}-2-trial-00000-0a1b2c3d"]
+    # storage may be a folder in which the user keeps other things
+    foreign = ["notes", f"{run}", f"{'d' * 20}-copy", f"{run}-1-trial-2"]
     dead = [f"{run}-1-1", f"{sweep}-1-final", f"{other}-2-1", f"{'e' * 20}-1-1"]
+    dead += [f"{sweep}-1-trial-00003-ffffffff", f"{sweep}-1-final-123456-99999999"]
     for name in (*living, *foreign, *dead):
         storage.write_bytes(b"state", "ray", name, "file")
     assert collect_garbage(storage) == []  # all of it young

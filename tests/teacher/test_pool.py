@@ -166,6 +166,7 @@ def test_a_teacher_that_hangs_is_told_of_and_then_replaced(monkeypatch: pytest.M
     monkeypatch.setattr(teachers.ray, "wait", lambda answers, **options: (answered, []))
     monkeypatch.setattr(teachers.ray, "get", lambda answer: True)
     monkeypatch.setattr(teachers.ray, "kill", killed.append)
+    monkeypatch.setattr(teachers, "has_place", lambda actor: False)
     hung, loading = (teachers.Member(i, f"actor {i}", f"answer {i}", is_ready=i == 1) for i in (1, 2))
     pool._members = [hung, loading]
     for clock[0], num_told in ((599.0, 0), (601.0, 1), (3599.0, 1)):
@@ -185,6 +186,47 @@ def test_a_teacher_that_hangs_is_told_of_and_then_replaced(monkeypatch: pytest.M
     ]
 
 
+def test_a_teacher_that_hangs_while_it_loads_is_told_of_and_then_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it has waited for its place; another one loads meanwhile, and is there."""
+    told: list[str] = []
+    killed: list[Any] = []
+    pool = TeacherPool(Pool(min=1, max=2), {}, Teacher, (), lambda entry: told.append(entry["note"]))
+    clock, placed, answered = [0.0], set[str](), list[Any]()
+    monkeypatch.setattr(teachers.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(teachers.ray, "wait", lambda answers, **options: (answered, []))
+    monkeypatch.setattr(teachers.ray, "get", lambda answer: True)
+    monkeypatch.setattr(teachers.ray, "kill", killed.append)
+    monkeypatch.setattr(teachers, "has_place", placed.__contains__)
+    hung, slow = (teachers.Member(i, f"actor {i}", f"answer {i}") for i in (1, 2))
+    pool._members = [hung, slow]
+    clock[0] = 9000.0
+    pool._look()
+    assert not told
+    placed.add("actor 1")
+    clock[0] = 9002.0
+    pool._look()
+    placed.add("actor 2")
+    for clock[0], num_told in ((9601.0, 0), (9603.0, 1), (10_200.0, 1), (10_202.0, 2), (10_801.0, 2)):
+        pool._look()
+        assert (len(told), killed) == (num_told, [])
+    slow.actor = SimpleNamespace(is_alive=SimpleNamespace(remote=lambda: "answer 3"))
+    answered[:] = ["answer 2"]
+    pool._look()
+    assert slow.is_ready
+    assert pool._slowest_start == 1200.0
+    answered.clear()
+    clock[0] = 9002.0 + 1800.0 + 10 * 1200.0
+    slow.asked_at = clock[0]
+    pool._look()
+    assert killed == ["actor 1"]
+    assert pool._members == [slow]
+    assert told == [
+        "teacher 1 has been loading for 10 minutes: its weights come slowly, or it hangs",
+        "teacher 2 has been loading for 10 minutes: its weights come slowly, or it hangs",
+        "teacher 1 has been loading for 230 minutes and is replaced",
+    ]
+
+
 def test_a_slow_teacher_that_answers_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = TeacherPool(Pool(min=1, max=1), {}, Teacher, (), lambda entry: None)
     monkeypatch.setattr(teachers.time, "monotonic", lambda: 5000.0)
@@ -195,6 +237,31 @@ def test_a_slow_teacher_that_answers_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     pool._look()
     assert pool._members == [slow]
     assert pool._slowest == 5000.0
+
+
+def test_an_actor_that_hangs_while_it_begins_has_a_place_and_one_that_waits_for_room_has_none(
+    ray_cluster: Path,
+) -> None:
+    class Hangs:
+        def __init__(self) -> None:
+            time.sleep(600)
+
+        def open(self) -> None:
+            raise AssertionError
+
+    make: Any = ray.remote(Hangs).options
+    hung, waiting = make(num_cpus=0).remote(), make(num_cpus=0, resources={"nowhere": 1}).remote()
+    answers = [actor.open.remote() for actor in (hung, waiting)]
+    try:
+        deadline = time.monotonic() + 60
+        while not teachers.has_place(hung) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (teachers.has_place(hung), teachers.has_place(waiting)) == (True, False)
+    finally:
+        for actor in (hung, waiting):
+            ray.kill(actor)
+    with pytest.raises(ray.exceptions.RayActorError):  # one that hangs in it can be ended
+        ray.get(answers[0], timeout=30)
 
 
 def signal_lines(counts: Path, begin: int = 0) -> list[list[str]]:

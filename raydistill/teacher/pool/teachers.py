@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raydistill.cluster.placement import has_place
 from raydistill.cluster.resources import described
 from raydistill.config.teacher import Pool
 from raydistill.errors import ArtifactError, RaydistillError
@@ -27,6 +28,8 @@ LOADING_SECONDS = 300.0
 QUIET_SECONDS, HUNG_SECONDS = 600.0, 3600.0
 """A teacher answers once it has done the work before, at most two shards: a large one on a few CPUs may need half an
 hour for them. One that is quiet so long is told of, then taken for hung."""
+HUNG_LOADING_SECONDS = 1800.0
+"""The same of one that has a place and loads: 18 GB at 10 MB/s."""
 SLOWEST_TIMES = 10
 """Nor is one taken for hung before it was quiet so many times longer than any teacher of the pool yet."""
 MAX_FAILED_STARTS = 3
@@ -106,6 +109,10 @@ class Member:
     asked_at: float = 0.0
     is_told_of: bool = False
     """Whether it was said that it does not answer."""
+    placed_at: float | None = None
+    """Since when it is known to have a place, in which it loads."""
+    looked_at: float = -math.inf
+    """When that was last asked."""
 
 
 class TeacherPool:
@@ -132,6 +139,7 @@ class TeacherPool:
         self._number = 0
         self._failed_starts = self._lost_starts = 0
         self._slowest = 0.0  # s from a question to the answer, of a teacher that was there
+        self._slowest_start = 0.0  # s from its place to being there
         self._begin_at = time.monotonic()  # of asking for the teachers that are missing
         self._has_begun = False
         self._missed_at: float | None = time.monotonic()
@@ -250,10 +258,15 @@ class TeacherPool:
             else:
                 if member.is_ready:
                     self._slowest = max(self._slowest, time.monotonic() - member.asked_at)
+                elif member.placed_at is not None:
+                    self._slowest_start = max(self._slowest_start, time.monotonic() - member.placed_at)
                 member.is_told_of = False
                 member.is_ready, self._failed_starts, self._lost_starts = True, 0, 0
-        for member in [member for member in self._members if member.is_ready and member.answer is not None]:
-            self._judge_silence(member, time.monotonic() - member.asked_at)
+        for member in [member for member in self._members if member.answer is not None]:
+            if member.is_ready:
+                self._judge_silence(member, time.monotonic() - member.asked_at)
+            elif (since := self._loads_since(member)) is not None:
+                self._judge_loading(member, time.monotonic() - since)
         for member in self._members:
             if member.answer is None and time.monotonic() - member.asked_at >= PING_SECONDS:
                 self._ask(member)
@@ -267,6 +280,25 @@ class TeacherPool:
         elif seconds >= max(QUIET_SECONDS, 2 * self._slowest) and not member.is_told_of:
             member.is_told_of = True
             self.show({"phase": "teachers", "note": f"{note}: its work is slow, or it hangs"})
+
+    def _loads_since(self, member: Member) -> float | None:
+        """Since when a teacher has loaded; None for one that waits for room, which may take long."""
+        now = time.monotonic()
+        if member.placed_at is None and now - member.looked_at >= PING_SECONDS:
+            member.looked_at = now
+            member.placed_at = now if has_place(member.actor) else None
+        return member.placed_at
+
+    def _judge_loading(self, member: Member, seconds: float) -> None:
+        """The same of a teacher that loads."""
+        note = f"teacher {member.number} has been loading for {seconds / 60:.0f} minutes"
+        if seconds >= max(HUNG_LOADING_SECONDS, SLOWEST_TIMES * self._slowest_start):
+            self.show({"phase": "teachers", "note": f"{note} and is replaced"})
+            self._retire(member, note)
+            self._count_lost(member, TimeoutError(f"{note}; look at the disk and the network of its node"))
+        elif seconds >= max(QUIET_SECONDS, 2 * self._slowest_start) and not member.is_told_of:
+            member.is_told_of = True
+            self.show({"phase": "teachers", "note": f"{note}: its weights come slowly, or it hangs"})
 
     def _retire(self, member: Member, reason: str) -> None:
         logging.getLogger(__name__).warning("Teacher %d is gone: %s", member.number, reason.splitlines()[0])
@@ -312,7 +344,9 @@ class TeacherPool:
             return
         self._missed_at = now if self._missed_at is None else self._missed_at
         there = sum(member.is_ready for member in self._members)
-        missing = f"{there} of at least {self.pool.min} there, each asks for {self._asks}"
+        loading = sum(member.placed_at is not None and not member.is_ready for member in self._members)
+        more = f", {loading} more loading" if loading else ""
+        missing = f"{there} of at least {self.pool.min} there{more}, each asks for {self._asks}"
         if now - self._missed_at >= max(60 * self.max_wait_minutes, LOADING_SECONDS):
             raise RaydistillError(
                 f"teacher.pool: no teachers for {(now - self._missed_at) / 60:.0f} minutes ({missing}); a run waits "
