@@ -190,7 +190,7 @@ def test_the_config_for_a_table_is_about_what_init_writes(tmp_path: Path, monkey
 def test_the_rules_of_what_is_chosen_are_told() -> None:
     said = " ".join(FRONT.split())
     for words in (
-        f"at least {defaults.TEACHER_STEPS} optimizer steps for a teacher and {defaults.STUDENT_STEPS} for a student",
+        f"{defaults.TEACHER_STEPS} optimizer steps for a teacher and {defaults.STUDENT_STEPS} for a student",
         f"from {defaults.FEWEST_EPOCHS} epochs to {defaults.MOST_TEACHER_EPOCHS} and {defaults.MOST_STUDENT_EPOCHS}",
     ):
         assert words in said
