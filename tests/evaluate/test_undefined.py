@@ -318,3 +318,11 @@ def test_what_is_not_defined_is_said_with_its_reason(capsys: pytest.CaptureFixtu
     print_scores(Console(), scores)
     assert reason in capsys.readouterr().out
     assert ends(math.nan, np.array([math.nan])) == UNDEFINED
+
+
+@pytest.mark.parametrize("model", ["student", "teacher"])
+def test_a_latency_of_one_model_alone_has_no_ratio(model: str) -> None:
+    run = replace(outcome(), num_samples=100)
+    ratios = build_results(replace(run, **{model: replace(getattr(run, model), latency=None)}))["ratios"]
+    assert ratios["latency_p50"] is ratios["throughput"] is None
+    assert ratios["num_parameters"] is not None

@@ -411,6 +411,9 @@ def test_the_threshold_for_no_answer_is_the_best_of_all() -> None:
     )
     answered = np.flatnonzero(own.has_answer)
     assert QuestionAnswering().fitted(outputs[answered], targets[answered]).null_threshold is None
+    silent = np.flatnonzero(~own.has_answer)  # of these alone none is to be answered
+    lowest = QuestionAnswering().fitted(outputs[silent], targets[silent]).null_threshold
+    assert lowest == pytest.approx(own.spans.margin[silent].min() - 1)
 
 
 def test_what_does_not_look_at_the_question_is_at_the_floor() -> None:
