@@ -295,6 +295,8 @@ def test_verdict_of_a_front_names_size_and_speed() -> None:
         "It has a latency of 8 ms. 8 trials searched for validation accuracy and latency (bayesian). "
         "8 of them form the Pareto front. 1 more was rejected untrained."
     )
+    bounded = config(constraints={"num_parameters": {"max": 30_000_000}, "latency_ms": {"max": 9}})
+    assert "It has 23,456,796 parameters and a latency of 8 ms. " in build(settings=bounded)["verdict"]
     one = build(settings=settings, front=make_trials()[7:8])["verdict"]
     assert one.endswith("(bayesian). The winner is best in every objective. 1 more was rejected untrained.")
 
