@@ -35,7 +35,7 @@ def write_evidence(data: Artifact, evaluation: Artifact, folder: Path) -> None:
     a row.
     """
     target = folder / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
+    target.mkdir()
     shutil.copyfile(evaluation.local() / PREDICTIONS, target / PREDICTIONS)
     hashes: list[bytes] = []
     splits: list[str] = []

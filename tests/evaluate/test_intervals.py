@@ -102,3 +102,13 @@ def test_a_defined_value_is_shown_where_no_resample_has_one() -> None:
     assert interval(0.8, nothing) == {"value": 0.8, "low": None, "high": None}
     assert interval(np.nan, nothing) == {"value": None, "low": None, "high": None}
     assert interval(0.8, np.append(nothing, [0.7, 0.9])) == {"value": 0.8, "low": 0.705, "high": 0.895}
+
+
+def test_what_resampling_inflates_is_turned_around_its_value() -> None:
+    """The basic interval: by as much as resamples lie above the value the truth may lie below it."""
+    samples = np.repeat([0.25, 0.5], 50)
+    assert interval(0.375, samples, inflated=True) == {"value": 0.375, "low": 0.25, "high": 0.5}
+    assert interval(0.25, samples, inflated=True) == {"value": 0.25, "low": 0.0, "high": 0.25}
+    assert interval(0.125, samples, inflated=True) == {"value": 0.125, "low": 0.0, "high": 0.125}
+    assert interval(0.875, samples, inflated=True) == {"value": 0.875, "low": 0.875, "high": 1.0}
+    assert interval(0.375, np.repeat([0.0, 1.0], 50), inflated=True) == {"value": 0.375, "low": 0.0, "high": 0.75}

@@ -306,6 +306,12 @@ def test_the_main_metric_is_compared_unless_the_gate_names_another_that_the_task
             load_gate({"metric": name})
 
 
+@pytest.mark.parametrize(("labels", "text"), [(("art",), "1 label"), (("art", "tax"), "2 labels")])
+def test_one_label_is_no_plural(labels: tuple[str, ...], text: str) -> None:
+    found = judged(replace(GOOD, labels=labels, champion_labels=labels))["labels"]
+    assert (found.verdict, found.shown["value"]) == ("passed", text)
+
+
 def test_what_a_person_reads_of_every_rule() -> None:
     """Names, figures, limits and reasons, of models that are good, bad, not comparable, and the first ones."""
     lines = []

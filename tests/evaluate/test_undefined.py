@@ -318,3 +318,20 @@ def test_what_is_not_defined_is_said_with_its_reason(capsys: pytest.CaptureFixtu
     print_scores(Console(), scores)
     assert reason in capsys.readouterr().out
     assert ends(math.nan, np.array([math.nan])) == UNDEFINED
+
+
+@pytest.mark.parametrize("model", ["student", "teacher"])
+def test_a_latency_of_one_model_alone_has_no_ratio(model: str) -> None:
+    run = replace(outcome(), num_samples=100)
+    ratios = build_results(replace(run, **{model: replace(getattr(run, model), latency=None)}))["ratios"]
+    assert ratios["latency_p50"] is ratios["throughput"] is None
+    assert ratios["num_parameters"] is not None
+
+
+@pytest.mark.parametrize(
+    ("retention", "said"), [(0.999, "keeps 99.9 %"), (1.0, "keeps 100.0 %"), (1.01, "reaches 101.0 %")]
+)
+def test_who_is_as_good_as_the_teacher_keeps_all_of_it(retention: float, said: str) -> None:
+    results = build_results(replace(outcome(), num_samples=100))
+    results["retention"][results["task"]["main_metric"]] = retention
+    assert f"The student {said} of its teacher's" in verdict_of(results)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from kit.runs import make_context, make_shared, read_weights, replay, same_weights
 from kit.toy import toy_config, weights
+from ray.tune.schedulers import PopulationBasedTraining
 
 from raydistill.config.loading import load_config
 from raydistill.config.training import Optimization
@@ -254,12 +255,17 @@ def test_what_was_taken_over_can_be_trained_again_from_the_schedule(fresh, tmp_p
     random.seed(2)
     told = exchanged(fresh, bad, good)
     follower.reset_config({"trial": told})
+    own = (*follower._work(), "student", "of its own")
+    fresh.job.storage.write_bytes(b"x", *own)
     follower.load_checkpoint(str(folder))
+    assert not fresh.job.storage.exists(*own)
     assert follower.step()["validation"] == 1  # the leader's
     schedule = follower.spec.schedule
     assert schedule == ((0, GOOD), (STEPS_PER_EPOCH, told["params"]))
     result = follower.train_to()
     assert result["schedule"] == schedule
+    assert 0 < result["setup_seconds"] < 600
+    assert 0 < result["seconds"] < 600
     student = Artifact(fresh.job.storage, "student", result["student"]).local() / "model"
     replayed = train(fresh, trial_config(fresh.job.config, schedule))
     assert same_weights(read_weights(student), weights(replayed))
@@ -281,7 +287,7 @@ def test_taking_over_twice_at_one_step_leaves_one_change(fresh, tmp_path):
     assert last.spec.schedule == ((0, first), (STEPS_PER_EPOCH, told))
 
 
-def test_a_student_out_of_storage_takes_no_part_in_exchanges(fresh):
+def test_a_student_out_of_storage_takes_no_part_in_exchanges(fresh, monkeypatch):
     """It comes with its whole history at once, and there is no checkpoint to take over."""
     order = order_of(1, {**GOOD, WEIGHT: 1.3})
     assert not Actor(fresh, order).train_to()["reused"]
@@ -291,7 +297,9 @@ def test_a_student_out_of_storage_takes_no_part_in_exchanges(fresh):
     scheduler = scheduler_for(fresh.job.config.sweep, [])
     assert isinstance(scheduler, Exchange)
     trial = SimpleNamespace(trial_id="0", config={"trial": order})  # of which pbt would want a checkpoint
+    monkeypatch.setattr(PopulationBasedTraining, "on_trial_result", lambda *told: "PAUSE")
     assert scheduler.on_trial_result(None, trial, first) == scheduler.CONTINUE
+    assert scheduler.on_trial_result(None, trial, {**first, "reused": False}) == "PAUSE"
     assert again.train_to()["student"] is not None
 
 

@@ -87,6 +87,31 @@ def test_a_resumed_sweep_does_not_take_damaged_signals(tmp_path: Path, monkeypat
     assert load_shared(job) is None  # type: ignore[arg-type]
 
 
+def test_what_all_trials_share_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several teachers those that were fine-tuned are named; one whose shape is told by its name alone is old."""
+    storage = Storage(str(tmp_path))
+    tuned, signals = fill(Artifact(storage, "teacher", KEY)), fill(Artifact(storage, "signals", KEY), "signals")
+    job, asked = StandIn(storage), list[Any]()
+    members = (SimpleNamespace(artifact=tuned), SimpleNamespace(artifact=None))
+    teacher: Any = SimpleNamespace(artifact=None, members=members)
+    monkeypatch.setattr(sharing.recipes, "identify_teachers", lambda config, made: asked.append(made) or teacher)
+    shapes = (Shape("2 layers", "a", 5, None), Shape("3 layers", "b", 7, {"latency_ms": {"p50": 1.5}}))
+    shared: Any = Shared(job, teacher, {Signal("logits"): signals}, shapes, 10, {"record": 3.0}, ("teacher",), ("so",))  # type: ignore[arg-type]
+    save_shared(shared)
+    found = load_shared(job)  # type: ignore[arg-type]
+    assert found is not None
+    assert asked == [[tuned, None]]
+    assert (found.signals, found.shapes, found.rows) == (shared.signals, shapes, 10)
+    assert (found.seconds, found.reused, found.notes) == ({}, ("teacher", "teacher", "signals"), ("so",))
+    content = storage.read_json(*job.run_parts, "shared.json")
+    del content["shapes"][1]["key"]
+    storage.write_json(content, *job.run_parts, "shared.json")
+    assert load_shared(job) is None  # type: ignore[arg-type]
+    save_shared(shared)
+    tuned.delete()
+    assert load_shared(job) is None  # type: ignore[arg-type]
+
+
 @dataclass
 class StandIn:
     """Of a job what is looked at."""

@@ -295,6 +295,10 @@ def test_verdict_of_a_front_names_size_and_speed() -> None:
         "It has a latency of 8 ms. 8 trials searched for validation accuracy and latency (bayesian). "
         "8 of them form the Pareto front. 1 more was rejected untrained."
     )
+    bounded = config(constraints={"num_parameters": {"max": 30_000_000}, "latency_ms": {"max": 9}})
+    assert "It has 23,456,796 parameters and a latency of 8 ms. " in build(settings=bounded)["verdict"]
+    one = build(settings=settings, front=make_trials()[7:8])["verdict"]
+    assert one.endswith("(bayesian). The winner is best in every objective. 1 more was rejected untrained.")
 
 
 @pytest.mark.parametrize(
@@ -355,14 +359,18 @@ def test_the_winners_run_is_locked_from_before_it_is_taken_over_until_it_is_regi
         None,
         print,
     )
-    choice.finalists, choice.winner, choice._winner_prepared = [], (None, None), lambda: won
+    choice.finalists, choice.winner, choice._winner_prepared = [finalist(7, [0.9], [0.8])], (None, None), lambda: won
     for name in ("start_run", "adopt", "take_over"):
         monkeypatch.setattr(finals, name, look(name))
-    monkeypatch.setattr(finals, "run_workers", look("run_workers", finals.Closing(outcome=outcome, scores={})))
+    tested = {"validation": {"accuracy": 0.7}, "test": {"accuracy": 0.6}}
+    closing = finals.Closing(outcome=outcome, scores={"key1": tested})
+    monkeypatch.setattr(finals, "run_workers", look("run_workers", closing))
     with ExitStack() as held:
         choice.evaluate(held)
         look("until registered")()
     look("after")()
+    (seed,) = choice.finalists[0].seeds
+    assert {"validation": seed.validation, "test": seed.test} == tested
     assert held_at.pop("after") is False
     assert all(held_at.values())
     assert len(held_at) == 5

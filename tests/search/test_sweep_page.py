@@ -57,6 +57,7 @@ def test_what_the_page_says(report: Path, summary: dict[str, Any]) -> None:
         "best latency, config's own values",
         "was in storage already",
         "outside the constraints",
+        "With a few dozen trials small shares mean nothing.",
         "latency ≤ 5.50 ms",
         "hidden_mse (layers: last, weight: 0.5)",
         "1 pass over the data, 23 saved",
@@ -86,6 +87,17 @@ def test_what_is_lost_on_test_is_above_0_also_where_low_values_are_good() -> Non
     assert page.lost("validation/accuracy", finalist, {"validation/accuracy": "max"}) == "1.2"
     assert page.lost("validation/log_loss", finalist, {"validation/log_loss": "min"}) == "0.020"
     assert page.lost("validation/mcc", finalist, {"validation/mcc": "max"}) == "–"
+
+
+def test_what_else_there_is_to_say_of_a_trial(summary: dict[str, Any]) -> None:
+    own = {"number": 3, "state": "completed", "params": summary["default"], "reason": None}
+    scene = Scene(summary, frozenset({3}), {}, {5: "best"})
+    assert page.remarks(scene, own) == "config's own values"
+    assert page.remarks(scene, {**own, "number": 5}) == "best; config's own values; outside the constraints"
+    assert page.remarks(scene, {**own, "params": {}, "reason": "why"}) == "why"
+    assert page.remarks(Scene(summary, frozenset({5}), {}, {5: "config's own values"}), {**own, "number": 5}) == (
+        "config's own values"
+    )
 
 
 def test_command_is_for_a_shell(summary: dict[str, Any]) -> None:

@@ -15,10 +15,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from kit.processes import KEY, fill, kill, start, wait_for
 
 from raydistill.cli.doctor.probe import Probe
-from raydistill.errors import ArtifactError
+from raydistill.errors import ArtifactError, ConfigError
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Missing, explain
 from raydistill.storage.manifest import FileInfo, folder_digest
+from raydistill.storage.paths import resolve_path
 from raydistill.storage.storage import Storage
 
 
@@ -35,6 +36,12 @@ def test_parts_and_file_names_cannot_leave_the_storage(local: Storage, tmp_path:
         with pytest.raises(ArtifactError, match="not a name inside"):
             action()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "file://"])
+def test_what_is_no_name_at_all_is_no_path(name: str) -> None:
+    with pytest.raises(ConfigError, match="is not a path"):
+        resolve_path(name)
 
 
 PUT = """

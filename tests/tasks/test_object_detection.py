@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from kit.pictures import png
@@ -16,6 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from raydistill.data.pictures import Picture
+from raydistill.data.prepare import write_batch
+from raydistill.evaluate.compare import Predictions
+from raydistill.evaluate.disagreements import describe_rows
 from raydistill.tasks import task_of
 from raydistill.tasks.object_detection import ObjectDetection
 from raydistill.tasks.object_detection.detections import Detections
@@ -160,6 +165,19 @@ def said(*queries: tuple[int, float, tuple[float, ...]]) -> Array:
 
 LEFT, RIGHT, NEAR = (0.2, 0.5, 0.2, 0.4), (0.8, 0.5, 0.2, 0.4), (0.28, 0.5, 0.2, 0.4)
 TWO = Ragged(np.array([[0, *LEFT, 32, 20, 10], [1, *RIGHT, 32, 20, 10]], np.float32), np.array([2]))
+
+
+def test_a_row_that_is_shown_has_the_boxes_of_label_student_and_teacher(tmp_path: Path) -> None:
+    task, student, teacher = ObjectDetection(NAMES, threshold=0.5), said((0, 0.9, LEFT)), said((1, 0.8, RIGHT))
+    image = png(Image.new("RGB", (20, 10)))
+    columns = {"example_id": pa.array([0]), "name": pa.array(["one"]), "image": pa.array([image])}
+    write_batch(tmp_path / "test.arrow", columns)
+    outputs, tasks = {"student": student, "teacher": teacher}, {"student": task, "teacher": task}
+    kept = Predictions(("0",), Targets(TWO, np.ones(1, bool)), np.arange(1), outputs, tasks)
+    (row,) = describe_rows([0], kept, tmp_path / "test.arrow")
+    expected = {"label": task.marked_target(TWO[0]), "student": task.marked(student)[0]}
+    assert row["marks"] == expected | {"teacher": task.marked(teacher)[0]}
+    assert [one["label"] for marks in row["marks"].values() for one in marks] == [*NAMES, *NAMES]
 
 
 def test_answers_are_objects_in_pixels_the_surest_first() -> None:

@@ -411,6 +411,9 @@ def test_the_threshold_for_no_answer_is_the_best_of_all() -> None:
     )
     answered = np.flatnonzero(own.has_answer)
     assert QuestionAnswering().fitted(outputs[answered], targets[answered]).null_threshold is None
+    silent = np.flatnonzero(~own.has_answer)  # of these alone none is to be answered
+    lowest = QuestionAnswering().fitted(outputs[silent], targets[silent]).null_threshold
+    assert lowest == pytest.approx(own.spans.margin[silent].min() - 1)
 
 
 def test_what_does_not_look_at_the_question_is_at_the_floor() -> None:
@@ -429,7 +432,7 @@ def test_what_became_of_answers_is_counted() -> None:
     context = "the bank of the minister was great and good"
     texts = pa.array([context] * 6, pa.large_string())
     truth = np.array([(0, 24, 1)] * 5 + [(-1, -1, 0)], np.int32)
-    given_places = [(0, 24), (0, 28), (9, 33), (29, 34), (-1, -1), (4, 8)]
+    given_places = [(0, 24), (0, 28), (9, 33), (24, 28), (-1, -1), (4, 8)]
     units = np.array([place for own in given_places for place in ((-1, -1), own)], np.int32)
     margins = np.array([[0.0, 0.0], [1.0, 1.0]] * 6, np.float32)
     margins[8] = 5.0

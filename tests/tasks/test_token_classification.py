@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,22 @@ def test_a_tagger_that_finds_nothing_is_at_the_floor() -> None:
     assert (floor.metric, floor.value) == ("entity_f1", 0.0)
     assert floor.constant == '"O"'
     assert scores.values["entity_f1"] == 0.0
+    counts = Counter(label for row in truth for label in row)
+    assert floor.evidence == ("token_accuracy", pytest.approx(max(counts.values()) / counts.total()))
+    found = made_scores(np.arange(30), truth, truth)
+    assert found.floor().constant is None
+    assert (found.values["entity_f1"], found.values["token_accuracy"]) == (1.0, 1.0)
+    last = [["O", "B-PER"]]
+    assert {name: num for name, num in made_scores(np.arange(1), last, last).errors().items() if num} == {"exact": 1}
+
+
+def test_where_every_word_has_a_label_always_the_same_one_is_right_for_some() -> None:
+    names, labels = ("DET", "NOUN", "VERB"), np.array([1, 0, 1, 2])
+    outputs = Ragged(np.tile([0.0, 0.0, 1.0], (4, 1)), np.array([3, 1]))
+    places = np.column_stack([np.zeros(4), np.ones(4), labels]).astype(np.int32)
+    floor = EntityScores(outputs, Ragged(places, outputs.lengths), names, Scheme("words", names)).floor()
+    assert (floor.metric, floor.value, floor.constant) == ("entity_f1", 0.5, '"VERB"')
+    assert floor.answer == 'always answering "NOUN"'
 
 
 # forms

@@ -80,7 +80,7 @@ class ClassScores(Scores):
 
     def floor(self) -> Floor:
         """Always giving the most frequent label."""
-        counts = np.bincount(self.labels, minlength=self.num_classes)
+        counts = np.bincount(self.labels)
         answer = f'always answering "{self.names[int(counts.argmax())]}"'
         given = np.unique(self.predictions)
         constant = f'"{self.names[given[0]]}"' if len(given) == 1 else None

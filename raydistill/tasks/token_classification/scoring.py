@@ -44,7 +44,7 @@ class EntityScores(Scores):
 
     def floor(self) -> Floor:
         """Always giving the most frequent label."""
-        counts = np.bincount(self.labels, minlength=len(self.names))
+        counts = np.bincount(self.labels)
         common, share = int(counts.argmax()), float(counts.max() / counts.sum())
         given = np.unique(self.given)
         constant = f'"{self.names[given[0]]}"' if len(given) == 1 else None
@@ -70,7 +70,7 @@ class EntityScores(Scores):
         truth, found = (self._entities(tags) for tags in (self.labels, self.given))
         kinds = ("exact", "wrong_type", "wrong_border", "overlapped", "missed")
         counts = dict.fromkeys((*kinds, "invented"), 0)
-        owner = np.full((2, len(self.labels) + 1), -1)
+        owner = np.full((2, len(self.labels)), -1)
         for side, (starts, ends, _) in enumerate((truth, found)):
             for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
                 owner[side, start:end] = i
