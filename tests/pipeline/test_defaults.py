@@ -215,6 +215,7 @@ def test_a_config_of_data_and_teacher_is_the_run_of_the_config_that_says_what_wa
     assert names == {
         *("data.max_length", "student.num_layers", "teacher.finetune", EPOCHS, RATE, STAGE),
         *("teacher.finetune.method", "stages.distill.learning_rate"),
+        *("teacher.finetune.min_epochs", "stages.distill.min_epochs"),
     }
     steps = {name: results["curves"][name][-1]["step"] for name in ("teacher", "student")}
     assert steps["teacher"] >= 150
