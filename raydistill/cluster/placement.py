@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,18 @@ def has_place(actor: Any) -> bool:
 
 
 def can_grow() -> bool:
-    """Whether nodes may come: to a cluster that ``RAY_ADDRESS`` names, but not to one of this machine alone."""
-    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+    """Whether nodes may come: to a cluster that ``RAY_ADDRESS`` names or that this process has joined, as an actor has
+    whose raylet knows no ``RAY_ADDRESS``; but not to one that this process has started, of this machine alone."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local") or has_joined()
+
+
+def has_joined() -> bool:
+    """Whether this process belongs to a cluster that another one has started. Ray tells who did nowhere in public."""
+    ray: Any = sys.modules.get("ray")  # which reads the environment when it is first imported
+    if ray is None or not ray.is_initialized():
+        return False
+    own = ray._private.worker._global_node  # None for a client of another machine's
+    return own is None or not own.is_head()
 
 
 def least_workers(train: Train) -> int:

@@ -12,6 +12,7 @@ from raydistill.cluster.placement import (
     TRAINER,
     State,
     can_grow,
+    has_joined,
     known_nodes,
     least_workers,
     living_nodes,
@@ -177,7 +178,7 @@ def groups_at_once(train: Train, resources: dict[str, float]) -> int | None:
 
 def device_type(config: Config, state: State | None = None) -> str:
     """What workers will compute on, ``cuda`` or ``cpu``, which decides on the dtype: what the config asks for, what the
-    cluster offers (that of ``state``, or else of RAY_ADDRESS), or this machine.
+    cluster offers (that of ``state``, or else the one joined, or of RAY_ADDRESS), or this machine.
 
     Counted are all nodes that are there or announced, however busy: what comes and goes should not change a run's key.
     Raises RaydistillError where the cluster does not answer.
@@ -185,10 +186,14 @@ def device_type(config: Config, state: State | None = None) -> str:
     train, address = config.train, os.environ.get("RAY_ADDRESS", "")
     if train.num_workers and (train.accelerator_type or train.resources_per_worker is not None):
         return "cuda" if takes_gpus(train, ()) else "cpu"
-    if train.num_workers and state is None and can_grow() and "://" not in address:
-        state = read_cluster()
-    if train.num_workers and state is not None:
-        return "cuda" if takes_gpus(train, [*state.nodes, *state.coming]) else "cpu"
+    nodes: Sequence[Node] | None = None
+    if train.num_workers and state is None and has_joined():
+        nodes = known_nodes()
+    elif train.num_workers and (state is not None or (can_grow() and "://" not in address)):
+        state = state or read_cluster()
+        nodes = [*state.nodes, *state.coming]
+    if nodes is not None:
+        return "cuda" if takes_gpus(train, nodes) else "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
+from raydistill.cluster.placement import can_grow
 from raydistill.cluster.resources import TRIALS_AT_ONCE, wanted_by_workers
 from raydistill.cluster.room import Node, room
 from raydistill.config.training import Optimization
@@ -125,7 +126,7 @@ class Speed:
 def machine(config: Config, device_type: str, cpus: int | None = None) -> Machine:
     """What trials compute on: this machine (with so many ``cpus``), shared as a cluster of it alone would be.
 
-    Where ``RAY_ADDRESS`` names a cluster, as many trials at a time as ``sweep.max_concurrent_trials`` says. Without a
+    On a cluster that may grow, as many trials at a time as ``sweep.max_concurrent_trials`` says. Without a
     sweep it is one run that has all of it.
     """
     cpus = cpus or len(os.sched_getaffinity(0))
@@ -136,7 +137,7 @@ def machine(config: Config, device_type: str, cpus: int | None = None) -> Machin
     held = {name: amount for name, amount in wanted.items() if name in here.total}
     concurrency = 1 if sweep is None else int(min(room(held, [here]), cpus)) // workers
     if sweep is not None and (limit := sweep.max_concurrent_trials) is not None:
-        concurrency = limit if os.environ.get("RAY_ADDRESS") else min(concurrency, limit)
+        concurrency = limit if can_grow() else min(concurrency, limit)
     each = min(max(1, int(workers * wanted.get("CPU", 1.0))), cpus)
     device, gpus = "cuda" if has_gpu else "cpu", workers * wanted.get("GPU", 0.0)
     return Machine(device, cpus, each, gpus, max(1, concurrency), "" if sweep is None else " a trial")

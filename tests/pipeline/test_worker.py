@@ -17,7 +17,12 @@ from kit.faults import patience
 from kit.runs import metric_steps, mlflow_runs, only_run_key, predictions, read_weights, recorded_rows, versions
 from kit.toy import relative_difference, toy_config, without_key_biases
 
+from raydistill.cluster.placement import can_grow
+from raydistill.cluster.resources import device_type, worker_resources
+from raydistill.cluster.room import Node
 from raydistill.config.loading import load_config
+from raydistill.config.teacher import ModelTeacher
+from raydistill.config.training import Train
 from raydistill.config.tree import Config
 from raydistill.errors import ConfigError, Interrupted, RaydistillError
 from raydistill.pipeline.distill import distill
@@ -194,6 +199,22 @@ def test_on_a_cluster_that_others_own_room_is_looked_for_first(ray_cluster, inpu
     with pytest.raises(RaydistillError, match=r"3 × \(1 CPU\); 1 node with 2 CPU hold 2 of them\. The run gave up"):
         distill(shrunk(inputs, tmp_path, "train.num_workers=3", "train.max_wait_minutes=0"))
     assert ranks_started(ray_cluster, before) == []
+
+
+def test_a_process_that_joined_a_cluster_waits_for_nodes_and_computes_as_its_nodes_do(ray_cluster, monkeypatch):
+    """An actor's raylet may know no RAY_ADDRESS, and ``ray.init(address)`` sets none."""
+    import ray
+
+    def seen() -> tuple[bool, str, float]:
+        os.environ.pop("RAY_ADDRESS", None)
+        with pytest.MonkeyPatch.context() as patch:  # a head without a GPU, before nodes with one
+            patch.setattr("raydistill.cluster.resources.known_nodes", lambda: [Node("head", {"CPU": 2.0, "GPU": 1.0})])
+            config = Config.model_construct(train=Train(num_workers=3), teacher=ModelTeacher(model="x"))
+            return can_grow(), device_type(config), worker_resources(config.train, is_trial=True)["GPU"]
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray.get(ray.remote(seen).remote()) == (True, "cuda", 1.0)
+    assert not can_grow()  # this process has started it
 
 
 def test_the_dashboard_is_shown_no_config(ray_cluster, inputs, tmp_path):
