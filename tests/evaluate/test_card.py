@@ -20,8 +20,18 @@ from markdown_it import MarkdownIt
 from raydistill.cli.show.runs import listed
 from raydistill.config.loading import load_config
 from raydistill.config.losses import SECTIONS, SoftLossSection
+from raydistill.config.metrics import metric
 from raydistill.config.tree import Config
-from raydistill.evaluate.report.card import data_section, limits, loss_text, model_card, summary, write_card
+from raydistill.evaluate.report.card import (
+    MAX_NAMES,
+    data_section,
+    limits,
+    loss_text,
+    model_card,
+    shown_names,
+    summary,
+    write_card,
+)
 from raydistill.evaluate.report.naming import plain
 from raydistill.evaluate.results import RunMeasurements, build_results
 from raydistill.pipeline.distill import distill
@@ -155,7 +165,15 @@ def test_the_front_matter_is_the_hubs_and_says_what_was_measured() -> None:
     assert str(read) == card
     assert front_matter(str(ModelCard(str(read)))) == head
     assert {(one.metric_type, one.dataset_split) for one in read.data.eval_results} == {(n, "test") for n in expected}
+    words = {one.metric_type: one.metric_name for one in read.data.eval_results}
+    assert words == {name: metric(ours).words for name, ours in expected.items()}
     json.dumps(read.data.to_dict())
+
+
+def test_of_very_many_names_the_first_are_listed() -> None:
+    names = [str(i) for i in range(MAX_NAMES + 1)]
+    assert shown_names(names) == (names[:-1], "And 1 more; config.json has them all.")
+    assert shown_names(names[:-1]) == (names[:-1], "")
 
 
 def test_the_table_has_all_models_with_their_intervals() -> None:
@@ -215,6 +233,9 @@ def test_every_loss_is_told_in_every_form_of_its_settings(kind: str) -> None:
         for value in values:
             told = loss_text("x", SECTIONS[kind].model_validate({name: value}).model_dump(mode="json"))
             assert "from 4 to 1 by a cosine" in told or value is not COSINE
+    of_labels = {"type": "hard", "weight": 1, "class_weights": {"a": 2.0, "b": 0.5}}
+    assert loss_text("x", of_labels) == "x: hard (weight 1, class weights a 2, b 0.5)"
+    assert loss_text("x", of_labels | {"class_weights": "balanced"}) == "x: hard (weight 1, class weights balanced)"
     own = {"type": "mine", "weight": 1, "temperature": None, "layers": 3}  # a user's own loss has what it likes
     assert loss_text("x", own) == "x: mine (weight 1, temperature null, layers 3)"
 

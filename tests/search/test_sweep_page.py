@@ -344,6 +344,11 @@ def test_short_names(names: list[str], short: list[str]) -> None:
     assert list(scales.short_names(names).values()) == short
 
 
+def test_a_long_name_keeps_both_its_ends() -> None:
+    assert scales.cut_middle("abcdefghij", 10) == "abcdefghij"
+    assert scales.cut_middle("abcdefghijk", 10) == "abcd…ghijk"
+
+
 @pytest.mark.parametrize(
     ("measure", "value", "text"),
     [

@@ -162,6 +162,26 @@ def test_what_rows_define_is_measured_and_the_rest_is_not() -> None:
     assert mixed["ndcg_10"] == pytest.approx(1.0)
 
 
+def test_what_is_known_of_some_rows_only_is_not_taken_for_known() -> None:
+    first, second, teacher = vectors(6, 4, 0), vectors(6, 4, 1), vectors(6, 8, 2)
+    pairs = np.column_stack([np.arange(6.0), np.arange(6), 6 + np.arange(6), teacher])
+    both = np.concatenate([first, second], axis=1)
+    found = EmbeddingScores(both, pairs)
+    scatter = found.details()["scatter"]
+    assert scatter == [pytest.approx(row) for row in zip(range(6), (unit(first) * unit(second)).sum(1), strict=True)]
+    pairs[2, SCORE] = -np.inf
+    assert EmbeddingScores(both, pairs).details() == {}
+    pairs[2, KNOWN] = np.nan
+    with pytest.raises(DataError, match="not known"):
+        EmbeddingScores(both, pairs)
+
+
+def test_a_model_that_gives_every_text_one_vector_is_told_of() -> None:
+    texts = np.column_stack([np.full(5, -np.inf), np.arange(5), np.full(5, -1), vectors(5, 4, 2)])
+    assert EmbeddingScores(np.ones((5, 4), np.float32), texts).floor().constant == "one vector"
+    assert EmbeddingScores(vectors(5, 4, 0), texts).floor().constant is None
+
+
 def test_resamples_are_metrics_of_repeated_rows() -> None:
     """Of means and of correlations: a row that is drawn twice counts twice."""
     outputs, targets = vectors(30, 8, 0), np.zeros((30, KNOWN))
