@@ -168,11 +168,12 @@ def rank_gradients(folder: Any) -> dict[str, Any]:
         setup = toy.setup(f"ranks-{name}", losses, model, row_ids=row_ids)
         result[name] = batch_gradients(setup)
     reports = [r.metrics for r in train(toy.setup("ranks-train", model=student, train={"checkpoint_steps": 1000}))]
-    return {**result, "weights": weights(student), "reports": reports, "rank": Group().rank}
+    ends = [(r.num_steps, r.metrics["train/learning_rate"]) for r in train(open_ended(toy, "ranks-open"))]
+    return {**result, "weights": weights(student), "reports": reports, "ends": ends, "rank": Group().rank}
 
 
 def test_two_workers_equal_one(toy, tmp_path):
-    """Gradients (projections included), whole training, and all ranks the same; also where a rank has no rows."""
+    """Gradients (projections included), whole training, an open end; all ranks the same; also one without rows."""
     make_toy(tmp_path / "two")
     one = rank_gradients(tmp_path / "one")
     first, second = run_ranks(rank_gradients, 2, tmp_path / "ranks", tmp_path / "two")
@@ -185,6 +186,8 @@ def test_two_workers_equal_one(toy, tmp_path):
     assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])
     for a, b in zip(one["reports"], first["reports"], strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+    assert one["ends"] == first["ends"] == second["ends"]
+    assert one["ends"][-1][0] == 36
 
 
 def with_dropout(toy: Toy) -> Any:
