@@ -24,13 +24,14 @@ from raydistill.errors import ConfigError
 from raydistill.models.load import load_model
 from raydistill.pipeline import context
 from raydistill.pipeline.completion import check_validation
+from raydistill.pipeline.defaults import FEW_VALIDATION
 from raydistill.pipeline.distill import distill
 from raydistill.pipeline.finetuning import tune
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.prepare import prepare
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
-from raydistill.tasks import Targets, TextRegression
+from raydistill.tasks import Targets, TextClassification, TextRegression
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.journal import read_points, write_history
 from raydistill.tracking.runs import open_client
@@ -193,6 +194,20 @@ def test_weights_whose_metric_is_not_defined_count_as_the_worst(monkeypatch: pyt
     assert "R² is not defined on the validation rows, because their targets are all the same" in note
     other = context.Context.validate(fake, None, "rmse")
     assert (other.score, other.main) == (-0.5, None)  # an open end goes by what is defined
+
+
+@pytest.mark.parametrize(("num_rows", "is_taken_to"), [(FEW_VALIDATION, False), (FEW_VALIDATION - 1, True)])
+def test_few_rows_do_not_tell_that_a_model_has_learned_nothing(
+    num_rows: int, is_taken_to: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an open end would go on to its limit where a good model is at chance on ten of them."""
+    fake = SimpleNamespace(
+        task=TextClassification(["a", "b"]),
+        config=SimpleNamespace(epoch_metric="accuracy"),
+        labeled=lambda *_, **__: (np.tile(np.float32([[1, 0]]), (num_rows, 1)), np.arange(num_rows) % 2),
+    )
+    monkeypatch.setattr(context, "saved_settings", lambda model: {})
+    assert context.Context.validate(fake, None, "accuracy").has_learned() == is_taken_to
 
 
 @pytest.mark.parametrize(
