@@ -233,6 +233,7 @@ def ray_cluster(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> I
     with pytest.MonkeyPatch.context() as patch:  # for Ray's daemons, which hand it on to workers
         patch.setenv("PYTHONPATH", str(COUNTING), prepend=os.pathsep)
         patch.setenv("RAYDISTILL_COUNT_FILE", str(counts))
+        patch.setenv(connection.WATCHER, "0")  # as in a cluster that a run starts
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init(
             address="local",

@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from raydistill.cluster import threads
 from raydistill.cluster.entry import check_entry
@@ -37,6 +37,10 @@ DEFAULTS = {
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Nothing large passes through the object store of a local cluster: rows and signals are memory-mapped files."""
+
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray's actor that looks whether the nodes of a worker group will be taken away. Nobody takes away the only node of a
+cluster that this process has started, and to start the actor takes each group 2 s of a core."""
 
 
 def set_environment() -> None:
@@ -68,6 +72,19 @@ def connected(object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    with ExitStack() as ending:
+        if not address and WATCHER not in os.environ:
+            os.environ[WATCHER] = "0"
+            ending.callback(os.environ.pop, WATCHER, None)  # the next cluster may be one of many nodes
+        _begin(address, object_store_bytes)
+        ending.callback(ray.shutdown)
+        yield
+
+
+def _begin(address: str | None, object_store_bytes: int) -> None:
+    """Join the cluster at the address; start one where there is none."""
+    import ray
+
     try:
         if address:
             if address not in ("auto", "local") and not address.startswith("ray://"):
@@ -85,10 +102,6 @@ def connected(object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         way_out = "Check RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN" if address else "Run raydistill doctor"
         raise RaydistillError(f"Could not connect to {where}: {error}. {way_out}.") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def has_gpu() -> bool:
