@@ -26,6 +26,8 @@ DEFAULTS = {
     # Ray gives workers a niceness of 15: whatever else runs on a core leaves them a thirtieth of it, in training and in
     # what is measured as latency. A run without Ray is not nice either.
     "RAY_worker_niceness": "0",
+    # With its first driver Ray starts a worker for each core, half a second of one, and later ends most of them unused.
+    "RAY_prestart_worker_first_driver": "0",
     # Tune's own files are not read by anybody: a sweep's trials lie in its ledger.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
