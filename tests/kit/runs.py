@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from kit.started import Started, start
+from kit.stores import TEMPLATE
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
@@ -198,6 +199,8 @@ class Command:
             "OMP_NUM_THREADS": "1",
         }
         words, whole = [name, str(config), "--json"], {**clean, **settings, **environment}
+        if within:  # a place of which it is tested what it does to a store that is being made
+            whole.pop(TEMPLATE, None)
         self.process: Started | subprocess.Popen[bytes]
         if within or is_fresh:
             code = "from raydistill.cli.main import main; main()"
