@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,13 @@ import psutil
 import pytest
 from hypothesis import settings
 from kit.environment import neutralize
+from kit.stores import TEMPLATE, copied
 
 neutralize(os.environ)  # before the imports of what reads it only once
 
 from raydistill.storage import node_cache  # noqa: E402 (before torch, which it tells how threads wait)
 from raydistill.storage.storage import Storage  # noqa: E402
-from raydistill.tracking.endpoint import DEFAULTS, made_whole, sqlite_path  # noqa: E402
+from raydistill.tracking.endpoint import DEFAULTS, made_whole  # noqa: E402
 
 settings.register_profile("suite", deadline=None)  # a machine may be busy
 settings.load_profile("suite")
@@ -138,24 +137,10 @@ def own_tracking() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """New MLflow databases of this process are copies of its first one: MLflow takes 0.7 s to create the tables."""
-    template = tmp_path_factory.mktemp("template") / "mlflow.db"
-
-    @contextmanager
-    def copied(uri: str) -> Iterator[str]:
-        with made_whole(uri) as address:
-            database = sqlite_path(address)
-            if database is None or database.exists():
-                yield address
-            elif template.exists():
-                shutil.copyfile(template, database)
-                yield address
-            else:
-                yield address
-                shutil.copyfile(database, template)
-
+    """New MLflow databases of this process, and of commands that count, are copies of the first one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raydistill.tracking.runs.made_whole", copied)
+        patch.setenv(TEMPLATE, str(tmp_path_factory.mktemp("template") / "mlflow.db"))
+        patch.setattr("raydistill.tracking.runs.made_whole", copied(made_whole))
         yield
 
 
@@ -233,6 +218,7 @@ def ray_cluster(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> I
     with pytest.MonkeyPatch.context() as patch:  # for Ray's daemons, which hand it on to workers
         patch.setenv("PYTHONPATH", str(COUNTING), prepend=os.pathsep)
         patch.setenv("RAYDISTILL_COUNT_FILE", str(counts))
+        patch.setenv(connection.WATCHER, "0")  # as in a cluster that a run starts
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init(
             address="local",

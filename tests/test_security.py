@@ -330,7 +330,7 @@ def test_hostile_data_goes_through_a_whole_run_and_harms_nobody(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_cluster_that_a_run_starts_is_closed_to_others(tmp_path: Path) -> None:
-    """Its ports are open on the machine's interfaces; who has no token is turned away."""
+    """Its ports are open on the machine's interfaces; who has no token is turned away. Workers come with the work."""
     done = subprocess.run(
         [sys.executable, "-c", OPEN_AND_KNOCK],
         env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -341,6 +341,7 @@ def test_a_cluster_that_a_run_starts_is_closed_to_others(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers.pop("workers") == 2  # the agents of its node
     assert answers == {"ours": "in", "none": "AuthenticationError", "another": "AuthenticationError"}
 
 
@@ -453,7 +454,7 @@ def wait_until(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> No
 
 
 OPEN_AND_KNOCK = """
-import json, os, subprocess, sys
+import json, os, psutil, subprocess, sys
 from raydistill.cluster.connection import connected
 
 KNOCK = '''
@@ -475,6 +476,7 @@ with connected():
         done = subprocess.run([sys.executable, "-c", KNOCK, address], env={**os.environ, **changes},
                               capture_output=True, text=True, timeout=60)
         answers[name] = done.stdout.strip()
+    answers["workers"] = sum("ray::" in process.name() for process in psutil.Process().children(recursive=True))
 print(json.dumps(answers))
 """
 

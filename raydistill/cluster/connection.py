@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from raydistill.cluster import threads
 from raydistill.cluster.entry import check_entry
@@ -26,6 +26,8 @@ DEFAULTS = {
     # Ray gives workers a niceness of 15: whatever else runs on a core leaves them a thirtieth of it, in training and in
     # what is measured as latency. A run without Ray is not nice either.
     "RAY_worker_niceness": "0",
+    # With its first driver Ray starts a worker for each core, half a second of one, and later ends most of them unused.
+    "RAY_prestart_worker_first_driver": "0",
     # Tune's own files are not read by anybody: a sweep's trials lie in its ledger.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
@@ -37,6 +39,10 @@ DEFAULTS = {
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Nothing large passes through the object store of a local cluster: rows and signals are memory-mapped files."""
+
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray's actor that looks whether the nodes of a worker group will be taken away. Nobody takes away the only node of a
+cluster that this process has started, and to start the actor takes each group 2 s of a core."""
 
 
 def set_environment() -> None:
@@ -68,6 +74,19 @@ def connected(object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    with ExitStack() as ending:
+        if not address and WATCHER not in os.environ:
+            os.environ[WATCHER] = "0"
+            ending.callback(os.environ.pop, WATCHER, None)  # the next cluster may be one of many nodes
+        _begin(address, object_store_bytes)
+        ending.callback(ray.shutdown)
+        yield
+
+
+def _begin(address: str | None, object_store_bytes: int) -> None:
+    """Join the cluster at the address; start one where there is none."""
+    import ray
+
     try:
         if address:
             if address not in ("auto", "local") and not address.startswith("ray://"):
@@ -85,10 +104,6 @@ def connected(object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         way_out = "Check RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN" if address else "Run raydistill doctor"
         raise RaydistillError(f"Could not connect to {where}: {error}. {way_out}.") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def has_gpu() -> bool:

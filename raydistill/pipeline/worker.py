@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -85,9 +86,7 @@ def run_workers(
     waiting = Waiting(job.config.train, resources, show)
     waiting.look(True)
     # Ray's handler for Ctrl-C, which kills workers after 12 s, is only set in the main thread.
-    fitting = in_background(
-        "ray-train", lambda: make_trainer(job, phases, name, resources, callbacks).fit().return_value
-    )
+    fitting = in_background("ray-train", lambda: outcome_of(make_trainer(job, phases, name, resources, callbacks)))
     try:
         await_end(fitting, board, show, stop, watch, waiting.look, stop_seconds(job))
     except BaseException:
@@ -171,8 +170,8 @@ def make_trainer(
     settings: Any = ray.train  # Ray's own types are those of its first version
     start_failures = START_FAILURES + int(train.max_wait_minutes)
 
-    def run() -> Any:  # in no train_loop_config, which Ray's dashboard shows
-        return _worker(job, phases)
+    def run() -> bytes:  # in no train_loop_config, which Ray's dashboard shows
+        return pickle.dumps(_worker(job, phases))
 
     return TorchTrainer(
         cast("Any", run),
@@ -193,6 +192,14 @@ def make_trainer(
             callbacks=list(callbacks),
         ),
     )
+
+
+def outcome_of(trainer: Any) -> Any:
+    """Let a trainer run to its end; what its ``phases`` returned on rank 0, or the error that met every rank.
+
+    It comes as bytes: Ray's controller, through which it goes, would import all that it refers to, 4 s of a core.
+    """
+    return pickle.loads(trainer.fit().return_value)
 
 
 def backend(gpus: float, num_workers: int) -> str:

@@ -23,7 +23,7 @@ from raydistill.cluster.group import Group
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.failures import explain
-from raydistill.pipeline.worker import OF_ONE_RANK, in_background, make_trainer
+from raydistill.pipeline.worker import OF_ONE_RANK, in_background, make_trainer, outcome_of
 from raydistill.search.ledger import Params
 from raydistill.search.sharing import Shared
 from raydistill.search.trial import FOLDER, TrialBoard, TrialSpec, trial_job, trial_reports
@@ -157,7 +157,7 @@ class TrialGroup(ray.tune.Trainable):
         name = f"{self.job.run_key}-{self.job.owner.number}-{self.spec.name}-{start}"
         phases = partial(report_trial, shared=shared)
         trainer = make_trainer(self.job, phases, name, resources, [pass_on(self.reports)])
-        self.fitting = in_background("ray-train", lambda: trainer.fit().return_value)
+        self.fitting = in_background("ray-train", lambda: outcome_of(trainer))
 
     def step(self) -> dict[str, Any]:
         """The next validation, or how the trial ended."""

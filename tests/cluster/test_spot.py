@@ -19,7 +19,7 @@ from kit.clusters import LocalCluster
 from kit.faults import patience
 
 from raydistill.cluster import spot
-from raydistill.cluster.connection import set_environment
+from raydistill.cluster.connection import WATCHER, connected, set_environment
 
 
 class Instance(ThreadingHTTPServer):
@@ -182,3 +182,21 @@ def test_ray_itself_takes_it(instance, tmp_path):
         assert done.returncode == 0, done.stderr
     finally:
         cluster.stop()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, "0"), ({"RAY_ADDRESS": "auto"}, None), ({WATCHER: "1"}, "1")],
+    ids=["a cluster of its own", "a cluster that others own", "asked for"],
+)
+def test_ray_looks_for_nodes_that_go_only_where_there_may_be_any(monkeypatch, environment, expected):
+    for name in ("RAY_ADDRESS", WATCHER):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: None)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with connected():
+        assert os.environ.get(WATCHER) == expected
+    assert os.environ.get(WATCHER) == environment.get(WATCHER)

@@ -52,7 +52,7 @@ class LocalCluster:
         path = os.pathsep.join(filter(None, (str(COUNTING), clean.get("PYTHONPATH"))))
         counting = {"PYTHONPATH": path, "RAYDISTILL_COUNT_FILE": str(self.counts), "OMP_NUM_THREADS": "1"}
         own = {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0", "OMP_WAIT_POLICY": "PASSIVE"}
-        own["RAY_worker_niceness"] = "0"
+        own |= {"RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0"}  # as where a run starts Ray
         self.process = subprocess.Popen(
             [sys.executable, __file__],
             env={**clean, **token, **counting, **own, **environment},

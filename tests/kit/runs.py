@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -21,6 +21,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from kit.started import Started, start
+from kit.stores import TEMPLATE
 from raydistill.cluster.device import Device
 from raydistill.cluster.group import Group
 from raydistill.config.loading import load_config
@@ -171,10 +173,21 @@ def write_config(folder: Path, config: Mapping[str, Any], name: str = "config.ya
 class Command:
     """``raydistill distill``, or ``sweep``, in a process of its own session, all that it does counted in a file."""
 
+    sessions: ClassVar[dict[Path, set[int]]] = {}
+    """By count file. A process that was forked has in /proc the environment of the one that forked it."""
+
     def __init__(
-        self, config: Path, counts: Path, *, name: str = "distill", within: Sequence[str] = (), **environment: str
+        self,
+        config: Path,
+        counts: Path,
+        *,
+        name: str = "distill",
+        within: Sequence[str] = (),
+        is_fresh: bool = False,
+        **environment: str,
     ) -> None:
-        """``within``: a command that runs it, such as nsenter."""
+        """``within``: a command that runs it, such as nsenter. ``is_fresh``: in an interpreter that has yet to import
+        everything, for what is about the start."""
         self.counts = counts
         # files and not pipes: what a killed driver leaves behind would hold a pipe open
         self.out, self.err = (counts.with_name(f"{uuid.uuid4().hex[:8]}.{kind}") for kind in ("out", "err"))
@@ -185,23 +198,24 @@ class Command:
             "RAYDISTILL_COUNT_FILE": str(counts),
             "OMP_NUM_THREADS": "1",
         }
-        with self.out.open("w") as out, self.err.open("w") as err:
-            self.process = subprocess.Popen(
-                [
-                    *within,
-                    sys.executable,
-                    "-c",
-                    "from raydistill.cli.main import main; main()",
-                    name,
-                    str(config),
-                    "--json",
-                ],
-                env={**clean, **settings, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+        words, whole = [name, str(config), "--json"], {**clean, **settings, **environment}
+        if within:  # a place of which it is tested what it does to a store that is being made
+            whole.pop(TEMPLATE, None)
+        self.process: Started | subprocess.Popen[bytes]
+        if within or is_fresh:
+            code = "from raydistill.cli.main import main; main()"
+            with self.out.open("w") as out, self.err.open("w") as err:
+                self.process = subprocess.Popen(
+                    [*within, sys.executable, "-c", code, *words],
+                    env=whole,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                )
+        else:
+            self.process = start(words, whole, self.out, self.err)
+        self.sessions.setdefault(counts, set()).add(self.process.pid)
 
     def lines(self) -> list[str]:
         return self.counts.read_text().splitlines() if self.counts.exists() else []
@@ -247,8 +261,9 @@ class Command:
         """Living processes that this command, or another with the same count file, or its children started."""
         found = []
         for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get("RAYDISTILL_COUNT_FILE") == str(self.counts):
+            with suppress(psutil.Error, ProcessLookupError):
+                is_counted = process.environ().get("RAYDISTILL_COUNT_FILE") == str(self.counts)
+                if is_counted or os.getsid(process.pid) in self.sessions[self.counts]:
                     found.append(process)
         return found
 

@@ -78,8 +78,8 @@ def logged_steps(folder: Path, run_id: str) -> dict[str, list[int]]:
     return {name: metric_steps(tracking_uri(folder), run_id, name) for name in names}
 
 
-def start(config: Path, folder: Path, **environment: str) -> Command:
-    return Command(config, folder / "counts", RAYDISTILL_SHARD_ROWS="40", **environment)
+def start(config: Path, folder: Path, is_fresh: bool = False, **environment: str) -> Command:
+    return Command(config, folder / "counts", is_fresh=is_fresh, RAYDISTILL_SHARD_ROWS="40", **environment)
 
 
 def run_whole(folder: Path, num_workers: int) -> Whole:
@@ -295,7 +295,7 @@ def assert_goes_on(command: Command, before: int, stopped_at: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 5.0])
 def test_ctrl_c_while_ray_starts_ends_the_command(tmp_path, seconds):
-    with start(make_config(tmp_path, 1), tmp_path) as command:
+    with start(make_config(tmp_path, 1), tmp_path, is_fresh=True) as command:
         assert command.wait_until(lambda: " start " in command.err.read_text())
         time.sleep(seconds)
         sent = time.monotonic()

@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,18 @@ def test_a_process_that_joined_a_cluster_waits_for_nodes_and_computes_as_its_nod
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert ray.get(ray.remote(seen).remote()) == (True, "cuda", 1.0)
     assert not can_grow()  # this process has started it
+
+
+def test_ray_hands_on_what_a_group_found_without_opening_it(local, monkeypatch):
+    """Its controller would import all of torch and transformers for it."""
+    import raydistill.pipeline.worker as module
+
+    job: Any = SimpleNamespace(config=Config.model_construct(train=Train()), storage=local, folder="")
+    monkeypatch.setattr(module, "_worker", lambda job, phases: phases("place"))
+    run = module.make_trainer(job, lambda place: [place], "x", {"CPU": 1.0}).train_loop_per_worker
+    assert isinstance(run(), bytes)
+    done: Any = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=run()))
+    assert module.outcome_of(done) == ["place"]
 
 
 def test_the_dashboard_is_shown_no_config(ray_cluster, inputs, tmp_path):
