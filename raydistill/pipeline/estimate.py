@@ -77,14 +77,14 @@ def missing_phases(plan: Mapping[str, Any]) -> set[str]:
 def run_seconds(
     config: Config, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
 ) -> dict[str, float]:
-    """Seconds of ``teacher`` (fine-tuning and recording), ``student`` and ``baseline``; none of what is there.
+    """Seconds of ``teacher`` (fine-tuning and recording), ``baseline`` and ``student``; none of what is there.
     ``longest``: if validation gains up to the limit of each training whose end is open."""
     missing = missing_phases(plan)
     found = {"teacher": teacher_seconds(config, size, plan, speed, longest=longest)}
     students, baselines = (sum(name.startswith(model) for name in missing) for model in ("student", "baseline"))
-    found["student"] = students * student_seconds(config, size, speed, longest=longest) if students else 0.0
-    if baselines and size.task.has_loss:  # as many steps, without a teacher beside it
+    if baselines and size.task.has_loss:  # as many steps as the student, without a teacher beside it
         found["baseline"] = baselines * student_seconds(config, size, replace(speed, online=0.0), longest=longest)
+    found["student"] = students * student_seconds(config, size, speed, longest=longest) if students else 0.0
     return {name: seconds for name, seconds in found.items() if seconds}
 
 

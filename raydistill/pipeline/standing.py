@@ -120,12 +120,12 @@ def phases(
     has_baseline = recipes.baseline_settings(config) is not None
     configs = recipes.seeded(config)
     later = [f" (seed {recipes.student_seed(one)})" for one in configs[1:]]
-    names = [name + seed for name in ("student", *(["baseline"] * has_baseline)) for seed in ("", *later)]
+    names = [name + seed for name in (*(["baseline"] * has_baseline), "student") for seed in ("", *later)]
     found: list[Artifact | None] = [None] * len(names)
     if teacher is not None and tokens is not None:
         given = (storage, teacher, tokens.digest, dtype)
-        found = [recipes.student_artifact(one, *given, mode)[0] for one in configs]
-        found += [recipes.baseline_artifact(one, *given)[0] for one in configs] if has_baseline else []
+        found = [recipes.baseline_artifact(one, *given)[0] for one in configs] if has_baseline else []
+        found += [recipes.student_artifact(one, *given, mode)[0] for one in configs]
     for name, artifact in zip(names, found, strict=True):
         add(name, artifact, "teacher")
     return made

@@ -36,7 +36,7 @@ def test_before_the_data_is_prepared_it_estimates_and_writes_nothing(tmp_path):
     assert plan["estimate"]
     assert plan["data"]["rows"] == {"train": 192, "validation": 24, "test": 24}
     assert sum(plan["data"]["per_class"]["train"].values()) == plan["data"]["labeled"] == 60
-    assert [*plan["time"]["seconds"]][:5] == ["start", "prepare", "teacher", "student", "baseline"]
+    assert [*plan["time"]["seconds"]][:5] == ["start", "prepare", "teacher", "baseline", "student"]
     assert states(plan)["data"] == "to do"
     assert states(plan)["student"] == "after teacher"
     assert not Path(config.storage).exists()
