@@ -63,7 +63,7 @@ def decided(*scores: float, noise: float = 0.0, learned: bool = True, **more: in
         ((0.5, 0.6, 0.9, 0.9, 0.9, 0.9), 0.0, False),  # the second half has gained nothing
         ((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.05, True),  # 0.3 of 0.07
         ((0.5, 0.6, 0.7, 0.7, 0.75, 0.8), 0.05, False),  # 0.1 of 0.07 is chance
-        ((0.1, 0.5, 0.6, 0.6, 0.7, 0.75), 0.02, False),  # 0.15 after 0.5: the next is expected to be 0.045 of 0.03
+        ((0.1, 0.5, 0.6, 0.6, 0.7, 0.75), 0.025, False),  # 0.15 after 0.5: the next is expected to be 0.045 of 0.035
         ((0.5, 0.5, 0.6, 0.6, 0.7, 0.75), 0.02, True),  # after 0.1: it is expected to be 0.15
         ((0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, False),
     ],
@@ -85,6 +85,9 @@ def test_the_end_is_decided_once_and_not_too_early() -> None:
     flat = [0.5] * 12
     assert decided(*flat, extended_from=60).decay_from == 120
     assert decided(*flat, extended_from=60, decay_from=100).decay_from == 100
+    slow = [score for score in (0.1, 0.5, 0.6, 0.6, 0.7, 0.75) for _ in range(2)]
+    assert decided(*slow, noise=0.025, extended_from=60).decay_from is None  # 0.045 of 0.035, enough to go on
+    assert decided(*slow, noise=0.05, extended_from=60).decay_from == 120  # of 0.07
     rising = [index / 100 for index in range(27)]
     assert decided(*rising, extended_from=60).decay_from == 270  # the last third would begin three steps before
     assert decided(*rising[:26], extended_from=60).decay_from is None
