@@ -9,8 +9,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kit.ranks import CONTEXT, take_environment
+from kit.ranks import CONTEXT, PRELOADED, take_environment
+from kit.started import LIBRARIES
 from raydistill.cli.main import execute
+
+CONTEXT.set_forkserver_preload([*PRELOADED, "raydistill.deploy.gate.promotion", *LIBRARIES])
 
 
 def _command_main(

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["kit.toy", "raydistill.pipeline.phases"])
+PRELOADED = ["kit.toy", "raydistill.pipeline.phases"]
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def take_environment(environment: Mapping[str, str]) -> None:
