@@ -22,6 +22,8 @@ USED = {
     ("cluster/placement.py", "ray._private.services.canonicalize_bootstrap_address_or_die"),
     ("cluster/placement.py", "_actor_id"),
     ("cluster/placement.py", "ray._private.state.state"),
+    ("cluster/placement.py", "ray._private.worker"),
+    ("cluster/placement.py", "_global_node"),
     ("cluster/placement.py", "ray._raylet.GcsClient"),
     ("cluster/placement.py", "ray.core.generated.autoscaler_pb2.GetClusterStatusReply"),
     ("cluster/placement.py", "ray.core.generated.autoscaler_pb2.NodeStatus"),
@@ -83,6 +85,13 @@ def actor_place() -> bool:
     return callable(state.actor_table) and hasattr(ActorHandle, "_actor_id")
 
 
+def who_started() -> bool:
+    from ray._private import worker
+    from ray._private.node import Node
+
+    return hasattr(worker, "_global_node") and callable(Node.is_head)
+
+
 def token_mode() -> bool:
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
@@ -130,6 +139,7 @@ CANARIES: list[tuple[Callable[[], bool], str]] = [
     (bootstrap, "cluster/placement.py: ray.init(address='auto') and get_runtime_context().gcs_address"),
     (cluster_status, "cluster/placement.py: ray.nodes() of a driver that has joined"),
     (actor_place, "cluster/placement.py: a first question to the actor, which begins to load with the second one"),
+    (who_started, "cluster/placement.py: a note of connected(), where nobody else has called ray.init"),
     (token_mode, "cli/doctor/probe.py: RAY_AUTH_MODE of the node, which it falls back to"),
     (request_with_timeout, "cli/submit/jobs.py: a session of requests with time-outs, or none at all"),
     (attention, "models/student.py: attn_implementation, as from_pretrained takes it"),

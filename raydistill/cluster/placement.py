@@ -54,7 +54,9 @@ def has_joined() -> bool:
     ray: Any = sys.modules.get("ray")  # which reads the environment when it is first imported
     if ray is None or not ray.is_initialized():
         return False
-    own = ray._private.worker._global_node  # None for a client of another machine's
+    from ray._private import worker
+
+    own = worker._global_node  # None for a client of another machine's
     return own is None or not own.is_head()
 
 

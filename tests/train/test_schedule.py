@@ -85,9 +85,10 @@ def test_the_end_is_decided_once_and_not_too_early() -> None:
     flat = [0.5] * 12
     assert decided(*flat, extended_from=60).decay_from == 120
     assert decided(*flat, extended_from=60, decay_from=100).decay_from == 100
-    slow = [score for score in (0.1, 0.5, 0.6, 0.6, 0.7, 0.75) for _ in range(2)]
-    assert decided(*slow, noise=0.025, extended_from=60).decay_from is None  # 0.045 of 0.035, enough to go on
-    assert decided(*slow, noise=0.05, extended_from=60).decay_from == 120  # of 0.07
+    slow = [*[0.5] * 3, *[0.7] * 3, *[0.8] * 6]  # the next gain is expected to be 0.05
+    assert decided(*slow, noise=0.025).decay_from == 120  # of 0.035, too little for more steps
+    assert decided(*slow, noise=0.025, extended_from=60).decay_from is None  # but enough to go on
+    assert decided(*slow, noise=0.05, extended_from=60).decay_from == 120
     rising = [index / 100 for index in range(27)]
     assert decided(*rising, extended_from=60).decay_from == 270  # the last third would begin three steps before
     assert decided(*rising[:26], extended_from=60).decay_from is None
