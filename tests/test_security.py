@@ -53,8 +53,9 @@ from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
 from raydistill.tracking.runs import RunRef
 
-PICKLES = {"search/tuning.py"}
-"""Reads what Ray Tune itself has pickled a moment ago in the same process: a trial's exception."""
+PICKLES = {"search/tuning.py", "pipeline/worker.py"}
+"""The first reads what Ray Tune itself has pickled a moment ago in the same process: a trial's exception. The second
+reads what the run's own worker returns, through Ray, which would open it in this very process if it were no bytes."""
 
 
 @cache
