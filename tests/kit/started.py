@@ -95,6 +95,8 @@ def start(words: Sequence[str], environment: Mapping[str, str], out: Path, err: 
     settings = {(name, value) for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
     server = _server(frozenset(pair for pair in settings if pair[0] != "PYTHONPATH"))
     said = (str(out), str(err))
+    for path in (out, err):
+        path.touch()  # the process opens them later than this returns
     pid = server.ask("start", words=list(words), environment=dict(environment), folder=os.getcwd(), said=said)
     return Started(server, pid)
 
