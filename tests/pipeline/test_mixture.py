@@ -345,7 +345,7 @@ def test_a_plan_has_the_passes_of_every_teacher(tmp_path: Path) -> None:
     states = {phase["phase"]: phase["state"] for phase in plan["phases"]}
     assert [*states] == [
         *("data", "tokens", "teacher (big)", "signal logits (big)", "teacher (small)", "signal logits (small)"),
-        *("signal logits", "student", "baseline"),
+        *("signal logits", "baseline", "student"),
     ]
     assert states["teacher (small)"] == "there"
     assert (plan["teacher"]["mode"], plan["teacher"]["weights"]) == ("cached", {"big": 3.0, "small": 1.0})
