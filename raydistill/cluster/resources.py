@@ -186,14 +186,12 @@ def device_type(config: Config, state: State | None = None) -> str:
     train, address = config.train, os.environ.get("RAY_ADDRESS", "")
     if train.num_workers and (train.accelerator_type or train.resources_per_worker is not None):
         return "cuda" if takes_gpus(train, ()) else "cpu"
-    nodes: Sequence[Node] | None = None
     if train.num_workers and state is None and has_joined():
-        nodes = known_nodes()
-    elif train.num_workers and (state is not None or (can_grow() and "://" not in address)):
-        state = state or read_cluster()
-        nodes = [*state.nodes, *state.coming]
-    if nodes is not None:
-        return "cuda" if takes_gpus(train, nodes) else "cpu"
+        return "cuda" if takes_gpus(train, known_nodes()) else "cpu"
+    if train.num_workers and state is None and can_grow() and "://" not in address:
+        state = read_cluster()
+    if train.num_workers and state is not None:
+        return "cuda" if takes_gpus(train, [*state.nodes, *state.coming]) else "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

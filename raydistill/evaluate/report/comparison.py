@@ -238,7 +238,7 @@ class Matrices:
 
     @property
     def main(self) -> str:
-        return next((one.title for one, _ in self.tables if one.is_main), self.tables[0][0].title)
+        return main_of([one for one, _ in self.tables]).title
 
     @property
     def is_numbered(self) -> bool:
@@ -257,7 +257,7 @@ def matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matrices:
     wrong = sum(table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal() for table in counts.values())
     kept = worst(np.asarray(wrong))
     tables = [(contender, squares(counts[contender.name], kept, names)) for contender in contenders]
-    return laid_out(names, kept, tables, taken_for(counts[main_of(contenders)], names))
+    return laid_out(names, kept, tables, taken_for(counts[main_of(contenders).name], names))
 
 
 def pair_matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matrices:
@@ -272,11 +272,11 @@ def pair_matrices(contenders: Sequence[Contender], names: Sequence[str]) -> Matr
         return PairSquare(None if np.isnan(value) else float(value), float(random[i, j]), names[i], names[j])
 
     tables = [(c, [[square(values[c.name][i, j], i, j) for j in kept] for i in kept]) for c in contenders]
-    return laid_out(names, kept, tables, hardest(values[main_of(contenders)], names))
+    return laid_out(names, kept, tables, hardest(values[main_of(contenders).name], names))
 
 
-def main_of(contenders: Sequence[Contender]) -> str:
-    return next((one.name for one in contenders if one.is_main), contenders[0].name)
+def main_of(contenders: Sequence[Contender]) -> Contender:
+    return next((one for one in contenders if one.is_main), contenders[0])
 
 
 def taken_for(counts: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, str]]:
