@@ -42,7 +42,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.tasks import task_of
 from raydistill.tasks.scores import Scores
-from raydistill.tasks.targets import Values
+from raydistill.tasks.targets import Values, units_of
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.train.checkpoint import WORST, Checkpoints
 from raydistill.train.loop import Validation
@@ -245,7 +245,7 @@ class Context:
         request to stop, with a checkpoint. Where what the model says leaves it undefined, that is the worst score."""
         outputs, targets = self.labeled(model, "validation", may_stop=False)
         # with 10 of them a student that was right on 66 % of the test rows was at chance on these for 2,375 steps
-        tells = len(targets) >= FEW_VALIDATION
+        tells = len(units_of(targets)) >= FEW_VALIDATION  # of words, a few rows have as many
         scores = self.task.for_model(saved_settings(model)).fitted(outputs, targets).scores(outputs, targets)
         metrics = {name: value for name, value in scores.values.items() if not math.isnan(value)}
         if metric not in metrics:

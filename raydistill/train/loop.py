@@ -267,7 +267,8 @@ class StageRun:
         patience = setup.settings.early_stopping
         if schedule.is_open(progress):
             score, samples = (found.score, found.samples) if found.main is None else found.main()
-            progress.has_learned = progress.has_learned or found.has_learned()
+            if not schedule.is_early(progress):
+                progress.has_learned = progress.has_learned or found.has_learned()
             progress.trail.append((progress.step, score, samples.tolist()))
             schedule.decide(progress)
         is_last = progress.step >= schedule.end(progress)

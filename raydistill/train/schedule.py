@@ -87,6 +87,10 @@ class Schedule:
         """Whether a validation is still to decide on the end."""
         return self.min_steps is not None and progress.decay_from is None
 
+    def is_early(self, progress: TrainProgress) -> bool:
+        """Whether a model may owe to its first weights that it does not answer as one that sees no row."""
+        return 2 * progress.step < self.fewest_steps
+
     def decide(self, progress: TrainProgress) -> None:
         """Note in ``progress``, at a validation, that the stage is extended or that its rate is to fall."""
         is_due = progress.step + self.validate_steps > (1 - DECAY_SHARE) * self.fewest_steps

@@ -26,17 +26,20 @@ from raydistill.pipeline import context
 from raydistill.pipeline.completion import check_validation
 from raydistill.pipeline.defaults import FEW_VALIDATION
 from raydistill.pipeline.distill import distill
-from raydistill.pipeline.finetuning import tune
+from raydistill.pipeline.finetuning import patience, tune, watched
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.prepare import prepare
+from raydistill.pipeline.stages import StageReport
 from raydistill.storage.ownership import Owner
 from raydistill.storage.storage import Storage
-from raydistill.tasks import Targets, TextClassification, TextRegression
+from raydistill.tasks import Targets, TextClassification, TextRegression, TokenClassification
+from raydistill.tasks.targets import Ragged
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.tracking.journal import read_points, write_history
 from raydistill.tracking.runs import open_client
 from raydistill.train.checkpoint import WORST
-from raydistill.train.loop import StageRun
+from raydistill.train.loop import Report, StageRun
+from raydistill.train.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("mlflow_uri")
 
@@ -208,6 +211,39 @@ def test_few_rows_do_not_tell_that_a_model_has_learned_nothing(
     )
     monkeypatch.setattr(context, "saved_settings", lambda model: {})
     assert context.Context.validate(fake, None, "accuracy").has_learned() == is_taken_to
+
+
+def test_words_of_few_rows_tell_that_a_tagger_has_learned_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of persons in 270 sentences answered none for 100 steps, and its 30 validation rows have 900 words."""
+    lengths = np.full(10, FEW_VALIDATION // 10)
+    place = np.arange(FEW_VALIDATION) % 10
+    values = Ragged(np.stack([2 * place, 2 * place + 1, place // 9], axis=1), lengths)  # each last word is a person
+    task = TokenClassification(["O", "B-PER"])
+    answers = {"none": np.zeros_like(place), "all": place // 9}
+    monkeypatch.setattr(context, "saved_settings", lambda model: {})
+    for name, answer in answers.items():
+        outputs = Ragged(np.eye(2, dtype=np.float32)[answer], lengths)
+        fake = SimpleNamespace(
+            task=task,
+            config=SimpleNamespace(epoch_metric="entity_f1"),
+            labeled=lambda *_, outputs=outputs, **__: (outputs, values),
+        )
+        assert context.Context.validate(fake, None, "entity_f1").has_learned() == (name == "all")
+
+
+@pytest.mark.parametrize(("learns_after", "failure"), [(6, None), (99, "after 10 of 15 steps its loss was 0.500")])
+def test_a_training_with_an_open_end_has_its_least_length_to_begin_to_learn(
+    learns_after: int, failure: str | None
+) -> None:
+    """Half the rate is no help for a slow start: it is slower still."""
+    told = (
+        StageReport(Report(step, 15, {"train/loss": 0.5 if step <= learns_after else 0.1}, False), step, 15, step == 15)
+        for step in range(1, 16)
+    )
+    found = watched(told, {}, patience(Schedule(40, 5, 10)), 0.49)
+    assert found is None if failure is None else found is not None and found.startswith(failure)
+    assert (next(told, None) is None) == (failure is None)
+    assert patience(Schedule(10, 5)) == 4  # one that has an end is not made longer
 
 
 @pytest.mark.parametrize(
