@@ -1,6 +1,7 @@
 """What does a small student keep of its teacher, task by task, and what does the teacher add to the labels?
 
     python jobs/bench/tasks.py --ratings tweets_GroundTruth.txt --cells tasks.jsonl
+    python jobs/bench/tasks.py --tasks titles entities --labels 300 --draws 0 1 2    # little data
     python jobs/bench/tasks.py --tasks --speed     # what a step, and recording vectors, cost; a minute on 2 cores
 
 All texts are of BBC news (extra ``quickstart``), but those of ``--ratings``: a list of rated texts as in the source
@@ -14,8 +15,12 @@ test values, and the one with the median validation value for intervals, agreeme
     labels      which kinds of entities a sentence has, by rule (micro F1)
     ratings     how glad a tweet is, the mean of twenty people (Pearson)
     entities    persons, amounts, dates and places in sentences, by rule (entity F1)
+    titles      persons in the same sentences, a kind for each title; most sentences have none (entity F1)
     answers     questions about a few sentences, by rule, a fifth of them without an answer there (answer F1)
     vectors     headlines' vectors as the teacher has them (rank correlation of similarities), no labels
+
+``--labels``: so many labelled rows and no others, drawn once for each of ``--draws``, of which a tenth (ten at least)
+validates; a student of each.
 
 ``--speed``: a step (forward and backward pass of soft targets and labels, 32 sentences, student of 3 layers) of words
 beside one of rows of the same tokens, and the vectors of these sentences, recorded into storage, beside the teacher's
@@ -33,6 +38,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +71,7 @@ from raydistill.tasks import Embeddings, Targets, TextClassification, TokenClass
 from raydistill.teacher.record import Wanted, record
 from raydistill.teacher.store import cut_shards, signal_artifact
 
-TESTED, SEEDS = 600, 3
+TESTED, SEEDS, FEWEST_VALIDATION = 600, 3, 10
 WORDS = TokenClassification(["O", *(f"{place}-{kind}" for kind in ("DATE", "LOC", "MONEY", "PER") for place in "BI")])
 Examples = list[dict[str, Any]]
 
@@ -101,6 +107,14 @@ def entities(_: Path) -> Examples:
     return news_sentences(2000)
 
 
+def titles(_: Path) -> Examples:
+    rows = news_sentences(2000)
+    for row in rows:
+        spans = [(begin, end, row["text"][:begin].split()) for begin, end, kind in row["label"] if kind == "PER"]
+        row["label"] = [[begin, end, before[-1]] for begin, end, before in spans if before]
+    return rows
+
+
 def answers(_: Path) -> Examples:
     rows = {row["context"]: row for row in news_questions(2100)}  # those without an answer are the first
     return random.Random(1).sample(list(rows.values()), len(rows))
@@ -116,26 +130,32 @@ TASKS: dict[str, tuple[Callable[[Path], Examples], int, dict[str, Any]]] = {
     "labels": (labels, 300, {"task": {"type": "multi_label_classification"}}),
     "ratings": (ratings, 300, {"task": {"type": "text_regression"}}),
     "entities": (entities, 300, {"task": {"type": "token_classification"}}),
+    "titles": (titles, 300, {"task": {"type": "token_classification"}}),
     "answers": (answers, 300, {"task": {"type": "question_answering"}}),
     "vectors": (vectors, 0, {"task": {"type": "embeddings"}, "student": {"num_layers": 3}}),
 }
 """Rows, how many have labels, settings."""
 
 
-def run(name: str, path: Path, folder: Path) -> dict[str, Any]:
-    """What the table has of a task."""
+def run(name: str, path: Path, folder: Path, num_labels: int | None, draw: int) -> dict[str, Any]:
+    """What the table has of a task; with ``num_labels`` of so many rows, by that draw."""
     read, labeled, settings = TASKS[name]
     rows = read(path)
+    parts = {"test": rows[:TESTED], "train": rows[TESTED:]}
+    if num_labels is not None:
+        rows, tenth = random.Random(draw).sample(rows, TESTED + num_labels), max(num_labels // 10, FEWEST_VALIDATION)
+        parts = {"test": rows[:TESTED], "validation": rows[TESTED:][:tenth], "train": rows[TESTED + tenth :]}
     data = folder / "data"
-    for split, part in (("test", rows[:TESTED]), ("train", rows[TESTED:])):
+    for split, part in parts.items():
         write_rows(data / f"{split}.jsonl", part)
     config = {
         "storage": str(folder / "storage"),
-        "data": {"path": str(data), **({"max_labeled": labeled} if labeled else {})},
-        "teacher": {"model": ENCODER},
+        "seed": draw,
+        "data": {"path": str(data), **({"max_labeled": labeled} if labeled and num_labels is None else {})},
+        "teacher": {"model": ENCODER, "allow_chance": True},
         "student": {"num_layers": 2},
         "train": {"num_workers": 0},
-        "evaluate": {"baseline": True, "seeds": SEEDS},
+        "evaluate": {"baseline": True, "seeds": SEEDS if num_labels is None else 1},
         "tracking": {"system_metrics": False},
         **settings,
     }
@@ -146,6 +166,8 @@ def run(name: str, path: Path, folder: Path) -> dict[str, Any]:
         "task": name,
         "rows": len(rows),
         "labeled": labeled,
+        "drawn": num_labels and [num_labels, draw],
+        "steps": {model: curve[-1]["step"] for model, curve in results["curves"].items() if curve},
         "metric": main,
         "values": {model: results[model]["test"][main] for model in ("teacher", "student", "baseline")},
         "seeds": {model: seeds[model]["test"][main] for model in ("student", "baseline") if seeds.get(model)},
@@ -157,16 +179,20 @@ def run(name: str, path: Path, folder: Path) -> dict[str, Any]:
 
 
 def report(cells: Sequence[dict[str, Any]], console: Console) -> None:
-    table = Table("task", "labels", "metric", "teacher", "student", "no teacher", "gain", "kept", "agrees", "p50, ms")
+    models = ("teacher", "student", "baseline")
+    columns = ("metric", "teacher", "student", "no teacher", "gain", "kept", "agrees", "steps", "p50, ms")
+    table = Table("task", "labels", *columns)
     for cell in cells:
         values, seeds = cell["values"], cell["seeds"]
         means = {
-            model: f"{100 * seeds[model]['mean']:.1f} ± {100 * seeds[model]['sd']:.1f}" if model in seeds else ""
-            for model in ("student", "baseline")
+            model: f"{100 * seeds[model]['mean']:.1f} ± {100 * seeds[model]['sd']:.1f}"
+            if model in seeds
+            else told(values[model])
+            for model in models[1:]
         }
         table.add_row(
             cell["task"],
-            str(cell["labeled"] or "none"),
+            "{}, draw {}".format(*cell["drawn"]) if cell["drawn"] else str(cell["labeled"] or "none"),
             cell["metric"],
             told(values["teacher"]),
             means["student"],
@@ -174,6 +200,7 @@ def report(cells: Sequence[dict[str, Any]], console: Console) -> None:
             told(cell["gain"]),
             f"{100 * cell['retention']:.1f} %",
             "" if cell["agreement"] is None else f"{100 * cell['agreement']:.1f} %",
+            ", ".join(f"{cell['steps'].get(model, 0):,}" for model in models),
             " → ".join(f"{cell['latency_ms'][model]:.1f}" for model in ("teacher", "student")),
         )
     console.print(table)
@@ -293,6 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--ratings", type=Path, help="without it there is no row for ratings")
+    parser.add_argument("--labels", nargs="+", type=int, default=[None], help="rows, of all tasks, and no others")
+    parser.add_argument("--draws", nargs="+", type=int, default=[0])
     parser.add_argument("--cells", type=Path, default=Path("tasks.jsonl"))
     parser.add_argument("--speed", action="store_true", help="time steps and recordings first")
     given = parser.parse_args(arguments)
@@ -300,11 +329,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.speed:
         speed(Console())
     cells = read_cells(given.cells)
-    for name in given.tasks:
-        if name in {cell["task"] for cell in cells} or (name == "ratings" and given.ratings is None):
+    done = [(cell["task"], cell["drawn"]) for cell in cells]
+    for name, num_labels, draw in product(given.tasks, given.labels, given.draws):
+        drawn = num_labels and [num_labels, draw]
+        if (name, drawn) in done or (name == "ratings" and given.ratings is None):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            keep(cells, run(name, given.ratings, Path(folder)), given.cells)
+            keep(cells, run(name, given.ratings, Path(folder), num_labels, draw), given.cells)
     if cells:
         report(cells, Console(width=180))
 
