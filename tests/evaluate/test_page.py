@@ -187,7 +187,8 @@ def test_a_page_has_every_label_and_is_no_heavier_than_2_mb(num_classes: int) ->
         assert sum(map(int, re.findall(r" (\d+)(?=,|$)", text.partition("taken for")[2]))) == sum(row) - right
     rows = {row.label for row in comparison.class_rows(run.run_contenders(results))}
     assert rows == {*results["labels"]}
-    assert all(name in Tags(page).text for name in rows)
+    text = Tags(page).text
+    assert all(name in text for name in rows)
     assert not comparison.matrices(run.run_contenders(make_results(30)), make_results(30)["labels"]).told
 
 
