@@ -74,7 +74,7 @@ def averages(hits: Array, support: Array, predicted: Array, present: Array) -> d
     values = {}
     for name, (above, below) in label_ratios(hits, support, predicted).items():
         ratio = divide(above, below)
-        values[f"macro_{name}"] = (ratio * present).sum(axis=0) / present.sum(axis=0)
+        values[f"macro_{name}"] = divide((ratio * present).sum(axis=0), present.sum(axis=0))
         values[f"micro_{name}"] = divide(above.sum(axis=0), below.sum(axis=0))
         values[f"weighted_{name}"] = divide((ratio * support).sum(axis=0), support.sum(axis=0))
     return values

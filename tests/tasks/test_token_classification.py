@@ -152,6 +152,13 @@ def test_resampled_metrics_are_those_of_the_rows_drawn() -> None:
     assert_interval_is_scipy_s(lambda rows: made_scores(rows, given, truth), 40, "entity_f1")
 
 
+def test_averages_of_rows_drawn_without_any_entity_are_zero() -> None:
+    scores = made_scores(np.arange(2), [["O"], ["B-PER"]], [["O"], ["B-PER"]])
+    with np.errstate(all="raise"):
+        found = scores.weighted(np.float32([[2, 1], [0, 1]]))
+    assert found["macro_f1"].tolist() == found["entity_f1"].tolist() == [0.0, 1.0]
+
+
 def test_a_tagger_that_finds_nothing_is_at_the_floor() -> None:
     truth = sequences(30, 1)
     scores = made_scores(np.arange(30), [["O"] * len(row) for row in truth], truth)
