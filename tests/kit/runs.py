@@ -251,7 +251,7 @@ class Command:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Nothing of it is left, nor of commands with the same count file."""
         left = self.clean_up()
-        assert kind is not None or left == []
+        assert kind is not None or left == [], left
 
     def kill(self, signum: int) -> None:
         """Send a signal to the command alone, not to the processes it has started."""
