@@ -127,7 +127,17 @@ def test_every_command_is_shown() -> None:
     assert shown == known
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"--[a-z][a-z-]+", README)) - {"--index-url"}))
+BENCHES = sorted(set(re.findall(r"`python (jobs/bench/\w+\.py)( [^`]*)?`", README)))
+OPTIONS = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"`python jobs/bench/[^`]*`", "", README)))
+
+
+@pytest.mark.parametrize(("script", "arguments"), BENCHES)
+def test_benches_named_in_the_text_exist_and_take_their_options(script: str, arguments: str) -> None:
+    source = (ROOT / script).read_text(encoding="utf-8")
+    assert all(f'add_argument("{word}"' in source for word in arguments.split() if word.startswith("--"))
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS - {"--index-url"}))
 def test_options_named_in_the_text_exist(name: str) -> None:
     group: Any = typer.main.get_command(cli.app)
     found = [group, *group.commands.values()]

@@ -267,8 +267,12 @@ class Command:
                     found.append(process)
         return found
 
-    def clean_up(self, seconds: float = 20.0) -> list[str]:
-        """Wait until all its processes are gone, then kill the rest; what was left."""
+    def clean_up(self, seconds: float = 60.0) -> list[str]:
+        """Wait until all its processes are gone, then kill the rest; what was left.
+
+        An agent of Ray's that is starting when its raylet is killed looks for it five times, two seconds apart, before
+        it ends: 10 s on idle cores, above 20 on busy ones.
+        """
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(20)

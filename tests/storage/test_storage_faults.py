@@ -145,7 +145,7 @@ def test_patience_ends_and_is_not_begun_anew_by_the_next_request(known, monkeypa
     began = time.monotonic()
     with pytest.raises(ArtifactError, match=r"TimeoutError: no answer.*run the command again"):
         known.write_bytes(b"x", "a")
-    assert 0.2 < time.monotonic() - began < patience(3.0)
+    assert 0.2 < time.monotonic() - began < patience(20.0)  # of 120 that are usual; a busy machine took 3.7 once
     calls = failing.calls
     assert calls > 1
     with pytest.raises(ArtifactError, match="no answer"):
