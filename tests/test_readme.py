@@ -35,6 +35,8 @@ QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 CHEAP = ("init", "doctor", "plan", "losses", "schema", "cache ls", "cache gc")
 COSTLY = {"--check", "--cluster", "--address"}
 """Options that compute, or need a cluster."""
+BENCH = r"`python (jobs/bench/\w+\.py)([^`]*)`"
+"""A command of the text that runs a benchmark: the script and its arguments."""
 
 
 def blocks(language: str) -> list[str]:
@@ -127,17 +129,15 @@ def test_every_command_is_shown() -> None:
     assert shown == known
 
 
-BENCHES = sorted(set(re.findall(r"`python (jobs/bench/\w+\.py)( [^`]*)?`", README)))
-OPTIONS = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"`python jobs/bench/[^`]*`", "", README)))
-
-
-@pytest.mark.parametrize(("script", "arguments"), BENCHES)
+@pytest.mark.parametrize(("script", "arguments"), sorted(set(re.findall(BENCH, README))))
 def test_benches_named_in_the_text_exist_and_take_their_options(script: str, arguments: str) -> None:
     source = (ROOT / script).read_text(encoding="utf-8")
     assert all(f'add_argument("{word}"' in source for word in arguments.split() if word.startswith("--"))
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS - {"--index-url"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"--[a-z][a-z-]+", re.sub(BENCH, "", README))) - {"--index-url"})
+)
 def test_options_named_in_the_text_exist(name: str) -> None:
     group: Any = typer.main.get_command(cli.app)
     found = [group, *group.commands.values()]
