@@ -8,7 +8,8 @@ All texts are of BBC news (extra ``quickstart``), but those of ``--ratings``: a 
 archive of vaderSentiment 0.5 (number, mean rating, text). The teacher is a MiniLM of 6 layers, students have 2 of these
 (3 for vectors), and all else is what a config without settings gets. 600 rows are the test, of the others
 a few hundred have labels. Each student and its baseline are trained with three seeds; the table has the mean of their
-test values, and the one with the median validation value for intervals, agreement and speed.
+test values, and the one with the median validation value for intervals, agreement and speed. Gain is the student's
+value less the baseline's, lead is the teacher's less the baseline's.
 
     topics      headlines, one of five topics (accuracy)
     pairs       a headline and the beginning of an article: do they belong together? Others are from the same topic
@@ -159,6 +160,7 @@ def run(name: str, path: Path, folder: Path, num_labels: int | None, draw: int) 
         "tracking": {"system_metrics": False},
         **settings,
     }
+    started = time.perf_counter()
     results = raydistill.distill(config)
     main = results["task"]["main_metric"]
     seeds = results["seeds"] or {}
@@ -172,6 +174,8 @@ def run(name: str, path: Path, folder: Path, num_labels: int | None, draw: int) 
         "values": {model: results[model]["test"][main] for model in ("teacher", "student", "baseline")},
         "seeds": {model: seeds[model]["test"][main] for model in ("student", "baseline") if seeds.get(model)},
         "gain": results["differences"]["student_minus_baseline"][main],
+        "lead": results["differences"]["teacher_minus_baseline"][main],
+        "seconds": round(time.perf_counter() - started, 1),
         "retention": results["retention"][main],
         "agreement": results["agreement"],
         "latency_ms": {m: results[m]["latency_ms"]["p50"] for m in ("teacher", "student")},
@@ -180,7 +184,7 @@ def run(name: str, path: Path, folder: Path, num_labels: int | None, draw: int) 
 
 def report(cells: Sequence[dict[str, Any]], console: Console) -> None:
     models = ("teacher", "student", "baseline")
-    columns = ("metric", "teacher", "student", "no teacher", "gain", "kept", "agrees", "steps", "p50, ms")
+    columns = ("metric", "teacher", "student", "no teacher", "gain", "lead", "kept", "agrees", "steps", "p50, ms", "s")
     table = Table("task", "labels", *columns)
     for cell in cells:
         values, seeds = cell["values"], cell["seeds"]
@@ -198,10 +202,12 @@ def report(cells: Sequence[dict[str, Any]], console: Console) -> None:
             means["student"],
             means["baseline"],
             told(cell["gain"]),
+            told(cell["lead"]),
             f"{100 * cell['retention']:.1f} %",
             "" if cell["agreement"] is None else f"{100 * cell['agreement']:.1f} %",
             ", ".join(f"{cell['steps'].get(model, 0):,}" for model in models),
             " → ".join(f"{cell['latency_ms'][model]:.1f}" for model in ("teacher", "student")),
+            f"{cell['seconds']:.0f}",
         )
     console.print(table)
 
@@ -337,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             keep(cells, run(name, given.ratings, Path(folder), num_labels, draw), given.cells)
     if cells:
-        report(cells, Console(width=180))
+        report(cells, Console(width=200))
 
 
 if __name__ == "__main__":
