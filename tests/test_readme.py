@@ -1,4 +1,4 @@
-"""Every claim of the READMEs that can be executed is: commands, configs, Python, links, and the tree."""
+"""Every claim of the README and the pages that can be executed is: commands, configs, Python, links, and the tree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from raydistill.pipeline.distill import distill
 from raydistill.tasks.text_classification import UNEQUAL
 
 FRONT = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = sorted(path for path in (ROOT / "raydistill").rglob("README.md"))
+PAGES = sorted(path for path in (ROOT / "raydistill").rglob("*.md"))
 README = "\n".join([FRONT, *(path.read_text(encoding="utf-8") for path in PAGES)])
 """The page for the first hour, then those of the folders."""
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
