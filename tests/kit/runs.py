@@ -242,7 +242,7 @@ class Command:
     def results(self, seconds: float = 400.0) -> dict[str, Any]:
         """What it found, once it has ended well."""
         code, found, err = self.end(seconds)
-        assert code == 0, err
+        assert code == 0, f"exit code {code}\n{err}"
         return found
 
     def __enter__(self) -> Command:

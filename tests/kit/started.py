@@ -3,6 +3,7 @@ takes 8 s of a core. All of raydistill itself, and Ray, are imported by the proc
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import gc
 import importlib
@@ -109,6 +110,7 @@ def _become(words: Sequence[str], environment: Mapping[str, str], folder: str, s
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(opened, descriptor)
         os.close(opened)
+    faulthandler.enable()  # else a crash of a library's says nothing
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[:] = ["-c", *words]
