@@ -22,6 +22,7 @@ from raydistill.config.teacher import MODES
 from raydistill.errors import ConfigError, RaydistillError
 from raydistill.losses import ForwardKl, Loss, build_losses
 from raydistill.pipeline import recipes
+from raydistill.pipeline.distill import distill
 from raydistill.pipeline.prepare import prepare
 from raydistill.storage.storage import Storage
 from raydistill.tasks import TextClassification
@@ -287,6 +288,29 @@ def test_edited_classes_make_anew_what_they_change(tmp_path: Path) -> None:
     for unread in ((None, "1"), ("1", None)):
         with pytest.raises(ConfigError, match=r"The source of \w+ .* cannot be read here.* give the class a version"):
             made(*unread)
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_a_run_from_before_a_setting_was_added_is_found(tmp_path: Path) -> None:
+    """So it is from before an update of raydistill, whose own losses are sections like this one."""
+
+    class Later(SharpKl.Settings):
+        """Soft targets at a low temperature, and more."""
+
+        softness: float = 1.0
+
+    content = toy_config(tmp_path, teacher__finetune__num_epochs=1, stages__distill__num_epochs=1)
+    content["stages"]["distill"]["losses"] = {"kd": {"type": "sharp_kl"}}
+    made = {"__module__": "typed", "version": "1"}
+    plugins.register(type("SharpKl", (SharpKl,), made))
+    before = distill(load_config(content))
+    plugins.register(type("SharpKl", (SharpKl,), {**made, "Settings": Later}))
+    again = distill(load_config(content))
+    assert (again["reused"], again["run_id"]) == (["run"], before["run_id"])
+    content["stages"]["distill"]["losses"]["kd"]["softness"] = 2.0
+    other = distill(load_config(content))
+    assert set(other["reused"]) >= {"data", "tokens", "teacher", "baseline"}
+    assert other["run_id"] != before["run_id"]
 
 
 @pytest.mark.usefixtures("unregistered")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -63,6 +63,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
+    version: ClassVar[int] = 1
+    """Raised when a default changes, or the same settings make something else: keys of what was made before differ."""
+
     @model_validator(mode="after")
     def check(self) -> Self:
         texts = [(name, CONTROLS.search(value)) for name, value in self if isinstance(value, str)]
@@ -78,3 +81,41 @@ class Section(BaseModel):
     def mistakes(self) -> list[Mistake]:
         """What is wrong between fields that are each valid."""
         return []
+
+    def recipe(self, **chosen: Any) -> dict[str, Any]:
+        """The part of the section that goes into keys, as JSON: its ``type``, the settings that differ from their
+        defaults, and its ``version`` from the second on. A setting that is added later changes no key.
+
+        ``chosen``: ``include`` or ``exclude``, as ``model_dump`` takes them.
+        """
+        found: dict[str, Any] = _differing(self, self.model_dump(mode="json", **chosen), _NOTHING)
+        return found
+
+
+_NOTHING = object()
+"""Equal to no value: the default of what has none, and the recipe of what is its default."""
+
+
+def _differing(value: Any, dumped: Any, default: Any) -> Any:
+    """``dumped``, the JSON of a value, without the defaults of sections in it; _NOTHING for one that is its default.
+
+    Sections of a later version than the first are in it even where they are their default.
+    """
+    is_default = value == default
+    found: dict[str, Any] = {}
+    if isinstance(value, Section):
+        for name in dumped:
+            own, field = getattr(value, name), type(value).model_fields[name]
+            usual = own if is_default else field.get_default(call_default_factory=True)
+            found[name] = dumped[name] if name == "type" and not is_default else _differing(own, dumped[name], usual)
+        if value.version != 1:
+            found["version"] = value.version
+    elif isinstance(value, Mapping):
+        for name, own in value.items():
+            found[str(name)] = _differing(own, dumped[str(name)], own if is_default else _NOTHING)
+    elif isinstance(value, list | tuple) and not is_default:
+        return [_differing(own, one, _NOTHING) for own, one in zip(value, dumped, strict=True)]
+    else:
+        return _NOTHING if is_default else dumped
+    found = {name: recipe for name, recipe in found.items() if recipe is not _NOTHING}
+    return _NOTHING if is_default and not found else found

@@ -54,10 +54,15 @@ class EncoderStudent(StudentSection):
         return None if self.start in STARTS else self.start
 
     @property
+    def keeps_part(self) -> bool:
+        """Whether it may be narrower than what it starts from."""
+        sizes = (self.hidden_size, self.num_heads, self.intermediate_size)
+        return self.start != "random" and any(size is not None for size in sizes)
+
+    @property
     def is_measured(self) -> bool:
         """Whether what it keeps is measured on training rows, where it is narrower than what it starts from."""
-        sizes = (self.hidden_size, self.num_heads, self.intermediate_size)
-        return self.start != "random" and self.width_start == "pca" and any(size is not None for size in sizes)
+        return self.keeps_part and self.width_start == "pca"
 
     def mistakes(self) -> list[Mistake]:
         found: list[Mistake] = []

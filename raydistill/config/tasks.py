@@ -34,10 +34,6 @@ class TaskSection(Section):
     sees_whole_pictures: ClassVar[bool] = False
     """Whether it speaks of places in pictures, of which a model has to see all."""
 
-    version: ClassVar[int] = 1
-    """Raised when the same training gives other models, with other thresholds say: keys of what was made before then
-    differ."""
-
     has_classes: ClassVar[bool] = False
     """Whether the task's loss takes class weights and label smoothing."""
 
@@ -144,7 +140,6 @@ class TextRegression(TaskSection):
 class MultiLabelClassification(TaskSection):
     """Any number of labels a row, also none."""
 
-    version = 2
     kind = "bernoulli"
     metrics = ("micro_f1", "micro_precision", "micro_recall", "macro_f1", "exact_match", "auc", "log_loss")
     tuning_metrics = ("micro_f1", "macro_f1", "exact_match", "auc", "log_loss")

@@ -54,7 +54,7 @@ class Augmentation:
         """What the copies depend on, beside the texts."""
         from raydistill.models.folder import model_digest
 
-        own = self.settings.model_dump(mode="json", exclude={"masked_model"}, exclude_none=True)
+        own = self.settings.recipe(exclude={"masked_model"})
         own |= {"seed": self.seed, "rules": RULES}
         own |= {"masked_model": model_digest(self.masked)} if self.masked is not None else {}
         own |= {"keeps_labels": True} if self.keeps_labels and self.settings.num_copies else {}

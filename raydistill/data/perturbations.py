@@ -111,8 +111,7 @@ def _write(data: Artifact, tokens: Artifact, tokenizer_folder: Path, seed: int, 
             write_batch(folder / f"{split_of(name)}.arrow", columns)
             if symmetric:
                 write_batch(folder / f"{split_of(name)}{SWAPPED}.arrow", tokens_of(name, written[::-1]))
-    own = {"sources": info["sources"]} if "sources" in info else {}
-    info = {"pad_token_id": pad, "max_length": length, "perturbed": counts, **own}
+    info = {"pad_token_id": pad, "max_length": length, "perturbed": counts, "sources": info["sources"]}
     (folder / "info.json").write_text(json.dumps(info))
 
 

@@ -39,7 +39,7 @@ from raydistill.tasks import Task, task_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-INCLUDED = {"columns", "split", "max_labeled"}
+INCLUDED = {"columns", "split", "max_labeled", "symmetric"}
 """Settings of the data section that decide what its rows are."""
 CHECKS = 7
 """Raised when data is read or judged otherwise: what was prepared before is then prepared, and judged, anew."""
@@ -96,15 +96,11 @@ def _recipe(config: Config) -> dict[str, Any]:
     named = named_pictures(config.data, config.task)
     recipe: dict[str, Any] = {
         "source": source_identity(config.data),
-        "data": config.data.model_dump(
-            mode="json", include=INCLUDED | ({"symmetric"} if config.data.symmetric else set())
-        ),
-        "task": config.task.model_dump(mode="json"),
+        "data": config.data.recipe(include=INCLUDED),
+        "task": config.task.recipe(),
         "seed": config.seed,
         "checks": CHECKS,
     }
-    if not config.task.reads_pictures:  # the keys of texts stay as they were before pictures could be read
-        del recipe["data"]["columns"]["image"]
     sources = sources_in(recipe["task"])
     return recipe | ({"pictures": named} if named else {}) | ({"sources": sources} if sources else {})
 
@@ -139,10 +135,7 @@ def read_info(artifact: Artifact) -> DataInfo:
 def _write(draft: Draft, folder: Path) -> None:
     for split in SPLITS:
         write_batch(folder / f"{split}.arrow", _columns(draft.parts[split]))
-    info = asdict(info_of(draft))
-    if not info["sources"]:  # digests of data stay what they were before there were any
-        del info["sources"]
-    text = json.dumps(info, indent=1, ensure_ascii=False)
+    text = json.dumps(asdict(info_of(draft)), indent=1, ensure_ascii=False)
     (folder / "info.json").write_text(text, encoding="utf-8")
 
 

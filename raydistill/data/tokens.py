@@ -39,9 +39,9 @@ def tokens_recipe(
     augmentation: Augmentation | None = None,
 ) -> dict[str, Any]:
     """What a data set's token ids depend on."""
+    copies = None if augmentation is None else augmentation.recipe()
     recipe = {"data": data_digest, "tokenizer": tokenizer_digest, "max_length": max_length, "has": COUNTS}
-    copies = {"augmented": augmentation.recipe()} if augmentation is not None else {}
-    return recipe | ({"symmetric": True} if symmetric else {}) | copies
+    return recipe | {"symmetric": symmetric, "augmented": copies}
 
 
 def tokenize_data(
@@ -149,7 +149,7 @@ def _write_tokens(
 def facts_of(data: Artifact) -> dict[str, Any]:
     """What tokens carry of their data: the task's facts and, of one of the user's own, the version of its source."""
     info = read_info(data)
-    return {"task": info.task} | ({"sources": info.sources} if info.sources else {})
+    return {"task": info.task, "sources": info.sources}
 
 
 def _write_pixels(

@@ -23,7 +23,7 @@ from raydistill.pipeline.defaults import Choice
 from raydistill.pipeline.job import Job, MemberJob
 from raydistill.pipeline.links import with_links, with_models
 from raydistill.pipeline.members import complete_members, member_jobs, open_members
-from raydistill.pipeline.recipes import exact_losses, named_sources, start_digest, task_version
+from raydistill.pipeline.recipes import named_sources, start_digest
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 from raydistill.storage.manifest import recipe_key
@@ -118,7 +118,7 @@ def run_key(
             *("max_wait_minutes", "tokens_per_micro_batch", "checkpoint_steps"),
         },
     }
-    settings = config.model_dump(mode="json", exclude=excluded)
+    settings = config.recipe(exclude=excluded)
     digest = model_digest(source)
     inputs: dict[str, Any] = {
         "rows": row_digest,
@@ -128,7 +128,7 @@ def run_key(
     }
     if members:
         inputs["members"] = [[member.name, member.source_digest, member.tokens.digest] for member in members]
-    inputs |= {"dtype": dtype, **exact_losses(dtype), **task_version(config), **named_sources(settings["stages"])}
+    inputs |= {"dtype": dtype, **named_sources(settings.get("stages", {}))}
     return recipe_key({"config": settings, **inputs})
 
 

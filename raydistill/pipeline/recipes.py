@@ -1,6 +1,7 @@
 """Recipes of the artefacts: the part of the config that determines a result, with the digests of its inputs.
 
-Device, number of workers, batch budget, checkpoints, tracking and logging are never in them; the compute dtype is.
+Settings that are their defaults are left out (``Section.recipe``), so a setting that is added changes no key. Device,
+number of workers, batch budget, checkpoints, tracking and logging are never in them; the compute dtype is.
 """
 
 from __future__ import annotations
@@ -132,20 +133,9 @@ def _common(config: Config, seed: int, tokens_digest: str, dtype: str) -> Recipe
         "dtype": dtype,
         "seed": seed,
         "metric": config.epoch_metric,
-        "train": config.train.model_dump(include={"global_batch_size", "max_grad_norm", "early_stopping"}),
-        "task": config.task.model_dump(mode="json"),
-        **task_version(config),
+        "train": config.train.recipe(include={"global_batch_size", "max_grad_norm", "early_stopping"}),
+        "task": config.task.recipe(),
     }
-
-
-def exact_losses(dtype: str) -> Recipe:
-    """Beside the dtype of what losses that multiply matrices have made: once they did so in that dtype, too."""
-    return {} if dtype == "float32" else {"losses": "float32"}
-
-
-def task_version(config: Config) -> Recipe:
-    """Nothing of a task's first version, before which there were none."""
-    return {} if config.task.version == 1 else {"task_version": config.task.version}
 
 
 def named_sources(settings: Recipe) -> Recipe:
@@ -161,13 +151,9 @@ def changes_teacher(config: Config) -> bool:
 
 def teacher_recipe(config: Config, source_digest: str, tokens_digest: str, dtype: str) -> Recipe:
     finetune = known(config.lead.finetune)
-    method = None if finetune is None else finetune.method
-    folds = config.data.symmetric and method in ("probe", "contrastive")
     return {
-        **(exact_losses(dtype) if method == "contrastive" else {}),
-        **({"folds": "of examples"} if folds else {}),  # keys of heads whose folds parted the orders of a pair differ
         "source": source_digest,
-        "finetune": None if finetune is None else _without_defaults(finetune.model_dump(mode="json")),
+        "finetune": None if finetune is None else finetune.recipe(),
         **_common(config, config.seed, tokens_digest, dtype),
     }
 
@@ -181,47 +167,26 @@ def student_recipe(
         "teacher": teacher_digest,
         "mode": mode.name,
         "student": _student_recipe(config.student),
-        "stages": (stages := {name: _stage_recipe(stage) for name, stage in config.stages.items()}),
+        "stages": (stages := {name: stage.recipe() for name, stage in config.stages.items()}),
         **named_sources(stages),
-        **exact_losses(dtype),
         **_common(config, student_seed(config), tokens_digest, dtype),
     }
 
 
 def baseline_recipe(config: Config, start_digest: str, tokens_digest: str, dtype: str) -> Recipe:
-    own = {name: _without_defaults(task_alone(stage).model_dump(mode="json")) for name, stage in config.stages.items()}
-    is_plain = all(loss == _without_defaults(TaskLoss().model_dump(mode="json")) for loss in own.values())
     return {
-        **({} if is_plain else {"task_losses": own}),
         "start": start_digest,
         "student": _student_recipe(config.student),
-        "stages": {
-            name: _without_defaults(stage.model_dump(mode="json", exclude={"losses", "changes"}))
-            for name, stage in config.stages.items()
-        },
+        "stages": {name: stage.recipe() for name, stage in baseline_stages(config).items()},
         "speaks": [name for name, stage in config.stages.items() if teacher_speaks(stage)],
         **_common(config, student_seed(config), tokens_digest, dtype),
     }
 
 
-def _stage_recipe(stage: Stage) -> Recipe:
-    """The stage; what it leaves out is not in its key, which stays as it was before there was such a setting."""
-    recipe = stage.model_dump(mode="json", exclude=None if stage.changes else {"changes"})
-    return {
-        **_without_defaults(recipe),
-        "losses": {name: _without_defaults(loss) for name, loss in recipe["losses"].items()},
-    }
-
-
-def _student_recipe(student: Student) -> Recipe:
+def _student_recipe(student: Student, *unused: str) -> Recipe:
     """The student without what it starts from; with ``width_start`` where that decides what is kept."""
-    unused = {"start"} if isinstance(student, EncoderStudent) and student.is_measured else {"start", "width_start"}
-    return _without_defaults(student.model_dump(mode="json", exclude=unused))
-
-
-def _without_defaults(section: Recipe) -> Recipe:
-    later = {"class_weights": None, "label_smoothing": 0.0, "head": "softmax", "share_layers": None, "min_epochs": None}
-    return {name: value for name, value in section.items() if (name, value) not in later.items()}
+    keeps_part = isinstance(student, EncoderStudent) and student.keeps_part
+    return student.recipe(exclude={"start", *([] if keeps_part else ["width_start"]), *unused})
 
 
 def start_digest(student: Student, teacher_digest: str) -> str:
@@ -263,7 +228,7 @@ def layers_artifact(
     training have no part in it: trials and seeds that differ in these compare the same layers."""
     recipe = {
         "start": start_digest(config.student, teacher.start.digest),
-        "student": {name: value for name, value in _student_recipe(config.student).items() if name != "dropout"},
+        "student": _student_recipe(config.student, "dropout"),
         "tokens": tokens_digest,
         "seed": config.seed,
         "measure": "linear_cka",

@@ -36,7 +36,7 @@ def tfidf_outcome(prepared: Prepared, clock: Clock, show: Show) -> ModelOutcome 
     with clock.phase("tfidf", lambda entry: None):
         limits = [MAX_ROWS, MAX_WORDS, MAX_WEIGHTS, *STRENGTHS]
         recipe = {"tokens": prepared.tokens.digest, "metric": config.epoch_metric, "limits": limits, "version": VERSION}
-        recipe |= recipes.task_version(config)
+        recipe["task"] = config.task.recipe()
         artifact = recipes.artifact_of(prepared.storage, "tfidf", recipe)
         refer(prepared.storage, prepared.run_key, [artifact])
         if not artifact.exists():

@@ -66,10 +66,10 @@ def sweep_key(prepared: Prepared, fresh: bool) -> str:
     from raydistill.search.sharing import combinations
 
     config, storage = prepared.config, prepared.storage
-    settings = sweep_of(config).model_dump(mode="json", exclude=BUDGET)
+    settings = sweep_of(config).recipe(exclude=BUDGET)
     made = combinations(config, lambda name: name in ("student", "student.start"))
     starts = {student.start: start_digest(student, "") for student in (config.student for config in made)}
-    sources = named_sources(settings["space"])
+    sources = named_sources(settings.get("space", {}))
     key = recipe_key({"run": prepared.run_key, "sweep": settings, "starts": starts, **sources})
     attempts = [name for name in storage.list("runs") if name == key or name.startswith(f"{key}-")]
     newest = max((int(name.partition("-")[2] or 1) for name in attempts), default=0)

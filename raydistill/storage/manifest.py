@@ -13,7 +13,7 @@ from typing import Any
 
 from raydistill.storage.storage import check_name
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Goes into every key: raise it when the content of any artefact changes meaning, and all of them are made anew."""
 MANIFEST = "manifest.json"
 KINDS = ("tables", "data", "tokens", "teacher", "layers", "signals", "student", "baseline", "tfidf", "evaluation")
