@@ -44,7 +44,7 @@ from raydistill.config.loading import load_config
 from raydistill.deploy.hub import print_pushed
 from raydistill.errors import RaydistillError
 from raydistill.pipeline.distill import distill
-from raydistill.pipeline.job import Job
+from raydistill.pipeline.job import Job, TeacherJob
 from raydistill.pipeline.plan import make_plan
 from raydistill.search.sharing import Shared
 from raydistill.search.trial import TrialSpec, trial_job
@@ -437,9 +437,8 @@ def test_nothing_that_is_left_behind_holds_a_secret(
 def test_what_tune_is_told_of_a_trial_holds_no_address(toy: Toy) -> None:
     """Tune keeps it in a file; the address of MLflow may hold a password."""
     run, config = RunRef("http://me:sesame@host", "1", "of the sweep"), sweep_config(toy.folder)
-    job = Job(
-        config, "key", toy.storage, Owner.acquire(toy.storage, "runs", "key"), toy.tokens, toy.tokens, {}, "", run
-    )
+    teacher, owner = TeacherJob("", 1.0, config, toy.tokens, ""), Owner.acquire(toy.storage, "runs", "key")
+    job = Job(config, "key", toy.storage, owner, toy.tokens, {}, "", run, (teacher,))
     told = TrialSpec(0, "trial-00000", ((0, {}),), run_id="of the trial").to_plain()
     assert "sesame" not in json.dumps(told)
     shared = Shared(job, None, {}, (), 0, {}, [], [])  # type: ignore[arg-type]

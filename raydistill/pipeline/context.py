@@ -107,11 +107,13 @@ class Context:
         self._recorded: dict[tuple[str, ...], RecordedSignals] = {}
 
     @cached_property
-    def members(self) -> list[Context]:
-        """Where several teachers speak, the tools to make each of them with, which tell of it in the same report."""
+    def teachers(self) -> list[Context]:
+        """The tools to make each teacher with: of several own ones, which tell of it in the same report."""
+        if len(self.job.teachers) == 1:
+            return [self]
         found = []
-        for member in self.job.members:
-            own = replace(self.job, config=member.config, tokens=member.tokens, members=())
+        for one in self.job.teachers:
+            own = replace(self.job, config=one.config, teachers=(one,))
             found.append(Context(own, self.group, self.device, self.board, should_save=self.should_save))
             found[-1].report = self.report
         return found

@@ -6,6 +6,7 @@ Nothing that a sweep may change is looked at, so that a trial's settings give ``
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -206,7 +207,7 @@ def training_choices(
     return found
 
 
-def told(choices: list[Choice]) -> list[str]:
+def told(choices: Sequence[Choice]) -> list[str]:
     """A note on what was chosen, or none."""
     values = [f"{c.name} {as_yaml(c.value)} ({c.why})" for c in choices if isinstance(c.value, int | float | str)]
     return [f"Chosen, as the config leaves it open: {', '.join(values)}."] if values else []

@@ -8,29 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raydistill.cluster.device import Device
 from raydistill.config.section import known
-from raydistill.config.teacher import MODES, Finetune, Member
+from raydistill.config.teacher import MODES, Finetune
 from raydistill.config.training import Stage
 from raydistill.config.tree import Config
 from raydistill.data.pictures import Processor
 from raydistill.data.size import Size
 from raydistill.models.embedding import set_head_of
-from raydistill.models.folder import resolve_model
-from raydistill.models.head import Head
-from raydistill.models.load import read_config
 from raydistill.models.shape import student_config
 from raydistill.pipeline import recipes
 from raydistill.pipeline.overhead import overhead
-from raydistill.pipeline.standing import tunings
+from raydistill.pipeline.resolve import Resolved
 from raydistill.pipeline.timing import Machine, Sample, Speed, machine, time_student, time_teacher
 from raydistill.storage.storage import Storage
 from raydistill.train.schedule import Schedule
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 BEFORE = ("start", "prepare")
 """Phases before any model's, in the order of a run."""
@@ -38,20 +32,18 @@ FORWARD_SHARE = 1 / 3
 """Of a training step: a backward pass takes two forward passes, for inputs and for weights."""
 
 
-def estimate_run(
-    config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
-) -> dict[str, Any]:
+def estimate_run(resolved: Resolved, size: Size, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of all that ``distill`` has left to do, from the other parts of the plan; every one an estimate.
 
     ``seconds``: by phase the least and the most; ``total`` and ``longest``, the whole run's, are their sums.
-    ``device_type``: what workers will compute on. Takes a few seconds, where all is there already none.
+    Takes a few seconds, where all is there already none.
     """
-    missing = missing_phases(plan)
+    config, missing = resolved.config, missing_phases(plan)
     if not missing:
         return {"seconds": {}, "total": 0.0, "longest": 0.0, "measured_on": None}
-    computer = machine(config, device_type)
-    speed = measure(config, teacher, size, plan["teacher"], computer)
-    least, most = (run_seconds(config, size, plan, speed, longest=longest) for longest in (False, True))
+    computer = machine(config, resolved.device)
+    speed = measure(resolved, size, plan["teacher"]["mode"], computer)
+    least, most = (run_seconds(resolved, size, plan, speed, longest=longest) for longest in (False, True))
     found = {name: (seconds, most[name]) for name, seconds in least.items()}
     around = overhead(
         config, Storage(config.storage), sum(size.num_rows.values()), missing, answer_seconds(config, size, speed)
@@ -66,7 +58,7 @@ def answer_seconds(config: Config, size: Size, speed: Speed) -> float:
     """Until all models have answered the held-out rows, and the teacher the test rows."""
     held_out, test = size.num_inputs["validation"] + size.num_inputs["test"], size.num_inputs["test"]
     students = len(recipes.seeded(config)) * (1 + (recipes.baseline_settings(config) is not None))
-    seconds = speed.teacher * test + students * held_out * speed.student * FORWARD_SHARE
+    seconds = sum(speed.teachers.values()) * test + students * held_out * speed.student * FORWARD_SHARE
     return seconds * (5 if config.evaluate.robustness else 1)  # four ways to write the test rows otherwise
 
 
@@ -75,12 +67,12 @@ def missing_phases(plan: Mapping[str, Any]) -> set[str]:
 
 
 def run_seconds(
-    config: Config, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
+    resolved: Resolved, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
 ) -> dict[str, float]:
     """Seconds of ``teacher`` (fine-tuning and recording), ``baseline`` and ``student``; none of what is there.
     ``longest``: if validation gains up to the limit of each training whose end is open."""
-    missing = missing_phases(plan)
-    found = {"teacher": teacher_seconds(config, size, plan, speed, longest=longest)}
+    config, missing = resolved.config, missing_phases(plan)
+    found = {"teacher": teacher_seconds(resolved, size, plan, speed, longest=longest)}
     students, baselines = (sum(name.startswith(model) for name in missing) for model in ("student", "baseline"))
     if baselines and size.task.has_loss:  # as many steps as the student, without a teacher beside it
         found["baseline"] = baselines * student_seconds(config, size, replace(speed, online=0.0), longest=longest)
@@ -88,36 +80,27 @@ def run_seconds(
     return {name: seconds for name, seconds in found.items() if seconds}
 
 
-def measure(
-    config: Config, teacher: PretrainedConfig, size: Size, planned: Mapping[str, Any], computer: Machine
-) -> Speed:
-    """Time the teacher, and the config's student in the stage that trains longest."""
+def measure(resolved: Resolved, size: Size, mode: str, computer: Machine) -> Speed:
+    """Time the teachers, and the config's student in the stage that trains longest."""
+    config, teacher = resolved.config, resolved.models.teacher
     length = max(4, round(size.num_tokens["train"] / max(size.num_inputs["train"], 1)))
-    device = Device(computer.device, planned["dtype"])
-    lead = config.lead
-    source = resolve_model(lead.model, lead.revision, lead.trust_remote_code)
-    processor = Processor.open(source, size.task.picture_size) if size.task.reads_pictures else None
+    device = Device(computer.device, resolved.dtype)
+    processor = Processor.open(resolved.source, size.task.picture_size) if size.task.reads_pictures else None
     trial = Sample(length, size.task, device, computer.threads, processor)
     stage = max(config.stages.values(), key=lambda stage: known(stage.num_epochs) * num_rows(stage, size))
     # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
     workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
     student = student_config(teacher, config.student)  # with the task's outputs
     alone = replace(trial, threads=computer.cpus)
-    others = {f" ({name})": member_config(member, size.task.head) for name, member in config.members.items()}
+    for one in resolved.teachers:
+        set_head_of(one.models.teacher, one.source, size.task.head)
+    pairs = zip(resolved.suffixes, resolved.teachers, strict=True)
+    speeds = {suffix: time_teacher(one.models.teacher, alone) / workers for suffix, one in pairs}
     return Speed(
-        teacher=time_teacher(teacher, alone) / workers,
-        teachers={n: time_teacher(one, alone) / workers for n, one in others.items() if len(others) > 1},
-        online=time_teacher(teacher, trial) / workers if MODES[planned["mode"]].keeps_teacher else 0.0,
+        teachers=speeds,
+        online=time_teacher(teacher, trial) / workers if MODES[mode].keeps_teacher else 0.0,
         student=time_student(config, stage, student, teacher, trial) / workers,
     )
-
-
-def member_config(member: Member, head: Head) -> PretrainedConfig:
-    """Of one of several teachers, with the task's outputs."""
-    folder = resolve_model(member.model, member.revision, member.trust_remote_code)
-    config = read_config(folder, member.trust_remote_code)
-    set_head_of(config, folder, head)
-    return config
 
 
 def num_rows(stage: Stage, size: Size) -> int:
@@ -139,13 +122,12 @@ def student_seconds(config: Config, size: Size, speed: Speed, *, longest: bool =
 
 
 def teacher_seconds(
-    config: Config, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
+    resolved: Resolved, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
 ) -> float:
-    """What is left to do of fitting the teacher and recording its signals."""
-    speeds = speed.teachers or {"": speed.teacher}
+    """What is left to do of fitting the teachers and recording their signals."""
     missing = missing_phases(plan)
-    rows = {n: rows_read(n, tuning, size, missing, longest=longest) for n, tuning in tunings(config).items()}
-    return sum(rows[name] * seconds for name, seconds in speeds.items())
+    rows = {n: rows_read(n, tuning, size, missing, longest=longest) for n, tuning in resolved.tunings.items()}
+    return sum(rows[name] * seconds for name, seconds in speed.teachers.items())
 
 
 def rows_read(name: str, finetune: Finetune | None, size: Size, missing: set[str], *, longest: bool = False) -> float:

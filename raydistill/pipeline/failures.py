@@ -42,10 +42,12 @@ def explain(error: BaseException) -> RaydistillError:
 
 @contextmanager
 def about_member(name: str) -> Iterator[None]:
-    """Let what is wrong with one of several teachers say with which."""
+    """Let what is wrong with one of several teachers say with which; no name: there is a single one."""
     try:
         yield
     except (ConfigError, DataError, Diverged, ModelError) as error:
+        if not name:
+            raise
         raise type(error)(f"teacher.members.{name}: {error}") from error
 
 

@@ -17,10 +17,11 @@ from raydistill.tracking.runs import RunRef
 
 
 @dataclass(frozen=True)
-class MemberJob:
-    """One of several teachers: the config that it alone would have, and the rows in its own tokens."""
+class TeacherJob:
+    """One of the teachers: the config that it alone would have, and the rows in its own tokens."""
 
     name: str
+    """In ``teacher.members``; empty where the config has a single teacher."""
     weight: float
     config: Config
     tokens: Artifact
@@ -37,11 +38,12 @@ class Job:
     storage: Storage
     owner: Owner
     data: Artifact
-    tokens: Artifact
     task: dict[str, Any]
     """The task's facts."""
     dtype: str
     run: RunRef | None
+    teachers: tuple[TeacherJob, ...]
+    """One or more; the student reads the tokens of the first."""
     plugins: tuple[Plugin, ...] = ()
     """Losses and tasks of the user's own."""
     models: Names = field(default_factory=dict)
@@ -51,8 +53,10 @@ class Job:
     perturbed: Artifact | None = None
     """Tokens of the test rows written otherwise; None where ``evaluate.robustness`` is off."""
 
-    members: tuple[MemberJob, ...] = ()
-    """Where several teachers speak, each of them; the first has the config's own tokens."""
+    @property
+    def tokens(self) -> Artifact:
+        """The rows as the student, and its first teacher, read them."""
+        return self.teachers[0].tokens
 
     def tokens_of(self, split: str) -> Artifact:
         """Where the rows of a split lie."""

@@ -172,7 +172,7 @@ def load_all(context: Context, models: Models) -> dict[str, nn.Module]:
     }
     if not models.teacher.members:
         return loaded
-    pairs = [*zip(context.members, models.teacher.members, strict=True)]
+    pairs = [*zip(context.teachers, models.teacher.members, strict=True)]
     members = [own.load(member.folder, dropout=0.0) for own, member in pairs]
     return {"teacher": Several(members, [known(own.config.data.max_length) for own, _ in pairs]), **loaded}
 

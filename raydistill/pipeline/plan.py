@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,31 +17,27 @@ from raydistill.config.student import Student
 from raydistill.config.tasks import MaskedLanguageModeling, TaskSection
 from raydistill.config.teacher import ModelTeacher
 from raydistill.config.tree import Config
-from raydistill.data.prepare import data_key, read_info
 from raydistill.data.rows import Rows
-from raydistill.data.size import Size, estimated_size, look, measured_size
+from raydistill.data.size import Size, estimated_size, measured_size
 from raydistill.errors import RaydistillError
 from raydistill.losses import Losses, build_losses, build_stages, signal_sizes
 from raydistill.models.embedding import set_head_of
 from raydistill.models.fields import depth, is_staged, width
-from raydistill.models.folder import resolve_model
 from raydistill.models.layer_map import layer_maps
-from raydistill.models.load import has_head, load_model, order_notice, read_config
+from raydistill.models.load import has_head, load_model, order_notice
 from raydistill.models.pictures import last_state
-from raydistill.models.precision import compute_dtype
 from raydistill.models.shape import start_layers
 from raydistill.models.shared import num_shared
 from raydistill.pipeline import recipes
-from raydistill.pipeline.completion import check_models, complete
 from raydistill.pipeline.layers import by_similarity, known_layers
 from raydistill.pipeline.links import with_links
-from raydistill.pipeline.members import complete_members, open_members
 from raydistill.pipeline.prepare import prepare
-from raydistill.pipeline.standing import Speaker, find_tokens, phases, speakers_of, tunings
+from raydistill.pipeline.resolve import Resolved, resolve
+from raydistill.pipeline.standing import find_teacher, find_tokens, phases
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
-from raydistill.tasks import Task, task_of
+from raydistill.tasks import Task
 from raydistill.tracking.endpoint import tracking_uri
 from raydistill.train.preflight import check_losses, judge_weights
 from raydistill.train.schedule import Schedule
@@ -48,7 +45,7 @@ from raydistill.train.schedule import Schedule
 if TYPE_CHECKING:
     from raydistill.cluster.placement import State
 
-    Estimate: TypeAlias = Callable[[Config, PreTrainedConfig, Size, Mapping[str, Any], str], dict[str, Any]]
+    Estimate: TypeAlias = Callable[[Resolved, Size, Mapping[str, Any]], dict[str, Any]]
 
 
 BOTH = "Each training pair is read in both orders (data.symmetric), so an epoch has twice as many rows."
@@ -101,44 +98,29 @@ def make_plan(
     ``state``: the cluster that it is for, else that of RAY_ADDRESS, or this machine. ``estimate`` adds the time that
     the run or the sweep takes. Raises RaydistillError for what would end the run before any work.
     """
-    from raydistill.cluster.resources import device_type
-
     storage = Storage(config.storage)
     storage.check(leave_nothing=True)
     config = with_links(config, storage)
-    source = resolve_model(config.lead.model, config.lead.revision, config.lead.trust_remote_code)
-    models = check_models(config, source)
-    opened = open_members(config)
-    source_config, student = models.teacher, models.student
     if check:
         prepare(config, storage)
-    device = device_type(config, state)
-    dtype = compute_dtype(config.train.dtype, device)
-    data = Artifact(storage, "data", data_key(config))
-    info, texts = look(config, data)
-    info = info.answered_by(models.teacher)
-    config, choices = complete(config, models, info, texts, source)
-    config, opened, more = complete_members(config, opened, info, texts)
-    length = known(config.data.max_length)
-    tokens = find_tokens(storage, data, source, length, config)
-    speakers = speakers_of(config, source, tokens, opened, storage, data)
+    resolved = with_known_layers(resolve(config, storage, prepares=False, state=state), storage)
+    config, models, task = resolved.config, resolved.models, resolved.task
+    student, length, all_tokens = models.student, known(config.data.max_length), find_tokens(resolved, storage)
+    tokens = all_tokens[0]
     size = (
-        estimated_size(info, texts, length, source, config.data)
+        estimated_size(resolved.info, resolved.texts, length, resolved.source, config.data)
         if tokens is None
-        else measured_size(data, tokens, config.data)
+        else measured_size(resolved.data, tokens, config.data)
     )
-    task = task_of(info.task)
-    set_head_of(source_config, source, task.head)
-    teacher = speakers[""].identity(storage, dtype) if "" in speakers else None  # several are compared by no layer
-    if teacher is not None and tokens is not None and config.sweep is None:  # trials have students of their own
-        config, _ = known_layers(config, storage, teacher, tokens.digest)
+    source_config = models.teacher
+    set_head_of(source_config, resolved.source, task.head)
     losses = build_stages(config.stages, task, student, source_config, seed=config.seed)
     num_tokens = size.num_tokens["train"]
     most = {"train": num_tokens if task.has_units else size.num_inputs["train"]}
     num_units = (size.num_units or most)["train"]
     sizes = signal_sizes(losses, source_config, num_units, num_tokens, models.states)
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
-    lengths = stage_schedules(config, size)
+    lengths = stage_schedules(resolved, size)
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
         "data": {
@@ -154,10 +136,10 @@ def make_plan(
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
-        "phases": phases(config, storage, data, tokens, speakers, dtype, [*sizes], mode),
-        "teacher": {"mode": mode.name, "why": why, "signal_bytes": sizes, "dtype": dtype}
+        "phases": phases(resolved, storage, all_tokens, [*sizes], mode),
+        "teacher": {"mode": mode.name, "why": why, "signal_bytes": sizes, "dtype": resolved.dtype}
         | {"allow_chance": config.teacher.allow_chance}
-        | {"weights": {name: member.weight for name, member in config.members.items()}},
+        | {"weights": {one.name: one.weight for one in resolved.teachers if one.name}},
         "student": {
             "num_layers": depth(student),
             "hidden_size": width(student),
@@ -168,13 +150,26 @@ def make_plan(
         "layer_maps": layer_maps(config, last_state(student), last_state(source_config)),
         "steps": {name: schedule.num_steps for name, schedule in lengths.items()},
         "min_steps": {name: schedule.fewest_steps for name, schedule in lengths.items()},
-        "choices": [vars(choice) for choice in [*choices, *more]],
+        "choices": [vars(choice) for choice in resolved.choices],
         "findings": [
-            *findings(config, storage, speakers, size, losses),
-            *(checked(config, storage, tokens, source, dtype) if check else []),
+            *findings(resolved, storage, size, losses),
+            *(checked(resolved, tokens) if check else []),
         ],
     }
-    return plan if estimate is None else plan | estimate(config, source_config, size, plan, device)
+    return plan if estimate is None else plan | estimate(resolved, size, plan)
+
+
+def with_known_layers(resolved: Resolved, storage: Storage) -> Resolved:
+    """With pairs of layers in place of ``auto``, where a run has measured which are alike."""
+    (tokens, *others), config = find_tokens(resolved, storage), resolved.config
+    if others or tokens is None or config.sweep is not None:
+        return resolved  # several teachers are compared by no layer, and trials have students of their own
+    teacher = find_teacher(resolved.teachers[0], tokens, storage, resolved.dtype)
+    return (
+        resolved
+        if teacher is None
+        else replace(resolved, config=known_layers(config, storage, teacher, tokens.digest)[0])
+    )
 
 
 def teacher_layers(source: PreTrainedConfig, student: Student) -> list[int]:
@@ -183,12 +178,13 @@ def teacher_layers(source: PreTrainedConfig, student: Student) -> list[int]:
     return [] if is_elsewhere else list(start_layers(source, student))
 
 
-def stage_schedules(config: Config, size: Size) -> dict[str, Schedule]:
+def stage_schedules(resolved: Resolved, size: Size) -> dict[str, Schedule]:
     """How long every stage trains."""
+    config = resolved.config
     batch = config.train.global_batch_size
     baseline = recipes.baseline_settings(config) is not None and size.task.has_loss
     made = {}
-    for name, tuning in tunings(config).items():
+    for name, tuning in resolved.tunings.items():
         if tuning is not None and tuning.epochs:
             made[f"teacher{name}"] = Schedule.of_epochs(size.num_labeled_inputs, batch, tuning)
     for name, stage in config.stages.items():
@@ -216,13 +212,11 @@ def teacher_findings(teacher: ModelTeacher, source: Path, task: Task) -> list[st
     return found
 
 
-def findings(
-    config: Config, storage: Storage, speakers: Mapping[str, Speaker], size: Size, losses: dict[str, Losses]
-) -> list[str]:
+def findings(resolved: Resolved, storage: Storage, size: Size, losses: dict[str, Losses]) -> list[str]:
     """Return what a user should know before the run, a sentence each."""
-    found = []
-    for speaker in speakers.values():
-        found += teacher_findings(speaker.config.lead, speaker.source, size.task)
+    config, found = resolved.config, list[str]()
+    for one in resolved.teachers:
+        found += teacher_findings(one.config.lead, one.source, size.task)
     if config.student.start == "random":
         found.append("student.start: a random student needs far more rows and steps than one cut from its teacher.")
     if size.num_labeled < size.num_rows["train"] and not any(map(recipes.teacher_speaks, config.stages.values())):
@@ -257,21 +251,19 @@ def findings(
     return found
 
 
-def checked(config: Config, storage: Storage, tokens: Artifact | None, source: Path, dtype: str) -> list[str]:
+def checked(resolved: Resolved, tokens: Artifact | None) -> list[str]:
     """Compute every loss once on real rows, with the teacher as it is now."""
     from raydistill.cluster.device import Device
     from raydistill.models.student import build_student
     from raydistill.teacher.signals import OnlineSignals
 
     assert tokens is not None
-    trusted = config.lead.trust_remote_code
-    info = read_info(Artifact(storage, "data", data_key(config))).answered_by(read_config(source, trusted))
-    rows, task = Rows.open(tokens.local(), "train"), task_of(info.task)
-    tuning = known(config.lead.finetune)
+    config, rows, task = resolved.config, Rows.open(tokens.local(), "train"), resolved.task
+    tuning, trusted = known(config.lead.finetune), config.lead.trust_remote_code
     how: dict[str, Any] = {"dropout": 0.0, "seed": config.seed, "sequences": tuning and tuning.head}
-    teacher = load_model(source, task.head, trust_remote_code=trusted, **how)
+    teacher = load_model(resolved.source, task.head, trust_remote_code=trusted, **how)
     student = build_student(teacher, config.student, seed=config.seed, sample=rows.sample())
-    device = Device("cpu", dtype)
+    device = Device("cpu", resolved.dtype)
     found = []
     if config.lead.finetune is not None:
         which = f"teacher {next(iter(config.members))} alone" if config.members else "the teacher"

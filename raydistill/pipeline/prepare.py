@@ -6,31 +6,32 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raydistill.config.plugins import registered
 from raydistill.config.section import known
 from raydistill.config.tree import Config
+from raydistill.data.augmentation import Augmentation
 from raydistill.data.perturbations import perturb_rows
-from raydistill.data.prepare import DataInfo, prepare_data, read_info
-from raydistill.data.rows import Rows, read_texts
+from raydistill.data.prepare import DataInfo
+from raydistill.data.rows import Rows
 from raydistill.data.tokens import tokenize_data
-from raydistill.models.folder import model_digest, resolve_model, settled
-from raydistill.pipeline.completion import augmentation_of, check_models, check_pooled, check_validation, complete
+from raydistill.errors import ConfigError
+from raydistill.models.folder import model_digest, settled, tokenizer_digest
+from raydistill.pipeline.completion import augmentation_of, check_validation
 from raydistill.pipeline.defaults import Choice
-from raydistill.pipeline.job import Job, MemberJob
+from raydistill.pipeline.failures import about_member
+from raydistill.pipeline.job import Job, TeacherJob
 from raydistill.pipeline.links import with_links, with_models
-from raydistill.pipeline.members import complete_members, member_jobs, open_members
 from raydistill.pipeline.recipes import named_sources, start_digest
+from raydistill.pipeline.resolve import Resolved, resolve
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.ownership import Owner
 from raydistill.storage.paths import resolve_path
 from raydistill.storage.storage import Storage
-from raydistill.tasks import task_of
 from raydistill.tracking.runs import RunRef
 
 
@@ -40,67 +41,103 @@ class Prepared:
 
     config: Config
     """With everything chosen that it left open."""
-    choices: list[Choice]
+    choices: tuple[Choice, ...]
     storage: Storage
     data: Artifact
-    tokens: Artifact
     info: DataInfo
     source: Path
     dtype: str
     run_key: str
     reused: tuple[str, ...]
+    teachers: tuple[TeacherJob, ...]
     perturbed: Artifact | None = None
     """Tokens of the perturbed test rows, where ``evaluate.robustness`` is on."""
-    members: tuple[MemberJob, ...] = ()
+
+    @property
+    def tokens(self) -> Artifact:
+        """The rows as the student, and its first teacher, read them."""
+        return self.teachers[0].tokens
 
     @property
     def made(self) -> list[Artifact]:
         """What the driver has made for the workers."""
         own = [self.data, self.tokens, *([self.perturbed] if self.perturbed is not None else [])]
-        return [*dict.fromkeys([*own, *(member.tokens for member in self.members)])]
+        return [*dict.fromkeys([*own, *(one.tokens for one in self.teachers)])]
 
     def job(self, owner: Owner, run: RunRef) -> Job:
         """What the workers are handed."""
-        data, tokens, task = self.data, self.tokens, self.info.task
-        shared = (self.config, self.run_key, self.storage, owner, data, tokens, task, self.dtype, run)
-        more = (registered(), settled())
-        return Job(*shared, *more, perturbed=self.perturbed, members=self.members)
+        shared = (self.config, self.run_key, self.storage, owner, self.data, self.info.task, self.dtype, run)
+        return Job(*shared, self.teachers, registered(), settled(), perturbed=self.perturbed)
 
 
 def prepare(config: Config, storage: Storage) -> Prepared:
-    """Prepare and tokenise the data; compute the key of the run."""
-    from raydistill.cluster.resources import device_type
-    from raydistill.models.precision import compute_dtype
-
-    config = with_absolute_paths(with_links(config, storage))
-    source = resolve_model(config.lead.model, config.lead.revision, config.lead.trust_remote_code)
-    models = check_models(config, source)
-    opened = open_members(config)
+    """Resolve the config, prepare and tokenise the data, and compute the key of the run."""
     before = {kind: set(storage.list(kind)) for kind in ("data", "tokens")}
-    data = prepare_data(config, storage)
-    info = read_info(data).answered_by(models.teacher)
-    texts = partial(read_texts, data)
-    config, choices = complete(config, models, info, texts, source)
-    config, opened, more = complete_members(config, opened, info, texts)
-    choices += more
-    check_pooled(config, models)
-    how: dict[str, Any] = {"symmetric": config.data.symmetric, "augmentation": augmentation_of(config, source)}
-    tokens = tokenize_data(data, source, known(config.data.max_length), storage, **how)
-    check_validation(config, task_of(info.task), Rows.open(tokens.local(), "validation").examples[0])
-    weights = [member.weight for member in config.members.values()]
-    members = member_jobs(opened, tokens, data, storage, weights, **how)
+    resolved = resolve(with_absolute_paths(with_links(config, storage)), storage, prepares=True)
+    config, data, info = resolved.config, resolved.data, resolved.info
+    teachers = teacher_jobs(resolved, storage)
+    tokens = teachers[0].tokens
+    check_validation(config, resolved.task, Rows.open(tokens.local(), "validation").examples[0])
     is_perturbed = config.evaluate.robustness
-    perturbed = perturb_rows(data, tokens, source, config.seed, storage) if is_perturbed else None
-    dtype = compute_dtype(config.train.dtype, device_type(config))
-    reused = [a.kind for a in (data, tokens) if a.key in before[a.kind]]
-    key = run_key(config, info.row_digest, tokens, source, dtype, members)
-    made = (storage, data, tokens, info, source, dtype, key, tuple(reused), perturbed, members)
-    return Prepared(config, choices, *made)
+    perturbed = perturb_rows(data, tokens, resolved.source, config.seed, storage) if is_perturbed else None
+    reused = tuple(a.kind for a in (data, tokens) if a.key in before[a.kind])
+    key = run_key(config, info.row_digest, resolved.dtype, teachers)
+    return Prepared(
+        config,
+        resolved.choices,
+        storage,
+        data,
+        info,
+        resolved.source,
+        resolved.dtype,
+        key,
+        reused,
+        teachers,
+        perturbed,
+    )
 
 
-def run_key(
-    config: Config, row_digest: str, tokens: Artifact, source: Path, dtype: str, members: Sequence[MemberJob] = ()
-) -> str:
+def teacher_jobs(resolved: Resolved, storage: Storage) -> tuple[TeacherJob, ...]:
+    """What workers are told of each teacher, the rows in its own tokens."""
+    symmetric, augmentation = resolved.config.data.symmetric, augmentation_of(resolved.config, resolved.source)
+    jobs: list[TeacherJob] = []
+    for one in resolved.teachers:
+        with about_member(one.name):
+            check_copies(augmentation, one.source)
+            length = known(one.config.data.max_length)
+            how: dict[str, Any] = {"symmetric": symmetric, "augmentation": augmentation}
+            tokens = tokenize_data(resolved.data, one.source, length, storage, **how)
+            if jobs:
+                check_tokens(one.config, jobs[0].tokens, tokens)
+            jobs.append(TeacherJob(one.name, one.weight, one.config, tokens, model_digest(one.source)))
+    return tuple(jobs)
+
+
+def check_copies(augmentation: Augmentation | None, source: Path) -> None:
+    """ConfigError where copies of texts are written with a vocabulary that is not this teacher's."""
+    if augmentation is None or "words" not in augmentation.settings.ways:
+        return
+    if tokenizer_digest(source) != tokenizer_digest(augmentation.model):
+        raise ConfigError(
+            "it has another tokenizer than the first teacher, by whose words data.augment writes copies. Leave words "
+            "out of data.augment.ways, for example for masked, or name teachers with one tokenizer."
+        )
+
+
+def check_tokens(config: Config, first: Artifact, own: Artifact) -> None:
+    """ConfigError where predictions of two teachers would not be of the same tokens."""
+    if own.digest == first.digest:
+        return
+    has_units = config.task.has_units
+    if has_units or config.evaluate.robustness:
+        what = f"task.type: {config.task.type}" if has_units else "evaluate.robustness"
+        raise ConfigError(
+            f"its tokens are not those of the first teacher, and {what} is about tokens, which would not be the same "
+            "for both. Name teachers with one tokenizer and as many positions."
+        )
+
+
+def run_key(config: Config, row_digest: str, dtype: str, teachers: Sequence[TeacherJob]) -> str:
     """Key of a run: all of the config that determines what it makes, MLflow run and registered version included.
 
     Models count by their content, the task's facts with the tokens; rows by their texts, too (``row_digest``), which
@@ -119,16 +156,13 @@ def run_key(
         },
     }
     settings = config.recipe(exclude=excluded)
-    digest = model_digest(source)
     inputs: dict[str, Any] = {
         "rows": row_digest,
-        "tokens": tokens.digest,
-        "source": digest,
-        "start": start_digest(config.student, digest),
+        "teachers": [[one.name, one.source_digest, one.tokens.digest] for one in teachers],
+        "start": start_digest(config.student, teachers[0].source_digest),
+        "dtype": dtype,
+        **named_sources(settings.get("stages", {})),
     }
-    if members:
-        inputs["members"] = [[member.name, member.source_digest, member.tokens.digest] for member in members]
-    inputs |= {"dtype": dtype, **named_sources(settings.get("stages", {}))}
     return recipe_key({"config": settings, **inputs})
 
 

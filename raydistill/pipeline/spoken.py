@@ -47,8 +47,8 @@ def logits_of(context: Context, teacher: TeacherIdentity, splits: Iterable[str])
 
 def members_of(context: Context, teacher: TeacherIdentity) -> list[tuple[str, Context, TeacherIdentity]]:
     """Of several teachers each one's name, tools and identity; nothing where one speaks."""
-    names = [member.name for member in context.job.members] if teacher.members else []
-    return [*zip(names, context.members, teacher.members, strict=True)] if names else []
+    names = [one.name for one in context.job.teachers]
+    return [*zip(names, context.teachers, teacher.members, strict=True)] if teacher.members else []
 
 
 def speaker(context: Context, teacher: TeacherIdentity, split: str) -> PreTrainedModel | MixedSignals:
@@ -56,7 +56,7 @@ def speaker(context: Context, teacher: TeacherIdentity, split: str) -> PreTraine
     if not teacher.members:
         return context.teacher(teacher)
     num_rows = context.rows[split].num_rows
-    weights = [member.weight for member in context.job.members]
+    weights = [one.weight for one in context.job.teachers]
     sources = [
         RecordedSignals({LOGITS: wanted_signal(own, member, LOGITS, split).artifact}, num_rows)
         for (_, own, member), weight in zip(members_of(context, teacher), weights, strict=True)
@@ -138,7 +138,7 @@ def why_weak(context: Context, teacher: TeacherIdentity, recorded: Recorded, bas
 def describe_members(context: Context, mixture: TeacherIdentity) -> dict[str, Any]:
     """Of several teachers each one's weight, folder, and metrics alone, by its name; nothing of a single one."""
     found: dict[str, Any] = {}
-    weights = {member.name: member.weight for member in context.job.members}
+    weights = {one.name: one.weight for one in context.job.teachers}
     splits = ("validation", "test")
     for name, own, member in members_of(context, mixture):
         kept = logits_of(own, member, [one for split in splits for one in own.orders(split)])

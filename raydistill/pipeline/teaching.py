@@ -40,12 +40,12 @@ def fit_teacher(context: Context) -> TeacherIdentity:
     The recording reads it back from its artefact, 0.2 s: another process may have published the same teacher first,
     from another number of threads, and signals belong to the weights whose digest they carry.
     """
-    if context.members:
+    if len(context.teachers) > 1:
         fitted = []
-        for member, own in zip(context.job.members, context.members, strict=True):
-            with alone(context, member.name):
+        for one, own in zip(context.job.teachers, context.teachers, strict=True):
+            with alone(context, one.name):
                 fitted.append(fit_teacher(own))
-        return recipes.mixed(fitted, [member.weight for member in context.job.members])
+        return recipes.mixed(fitted, [one.weight for one in context.job.teachers])
     with context.report.phase("teacher"):
         source, config = source_teacher(context.config), context.config.lead
         settings = known(config.finetune)
@@ -120,7 +120,7 @@ def record_splits(context: Context, teacher: TeacherIdentity, splits: dict[str, 
 
     Where there are several, each records its own, and what they say in the mean is recorded from that.
     """
-    weights = {member.name: member.weight for member in context.job.members}
+    weights = {one.name: one.weight for one in context.job.teachers}
     for name, own, member in members_of(context, teacher):
         heard = {split: signals for split, signals in splits.items() if weights[name] or split != "train"}
         with alone(context, name):

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -113,14 +113,12 @@ class Machine:
 class Speed:
     """Seconds a row."""
 
-    teacher: float
-    """Recording it with all CPUs."""
+    teachers: Mapping[str, float]
+    """Recording each teacher with all CPUs, by what its phases have behind their names."""
     online: float
     """The teacher beside the student; 0 where signals are recorded."""
     student: float
     """Training on it."""
-    teachers: Mapping[str, float] = field(default_factory=dict)
-    """Recording each of several teachers, by what its phases have behind their names."""
 
 
 def machine(config: Config, device_type: str, cpus: int | None = None) -> Machine:

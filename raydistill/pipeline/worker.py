@@ -145,7 +145,7 @@ def await_end(
 def stop_seconds(job: Job) -> float:
     """How long the workers may take to write a checkpoint of the largest model that the run begins with: students are
     cut from these."""
-    models = [config.lead for config in (job.config, *(member.config for member in job.members))]
+    models = [one.config.lead for one in job.teachers]
     names = {(one.model, one.revision, one.trust_remote_code) for one in models} | job.models.keys()
     largest = max(num_weights(resolve_model(*name)) for name in names)
     return max(STOP_SECONDS, largest * CHECKPOINT_BYTES / CHECKPOINT_BYTES_PER_SECOND)

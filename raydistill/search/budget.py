@@ -13,6 +13,7 @@ from raydistill.errors import ConfigError
 from raydistill.models.shape import count_parameters
 from raydistill.pipeline import recipes
 from raydistill.pipeline.estimate import estimate_run, measure, student_seconds, teacher_seconds
+from raydistill.pipeline.resolve import Resolved
 from raydistill.pipeline.timing import Machine, machine
 from raydistill.search.front import within
 from raydistill.search.proposals import planned_trials
@@ -23,29 +24,25 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def estimate(
-    config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
-) -> dict[str, Any]:
+def estimate(resolved: Resolved, size: Size, plan: Mapping[str, Any]) -> dict[str, Any]:
     """What a plan says of the time: as ``sweep`` that of the config's sweep, or as ``time`` that of a run."""
-    if config.sweep is not None:
-        return {"sweep": estimate_sweep(config, teacher, size, plan, device_type)}
-    return {"time": estimate_run(config, teacher, size, plan, device_type)}
+    if resolved.config.sweep is not None:
+        return {"sweep": estimate_sweep(resolved, size, plan)}
+    return {"time": estimate_run(resolved, size, plan)}
 
 
-def estimate_sweep(
-    config: Config, teacher: PretrainedConfig, size: Size, plan: Mapping[str, Any], device_type: str
-) -> dict[str, Any]:
+def estimate_sweep(resolved: Resolved, size: Size, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Hours of the sweep if every trial is like the config's own student and none is stopped early.
 
-    ``device_type``: what workers will compute on. Takes a few seconds. Raises ConfigError for a space that the sweep
-    would refuse, or that leaves no shape to train.
+    Takes a few seconds. Raises ConfigError for a space that the sweep would refuse, or that leaves no shape to train.
     """
+    config = resolved.config
     check_space(config)
     sweep = sweep_of(config)
-    sizes = count_shapes(config, teacher)
-    computer = machine(config, device_type)
-    speed = measure(config, teacher, size, plan["teacher"], computer)
-    first, each = teacher_seconds(config, size, plan, speed), student_seconds(config, size, speed)
+    sizes = count_shapes(config, resolved.models.teacher)
+    computer = machine(config, resolved.device)
+    speed = measure(resolved, size, plan["teacher"]["mode"], computer)
+    first, each = teacher_seconds(resolved, size, plan, speed), student_seconds(config, size, speed)
     return {
         "search": sweep.search,
         "scheduler": sweep.scheduler,

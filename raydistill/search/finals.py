@@ -125,9 +125,7 @@ class Choice:
         assert self.winner is not None
         prepared, trial = self.prepared, self.candidates[self.winner[0].trial]
         config = trial_config(prepared.config, trial.course, self.winner[1].seed)
-        key = run_key(
-            config, prepared.info.row_digest, prepared.tokens, prepared.source, prepared.dtype, prepared.members
-        )
+        key = run_key(config, prepared.info.row_digest, prepared.dtype, prepared.teachers)
         return replace(prepared, config=config, run_key=key)
 
     def register(self, clock: Clock) -> dict[str, Any] | None:

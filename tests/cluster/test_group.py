@@ -288,7 +288,8 @@ def test_the_time_to_stop_grows_with_the_checkpoint(tmp_path: Path, monkeypatch:
     small, large = save_tiny(tmp_path / "small", "bert"), save_tiny(tmp_path / "large", "bert", num_layers=6)
     weights = sum(tensor.numel() for tensor in load_file(large / "model.safetensors").values())
     lead = SimpleNamespace(model=str(small), revision=None, trust_remote_code=False)
-    job: Any = SimpleNamespace(config=SimpleNamespace(lead=lead), members=(), models={(str(large), None, False): None})
+    teacher = SimpleNamespace(config=SimpleNamespace(lead=lead))
+    job: Any = SimpleNamespace(teachers=(teacher,), models={(str(large), None, False): None})
     assert worker.stop_seconds(job) == worker.STOP_SECONDS
     monkeypatch.setattr(worker, "CHECKPOINT_BYTES_PER_SECOND", 12 * weights / 90)
     assert worker.stop_seconds(job) == pytest.approx(90)

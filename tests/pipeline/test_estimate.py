@@ -18,6 +18,8 @@ from raydistill.config.tree import Config
 from raydistill.data.prepare import DataInfo, SplitCounts
 from raydistill.data.size import Size
 from raydistill.pipeline import estimate
+from raydistill.pipeline.completion import Models
+from raydistill.pipeline.resolve import Resolved, ResolvedTeacher
 from raydistill.pipeline.timing import (
     Sample,
     Speed,
@@ -45,8 +47,8 @@ SIZE = Size(
     {"train": 0, "validation": 0, "test": 0},
     is_estimate=False,
 )
-SPEED = Speed(teacher=1e-3, online=0.0, student=3e-3)
-ONLINE = Speed(teacher=1e-3, online=1e-2, student=3e-3)
+SPEED = Speed({"": 1e-3}, online=0.0, student=3e-3)
+ONLINE = Speed({"": 1e-3}, online=1e-2, student=3e-3)
 LABELS = ("film", "money", "sport")
 
 
@@ -55,11 +57,18 @@ def config(tmp_path: Path) -> Callable[..., Config]:
     return partial(sweep_config, tmp_path)
 
 
+def resolved(config: Config) -> Resolved:
+    """With what a count of seconds asks for."""
+    unknown: Any = None
+    teacher = ResolvedTeacher("", 1.0, config, unknown, Models(tiny_config("bert"), tiny_config("bert"), None))
+    return Resolved(config, (), (teacher,), unknown, SIZE.info, unknown, "cpu", "float32")
+
+
 def test_a_run_by_hand(config: Any) -> None:
     def seconds(speed: Speed = SPEED, **states: str) -> dict[str, float]:
         phases = {"teacher": "there", "signal logits": "there", "student": "to do", "baseline": "to do"} | states
         plan = {"phases": [{"phase": name, "state": state} for name, state in phases.items()]}
-        return estimate.run_seconds(config(stages__distill__num_epochs=2), SIZE, plan, speed)
+        return estimate.run_seconds(resolved(config(stages__distill__num_epochs=2)), SIZE, plan, speed)
 
     # 2 epochs of 1000 rows, after each of which a validation of 100 rows takes a third
     trial = 2000 * 3e-3 + 2 * 100 * 1e-3
@@ -78,10 +87,13 @@ def test_the_time_of_a_run_is_the_whole_of_it(config: Any, monkeypatch: pytest.M
     monkeypatch.setattr(estimate, "measure", lambda *given: SPEED)
     made = config(stages__distill__num_epochs=2)
     states = {"data": "to do", "teacher": "there", "signal logits": "there", "student": "to do", "baseline": "to do"}
-    plan = {"phases": [{"phase": name, "state": state} for name, state in states.items()], "teacher": {}}
+    plan = {
+        "phases": [{"phase": name, "state": state} for name, state in states.items()],
+        "teacher": {"mode": "cached"},
+    }
 
     def planned() -> dict[str, Any]:
-        found = estimate.estimate_run(made, tiny_config("bert"), SIZE, plan, "cpu")
+        found = estimate.estimate_run(resolved(made), SIZE, plan)
         sums = [sum(ends) for ends in zip(*found["seconds"].values(), strict=True)]
         assert [found["total"], found["longest"]] == pytest.approx(sums)
         return found

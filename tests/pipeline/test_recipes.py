@@ -20,6 +20,7 @@ from raydistill.config.tree import Config
 from raydistill.errors import ConfigError, ModelError
 from raydistill.models.folder import model_digest, resolve_model, settled
 from raydistill.pipeline import recipes
+from raydistill.pipeline.job import TeacherJob
 from raydistill.pipeline.prepare import run_key
 from raydistill.pipeline.recipes import TeacherIdentity
 from raydistill.storage.artifacts import Artifact
@@ -42,9 +43,10 @@ def keys(config: Config, folder: Path, *, source: str = "s", spoken: str = "t", 
     class Tokens(Artifact):
         digest = tokens  # type: ignore[assignment]
 
+    one = TeacherJob("", 1.0, config, Tokens(storage, "tokens", "k"), model_digest(folder / "encoder"))
     made = {
         "teacher": recipe_key(recipes.teacher_recipe(config, source, tokens, dtype)),
-        "run": run_key(config, "rows", Tokens(storage, "tokens", "k"), folder / "encoder", dtype),
+        "run": run_key(config, "rows", dtype, [one]),
     }
     artifacts = {
         "student": recipes.student_artifact(config, storage, teacher, tokens, dtype, MODES[given["mode"]]),
@@ -196,8 +198,8 @@ def test_a_run_goes_by_all_of_its_config_but_by_whom_and_where_it_is_made(folder
         for name in names:
             settings[section].pop(name, None)
     source = model_digest(folder / "encoder")
-    models = {"source": source, "start": f"teacher_layers:{source}"}
-    inputs = {"rows": "rows", "tokens": "k", **models, "dtype": "float32"}
+    models = {"teachers": [["", source, "k"]], "start": f"teacher_layers:{source}"}
+    inputs = {"rows": "rows", **models, "dtype": "float32"}
     assert keys(config, folder)["run"] == recipe_key({"config": settings, **inputs})
 
 

@@ -534,7 +534,7 @@ class TestFeeding:
     ) -> None:
         monkeypatch.setattr("raydistill.teacher.pool.teachers.RETRY_SECONDS", 0.1)
         job = make_job(folder, "pool")
-        missing = replace(job, tokens=replace(job.tokens, key="0" * 20))
+        missing = replace(job, teachers=(replace(job.teachers[0], tokens=replace(job.tokens, key="0" * 20)),))
         with supervised(missing, 2) as made:
             wait_for(lambda: made.error is not None)
         assert "There is no artefact tokens/" in str(made.error)

@@ -20,7 +20,7 @@ from raydistill.cluster.group import Group
 from raydistill.errors import ArtifactError, Interrupted
 from raydistill.models.signals import LOGITS, Signal
 from raydistill.pipeline import pool_teacher as actor
-from raydistill.pipeline.job import Job
+from raydistill.pipeline.job import Job, TeacherJob
 from raydistill.storage import verified
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import file_digest
@@ -302,7 +302,8 @@ def test_a_teacher_of_a_pool_cuts_the_shards_once(toy, small_shards, monkeypatch
     cut: list[int] = []
     monkeypatch.setattr(actor, "cut_shards", lambda lengths: (cut.append(len(lengths)), cut_shards(lengths))[1])
     nothing: Any = None
-    job = Job(nothing, "run", toy.storage, nothing, nothing, toy.tokens, (), "float32", None)
+    teachers = (TeacherJob("", 1.0, nothing, toy.tokens, ""),)
+    job = Job(nothing, "run", toy.storage, nothing, nothing, {}, "float32", None, teachers)
     teacher = actor.Teacher(job, None)
     teacher.model = toy.teacher()
     teacher.context = cast(Any, SimpleNamespace(rows={"train": toy.rows()}, inference_tokens=400, device=Device()))
