@@ -53,13 +53,14 @@ def all_terms(toy: Toy) -> Losses:
 
 @pytest.mark.parametrize(("num_labeled", "dropout"), [(0, 0.0), (2, 0.0), (60, 0.0), (60, 0.3)])
 def test_micro_batches_do_not_change_the_gradient(toy, num_labeled, dropout):
+    """Of a student in float64: what is left is the rounding of losses; kernels of float32 differ by up to 7e-6."""
     rows = toy.rows()
     unlabeled, labeled = np.flatnonzero(~rows.targets.labeled), np.flatnonzero(rows.targets.labeled)
     row_ids = np.concatenate([unlabeled[:64], labeled[:num_labeled]])
     cut = {}
     for tokens in (100_000, 160):
         changes = {"row_ids": row_ids, "train": {"tokens_per_micro_batch": tokens}}
-        setup = toy.setup("micro", all_terms(toy), toy.student(dropout=dropout), **changes)
+        setup = toy.setup("micro", all_terms(toy), toy.student(dropout=dropout).double(), **changes)
         cut[tokens] = (len(StageRun(setup).collate(0)), without_key_biases(batch_gradients(setup)))
     assert cut[100_000][0] == 1
     assert cut[160][0] >= 3
