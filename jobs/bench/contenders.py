@@ -31,7 +31,7 @@ from raydistill.data.rows import Rows
 from raydistill.models.folder import model_digest
 from raydistill.models.signals import LOGITS
 from raydistill.teacher.cached import RecordedSignals
-from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.record import record
 from raydistill.teacher.store import signal_artifact
 from raydistill.train.loop import train
 
@@ -91,12 +91,12 @@ def raydistill_loop(problem: Problem) -> Contender:
     def steps() -> Iterator[int]:
         started = time.perf_counter()
         digest = model_digest(problem.teacher)
-        artifact, recipe = signal_artifact(
+        artifact = signal_artifact(
             problem.storage, LOGITS, "train", teacher_digest=digest, tokens_digest="0", dtype=problem.device.dtype
         )
-        wanted = {LOGITS: Wanted(artifact, recipe, {})}
+        wanted = {LOGITS: artifact}
         record(teacher, problem.rows, wanted, tokens=INFERENCE_TOKENS, device=problem.device, group=Group())
-        signals = RecordedSignals({LOGITS: artifact}, problem.rows.num_rows, verify=True)
+        signals = RecordedSignals(wanted, problem.rows.num_rows, verify=True)
         synchronize(problem.device)
         contender.record_seconds = time.perf_counter() - started
         for report in train(make_setup(problem, "student", model, DISTILLATION, signals, problem.num_epochs)):

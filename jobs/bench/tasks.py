@@ -69,7 +69,7 @@ from raydistill.models.signals import LOGITS, Signal
 from raydistill.models.student import build_student
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Embeddings, Targets, TextClassification, TokenClassification
-from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.record import record
 from raydistill.teacher.store import cut_shards, signal_artifact
 
 TESTED, SEEDS, FEWEST_VALIDATION = 600, 3, 10
@@ -289,13 +289,13 @@ def recording_seconds(rows: Rows, device: Device, rounds: int) -> dict[str, list
 
     def recorded() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            artifact, recipe = signal_artifact(
+            artifact = signal_artifact(
                 Storage(folder), LOGITS, "train", teacher_digest="0", tokens_digest="0", dtype=device.dtype
             )
             record(
                 model,
                 rows,
-                {LOGITS: Wanted(artifact, recipe, {})},
+                {LOGITS: artifact},
                 tokens=INFERENCE_TOKENS,
                 device=device,
                 group=Group(),

@@ -23,7 +23,6 @@ from raydistill.data.hub import class_names, first_cells_of
 from raydistill.data.paths import SPLIT_NAMES
 from raydistill.errors import ConfigError, DataError
 from raydistill.storage.artifacts import Artifact
-from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
 
 if TYPE_CHECKING:
@@ -74,11 +73,11 @@ def keep(
         split: table_of(rows, what=what, need_label=split == "train", **chosen) for split, (what, rows) in given.items()
     }
     recipe = {"tables": {split: content_digest(table) for split, table in tables.items()}}
-    artifact = Artifact(storage, "tables", recipe_key(recipe))
+    artifact = Artifact.of(storage, "tables", recipe)
     if not artifact.exists():
         import pyarrow.parquet as pq
 
-        with artifact.write(recipe) as folder:
+        with artifact.write() as folder:
             for split, table in tables.items():
                 pq.write_table(table, folder / f"{split}.parquet")
     return f"{storage.url}/{artifact.kind}/{artifact.key}"

@@ -34,7 +34,6 @@ from raydistill.data.rows import SWAPPED, map_batch, read_texts
 from raydistill.data.typos import with_typos
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
-from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Task, task_of
 from raydistill.tasks.rewriting import Rewrite
@@ -57,12 +56,12 @@ def perturb_rows(data: Artifact, tokens: Artifact, tokenizer_folder: Path, seed:
     ``pad_token_id`` and ``perturbed``: by name the numbers of test rows whose text and whose tokens are changed.
     """
     recipe = {**tokens.manifest().recipe, "perturbed": {"rules": RULES, "seed": seed}}
-    artifact = Artifact(storage, "tokens", recipe_key(recipe))
+    artifact = Artifact.of(storage, "tokens", recipe, {"data": data.digest, "tokens": tokens.digest})
     if artifact.exists():
         return artifact
     with lock(storage, "tokens", artifact.key + ".lock"):
         if not artifact.exists():
-            with artifact.write(recipe, {"data": data.digest, "tokens": tokens.digest}) as folder:
+            with artifact.write() as folder:
                 _write(data, tokens, tokenizer_folder, seed, folder)
     return artifact
 

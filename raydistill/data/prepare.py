@@ -112,14 +112,13 @@ def prepare_data(config: Config, storage: Storage) -> Artifact:
     none), hash.
     Raises DataError or ConfigError for data that cannot be used.
     """
-    recipe = _recipe(config)
-    artifact = Artifact(storage, "data", recipe_key(recipe))
+    artifact = Artifact.of(storage, "data", _recipe(config))
     if artifact.exists():
         return artifact
     with lock(storage, "data", artifact.key + ".lock"):
         if not artifact.exists():
             draft = make_draft(config)
-            with artifact.write(recipe) as folder:
+            with artifact.write() as folder:
                 _write(draft, folder)
     return artifact
 

@@ -22,7 +22,6 @@ from raydistill.data.spool import spooled
 from raydistill.data.views import Views
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.locks import lock
-from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
 from raydistill.tasks import Targets, task_of
 from raydistill.tasks.targets import of_column
@@ -71,18 +70,18 @@ def tokenize_data(
 
     parents = {"data": data.digest, "tokenizer": tokenizer_digest(tokenizer_folder)}
     recipe = tokens_recipe(parents["data"], parents["tokenizer"], max_length, symmetric, augmentation)
-    artifact = Artifact(storage, "tokens", recipe_key(recipe))
+    artifact = Artifact.of(storage, "tokens", recipe, parents)
     if artifact.exists():
         return artifact
     with lock(storage, "tokens", artifact.key + ".lock"):
         if not artifact.exists():
             if (task := task_of(read_info(data).task)).reads_pictures:
                 processor = Processor.open(tokenizer_folder, task.picture_size)
-                with artifact.write(recipe, parents) as folder:
+                with artifact.write() as folder:
                     _write_pixels(processor, data, folder, max_length, augmentation)
                 return artifact
             tokenizer = load_tokenizer(tokenizer_folder, max_length)
-            with artifact.write(recipe, parents) as folder:
+            with artifact.write() as folder:
                 _write_tokens(tokenizer, data, folder, max_length, symmetric, augmentation)
     return artifact
 

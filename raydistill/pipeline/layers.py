@@ -46,14 +46,14 @@ def with_layers(context: Context, teacher: TeacherIdentity, config: Config) -> C
     if not any(by_similarity(config)):
         return config
     job = context.job
-    artifact, recipe = recipes.layers_artifact(config, job.storage, teacher, job.tokens.digest)
+    artifact = recipes.layers_artifact(config, job.storage, teacher, job.tokens.digest)
     if not context.report.has(artifact, REUSED):
         if context.group.is_first:
             job.owner.check()
             start, sample = context.teacher(teacher), context.rows["train"].sample
             student = context.untaught(start, config, config.seed)
             found = layer_similarities(student.eval(), start.eval(), sample())
-            with artifact.write(recipe, {"tokens": job.tokens.digest, **teacher.parents}) as folder:
+            with artifact.write() as folder:
                 (folder / FILE).write_text(json.dumps(found))
         context.group.barrier()
     settled, _ = known_layers(config, job.storage, teacher, job.tokens.digest)
@@ -67,7 +67,7 @@ def known_layers(
     None, where nothing is left to them, or they are not measured yet."""
     if not any(by_similarity(config)):
         return config, None
-    artifact, _ = recipes.layers_artifact(config, storage, teacher, tokens_digest)
+    artifact = recipes.layers_artifact(config, storage, teacher, tokens_digest)
     if not artifact.exists():
         return config, None
     found: Similarities = json.loads((artifact.local() / FILE).read_text())

@@ -55,7 +55,7 @@ def links_of(config: Config, storage: Storage) -> list[Artifact]:
 
     def note(name: str, setting: str) -> str:
         if (link := place.fullmatch(name)) is not None:
-            found.append(Artifact(storage, *link.groups()))
+            found.append(Artifact(storage, link[1], link[2]))
         return name
 
     with_models(config, note)

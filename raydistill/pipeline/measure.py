@@ -20,7 +20,6 @@ from raydistill.data.rows import Rows
 from raydistill.evaluate.compare import read_predictions, write_predictions
 from raydistill.evaluate.latency import measure_models, measure_shapes
 from raydistill.models.folder import model_bytes
-from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
 from raydistill.pipeline.spoken import describe_members
@@ -46,7 +45,7 @@ def evaluate(context: Context, models: Models, recorded: Recorded, *, latency: b
             "measured": speed,
             **rows_of(context),
         }
-        artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
+        artifact = Artifact.of(context.job.storage, "evaluation", recipe, models.parents)
         if context.report.has(artifact, "evaluation"):
             return artifact
         outputs = predict_splits(context, ("validation", "test"), recorded, models.folders)
@@ -56,7 +55,7 @@ def evaluate(context: Context, models: Models, recorded: Recorded, *, latency: b
             task = context.task.for_model(context.read_config(models.folders[name]).to_dict())
             tasks[name] = task.fitted(found[known.labeled], known.values[known.labeled])
         members = describe_members(context, models.teacher)
-        with written(context, artifact, recipe, models) as folder:
+        with written(context, artifact) as folder:
             if folder is not None:
                 keep(context, folder, outputs, tasks)
                 about = describe_models(context, models, latency=latency)
@@ -75,11 +74,11 @@ def evaluate_perturbed(context: Context, models: Models, recorded: Recorded, eva
         return None
     with context.report.phase("robustness"):
         recipe = {**models.digests, "tokens": rows.digest, "dtype": context.device.dtype, **rows_of(context)}
-        artifact = recipes.artifact_of(context.job.storage, "evaluation", recipe)
+        artifact = Artifact.of(context.job.storage, "evaluation", recipe, models.parents)
         if context.report.has(artifact, "robustness"):
             return artifact
         outputs = predict_splits(context, context.perturbed, recorded, models.folders)
-        with written(context, artifact, recipe, models) as folder:
+        with written(context, artifact) as folder:
             if folder is not None:
                 keep(context, folder, outputs, read_predictions(evaluation.local(), "test").tasks)
     return artifact
@@ -117,11 +116,11 @@ class Models:
 
 
 @contextmanager
-def written(context: Context, artifact: Artifact, recipe: Recipe, models: Models) -> Iterator[Path | None]:
+def written(context: Context, artifact: Artifact) -> Iterator[Path | None]:
     """A folder for rank 0 to fill, which becomes the artefact; None on other ranks, which wait until it is there."""
     if context.group.is_first:
         context.job.owner.check()
-        with artifact.write(recipe, models.parents) as folder:
+        with artifact.write() as folder:
             yield folder
     else:
         yield None

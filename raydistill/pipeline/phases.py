@@ -24,7 +24,7 @@ from raydistill.pipeline.failures import known
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.layers import by_similarity, settle_layers
 from raydistill.pipeline.measure import Models, evaluate, evaluate_perturbed
-from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
+from raydistill.pipeline.recipes import Recorded, TeacherIdentity
 from raydistill.pipeline.seeds import MODELS, Seeded, median, with_seeds
 from raydistill.pipeline.spoken import why_weak
 from raydistill.pipeline.stages import (
@@ -140,7 +140,7 @@ def run_local(job: Job, show: Show, stop: threading.Event) -> PhaseResults:
 def train_student(context: Context, teacher: TeacherIdentity, mode: Mode, recorded: Recorded) -> Artifact:
     """Build the student and train it through its stages."""
     with context.report.phase("train"):
-        artifact, _ = student_artifact(context, teacher, mode)
+        artifact = student_artifact(context, teacher, mode)
         if context.report.has(artifact, "student"):
             context.report.replay("student", read_history(artifact))
         else:
@@ -149,7 +149,7 @@ def train_student(context: Context, teacher: TeacherIdentity, mode: Mode, record
     return artifact
 
 
-def student_artifact(context: Context, teacher: TeacherIdentity, mode: Mode) -> tuple[Artifact, Recipe]:
+def student_artifact(context: Context, teacher: TeacherIdentity, mode: Mode) -> Artifact:
     job = context.job
     return recipes.student_artifact(context.config, job.storage, teacher, job.tokens.digest, context.device.dtype, mode)
 
@@ -168,7 +168,7 @@ def student_reports(
     The caller looks first whether the student is in storage already.
     """
     config = context.config
-    artifact, recipe = student_artifact(context, teacher, mode)
+    artifact = student_artifact(context, teacher, mode)
     model = context.untaught(context.teacher(teacher), config, recipes.student_seed(config))
     if not mode.keeps_teacher and not is_trial:
         context.teacher_model = None  # its memory is the student's now
@@ -182,8 +182,7 @@ def student_reports(
         is_trial=is_trial,
         save_at_validation=save_at_validation,
     )
-    parents = {"tokens": context.job.tokens.digest, **teacher.parents}
-    publish(context, artifact, recipe, parents, model, teacher.folder, stage_history(context, "student", config.stages))
+    publish(context, artifact, model, teacher.folder, stage_history(context, "student", config.stages))
 
 
 def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | None:
@@ -194,7 +193,7 @@ def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | Non
         return None
     with context.report.phase("baseline"):
         is_same = settings.start == "same"
-        artifact, recipe = recipes.baseline_artifact(
+        artifact = recipes.baseline_artifact(
             config, context.job.storage, teacher, context.job.tokens.digest, context.device.dtype
         )
         if context.report.has(artifact, "baseline"):
@@ -211,6 +210,5 @@ def train_baseline(context: Context, teacher: TeacherIdentity) -> Artifact | Non
                 for _ in stage_reports(context, "baseline", model, stages, {}, None, labeled_only=True):
                     pass
                 history = stage_history(context, "baseline", stages)
-            parents = {"tokens": context.job.tokens.digest, **teacher.parents}
-            publish(context, artifact, recipe, parents, model, teacher.folder, history)
+            publish(context, artifact, model, teacher.folder, history)
     return artifact

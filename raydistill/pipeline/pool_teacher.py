@@ -18,12 +18,12 @@ from raydistill.models.signals import Signal
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
 from raydistill.pipeline.recipes import TeacherIdentity, teacher_folder
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Board
 from raydistill.storage.faults import not_common
 from raydistill.storage.manifest import FileInfo
 from raydistill.teacher import record
 from raydistill.teacher.pool.packing import Packed, pack
-from raydistill.teacher.record import Wanted
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.teacher.store import cut_shards
 
@@ -61,7 +61,7 @@ class Teacher:
         batch = replace(batch, inputs=context.device.move(batch.inputs))
         return pack(OnlineSignals(self.model, needs, context.device).read(batch))
 
-    def record(self, split: str, index: int, wanted: Mapping[Signal, Wanted]) -> dict[Signal, tuple[str, FileInfo]]:
+    def record(self, split: str, index: int, wanted: Mapping[Signal, Artifact]) -> dict[Signal, tuple[str, FileInfo]]:
         """Record one shard of a split; by signal the file's name, size and checksum."""
         context, rows = self.context, self.context.rows[split]
         if split not in self.shards:

@@ -13,7 +13,7 @@ from raydistill.cluster.placement import teacher_options
 from raydistill.cluster.resources import check_teachers, teachers_beside, worker_resources
 from raydistill.config.teacher import Mode, Pool
 from raydistill.config.tree import Config
-from raydistill.models.signals import LOGITS, Signal
+from raydistill.models.signals import Signal
 from raydistill.pipeline import recipes
 from raydistill.pipeline.context import Context
 from raydistill.pipeline.job import Job
@@ -22,7 +22,7 @@ from raydistill.pipeline.phases import PhaseResults, run_phases, student_artifac
 from raydistill.pipeline.pool_teacher import Teacher
 from raydistill.pipeline.recipes import TeacherIdentity, fine_tuned, identify_teacher
 from raydistill.pipeline.seeds import with_seeds
-from raydistill.pipeline.spoken import wanted_signal
+from raydistill.pipeline.spoken import logits_of, signal_of
 from raydistill.pipeline.stopping import Stop
 from raydistill.pipeline.teaching import (
     check_chance,
@@ -39,7 +39,6 @@ from raydistill.storage.board import Board, Show
 from raydistill.teacher.pool.recording import record_in_pool
 from raydistill.teacher.pool.signals import PoolFeed
 from raydistill.teacher.pool.teachers import TeacherPool
-from raydistill.teacher.record import Wanted
 
 
 def run_with_pool(job: Job, show: Show, stop: Stop) -> PhaseResults:
@@ -61,7 +60,7 @@ def run_with_pool(job: Job, show: Show, stop: Stop) -> PhaseResults:
 
 def is_trained(context: Context, teacher: TeacherIdentity, mode: Mode) -> bool:
     """Whether the student of the present seed is there."""
-    return context.report.has(student_artifact(context, teacher, mode)[0], "student")
+    return context.report.has(student_artifact(context, teacher, mode), "student")
 
 
 class PooledRun:
@@ -104,7 +103,7 @@ class PooledRun:
         return TeacherPool(settings, options, Teacher, arguments, self.show, train.max_wait_minutes)
 
     def record(
-        self, pool: TeacherPool, teacher: TeacherIdentity, wanted: Mapping[str, Mapping[Signal, Wanted]]
+        self, pool: TeacherPool, teacher: TeacherIdentity, wanted: Mapping[str, Mapping[Signal, Artifact]]
     ) -> None:
         """Record what is wanted of each split: the validation rows first, which tell whether the teacher is of use."""
         with self.context.report.phase("record"):
@@ -114,8 +113,7 @@ class PooledRun:
                 if part:
                     record_in_pool(pool, self.context.rows, part, owner=self.job.owner, stop=self.stop, show=self.show)
                 if splits == validation:
-                    items = {split: wanted_signal(self.context, teacher, LOGITS, split) for split in splits}
-                    recorded = {split: {LOGITS: item.artifact} for split, item in items.items()}
+                    recorded = logits_of(self.context, teacher, splits)
                     teach(self.context, teacher, "validation")
                     check_chance(self.context, teacher, recorded)
         self.seconds["record"] = self.context.report.seconds["record"]
@@ -141,7 +139,7 @@ def find_teacher(context: Context) -> TeacherIdentity | None:
     source = source_teacher(context.config)
     if not recipes.changes_teacher(context.config):
         return source
-    artifact, _ = teacher_artifact(context, source)
+    artifact = teacher_artifact(context, source)
     return fine_tuned(source, artifact) if context.report.has(artifact, "teacher") else None
 
 
@@ -156,14 +154,12 @@ def fine_tune(context: Context, configs: Sequence[Config]) -> tuple[float, Artif
 
 def find_unrecorded(
     context: Context, teacher: TeacherIdentity, splits: Mapping[str, frozenset[Signal]]
-) -> dict[str, dict[Signal, Wanted]]:
+) -> dict[str, dict[Signal, Artifact]]:
     """The signals that are still to be recorded, by split. The run refers to all of them, also to those on storage."""
-    found: dict[str, dict[Signal, Wanted]] = {}
+    found: dict[str, dict[Signal, Artifact]] = {}
     for split, signals in splits.items():
-        wanted = {signal: wanted_signal(context, teacher, signal, split) for signal in sorted(signals)}
-        missing = {
-            s: item for s, item in wanted.items() if not context.report.has(item.artifact, f"signals of {split}")
-        }
+        wanted = {signal: signal_of(context, teacher, signal, split) for signal in sorted(signals)}
+        missing = {s: one for s, one in wanted.items() if not context.report.has(one, f"signals of {split}")}
         if missing:
             found[split] = missing
     return found

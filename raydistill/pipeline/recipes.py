@@ -60,8 +60,9 @@ class TeacherIdentity:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "folder"}
 
-    @property
+    @cached_property
     def parents(self) -> dict[str, str]:
+        """Digests of the weights that it is made of, by role."""
         if self.members:
             return {f"teacher {i}": member.parents["teacher"] for i, member in enumerate(self.members)}
         return {"teacher": self.artifact.digest if self.artifact else self.digest}
@@ -198,32 +199,32 @@ def start_digest(student: Student, teacher_digest: str) -> str:
     return f"{teacher_digest}+{model_digest(resolve_model(student.checkpoint))}"
 
 
-def artifact_of(storage: Storage, kind: str, recipe: Recipe) -> Artifact:
-    return Artifact(storage, kind, recipe_key(recipe))
+def teacher_artifact(config: Config, storage: Storage, source_digest: str, tokens_digest: str, dtype: str) -> Artifact:
+    """The fine-tuned teacher."""
+    recipe = teacher_recipe(config, source_digest, tokens_digest, dtype)
+    return Artifact.of(storage, "teacher", recipe, {"tokens": tokens_digest, "source": source_digest})
 
 
 def student_artifact(
     config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str, mode: Mode
-) -> tuple[Artifact, Recipe]:
+) -> Artifact:
     start = start_digest(config.student, teacher.start.digest)
     recipe = student_recipe(config, start, teacher.digest, tokens_digest, dtype, mode)
-    return artifact_of(storage, "student", recipe), recipe
+    return Artifact.of(storage, "student", recipe, {"tokens": tokens_digest, **teacher.parents})
 
 
 def baseline_artifact(
     config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str, dtype: str
-) -> tuple[Artifact, Recipe]:
+) -> Artifact:
     """The baseline that ``evaluate.baseline`` asks for."""
     settings = baseline_settings(config)
     assert settings is not None
     source = teacher.start.digest if settings.start == "same" else teacher.source_digest
     recipe = baseline_recipe(config, start_digest(config.student, source), tokens_digest, dtype)
-    return artifact_of(storage, "baseline", recipe), recipe
+    return Artifact.of(storage, "baseline", recipe, {"tokens": tokens_digest, **teacher.parents})
 
 
-def layers_artifact(
-    config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str
-) -> tuple[Artifact, Recipe]:
+def layers_artifact(config: Config, storage: Storage, teacher: TeacherIdentity, tokens_digest: str) -> Artifact:
     """How alike the layers of the student, before it is taught, and of the teacher are. Dropout and the seed of the
     training have no part in it: trials and seeds that differ in these compare the same layers."""
     recipe = {
@@ -233,7 +234,7 @@ def layers_artifact(
         "seed": config.seed,
         "measure": "linear_cka",
     }
-    return artifact_of(storage, "layers", recipe), recipe
+    return Artifact.of(storage, "layers", recipe, {"tokens": tokens_digest, **teacher.parents})
 
 
 def teacher_speaks(stage: Stage) -> bool:

@@ -23,26 +23,26 @@ from raydistill.tasks.scores import Scores
 from raydistill.tasks.targets import Values
 from raydistill.teacher.cached import RecordedSignals
 from raydistill.teacher.mixed import MixedSignals
-from raydistill.teacher.record import Wanted
 from raydistill.teacher.store import signal_artifact
 
 
-def wanted_signal(context: Context, teacher: TeacherIdentity, signal: Signal, split: str) -> Wanted:
+def signal_of(context: Context, teacher: TeacherIdentity, signal: Signal, split: str) -> Artifact:
+    """Where a signal of a split is recorded, or is to be."""
     tokens = context.job.tokens_of(split).digest
-    artifact, recipe = signal_artifact(
+    return signal_artifact(
         context.job.storage,
         signal,
         split,
         teacher_digest=teacher.digest,
         tokens_digest=tokens,
         dtype=context.device.dtype,
+        parents={"tokens": tokens, **teacher.parents},
     )
-    return Wanted(artifact, recipe, {"tokens": tokens, **teacher.parents})
 
 
 def logits_of(context: Context, teacher: TeacherIdentity, splits: Iterable[str]) -> Recorded:
     """Where what a teacher predicts of these splits is recorded."""
-    return {split: {LOGITS: wanted_signal(context, teacher, LOGITS, split).artifact} for split in splits}
+    return {split: {LOGITS: signal_of(context, teacher, LOGITS, split)} for split in splits}
 
 
 def members_of(context: Context, teacher: TeacherIdentity) -> list[tuple[str, Context, TeacherIdentity]]:
@@ -58,7 +58,7 @@ def speaker(context: Context, teacher: TeacherIdentity, split: str) -> PreTraine
     num_rows = context.rows[split].num_rows
     weights = [one.weight for one in context.job.teachers]
     sources = [
-        RecordedSignals({LOGITS: wanted_signal(own, member, LOGITS, split).artifact}, num_rows)
+        RecordedSignals({LOGITS: signal_of(own, member, LOGITS, split)}, num_rows)
         for (_, own, member), weight in zip(members_of(context, teacher), weights, strict=True)
         if weight
     ]

@@ -191,8 +191,6 @@ def await_signals(context: Context, signals: Signals, row_ids: np.ndarray) -> No
 def publish(
     context: Context,
     artifact: Artifact,
-    recipe: recipes.Recipe,
-    parents: dict[str, str],
     model: PreTrainedModel,
     tokenizer_folder: Path,
     history: list[dict[str, Any]],
@@ -206,7 +204,7 @@ def publish(
     context.group.barrier()  # until every rank has read its best weights from these checkpoints
     if context.group.is_first:
         context.job.owner.check()
-        with artifact.write(recipe, parents) as folder:
+        with artifact.write() as folder:
             save_model(model, tokenizer_folder, folder / "model")
             if not context.task.reads_pictures:
                 length = {"model_max_length": known(context.config.data.max_length)}

@@ -14,7 +14,6 @@ from raydistill.pipeline.completion import augmentation_of
 from raydistill.pipeline.recipes import TeacherIdentity
 from raydistill.pipeline.resolve import Resolved, ResolvedTeacher
 from raydistill.storage.artifacts import Artifact
-from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
 from raydistill.teacher.store import signal_artifact
 
@@ -27,7 +26,7 @@ def find_tokens(resolved: Resolved, storage: Storage) -> list[Artifact | None]:
     symmetric, augmentation = resolved.config.data.symmetric, augmentation_of(resolved.config, resolved.source)
     for one in resolved.teachers:
         given = (resolved.data.digest, tokenizer_digest(one.source), known(one.config.data.max_length))
-        tokens = Artifact(storage, "tokens", recipe_key(tokens_recipe(*given, symmetric, augmentation)))
+        tokens = Artifact.of(storage, "tokens", tokens_recipe(*given, symmetric, augmentation))
         found.append(tokens if tokens.exists() else None)
     return found
 
@@ -36,8 +35,7 @@ def tuned_artifact(one: ResolvedTeacher, tokens: Artifact | None, storage: Stora
     """Where the teacher's fine-tuned weights lie; None where that is not known yet."""
     if tokens is None:
         return None
-    recipe = recipes.teacher_recipe(one.config, model_digest(one.source), tokens.digest, dtype)
-    return recipes.artifact_of(storage, "teacher", recipe)
+    return recipes.teacher_artifact(one.config, storage, model_digest(one.source), tokens.digest, dtype)
 
 
 def find_teacher(one: ResolvedTeacher, tokens: Artifact | None, storage: Storage, dtype: str) -> TeacherIdentity | None:
@@ -65,8 +63,9 @@ def phases(
     def recorded(signal: Signal, teacher: TeacherIdentity | None, tokens: Artifact | None) -> Artifact | None:
         if teacher is None or tokens is None:
             return None
-        digests = {"teacher_digest": teacher.digest, "tokens_digest": tokens.digest, "dtype": dtype}
-        return signal_artifact(storage, signal, "train", **digests)[0]
+        return signal_artifact(
+            storage, signal, "train", teacher_digest=teacher.digest, tokens_digest=tokens.digest, dtype=dtype
+        )
 
     add("data", resolved.data, "")
     add("tokens", tokens[0], "data")
@@ -92,8 +91,8 @@ def phases(
     models: list[Artifact | None] = [None] * len(names)
     if teacher is not None and tokens[0] is not None:
         given = (storage, teacher, tokens[0].digest, dtype)
-        models = [recipes.baseline_artifact(one, *given)[0] for one in configs] if has_baseline else []
-        models += [recipes.student_artifact(one, *given, mode)[0] for one in configs]
+        models = [recipes.baseline_artifact(one, *given) for one in configs] if has_baseline else []
+        models += [recipes.student_artifact(one, *given, mode) for one in configs]
     for name, artifact in zip(names, models, strict=True):
         add(name, artifact, "teacher")
     return made

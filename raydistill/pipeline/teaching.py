@@ -21,12 +21,12 @@ from raydistill.pipeline.context import Context
 from raydistill.pipeline.defaults import usual_rate
 from raydistill.pipeline.failures import about_member
 from raydistill.pipeline.finetuning import tune
-from raydistill.pipeline.recipes import Recipe, Recorded, TeacherIdentity
-from raydistill.pipeline.spoken import compared, members_of, scores_of, speaker, wanted_signal, why_chance
+from raydistill.pipeline.recipes import Recorded, TeacherIdentity
+from raydistill.pipeline.spoken import compared, members_of, scores_of, signal_of, speaker, why_chance
 from raydistill.pipeline.stages import publish, read_history, risen
 from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import kind_of
-from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.record import record
 from raydistill.teacher.store import reopen_damaged
 from raydistill.teacher.verify import verify
 
@@ -51,15 +51,14 @@ def fit_teacher(context: Context) -> TeacherIdentity:
         settings = known(config.finetune)
         if not recipes.changes_teacher(context.config):
             return agreed(context, source)
-        artifact, recipe = teacher_artifact(context, source)
+        artifact = teacher_artifact(context, source)
         if context.report.has(artifact, "teacher"):
             context.report.replay("teacher", read_history(artifact))
         else:
             if context.task.new_head and not has_head(source.folder, config.trust_remote_code, context.task.head_kind):
                 context.report.notes.append(context.task.new_head)
             model, history = tune(context, source.folder, settings)
-            parents = {"tokens": context.job.tokens.digest, "source": source.digest}
-            publish(context, artifact, recipe, parents, model, source.folder, history)
+            publish(context, artifact, model, source.folder, history)
     return agreed(context, recipes.fine_tuned(source, artifact))
 
 
@@ -101,9 +100,9 @@ def source_teacher(config: Config) -> TeacherIdentity:
     return source
 
 
-def teacher_artifact(context: Context, source: TeacherIdentity) -> tuple[Artifact, Recipe]:
-    recipe = recipes.teacher_recipe(context.config, source.digest, context.job.tokens.digest, context.device.dtype)
-    return recipes.artifact_of(context.job.storage, "teacher", recipe), recipe
+def teacher_artifact(context: Context, source: TeacherIdentity) -> Artifact:
+    job = context.job
+    return recipes.teacher_artifact(context.config, job.storage, source.digest, job.tokens.digest, context.device.dtype)
 
 
 def record_teacher(context: Context, teacher: TeacherIdentity) -> tuple[Mode, Recorded]:
@@ -148,9 +147,7 @@ def teach(context: Context, teacher: TeacherIdentity, split: str) -> None:
     if not context.task.is_taught:
         return
     rows, source = context.rows[split], split if split in SPLITS else "test"
-    outputs = context.recorded_outputs(
-        {source: {LOGITS: wanted_signal(context, teacher, LOGITS, source).artifact}}, source
-    )
+    outputs = context.recorded_outputs({source: {LOGITS: signal_of(context, teacher, LOGITS, source)}}, source)
     context.rows[split] = replace(rows, targets=context.task.taught(rows.targets, outputs))
 
 
@@ -189,7 +186,7 @@ def chance_advice(context: Context, teacher: TeacherIdentity, recorded: Recorded
         advice = "Set teacher.finetune.method: full, or give it more labels."
     if finetune is None or finetune.method == "probe":
         return advice
-    artifact, _ = teacher_artifact(context, source_teacher(context.config))
+    artifact = teacher_artifact(context, source_teacher(context.config))
     if (found := risen(context.config, "teacher", read_history(artifact))) is not None:
         return f"Its training diverged: {found.why}. To mend it, {found.advice}."
     if finetune.method == "full":
@@ -219,9 +216,9 @@ def record_split(
     context: Context, teacher: TeacherIdentity, split: str, signals: Collection[Signal]
 ) -> dict[Signal, Artifact]:
     """Record the signals of one split that are missing; where each lies."""
-    wanted = {signal: wanted_signal(context, teacher, signal, split) for signal in sorted(signals)}
+    wanted = {signal: signal_of(context, teacher, signal, split) for signal in sorted(signals)}
     reopen_split(context, split, wanted)
-    missing = {s: item for s, item in wanted.items() if not context.report.has(item.artifact, f"signals of {split}")}
+    missing = {s: one for s, one in wanted.items() if not context.report.has(one, f"signals of {split}")}
     if missing:
         record(
             speaker(context, teacher, split),
@@ -234,12 +231,12 @@ def record_split(
             should_stop=context.board.should_stop,
             progress=context.report.recording_progress(split),
         )
-    return {signal: item.artifact for signal, item in wanted.items()}
+    return wanted
 
 
-def reopen_split(context: Context, split: str, wanted: dict[Signal, Wanted]) -> None:
+def reopen_split(context: Context, split: str, artifacts: dict[Signal, Artifact]) -> None:
     """Let shards that do not fit their checksums be recorded again, and say so. Ranks share the reading."""
-    group, artifacts = context.group, {signal: item.artifact for signal, item in wanted.items()}
+    group = context.group
     sealed = group.broadcast([s for s, artifact in artifacts.items() if artifact.exists()] if group.is_first else None)
     found = verify(
         [artifacts[signal] for signal in sealed],

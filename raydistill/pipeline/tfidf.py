@@ -12,7 +12,7 @@ from raydistill.data.encoding import load_tokenizer
 from raydistill.data.rows import Rows
 from raydistill.evaluate.results import ModelOutcome
 from raydistill.evaluate.tfidf import MAX_ROWS, MAX_WEIGHTS, MAX_WORDS, STRENGTHS, fit_tfidf
-from raydistill.pipeline import recipes
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.garbage import refer
 from raydistill.storage.locks import lock
 from raydistill.tasks import Task, task_of
@@ -20,7 +20,6 @@ from raydistill.tasks.targets import Array
 
 if TYPE_CHECKING:
     from raydistill.pipeline.prepare import Clock, Prepared
-    from raydistill.storage.artifacts import Artifact
     from raydistill.storage.board import Show
 
 SPLITS = ("validation", "test")
@@ -37,12 +36,12 @@ def tfidf_outcome(prepared: Prepared, clock: Clock, show: Show) -> ModelOutcome 
         limits = [MAX_ROWS, MAX_WORDS, MAX_WEIGHTS, *STRENGTHS]
         recipe = {"tokens": prepared.tokens.digest, "metric": config.epoch_metric, "limits": limits, "version": VERSION}
         recipe["task"] = config.task.recipe()
-        artifact = recipes.artifact_of(prepared.storage, "tfidf", recipe)
+        artifact = Artifact.of(prepared.storage, "tfidf", recipe, {"tokens": prepared.tokens.digest})
         refer(prepared.storage, prepared.run_key, [artifact])
         if not artifact.exists():
             with lock(prepared.storage, "tfidf", artifact.key + ".lock"):
                 if not artifact.exists():
-                    _write(prepared, task, artifact, recipe)
+                    _write(prepared, task, artifact)
         folder = artifact.local()
         about = json.loads((folder / "model.json").read_text())
         if about["task"] is None:
@@ -63,7 +62,7 @@ def tfidf_outcome(prepared: Prepared, clock: Clock, show: Show) -> ModelOutcome 
     )
 
 
-def _write(prepared: Prepared, task: Task, artifact: Artifact, recipe: dict[str, Any]) -> None:
+def _write(prepared: Prepared, task: Task, artifact: Artifact) -> None:
     rows = {split: Rows.open(prepared.tokens.local(), split) for split in ("train", *SPLITS)}
     tokenizer = load_tokenizer(prepared.source)
     found = fit_tfidf(
@@ -73,7 +72,7 @@ def _write(prepared: Prepared, task: Task, artifact: Artifact, recipe: dict[str,
         prepared.config.epoch_metric,
     )
     about: dict[str, Any] = {"task": None}
-    with artifact.write(recipe, {"tokens": prepared.tokens.digest}) as folder:
+    with artifact.write() as folder:
         if found is not None:
             about = {"task": found.task.facts(), "num_rows": found.num_rows, "num_parameters": found.num_parameters}
             about["bytes"] = found.num_bytes

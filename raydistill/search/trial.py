@@ -118,7 +118,7 @@ def trial_reports(context: Context, shared: Shared, *, save_at_validation: bool 
     teach(context, shared.teacher, "validation")
     settle_layers(context, shared.teacher)
     mode, _, needs = teacher_mode(context, shared.teacher, context.config)
-    artifact, _ = student_artifact(context, shared.teacher, mode)
+    artifact = student_artifact(context, shared.teacher, mode)
     progress = TrialProgress(context, started, first_validation(sweep_of(shared.job.config).objectives))
     if context.group.broadcast(artifact.exists() if context.group.is_first else None):
         history = read_history(artifact)

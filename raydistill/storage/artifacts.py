@@ -12,7 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from raydistill.errors import ArtifactError
 from raydistill.storage.faults import Damaged, Missing, explain, is_disk_full, is_transient
 from raydistill.storage.locks import lock
-from raydistill.storage.manifest import KEY, MANIFEST, FileInfo, Manifest
+from raydistill.storage.manifest import KEY, MANIFEST, FileInfo, Manifest, recipe_key
 from raydistill.storage.node_cache import local_copy
 from raydistill.storage.storage import STAGING, Storage, check_name
 from raydistill.storage.verified import NOTE, contents
@@ -33,6 +33,17 @@ class Artifact:
     storage: Storage
     kind: str
     key: str
+    recipe: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    """What determines its content; None where it is named by its key alone, by which it can only be read."""
+    parents: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Role -> content digest of what it is made from."""
+
+    @classmethod
+    def of(
+        cls, storage: Storage, kind: str, recipe: Mapping[str, Any], parents: Mapping[str, str] | None = None
+    ) -> Artifact:
+        """The artefact that is made by ``recipe``, JSON, from ``parents``."""
+        return cls(storage, kind, recipe_key(recipe), recipe, parents or {})
 
     def __post_init__(self) -> None:
         for name in (self.kind, self.key):
@@ -107,7 +118,7 @@ class Artifact:
             self.storage.download(folder, self.kind, self.key, names=manifest.files)
 
     @contextmanager
-    def write(self, recipe: Mapping[str, Any], parents: Mapping[str, str] | None = None) -> Iterator[Path]:
+    def write(self) -> Iterator[Path]:
         """Yield an empty local folder whose files become the artefact at a clean exit; after an error nothing remains.
 
         Where another process has made the same artefact meanwhile, that one stays and this one's files are dropped.
@@ -117,8 +128,7 @@ class Artifact:
             yield staging
             files = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
             assert MANIFEST not in files, f"{MANIFEST} is written by write() itself"
-            manifest = Manifest.of({name: FileInfo.of(path) for name, path in files.items()}, recipe, parents or {})
-            self._commit(staging, manifest)
+            self._commit(staging, self._manifest_of({name: FileInfo.of(path) for name, path in files.items()}))
         except Exception as error:
             if is_disk_full(error) or (isinstance(error, OSError) and is_transient(error)):
                 raise explain(error, "write", str(staging)) from error
@@ -126,13 +136,11 @@ class Artifact:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def seal(
-        self, files: Mapping[str, FileInfo], recipe: Mapping[str, Any], parents: Mapping[str, str] | None = None
-    ) -> None:
+    def seal(self, files: Mapping[str, FileInfo]) -> None:
         """Write the manifest for files that ``put`` laid into the folder; an artefact that is whole stays as it is."""
         if self.exists():
             return
-        manifest = Manifest.of(files, recipe, parents or {})
+        manifest = self._manifest_of(files)
         self.check_sizes(self.storage.files(self.kind, self.key), manifest)
         self._write_manifest(manifest)
 
@@ -154,6 +162,10 @@ class Artifact:
         """Remove the artefact; one that is not there is fine."""
         self.unseal()  # first: half of an artefact must not be believed
         self.storage.delete(self.kind, self.key)
+
+    def _manifest_of(self, files: Mapping[str, FileInfo]) -> Manifest:
+        assert self.recipe is not None, f"{self} is named by its key alone"
+        return Manifest.of(files, self.recipe, self.parents)
 
     def _staging(self) -> Path:
         """A new folder: on the storage's own disk, so that the commit is one rename, or a temporary one for a URL."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +26,6 @@ from raydistill.teacher.mixed import MixedSignals
 from raydistill.teacher.store import cut_shards, find_shards, shard_name, write_shard
 from raydistill.teacher.verify import verify
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """A signal to record: its artefact, recipe and the digests of what it was made from."""
-
-    artifact: Artifact
-    recipe: dict[str, Any]
-    parents: dict[str, str]
-
-
 Files = dict[Signal, dict[str, FileInfo]]
 """Signal → file name → size and checksum."""
 
@@ -50,7 +38,7 @@ STOPPED = "Recording stopped; the shards recorded so far are kept."
 def record(
     teacher: PreTrainedModel | MixedSignals,
     rows: Rows,
-    wanted: Mapping[Signal, Wanted],
+    wanted: Mapping[Signal, Artifact],
     *,
     tokens: int,
     device: Device,
@@ -65,7 +53,7 @@ def record(
     Raises Interrupted when asked to stop; finished shards stay and are not computed again.
     """
     shards = cut_shards(rows.lengths)
-    found = verify([item.artifact for item in wanted.values()], group, should_stop=should_stop)
+    found = verify([*wanted.values()], group, should_stop=should_stop)
     present = group.broadcast(find_present(wanted, found) if group.is_first else None)
     missing = find_missing(len(shards), present)
     if not isinstance(teacher, MixedSignals):
@@ -91,10 +79,10 @@ def record(
     group.barrier()
 
 
-def find_present(wanted: Mapping[Signal, Wanted], found: Sequence[Mapping[str, FileInfo]]) -> Present:
+def find_present(wanted: Mapping[Signal, Artifact], found: Sequence[Mapping[str, FileInfo]]) -> Present:
     """The whole shards of artefacts that may not be sealed yet; damaged ones are removed. ``found``: what the files of
     each hold."""
-    return {s: find_shards(item.artifact, files) for (s, item), files in zip(wanted.items(), found, strict=True)}
+    return {s: find_shards(artifact, files) for (s, artifact), files in zip(wanted.items(), found, strict=True)}
 
 
 def find_missing(num_shards: int, present: Present) -> dict[int, list[Signal]]:
@@ -108,7 +96,7 @@ def record_shard(
     rows: Rows,
     row_ids: np.ndarray,
     index: int,
-    wanted: Mapping[Signal, Wanted],
+    wanted: Mapping[Signal, Artifact],
     tokens: int,
     device: Device,
     owner: Owner | None,
@@ -122,12 +110,12 @@ def record_shard(
         owner.check()
     files = {}
     with tempfile.TemporaryDirectory() as folder:
-        for signal, item in wanted.items():
+        for signal, artifact in wanted.items():
             path = Path(folder) / "shard.arrow"
             units = None if rows.units is None else rows.units.lengths[row_ids]
             write_shard(path, row_ids, rows.lengths[row_ids], spoken[signal], signal, units)
             name = shard_name(index, file_digest(path))
-            files[signal] = (name, item.artifact.put(path, name))
+            files[signal] = (name, artifact.put(path, name))
     return files
 
 
@@ -149,12 +137,12 @@ def run(
     return {signal: torch.cat(values) for signal, values in parts.items()}
 
 
-def seal(wanted: Mapping[Signal, Wanted], present: Present, recorded: Sequence[Files], owner: Owner | None) -> None:
+def seal(wanted: Mapping[Signal, Artifact], present: Present, recorded: Sequence[Files], owner: Owner | None) -> None:
     """Write the manifests, once every shard is on storage: those that were ``present``, and the ``recorded`` ones."""
     if owner is not None:
         owner.check()
-    for signal, item in wanted.items():
+    for signal, artifact in wanted.items():
         files = dict(present[signal].values())
         for made in recorded:
             files |= made[signal]
-        item.artifact.seal(dict(sorted(files.items())), item.recipe, item.parents)
+        artifact.seal(dict(sorted(files.items())))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.faults import Damaged
 from raydistill.storage.locks import lock
-from raydistill.storage.manifest import MANIFEST, FileInfo, recipe_key
+from raydistill.storage.manifest import MANIFEST, FileInfo
 from raydistill.storage.storage import Storage
 from raydistill.storage.verified import contents, read_file
 
@@ -49,9 +48,16 @@ def cut_shards(lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def signal_artifact(
-    storage: Storage, signal: Signal, split: str, *, teacher_digest: str, tokens_digest: str, dtype: str
-) -> tuple[Artifact, dict[str, Any]]:
-    """Return where a signal lies, and its recipe: the teacher's weights (not how they came about), rows and dtype."""
+    storage: Storage,
+    signal: Signal,
+    split: str,
+    *,
+    teacher_digest: str,
+    tokens_digest: str,
+    dtype: str,
+    parents: Mapping[str, str] | None = None,
+) -> Artifact:
+    """Where a signal lies, by the teacher's weights (not how they came about), the rows and the dtype."""
     recipe = {
         "signal": signal,
         "split": split,
@@ -61,7 +67,7 @@ def signal_artifact(
         "shard_rows": SHARD_ROWS,
         "shard_tokens": SHARD_TOKENS,
     }
-    return Artifact(storage, "signals", recipe_key(recipe)), recipe
+    return Artifact.of(storage, "signals", recipe, parents)
 
 
 def write_shard(

@@ -336,8 +336,8 @@ def test_cache_lists_frees_and_refuses(capfd: pytest.CaptureFixture[str], tmp_pa
     from raydistill.storage.storage import Storage
 
     storage = Storage(tmp_path)
-    artifact = Artifact(storage, "data", "a" * 20)
-    with artifact.write({"x": 1}) as folder:
+    artifact = Artifact(storage, "data", "a" * 20, {"x": 1})
+    with artifact.write() as folder:
         (folder / "rows").write_bytes(b"12345")
     place = ("--storage", str(tmp_path))
     code, found = call_json(capfd, "cache", "ls", *place)

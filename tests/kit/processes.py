@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from raydistill.storage.artifacts import Artifact
@@ -17,7 +18,7 @@ OTHER = "fedcba98765432100123"
 
 
 def fill(artifact: Artifact, text: str = "content", parents: dict[str, str] | None = None) -> Artifact:
-    with artifact.write({"text": text}, parents) as folder:
+    with replace(artifact, recipe={"text": text}, parents=parents or {}).write() as folder:
         (folder / "a.txt").write_text(text)
         (folder / "sub").mkdir()
         (folder / "sub" / "b.bin").write_bytes(bytes(range(256)))

@@ -15,9 +15,10 @@ from raydistill.cluster.group import Group
 from raydistill.config.training import Stage
 from raydistill.losses import build_losses
 from raydistill.models.signals import Signal
+from raydistill.storage.artifacts import Artifact
 from raydistill.tasks import Task
 from raydistill.teacher.cached import RecordedSignals
-from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.record import record
 from raydistill.teacher.signals import OnlineSignals, Signals
 from raydistill.teacher.store import signal_artifact
 from raydistill.train.loop import Setup, StageRun
@@ -50,22 +51,20 @@ def batch_gradients(setup: Setup, step: int = 0) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def wanted_signals(toy: Toy, signals: Sequence[str], teacher: str = "t") -> dict[Signal, Wanted]:
+def wanted_signals(toy: Toy, signals: Sequence[str], teacher: str = "t") -> dict[Signal, Artifact]:
     """Where signals of the training rows lie; ``teacher``: the digest by which it is known."""
-    made = {}
-    for signal in map(Signal, signals):
-        artifact, recipe = signal_artifact(
-            toy.storage, signal, "train", teacher_digest=teacher, tokens_digest=toy.tokens.digest, dtype="float32"
-        )
-        made[signal] = Wanted(artifact, recipe, {"teacher": teacher})
-    return made
+    given = {"teacher_digest": teacher, "tokens_digest": toy.tokens.digest, "dtype": "float32"}
+    return {
+        signal: signal_artifact(toy.storage, signal, "train", **given, parents={"teacher": teacher})
+        for signal in map(Signal, signals)
+    }
 
 
 def record_signals(toy: Toy, teacher: PreTrainedModel, signals: Sequence[str]) -> RecordedSignals:
     """Record signals of the training rows in this process."""
     items = wanted_signals(toy, signals)
     record(teacher, toy.rows(), items, tokens=400, device=Device(), group=Group())
-    return RecordedSignals({signal: item.artifact for signal, item in items.items()}, toy.rows().num_rows)
+    return RecordedSignals(items, toy.rows().num_rows)
 
 
 def gradient_differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -362,9 +362,9 @@ def all_keys(made: Prepared) -> dict[str, str]:
     return {
         "run": made.run_key,
         "teacher": json.dumps(teacher_recipe(made.config, "digest", made.tokens.digest, made.dtype)),
-        "signal": signal_artifact(made.storage, LOGITS, "train", **signal)[0].key,
-        "student": student_artifact(*common, MODES["cached"])[0].key,
-        "baseline": baseline_artifact(*common)[0].key,
+        "signal": signal_artifact(made.storage, LOGITS, "train", **signal).key,
+        "student": student_artifact(*common, MODES["cached"]).key,
+        "baseline": baseline_artifact(*common).key,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_each_node_has_its_own_copy_of_a_link_behind_a_url(tmp_path: Path, first
     url = f"memory://{tmp_path.name}"
     made = Artifact(Storage(url), "student", folder.parent.name)
     monkeypatch.setenv("RAYDISTILL_CACHE", str(tmp_path / "cache"))
-    with made.write({"of": "a test"}) as written:
+    with replace(made, recipe={"of": "a test"}).write() as written:
         (written / "model").mkdir()
         for file in folder.iterdir():
             (written / "model" / file.name).write_bytes(file.read_bytes())

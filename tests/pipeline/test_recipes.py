@@ -52,8 +52,8 @@ def keys(config: Config, folder: Path, *, source: str = "s", spoken: str = "t", 
         "student": recipes.student_artifact(config, storage, teacher, tokens, dtype, MODES[given["mode"]]),
         "baseline": recipes.baseline_artifact(config, storage, teacher, tokens, dtype),
     }
-    for kind, (artifact, recipe) in artifacts.items():
-        assert (artifact.kind, artifact.key) == (kind, recipe_key(recipe))
+    for kind, artifact in artifacts.items():
+        assert (artifact.kind, artifact.key) == (kind, recipe_key(artifact.recipe))
         made[kind] = artifact.key
     return made
 
@@ -174,13 +174,13 @@ def test_a_recipe_is_json_of_named_parts(folder: Path) -> None:
     finetune = {"method": "full", "num_epochs": 6.0, "learning_rate": 2e-3}
     assert recipes.teacher_recipe(config, "s", "k", "bfloat16") == {"source": "s", "finetune": finetune, **common}
     start = {"start": "teacher_layers:t", "student": student}
-    assert recipes.student_artifact(*given, MODES["online"])[1] == {
+    assert recipes.student_artifact(*given, MODES["online"]).recipe == {
         **{"teacher": "t", "mode": "online", "stages": {"distill": {**length, "losses": losses}}},
         **start,
         **common,
     }
     stages = {"stages": {"distill": {**length, "losses": alone}}, "speaks": ["distill"]}
-    assert recipes.baseline_artifact(*given)[1] == {**stages, **start, **common}
+    assert recipes.baseline_artifact(*given).recipe == {**stages, **start, **common}
 
 
 def test_a_run_goes_by_all_of_its_config_but_by_whom_and_where_it_is_made(folder: Path) -> None:
@@ -245,8 +245,8 @@ def test_a_student_that_starts_from_a_checkpoint_goes_by_its_content(folder: Pat
 def test_a_teacher_lies_where_the_node_that_asks_has_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tuned on one node, handed to the driver and to trials on others, which have caches of their own."""
     settings = ModelTeacher(model=str(save_tiny(tmp_path / "source", seed=1)))
-    artifact = Artifact(Storage(f"memory://{tmp_path.name}"), "teacher", "0" * 20)
-    with artifact.write({}) as made:
+    artifact = Artifact(Storage(f"memory://{tmp_path.name}"), "teacher", "0" * 20, {})
+    with artifact.write() as made:
         save_tiny(made / "model", seed=2)
     monkeypatch.setenv("RAYDISTILL_CACHE", str(tmp_path / "there"))
     tuned = recipes.identify_teacher(settings, artifact)
@@ -266,8 +266,8 @@ def test_a_teacher_is_known_by_its_weights_and_by_what_it_was_tuned_from(tmp_pat
     assert plain == TeacherIdentity(settings, model_digest(source), model_digest(source), None)
     assert plain.parents == {"teacher": plain.digest}
     assert recipes.teacher_folder(settings, None) == source
-    artifact = Artifact(Storage(str(tmp_path / "storage")), "teacher", "0" * 20)
-    with artifact.write({}) as made:
+    artifact = Artifact(Storage(str(tmp_path / "storage")), "teacher", "0" * 20, {})
+    with artifact.write() as made:
         save_tiny(made / "model", seed=2)
     tuned = recipes.identify_teacher(settings, artifact)
     folder = artifact.local() / "model"

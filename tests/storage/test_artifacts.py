@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,19 +109,19 @@ def test_equal_content_has_an_equal_digest_and_the_first_commit_wins(storage: St
 
 
 def test_commits_race_inside_the_body(storage: Storage) -> None:
-    artifact = Artifact(storage, "data", KEY)
-    with artifact.write({}) as folder:
+    artifact = Artifact(storage, "data", KEY, {})
+    with artifact.write() as folder:
         (folder / "a.txt").write_text("slow")
         fill(Artifact(storage, "data", KEY), "quick")
     assert (artifact.local(verify=True) / "a.txt").read_text() == "quick"
 
 
 def test_an_exception_inside_write_leaves_nothing(storage: Storage) -> None:
-    artifact = Artifact(storage, "data", KEY)
+    artifact = Artifact(storage, "data", KEY, {})
     seen: list[Path] = []
 
     def fail() -> None:
-        with artifact.write({}) as folder:
+        with artifact.write() as folder:
             seen.append(folder)
             (folder / "a.txt").write_text("half")
             raise KeyError("own")
@@ -141,7 +142,7 @@ def test_leftovers_without_manifest_are_replaced(storage: Storage) -> None:
 
 
 def test_put_then_seal(storage: Storage, tmp_path: Path) -> None:
-    artifact = Artifact(storage, "signals", KEY)
+    artifact = Artifact(storage, "signals", KEY, {"signal": "logits"}, {"teacher": "t"})
     files: dict[str, FileInfo] = {}
     for index in range(3):
         shard = tmp_path / "shard"
@@ -150,10 +151,11 @@ def test_put_then_seal(storage: Storage, tmp_path: Path) -> None:
     assert artifact.names() == sorted(files)
     assert not artifact.exists()
     with pytest.raises(ArtifactError, match=r"shard-9.arrow"):
-        artifact.seal({**files, "shard-9.arrow": files["shard-0.arrow"]}, {})
-    artifact.seal(files, {"signal": "logits"}, {"teacher": "t"})
-    artifact.seal({}, {"signal": "another"})
+        artifact.seal({**files, "shard-9.arrow": files["shard-0.arrow"]})
+    artifact.seal(files)
+    replace(artifact, recipe={"signal": "another"}).seal({})
     assert artifact.manifest().recipe == {"signal": "logits"}
+    assert artifact.manifest().parents == {"teacher": "t"}
     assert (artifact.local(verify=True) / "shard-2.arrow").read_bytes() == b"\2" * 1000
 
 
@@ -206,7 +208,7 @@ def test_kinds_and_keys_cannot_leave_the_storage(storage: Storage, name: str) ->
 
 
 WRITE = """
-    with Artifact(Storage(sys.argv[1]), "data", sys.argv[2]).write({}) as folder:
+    with Artifact(Storage(sys.argv[1]), "data", sys.argv[2], {}).write() as folder:
         for index in range(20):
             (folder / f"{index}.bin").write_bytes(os.urandom(20_000))
         print("ready", flush=True)
@@ -246,7 +248,7 @@ def test_a_process_killed_inside_write_leaves_nothing_believed(local: Storage) -
 COMMIT = """
     storage = Storage(sys.argv[1])
     for index in range(1000):
-        with Artifact(storage, "data", f"{index:020d}").write({}) as folder:
+        with Artifact(storage, "data", f"{index:020d}", {}).write() as folder:
             for name in "abcde":
                 (folder / name).write_bytes(os.urandom(100_000))
         if index == 0:

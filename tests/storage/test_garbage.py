@@ -262,7 +262,7 @@ def test_the_node_cache_is_bounded_and_spares_what_is_in_use(
 
 
 def test_processes_that_fill_the_node_cache_at_once_download_once(remote: Storage, tmp_path: Path) -> None:
-    with Artifact(remote, "data", KEY).write({}) as folder:
+    with Artifact(remote, "data", KEY, {}).write() as folder:
         for index in range(20):
             (folder / f"{index}.bin").write_bytes(bytes(100_000))
     processes = [start(USE, remote.url, "data", KEY) for _ in range(3)]

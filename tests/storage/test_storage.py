@@ -31,7 +31,7 @@ def test_parts_and_file_names_cannot_leave_the_storage(local: Storage, tmp_path:
         lambda: local.write_bytes(b"x", name),
         lambda: local.delete(name),
         lambda: Artifact(local, "data", KEY).put(source, name),
-        lambda: Artifact(local, "data", KEY).seal({name: FileInfo(1, "0")}, {}),
+        lambda: Artifact(local, "data", KEY, {}).seal({name: FileInfo(1, "0")}),
     ):
         with pytest.raises(ArtifactError, match="not a name inside"):
             action()
@@ -169,7 +169,7 @@ def test_unusable_storage_is_an_artifact_error(tmp_path: Path, s3_storage_url: s
     [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("I/O error: No space left on device (os error 28)")],
 )
 def test_a_full_disk_names_the_way_out(storage: Storage, raised: Exception) -> None:
-    with pytest.raises(ArtifactError, match=r"disk is full.*cache gc"), Artifact(storage, "data", KEY).write({}):
+    with pytest.raises(ArtifactError, match=r"disk is full.*cache gc"), Artifact(storage, "data", KEY, {}).write():
         raise raised
     assert storage.files() == {}
 
@@ -177,7 +177,7 @@ def test_a_full_disk_names_the_way_out(storage: Storage, raised: Exception) -> N
 def test_a_real_full_disk_and_missing_permission(local: Storage) -> None:
     with (
         pytest.raises(ArtifactError, match="disk is full"),
-        Artifact(local, "data", KEY).write({}),
+        Artifact(local, "data", KEY, {}).write(),
         open("/dev/full", "w") as file,
     ):
         file.write("x" * 100_000)

@@ -209,7 +209,7 @@ def test_metrics_of_a_lost_node_are_written_again_from_the_histories(tmp_path):
 
 
 def seal_shards(storage: Storage, folder: Path) -> Any:
-    artifact = Artifact(storage, "signals", "0123456789abcdef0123")
+    artifact = Artifact(storage, "signals", "0123456789abcdef0123", {})
     files = {}
     for index in range(3):
         path = folder / "shard"
@@ -217,7 +217,7 @@ def seal_shards(storage: Storage, folder: Path) -> Any:
         info = FileInfo.of(path)
         name = shard_name(index, info.sha256)
         files[name] = artifact.put(path, name)
-    artifact.seal(files, {}, {})
+    artifact.seal(files)
     return artifact
 
 

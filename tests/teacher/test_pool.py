@@ -310,7 +310,7 @@ def test_a_pool_refers_to_a_new_run_before_it_records(tmp_path: Path, folder: Pa
     teacher = find_teacher(context)
     assert teacher is not None
     wanted = find_unrecorded(context, teacher, {"train": frozenset({LOGITS})})
-    job.storage.write_bytes(b"shard", *str(wanted["train"]["logits"].artifact).split("/"), "00000-0.arrow")
+    job.storage.write_bytes(b"shard", *str(wanted["train"]["logits"]).split("/"), "00000-0.arrow")
     assert collect_garbage(job.storage, older_than_seconds=0) == []
 
 
@@ -571,12 +571,12 @@ class TestRecording:
         given: dict[str, Any] = {"owner": pooled.owner, "stop": threading.Event(), "show": lambda entry: None}
         with pool:
             record_in_pool(pool, theirs.rows, wanted, **given)
-            wanted["train"]["logits"].artifact.unseal()  # as where the driver was killed before it sealed the last one
+            wanted["train"]["logits"].unseal()  # as where the driver was killed before it sealed the last one
             record_in_pool(pool, theirs.rows, {"train": wanted["train"]}, **given)
         thread.join()
         for split, names in recorded.items():
             for name, artifact in names.items():
-                assert wanted[split][name].artifact.digest == artifact.digest
+                assert wanted[split][name].digest == artifact.digest
         check_artifacts(pooled.storage)
         shards = shard_lines(ray_cluster, begin)
         repeated = len(shards) - len({line.rsplit(" ", 1)[0] for line in shards})
@@ -592,9 +592,7 @@ def shard_lines(counts: Path, begin: int) -> list[str]:
 def forget_student(job: Job) -> None:
     """Remove the student of an earlier test of the same recipe."""
     teacher = recipes.identify_teacher(job.config.teacher, None)
-    artifact, _ = recipes.student_artifact(
-        job.config, job.storage, teacher, job.tokens.digest, job.dtype, MODES["pool"]
-    )
+    artifact = recipes.student_artifact(job.config, job.storage, teacher, job.tokens.digest, job.dtype, MODES["pool"])
     artifact.delete()
     job.storage.delete("runs", job.run_key, "student")
 

@@ -29,7 +29,7 @@ from raydistill.teacher import record as record_module
 from raydistill.teacher import store
 from raydistill.teacher import verify as verify_module
 from raydistill.teacher.cached import RecordedSignals
-from raydistill.teacher.record import Wanted, record
+from raydistill.teacher.record import record
 from raydistill.teacher.signals import OnlineSignals
 from raydistill.teacher.store import cut_shards, find_shards, reopen_damaged, signal_artifact
 from raydistill.teacher.verify import verify
@@ -37,12 +37,8 @@ from raydistill.teacher.verify import verify
 SIGNALS = tuple(map(Signal, ("hidden_states[2]", "hidden_states[4]", "logits")))
 
 
-def wanted(toy: Toy, teacher: str, signals: tuple[str, ...] = SIGNALS) -> dict[Signal, Wanted]:
+def wanted(toy: Toy, teacher: str, signals: tuple[str, ...] = SIGNALS) -> dict[Signal, Artifact]:
     return wanted_signals(toy, signals, teacher)
-
-
-def artifacts(items: dict[Signal, Wanted]) -> dict[str, Artifact]:
-    return {signal: item.artifact for signal, item in items.items()}
 
 
 @pytest.fixture
@@ -50,7 +46,7 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(store, "SHARD_ROWS", 40)
 
 
-def record_all(toy: Toy, items: dict[Signal, Wanted], **options: Any) -> None:
+def record_all(toy: Toy, items: dict[Signal, Artifact], **options: Any) -> None:
     options = {"tokens": 400, "device": Device(), "group": Group(), **options}
     record(toy.teacher(), toy.rows(), items, **options)
 
@@ -71,7 +67,7 @@ def assert_equal_online(
 def test_cached_equals_online_for_every_row_in_any_order(toy, small_shards):
     items = wanted(toy, "order")
     record_all(toy, items)
-    recorded = RecordedSignals(artifacts(items), toy.rows().num_rows, verify=True)
+    recorded = RecordedSignals(items, toy.rows().num_rows, verify=True)
     order = np.random.default_rng(1).permutation(toy.rows().num_rows)
     for size in (1, 7, 32):
         for start in range(0, len(order), size):
@@ -82,7 +78,7 @@ def test_what_hooks_and_derivatives_give_is_recorded_as_it_is_online(toy, small_
     signals = tuple(map(Signal, ("gradients", "keys[4]", "queries[4]", "values[4]")))
     items = wanted(toy, "hooks", signals)
     record_all(toy, items)
-    recorded = RecordedSignals(artifacts(items), toy.rows().num_rows, verify=True)
+    recorded = RecordedSignals(items, toy.rows().num_rows, verify=True)
     order = np.random.default_rng(1).permutation(toy.rows().num_rows)
     for start in range(0, len(order), 32):
         assert_equal_online(toy, recorded, order[start : start + 32], signals)
@@ -94,7 +90,7 @@ def test_the_teacher_speaks_in_evaluation_mode(toy, small_shards):
         teacher = toy.teacher().train()
         record(teacher, toy.rows(), items, tokens=400, device=Device(), group=Group())
     rows = np.arange(toy.rows().num_rows)
-    a, b = (RecordedSignals(artifacts(items), len(rows)).rows(rows)["logits"] for items in (first, second))
+    a, b = (RecordedSignals(items, len(rows)).rows(rows)["logits"] for items in (first, second))
     assert torch.equal(a, b)
 
 
@@ -103,7 +99,7 @@ def test_another_batch_budget_changes_nothing(toy, small_shards):
     record_all(toy, small, tokens=50)
     record_all(toy, large, tokens=100_000)
     rows = np.arange(toy.rows().num_rows)
-    a, b = (RecordedSignals(artifacts(items), len(rows)).rows(rows)["logits"] for items in (small, large))
+    a, b = (RecordedSignals(items, len(rows)).rows(rows)["logits"] for items in (small, large))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -126,17 +122,17 @@ def test_an_interrupted_recording_goes_on_with_the_missing_shards(toy, small_sha
     answers = iter([False, False, True])
     with pytest.raises(Interrupted):
         record_all(toy, items, should_stop=lambda: next(answers))
-    assert not any(item.artifact.exists() for item in items.values())
+    assert not any(item.exists() for item in items.values())
     assert seen == [0, 1]
     record_all(toy, items)
     assert seen == list(range(num_shards))
-    assert_equal_online(toy, RecordedSignals(artifacts(items), toy.rows().num_rows), np.arange(60))
+    assert_equal_online(toy, RecordedSignals(items, toy.rows().num_rows), np.arange(60))
 
 
 def test_wanting_one_more_signal_records_that_one_only(toy, small_shards, monkeypatch):
     some, more = wanted(toy, "more", ("logits",)), wanted(toy, "more")
     record_all(toy, some)
-    before = some["logits"].artifact.manifest()
+    before = some["logits"].manifest()
     captured: list[set[str]] = []
     original = record_module.capture
 
@@ -145,9 +141,9 @@ def test_wanting_one_more_signal_records_that_one_only(toy, small_shards, monkey
         return original(model, inputs, signals)
 
     monkeypatch.setattr(record_module, "capture", noting)
-    record_all(toy, {signal: item for signal, item in more.items() if not item.artifact.exists()})
+    record_all(toy, {signal: item for signal, item in more.items() if not item.exists()})
     assert all(signals == {"hidden_states[2]", "hidden_states[4]"} for signals in captured)
-    assert more["logits"].artifact.manifest() == before
+    assert more["logits"].manifest() == before
 
 
 def test_a_damaged_shard_of_an_unfinished_recording_is_recorded_again(toy, small_shards, monkeypatch):
@@ -155,7 +151,7 @@ def test_a_damaged_shard_of_an_unfinished_recording_is_recorded_again(toy, small
     answers = iter([False, False, False, True])
     with pytest.raises(Interrupted):
         record_all(toy, items, should_stop=lambda: next(answers))
-    artifact = items["logits"].artifact
+    artifact = items["logits"]
     victim = Path(toy.storage.path(artifact.kind, artifact.key, sorted(artifact.names())[1]))
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
@@ -165,19 +161,19 @@ def test_a_damaged_shard_of_an_unfinished_recording_is_recorded_again(toy, small
     assert 1 in seen
     assert 0 not in seen
     assert find_shards(artifact).keys() == set(range(len(cut_shards(toy.rows().lengths))))
-    RecordedSignals(artifacts(items), toy.rows().num_rows, verify=True)
+    RecordedSignals(items, toy.rows().num_rows, verify=True)
 
 
 def test_a_changed_bit_of_a_finished_recording_is_found_and_named(toy, small_shards):
     items = wanted(toy, "flipped", ("logits",))
     record_all(toy, items)
-    artifact = items["logits"].artifact
+    artifact = items["logits"]
     victim = Path(toy.storage.path(artifact.kind, artifact.key, sorted(artifact.manifest().files)[0]))
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     with pytest.raises(ArtifactError, match=victim.name):
-        RecordedSignals(artifacts(items), toy.rows().num_rows, verify=True)
+        RecordedSignals(items, toy.rows().num_rows, verify=True)
 
 
 def record_on_rank(folder: Path) -> dict[str, Any]:
@@ -205,7 +201,7 @@ def test_another_number_of_workers_continues_the_same_recording(small_shards, tm
     assert second["seen"]
     for start in range(0, toy.rows().num_rows, 64):
         order = np.arange(start, min(start + 64, toy.rows().num_rows))
-        assert_equal_online(toy, RecordedSignals(artifacts(items), toy.rows().num_rows, verify=True), order)
+        assert_equal_online(toy, RecordedSignals(items, toy.rows().num_rows, verify=True), order)
 
 
 def look_on_rank(folder: Path, url: str) -> tuple[list[str], list[str]]:
@@ -225,14 +221,14 @@ KEYS = ("0" * 20, "1" * 20)
 
 
 def test_ranks_share_the_looking_and_none_of_it_is_done_twice(tmp_path):
-    made = [Artifact(Storage(str(tmp_path)), "signals", key) for key in KEYS]
+    made = [Artifact(Storage(str(tmp_path)), "signals", key, {}) for key in KEYS]
     for artifact in made:
         files = {}
         for index in range(5):
             path = tmp_path / "shard"
             path.write_bytes(f"{artifact.key} {index}".encode())
             files[name] = artifact.put(path, name := store.shard_name(index, file_digest(path)))
-        artifact.seal(files, {})
+        artifact.seal(files)
     time.sleep(0.05)  # a few ticks of the disk's clock
     names = [artifact.names() for artifact in made]
     (first, damaged), (second, _) = run_ranks(look_on_rank, 2, tmp_path / "a", tmp_path, str(tmp_path))
@@ -311,7 +307,7 @@ def test_a_teacher_of_a_pool_cuts_the_shards_once(toy, small_shards, monkeypatch
     for index in range(3):
         teacher.record("train", index, items)
     assert cut == [toy.rows().num_rows]
-    assert find_shards(items["logits"].artifact).keys() == {0, 1, 2}
+    assert find_shards(items["logits"]).keys() == {0, 1, 2}
 
 
 def num_maps(folder: Path) -> int:
@@ -323,14 +319,14 @@ def test_few_shards_are_mapped_at_a_time(toy, small_shards, monkeypatch):
     items = wanted(toy, "maps")
     record_all(toy, items)
     rows, folder = toy.rows(), Path(toy.storage.root) / "signals"
-    whole = RecordedSignals(artifacts(items), rows.num_rows)
+    whole = RecordedSignals(items, rows.num_rows)
     assert num_maps(folder) >= 2 * len(SIGNALS) + 1
     order = np.random.default_rng(1).permutation(rows.num_rows)
     expected = whole.rows(order)
     del whole
     assert num_maps(folder) == 0
     monkeypatch.setattr("raydistill.teacher.cached.MAX_MAPS", 2 * len(SIGNALS))
-    bounded = RecordedSignals(artifacts(items), rows.num_rows)
+    bounded = RecordedSignals(items, rows.num_rows)
     read = bounded.rows(order)
     assert all(torch.equal(read[signal], expected[signal]) for signal in SIGNALS)
     assert 0 < num_maps(folder) <= 2 * len(SIGNALS)
@@ -346,7 +342,7 @@ def test_the_limit_of_maps_is_not_called_damage(toy, small_shards, monkeypatch):
 
     monkeypatch.setattr("pyarrow.memory_map", full)
     with pytest.raises(ArtifactError, match=r"vm\.max_map_count") as raised:
-        RecordedSignals(artifacts(items), num_rows)
+        RecordedSignals(items, num_rows)
     assert "remove" not in str(raised.value)
 
 
@@ -364,7 +360,7 @@ def test_a_change_of_teacher_rows_or_dtype_is_a_miss(tmp_path, change):
 
     def key(values: dict[str, str]) -> str:
         rest = {k: v for k, v in values.items() if k not in ("signal", "split")}
-        return signal_artifact(storage, values["signal"], values["split"], **rest)[0].key
+        return signal_artifact(storage, values["signal"], values["split"], **rest).key
 
     assert key(given) == key(dict(given))
     assert key(given) != key(given | {names.get(change, change): "other"})
@@ -374,8 +370,8 @@ def test_reading_only_what_the_manifest_names(toy, small_shards):
     """A second process may have recorded a shard beside ours, in a file of another name."""
     items = wanted(toy, "beside", ("logits",))
     record_all(toy, items)
-    artifact = items["logits"].artifact
+    artifact = items["logits"]
     folder = Path(toy.storage.path(artifact.kind, artifact.key))
     store.write_shard(folder / "00000-ffffffffffffffff.arrow", np.arange(5), np.ones(5), torch.zeros(5, 3), LOGITS)
-    recorded = RecordedSignals(artifacts(items), toy.rows().num_rows)
+    recorded = RecordedSignals(items, toy.rows().num_rows)
     assert recorded.rows(np.arange(5))["logits"].abs().min() > 0

@@ -220,10 +220,10 @@ def test_storages_that_share_a_server_share_no_run(
 
 def test_a_student_that_is_trained_again_is_another_run_and_version(student: Path, other: Path, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    made = Artifact(storage, "student", "0" * 20)
+    made = Artifact(storage, "student", "0" * 20, {})
 
     def trained(model: Path) -> Path:
-        with made.write({}) as folder:
+        with made.write() as folder:
             shutil.copytree(model, folder / "model")
         return made.local() / "model"
 

@@ -15,10 +15,11 @@ from raydistill.cluster.group import Group
 from raydistill.data.rows import Rows
 from raydistill.errors import Interrupted, RaydistillError
 from raydistill.models.signals import Signal
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.board import Show
 from raydistill.storage.ownership import Owner
 from raydistill.teacher.pool.teachers import LOST, TeacherPool, is_final, was_preempted
-from raydistill.teacher.record import STOPPED, Files, Wanted, find_missing, find_present, seal
+from raydistill.teacher.record import STOPPED, Files, find_missing, find_present, seal
 from raydistill.teacher.store import cut_shards
 from raydistill.teacher.verify import verify
 
@@ -38,13 +39,13 @@ class Shard:
     split: str
     index: int
     rows: int
-    wanted: Mapping[Signal, Wanted]
+    wanted: Mapping[Signal, Artifact]
 
 
 def record_in_pool(
     pool: TeacherPool,
     rows: Mapping[str, Rows],
-    wanted: Mapping[str, Mapping[Signal, Wanted]],
+    wanted: Mapping[str, Mapping[Signal, Artifact]],
     *,
     owner: Owner,
     stop: threading.Event,
@@ -57,7 +58,7 @@ def record_in_pool(
     """
     for split, signals in wanted.items():
         shards = cut_shards(rows[split].lengths)
-        found = verify([item.artifact for item in signals.values()], Group(), should_stop=stop.is_set)
+        found = verify([*signals.values()], Group(), should_stop=stop.is_set)
         present = find_present(signals, found)
         missing = find_missing(len(shards), present)
         todo = [Shard(split, i, len(shards[i]), {s: signals[s] for s in lacking}) for i, lacking in missing.items()]
