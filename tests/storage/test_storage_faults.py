@@ -427,7 +427,7 @@ def test_a_damaged_shard_is_named_and_recorded_again_alone(tmp_path, monkeypatch
     original = record.record_shard
 
     def record_shard(teacher: Any, rows: Any, row_ids: Any, index: int, wanted: Any, *arguments: Any) -> Any:
-        recorded.append((index, [item.artifact.key for item in wanted.values()]))
+        recorded.append((index, [artifact.key for artifact in wanted.values()]))
         return original(teacher, rows, row_ids, index, wanted, *arguments)
 
     monkeypatch.setattr(record, "record_shard", record_shard)
