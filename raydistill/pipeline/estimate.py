@@ -6,14 +6,13 @@ figure in proportion.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from raydistill.cluster.device import Device
 from raydistill.config.section import known
 from raydistill.config.teacher import MODES, Finetune
-from raydistill.config.training import Stage
 from raydistill.config.tree import Config
 from raydistill.data.pictures import Processor
 from raydistill.data.size import Size
@@ -22,6 +21,7 @@ from raydistill.models.shape import student_config
 from raydistill.pipeline import recipes
 from raydistill.pipeline.overhead import overhead
 from raydistill.pipeline.resolve import Resolved
+from raydistill.pipeline.status import Phase
 from raydistill.pipeline.timing import Machine, Sample, Speed, machine, time_student, time_teacher
 from raydistill.storage.storage import Storage
 from raydistill.train.schedule import Schedule
@@ -32,21 +32,22 @@ FORWARD_SHARE = 1 / 3
 """Of a training step: a backward pass takes two forward passes, for inputs and for weights."""
 
 
-def estimate_run(resolved: Resolved, size: Size, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of all that ``distill`` has left to do, from the other parts of the plan; every one an estimate.
+def estimate_run(resolved: Resolved, size: Size, mode: str, phases: Sequence[Phase]) -> dict[str, Any]:
+    """Seconds of all that ``distill`` has left to do; every one an estimate.
 
     ``seconds``: by phase the least and the most; ``total`` and ``longest``, the whole run's, are their sums.
     Takes a few seconds, where all is there already none.
     """
-    config, missing = resolved.config, missing_phases(plan)
+    config, missing = resolved.config, [phase for phase in phases if not phase.is_done]
     if not missing:
         return {"seconds": {}, "total": 0.0, "longest": 0.0, "measured_on": None}
     computer = machine(config, resolved.device)
-    speed = measure(resolved, size, plan["teacher"]["mode"], computer)
-    least, most = (run_seconds(resolved, size, plan, speed, longest=longest) for longest in (False, True))
+    speed = measure(resolved, size, mode, computer)
+    least, most = (run_seconds(resolved, size, missing, speed, longest=longest) for longest in (False, True))
     found = {name: (seconds, most[name]) for name, seconds in least.items()}
+    names = {phase.name for phase in missing}
     around = overhead(
-        config, Storage(config.storage), sum(size.num_rows.values()), missing, answer_seconds(config, size, speed)
+        config, Storage(config.storage), sum(size.num_rows.values()), names, answer_seconds(config, size, speed)
     )
     found = {name: around[name] for name in BEFORE if name in around} | found
     found |= {name: seconds for name, seconds in around.items() if name not in found}
@@ -62,18 +63,14 @@ def answer_seconds(config: Config, size: Size, speed: Speed) -> float:
     return seconds * (5 if config.evaluate.robustness else 1)  # four ways to write the test rows otherwise
 
 
-def missing_phases(plan: Mapping[str, Any]) -> set[str]:
-    return {phase["phase"] for phase in plan["phases"] if phase["state"] != "there"}
-
-
 def run_seconds(
-    resolved: Resolved, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
+    resolved: Resolved, size: Size, missing: Sequence[Phase], speed: Speed, *, longest: bool = False
 ) -> dict[str, float]:
-    """Seconds of ``teacher`` (fine-tuning and recording), ``baseline`` and ``student``; none of what is there.
+    """Seconds that ``teacher`` (fine-tuning and recording), ``baseline`` and ``student`` of ``missing`` take.
     ``longest``: if validation gains up to the limit of each training whose end is open."""
-    config, missing = resolved.config, missing_phases(plan)
-    found = {"teacher": teacher_seconds(resolved, size, plan, speed, longest=longest)}
-    students, baselines = (sum(name.startswith(model) for name in missing) for model in ("student", "baseline"))
+    config = resolved.config
+    found = {"teacher": teacher_seconds(resolved, size, missing, speed, longest=longest)}
+    students, baselines = (sum(phase.kind == kind for phase in missing) for kind in ("student", "baseline"))
     if baselines and size.task.has_loss:  # as many steps as the student, without a teacher beside it
         found["baseline"] = baselines * student_seconds(config, size, replace(speed, online=0.0), longest=longest)
     found["student"] = students * student_seconds(config, size, speed, longest=longest) if students else 0.0
@@ -87,7 +84,7 @@ def measure(resolved: Resolved, size: Size, mode: str, computer: Machine) -> Spe
     device = Device(computer.device, resolved.dtype)
     processor = Processor.open(resolved.source, size.task.picture_size) if size.task.reads_pictures else None
     trial = Sample(length, size.task, device, computer.threads, processor)
-    stage = max(config.stages.values(), key=lambda stage: known(stage.num_epochs) * num_rows(stage, size))
+    stage = max(config.stages.values(), key=lambda stage: known(stage.num_epochs) * recipes.num_stage_rows(stage, size))
     # a GPU is timed alone, and each worker has one; threads are timed as many as all workers have together
     workers = max(1, config.train.num_workers) if computer.device == "cuda" else 1
     student = student_config(teacher, config.student)  # with the task's outputs
@@ -103,16 +100,12 @@ def measure(resolved: Resolved, size: Size, mode: str, computer: Machine) -> Spe
     )
 
 
-def num_rows(stage: Stage, size: Size) -> int:
-    """Rows that a stage of the student trains on."""
-    return size.num_inputs["train"] if recipes.teacher_speaks(stage) else size.num_labeled_inputs
-
-
 def student_seconds(config: Config, size: Size, speed: Speed, *, longest: bool = False) -> float:
     """Training of one student to its end, validations included."""
     seconds = 0.0
     for stage in config.stages.values():
-        rows, epochs = num_rows(stage, size), known(stage.num_epochs) if longest else stage.fewest_epochs
+        rows = recipes.num_stage_rows(stage, size)
+        epochs = known(stage.num_epochs) if longest else stage.fewest_epochs
         schedule = Schedule.of_epochs(rows, config.train.global_batch_size, stage)
         steps = schedule.num_steps if longest else schedule.fewest_steps
         validations = math.ceil(steps / schedule.validate_steps)
@@ -122,29 +115,27 @@ def student_seconds(config: Config, size: Size, speed: Speed, *, longest: bool =
 
 
 def teacher_seconds(
-    resolved: Resolved, size: Size, plan: Mapping[str, Any], speed: Speed, *, longest: bool = False
+    resolved: Resolved, size: Size, missing: Sequence[Phase], speed: Speed, *, longest: bool = False
 ) -> float:
-    """What is left to do of fitting the teachers and recording their signals."""
-    missing = missing_phases(plan)
-    rows = {n: rows_read(n, tuning, size, missing, longest=longest) for n, tuning in resolved.tunings.items()}
-    return sum(rows[name] * seconds for name, seconds in speed.teachers.items())
+    """What fitting the teachers and recording their signals takes, as far as it is among ``missing``."""
+    seconds = 0.0
+    for suffix, finetune in resolved.tunings.items():
+        kinds = {phase.kind for phase in missing if phase.suffix == suffix}
+        rows = rows_read(finetune, size, trains="teacher" in kinds, records="signal" in kinds, longest=longest)
+        seconds += rows * speed.teachers[suffix]
+    return seconds
 
 
-def rows_read(name: str, finetune: Finetune | None, size: Size, missing: set[str], *, longest: bool = False) -> float:
-    """Rows that a teacher still has to read, one that it learns from counted as several; ``name``: what its phases have
-    behind their names."""
-    validation = size.num_inputs["validation"]
-    is_recorded = not any(phase.startswith("signal ") and phase.endswith(name) for phase in missing)
-    rows = 0.0
-    if finetune is not None and f"teacher{name}" in missing:
+def rows_read(finetune: Finetune | None, size: Size, *, trains: bool, records: bool, longest: bool = False) -> float:
+    """Rows that a teacher reads while it trains and records; one that it learns from counts as several."""
+    validation, rows = size.num_inputs["validation"], 0.0
+    if finetune is not None and trains:
         epochs = finetune.epochs if longest else finetune.fewest_epochs
         rows = (
             size.num_labeled_inputs * (finetune.method == "probe")
             + epochs * size.num_labeled_inputs / FORWARD_SHARE
             + math.ceil(epochs) * validation
         )
-    if not is_recorded:
+    if records:
         rows += size.num_inputs["train"]
-    if f"teacher{name}" in missing or not is_recorded:
-        rows += validation
-    return rows
+    return rows + validation if trains or records else rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -33,7 +33,7 @@ from raydistill.pipeline.layers import by_similarity, known_layers
 from raydistill.pipeline.links import with_links
 from raydistill.pipeline.prepare import prepare
 from raydistill.pipeline.resolve import Resolved, resolve
-from raydistill.pipeline.standing import find_teacher, find_tokens, phases
+from raydistill.pipeline.status import Phase, find_phases, find_teacher, find_tokens
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.redaction import redact
 from raydistill.storage.storage import Storage
@@ -45,7 +45,7 @@ from raydistill.train.schedule import Schedule
 if TYPE_CHECKING:
     from raydistill.cluster.placement import State
 
-    Estimate: TypeAlias = Callable[[Resolved, Size, Mapping[str, Any]], dict[str, Any]]
+    Estimate: TypeAlias = Callable[[Resolved, Size, str, Sequence[Phase]], dict[str, Any]]
 
 
 BOTH = "Each training pair is read in both orders (data.symmetric), so an epoch has twice as many rows."
@@ -121,6 +121,7 @@ def make_plan(
     sizes = signal_sizes(losses, source_config, num_units, num_tokens, models.states)
     mode, why = config.teacher.choose_mode(sum(sizes.values()))
     lengths = stage_schedules(resolved, size)
+    phases = find_phases(resolved, storage, all_tokens, [*sizes], mode)
     plan: dict[str, Any] = {
         "storage": redact(storage.url),
         "data": {
@@ -136,7 +137,7 @@ def make_plan(
         },
         "labels": list(task.outputs),
         "estimate": size.is_estimate,
-        "phases": phases(resolved, storage, all_tokens, [*sizes], mode),
+        "phases": [{"phase": phase.name, "state": phase.state} for phase in phases],
         "teacher": {"mode": mode.name, "why": why, "signal_bytes": sizes, "dtype": resolved.dtype}
         | {"allow_chance": config.teacher.allow_chance}
         | {"weights": {one.name: one.weight for one in resolved.teachers if one.name}},
@@ -156,7 +157,7 @@ def make_plan(
             *(checked(resolved, tokens) if check else []),
         ],
     }
-    return plan if estimate is None else plan | estimate(resolved, size, plan)
+    return plan if estimate is None else plan | estimate(resolved, size, mode.name, phases)
 
 
 def with_known_layers(resolved: Resolved, storage: Storage) -> Resolved:
@@ -188,8 +189,7 @@ def stage_schedules(resolved: Resolved, size: Size) -> dict[str, Schedule]:
         if tuning is not None and tuning.epochs:
             made[f"teacher{name}"] = Schedule.of_epochs(size.num_labeled_inputs, batch, tuning)
     for name, stage in config.stages.items():
-        rows = size.num_inputs["train"] if recipes.teacher_speaks(stage) else size.num_labeled_inputs
-        made[f"student.{name}"] = Schedule.of_epochs(rows, batch, stage)
+        made[f"student.{name}"] = Schedule.of_epochs(recipes.num_stage_rows(stage, size), batch, stage)
     return made | {
         key.replace("student.", "baseline."): n for key, n in made.items() if baseline and key.startswith("student.")
     }

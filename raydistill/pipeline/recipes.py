@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from raydistill.models.signals import Signal
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.manifest import recipe_key
 from raydistill.storage.storage import Storage
+
+if TYPE_CHECKING:
+    from raydistill.data.size import Size
 
 Recipe = dict[str, Any]
 
@@ -244,6 +247,11 @@ def teacher_speaks(stage: Stage) -> bool:
 def stage_rows(stage: Stage, labeled: np.ndarray) -> np.ndarray:
     """Rows a stage trains on: all of them where a teacher speaks, otherwise the labelled ones."""
     return np.arange(len(labeled)) if teacher_speaks(stage) else np.flatnonzero(labeled)
+
+
+def num_stage_rows(stage: Stage, size: Size) -> int:
+    """How many rows ``stage_rows`` are, from the size of the data."""
+    return size.num_inputs["train"] if teacher_speaks(stage) else size.num_labeled_inputs
 
 
 def baseline_stages(config: Config) -> dict[str, Stage]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raydistill.config.sweep import Sweep
@@ -14,6 +14,7 @@ from raydistill.models.shape import count_parameters
 from raydistill.pipeline import recipes
 from raydistill.pipeline.estimate import estimate_run, measure, student_seconds, teacher_seconds
 from raydistill.pipeline.resolve import Resolved
+from raydistill.pipeline.status import Phase
 from raydistill.pipeline.timing import Machine, machine
 from raydistill.search.front import within
 from raydistill.search.proposals import planned_trials
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def estimate(resolved: Resolved, size: Size, plan: Mapping[str, Any]) -> dict[str, Any]:
+def estimate(resolved: Resolved, size: Size, mode: str, phases: Sequence[Phase]) -> dict[str, Any]:
     """What a plan says of the time: as ``sweep`` that of the config's sweep, or as ``time`` that of a run."""
     if resolved.config.sweep is not None:
-        return {"sweep": estimate_sweep(resolved, size, plan)}
-    return {"time": estimate_run(resolved, size, plan)}
+        return {"sweep": estimate_sweep(resolved, size, mode, phases)}
+    return {"time": estimate_run(resolved, size, mode, phases)}
 
 
-def estimate_sweep(resolved: Resolved, size: Size, plan: Mapping[str, Any]) -> dict[str, Any]:
+def estimate_sweep(resolved: Resolved, size: Size, mode: str, phases: Sequence[Phase]) -> dict[str, Any]:
     """Hours of the sweep if every trial is like the config's own student and none is stopped early.
 
     Takes a few seconds. Raises ConfigError for a space that the sweep would refuse, or that leaves no shape to train.
@@ -41,8 +42,9 @@ def estimate_sweep(resolved: Resolved, size: Size, plan: Mapping[str, Any]) -> d
     sweep = sweep_of(config)
     sizes = count_shapes(config, resolved.models.teacher)
     computer = machine(config, resolved.device)
-    speed = measure(resolved, size, plan["teacher"]["mode"], computer)
-    first, each = teacher_seconds(resolved, size, plan, speed), student_seconds(config, size, speed)
+    speed = measure(resolved, size, mode, computer)
+    missing = [phase for phase in phases if not phase.is_done]
+    first, each = teacher_seconds(resolved, size, missing, speed), student_seconds(config, size, speed)
     return {
         "search": sweep.search,
         "scheduler": sweep.scheduler,

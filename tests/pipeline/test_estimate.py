@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from raydistill.data.size import Size
 from raydistill.pipeline import estimate
 from raydistill.pipeline.completion import Models
 from raydistill.pipeline.resolve import Resolved, ResolvedTeacher
+from raydistill.pipeline.status import Phase
 from raydistill.pipeline.timing import (
     Sample,
     Speed,
@@ -64,11 +65,16 @@ def resolved(config: Config) -> Resolved:
     return Resolved(config, (), (teacher,), unknown, SIZE.info, unknown, "cpu", "float32")
 
 
+def phases_of(states: Mapping[str, str]) -> list[Phase]:
+    kinds: Any = states
+    return [Phase(kind, states[kind], of="logits" if kind == "signal" else "") for kind in kinds]
+
+
 def test_a_run_by_hand(config: Any) -> None:
     def seconds(speed: Speed = SPEED, **states: str) -> dict[str, float]:
-        phases = {"teacher": "there", "signal logits": "there", "student": "to do", "baseline": "to do"} | states
-        plan = {"phases": [{"phase": name, "state": state} for name, state in phases.items()]}
-        return estimate.run_seconds(resolved(config(stages__distill__num_epochs=2)), SIZE, plan, speed)
+        known = {"teacher": "there", "signal": "there", "student": "to do", "baseline": "to do"} | states
+        missing = [phase for phase in phases_of(known) if not phase.is_done]
+        return estimate.run_seconds(resolved(config(stages__distill__num_epochs=2)), SIZE, missing, speed)
 
     # 2 epochs of 1000 rows, after each of which a validation of 100 rows takes a third
     trial = 2000 * 3e-3 + 2 * 100 * 1e-3
@@ -77,23 +83,19 @@ def test_a_run_by_hand(config: Any) -> None:
     assert online == pytest.approx({"student": trial + 2000 * 1e-2, "baseline": trial})  # no teacher beside it
     assert seconds(student="there", baseline="there") == {}
     # 6 epochs of 200 labelled rows at three forward passes a row, 7 validations' worth of 100 rows, 1000 recorded
-    first = seconds(teacher="to do", **{"signal logits": "after teacher"})
+    first = seconds(teacher="to do", signal="after teacher")
     assert first["teacher"] == pytest.approx((3600 + 700 + 1000) * 1e-3)
-    assert seconds(**{"signal logits": "to do"})["teacher"] == pytest.approx((1000 + 100) * 1e-3)
+    assert seconds(signal="to do")["teacher"] == pytest.approx((1000 + 100) * 1e-3)
 
 
 def test_the_time_of_a_run_is_the_whole_of_it(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As earlier runs in the storage took to start and to evaluate, where there are some."""
     monkeypatch.setattr(estimate, "measure", lambda *given: SPEED)
     made = config(stages__distill__num_epochs=2)
-    states = {"data": "to do", "teacher": "there", "signal logits": "there", "student": "to do", "baseline": "to do"}
-    plan = {
-        "phases": [{"phase": name, "state": state} for name, state in states.items()],
-        "teacher": {"mode": "cached"},
-    }
+    states = {"data": "to do", "teacher": "there", "signal": "there", "student": "to do", "baseline": "to do"}
 
     def planned() -> dict[str, Any]:
-        found = estimate.estimate_run(resolved(made), SIZE, plan)
+        found = estimate.estimate_run(resolved(made), SIZE, "cached", phases_of(states))
         sums = [sum(ends) for ends in zip(*found["seconds"].values(), strict=True)]
         assert [found["total"], found["longest"]] == pytest.approx(sums)
         return found
